@@ -38,7 +38,7 @@ from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.profile import Source, load_profiles
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question
@@ -64,8 +64,8 @@ class RuntimeAuthz:
         issuer: signs per-call tokens; the default has an ephemeral key.
         ledger: keeps the state of threads; the default is `MemoryLedger()`.
         identity: names agents; the default does not attest.
-        profiles: tool name → `ToolProfile`, the path of a YAML file, or `langchain` or `deepagents` for those of
-            the package. The default is the profiles of the `pdp` (`ReloadingPDP`).
+        profiles: tool name → `ToolProfile` or a word like `ask`, the path of a YAML file, a set of the package like
+            `deepagents`, or a list of these, in which the later profile of a tool counts. The default is the profiles of the `pdp` (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config. The caller can write `configurable`
             and metadata, so believe only what a server has verified (`identity.subjects`).
@@ -95,7 +95,7 @@ class RuntimeAuthz:
         issuer: Issuer | None = None,
         ledger: Ledger | None = None,
         identity: Identity | None = None,
-        profiles: Mapping[str, ToolProfile | Mapping[str, Any]] | str | Path | None = None,
+        profiles: Source | Sequence[Source] | None = None,
         audit: AuditSink | str | Path | None = None,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
         task_sources: TaskSources | None = None,

@@ -130,6 +130,7 @@ class Code(StrEnum):
     GRANT_EXPIRED = "grant_expired", "the grant has expired; give a new one"
     ANONYMOUS = "anonymous", "the subject is anonymous; open the run with `authz.run(subject=...)`"
     UNPROFILED = "unprofiled", "the tool has no reviewed profile; declare a `ToolProfile` for it"
+    VERDICT = "verdict", "the tool's profile says `ask` or `deny` of each call; ask an approver, or change its `verdict`"
     EFFECT = "effect", "the policy requires an approval for this effect; ask an approver"
     NOT_ORDERED = "not_ordered", "the task's mandate has no step for this tool; ask the user, or give a mandate that orders the call"
     DEVIATES = "deviates", "the task's mandate orders this tool, but not this call; correct what deviates, or ask the user"

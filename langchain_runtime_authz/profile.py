@@ -1,6 +1,7 @@
 """Profiles of tools: what a tool does, where it sends, which arguments matter.
 
-Profiles for common third-party tools come with the package: `load_profiles("langchain")`.
+Profiles for common third-party tools come with the package: `load_profiles("langchain")`. Sets, files and mappings
+combine in a list, in which the later profile of a tool counts.
 
 There are three ways to declare a profile: a mapping or YAML file in `RuntimeAuthz(profiles=...)`, the
 `@profile(...)` decorator, or a `ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's
@@ -15,6 +16,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -41,7 +43,9 @@ __all__ = [
     "METADATA_KEY",
     "SHIPPED",
     "SINKS",
+    "SWITCHES",
     "FieldTrust",
+    "Source",
     "ToolProfile",
     "argument",
     "as_unprofiled",
@@ -55,9 +59,10 @@ __all__ = [
 
 METADATA_KEY: Final = "runtime_authz"
 
-Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
+Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
 # From least to most harmful. Hints only move to the right.
-EFFECTS: Final[tuple[Effect, ...]] = ("read", "fetch", "write", "send", "pay", "delete", "admin")
+EFFECTS: Final[tuple[Effect, ...]] = ("compute", "read", "fetch", "write", "send", "pay", "delete", "admin")
+Verdict = Literal["permit", "ask", "deny"]
 Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
@@ -71,10 +76,17 @@ def _names(value: object) -> object:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
-SHIPPED: Final[Mapping[str, Path]] = {
-    name: Path(__file__).parent / "profiles" / f"{name}.yaml" for name in ("deepagents", "langchain")
-}
+SHIPPED: Final[Mapping[str, Path]] = {p.stem: p for p in sorted((Path(__file__).parent / "profiles").glob("*.yaml"))}
 """The files of the package's own profiles, by the name that `load_profiles` takes."""
+
+SWITCHES: Final[Mapping[str, Mapping[str, str]]] = {
+    "allow": {"verdict": "permit"},
+    "ask": {"verdict": "ask"},
+    "deny": {"verdict": "deny"},
+    "reads": {"effect": "read", "sink": "none"},
+    "computes": {"effect": "compute"},
+}
+"""Profiles in one word."""
 
 _T = TypeVar("_T")
 
@@ -86,8 +98,11 @@ class ToolProfile(BaseModel):
     statement about a field holds for everything below it. `""` is the output itself.
 
     Attributes:
-        effect: what a call does; `fetch` is a read whose address is visible outside.
+        effect: what a call does; `fetch` is a read whose address is visible outside. `compute` reads and changes
+            nothing, and its arguments go nowhere.
         sink: where the call's arguments end up.
+        verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions, but not its
+            denials, nor what the mandate forbids or wants confirmed.
         critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
             argument: `attachments.file_id`. They are the request's `target` and are never shortened. An `object`
             exists already; a `name` is given to something new.
@@ -108,14 +123,14 @@ class ToolProfile(BaseModel):
         token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
         idempotent: True if a call whose outcome is unknown may run again.
         digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
-        draft: True until it is reviewed. The tool stays unprofiled, with the draft's effect if that is
-            riskier.
+        draft: True until it is reviewed. The tool stays unprofiled.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     effect: Effect = "write"
     sink: Sink = "external"
+    verdict: Verdict | None = None
     critical: dict[str, Kind] = {}
     when: Names = ()
     text: Names = ()
@@ -134,8 +149,19 @@ class ToolProfile(BaseModel):
     digest: str | None = None
     draft: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _computes(cls, fields: Any) -> Any:
+        """Give a `compute` tool its own defaults: nothing leaves, and nothing is read."""
+        if not isinstance(fields, Mapping) or fields.get("effect") != "compute":
+            return fields
+        named = {"data_class": "public"} if fields.keys().isdisjoint(("class", "data_class")) else {}
+        return {"sink": "none", **named, **fields}
+
     @model_validator(mode="after")
     def _consistent(self) -> ToolProfile:
+        if self.effect == "compute" and self.sink != "none":
+            raise ValueError("the arguments of a `compute` tool go nowhere; leave out `sink`, or name another effect")
         for one, other in combinations(("critical", "when", "text", "free"), 2):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
@@ -168,21 +194,28 @@ class ToolProfile(BaseModel):
 
     def chain(self) -> list[JsonValue]:
         """Return the tools that a call can start, over every step of `reaches`."""
-        return [{"tool": n, "effect": p.effect, "sink": p.sink, "data_class": p.data_class} for n, p in self._chain]
+        facts = ("effect", "sink", "data_class", "verdict")
+        return [{"tool": n, **p.model_dump(include=set(facts), exclude_none=True)} for n, p in self._chain]
 
     @cached_property
     def side_effect(self) -> bool:
-        """True if a call changes something: every effect except `read` and `fetch`."""
-        return self.effect not in ("read", "fetch")
+        """True if a call changes something: every effect except `compute`, `read` and `fetch`."""
+        return self.effect not in ("compute", "read", "fetch")
+
+    @cached_property
+    def ordered(self) -> bool:
+        """True if the mandate is asked about a call: every effect except `compute` and `read`."""
+        return self.effect not in ("compute", "read")
 
 
 UNPROFILED: Final = ToolProfile()
 """The profile of an undeclared tool: it writes, and its arguments leave the organisation."""
 
 
-def as_unprofiled(draft: ToolProfile) -> ToolProfile:
-    """Return the profile of an unprofiled tool, with the draft's effect if that is riskier."""
-    return UNPROFILED.model_copy(update={"effect": _riskier(UNPROFILED.effect, draft.effect)})
+def as_unprofiled(declared: ToolProfile) -> ToolProfile:
+    """Return the profile of a tool whose own one does not count. A verdict that asks or denies stays."""
+    strict = declared.verdict in ("ask", "deny")
+    return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:
@@ -204,37 +237,57 @@ def profile(**fields: Any) -> Callable[[_T], _T]:
     return declare
 
 
-def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, ToolProfile]:
-    """Return profiles by tool name, from a mapping, a YAML file `{tools: {name: {…}}}`, or a name of `SHIPPED`.
+Source = Mapping[str, Any] | str | Path
 
-    Merge them as mappings: `{**load_profiles("langchain"), **load_profiles("mine.yaml")}`.
+
+def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolProfile]:
+    """Return profiles by tool name.
+
+    Args:
+        source: a mapping, a YAML file `{tools: {name: {…}}}`, a name of `SHIPPED`, or a list of these. In a list the
+            later profile of a tool replaces the earlier one. A word of `SWITCHES` stands for a whole profile.
 
     Raises:
         ConfigError: `profile_invalid`, naming the file, the tool and the field.
     """
-    if source is None:
-        return {}
-    where = "profiles"
-    if isinstance(source, str | Path):
-        source = SHIPPED.get(source, source) if isinstance(source, str) else source
-        where, loaded = Path(source).name, read_yaml(source, Code.PROFILE_INVALID)
-        source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
-        if not isinstance(source, dict):
-            raise ConfigError(f"{where} must hold one mapping named `tools`", Code.PROFILE_INVALID)
-    if not isinstance(source, Mapping):
-        raise ConfigError(f"profiles must be a mapping or a path, not {type(source).__name__}", Code.PROFILE_INVALID)
-    for name in source:
-        if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
-            raise ConfigError(f"{where}: `{name}` is not text; put the tool's name in quotes", Code.PROFILE_INVALID)
-    found = {name: _validate(f"{where}: {name}", fields) for name, fields in source.items()}
+    found: dict[str, ToolProfile] = {}
+    of: dict[str, str] = {}
+    for one in source if isinstance(source, list | tuple) else [] if source is None else [source]:
+        where, stanzas = _stanzas(one)
+        for name, fields in stanzas.items():
+            if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
+                raise ConfigError(f"{where}: `{name}` is not text; put the tool's name in quotes", Code.PROFILE_INVALID)
+            found[name], of[name] = _validate(f"{where}: {name}", fields, name), where
     for name, declared in found.items():
         if unknown := sorted(set(declared.reaches) - found.keys()):
             raise ConfigError(
-                f"{where}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
+                f"{of[name]}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
             )
     for declared in found.values():
         declared.link(found)
     return found
+
+
+def _stanzas(source: object) -> tuple[str, Mapping[Any, Any]]:
+    """Return the name of a source, and what it says of each tool."""
+    if isinstance(source, Mapping):
+        return "profiles", source
+    if not isinstance(source, str | Path):
+        msg = f"profiles must be a mapping, a path or a list of these, not {type(source).__name__}"
+        raise ConfigError(msg, Code.PROFILE_INVALID)
+    path = Path(SHIPPED.get(source, source) if isinstance(source, str) else source)
+    if not path.suffix and not path.exists():
+        close = get_close_matches(str(source), SHIPPED, 1) or [min(SHIPPED)]
+        msg = f"`{source}` is neither a file nor a set of profiles; the sets are listed in docs/profiles.md, like `{close[0]}`"
+        raise ConfigError(msg, Code.PROFILE_INVALID)
+    loaded = read_yaml(path, Code.PROFILE_INVALID)
+    stanzas = loaded.get("tools") if isinstance(loaded, dict) and loaded.keys() <= FILE_KEYS else None
+    if not isinstance(stanzas, dict):
+        raise ConfigError(f"{path.name} must hold one mapping named `tools`", Code.PROFILE_INVALID)
+    return path.name, stanzas
+
+
+FILE_KEYS: Final = frozenset({"tools"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
@@ -319,9 +372,15 @@ def _leads(schema: object, steps: Sequence[str]) -> bool:
     return schema.get("type") not in ("string", "number", "integer", "boolean", "null")
 
 
-def _validate(where: str, fields: object) -> ToolProfile:
+def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
     if isinstance(fields, ToolProfile):
         return fields
+    if isinstance(fields, str):
+        if fields not in SWITCHES:
+            msg = f"{where}: `{fields}` is not one of {', '.join(SWITCHES)}; use one of these, or a mapping of fields"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+        switched = ToolProfile.model_validate(SWITCHES[fields])
+        return raise_by_hints(switched, None, name) if switched.verdict is not None else switched
     try:
         return ToolProfile.model_validate(fields)
     except ValidationError as exc:

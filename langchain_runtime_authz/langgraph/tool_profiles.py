@@ -122,13 +122,13 @@ class Profiles:
             return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
         seen = digest_of(tool)
         if seen is None:
-            return self.unprofiled(tool, "its name, description and schema have no digest")
+            return self.unprofiled(tool, "its name, description and schema have no digest", as_unprofiled(declared))
         if tool.name not in self._pins:
             check_arguments(tool.name, declared, arguments_of(tool))
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
         if seen != pinned:
-            return self.unprofiled(tool, "changed since its profile was pinned")
+            return self.unprofiled(tool, "changed since its profile was pinned", as_unprofiled(declared))
         if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:
             self._tools[tool.name] = (tool, declared)
             self._reviewed = (None, {})
@@ -216,7 +216,7 @@ class Guard:
             return self.seen[1]
         profiled = self.profiles.of(tool)
         if profiled.declared and _functions(tool) != self.functions:
-            profiled = self.profiles.unprofiled(tool, "its function was replaced")
+            profiled = self.profiles.unprofiled(tool, "its function was replaced", as_unprofiled(profiled.profile))
         for function in FUNCTIONS:
             raw = held.get(function)
             if callable(raw) and not hasattr(raw, "__runtime_authz_of__"):

@@ -243,7 +243,7 @@ class _Check:
             for value in _values(argument):
                 if self.own.intersection(forms(value)):
                     continue
-                if profile.effect == "read" and self._enumerated(step.tool, name, value):
+                if not profile.ordered and self._enumerated(step.tool, name, value):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
                 yield Need(

@@ -329,7 +329,7 @@ def _compare(
             _join(rows, deviations, name, source, keys)
     if shape.rows:
         deviations += _crossed(shape, args)
-    if call.profile.effect != "read" and not call.given <= shape.settled:
+    if call.profile.ordered and not call.given <= shape.settled:
         deviations += _open(shape, call, reader)
     if rows:
         one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}

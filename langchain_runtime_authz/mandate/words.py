@@ -100,7 +100,7 @@ class _Turn:
         self.tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
-            if profile.effect != "read" and not profile.draft and len(name) <= MAX_NAME
+            if profile.ordered and not profile.draft and len(name) <= MAX_NAME
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
         self.verbs = language.verbs | verbs | language.reads.keys()

@@ -238,6 +238,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
     plan, call, approval = ctx["plan"] or {}, ctx["call"] or {}, ctx["approval"] or {}
     of_this = bool(approval and call) and approval["args_digest"] == call["args_digest"] != ""
     effects, sinks = _reached(properties.get("reaches", []), effect, sink, call.get("sink"))
+    verdicts = _verdicts(properties)
     mandate: Json = call["mandate"] if call else _NO_MANDATE
     edges = ctx["delegation"]["edges"]
     return {
@@ -287,6 +288,8 @@ def cedar_request(request: Json) -> dict[str, Any]:
                 "sinks": sorted(sinks),
                 "data_class": _string(properties.get("data_class")),
                 "profiled": properties.get("profiled") is True,
+                "verdicts": sorted(verdicts),
+                "allowed": _allowed(properties, verdicts, mandate),
             },
         },
     }
@@ -299,6 +302,25 @@ def _reached(reaches: object, effect: str, sink: str, own: str | None) -> tuple[
     effects = {effect, *(_string(r.get("effect")) for r in each)}
     sinks = {sink if own is None else own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
     return effects, sinks
+
+
+def _verdicts(properties: Json) -> set[str]:
+    """Return the verdicts of the tool's profile and of those that it can set going. Malformed ones are unknown."""
+    reaches = properties.get("reaches", [])
+    said = (
+        [p["verdict"] for p in (properties, *reaches) if isinstance(p, dict) and "verdict" in p]
+        if isinstance(reaches, list)
+        else []
+    )
+    return {_string(verdict) for verdict in said}
+
+
+def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
+    """Return True if the operator answers for the tool, and the mandate neither forbids the call nor confirms it."""
+    against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
+    return (properties.get("profiled"), properties.get("verdict")) == (True, "permit") and not (
+        against or "ask" in verdicts
+    )
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:

@@ -20,7 +20,7 @@ __all__ = ["check_data", "wrong_data"]
 _TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists all
 
 Verdict = Literal["permit", "ask", "deny"]
-Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
+Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
 Row = dict[Literal[CallStanding, "backed"], Verdict]
 _EXACT: Final = 2**53 - 1  # the largest number that all engines read alike
 Count = Annotated[int, Field(ge=0, le=_EXACT)]

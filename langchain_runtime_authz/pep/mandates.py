@@ -117,7 +117,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
     """Return the mandate, and how the call compares with it; reads are not compared."""
-    if call.error is not None or call.profile.effect == "read":
+    if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
     own = run.subject.properties.get("identifiers")

@@ -77,6 +77,8 @@ def call_request(
         "profiled": call.profiled,
         "target": call.atoms.target,
     }
+    if profile.verdict is not None:
+        properties["verdict"] = profile.verdict
     if profile.reaches:
         properties["reaches"] = profile.chain()
     shown_traces: JSON = {}

@@ -18,7 +18,7 @@ from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
 from tests.bundles import DATA, WASM
 
-EFFECTS = ("read", "fetch", "write", "send", "pay", "delete", "admin")
+EFFECTS = ("compute", "read", "fetch", "write", "send", "pay", "delete", "admin")
 PERMISSIVE = {
     "effects": dict.fromkeys(EFFECTS, "permit"),
     "data_flow": {name: {"external": "permit"} for name in ("internal", "confidential", "secret", "*")},
@@ -138,24 +138,37 @@ def verdict(row: Any, standing: str, backed: bool) -> str:
 @settings(deadline=None, max_examples=150)
 @given(
     table=tables, effects=st.lists(st.sampled_from(EFFECTS), min_size=1, max_size=3),
-    standing=st.sampled_from(STANDINGS), backed=st.booleans(),
+    standing=st.sampled_from(STANDINGS), backed=st.booleans(), confirm=st.booleans(),
+    said=st.lists(st.none() | verdicts, min_size=3, max_size=3),
 )
-def test_the_policy_decides_as_the_row_says(table: dict[str, Any], effects: list[str], standing: str, backed: bool) -> None:
-    """For the call and what it can set going alike, the strictest verdict counts; the reason names the standing."""
+def test_the_policy_decides_as_the_row_says(
+    table: dict[str, Any], effects: list[str], standing: str, backed: bool, confirm: bool, said: list[str | None],
+) -> None:
+    """For the call and what it can set going alike, the strictest verdict counts; the reason names the standing.
+
+    The verdict of a profile adds to it; the tool's own `permit` lifts what asks, unless the mandate is against the call.
+    """
     document = copy.deepcopy(BASE)
     document["resource"]["properties"]["effect"] = effects[0]
-    document["resource"]["properties"]["reaches"] = [{"effect": e, "sink": "none"} for e in effects[1:]]
-    document["context"]["call"]["mandate"].update(standing=standing, backed=backed)
+    chain = [{"effect": e, "sink": "none"} | ({"verdict": v} if v else {}) for e, v in zip(effects, said, strict=False)]
+    document["resource"]["properties"] |= {**chain[0], "reaches": chain[1:]}
+    deviations = [{"argument": "", "code": "confirm"}] if confirm else []
+    document["context"]["call"]["mandate"].update(standing=standing, backed=backed, deviations=deviations)
     pdp = WasmPDP(wasm=WASM, data={DATA_ROOT: {**DATA, "effects": table}}, pool_size=1)
     try:
         answer: Any = pdp.document(json.dumps(document).encode())
     finally:
         pdp.close()
-    worst = max((verdict(table.get(e, "deny"), standing, backed) for e in effects), key=VERDICTS.index)
+    by_row = max((verdict(table.get(e, "deny"), standing, backed) for e in effects), key=VERDICTS.index)
+    by_profile = max((v or "permit" for v in said[: len(effects)]), key=VERDICTS.index)
+    worst = max(by_row, by_profile, key=VERDICTS.index)
+    if (worst, said[0], by_profile) == ("ask", "permit", "permit") and standing != "forbidden" and not confirm:
+        worst = "permit"
     asked = "require_approval" in {o["type"] for o in answer["context"]["obligations"]}
     assert (answer["decision"], asked) == (worst == "permit", worst == "ask")
     codes = {reason["code"] for reason in answer["context"]["reasons"]}
-    assert codes == (set() if worst == "permit" else {"effect"} | {CODES[s] for s in [standing] if s in CODES})
+    told = {"effect"} | {CODES[s] for s in [standing] if s in CODES} if by_row == worst else set()
+    assert codes == (set() if worst == "permit" else told | ({"verdict"} if by_profile == worst else set()))
 
 
 def paths(document: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

@@ -31,7 +31,7 @@ words = st.sampled_from(["get", "send", "pay", "delete", "exec", "grant", "user"
 tool_names = st.lists(words, min_size=1, max_size=3).map("_".join) | st.text(max_size=10)
 profiles = st.builds(
     ToolProfile,
-    effect=st.sampled_from(EFFECTS),
+    effect=st.sampled_from(EFFECTS[1:]),  # a `compute` tool has one sink only
     sink=st.sampled_from(SINKS),
     critical=st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(["url", "amount"])),
     data_class=st.sampled_from(["public", "secret"]),
@@ -91,11 +91,43 @@ tools:
     assert load_profiles(None) == load_profiles({}) == {}
 
 
+def test_a_word_stands_for_a_profile() -> None:
+    """Each switch loads; the name of the tool may raise its effect; no other word counts."""
+    found = load_profiles({"add": "allow", "send_mail": "ask", "drop_table": "deny", "look": "reads", "think": "computes"})
+    assert {name: (p.effect, p.sink, p.verdict) for name, p in found.items()} == {
+        "add": ("write", "external", "permit"), "send_mail": ("send", "external", "ask"), "drop_table": ("delete", "external", "deny"),
+        "look": ("read", "none", None), "think": ("compute", "none", None),
+    }  # fmt: skip
+    assert found["think"].data_class == "public"
+    assert "allow, ask, deny, reads, computes" in refused({"add": "permit"})
+    assert "go nowhere" in refused({"think": {"effect": "compute", "sink": "external"}})
+
+
+def test_profiles_compose(tmp_path: Path) -> None:
+    """Sets, files and mappings in a list; the later profile of a tool counts, and `reaches` looks at all of them."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("tools: {grep: ask, find: {effect: read, reaches: [ls]}}")
+    found = load_profiles(["deepagents", path, {"ls": "deny"}])
+    assert (found["grep"].verdict, found["ls"].verdict, found["glob"].effect) == ("ask", "deny", "read")
+    assert found["find"].chain()[0]["verdict"] == "deny"
+    assert "mine.yaml: find: `reaches` names `ls`" in refused(path)
+
+
+@pytest.mark.parametrize("verdict", ["ask", "deny"])
+def test_a_strict_verdict_outlives_its_profile(verdict: str) -> None:
+    """A tool that changed, and one whose profile is a draft, is unprofiled, and its verdict still counts."""
+    for own in ({"digest": "sha256:00"}, {"draft": True}):
+        held = Profiles(load_profiles({"lookup": {"verdict": verdict, **own}})).of(make())
+        assert (held.declared, held.profile) == (False, UNPROFILED.model_copy(update={"verdict": verdict}))
+    lenient = Profiles(load_profiles({"lookup": {"verdict": "permit", "draft": True}})).of(make())
+    assert (lenient.declared, lenient.profile) == (False, UNPROFILED)
+
+
 def test_an_undeclared_field_means_the_risky_thing() -> None:
     """A profile that says nothing writes, sends outside, is not idempotent and trusts nobody."""
     assert (UNPROFILED.effect, UNPROFILED.sink, UNPROFILED.trust) == ("write", "external", "external")
     assert (UNPROFILED.idempotent, UNPROFILED.audience, UNPROFILED.side_effect) == (False, (), True)
-    assert [e for e in EFFECTS if not ToolProfile(effect=e).side_effect] == ["read", "fetch"]
+    assert [e for e in EFFECTS if not ToolProfile(effect=e).side_effect] == ["compute", "read", "fetch"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +146,7 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
         ({"idempotent": 1}, "idempotent"),
         ({"digest": 5}, "digest"),
         ({"idempotant": True}, "idempotant"),
-        ("read", "profile"),
+        ("read", "read"),
         (None, "profile"),
         (["read"], "profile"),
     ],

@@ -185,8 +185,8 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
         declared, told = policy.profiles.get(r.request.resource.id), r.request.resource.properties
         if r.request.action.name != "tools/call" or declared is None or declared.draft:
             continue
-        facts = {"effect": declared.effect, "sink": declared.sink, "data_class": declared.data_class, "profiled": True}
-        if any(told.get(name) != fact for name, fact in facts.items()):
+        facts = {name: getattr(declared, name) for name in ("effect", "sink", "data_class", "verdict")}
+        if any(told.get(name) != fact for name, fact in {**facts, "profiled": True}.items()):
             found.add(r.request.resource.id)
     return sorted(found)
 

@@ -5,8 +5,9 @@
 #
 # It is steered by `data.runtime_authz_data` (data.json), so that behaviour changes without a rebuild.
 # A verdict is "permit", "ask" (an approval can lift it) or "deny"; anything else denies, and so does
-# what is missing. Effects are read, fetch, write, send, pay, delete, admin; sinks are none, internal,
-# external; data classes and tools are names of your own.
+# what is missing. Effects are compute, read, fetch, write, send, pay, delete, admin; sinks are none,
+# internal, external; data classes and tools are names of your own. The `verdict` of a tool's profile may ask
+# about each call or deny it; `permit` lifts what would ask, but no denial, nor what the mandate is against.
 #
 #   revision    string, carried in the answer; `WasmPDP` puts its own fingerprint here
 #   effects     effect -> verdict, for tools with a reviewed profile; or effect -> {standing or "backed" ->
@@ -71,6 +72,7 @@ decision := answer(false, telling, array.concat(array.concat(revocation, rotatio
 	count(denied) > 0
 } else := answer(false, sort(asked), array.concat([approval_needed], notices("ask"))) if {
 	count(asked) > 0
+	not allowed
 	not approved
 } else := answer(true, [], array.concat(sort(obliged), notices("permit"))) if {
 	action_known
@@ -404,6 +406,9 @@ call_formed if {
 	is_boolean(backed)
 	is_array(input.context.call.changed)
 	is_array(reaches)
+	every verdict in verdicts {
+		verdict in {"permit", "ask", "deny"}
+	}
 	every reached in reaches {
 		reached.effect in known_effects
 		reached.sink in known_sinks
@@ -418,7 +423,7 @@ call_formed if {
 	}
 }
 
-known_effects := {"read", "fetch", "write", "send", "pay", "delete", "admin"}
+known_effects := {"compute", "read", "fetch", "write", "send", "pay", "delete", "admin"}
 
 known_sinks := {"none", "internal", "external"}
 
@@ -601,6 +606,34 @@ asked contains "deviates" if {
 asked contains "forbidden" if {
 	effect_asks
 	standing == "forbidden"
+}
+
+# --- tools/call: what the tool's profile says of every call ---------------------------------------------------
+
+verdicts contains input.resource.properties.verdict
+
+verdicts contains reached.verdict if some reached in reaches
+
+denied contains "verdict" if {
+	is_call
+	"deny" in verdicts
+}
+
+asked contains "verdict" if {
+	is_call
+	"ask" in verdicts
+}
+
+allowed if {
+	is_call
+	profiled
+	input.resource.properties.verdict == "permit"
+	not "ask" in verdicts
+	standing in {"covered", "deviates", "outside", "none"}
+	is_array(input.context.call.mandate.deviations)
+	every deviation in input.context.call.mandate.deviations {
+		deviation.code != "confirm"
+	}
 }
 
 # --- tools/call: what was read, and where it would go ---------------------------------------------------

@@ -194,16 +194,15 @@ def test_no_proposal_lowers_a_risk(name: str, description: str, metadata: dict[s
 
 
 def test_a_draft_leaves_its_tool_unprofiled() -> None:
-    """In a graph and in a session; only its effect counts, where it is riskier."""
+    """In a graph and in a session: a draft is neither milder nor worse than no profile."""
     @tool
     def act(x: str) -> str:
         """Act."""
         return x
 
-    milder = Profiles(load_profiles({"act": {"effect": "read", "sink": "none", "draft": True}})).of(act)
-    assert (milder.declared, milder.profile, milder.why) == (False, UNPROFILED, "its profile is a draft")
-    riskier = Profiles(load_profiles({"act": {"effect": "delete", "draft": True}})).of(act)
-    assert (riskier.declared, riskier.profile.effect) == (False, "delete")
+    for effect in ("read", "delete"):
+        held = Profiles(load_profiles({"act": {"effect": effect, "sink": "none", "draft": True}})).of(act)
+        assert (held.declared, held.profile, held.why) == (False, UNPROFILED, "its profile is a draft")
 
     def outcome(**profiles: Any) -> str:
         with RuntimeAuthz(profiles=profiles).session(subject="alice", task="Do it") as session:
@@ -291,10 +290,12 @@ def test_ready_profiles_load_and_claim_nothing_mild(name: str, run: Callable[...
 def test_ready_profiles_by_name_and_beside_ones_own() -> None:
     """A name, or a mapping that overrides it; another text is a path."""
     assert "terminal" in RuntimeAuthz(profiles="langchain").profiles.declared
-    both = {**load_profiles("langchain"), **load_profiles({"terminal": {"effect": "admin", "class": "secret"}})}
+    both = ["langchain", {"terminal": {"effect": "admin", "class": "secret"}}]
     assert RuntimeAuthz(profiles=both).profiles.declared["terminal"].data_class == "secret"
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"`langchains` is neither .* like `langchain`"):
         load_profiles("langchains")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_profiles("langchain.yml")
 
 
 def test_ready_profiles_fit_langchains_own_tools() -> None:

@@ -24,10 +24,10 @@ FOLDER = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 SAMPLE = (FOLDER / "runtime_authz.cedar").read_text()
 SCHEMA = (FOLDER / "runtime_authz.cedarschema").read_text()
 TABLE = json.loads((FOLDER / "obligations.json").read_text())
-EFFECT = "resource.properties.effect"
+EFFECT, VERDICT = "resource.properties.effect", "resource.properties.verdict"
 GRANT = "context.lease.grant"
 APPROVAL = {"source": "interrupt", "approver": "b", "authenticated": False, "args_digest": "sha256:" + "5e" * 32}
-STANDING, BACKED = "context.call.mandate.standing", "context.call.mandate.backed"
+STANDING, BACKED, DEVIATIONS = (f"context.call.mandate.{name}" for name in ("standing", "backed", "deviations"))
 UNORDERED = {STANDING: "outside"}
 MODEL = {"action.name": "model/call", "resource.type": "model", "resource.id": "m", "context.call": None}
 ALL = "permit (principal, action, resource);"
@@ -88,6 +88,16 @@ def wasm() -> Iterator[WasmPDP]:
             ["approval"],
         ),
         ({EFFECT: "smite"}, "deny", ("no_permit",), []),
+        ({VERDICT: "maybe"}, "deny", ("no_permit",), []),
+        ({VERDICT: "deny", EFFECT: "read"}, "deny", ("verdict",), []),
+        ({VERDICT: "ask"}, "approval_required", ("verdict",), ["approval"]),
+        ({VERDICT: "ask", "context.approval": APPROVAL}, "permit", (), []),
+        ({VERDICT: "permit", **UNORDERED}, "permit", (), []),
+        ({VERDICT: "permit", STANDING: "forbidden"}, "deny", ("effect", "forbidden"), []),
+        ({VERDICT: "permit", STANDING: "deviates", DEVIATIONS: [{"argument": "", "code": "confirm"}]}, "approval_required", ("deviates", "effect"), ["approval"]),
+        ({VERDICT: "permit", "resource.properties.profiled": False}, "approval_required", ("unprofiled",), ["approval"]),
+        ({VERDICT: "permit", "context.plan.stale": True}, "deny", ("stale_plan",), []),
+        ({EFFECT: "compute", **UNORDERED}, "permit", (), []),
         (
             {"resource.properties": {"effect": "write", "sink": "internal", "profiled": True}, GRANT: None},
             "deny",
@@ -151,12 +161,14 @@ def test_the_sample_is_the_shipped_data(sample: CedarPDP, wasm: WasmPDP, effect:
     asked = [
         example_request({
             EFFECT: effect, "resource.properties.sink": sink, "context.history.classes_held": held, STANDING: standing, BACKED: backed,
-            "resource.properties.profiled": profiled, "resource.properties.reaches": [{"effect": e, "sink": "none"} for e in reached],
+            "resource.properties.profiled": profiled, **({VERDICT: verdict} if verdict else {}),
+            "resource.properties.reaches": [{"effect": e, "sink": "none", **({"verdict": "ask"} if e == "pay" else {})} for e in reached],
         })
         for sink, held in (("none", []), ("external", ["confidential"]))
         for standing in get_args(CallStanding)
         for backed in (True, False)
         for profiled in (True, False)
+        for verdict in (None, "permit", "ask", "deny")
         for reached in ((), ("read",), ("fetch",), ("pay",), ("fetch", "admin"))
     ]  # fmt: skip
     told = [[(d.outcome, d.reasons) for d in Evaluator(p, deadline=60).evaluate([r.to_json() for r in asked])] for p in (sample, wasm)]
