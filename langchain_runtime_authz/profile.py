@@ -123,6 +123,8 @@ class ToolProfile(BaseModel):
         token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
         idempotent: True if a call whose outcome is unknown may run again.
         digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
+        origin: the top-level package whose code the tool is. No other tool has the profile.
+        arguments: the names of all arguments that the tool takes. A tool that takes others has no profile.
         draft: True until it is reviewed. The tool stays unprofiled.
     """
 
@@ -147,6 +149,8 @@ class ToolProfile(BaseModel):
     token: Literal["digest", "plain"] = "digest"  # noqa: S105  (a mode)
     idempotent: bool = False
     digest: str | None = None
+    origin: str | None = None
+    arguments: Names | None = None
     draft: bool = False
 
     @model_validator(mode="before")

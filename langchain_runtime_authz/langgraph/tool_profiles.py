@@ -26,8 +26,19 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = ["GUARDED", "Guard", "Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of", "facts_of", "guard_of"]
-__all__ += ["is_guarded", "signature_of"]
+__all__ = [
+    "GUARDED",
+    "Guard",
+    "Profiled",
+    "Profiles",
+    "ToolFacts",
+    "arguments_of",
+    "digest_of",
+    "facts_of",
+    "foreign",
+    "guard_of",
+]
+__all__ += ["is_guarded", "model_arguments", "package_of", "signature_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -120,6 +131,8 @@ class Profiles:
         if declared is None:
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
+        if why := foreign(tool, declared):
+            return self.unprofiled(tool, why, as_unprofiled(declared))
         seen = digest_of(tool)
         if seen is None:
             return self.unprofiled(tool, "its name, description and schema have no digest", as_unprofiled(declared))
@@ -138,6 +151,28 @@ class Profiles:
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
         """Return the tool without its profile: as risky as its hints make it, and at least unprofiled."""
         return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
+
+
+def foreign(tool: BaseTool, declared: ToolProfile) -> str:
+    """Return why the profile is for another tool of the same name: other code, or other arguments."""
+    if declared.origin is not None and declared.origin != (own := package_of(tool)):
+        return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
+    if declared.arguments is not None and (given := model_arguments(tool)) != frozenset(declared.arguments):
+        other = ", ".join(sorted(given ^ frozenset(declared.arguments)))
+        return f"its profile is for other arguments ({other})"
+    return ""
+
+
+def package_of(tool: BaseTool) -> str:
+    """Return the top-level package of a tool's function, or of its class if it has no function."""
+    function = next((f for f in _functions(tool) if f is not None), None)
+    made = getattr(type(tool), GUARDED, type(tool)) if function is None else function
+    return str(getattr(made, "__module__", "")).partition(".")[0]
+
+
+def model_arguments(tool: BaseTool) -> frozenset[str]:
+    """Return the names of the arguments that a model gives a tool."""
+    return frozenset(arguments_of(tool)) - injected_names(tool)
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli._proposal import Proposal, propose
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SINKS, UNPROFILED, load_profiles, raise_by_hints
+from langchain_runtime_authz.profile import EFFECTS, SINKS, UNPROFILED, load_profiles, raise_by_hints
 
 MODULE = """
 from langchain_core.tools import tool
@@ -274,39 +274,12 @@ def test_a_file_that_can_not_be_used(run: Callable[..., Any], tmp_path: Path, na
 # --- ready profiles
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_ready_profiles_load_and_claim_nothing_mild(name: str, run: Callable[..., Any]) -> None:
-    """Each is at least as risky as its name says; what runs code is admin; no output is trusted unread."""
-    assert run("check", name).exit_code == 0
-    for tool_name, one in load_profiles(name).items():
-        assert raise_by_hints(one, None, tool_name).effect == one.effect, tool_name
-        if {"command", "commands", "code"} & one.critical.keys() or "ython" in tool_name:
-            assert (one.effect, one.sink) == ("admin", "external")
-        assert one.trust in ("external", "internal")
-        assert not one.draft
-        assert one.side_effect or one.critical or one.sink == "none"
-
-
 def test_ready_profiles_by_name_and_beside_ones_own() -> None:
     """A name, or a mapping that overrides it; another text is a path."""
-    assert "terminal" in RuntimeAuthz(profiles="langchain").profiles.declared
-    both = ["langchain", {"terminal": {"effect": "admin", "class": "secret"}}]
-    assert RuntimeAuthz(profiles=both).profiles.declared["terminal"].data_class == "secret"
+    assert "shell" in RuntimeAuthz(profiles="langchain").profiles.declared
+    both = ["langchain", {"shell": {"effect": "admin", "class": "secret"}}]
+    assert RuntimeAuthz(profiles=both).profiles.declared["shell"].data_class == "secret"
     with pytest.raises(ConfigError, match=r"`langchains` is neither .* like `langchain`"):
         load_profiles("langchains")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_profiles("langchain.yml")
-
-
-def test_ready_profiles_fit_langchains_own_tools() -> None:
-    """The shell, search and to-do tools that LangChain's middleware brings."""
-    from langchain.agents.middleware import FilesystemFileSearchMiddleware, ShellToolMiddleware, TodoListMiddleware
-
-    tools = [
-        *ShellToolMiddleware().tools,
-        *TodoListMiddleware().tools,
-        *FilesystemFileSearchMiddleware(root_path=str(Path.cwd())).tools,
-    ]
-    held = Profiles(load_profiles("langchain"))
-    assert {t.name: held.of(t).declared for t in tools} == {t.name: True for t in tools}
-    assert {t.name for t in tools} == {"shell", "write_todos", "glob_search", "grep_search"}
