@@ -1,13 +1,17 @@
-"""Eight apps as strangers write them: what each does without protection, so that a stopped attack was one."""
+"""Eight apps as strangers write them, without protection and with it."""
 
 from __future__ import annotations
 
 import pytest
 
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.testing import StaticPDP
 from tests.real_graphs import shapes
+from tests.real_graphs.comparison import seen
 from tests.real_graphs.configurations import PLAIN
 from tests.real_graphs.runner import play
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
 NAMES = [name for name in shapes.NAMES if name not in shapes.NEEDS_DEEPAGENTS]
 
 
@@ -20,3 +24,16 @@ def test_unprotected(name: str) -> None:
         assert (outcome.done, outcome.harm, outcome.error) == (True, False, ""), task.name
     outcome = play(shape, shape.attack, PLAIN, "careful")
     assert (outcome.done, outcome.harm, outcome.error) == (True, True, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permitted(name: str) -> None:
+    """If every step is permitted, a caller sees what it sees of the plain app: but for ids and times, all of it."""
+    shape = shapes.shape(name)
+    for task in shape.tasks:
+        pdp = StaticPDP(permit=True)
+        plain, protected = seen(shape, task, None), seen(shape, task, lambda: RuntimeAuthz(pdp=pdp))
+        for what in plain:
+            assert protected[what] == plain[what], f"{task.name}: {what}"
+        assert plain["tokens"] and plain["events"] and plain["history"] and plain["checkpoints"]
+        assert pdp.bodies
