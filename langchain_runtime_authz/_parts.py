@@ -15,7 +15,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
-from langchain_runtime_authz.pep.engine import Flow, Planner, Tools, adrive, drive
+from langchain_runtime_authz.pep.engine import Engine, Flow, Planner, Tools, adrive, drive
 from langchain_runtime_authz.profile import ToolProfile
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ __all__ += ["revised"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+class _Driven(Protocol):
+    _engine: Engine
+
+
+S = TypeVar("S", bound=_Driven)
 
 
 @dataclass(frozen=True)
@@ -154,17 +161,17 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def both(
-    flow: Callable[Concatenate[RuntimeAuthz, P], Flow[T]],
-) -> tuple[Callable[Concatenate[RuntimeAuthz, P], T], Callable[Concatenate[RuntimeAuthz, P], Coroutine[Any, Any, T]]]:
+    flow: Callable[Concatenate[S, P], Flow[T]],
+) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
     """Return a method that runs a flow, and the one that runs it without blocking the event loop."""
     name = flow.__name__.removeprefix("_")
 
     @functools.wraps(flow)
-    def run(self: RuntimeAuthz, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return drive(self._engine, flow(self, *args, **kwargs))
 
     @functools.wraps(flow)
-    async def arun(self: RuntimeAuthz, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def arun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await adrive(self._engine, flow(self, *args, **kwargs))
 
     run.__name__, arun.__name__ = name, f"a{name}"

@@ -13,11 +13,11 @@ from langgraph.pregel import Pregel
 
 from langchain_runtime_authz import _parts as parts
 from langchain_runtime_authz._parts import TaskSources, both, like
+from langchain_runtime_authz._threads import Threads
 from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
-from langchain_runtime_authz.audit.sinks import AuditSink
+from langchain_runtime_authz.audit.sinks import AuditSink, recorded
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph.callback_backstop import install
@@ -27,21 +27,21 @@ from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
-from langchain_runtime_authz.ledger.base import Approval, Ledger, Scope
+from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, open_question
-from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
+from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
-from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
+from langchain_runtime_authz.pep.engine import Engine, Flow, drive
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import Source, load_profiles
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.credential.approval_statement import Approvers, Question
+    from langchain_runtime_authz.audit.explanation import Explanation
+    from langchain_runtime_authz.credential.approval_statement import Approvers
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
     from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
@@ -50,10 +50,9 @@ __all__ = ["RuntimeAuthz", "TaskSources"]
 
 MAX_NAMED = 5  # tools named in the warning
 G = TypeVar("G")
-GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
-class RuntimeAuthz:
+class RuntimeAuthz(Threads):
     """Runtime authorization for LangGraph graphs.
 
     Without arguments: the shipped policy in the in-process Wasm engine, a ledger in memory, an ephemeral ES256 key,
@@ -313,107 +312,6 @@ class RuntimeAuthz:
 
     session, asession = both(_session)
 
-    def _correct(
-        self, thread_id: str, text: str, *, graph: GraphLike = None, by: SubjectLike | None = None
-    ) -> Flow[int]:
-        """Record that somebody changed the task of a thread, and return the new epoch.
-
-        Everything planned before is void from here on. The text reaches the graph with its next input.
-
-        Args:
-            thread_id: LangGraph's thread.
-            text: the words.
-            graph: the graph or its name, if this instance protects several graphs.
-            by: the author, if not the thread's own subject. Such words stop the plan, but give no authority.
-        """
-        author = Subject.of(by) if by is not None else None
-        optional_text("text", text)
-        said = HumanText(content_digest(text), text, f"correction-{new_id()}")
-        return correct(self._scope(thread_id, graph), said, author.principal if author else None)
-
-    correct, acorrect = both(_correct)
-
-    def _approvals(self) -> Flow[list[Approval]]:
-        """Return the open questions of this tenant, on every thread. `id` names each.
-
-        Raises:
-            ConfigError: the ledger cannot list them.
-        """
-        return [asked for _, asked in (yield ListAsked(None))]
-
-    approvals, aapprovals = both(_approvals)
-
-    def question(self, approval_id: str) -> Question:
-        """Return the content of a statement on `approval_id`, for `credential.approval_statement.sign_statement`.
-
-        Raises:
-            AuthzError: `approval_void`: no such question is open.
-        """
-        return drive(self._engine, open_question(approval_id))
-
-    def _approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> Flow[int]:
-        """Approve the call that `approval_id` asks about, outside the graph.
-
-        The graph stays paused. A plain resume or another invocation continues without a new question.
-
-        Args:
-            approval_id: from the interrupt's payload, `approvals()` or the command line.
-            by: the approver, authenticated by the application (`identity.oidc`); only a `user` approves.
-            statement: the approver's signed statement (`credential.approval_statement.sign_statement`) instead.
-
-        Returns:
-            The number of approvers for whom the question still waits.
-
-        Raises:
-            AuthzError: `approval_void` (answered, corrected, of another tenant, unknown), `approval_expired`,
-                `approval_approver`, `approval_not_distinct`.
-            CredentialError: the statement is not believed.
-        """
-        person = Subject.of(by) if by is not None else None
-        return answer_beside(self.approvers, approval_id, "approve", by=person, statement=statement)
-
-    approve, aapprove = both(_approve)
-
-    def _deny_approval(
-        self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None, message: str = ""
-    ) -> Flow[None]:
-        """Reject the call, as in `approve`; one approver is enough.
-
-        The model reads `message`. A message changes the task, as a rejection at the graph does: the next epoch
-        opens, and other questions and approvals of the thread are void and asked again.
-        """
-        person = Subject.of(by) if by is not None else None
-        about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
-        yield from answer_beside(self.approvers, approval_id, "deny", **about, content=self.audit.content)
-
-    deny_approval, adeny_approval = both(_deny_approval)
-
-    def _data_changed(self, resource: str) -> Flow[None]:
-        """Record that a resource changed outside, by the name that the `resource` of profiles gives it.
-
-        Earlier reads of it on threads of this tenant are stale. The shipped policy refuses side effects whose
-        critical arguments come from them, and plans made on them are void.
-        """
-        return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
-
-    data_changed, adata_changed = both(_data_changed)
-
-    def _revoke(
-        self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
-    ) -> Flow[None]:
-        """Revoke a thread, or an agent's subtree on it, until `reinstate`. The log shows `by` and `reason`."""
-        return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
-
-    revoke, arevoke = both(_revoke)
-
-    def _reinstate(
-        self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
-    ) -> Flow[None]:
-        """Lift a revocation."""
-        return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
-
-    reinstate, areinstate = both(_reinstate)
-
     def compromise_key(self, kid: str) -> None:
         """Withdraw a signing key that is in the wrong hands, and revoke every token that it signed.
 
@@ -434,17 +332,22 @@ class RuntimeAuthz:
             return "revoked"
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
+    def explain(self, decision_id: str) -> Explanation:
+        """Say in words what a decision was, why, and what to do: of the last decisions of this instance.
+
+        For older ones, the audit sink is read, if it is in memory or a file. The text may show arguments.
+
+        Raises:
+            ConfigError: no decision with this id is remembered or on record.
+        """
+        from langchain_runtime_authz.audit.explanation import explain
+
+        if (found := self._engine.recent.find(decision_id) or recorded(self.audit, decision_id)) is None:
+            raise ConfigError(f"no decision {decision_id!r} is remembered; look for it in the audit log")
+        return explain(found)
+
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
         """Return what of `graph` is governed, by which enforcement point, and what is not."""
         from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
 
         return coverage_of(graph, self._protection)
-
-    def _scope(self, thread_id: str, graph: GraphLike) -> Scope:
-        if graph is None:
-            if len(self._names) != 1:
-                raise ConfigError(f"this instance protects {len(self._names)} graphs; name one with `graph=`")
-            (name,) = self._names
-        else:
-            name = graph if isinstance(graph, str) else graph.get_name()
-        return self.root_entry.scope(name, str(thread_id))

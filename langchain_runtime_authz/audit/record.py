@@ -100,12 +100,13 @@ def decision_record(
     scope: Scope | None = None,
     agent: tuple[str, ...] = (),
     content: bool = False,
+    expected: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the record of one decision.
 
     `body` is the request as JSON. It is `None` if the request has no JSON form (a mapping error) or was not needed.
     `action` is AuthZEN's `action.name`, `resource` its `resource.id`, `pdp` the engine's name. `content` keeps
-    arguments, task text and targets.
+    arguments, task text, targets and `expected`: what the task orders instead, by argument.
     """
     asked = None if body is None else json.loads(body)
     erased = [] if content or asked is None else [p for p in ERASED if _erase(asked, p)]
@@ -129,6 +130,7 @@ def decision_record(
         request=asked,
         request_digest=None if body is None else "sha256:" + hashlib.sha256(body).hexdigest(),
         erased=erased,
+        **({"expected": dict(expected)} if expected and content else {}),
     )
 
 

@@ -60,18 +60,18 @@ class MemorySink:
 
     def __init__(self, maxlen: int = 10_000, *, content: bool = False) -> None:
         self.content = content
-        self._records: deque[dict[str, Any] | Callable[[], dict[str, Any]]] = deque(maxlen=maxlen)
-        self.defer: Callable[[Callable[[], dict[str, Any]]], None] = self._records.append
+        self.kept: deque[dict[str, Any] | Callable[[], dict[str, Any]]] = deque(maxlen=maxlen)
+        self.defer: Callable[[Callable[[], dict[str, Any]]], None] = self.kept.append
         """Keep one record that is built when it is read, from values that do not change."""
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """The records, oldest first."""
-        return [r() if callable(r) else r for r in list(self._records)]
+        return [r() if callable(r) else r for r in list(self.kept)]
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep one record."""
-        self._records.append(record)
+        self.kept.append(record)
 
 
 class FileSink:
@@ -225,6 +225,24 @@ class FileSink:
 
     def __repr__(self) -> str:
         return f"<FileSink {self.path.name} durable={self.durable}>"
+
+
+def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
+    """Return the newest record of a decision, from a sink in memory or the file of one."""
+    if isinstance(sink, MemorySink):
+        return next((r for r in reversed(sink.records) if _decided(r, decision_id)), None)
+    if not isinstance(sink, FileSink) or not decision_id.isalnum():
+        return None
+    mark, found = f'"decision_id":"{decision_id}"'.encode(), None
+    with sink.path.open("rb") as lines:
+        for line in lines:
+            if mark in line and _decided(record := parse_line(line.rstrip(b"\n")) or {}, decision_id):
+                found = record
+    return found
+
+
+def _decided(record: Mapping[str, Any], decision_id: str) -> bool:
+    return record.get("kind") == "decision" and record.get("decision_id") == decision_id
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import typer
 from langchain_runtime_authz.cli import (
     approvals,
     audit,
+    codes,
     demo,
     inspect,
     keys,
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
+app.command("codes")(codes.codes)
 app.command("controls")(audit.controls)
 app.command("revoke")(revocation.revoke)
 app.command("reinstate")(revocation.reinstate)

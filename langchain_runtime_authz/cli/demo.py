@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,7 @@ def demo(
     """  # noqa: D301  (`\b` keeps the lines apart)
     from rich.console import Console
 
+    logging.getLogger("langchain_runtime_authz.decisions").setLevel(logging.ERROR)  # the demo tells by itself
     if not agentdojo:
         if limit is not None or rubber_stamp or as_json is not None:
             raise typer.BadParameter("these need --agentdojo", param_hint="--limit, --rubber-stamp, --json")

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
 
-from langchain_runtime_authz.authzen import Subject, deny
+from langchain_runtime_authz.authzen import Decision, Subject, deny
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
@@ -218,6 +218,7 @@ class Entering(Generic[T]):
         self.root_entry, self.engine = root_entry, root_entry.engine
         self.name, self.config, self.graph = name, config, graph
         self.run: Run | None = None
+        self.run_id = ""
 
     def __enter__(self) -> T:
         try:
@@ -234,12 +235,22 @@ class Entering(Generic[T]):
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._tell(exc[0])
         if self.run is not None:
             drive(self.engine, self._leave(self.run, raised=kind is not None, cut=False))
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._tell(exc[0])
         if self.run is not None:
             await adrive(self.engine, self._leave(self.run, raised=kind is not None, cut=kind is GeneratorExit))
+
+    def _tell(self, exc: object) -> None:
+        """Tell of a denial that leaves the graph, if no enforcement point has told of it."""
+        if isinstance(exc, AuthzDenied):
+            thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
+            scope, action = self.root_entry.scope(self.name, thread), "run/start" if self.run is None else "run"
+            decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
+            self.engine.recent.refused(decision, action=action, resource=self.name, scope=scope, run_id=self.run_id)
 
     def _enter(self) -> Flow[T]:
         raise NotImplementedError
@@ -259,6 +270,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
         handle = self.opener or owner.implicit(config)
+        self.run_id = handle.run_id
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         thread = (config.get("configurable") or {}).get("thread_id")
@@ -357,7 +369,7 @@ class _Root(Entering[tuple[Any, Any]]):
 class _Child(Entering[Any]):
     def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(root_entry, name, config, graph)
-        self.parent = parent
+        self.parent, self.run_id = parent, parent.run_id
         self.place: Place | None = None
         self.marked = False
         if graph is not None:

@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, cast
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
+from langchain_runtime_authz.audit.explanation import Explanation, explain
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
@@ -207,6 +208,11 @@ class RunHandle:
     def epoch(self) -> int | None:
         """The newest root entry's epoch; `None` before the first."""
         return self._entries[-1].epoch if self._entries else None
+
+    @property
+    def decisions(self) -> list[Explanation]:
+        """The run's newest decisions in words, newest last, as far as the instance remembers them."""
+        return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     @property
     def closed(self) -> bool:

@@ -257,15 +257,21 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     elif decision.reason == Code.STALE_EPOCH or decided.stale:
         message = "\n".join((*run.undelivered, *run.corrected))
         changes += [TakePending()] if message else []
+    done: Committed | Conflict | None = None
+    rotated = None
     try:
         done = yield Commit(run.scope, None, [*changes, *rotation])
         rotated = done.epoch if rotation and isinstance(done, Committed) else None
         if rotation and isinstance(done, Conflict):  # the task has changed already
             done = yield Commit(run.scope, None, changes)
-        now = getattr(done, "now", 0.0)
+    except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its count)
+        _log.error("denial %s of %s was not counted: %s", decision.decision_id, call.tool, type(exc).__name__)
+    now = getattr(done, "now", 0.0) or time.time()
+    try:
         yield call_record(run, decided, now)
-        yield from obliged_events(run, decision, now, rotated=rotated)
-    except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
+        if done is not None:
+            yield from obliged_events(run, decision, now, rotated=rotated)
+    except Exception as exc:  # noqa: BLE001  (likewise of its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
     for change in owed(decision):
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Subject, deny
-from langchain_runtime_authz.errors import AuditError, Code, ledger_code
+from langchain_runtime_authz.errors import AuditError, Code, failure_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity
 from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
@@ -27,6 +27,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
+from langchain_runtime_authz.pep.recent import RecentDecisions
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
 from langchain_runtime_authz.profile import ToolProfile
@@ -124,6 +125,7 @@ class Engine:
     notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
     tools: Tools = field(default_factory=KnownTools)
     tally: Tally = field(default_factory=Tally)
+    recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes one audit record, given the function that builds it."""
@@ -132,6 +134,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         audit = self.audit
+        object.__setattr__(self, "recent", RecentDecisions(audit))
         in_memory = isinstance(audit, MemorySink)
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
         prompt = {
@@ -148,12 +151,12 @@ class Engine:
         return self.kill_switch is not None and self.kill_switch.engaged
 
     def failed(self, exc: BaseException) -> Code:
-        """Return the code of a deny after the ledger failed with `exc`: the kill switch's if that is engaged too."""
-        return Code.KILLED if self.killed else ledger_code(exc)
+        """Return the code of a deny after the ledger or the audit failed: the kill switch's if that is engaged too."""
+        return Code.KILLED if self.killed else failure_code(exc)
 
     def ledger_failed(self, exc: Exception) -> Decision:
         """Return that deny. The operator's log names the failure."""
-        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
+        _log.error("ledger or audit failed: %s: %s", type(exc).__name__, exc)
         return deny(self.failed(exc))
 
 
@@ -334,6 +337,7 @@ def _no_plan(exc: Exception) -> None:
 
 
 def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
+    engine.recent.add(build)
     try:
         engine.audit.write(anchored(build(), engine.ledger, engine.tenant))
     except AuditError:

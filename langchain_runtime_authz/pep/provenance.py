@@ -11,7 +11,7 @@ from langchain_runtime_authz.facts.inert import inert, quoted, scripts
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
-from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, Provenance, trace
+from langchain_runtime_authz.facts.provenance.trace import SAYS, SHORTEST, Evidence, Memory, Provenance, trace
 from langchain_runtime_authz.ledger.base import Snapshot
 from langchain_runtime_authz.mandate.binding import CONFIRMED
 from langchain_runtime_authz.mandate.told import told, told_step
@@ -184,16 +184,7 @@ def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
 
 
 _SOURCES: Final = {"application": "by the application", "planner": "as the planner read it", "words": "in your words"}
-_TOLD: Final = {
-    "human": "you said it",
-    "principal": "it is yours",
-    "system": "a system says it",
-    "internal": "an internal source says it",
-    "counterparty": "the other side chose it",
-    "external": "an external source says it",
-    "mentioned": "it stands in a text that was read",
-    "unknown": "nobody was seen to say it",
-}
+_TOLD: Final = {**SAYS, "human": "you said it", "principal": "it is yours"}
 
 
 def _sentence(value: object, memory: Memory) -> str | None:

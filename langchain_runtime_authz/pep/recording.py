@@ -61,17 +61,26 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
     """Return the effect that records what was decided on a call, at ledger time `now`. It raises `AuditError`."""
+    expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     return step_record(
-        run, decided.decision, "tools/call", decided.call.tool, decided.body, decided.started or None, now
+        run, decided.decision, "tools/call", decided.call.tool, decided.body, decided.started or None, now, expected
     )
 
 
 def step_record(
-    run: Run, decision: Decision, action: str, resource: str, body: bytes | None, started: int | None, now: float
+    run: Run,
+    decision: Decision,
+    action: str,
+    resource: str,
+    body: bytes | None,
+    started: int | None,
+    now: float,
+    expected: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
-    """Show a decision in the trace, and return the effect that records it. The effect raises `AuditError`.
+    """Show a decision in the trace and the log, and return the effect that records it. It raises `AuditError`.
 
-    `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time.
+    `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time; `expected` what was
+    ordered instead, by argument.
     """
     pdp = run.engine.evaluator.pdp.name
     record_decision(decision, body, pdp=pdp, action=action, resource=resource, started=started)
@@ -88,7 +97,10 @@ def step_record(
         scope=run.scope,
         agent=run.agent,
         content=run.engine.audit.content,
+        expected=expected,
     )
+    if decision.outcome != "permit":
+        run.engine.recent.tell(decision, action, resource, run.scope.thread, run.run_id)
     return (Write, written)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import traceback
 from importlib import resources
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from langchain_runtime_authz import errors
+from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import (
+    GROUPS,
+    RETRY,
     AlreadyProtected,
     AuditError,
     AuthzDenied,
@@ -60,6 +66,28 @@ def test_every_code_has_a_sentence(code: Code) -> None:
     assert [c for c in Code if sentence(c) == text] == [code]
 
 
+@pytest.mark.parametrize("code", Code)
+def test_every_code_has_a_cause_and_says_whether_to_retry(code: Code) -> None:
+    """A plain cause, another text than the meaning; and one of the answers to whether to retry."""
+    assert f"{code.meaning}; {code.remedy}" == sentence(code)
+    assert code.cause == code.cause.strip(" .")
+    assert len(code.cause.split()) > 2
+    assert code.cause != code.meaning
+    assert code.retry in RETRY
+
+
+def test_every_code_is_in_the_page() -> None:
+    """`docs/codes.md` is what `runtime-authz codes` prints; one code can be asked for."""
+    printed = CliRunner().invoke(app, ["codes"]).output
+    assert (Path(__file__).parents[2] / "docs/codes.md").read_text() == printed
+    assert all(f"`{code}`" in printed for code in Code)
+    assert set(GROUPS) <= set(Code)
+    one = CliRunner().invoke(app, ["codes", "pdp_timeout"])
+    assert one.exit_code == 0
+    assert Code.PDP_TIMEOUT.cause in one.output
+    assert CliRunner().invoke(app, ["codes", "pdp_timeot"]).exit_code == 2
+
+
 def test_codes_are_unique_and_plain() -> None:
     """snake_case, named after themselves, and short enough for a metric label."""
     for name, code in Code.__members__.items():
@@ -96,6 +124,8 @@ def test_a_denial_tells_a_model_nothing() -> None:
     """Neither code nor reason stands in its text, its arguments or its representation."""
     for code in (*Code, "four_eyes"):
         denied = AuthzDenied(code, "d-1")
+        shown = "".join(traceback.format_exception_only(denied))
+        assert f"{code}: {sentence(code)}" in shown, "a developer's traceback says why"
         assert str(denied) == "not permitted (decision d-1)"
         for text in (str(denied), repr(denied), str(denied.args)):
             assert str(code) not in text
@@ -118,7 +148,7 @@ def test_the_tree_of_exceptions() -> None:
     }
     for error, base in tree.items():
         assert error.__bases__ == (base,)
-    exported = {getattr(errors, name) for name in errors.__all__}
+    exported = [getattr(errors, name) for name in errors.__all__]
     assert {e for e in exported if isinstance(e, type) and issubclass(e, Exception)} == set(tree)
 
 

@@ -33,10 +33,20 @@ from langchain_runtime_authz.facts.provenance.forms import key, tidy
 from langchain_runtime_authz.facts.provenance.observe import Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import UserWords
 
-__all__ = ["NO_MEMORY", "Attribution", "Evidence", "Memory", "Provenance", "trace"]
+__all__ = ["NO_MEMORY", "SAYS", "Attribution", "Evidence", "Memory", "Provenance", "trace"]
 
 # From most to least believed.
-CLASSES: Final = ("human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown")
+SAYS: Final = {
+    "human": "the user said it",
+    "principal": "it is the subject's own",
+    "system": "a system says it",
+    "internal": "an internal source says it",
+    "counterparty": "the other side chose it",
+    "external": "an external source says it",
+    "mentioned": "it stands in a text that was read",
+    "unknown": "nobody was seen to say it",
+}
+CLASSES: Final = tuple(SAYS)
 STANDINGS: Final = ("told", "known", "outside")
 SHORTEST: Final = 3  # a shorter text stands everywhere
 MAX_SAID: Final = 4  # sources told of one value

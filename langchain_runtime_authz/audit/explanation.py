@@ -1,0 +1,197 @@
+"""Explain a decision record in words: what happened, why, and what to do. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from langchain_runtime_authz.errors import RETRY, Code, told
+from langchain_runtime_authz.facts.inert import inert, quoted
+from langchain_runtime_authz.facts.provenance.trace import SAYS
+
+__all__ = ["DEVIATIONS", "Argument", "Explanation", "Reason", "explain"]
+
+WIDTH: Final = 80
+_OUTCOMES: Final = {"permit": "Permitted", "deny": "Denied", "approval_required": "Asks about", "halt": "Stopped"}
+_FAILURES: Final = {
+    None: "the policy",
+    "mapping": "the enforcement point: the step could not be put into a request",
+    "pdp": "nobody: the engine gave no usable answer, which denies",
+    "enforcement": "the enforcement point, which no policy can overrule",
+}
+_ORDERED: Final = {
+    "covered": "the task orders this call",
+    "deviates": "the task orders this tool, but not this call",
+    "forbidden": "the task forbids this call",
+    "outside": "the task orders other tools",
+    "none": "the task orders nothing that could be read",
+}
+_BY: Final = {"application": "by the application", "planner": "by the planner", "words": "in the user's words"}
+# Code of a deviation (`authzen.DeviationCode`) → words.
+DEVIATIONS: Final = {
+    "value": "another value was ordered",
+    "missing": "a value was ordered and none is given",
+    "undeclared": "the profile does not name this part of the argument",
+    "unordered": "the order does not have this argument",
+    "unread": "the value is to come from a read that was not made",
+    "ambiguous": "several values fit the order",
+    "untrusted": "the value is to come from a field that the user can trust",
+    "extract": "the value was not found where the order takes it from",
+    "text": "the text holds something that the user did not say",
+    "spent": "this step of the order is used up",
+    "after": "another step of the order comes first",
+    "confirm": "a person confirms the whole order first",
+    "limit": "the order's limit is reached",
+    "suspended": "a correction suspended the order",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A code in words. `remedy` and `retry` are empty for a policy's own code."""
+
+    code: str
+    meaning: str
+    remedy: str
+    retry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a call. `given` and `expected` are shown values; `None` if the record does not hold them."""
+
+    name: str
+    given: str | None = None
+    source: str = ""
+    deviation: str = ""
+    expected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision in words. `str` is text of 80 columns; it may show arguments, so it is not for a model.
+
+    The most telling reason comes first. `order` says how a call compares with its mandate. `at` is in epoch seconds.
+    """
+
+    decision_id: str
+    outcome: str
+    headline: str
+    decided_by: str
+    reasons: tuple[Reason, ...] = ()
+    order: str = ""
+    arguments: tuple[Argument, ...] = ()
+    policy_revision: str = ""
+    thread: str = ""
+    run_id: str = ""
+    at: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = _wrapped("", self.headline)
+        for reason in self.reasons:
+            lines += _wrapped("because   ", f"{reason.code}: {reason.meaning}")
+            lines += _wrapped("do        ", reason.remedy) if reason.remedy else []
+            lines += _wrapped("retry     ", reason.retry) if reason.retry else []
+        lines += _wrapped("order     ", self.order) if self.order else []
+        for argument in self.arguments:
+            lines += _wrapped("argument  ", _shown(argument))
+        lines += _wrapped("by        ", self.decided_by)
+        ids = {"policy": self.policy_revision, "decision": self.decision_id, "thread": self.thread, "run": self.run_id}
+        for label, value in ids.items():
+            lines += _wrapped(f"{label:<10}", inert(value)) if value else []
+        return "\n".join(lines)
+
+
+def explain(record: Mapping[str, Any]) -> Explanation:
+    """Return a decision record (`audit.record`) in words. What the record leaves out is left out."""
+    request = record.get("request") or {}
+    call = (request.get("context") or {}).get("call") or {}
+    scope = record.get("scope") or {}
+    reasons = [str(code) for code in record.get("reasons") or ()]
+    return Explanation(
+        decision_id=str(record.get("decision_id", "")),
+        outcome=str(record.get("outcome", "")),
+        headline=_headline(record, request.get("subject") or {}, (request.get("resource") or {}).get("properties")),
+        decided_by=_decided_by(record),
+        reasons=tuple(map(_reason, reasons)),
+        order=_order(call.get("mandate") or {}),
+        arguments=_arguments(call, record.get("expected") or {}),
+        policy_revision=str(record.get("policy_revision") or ""),
+        thread=str(scope.get("thread", "")),
+        run_id=str(record.get("run_id", "")),
+        at=float(record.get("ts") or 0.0),
+    )
+
+
+def _headline(record: Mapping[str, Any], subject: Mapping[str, Any], properties: Mapping[str, Any] | None) -> str:
+    outcome = str(record.get("outcome", ""))
+    line = f"{_OUTCOMES.get(outcome, outcome)}: {inert(str(record.get('resource', '')))} ({record.get('action', '')})"
+    if properties and properties.get("effect"):
+        line += f", effect {properties['effect']}"
+        line += "" if properties.get("profiled", True) else ", without a profile"
+    if subject:
+        line += f", for {inert(str(subject.get('type')))} {inert(str(subject.get('id')))}"
+    path = record.get("agent") or ()
+    return line + (f", agent {inert('/'.join(map(str, path)))}" if len(path) > 1 else "")
+
+
+def _decided_by(record: Mapping[str, Any]) -> str:
+    by = _FAILURES.get(record.get("failure"), str(record.get("failure")))
+    return f"{by} ({record['pdp']})" if record.get("failure") in (None, "pdp") and record.get("pdp") else by
+
+
+def _reason(code: str) -> Reason:
+    meaning, remedy = told(code)
+    return Reason(code, meaning, remedy, RETRY[Code(code).retry] if remedy else "")
+
+
+def _order(mandate: Mapping[str, Any]) -> str:
+    if not mandate:
+        return ""
+    line = _ORDERED.get(str(mandate.get("standing")), str(mandate.get("standing")))
+    if mandate.get("source"):
+        line += f"; it was given {_BY.get(mandate['source'], mandate['source'])}"
+    whole = [_deviation(d) for d in mandate.get("deviations") or () if not d.get("argument")]
+    return "; ".join([line, *whole])
+
+
+def _deviation(found: Mapping[str, Any]) -> str:
+    return DEVIATIONS.get(str(found.get("code")), str(found.get("code")))
+
+
+def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Argument, ...]:
+    given, traced = call.get("args") or {}, call.get("provenance") or {}
+    deviates = {d["argument"]: d for d in (call.get("mandate") or {}).get("deviations") or () if d.get("argument")}
+    return tuple(
+        Argument(
+            name=name,
+            given=quoted(given[name]) if name in given else None,
+            source=_source(traced[name]) if name in traced else "",
+            deviation=_deviation(deviates[name]) if name in deviates else "",
+            expected=inert(str(expected[name])) if name in expected else None,
+        )
+        for name in dict.fromkeys((*given, *traced, *deviates))
+    )
+
+
+def _source(found: Mapping[str, Any]) -> str:
+    by = [inert(str(s["source"])) for s in found.get("asserted_by") or found.get("mentioned_by") or () if s["source"]]
+    line = SAYS.get(str(found.get("class")), str(found.get("class"))) + (f" ({', '.join(by[:3])})" if by else "")
+    return line + (", and it only looks like what the user said" if found.get("lookalike") else "")
+
+
+def _shown(argument: Argument) -> str:
+    line = inert(argument.name) + (f" {argument.given}" if argument.given is not None else "")
+    facts = [argument.source, argument.deviation]
+    facts += [f"expected {argument.expected}"] if argument.expected else []
+    return ": ".join(filter(None, [line, "; ".join(filter(None, facts))]))
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label)) or [label]

@@ -1,0 +1,110 @@
+"""Remember the last decisions of one instance, and tell the developer's log why a step was stopped.
+
+Nothing leaves the process but the log line, which holds codes, ids and names: never arguments or texts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from langchain_runtime_authz.audit.record import decision_record
+from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import sentence
+from langchain_runtime_authz.fork import forkable_lock
+
+__all__ = ["RecentDecisions"]
+
+_log = logging.getLogger("langchain_runtime_authz.decisions")
+
+MAX_DECISIONS: Final = 512
+MAX_BODY: Final = 16_384  # bytes of a request that are kept, so 8 MiB in all
+BURST: Final = 5  # lines of one code
+WINDOW: Final = 60.0  # seconds
+MAX_CODES: Final = 256  # a policy may make them up
+MAX_NAME: Final = 128
+
+
+class RecentDecisions:
+    """The last decisions with their contents, each built when it is read. Thread-safe.
+
+    Args:
+        sink: where the instance's records go. If it is in memory, it remembers them already.
+    """
+
+    __slots__ = ("_built", "_lines", "_lock")
+
+    def __init__(self, sink: AuditSink) -> None:
+        self._built: deque[Any] = sink.kept if isinstance(sink, MemorySink) else deque(maxlen=MAX_DECISIONS)
+        self._lines: dict[str, tuple[float, int]] = {}  # code → begin of the window, lines in it
+        self._lock = forkable_lock()
+
+    def add(self, build: Callable[[], dict[str, Any]]) -> None:
+        """Keep a decision: `decision_record` with its values, which do not change. Other records are passed over."""
+        if isinstance(build, partial) and build.func is decision_record:
+            body = build.keywords.get("body")
+            self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
+
+    def find(self, decision_id: str) -> dict[str, Any] | None:
+        """Return the newest record with this id."""
+        return next((b(content=True) for b in reversed(self._kept()) if _id(b) == decision_id), None)
+
+    def of_run(self, run_id: str) -> list[dict[str, Any]]:
+        """Return the records of a run, newest last."""
+        return [b(content=True) for b in self._kept() if b.keywords["run_id"] == run_id]
+
+    def refused(self, decision: Decision, **values: Any) -> None:
+        """Keep and tell a refusal that no audit record holds: there was no run, or the ledger failed."""
+        if any(_id(b) == decision.decision_id for b in self._kept()):
+            return
+        self._built.append(partial(decision_record, now=time.time(), decision=decision, pdp="", **values))
+        self.tell(decision, values["action"], values["resource"], values["scope"][3], values["run_id"])
+
+    def tell(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
+        """Write one line on a step that was stopped or asked about; few lines per code and minute."""
+        asks = decision.outcome == "approval_required"
+        level, code = logging.INFO if asks else logging.WARNING, decision.reason
+        if not _log.isEnabledFor(level) or (left_out := self._left_out(code)) is None:
+            return
+        _log.log(
+            level,
+            "%s %s %s: %s: %s (decision %s, run %s, thread %s)%s",
+            "asks about" if asks else "denied",
+            action,
+            _name(resource),
+            code,
+            sentence(code),
+            decision.decision_id,
+            run_id,
+            _name(thread),
+            f"; {left_out} more of this code were not logged" if left_out else "",
+        )
+
+    def _left_out(self, code: str) -> int | None:
+        """Return how many lines of the code were left out since the last one; `None` if this one is left out too."""
+        now = time.monotonic()
+        with self._lock:
+            code = code if code in self._lines or len(self._lines) < MAX_CODES else ""
+            begun, lines = self._lines.get(code, (now, 0))
+            left_out = 0
+            if now - begun >= WINDOW:
+                begun, lines, left_out = now, 0, max(lines - BURST, 0)
+            self._lines[code] = begun, lines + 1
+        return left_out if lines < BURST else None
+
+    def _kept(self) -> list[partial[dict[str, Any]]]:
+        return [b for b in list(self._built) if isinstance(b, partial) and b.func is decision_record]
+
+
+def _id(build: partial[dict[str, Any]]) -> str:
+    return str(build.keywords["decision"].decision_id)
+
+
+def _name(text: str) -> str:
+    """Return a name that a client or a model may have written, on one line."""
+    return (text if text.isprintable() else ascii(text))[:MAX_NAME]

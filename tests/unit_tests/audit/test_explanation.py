@@ -1,0 +1,236 @@
+"""A decision in words: for the developer, never for the model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, get_args
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+
+from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, profile
+from langchain_runtime_authz.audit.explanation import DEVIATIONS, explain
+from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
+from langchain_runtime_authz.authzen import DeviationCode
+from langchain_runtime_authz.errors import Code, ConfigError, sentence
+from langchain_runtime_authz.pep import recent
+from langchain_runtime_authz.testing import ScriptedChatModel
+
+LOG = "langchain_runtime_authz.decisions"
+
+
+@profile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",))
+@tool
+def send_money(recipient: str, amount: float) -> str:
+    """Send money."""
+    return "sent"
+
+
+def _agent(authz: RuntimeAuthz, *tools: Any, args: dict[str, Any] | None = None, saver: bool = True) -> Any:
+    tools = tools or (send_money,)
+    call = {"name": tools[0].name, "args": args or {}, "id": "c1"}
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
+    return authz.protect(create_agent(model, list(tools), checkpointer=InMemorySaver() if saver else None))
+
+
+def _said(words: str) -> dict[str, Any]:
+    return {"messages": [("user", words)]}
+
+
+CONFIG: Any = {"configurable": {"thread_id": "t1"}}
+MALLORY = {"recipient": "Mallory", "amount": 50.0}
+
+
+@pytest.mark.parametrize("sink", ["memory", "content", "file", "foreign"])
+def test_a_question_is_explained_whatever_the_sink_keeps(sink: str, tmp_path: Any) -> None:
+    """With the arguments, what was ordered instead, codes, remedies, revision and ids; in 80 columns."""
+
+    class Foreign:
+        content = False
+
+        def write(self, record: dict[str, Any]) -> None:
+            pass
+
+    audit = {"memory": MemorySink(), "content": MemorySink(content=True), "file": FileSink(tmp_path / "a"), "foreign": Foreign()}
+    authz = RuntimeAuthz(audit=audit[sink])
+    graph = _agent(authz, args=MALLORY)
+    with authz.run(subject="alice") as run:
+        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        asked = run.decisions[-1]
+    assert asked == authz.explain(asked.decision_id)
+    assert (asked.outcome, asked.thread, asked.run_id) == ("approval_required", "t1", run.run_id)
+    assert asked.policy_revision == authz.pdp.revision
+    assert [r.code for r in asked.reasons] == ["deviates", "effect"]
+    for reason in asked.reasons:
+        assert f"{reason.meaning}; {reason.remedy}" == sentence(reason.code)
+    recipient, amount = asked.arguments
+    assert (recipient.given, recipient.expected) == ('"Mallory"', "'Bob'")
+    assert (amount.deviation, amount.expected) == (DEVIATIONS["value"], "45")
+    text = str(asked)
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("send_money", "Mallory", "Bob", "deviates", asked.decision_id, run.run_id):
+        assert word in text
+    assert json.loads(json.dumps(asked.to_dict()))["decision_id"] == asked.decision_id
+    assert all(d.outcome == "permit" for d in run.decisions[:-1])
+
+
+def test_an_older_decision_is_read_from_the_file(tmp_path: Any) -> None:
+    """Another instance does not remember it, and the record has no contents."""
+    first = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
+    graph = _agent(first, args=MALLORY)
+    with first.run(subject="alice") as run:
+        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        asked = run.decisions[-1]
+    found = RuntimeAuthz(audit=tmp_path / "audit.jsonl").explain(asked.decision_id)
+    assert found.reasons == asked.reasons
+    assert [(a.name, a.given, a.expected) for a in found.arguments] == [("recipient", None, None), ("amount", None, None)]
+    with pytest.raises(ConfigError, match="no decision"):
+        first.explain("0" * 32)
+
+
+@pytest.mark.parametrize("record", [{}, {"outcome": "deny", "reasons": ["own_code"], "request": None, "scope": None}])
+def test_a_sparse_record_is_explained(record: dict[str, Any]) -> None:
+    """Whatever is not there is left out; a policy's own code is quoted."""
+    text = str(explain(record))
+    assert ("own_code" in text) == bool(record)
+
+
+def test_every_deviation_has_words() -> None:
+    """Each code that the request can hold."""
+    codes = {c for member in get_args(DeviationCode) for c in (get_args(member) or (member,))}
+    assert set(DEVIATIONS) == codes
+
+
+def test_a_refused_entry_says_why_to_the_developer() -> None:
+    """In the traceback, by id and in `run.decisions`, though no policy was asked and no record was kept."""
+    authz = RuntimeAuthz()
+    graph = _agent(authz, args=MALLORY)
+    with authz.run(subject="alice"):
+        graph.invoke(_said("Pay Bob 45"), CONFIG)
+    with authz.run(subject="bob") as run, pytest.raises(AuthzDenied) as denied:
+        graph.invoke(_said("Pay Bob 45"), CONFIG)
+    assert "subject_mismatch" not in str(denied.value)
+    assert sentence("subject_mismatch") in "".join(denied.value.__notes__)
+    assert [r.code for r in authz.explain(denied.value.decision_id).reasons] == ["subject_mismatch"]
+    assert run.decisions[-1].decision_id == denied.value.decision_id
+
+
+def _formatted(exc: Exception) -> str:
+    return f"{exc} {exc!r} {exc.args}"
+
+
+@pytest.mark.parametrize("handle", [True, _formatted])
+def test_no_road_takes_the_reason_to_the_model(handle: Any) -> None:
+    """A tool that calls a denied tool: what LangGraph makes of the exception holds no code and no remedy."""
+    authz = RuntimeAuthz()
+    guarded = authz.guard(send_money)
+
+    @profile(effect="read", sink="none")
+    @tool
+    def wraps() -> str:
+        """Call a guarded tool."""
+        return str(guarded.invoke(MALLORY))
+
+    call = {"name": "wraps", "args": {}, "id": "c1"}
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
+    node = ToolNode([wraps], handle_tool_errors=handle)
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", node)
+    builder.add_edge(START, "model")
+    builder.add_edge("model", "tools")
+    graph = authz.protect(builder.compile(checkpointer=InMemorySaver()))
+    with authz.run(subject="alice") as run:
+        out = graph.invoke(_said("Look"), CONFIG)
+    inner = next(d for d in run.decisions if d.outcome != "permit")
+    told = "".join(m.text for m in out["messages"] if m.type == "tool")
+    assert inner.decision_id in told
+    for code in Code:
+        assert sentence(code) not in told
+        assert code.remedy not in told
+    for reason in inner.reasons:
+        assert reason.code not in told
+
+
+def test_the_log_says_why_once_a_call_and_not_more_than_it_can_bear(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WARNING for a deny, INFO for a question; ids, code and remedy, no arguments; few lines a minute and code."""
+    caplog.set_level(logging.INFO, LOG)
+    authz = RuntimeAuthz()
+    graph = _agent(authz, args=MALLORY)
+    with authz.run(subject="alice") as run:
+        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        asked = run.decisions[-1]
+    (line,) = [r for r in caplog.records if r.name == LOG]
+    assert line.levelno == logging.INFO
+    for word in (asked.decision_id, run.run_id, "thread t1", "send_money", sentence("deviates")):
+        assert word in line.getMessage()
+    assert "Mallory" not in line.getMessage()
+    caplog.clear()
+    now = [0.0]
+    monkeypatch.setattr(recent.time, "monotonic", lambda: now[0])
+    with authz.run(subject="bob"):
+        for _ in range(recent.BURST + 3):
+            with pytest.raises(AuthzDenied):
+                graph.invoke(_said("x"), {"configurable": {"thread_id": "t1"}})
+        lines = [r for r in caplog.records if r.name == LOG]
+        assert len(lines) == recent.BURST
+        assert {r.levelno for r in lines} == {logging.WARNING}
+        now[0] = recent.WINDOW
+        with pytest.raises(AuthzDenied):
+            graph.invoke(_said("x"), CONFIG)
+    assert "3 more of this code were not logged" in caplog.messages[-1]
+
+
+def test_a_forged_name_stays_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A client's thread id cannot write a line of its own."""
+    authz = RuntimeAuthz()
+    graph = _agent(authz)
+    config: Any = {"configurable": {"thread_id": "t\ndenied nothing: all is well"}}
+    with authz.run(subject="alice"):
+        graph.invoke(_said("x"), config)
+    with authz.run(subject="bob"), pytest.raises(AuthzDenied):
+        graph.invoke(_said("x"), config)
+    assert all("\n" not in m for m in caplog.messages)
+
+
+def test_what_is_remembered_is_bounded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By number, and by the size of each request: the decision stays, its contents go."""
+    monkeypatch.setattr(recent, "MAX_DECISIONS", 4)
+    monkeypatch.setattr(recent, "MAX_BODY", 10)
+    authz = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
+    graph = _agent(authz, args=MALLORY)
+    with authz.run(subject="alice") as run:
+        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        assert len(run.decisions) == 4
+        asked = run.decisions[-1]
+    assert asked.outcome == "approval_required"
+    assert asked.arguments == ()
+
+
+def test_a_full_audit_disk_is_not_called_a_broken_ledger(tmp_path: Any) -> None:
+    """The code names what failed, and the id that the client was given is explained."""
+
+    class Full(FileSink):
+        full = False
+
+        def _put(self, data: bytes) -> None:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            super()._put(data)
+
+    sink = Full(tmp_path / "audit.jsonl")
+    authz = RuntimeAuthz(audit=sink)
+    graph = _agent(authz)
+    sink.full = True
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        graph.invoke(_said("x"), CONFIG)
+    assert denied.value.code == "audit_unavailable"
+    assert authz.explain(denied.value.decision_id).reasons[0].code == "audit_unavailable"
