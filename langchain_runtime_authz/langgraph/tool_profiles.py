@@ -76,7 +76,7 @@ class Profiles:
 
     A declared profile without a digest is pinned to the first tool of its name that is seen; a
     second tool of the name with another description or schema is unprofiled, and so is one whose profile
-    is a draft.
+    is a draft. A tool that LangGraph's libraries make is known by its code instead.
 
     Args:
         declared: tool → profile; or what gives them, where they change with a policy's revision.
@@ -140,6 +140,8 @@ class Profiles:
             check_arguments(tool.name, declared, arguments_of(tool))
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
+        if declared.digest is None and _origin(tool) in _FRAMEWORK:  # deepagents' `task` lists the agents it knows
+            pinned = seen
         if seen != pinned:
             return self.unprofiled(tool, "changed since its profile was pinned", as_unprofiled(declared))
         if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.cli.inspect import tools_of
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 ran: list[tuple[str, float]] = []
@@ -152,6 +153,18 @@ def test_an_agent_deep_in_a_closure_is_reached():
     assert out["messages"][-1].content == "child done"
     assert ran == []
     assert "payer" in [r.name for r in authz.coverage(graph).rows if r.kind == "agent"]
+
+
+def test_each_deep_agent_has_a_task_tool_of_its_own():
+    """Each describes the agents that it knows, and the profile of the ready set is for all of them."""
+    from deepagents import create_deep_agent
+
+    inner = {"name": "inner", "description": "runs deeper", "runnable": deepagents()}
+    graph = create_deep_agent(model=ScriptedChatModel(script=[]), tools=[], subagents=[inner])
+    authz = RuntimeAuthz(profiles="deepagents", pdp=StaticPDP(permit=True))
+    tasks = [each for each in tools_of(authz.protect(graph)) if each.name == "task"]
+    assert len({each.description for each in tasks}) == 2
+    assert all(authz.profiles.of(each).declared for each in tasks)
 
 
 # --- deepagents' async sub-agents ---
