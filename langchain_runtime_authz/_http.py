@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
+from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote_plus, urlsplit
 
@@ -28,6 +29,12 @@ __all__ = ["Answer", "Fetcher", "basic", "checked_url", "is_loopback"]
 
 MAX_OPEN: Final = 32  # exchanges of one fetcher at the same time, blocking form
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the TLS context of the clients made here. Loading its authorities costs tens of milliseconds."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 class Answer(NamedTuple):
@@ -63,14 +70,7 @@ class Fetcher:
         self._timeout, self._max = timeout, max_bytes
         self._client, self._async_client = client, async_client
         self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
-        # Made once: it costs tens of milliseconds, and a client of ours is made for each exchange.
-        self._tls = (
-            None if client is not None and async_client is not None else httpx.create_ssl_context(trust_env=False)
-        )
-
-    @property
-    def _verify(self) -> ssl.SSLContext | bool:
-        return True if self._tls is None else self._tls
+        self._verify = True if client is not None and async_client is not None else _tls()
 
     def send(
         self, method: str, url: str, *, headers: Mapping[str, str], data: Mapping[str, Any] | None = None

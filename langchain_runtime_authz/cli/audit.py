@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -95,6 +96,7 @@ def own_test(reason: str) -> str:
     return f"tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{reason}]"
 
 
+@cache
 def rule_lines(reason: str) -> list[int]:
     """Return the lines of the shipped policy that give a reason or an obligation."""
     kind, _, obligation = reason.rpartition("obligation:")

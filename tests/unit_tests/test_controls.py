@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -165,15 +167,13 @@ def test_an_attack_that_succeeds_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_every_named_test_is_collected() -> None:
-    """By pytest itself, from the files that are named."""
-    named = {t for r in load()["rules"] for t in [own_test(r["reason"]), *r.get("tests", [])]}
-    named |= {t for tests in attacks().values() for t in tests}
-    paths = sorted({t.partition("::")[0] for t in named})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, check=False)
-    found = {line for line in done.stdout.splitlines() if "::" in line}
-    collected = found | {line.partition("[")[0] for line in found}
-    assert named - collected == set(), done.stdout[-2000:]
+    """Each is a function of its module; the cases of the rules' own test are those of `TRIPS`."""
+    named = {t for r in load()["rules"] for t in r.get("tests", [])} | {t for tests in attacks().values() for t in tests}
+    for test in named:
+        path, _, name = test.partition("::")
+        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        assert name.startswith("test_"), test
+        assert inspect.isfunction(getattr(module, name, None)), test
 
 
 def report(tmp_path: Path, body: str) -> Path:
@@ -221,10 +221,14 @@ def test_without_a_report_nothing_has_passed() -> None:
 
 
 def test_a_report_of_pytest_itself(tmp_path: Path) -> None:
-    """What `pytest --junitxml` writes is what is read."""
-    node = own_test("grant_tool")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node, "--junitxml", str(tmp_path / "r.xml")]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, check=True)
+    """What `pytest --junitxml` writes of a test of that name is what is read."""
+    path, _, case = own_test("grant_tool").partition("::")
+    name, _, reason = case.removesuffix("]").partition("[")
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(f"import pytest\n@pytest.mark.parametrize('reason', [{reason!r}])\ndef {name}(reason): pass\n")
+    env = {**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", path, "--junitxml", "r.xml"]
+    subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
     assert rule(told("--results", tmp_path / "r.xml"), "ASI02", "grant_tool")["result"] == "passed"
 
 

@@ -34,6 +34,13 @@ PROFILES = {
 """For the tools that the routes use. `step` is a tool that only leads to others."""
 
 
+class Payment(BaseModel):
+    """The arguments of `Bank.tool`, said once: to read them from a function costs more than a call."""
+
+    recipient: str
+    amount: float
+
+
 class Bank:
     """What was executed, in order: `(tool, argument)`."""
 
@@ -50,7 +57,7 @@ class Bank:
         async def aact(recipient: str, amount: float) -> str:
             return act(recipient, amount)
 
-        return StructuredTool.from_function(act, aact, name=name, description=f"{name} somebody.")
+        return StructuredTool.from_function(act, aact, name=name, description=f"{name} somebody.", args_schema=Payment)
 
     def read(self) -> BaseTool:
         """`read(path)`, no side effect; seen in `ran` all the same."""

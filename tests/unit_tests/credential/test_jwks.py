@@ -110,6 +110,8 @@ def test_strangers_do_not_make_it_fetch() -> None:
     assert endpoint.asked == 2
 
 
+BOMB = gzip.compress(b" " * 10**8)
+MANY = [SigningKey.generate("EdDSA").public_jwk()] * 65
 LIES: dict[str, Any] = {
     "redirect": lambda: httpx.Response(302, headers={"Location": "https://evil.example/jwks"}),
     "error": lambda: httpx.Response(500, json={"keys": []}),
@@ -122,12 +124,12 @@ LIES: dict[str, Any] = {
     "endless": lambda: httpx.Response(200, content=b'{"keys":[' + b" " * 70_000 + b"]}"),
     "duplicate members": lambda: httpx.Response(200, text='{"keys":[],"keys":[]}'),
     "compressed": lambda: httpx.Response(200, content=gzip.compress(b'{"keys":[]}'), headers={"Content-Encoding": "gzip"}),
-    "compressed bomb": lambda: httpx.Response(200, content=gzip.compress(b" " * 10**8), headers={"Content-Encoding": "gzip"}),
+    "compressed bomb": lambda: httpx.Response(200, content=BOMB, headers={"Content-Encoding": "gzip"}),
     "twice compressed": lambda: httpx.Response(200, content=b"x", headers={"Content-Encoding": "identity, br"}),
     "utf-16": lambda: httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-16")),
     "byte order mark": lambda: httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-8-sig")),
     "says it is huge": lambda: httpx.Response(200, content=b"{}", headers={"Content-Length": "99999999"}),
-    "too many": lambda: httpx.Response(200, json={"keys": [SigningKey.generate("EdDSA").public_jwk()] * 65}),
+    "too many": lambda: httpx.Response(200, json={"keys": MANY}),
 }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
+from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate import words
+from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.model import Const, Mandate, Span, Text
 from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.profile import ToolProfile
@@ -253,8 +252,6 @@ def test_hostile_schemas_raise_nothing():
 
 def test_an_instance_has_read_the_language_data() -> None:
     """A first call may be decided on an event loop, where a file must not be read."""
-    code = (
-        "from langchain_runtime_authz import RuntimeAuthz; RuntimeAuthz();"
-        "import sys; assert sys.modules['langchain_runtime_authz.mandate.languages'].languages.cache_info().currsize == 1"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    languages.cache_clear()
+    RuntimeAuthz()
+    assert languages.cache_info().currsize == 1
