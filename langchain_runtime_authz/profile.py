@@ -110,6 +110,7 @@ class ToolProfile(BaseModel):
         text: free-text arguments.
         free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
             critical for the mandate (`mandate.binding`).
+        injected: arguments that the code of a node may add to what the model wrote. They are not decided then.
         data_class: the class of the data that the tool returns or handles; `class` in a file.
         trust: who writes the output; or by field, `{"": external, id: system}`.
         prose: free-text fields. A value inside one is a mention, not an assertion.
@@ -137,6 +138,7 @@ class ToolProfile(BaseModel):
     when: Names = ()
     text: Names = ()
     free: Names = ()
+    injected: Names = ()
     data_class: str = Field(default="internal", validation_alias=AliasChoices("data_class", "class"))
     trust: Trust | dict[str, Trust] = "external"
     prose: Names = ()
@@ -248,7 +250,7 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
     """Return profiles by tool name.
 
     Args:
-        source: a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name of `SHIPPED`, or a list of these. In a list the
+        source: a mapping, a YAML file `{tools: {name: {…}}}`, a name of `SHIPPED`, or a list of these. In a list the
             later profile of a tool replaces the earlier one. A word of `SWITCHES` stands for a whole profile.
 
     Raises:
@@ -291,7 +293,7 @@ def _stanzas(source: object) -> tuple[str, Mapping[Any, Any]]:
     return path.name, stanzas
 
 
-FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
+FILE_KEYS: Final = frozenset({"tools"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:

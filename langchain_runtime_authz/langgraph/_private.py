@@ -68,13 +68,12 @@ except ImportError:  # before langchain-core 1.8
 MODELS: Final = (BaseLanguageModel, DECISION_MODEL)
 
 __all__ = [
-    "AWAITS_HANDLER", "DECISION_MODEL", "DEFAULT_BOUND", "INTERRUPTS", "MODELS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
-    "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given",
-    "answers_left", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
+    "CALLBACK_LOGGER", "DECISION_MODEL", "DEFAULT_BOUND", "INTERRUPTS", "MODELS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
+    "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
     "ensure_config", "ensure_graph_config", "graph_at", "imports_anything", "injected_names", "interrupt_id",
     "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_task",
-    "is_task_function", "lent", "model_params", "namespace_of_graph", "namespaces_of_task", "node_of_task",
-    "place_below", "reset_node", "skip_answers", "started_graph", "starting_graph", "starting_tool",
+    "is_task_function", "keep_answers", "lent", "model_params", "namespace_of_graph", "namespaces_of_task", "node_of_task",
+    "place_below", "reset_node", "scratchpad_of", "started_graph", "starting_graph", "starting_tool",
     "takes_no_arguments", "task_id", "with_outlets", "with_streams",
 ]  # fmt: skip
 
@@ -189,12 +188,12 @@ def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
 
 
-def interrupt_id(config: Mapping[str, Any]) -> str:
-    """Return the id that LangGraph will give the next interrupt of the task of `config`."""
+def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
+    """Return the id that LangGraph gives the task's interrupt of this number; by default the next one."""
     configurable = _given(config)
     ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
-    return _interrupt_id(ns, len(scratchpad.resume) if scratchpad is not None else 0)
+    return _interrupt_id(ns, number if number is not None else len(scratchpad.resume) if scratchpad is not None else 0)
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
@@ -297,27 +296,14 @@ def _with_stream(handler: Any, clean: Callable[[Any], Any]) -> Any:
 _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
 
 
-def answers_left(config: Mapping[str, Any], taken: int) -> bool:
-    """Return True if the task of `config` has answers beyond the first `taken`, for its later questions."""
-    scratchpad = _given(config).get(CONFIG_KEY_SCRATCHPAD)
-    if scratchpad is None:
-        return False
-    return len(scratchpad.resume) > taken or scratchpad.get_null_resume(False) is not None
+def scratchpad_of(config: Mapping[str, Any]) -> Any:
+    """Return the answers and counters of the task of `config`; `None` outside one."""
+    return _given(config).get(CONFIG_KEY_SCRATCHPAD)
 
 
-def skip_answers(config: Mapping[str, Any], count: int) -> None:
-    """Skip the answers of a tool that does not run again.
-
-    LangGraph gives a task's answers out by number: else the next tool that asks would receive them.
-    """
-    configurable = _given(config)
-    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
-    if scratchpad is None or not scratchpad.resume:
-        return
-    for _ in range(count):
-        number = scratchpad.interrupt_counter()
-        if number < len(scratchpad.resume):
-            configurable[CONFIG_KEY_SEND]([(RESUME, scratchpad.resume[: number + 1])])
+def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
+    """Have the checkpointer keep the answers that the task of `config` has had."""
+    _given(config)[CONFIG_KEY_SEND]([(RESUME, answers)])
 
 
 def injected_names(tool: BaseTool) -> frozenset[str]:
@@ -390,18 +376,15 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
 def _announcing() -> FrameType | None:
     """Return the frame that called the callback manager behind our caller's handler."""
     frame: FrameType | None = sys._getframe(3)
-    for inside in (False, True):
-        while frame is not None and (frame.f_code.co_filename == _MANAGER) is inside:
-            frame = frame.f_back
+    while frame is not None and frame.f_code.co_filename == _MANAGER:
+        frame = frame.f_back
     return frame
 
 
 _FRAMES: Final = 6  # between a graph's start and the look at the hooks
 _STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
 _MANAGER: Final = callback_manager.__file__
-AWAITS_HANDLER: Final = (
-    callback_manager._ahandle_event_for_handler.__code__
-)  # it takes a handler's method, and awaits it
+CALLBACK_LOGGER: Final = callback_manager.__name__
 _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 
 

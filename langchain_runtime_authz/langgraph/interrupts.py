@@ -15,7 +15,7 @@ call to the guard: the review's question comes first in the task.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any, Final
@@ -27,9 +27,11 @@ from langgraph.types import interrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph._private import answers_left, can_ask, interrupt_id, task_id
+from langchain_runtime_authz.langgraph._private import can_ask, interrupt_id, task_id
+from langchain_runtime_authz.langgraph.answers import answer_to, answers_left
 from langchain_runtime_authz.langgraph.arguments import parses_alike, unknown
-from langchain_runtime_authz.langgraph.messages import ai_messages, answers_had
+from langchain_runtime_authz.langgraph.messages import answers_had
+from langchain_runtime_authz.langgraph.node_input import newest_messages
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.calls import AskApproval
@@ -48,8 +50,7 @@ from langchain_runtime_authz.pep.approvals import (
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls, review_key
-from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run, new_id
-from langchain_runtime_authz.pep.on_ask import AskHere
+from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.recording import record_asks
 
 __all__ = ["decide_message", "decide_one_of", "decide_together", "newest_plan", "note_failed", "note_question",
@@ -63,12 +64,18 @@ _MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
 Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
-def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
-    """Decide calls that all run in this one task: nothing runs before every question is answered."""
+def decide_together(
+    run: Run, calls: Sequence[Call], config: Mapping[str, Any], *, had: Callable[[], int] | None = None
+) -> Flow[list[Pending]]:
+    """Decide calls that all run in this one task: nothing runs before every question is answered.
+
+    `had` tells how many answers the task has had, where that is counted. Then a question that would come before the
+    answer to another is an empty `GraphInterrupt`.
+    """
     decided = yield from decide_calls(run, calls)
     for one in decided:
         if one.approval is not None or one.decision.outcome == "approval_required":
-            decided = yield from _ask(run, calls, decided, config)
+            decided = yield from _ask(run, calls, decided, config, had=had)
             break
     waiting: list[Pending] = []
     for place, one in enumerate(decided):
@@ -94,7 +101,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     """
     judged = yield from decide_calls(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
-    if not fresh or run.engine.on_ask is not None or not can_ask(config):
+    if not fresh or not can_ask(config):
         return judged
     try:
         capped = yield from over_cap(run, fresh)
@@ -123,17 +130,10 @@ def decide_one_of(
     asked_before = mine.approval is not None and _by(mine.approval, me)
     # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
     mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
-    here = run.engine.on_ask is not None  # each task asks about its own call
-    if (
-        not here
-        and _askable(mine)
-        and not asked_before
-        and can_ask(config)
-        and (position != asked[0] or _is_open(mine))
-    ):
+    if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
-        whole = not here and bool(asked) and (position == asked[0] or mine_open)
+        whole = bool(asked) and (position == asked[0] or mine_open)
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
@@ -154,10 +154,11 @@ def _ask(
     config: Mapping[str, Any],
     *,
     counted: bool = False,
+    had: Callable[[], int] | None = None,
 ) -> Flow[list[DecidedCall]]:
     """Ask about those that need it, and decide again with the answers. A failing ledger denies."""
     try:
-        return (yield from _asked(run, calls, judged, config, counted=counted))
+        return (yield from _asked(run, calls, judged, config, counted=counted, had=had))
     except GraphBubbleUp:
         raise
     except AuditError:
@@ -174,6 +175,7 @@ def _asked(
     config: Mapping[str, Any],
     *,
     counted: bool,
+    had: Callable[[], int] | None,
 ) -> Flow[list[DecidedCall]]:
     me = task_id(config)
     before = [(j.approval, j) for j in judged if me and j.approval is not None and _by(j.approval, me) and not _left(j)]
@@ -183,6 +185,7 @@ def _asked(
     for number in range(rounds):
         again = [(j, a) for a, j in before if a.round == number]
         answer = yield Interrupt(payload(again))
+        answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
         yield from _resolve(run, me, number, answer)
         withdrawn |= _withdrawn([a for _, a in again], answer, run)
     if rounds:
@@ -192,23 +195,22 @@ def _asked(
     fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
     # What is asked late would come before a tool's own question, and take the answer to it.
     # A call that code makes by itself and that never ran comes after every question that was answered.
-    late = any(j.row is not None or not j.call.by_code for j in fresh) and answers_left(
-        config, rounds + sum(_reviewed_by(j, me) for j in judged)
-    )
+    before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
+    late = before_answers and answers_left(config, had() if had else rounds + sum(_reviewed_by(j, me) for j in judged))
     refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
-    here = run.engine.on_ask is not None
-    if fresh and (here or (can_ask(config) and not late)):
+    if fresh and late and had and can_ask(config):
+        raise GraphInterrupt(())
+    if fresh and can_ask(config) and not late:
         yield from record_asks(run, fresh)
-        asker = f"here:{new_id()}" if here else me
-        opened = questions(run, fresh, rounds, asker, "" if here else interrupt_id(config))
-        if (here or not counted or rounds) and (yield from over_cap(run, fresh)):
+        opened = questions(run, fresh, rounds, me, interrupt_id(config))
+        if not (counted and rounds == 0) and (yield from over_cap(run, fresh)):
             refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
         elif (yield from open_questions(run, fresh, opened)):
-            answer = yield (AskHere if here else Interrupt)(payload(list(zip(fresh, opened, strict=True))))
-            yield from _resolve(run, asker, rounds, answer)
+            answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
+            yield from _resolve(run, me, rounds, answer)
         judged = yield from decide_calls(run, calls)  # where the run is over, this says so
     # A call that still asks: nobody can be asked about it, or the answer does not suffice.
-    code = Code.APPROVAL_VOID if here or can_ask(config) else Code.APPROVAL_UNAVAILABLE
+    code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
     judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
     return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
 
@@ -355,7 +357,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 def newest_plan(given: object) -> AIMessage | None:
     """Return the newest message with calls in a node's input."""
-    return max(ai_messages(given), key=lambda m: _place(given, m), default=None)
+    return next((message for _, message in newest_messages(given)), None)
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
@@ -410,13 +412,6 @@ def _decisions(schema: object) -> tuple[str, ...]:
     members = [named.get(str(m.get("$ref", "")).rpartition("/")[2], m) for m in schema.get("oneOf", [schema])]
     kinds = [m.get("properties", {}).get("type", {}).get("const") for m in members]
     return tuple(k for k in kinds if k in DECISIONS)
-
-
-def _place(given: object, message: AIMessage) -> int:
-    messages = given.get("messages") if isinstance(given, Mapping) else getattr(given, "messages", given)
-    if not isinstance(messages, list):
-        return 0
-    return next((i for i, m in enumerate(messages) if m is message), -1)
 
 
 def _asked_about(value: object, message: AIMessage) -> list[Call]:

@@ -71,6 +71,7 @@ _SPOKEN: Mapping[str, str] = {
     Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
     Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
+    Code.NOT_REACHED: "This action was not carried out, because one before it was not. Plan it again if it is needed.",
     Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import Runnable, RunnableSequence
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
+from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, task_id
 from langchain_runtime_authz.langgraph.interrupts import note_review
 from langchain_runtime_authz.langgraph.messages import plans_of, record
+from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import keepable
@@ -31,11 +32,14 @@ def is_gated(bound: object) -> bool:
     return getattr(type(bound), "__runtime_authz_node__", None) is not None
 
 
-def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
-    """Return a protected shallow copy of a node's bound runnable."""
+def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
+    """Return a protected shallow copy of a node's bound runnable.
+
+    `channels` are those of the graph whose reducer appends messages.
+    """
     gated = copy.copy(bound)
     # Pydantic and Python agree on layout: the subclass adds no field and no slot.
-    object.__setattr__(gated, "__class__", _gated_class(bound, name))
+    object.__setattr__(gated, "__class__", _gated_class(bound, name, channels))
     if isinstance(gated, ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
     return gated
@@ -62,7 +66,7 @@ class _Whole(Runnable[Any, Any]):
             yield chunk
 
 
-def _gated_class(bound: Any, name: str) -> Any:
+def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     holds_gate = issubclass(base, ToolNode)
     key = ("node/enter", name)
@@ -78,17 +82,28 @@ def _gated_class(bound: Any, name: str) -> Any:
         if not (holds_gate and _kept(run, key) and _lives(run)):
             drive(run.engine, _enter(run, key, holds_gate))
         run.engine.tally.ran(run, "node", name, "node gate")
-        try:
+        if holds_gate:
             with run_scope(run, task_id(config or {})):
-                output = base.invoke(self if inner is None else inner, input, config, **kwargs)
-        except GraphInterrupt as exc:
-            run.pause()
-            if not holds_gate:
-                drive(run.engine, note_review(run, input, exc, ensure_config(config)))
-            raise
-        if not holds_gate and (plans := plans_of(run, input, output)):
-            drive(run.engine, record(run, plans))
-        return output
+                try:
+                    return base.invoke(self, input, config, **kwargs)
+                except GraphInterrupt:
+                    run.pause()
+                    raise
+        node = NodeCalls(input, config or {})
+        output, failed = None, None
+        with run_scope(run, task_id(node.config), node):
+            try:
+                output = base.invoke(inner, input, node.config, **kwargs)
+            except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
+                failed = exc
+        if failed is None and not node.asks:
+            if plans := plans_of(run, input, output):
+                drive(run.engine, record(run, plans))
+            return output
+        try:
+            return drive(run.engine, _ended(run, node, input, failed, channels))
+        finally:
+            del failed  # its traceback holds this frame
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
@@ -99,17 +114,30 @@ def _gated_class(bound: Any, name: str) -> Any:
         if not (holds_gate and _kept(run, key) and await _alives(run)):
             await adrive(run.engine, _enter(run, key, holds_gate))
         run.engine.tally.ran(run, "node", name, "node gate")
-        try:
+        if holds_gate:
             with run_scope(run, task_id(config or {})):
-                output = await base.ainvoke(self if inner is None else inner, input, config, **kwargs)
-        except GraphInterrupt as exc:
-            run.pause()
-            if not holds_gate:
-                await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
-            raise
-        if not holds_gate and (plans := plans_of(run, input, output)):
-            await adrive(run.engine, record(run, plans))
-        return output
+                try:
+                    return await base.ainvoke(self, input, config, **kwargs)
+                except GraphInterrupt:
+                    run.pause()
+                    raise
+        node = NodeCalls(input, config or {})
+        output, failed = None, None
+        with run_scope(run, task_id(node.config), node):
+            try:
+                output = await base.ainvoke(inner, input, node.config, **kwargs)
+            except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
+                failed = exc
+        if failed is None and not node.asks:
+            if plans := plans_of(run, input, output):
+                await adrive(run.engine, record(run, plans))
+            return output
+        try:
+            if isinstance(failed, Exception):
+                await node.finish()
+            return await adrive(run.engine, _ended(run, node, input, failed, channels))
+        finally:
+            del failed  # its traceback holds this frame
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
     # streaming form goes through the one gated road.
@@ -140,6 +168,20 @@ def _gated_class(bound: Any, name: str) -> Any:
     if isinstance(bound, RunnableSequence | RunnableSeq):
         namespace["steps"] = property(lambda self: [_Whole(self)])
     return type(base)(base.__name__, (base,), namespace)
+
+
+def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
+    """End a node that failed, or whose code swallowed a question. Return the update in place of a denial."""
+    yield from node.over(run, failed)
+    if failed is None:
+        raise TypeError("a node without a failure ends with its output")
+    if isinstance(failed, GraphInterrupt):
+        run.pause()
+        yield from note_review(run, input, failed, node.config)
+    denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
+    if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:
+        return update
+    raise failed
 
 
 def _joined(chunks: list[Any]) -> Any:

@@ -8,6 +8,7 @@ protected, since nodes and class go with it.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Mapping
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from typing import Any, Final, NoReturn, cast
 
 from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
+from langgraph.graph.message import add_messages
 
 from langchain_runtime_authz.errors import AlreadyProtected, Code, ConfigError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
@@ -35,6 +37,7 @@ from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, run_scope, running
+from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
@@ -92,8 +95,9 @@ def guarded_tools(graph: AnyGraph) -> Iterator[BaseTool]:
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:
+    channels = frozenset(name for name, channel in graph.channels.items() if _appends_messages(channel))
     for name, node in graph.nodes.items():
-        _gate_node(name, node, protection)
+        _gate_node(name, node, protection, channels)
     if owner_of(graph) is None:
         base = type(graph)
         if base not in protection.classes:
@@ -101,7 +105,13 @@ def _protect_one(graph: AnyGraph, protection: Protection) -> None:
         graph.__class__ = protection.classes[base]
 
 
-def _gate_node(name: str, node: PregelNode, protection: Protection) -> None:
+def _appends_messages(channel: object) -> bool:
+    """Return True if a channel's reducer appends messages: `add_messages`, or addition of lists."""
+    reducer = getattr(channel, "operator", None)
+    return getattr(reducer, "func", reducer) in (add_messages, operator.add)
+
+
+def _gate_node(name: str, node: PregelNode, protection: Protection, channels: frozenset[str]) -> None:
     bound = node.bound
     if bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound):
         return
@@ -110,7 +120,9 @@ def _gate_node(name: str, node: PregelNode, protection: Protection) -> None:
     for held in walk(roots_of(node)):
         if isinstance(held, ToolNode) and held is not node.bound:
             guard_held(held, protection.profiles)
-    node.bound = gate_bound(bound, name)
+        elif isinstance(held, BaseTool):
+            guard_in_place(held)
+    node.bound = gate_bound(bound, name, channels)
     reset_node(node)
 
 

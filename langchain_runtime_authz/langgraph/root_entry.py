@@ -20,7 +20,7 @@ from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
+from langchain_runtime_authz.identity.subjects import claimed_identities
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_resume_map, place_below
 from langchain_runtime_authz.langgraph.checkpoints import (
     check_child,
@@ -49,6 +49,7 @@ from langchain_runtime_authz.langgraph.run_context import (
     RunHandle,
     SubjectLike,
     handle_in,
+    note_question,
     opened,
     running,
 )
@@ -75,6 +76,7 @@ __all__ = ["AtCall", "Entering", "RootEntry", "with_run"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
 MAX_CLAIMED: Final = 16  # names in one record
 
@@ -96,9 +98,8 @@ class RootEntry:
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None,
         task_channels: tuple[str, ...] = ("messages",),
         task_memory: tuple[tuple[str, ...], ...] = (),
-        development: bool = False,
     ) -> None:
-        self.engine, self.development, self._said = engine, development, development
+        self.engine = engine
         self._memory = task_memory
         self._subject_from = subject_from
         self.channels = task_channels
@@ -159,11 +160,7 @@ class RootEntry:
     def implicit(self, config: Mapping[str, Any]) -> RunHandle:
         """Return a run for a call without one: of the subject that `subject_from` finds, else of `anonymous`."""
         found = self._subject_from(config) if self._subject_from is not None else None
-        if found is None and not self._said:
-            self._said = True
-            _log.warning(NO_SUBJECT)
-        nobody = DEVELOPER if self.development else ANONYMOUS
-        return RunHandle(self.engine, nobody if found is None else Subject.of(found), None)
+        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
@@ -239,11 +236,13 @@ class Entering(Generic[T]):
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        note_question(self.run, exc[0])
         self._tell(exc[0])
         if self.run is not None:
             drive(self.engine, self._leave(self.run, raised=kind is not None, cut=False))
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        note_question(self.run, exc[0])
         self._tell(exc[0])
         if self.run is not None:
             await adrive(self.engine, self._leave(self.run, raised=kind is not None, cut=kind is GeneratorExit))

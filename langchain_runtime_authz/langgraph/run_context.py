@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphBubbleUp
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz.audit.explanation import Explanation, explain
 from langchain_runtime_authz.authzen import Subject, deny
@@ -42,9 +42,11 @@ __all__ = [
     "Handle",
     "RunHandle",
     "SubjectLike",
+    "current_node",
     "find_run",
     "gated_task",
     "handle_in",
+    "note_question",
     "opened",
     "run_scope",
     "running",
@@ -105,15 +107,18 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 class run_scope(CodeScope):
     """Make `run` the current one for the code inside; `task` is the one that a node's enforcement point is around.
 
+    `node` holds the calls of a hand-written node (`node_calls`).
+
     Enter it again to go on with its counts of equal calls. The ticket of a tool outside is not current inside: the
     code inside may belong to another agent.
     """
 
-    __slots__ = ("_previous",)
+    __slots__ = ("_previous", "node")
 
-    def __init__(self, run: Run, task: str | None = None) -> None:
+    def __init__(self, run: Run, task: str | None = None, node: Any = None) -> None:
         self.ticket, self.refusals, self.run, self.counts = None, RefusedMints((run, None, None)), run, {}
         self.task = current_scope.get().task if task is None else task
+        self.node = node
 
     def __enter__(self) -> None:
         self._previous = current_scope.get()
@@ -147,6 +152,19 @@ def running() -> Run | None:
 def gated_task() -> str:
     """Return the task of the innermost node enforcement point around the current code."""
     return current_scope.get().task
+
+
+def current_node(run: Run | None) -> Any:
+    """Return the calls of the hand-written node whose own code runs, if it belongs to `run`."""
+    scope = current_scope.get()
+    return scope.node if type(scope) is run_scope and scope.run is run else None
+
+
+def note_question(run: Run | None, exc: object) -> None:
+    """Tell the hand-written node that called a child agent of a question that passes through it."""
+    above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
+    if above is not None and (node := current_node(above)) is not None:
+        node.question = node.question or exc
 
 
 def settled() -> dict[str, int] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+from langchain_core.messages import ToolMessage
 from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
@@ -19,7 +20,8 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.langgraph._private import injected_names, skip_answers, task_id
+from langchain_runtime_authz.langgraph._private import injected_names, task_id
+from langchain_runtime_authz.langgraph.answers import skip_answers
 from langchain_runtime_authz.langgraph.arguments import (
     describe,
     parse,
@@ -30,8 +32,17 @@ from langchain_runtime_authz.langgraph.arguments import (
     without,
 )
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, opened, settled
-from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
+from langchain_runtime_authz.langgraph.node_calls import DecideInNode, Describe, NodeCalls, Place
+from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, opened, settled
+from langchain_runtime_authz.langgraph.tool_execution import (
+    Outcome,
+    Pending,
+    ToolExecution,
+    answer,
+    denied,
+    pending,
+    returns_text,
+)
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run
@@ -60,6 +71,10 @@ class Arrival:
         layer: which layer decides it.
         equal: what equal calls have in common.
         engine: decides the call; `None` outside every run.
+        facts: of the tool, with `describe`, which gives the call of other arguments.
+        node: the calls of the hand-written node that makes the call.
+        place: the call's place in the message, if it is the node's.
+        text: whether code that makes the call expects a text.
     """
 
     call: Call
@@ -76,6 +91,11 @@ class Arrival:
     layer: str = "tool guard"
     equal: str = ""
     engine: Engine | None = None
+    facts: ToolFacts | None = None
+    describe: Describe | None = None
+    node: NodeCalls | None = None
+    place: Place | None = None
+    text: Callable[[], bool] = bool
 
     def decide(self) -> Flow[Verdict]:
         """Decide the call, unless an enforcement point in front has."""
@@ -89,12 +109,15 @@ class Arrival:
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
-        if self.counts is not None:
-            call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(self.equal, 0)}")
         if self.front is not None:
             # Before this one is claimed, which may say the same and only be another tool's.
             yield from self.front.give_back()
-        (resolved,) = yield from decide_together(run, [call], self.config)
+        node, describe = self.node, self.describe
+        if node is None or describe is None or self.facts is None:
+            (resolved,) = yield from decide_together(run, [self._counted(call)], self.config)
+        else:
+            flow = node.decide(run, call, self.facts, self.given, describe, self._counted)
+            resolved, self.place = yield (DecideInNode, node, flow)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = resolved.verdict
         if verdict is None:
@@ -106,10 +129,19 @@ class Arrival:
         self.call, self.verdict = resolved.call, verdict
         return verdict
 
-    def settle(self) -> None:
-        """Note that the call has its answer: an equal one of the same code is another call."""
-        if self.counts is not None:
+    def _counted(self, call: Call) -> Call:
+        """Return a call that no message holds as one of several equal ones."""
+        if self.counts is None:
+            return call
+        return replace(call, place=f"{task_id(self.config)}:{self.counts.get(self.equal, 0)}")
+
+    def settle(self, output: Any = None, exc: BaseException | None = None) -> None:
+        """Note what the call came to. If it has its answer, an equal one of the same code is another call."""
+        failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
+        if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
+        if self.node is not None and isinstance(self.verdict, Ticket):
+            self.node.ended(self.call, self.place, output, exc)
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
         """Return the execution of the call, or `None` if only an answer is left.
@@ -134,7 +166,7 @@ class Arrival:
             parsed=parsed,
             config=self.config,
             call_id=self.call_id,
-            settle=self.settle if self.counts is not None else None,
+            settle=self.settle if self.counts is not None or self.node is not None else None,
             place=place,
         )
 
@@ -148,8 +180,15 @@ class Arrival:
         verdict = yield from self.decide()
         execution = self.execution(guard, verdict)
         if execution is None:
-            return answer(verdict, self.call_id), None
-        return (yield from execution.flow(code))
+            text = self.call_id is None and self.place is not None and self.text()
+            return answer(verdict, self.call_id, text=text), None
+        if self.node is None:
+            return (yield from execution.flow(code))
+        self.node.running += 1
+        try:
+            return (yield from execution.flow(code))
+        finally:
+            self.node.running -= 1
 
     def refuse(self) -> Any:
         """Answer a call outside every run."""
@@ -218,7 +257,7 @@ def _anew(
     # and the plan is looked up by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
 
-    def described(given: Any) -> Call:
+    def described(facts: ToolFacts, given: Any) -> Call:
         written = given if isinstance(given, str) else without(given, facts.injected)
         return describe(
             tool,
@@ -237,17 +276,21 @@ def _anew(
             return unknown(name, call_id, plan_id, position, args)
         sent_too = tool_input if isinstance(tool_input, Mapping) else {}
         own = {k: v for k, v in sent_too.items() if supplied(k, v, facts.injected)}
-        return described({**without(args, facts.injected), **own})
+        return described(facts, {**without(args, facts.injected), **own})
 
-    found = _arrival(tool, config, call_id, lambda: described(tool_input), one)
-    found.front, found.parser, found.given = mine, parser, tool_input
+    found = _arrival(tool, config, call_id, facts, described, tool_input, one)
+    found.front, found.parser = mine, parser
+    found.text = partial(returns_text, tool)
     return found
 
 
 def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
     """Return the arrival of a call of a tool's own code, past `run`: it receives `args` as they are."""
-    own = without(args, facts.injected)
-    return _arrival(tool, config, None, lambda: _described(tool, facts, lambda: args, None, own))
+
+    def described(facts: ToolFacts, args: Any) -> Call:
+        return _described(tool, facts, lambda: args, None, without(args, facts.injected))
+
+    return _arrival(tool, config, None, facts, described, args)
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
@@ -259,12 +302,12 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     if owner is None:
         return _nowhere(tool, config, None)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), injected_names(tool))
-    sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
 
-    def read() -> Any:
-        return parse(tool, tool_input, call_id, tool._parse_input)
+    def described(facts: ToolFacts, given: Any) -> Call:
+        sent = given if isinstance(given, str) else without(given, facts.injected)
+        return _described(tool, facts, partial(parse, tool, given, call_id, tool._parse_input), call_id, sent)
 
-    found = _arrival(tool, config, None, lambda: _described(tool, facts, read, call_id, sent))
+    found = _arrival(tool, config, None, facts, described, tool_input)
     found.layer = "ambient hook"
     if found.call.error is None and not parses_alike(found.call):
         found.call = replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS)
@@ -275,20 +318,26 @@ def _arrival(
     tool: BaseTool,
     config: Mapping[str, Any],
     call_id: str | None,
-    described: Callable[[], Call],
+    facts: ToolFacts,
+    described: Describe,
+    given: Any,
     one: Pending | None = None,
 ) -> Arrival:
     if one is not None:
-        return Arrival(described(), config, run=one.run, call_id=call_id, engine=one.run.engine)
-    # No message is at hand: the plan is looked up by the call's id.
+        call = described(facts, given)
+        return Arrival(call, config, run=one.run, call_id=call_id, engine=one.run.engine, given=given)
+    # No message is at hand: the plan is looked up in the node's own, or by the call's id.
     run = find_run(config)
     opener = opened(config) if run is None else None
     if run is None and opener is None:
         return _nowhere(tool, config, call_id)
-    counts, call = settled() if opener is None else opener.settled, described()
+    counts, call = settled() if opener is None else opener.settled, described(facts, given)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     engine = run.engine if run is not None else opener.engine if opener is not None else None
-    return Arrival(call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine)
+    return Arrival(
+        call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine, given=given,
+        facts=facts, describe=described, node=current_node(run),
+    )  # fmt: skip
 
 
 def _described(tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], call_id: str | None, sent: Any) -> Call:

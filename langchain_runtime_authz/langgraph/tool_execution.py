@@ -7,10 +7,11 @@ guard's: it lasts while the tool's code runs. Each is the current scope of the c
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_type_hints
 from uuid import UUID
 
 from langchain_core.messages import ToolMessage
@@ -22,7 +23,13 @@ from langchain_runtime_authz.credential.current_call import CodeScope, current_s
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
-from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said
+from langchain_runtime_authz.langgraph.messages import (
+    denial_message,
+    only_asked,
+    recorded,
+    replay_message,
+    said,
+)
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.claim import conclude
@@ -42,6 +49,7 @@ __all__ = [
     "denied",
     "hand_on",
     "pending",
+    "returns_text",
     "waiting",
 ]
 
@@ -175,7 +183,7 @@ class ToolExecution(CodeScope):
         parsed: Any,
         config: Mapping[str, Any],
         call_id: str | None,
-        settle: Callable[[], None] | None,
+        settle: Callable[[Any, BaseException | None], None] | None,
         place: int | None = None,
     ) -> None:
         self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
@@ -294,10 +302,10 @@ class ToolExecution(CodeScope):
         if exc is None:
             failed = isinstance(output, ToolMessage) and output.status == "error"
             state: State = "failed" if failed else "done"
-            if not failed and self._settle is not None:
-                self._settle()
         else:
             state = _state_of(exc)
+        if self._settle is not None:
+            self._settle(output, exc)
         return self._conclude(self.ticket, state, output) if self.ticket is not None else None
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
@@ -338,16 +346,36 @@ def _state_of(exc: BaseException) -> State:
     return "failed"
 
 
-def answer(verdict: Verdict, call_id: str | None) -> Any:
-    """Return a soft deny if a message can carry it; else raise `AuthzDenied`."""
+def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
+    """Return the answer to a call that does not run: a message, or for a call without an id what its code expects.
+
+    A denial of such a call is a `text` if the tool returns one. Otherwise it raises `AuthzDenied`.
+    """
     if isinstance(verdict, Denial):
-        if call_id is None:
-            raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
-        return denial_message(verdict, call_id)
+        if call_id is not None:
+            return denial_message(verdict, call_id)
+        if text:
+            return denial_message(verdict, "").content
+        raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
     if isinstance(verdict, Replay):
-        message = replay_message(verdict, call_id)
-        return message if call_id is not None else message.content
+        return replay_message(verdict, call_id) if call_id is not None else _replayed(verdict)
     raise TypeError("a ticket is not an answer")
+
+
+def _replayed(replay: Replay) -> Any:
+    """Return the recorded result as the tool's code gave it, as far as JSON holds it."""
+    result: Any = json.loads(replay.result) if replay.result else None
+    kept = result is not None and "content" in result and not replay.message
+    return result["content"] if kept else replay_message(replay, None).content
+
+
+def returns_text(tool: BaseTool) -> bool:
+    """Return True if the tool's code is declared to return a text."""
+    code: Any = getattr(tool, "func", None) or getattr(tool, "coroutine", None) or tool._run
+    try:
+        return tool.response_format == "content" and get_type_hints(code).get("return") is str
+    except Exception:  # noqa: BLE001  (annotations that cannot be resolved declare nothing)
+        return False
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:

@@ -27,12 +27,21 @@ from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
+from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution, current_execution
-from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Guard, Profiles, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_profiles import (
+    GUARDED,
+    IN_PLACE,
+    Guard,
+    Guards,
+    Profiles,
+    guard_of,
+    is_guarded,
+)
 from langchain_runtime_authz.pep.engine import adrive, drive
 
-__all__ = ["GUARDED", "acts_by_itself", "guard_of", "guard_tool", "is_guarded"]
+__all__ = ["GUARDED", "acts_by_itself", "guard_in_place", "guard_of", "guard_tool", "is_guarded"]
 
 # How a tool is called, other than by `invoke`. LangChain's own forms come down to it.
 _FORMS: Final = (
@@ -61,13 +70,26 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
     copy = tool.model_copy()
     guard = Guard(profiles, copy, _decided_function)
     private = dict(copy.__pydantic_private__ or {})
-    object.__setattr__(copy, "__class__", _guarded_class(type(tool)))
+    object.__setattr__(copy, "__class__", _guarded_class(getattr(type(tool), IN_PLACE, type(tool))))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
     guard.facts(copy)  # pins the digest to the tool as it is now, and guards its functions
     return copy
 
 
+def guard_in_place(tool: BaseTool) -> None:
+    """Guard a tool that plain code holds: inside each run by that run's instance, outside every run not at all.
+
+    A tool class that acts by itself is left alone.
+    """
+    if is_guarded(tool) or hasattr(type(tool), IN_PLACE) or acts_by_itself(tool):
+        return
+    private = dict(tool.__pydantic_private__ or {})
+    object.__setattr__(tool, "__class__", _in_place_class(type(tool)))
+    object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": Guards()})
+
+
 _classes: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.WeakKeyDictionary()
+_in_place: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.WeakKeyDictionary()
 
 
 def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
@@ -77,7 +99,38 @@ def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     return _classes[base]
 
 
-def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
+def _in_place_class(base: type[BaseTool]) -> type[BaseTool]:
+    """Return the subclass of a tool class that is guarded inside runs only, made once per class."""
+    if base not in _in_place:
+        guarded = _make_guarded_class(base, every_stage=True)
+        forms = ("run", "arun", "_run", "_arun", "_parse_input")
+        own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
+        own |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+        own |= {"__annotations__": {"_authz_guard": Any}, "_authz_guard": PrivateAttr(default=None), IN_PLACE: base}
+        made: Any = type(base)(base.__name__, (base,), own)  # type: ignore[misc]  # its own metaclass
+        _in_place[base] = made
+    return _in_place[base]
+
+
+def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
+    """Return the guarded method inside runs, and the tool's own outside."""
+    plain, decided = getattr(base, name), getattr(guarded, name)
+
+    @functools.wraps(decided)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (plain if running() is None else decided)(self, *args, **kwargs)
+
+    if not inspect.iscoroutinefunction(decided):
+        return method
+
+    @functools.wraps(decided)
+    async def amethod(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await (plain if running() is None else decided)(self, *args, **kwargs)
+
+    return amethod
+
+
+def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> type[BaseTool]:
     own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
 
     def run(
@@ -126,14 +179,14 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         "_parse_input": _parse_input,
     }
     # LangChain's own `_run` and `_arun` of a tool that was made of functions come down to these, which are guarded.
-    if base._run not in (StructuredTool._run, Tool._run):
+    if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
         @_wraps(base._run)
         def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
             return _called(self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
 
         namespace["_run"] = _run
-    if base._arun not in (BaseTool._arun, StructuredTool._arun, Tool._arun):
+    if base._arun not in ((BaseTool._arun,) if every_stage else (BaseTool._arun, StructuredTool._arun, Tool._arun)):
 
         @_wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -296,7 +349,8 @@ def _invoked(execution: ToolExecution, code: Callable[[], Any], run: Callable[..
 
 def acts_by_itself(tool: BaseTool) -> bool:
     """Return True if an unguarded tool overrides an entry point, so that it may run without callbacks."""
-    return any(_is_own(type(tool), name) for name in ("run", "arun", "invoke", "ainvoke", *_FORMS))
+    kind = getattr(type(tool), IN_PLACE, type(tool))
+    return any(_is_own(kind, name) for name in ("run", "arun", "invoke", "ainvoke", *_FORMS))
 
 
 def _is_own(base: type[BaseTool], name: str) -> bool:

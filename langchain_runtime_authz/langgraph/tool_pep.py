@@ -24,7 +24,8 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
-from langchain_runtime_authz.langgraph._private import ToolNode, skip_answers
+from langchain_runtime_authz.langgraph._private import ToolNode
+from langchain_runtime_authz.langgraph.answers import skip_answers
 from langchain_runtime_authz.langgraph.arguments import describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.interrupts import (
     decide_message,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import ConfigError, MappingError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph._private import injected_names
@@ -28,7 +29,9 @@ from langchain_runtime_authz.profile import (
 
 __all__ = [
     "GUARDED",
+    "IN_PLACE",
     "Guard",
+    "Guards",
     "Profiled",
     "Profiles",
     "ToolFacts",
@@ -151,8 +154,8 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the tool without its profile: as risky as its hints make it. A verdict that stays decides alone."""
-        return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
+        """Return the tool without its profile: as risky as its hints make it, and at least unprofiled."""
+        return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:
@@ -227,6 +230,7 @@ def _digest(tool: BaseTool) -> str | None:
 
 FUNCTIONS: Final = ("func", "coroutine")
 GUARDED: Final = "__runtime_authz_guarded__"  # of a guarded class: the class that it was made of
+IN_PLACE: Final = "__runtime_authz_in_place__"  # likewise, of a class that guards inside runs only
 Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
 
 
@@ -235,12 +239,11 @@ class Guard:
 
     __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 
-    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap) -> None:
+    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap | None) -> None:
         self.profiles, self.wrap = profiles, wrap
         self.functions = _functions(tool)
-        self.stock = (
-            type(tool).run is BaseTool.run and type(tool).arun is BaseTool.arun
-        )  # nothing runs before its start
+        kind = getattr(type(tool), IN_PLACE, type(tool))
+        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # nothing runs before its start
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:
@@ -256,7 +259,7 @@ class Guard:
             profiled = self.profiles.unprofiled(tool, "its function was replaced", as_unprofiled(profiled.profile))
         for function in FUNCTIONS:
             raw = held.get(function)
-            if callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
+            if self.wrap is not None and callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
                 held[function] = self.wrap(tool, self, raw, function)
         key = (*key[:-2], held.get("func"), held.get("coroutine"))
         found = ToolFacts(profiled, injected_names(tool))
@@ -264,6 +267,25 @@ class Guard:
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        return self
+
+
+class Guards:
+    """The guards of a tool that is guarded in place: one for each instance whose runs call it."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self) -> None:
+        self._of: weakref.WeakKeyDictionary[Profiles, Guard] = weakref.WeakKeyDictionary()
+
+    def here(self, tool: BaseTool) -> Guard:
+        """Return the guard of the instance that the current run belongs to."""
+        profiles = cast("Profiles", current_scope.get().run.engine.tools)
+        if (guard := self._of.get(profiles)) is None:
+            guard = self._of[profiles] = Guard(profiles, tool, None)
+        return guard
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         return self
 
 
@@ -286,13 +308,15 @@ def guard_of(tool: BaseTool) -> Guard:
     Raises:
         ConfigError: it was made of something else.
     """
-    guard: Guard | None = (tool.__pydantic_private__ or {}).get("_authz_guard")
+    guard = (tool.__pydantic_private__ or {}).get("_authz_guard")
+    if type(guard) is Guards:
+        return guard.here(tool)
     if guard is None:
         held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
         guard = next((g for g in held if g is not None), None)
     if guard is None:
         raise ConfigError(f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it")
-    return guard
+    return cast("Guard", guard)
 
 
 def _functions(tool: BaseTool) -> tuple[object, object]:

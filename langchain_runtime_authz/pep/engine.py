@@ -127,7 +127,6 @@ class Engine:
     tally: Tally = field(default_factory=Tally)
     recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
-    on_ask: Callable[[dict[str, Any]], Any] | None = None
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes one audit record, given the function that builds it."""
     prompt: frozenset[Effect] = field(init=False)
@@ -136,12 +135,13 @@ class Engine:
     def __post_init__(self) -> None:
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
+        in_memory = isinstance(audit, MemorySink)
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
         prompt = {
             Load: type(self.ledger) is MemoryLedger,
             Commit: type(self.ledger) is MemoryLedger,
             Evaluate: self.evaluator.in_process,
-            Write: not getattr(audit, "waits", False),
+            Write: in_memory or not getattr(self.audit, "durable", False),
         }
         object.__setattr__(self, "prompt", frozenset(effect for effect, quick in prompt.items() if quick))
 
@@ -347,7 +347,10 @@ def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
 
 
 async def _awrite(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
-    await asyncio.to_thread(engine.write, build)
+    if getattr(engine.audit, "durable", False):  # it waits for a disk
+        await asyncio.to_thread(engine.write, build)
+    else:
+        engine.write(build)
 
 
 def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:

@@ -1,10 +1,14 @@
-"""The backstop: a tool that nobody guarded, inside a protected run."""
+"""The backstop: a tool that nobody guarded, inside a protected run.
+
+`protect` guards the tools that a node's code holds. What only a backstop can do is played with tools beyond its reach.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import uuid
+import weakref
 from collections.abc import Awaitable
 
 from langchain_core.callbacks import CallbackManager
@@ -32,6 +36,11 @@ def payer(ran: list[Any], name: str = "pay") -> BaseTool:
         return pay(recipient, amount, currency)
 
     return StructuredTool.from_function(pay, apay, name=name, description="Pay somebody.", args_schema=PayArgs)
+
+
+def beyond(made: BaseTool) -> Callable[[], Any]:
+    """Return what gives the tool to a node's code, and shows it to nobody who looks for tools there."""
+    return weakref.ref(made)
 
 
 def acting(act: Callable[[], Any], aact: Callable[[], Awaitable[Any]], **options: Any) -> Any:
@@ -153,7 +162,8 @@ def test_arguments_that_parse_differently_each_time_are_denied(mode: str, ran: A
         ran.append(ident)
         return "ok"
 
-    graph = authz.protect(acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"})))
+    bare = beyond(write)
+    graph = authz.protect(acting(lambda: bare().invoke({"text": "x"}), lambda: bare().ainvoke({"text": "x"})))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "unrepeatable_arguments"
     assert reasons(authz, "write") == ["unrepeatable_arguments"]
     assert ran == []
@@ -165,7 +175,8 @@ def test_arguments_that_the_schema_refuses_are_denied(mode: str, caplog: pytest.
     ran: list[Any] = []
     authz = authz_with(StaticPDP(True))
     pay = payer(ran)
-    graph = authz.protect(acting(lambda: pay.invoke({"to": "quoted"}), lambda: pay.ainvoke({"to": "quoted"})))
+    bare = beyond(pay)
+    graph = authz.protect(acting(lambda: bare().invoke({"to": "quoted"}), lambda: bare().ainvoke({"to": "quoted"})))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "invalid_arguments"
     assert "quoted" not in caplog.text
     assert ran == []
@@ -180,7 +191,8 @@ def test_an_obligation_to_redact_is_a_deny(mode: str, ran: Any) -> None:
     }
     authz = authz_with(StaticPDP(lambda r: obliged if r.action.name == "tools/call" else True))
     pay = payer(ran)
-    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
+    bare = beyond(pay)
+    graph = authz.protect(acting(lambda: bare().invoke(WRITTEN), lambda: bare().ainvoke(WRITTEN)))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "unknown_obligation"
     assert ran == []
     assert completions(authz) == ["released"]
@@ -214,13 +226,14 @@ def test_a_tool_that_announces_itself_is_denied(mode: str, ran: Any, authz: Any)
 def test_a_side_effect_that_ran_is_not_repeated(mode: str, ran: Any, authz: Any) -> None:
     """A node that is executed again after a question: what its code did before is denied, not done twice."""
     pay = payer(ran)
+    bare = beyond(pay)
 
     def act() -> None:
-        pay.invoke(WRITTEN)
+        bare().invoke(WRITTEN)
         interrupt("more?")
 
     async def aact() -> None:
-        await pay.ainvoke(WRITTEN)
+        await bare().ainvoke(WRITTEN)
         interrupt("more?")
 
     graph = authz.protect(acting(act, aact, checkpointer=InMemorySaver()))
@@ -340,13 +353,14 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
         return take(text)
 
     inner = StructuredTool.from_function(take, atake, name="write", description="Take.")
+    bare = beyond(inner)
 
     def lead(text: str) -> str:
-        inner.invoke({"text": "x"})
+        bare().invoke({"text": "x"})
         return take(text)
 
     async def alead(text: str) -> str:
-        await inner.ainvoke({"text": "x"})
+        await bare().ainvoke({"text": "x"})
         return take(text)
 
     profiles = {name: ToolProfile(effect="write", sink="internal", audience=(f"https://{name}",)) for name in ("write", "lead")}

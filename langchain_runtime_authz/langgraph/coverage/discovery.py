@@ -45,7 +45,8 @@ from langchain_runtime_authz.langgraph.object_graph import (
 )
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
-from langchain_runtime_authz.langgraph.tool_profiles import facts_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
+from langchain_runtime_authz.pep.engine import Commit, Evaluate, Load
 from langchain_runtime_authz.pep.tally import Counted, Gate
 
 if TYPE_CHECKING:
@@ -90,11 +91,20 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
     engine = protection.root_entry.engine
+    if not engine.prompt.issuperset((Load, Commit, Evaluate)):
+        rows = [_waited_for(row) for row in rows]
     rows = _with_seen(rows, engine.tally.of(graph.get_name()))
-    pdp = engine.evaluator.pdp.name
-    if protection.root_entry.development:
-        pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
-    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)))
+    return CoverageReport(graph.get_name(), engine.evaluator.pdp.name, tuple(_numbered(rows)))
+
+
+def _waited_for(row: Row) -> Row:
+    """Note what the callback backstop decides: a handler cannot await an engine or a ledger outside the process."""
+    if row.layers[-1:] != ("ambient hook",) or "middleware" in row.layers:
+        return row
+    note = "in an async run the event loop waits for this decision: " + (
+        "list `AuthzMiddleware`" if row.kind == "model" else "`authz.guard` it"
+    )
+    return replace(row, note=f"{row.note}; {note}" if row.note else note)
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
@@ -290,6 +300,9 @@ class _Look:
                 note = "; ".join(filter(None, (note, f"its schema's validators run before the decision: {names}")))
         elif self.hooked and acts_by_itself(tool):
             note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
+        elif self.hooked and hasattr(type(tool), IN_PLACE):
+            layers, profiled = ("tool guard",), self.protection.profiles.of(tool)
+            note = "" if profiled.declared else f"unprofiled: {profiled.why}"
         elif self.hooked:
             layers = ("ambient hook",)
             note = (

@@ -1,0 +1,413 @@
+"""Loops that a node's own code makes: planned calls are found by tool and arguments, denials and questions get out."""
+
+from __future__ import annotations
+
+import logging
+
+from langgraph.func import entrypoint, task
+
+from ._kit import *
+
+go = params(["sync", "async"])
+APPROVAL = {"decisions": [APPROVE]}
+
+
+def bill(ran: list[Any], name: str = "pay", returns: Any = str) -> Any:
+    """A payment whose schema coerces and fills in; declared to return `returns`."""
+
+    def pay(recipient: str, amount: float, currency: str = "unset") -> Any:
+        ran.append((recipient, amount, currency))
+        return "paid" if returns is str else {"status": "paid"}
+
+    async def apay(recipient: str, amount: float, currency: str = "unset") -> Any:
+        await asyncio.sleep(0)
+        return pay(recipient, amount, currency)
+
+    pay.__annotations__["return"] = apay.__annotations__["return"] = returns
+    return StructuredTool.from_function(pay, apay, name=name, description="Pay.", args_schema=PayArgs)
+
+
+class Loop:
+    """An agent whose node makes its calls with their arguments: one after another, or side by side.
+
+    `send` changes the arguments on their way; `catch` swallows whatever a call raises.
+    """
+
+    def __init__(
+        self, *turns: Any, tools: Any = None, pdp: Any = None, send: Any = None, catch: bool = False, gather: bool = False,
+        protected: bool = True, hidden: bool = False, **options: Any,
+    ) -> None:
+        self.ran: list[Any] = []
+        self.pdp = pdp if pdp is not None else StaticPDP(True)
+        self.authz = authz_with(self.pdp, **options)
+        made = (tools or (lambda ran: [bill(ran), read_tool(ran)]))(self.ran)
+        self.tools = {t.name: t for t in made}
+        ran, by_name, self.model = self.ran, self.tools, replying(*turns)
+        change = send or (lambda args: args)
+
+        def tool_of(call: Any) -> Any:
+            # One that is made in the node is not found when the graph is protected.
+            return bill(ran, call["name"]) if hidden else by_name[call["name"]]
+
+        def one(c: Any) -> Any:
+            try:
+                return tool_of(c).invoke(change(c["args"]))
+            except Exception as exc:
+                if not catch:
+                    raise
+                return f"Error: {exc}"
+
+        async def aone(c: Any) -> Any:
+            try:
+                return await tool_of(c).ainvoke(change(c["args"]))
+            except Exception as exc:
+                if not catch:
+                    raise
+                return f"Error: {exc}"
+
+        def answers(calls: Any, outputs: Any) -> Any:
+            return {"messages": [ToolMessage(str(o), tool_call_id=c["id"]) for c, o in zip(calls, outputs, strict=True)]}
+
+        def act(state: MessagesState) -> Any:
+            calls = state["messages"][-1].tool_calls
+            return answers(calls, [one(c) for c in calls])
+
+        async def aact(state: MessagesState) -> Any:
+            calls = state["messages"][-1].tool_calls
+            if gather:
+                return answers(calls, await asyncio.gather(*map(aone, calls)))
+            return answers(calls, [await aone(c) for c in calls])
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("agent", lambda s: {"messages": [self.model.invoke(s["messages"])]})
+        builder.add_node("tools", RunnableCallable(act, aact, name="tools"))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition)
+        builder.add_edge("tools", "agent")
+        self.builder = builder
+        self.graph = builder.compile(checkpointer=InMemorySaver(), name="loop")
+        if protected:
+            self.authz.protect(self.graph)
+
+    def go(self, given: Any, how: str = "sync") -> Any:
+        return run_as(self.authz, self.graph, given, THREAD, how=how)
+
+
+TWICE = [call("pay", {"to": "bob", "amount": "5"}, "c1"), call("pay", {"to": "bob", "amount": "5"}, "c2")]
+THREE = [call("pay", {"to": n, "amount": "5"}, n) for n in ("ann", "bob", "eve")]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("send", [
+    lambda args: args, lambda args: dict(args), lambda args: {"to": args["to"], "amount": 5, "currency": "USD"},
+], ids=["written", "copied", "parsed"])  # fmt: skip
+def test_a_call_by_its_arguments_is_the_planned_one(go: str, hidden: bool, send: Any) -> None:
+    """Found by the tool and the arguments as its schema reads them; the same key as with the call's id."""
+    loop = Loop([PAY], send=send, hidden=hidden)
+    assert_went_on(loop.go(human(), go))
+    assert loop.ran == [PAID]
+    (request,) = calls_of(loop.pdp)
+    plan, made = request.context.plan, request.context.call
+    assert (plan.planned, plan.changed, plan.source, plan.position, plan.of) == (True, False, "model", 0, 1)
+    assert (made.id, made.args) == ("call-pay", {"recipient": "bob", "amount": 5.0, "currency": "USD"})
+
+
+def test_an_equal_call_is_the_next_one_of_the_message(go: str) -> None:
+    """Two planned ones are two; both of the message, none more than once."""
+    loop = Loop(TWICE)
+    assert_went_on(loop.go(human(), go))
+    assert [r.context.call.id for r in calls_of(loop.pdp)] == ["c1", "c2"]
+    assert loop.ran == [PAID, PAID]
+
+
+class Again(Loop):
+    """Makes its first call once more."""
+
+    def __init__(self, **options: Any) -> None:
+        def tools(ran: list[Any]) -> Any:
+            pay = bill(ran)
+
+            @tool
+            def twice(to: str, amount: str) -> str:
+                """Pay."""
+                raise AssertionError
+
+            return [pay, twice]
+
+        super().__init__([PAY], tools=tools, **options)
+
+        def act(state: MessagesState) -> Any:
+            (c,) = state["messages"][-1].tool_calls
+            outputs = [self.tools["pay"].invoke(c["args"]) for _ in range(2)]
+            return {"messages": [ToolMessage(str(outputs), tool_call_id=c["id"])]}
+
+        self.builder.nodes["tools"].runnable.func = act
+        self.graph = self.builder.compile(checkpointer=InMemorySaver(), name="loop")
+        if options.get("protected", True):
+            self.authz.protect(self.graph)
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_call_that_is_made_twice_is_planned_once(protected: bool) -> None:
+    """The second is unplanned; unenforced it pays twice."""
+    loop = Again(pdp=rules_that_permit(), protected=protected)
+    state = loop.go(human())
+    assert loop.ran == ([PAID] if protected else [PAID, PAID])
+    if protected:
+        assert reasons(loop.authz, "pay")[-1] == "unplanned"
+        assert answer_to(state["messages"], "call-pay").text == "paid"
+
+
+CHANGES = {
+    "amount": lambda args: {**args, "amount": 500}, "recipient": lambda args: {**args, "to": "mallory"},
+    "left out": lambda args: {"to": args["to"], "amount": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("protected", [True, False])
+def test_arguments_that_code_changes_are_not_the_planned_ones(go: str, change: str, protected: bool) -> None:
+    """Unplanned under the shipped rules; unenforced they run."""
+    loop = Loop([PAY], send=CHANGES[change], pdp=rules_that_permit(), protected=protected)
+    state = loop.go(human(), go)
+    assert len(loop.ran) == (0 if protected else 1)
+    if protected:
+        assert reasons(loop.authz, "pay") == ["unplanned"]
+        assert "not permitted" in answer_to(state["messages"], "call-pay").text
+        assert_went_on(state)
+
+
+TOLD = {"pay": PROFILES["pay"].model_copy(update={"intent": ("pay",)})}
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_an_argument_that_code_adds_is_critical(go: str, added: bool) -> None:
+    """The model's own part stays planned; what the code adds is nobody's word, and asks."""
+    loop = Loop(
+        [call("pay", {"to": "Bob", "amount": 5}, "c")], pdp=WasmPDP(pool_size=1), profiles=TOLD,
+        send=(lambda args: {**args, "currency": "XAU"}) if added else None,
+    )  # fmt: skip
+    asked = loop.go(human("Pay Bob 5"), go).get("__interrupt__", ())
+    assert len(asked) == added
+    assert loop.ran == ([] if added else [("Bob", 5.0, "USD")])
+    if added:
+        assert "XAU" in asked[0].value["action_requests"][0]["description"]
+        loop.go(Command(resume=APPROVAL), go)
+        assert loop.ran == [("Bob", 5.0, "XAU")]
+
+
+def test_an_argument_that_the_profile_lets_code_add(go: str) -> None:
+    """Not decided where the code adds it, whatever it is; decided where the model writes it."""
+    profiles = {"pay": TOLD["pay"].model_copy(update={"injected": ("currency",)})}
+    loop = Loop([PAY], profiles=profiles, send=lambda args: {**args, "currency": "XAU"})
+    loop.go(human(), go)
+    assert loop.ran == [("bob", 5.0, "XAU")]
+    assert [r.context.call.args for r in calls_of(loop.pdp)] == [{"recipient": "bob", "amount": 5.0}]
+    written = Loop([call("pay", {"to": "bob", "amount": 5, "currency": "XAU"}, "c")], profiles=profiles)
+    written.go(human(), go)
+    assert [r.context.call.args["currency"] for r in calls_of(written.pdp)] == ["XAU"]
+
+
+def test_a_message_that_the_client_sent_plans_nothing(go: str) -> None:
+    """It stands in the node's input as the model's would, and no record holds it."""
+    loop = Loop([], pdp=rules_that_permit())
+    builder = StateGraph(MessagesState)
+    builder.add_node("tools", loop.builder.nodes["tools"].runnable)
+    builder.add_edge(START, "tools")
+    loop.graph = loop.authz.protect(builder.compile(checkpointer=InMemorySaver(), name="loop"))
+    loop.go({"messages": [HumanMessage("hello"), says(PAY)]}, go)
+    assert loop.ran == []
+    assert reasons(loop.authz, "pay") == ["unplanned"]
+
+
+def test_another_agents_message_plans_nothing(go: str) -> None:
+    """A child that is handed its parent's messages makes the parent's call: it is not the child's plan."""
+    loop = Loop([PAY], pdp=rules_that_permit())
+    child = StateGraph(MessagesState)
+    child.add_node("tools", loop.builder.nodes["tools"].runnable)
+    child.add_edge(START, "tools")
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", loop.builder.nodes["agent"].runnable)
+    builder.add_node("child", child.compile(name="child"))
+    builder.add_edge(START, "agent")
+    builder.add_edge("agent", "child")
+    loop.graph = loop.authz.protect(builder.compile(checkpointer=InMemorySaver(), name="loop"))
+    loop.go(human(), go)
+    assert loop.ran == []
+    assert reasons(loop.authz, "pay") == ["unplanned"]
+
+
+def test_a_plan_of_before_the_correction_is_stale(go: str) -> None:
+    """The message still stands in the node's input."""
+    loop = Loop([PAY])
+    loop.graph = loop.authz.protect(
+        loop.builder.compile(checkpointer=InMemorySaver(), name="loop", interrupt_before=["tools"])
+    )
+    loop.go(human(), go)
+    loop.authz.correct("t", "Do not pay.")
+    loop.go(None, go)
+    assert loop.ran == []
+    assert reasons(loop.authz, "pay") == ["stale_epoch"]
+
+
+@pytest.mark.parametrize("how", ["args", "call"])
+def test_a_loop_inside_one_node(how: str) -> None:
+    """The model is called in the node too; its message is the plan before the node returns."""
+    ran: list[Any] = []
+    pay, model = bill(ran), replying([PAY])
+
+    def step(state: MessagesState) -> Any:
+        message = model.invoke(state["messages"])
+        outputs = [pay.invoke(c["args"] if how == "args" else c) for c in message.tool_calls]
+        return {"messages": [message, *(ToolMessage(str(o), tool_call_id="call-pay") for o in outputs)]}
+
+    authz, graph = protecting(node_graph(step), rules_that_permit())
+    told(authz, graph, human())
+    assert ran == [PAID]
+
+
+def test_a_loop_of_the_functional_api() -> None:
+    """Model and tools are tasks of one entrypoint."""
+    ran: list[Any] = []
+    pay, model = bill(ran), replying([PAY])
+
+    @task
+    def think(messages: list[Any]) -> Any:
+        return model.invoke(messages)
+
+    @task
+    def act(c: Any) -> Any:
+        return pay.invoke(c["args"])
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def agent(messages: list[Any]) -> Any:
+        return [act(c).result() for c in think(messages).result().tool_calls]
+
+    authz = authz_with(rules_that_permit())
+    assert told(authz, authz.protect(agent), human()["messages"], THREAD) == ["paid"]
+    assert ran == [PAID]
+
+
+# --- denials ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("returns", [str, dict])
+def test_a_denial_reaches_the_model(go: str, returns: Any, hidden: bool, caplog: Any) -> None:
+    """As a text where the tool returns one; else the node's enforcement point answers the message. No log of an error."""
+    tools = lambda ran: [bill(ran, returns=returns), read_tool(ran)]
+    loop = Loop([READ, PAY, call("read", {"path": "b"}, "c3")], tools=tools, pdp=deny_only("pay"), hidden=False)
+    if hidden:
+        loop = Loop([PAY], tools=tools, pdp=deny_only("pay"), hidden=True)
+    with caplog.at_level(logging.WARNING):
+        state = loop.go(human(), go)
+    assert_went_on(state)
+    denied = answer_to(state["messages"], "call-pay")
+    assert "not permitted" in denied.text
+    assert "decision" in denied.text
+    assert ("read", "a") in loop.ran or hidden
+    assert PAID not in loop.ran
+    if not hidden:
+        assert answer_to(state["messages"], "call-read").text == "text of a"
+        assert (answer_to(state["messages"], "c3").text == "text of b") is (returns is str)
+    assert "Error in" not in caplog.text
+
+
+def test_a_denial_without_a_message_to_answer_is_raised(go: str) -> None:
+    """As before: the node's input holds no open call."""
+    ran: list[Any] = []
+    pay = bill(ran)
+    graph = node_graph(in_run(lambda: pay.invoke({"to": "bob", "amount": 5})))
+    authz, graph = protecting(graph, deny_only("pay"))
+    assert code_of(lambda: run_as(authz, graph, human(), how=go)) == "no_permit"
+    assert ran == []
+
+
+# --- questions --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("catch", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_no_question_of_a_loop_is_lost(go: str, catch: bool, gather: bool, hidden: bool) -> None:
+    """Three payments ask one after another; each is made once, and nothing of a held round is written."""
+    loop = Loop(THREE, pdp=asking("pay"), catch=catch, gather=gather, hidden=hidden)
+    state, asked = loop.go(human(), go), []
+    while state.get("__interrupt__"):
+        assert not [m for m in loop.graph.get_state(THREAD).values["messages"] if isinstance(m, ToolMessage)]
+        (question,) = state["__interrupt__"]
+        asked.append(question.value["action_requests"][0]["args"]["recipient"])
+        state = loop.go(Command(resume=APPROVAL), go)
+    assert_went_on(state)
+    if hidden:  # a tool that nobody could guard cannot answer a call that ran: the rest is planned again
+        assert len(loop.ran) == len(set(loop.ran)) >= 1
+        assert answer_to(state["messages"], asked[0]).text == "paid" or catch
+    else:
+        assert sorted(asked) == ["ann", "bob", "eve"]
+        assert sorted(loop.ran) == [(n, 5.0, "USD") for n in ("ann", "bob", "eve")]
+        assert {answer_to(state["messages"], n).text for n in ("ann", "bob", "eve")} == {"paid"}
+
+
+def test_unenforced_a_swallowed_question_is_lost() -> None:
+    """A tool that asks by itself in a `try`: nobody is asked."""
+    def tools(ran: list[Any]) -> Any:
+        @tool
+        def pay(to: str, amount: str) -> str:
+            """Pay."""
+            interrupt("Pay?")
+            ran.append(to)
+            return "paid"
+
+        return [pay]
+
+    loop = Loop([PAY], tools=tools, catch=True, protected=False, profiles={})
+    assert "__interrupt__" not in loop.go(human())
+    held = Loop([PAY], tools=tools, catch=True, profiles={})
+    assert held.go(human())["__interrupt__"]
+    held.go(Command(resume="yes"))
+    assert held.ran == ["bob"]
+
+
+def test_a_rejection_in_a_loop_is_heard(go: str) -> None:
+    """One of two is rejected, the other runs, once each."""
+    loop = Loop(THREE[:2], pdp=asking("pay"), catch=True)
+    loop.go(human(), go)
+    loop.go(resume(REJECT), go)
+    state = loop.go(Command(resume=APPROVAL), go)
+    assert loop.ran == [("bob", 5.0, "USD")]
+    assert "rejected" in answer_to(state["messages"], "ann").text
+    assert_went_on(state)
+
+
+def test_a_question_below_is_not_swallowed_above(go: str) -> None:
+    """A node calls an agent in a `try` that catches everything."""
+    inner = Loop([PAY], pdp=asking("pay"), catch=True)
+    child = inner.builder.compile(name="child")
+
+    def step(state: Any, config: RunnableConfig) -> Any:
+        try:
+            out = child.invoke({"messages": state["messages"]}, config)
+        except Exception:
+            return {"messages": [AIMessage("failed")]}
+        return {"messages": [out["messages"][-1]]}
+
+    inner.graph = inner.authz.protect(node_graph(step, checkpointer=InMemorySaver()))
+    assert inner.go(human())["__interrupt__"]
+    state = inner.go(Command(resume=APPROVAL))
+    assert state["messages"][-1].text == "done"
+    assert inner.ran == [PAID]
+
+
+def test_a_tool_outside_every_run_is_as_it_was(go: str, ran: Any) -> None:
+    """What a protected graph's node holds is guarded inside runs only: other code calls it as before."""
+    pay = bill(ran)
+    authz, graph = protecting(node_graph(in_run(lambda: pay.invoke({"to": "bob", "amount": 5}))), deny_only("pay"))
+    assert type(pay).__name__ == "StructuredTool"
+    assert isinstance(pay, StructuredTool)
+    given = {"to": "bob", "amount": 5}
+    assert (pay.invoke(given) if go == "sync" else asyncio.run(pay.ainvoke(given))) == "paid"
+    assert pay.func(recipient="ann", amount=1.0) == "paid"
+    other, second = protecting(node_graph(in_run(lambda: pay.invoke(given))), StaticPDP(True))
+    told(other, second, human())
+    assert ran == [PAID, ("ann", 1.0, "unset"), PAID]
+    assert code_of(lambda: told(authz, graph, human())) == "no_permit"
