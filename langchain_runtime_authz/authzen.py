@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import ConfigError
 
 __all__ = [
@@ -415,6 +416,9 @@ class Decision:
         """Return the first reason's code, or an empty text on a plain permit."""
         return self.reasons[0] if self.reasons else ""
 
+    def _repr_html_(self) -> str:
+        return table(("outcome", "reasons", "id"), [(self.outcome, ", ".join(self.reasons), self.decision_id)])
+
 
 def deny(code: str, failure: Failure | None = "enforcement", revision: str = "") -> Decision:
     """Return a deny that this package itself gives."""
@@ -428,9 +432,8 @@ def strict_json(text: str | bytes | bytearray) -> Any:
         ValueError: it is anything else.
         RecursionError: it is nested too deeply.
     """
-    if not isinstance(text, str):
-        # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
-        text = text.decode()
+    # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
+    text = text if isinstance(text, str) else text.decode()
     return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
 
 

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
+
 from langchain_runtime_authz.authzen import strict_json
 
-__all__ = ["GENESIS", "TORN", "ChainReport", "line_hash", "make_line", "parse_line", "verify_chain"]
+__all__ = ["GENESIS", "TORN", "ChainReport", "line_hash", "make_line", "parse_line", "read_log", "verify_chain"]
 
 GENESIS: Final = "0" * 64
 TORN: Final = "torn"
@@ -75,11 +79,11 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return record
 
 
-def verify_chain(source: str | Path | Iterable[bytes], head: str | None = None) -> ChainReport:
+def verify_chain(source: str | Path | IOBase | Iterable[bytes], head: str | None = None) -> ChainReport:
     """Verify a chain from its first line to its last.
 
     Args:
-        source: path of the file, or its lines (bytes, with or without newline).
+        source: path of the file, the open binary file, or its lines (bytes, with or without newline).
         head: the hash that the last line must have, pinned elsewhere. Without it, an edit of the last line or a
             cut at the end is not found.
 
@@ -88,9 +92,36 @@ def verify_chain(source: str | Path | Iterable[bytes], head: str | None = None) 
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
-            # A line without its newline is a fragment, even if it parses.
-            return _verify((line if line.endswith(b"\n") else b"\0" + line for line in file), head)
+            return verify_chain(file, head)
+    if isinstance(source, IOBase):
+        # A line without its newline is a fragment, even if it parses.
+        source = (line if line.endswith(b"\n") else b"\0" + line for line in source)
     return _verify(source, head)
+
+
+def read_log(path: str | Path, mark: str = "") -> Iterator[dict[str, Any] | None]:
+    """Yield a log's records in which the text `mark` stands, with every completion and mint. Nothing is verified.
+
+    A line that is not a record is `None`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
+    with Path(path).open("rb") as file:
+        for line in file:
+            if any(m in line for m in marks):
+                yield _read(line)
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    record: Any = None
+    with suppress(ValueError, RecursionError):
+        try:
+            record = orjson.loads(line)
+        except ValueError:
+            record = json.loads(line)  # it reads lone surrogates too
+    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
 
 
 def _verify(lines: Iterable[bytes], head: str | None) -> ChainReport:

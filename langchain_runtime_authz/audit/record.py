@@ -69,22 +69,9 @@ MAX_NAME: Final = 128
 
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
 Event = Literal[
-    "started",
-    "resumed",
-    "suspended",
-    "ended",
-    "planned",
-    "mandate",
-    "asked",
-    "approval",
-    "delegated",
-    "corrected",
-    "rotated",
-    "revoked",
-    "reinstated",
-    "data_changed",
-    "identity_ignored",
-]
+    "started", "resumed", "suspended", "ended", "planned", "mandate", "asked", "approval", "delegated", "corrected",
+    "rotated", "revoked", "reinstated", "data_changed", "identity_ignored",
+]  # fmt: skip
 
 
 def decision_record(

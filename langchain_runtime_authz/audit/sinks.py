@@ -9,12 +9,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
-from langchain_runtime_authz.audit.chain import GENESIS, TORN, line_hash, make_line, parse_line
+from langchain_runtime_authz.audit.chain import GENESIS, TORN, line_hash, make_line, parse_line, read_log
 from langchain_runtime_authz.errors import AuditError, Code
 
 try:
@@ -22,10 +22,11 @@ try:
 except ImportError:  # Windows: one process per file
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AuditSink", "FileSink", "MemorySink"]
+__all__ = ["AuditSink", "FileSink", "MemorySink", "told"]
 
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
+NEWEST: Final = 100  # steps in a notebook
 BLOCK: Final = 8192
 ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
 
@@ -72,6 +73,9 @@ class MemorySink:
     def write(self, record: dict[str, Any]) -> None:
         """Keep one record."""
         self.kept.append(record)
+
+    def _repr_html_(self) -> str:
+        return told(self)
 
 
 class FileSink:
@@ -223,26 +227,36 @@ class FileSink:
         self._close()
         self._at = (0, 0, GENESIS)
 
+    def _repr_html_(self) -> str:
+        return told(self)
+
     def __repr__(self) -> str:
         return f"<FileSink {self.path.name} durable={self.durable}>"
 
 
 def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
     """Return the newest record of a decision, from a sink in memory or the file of one."""
-    if isinstance(sink, MemorySink):
-        return next((r for r in reversed(sink.records) if _decided(r, decision_id)), None)
-    if not isinstance(sink, FileSink) or not decision_id.isalnum():
-        return None
-    mark, found = f'"decision_id":"{decision_id}"'.encode(), None
-    with sink.path.open("rb") as lines:
-        for line in lines:
-            if mark in line and _decided(record := parse_line(line.rstrip(b"\n")) or {}, decision_id):
-                found = record
+    found = None
+    for record in _records(sink, decision_id):
+        if record and record.get("kind") == "decision" and record.get("decision_id") == decision_id:
+            found = record
     return found
 
 
-def _decided(record: Mapping[str, Any], decision_id: str) -> bool:
-    return record.get("kind") == "decision" and record.get("decision_id") == decision_id
+def told(sink: AuditSink, run_id: str | None = None) -> str:
+    """Return the newest steps on record, of one run or of all, as HTML for notebooks."""
+    from langchain_runtime_authz.audit.story import tell
+    from langchain_runtime_authz.audit.story_page import fragment
+
+    records = _records(sink, run_id or "")
+    found = tell(records, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
+    return fragment(found) if found.steps else "<p>nothing on record here</p>"
+
+
+def _records(sink: AuditSink, mark: str) -> Iterable[dict[str, Any] | None]:
+    if isinstance(sink, MemorySink):
+        return sink.records
+    return read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

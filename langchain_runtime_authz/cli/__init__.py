@@ -15,6 +15,7 @@ from langchain_runtime_authz.cli import (
     audit,
     codes,
     demo,
+    evidence,
     inspect,
     keys,
     ledger,
@@ -23,6 +24,7 @@ from langchain_runtime_authz.cli import (
     profile,
     replay_trace,
     revocation,
+    story,
 )
 
 __all__ = ["app"]
@@ -53,6 +55,12 @@ app.command("codes")(codes.codes)
 app.command("controls")(audit.controls)
 app.command("revoke")(revocation.revoke)
 app.command("reinstate")(revocation.reinstate)
+app.command("report")(story.report)
+audit.app.command("show")(story.show)
+audit.app.command("story")(story.story)
+audit.app.command("explain")(story.explain)
+audit.app.command("pack")(evidence.pack)
+audit.app.command("who-approved")(story.who_approved)
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections import Counter
 from functools import cache
 from importlib import resources
@@ -15,23 +16,23 @@ import typer
 from langchain_runtime_authz.cli._errors import FINDING, fail, reporting
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
-__all__ = ["app", "controls", "load", "own_test", "rule_lines"]
+__all__ = ["app", "controls", "controls_document", "load", "own_test", "rule_lines"]
 
 app = typer.Typer(help="Read the decision log.", no_args_is_help=True, rich_markup_mode=None)
-_POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
+POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
 _WORST: Final = ("failed", "skipped", "not run", "passed")
 REGO: Final = "rego/runtime_authz.rego"
 
 
 @app.command("verify")
 def verify(
-    file: Annotated[Path, typer.Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote.")],
+    file: Annotated[Path, typer.Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack.")],
     head: Annotated[
         str | None,
         typer.Option("--head", metavar="HASH", help="The hash that the last line must have, from elsewhere."),
     ] = None,
 ) -> None:
-    """Verify a decision log from its first line to its last.
+    """Verify a decision log from its first line to its last, alone or in an evidence pack (`audit pack`).
 
     Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head somewhere
     else, and give it next time.
@@ -46,7 +47,15 @@ def verify(
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
     with reporting():
-        report = verify_chain(file, head)
+        manifest = ""
+        if zipfile.is_zipfile(file):
+            from langchain_runtime_authz.audit.evidence import verify_pack
+
+            report, manifest = verify_pack(file, head)
+        else:
+            report = verify_chain(file, head)
+    if manifest:
+        typer.echo(f"manifest {manifest}")
     typer.echo(f"records  {report.records}")
     typer.echo(f"head     {report.head}")
     if report.ok:
@@ -74,20 +83,23 @@ def controls(
       pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
     """  # noqa: D301
     with reporting():
-        mapping = load()
-        seen = {} if results is None else read_results(results)
-    document = _document(mapping, seen)
+        document = controls_document(results)
     typer.echo(json.dumps(document, indent=2) if as_json else _text(document))
     shown = (s for f in document["frameworks"] for c in f["controls"] for s in (*c["attacks"], *c["rules"]))
     if any(s["result"] == "failed" for s in shown):
         raise typer.Exit(FINDING)
 
 
+def controls_document(results: Path | None = None) -> dict[str, Any]:
+    """Return what `controls` prints. Raises `ConfigError`: the results are not a JUnit report."""
+    return _document(load(), {} if results is None else read_results(results))
+
+
 def load() -> dict[str, Any]:
     """Return the mapping of `policies/controls.yaml`."""
     import yaml
 
-    loaded: dict[str, Any] = yaml.safe_load((_POLICIES / "controls.yaml").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load((POLICIES / "controls.yaml").read_text(encoding="utf-8"))
     return loaded
 
 
@@ -106,7 +118,7 @@ def rule_lines(reason: str) -> list[int]:
         if kind or reason.startswith("obligation:")
         else rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
     )
-    text = (_POLICIES / REGO).read_text(encoding="utf-8").splitlines()
+    text = (POLICIES / REGO).read_text(encoding="utf-8").splitlines()
     return [number for number, line in enumerate(text, 1) if re.search(given, line)]
 
 

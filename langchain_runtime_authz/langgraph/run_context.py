@@ -24,6 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz.audit.explanation import Explanation, explain
+from langchain_runtime_authz.audit.sinks import told
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
@@ -213,6 +214,9 @@ class RunHandle:
 
     def __repr__(self) -> str:
         return f"RunHandle(run_id={self.run_id!r})"
+
+    def _repr_html_(self) -> str:
+        return told(self.engine.audit, self.run_id)
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (_PLACEHOLDER,)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic import Field as Member
 
+from langchain_runtime_authz._html import table
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
@@ -355,6 +356,12 @@ class Mandate(_Frozen):
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; what has its default is left out."""
         return self.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (s.id, s.tool, "; ".join(f"{k} {v.model_dump(mode='json')}" for k, v in s.args.items())) for s in self.steps
+        ]
+        return table(("step", "tool", "arguments"), rows, f"ordered by: {self.source}")
 
     def of(self, source: Source, key: str) -> Mandate:
         """Return the same orders under another source and key."""

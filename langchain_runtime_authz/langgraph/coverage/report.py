@@ -12,7 +12,6 @@ added; the parts of an id change only with the version. `note` is for the reader
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pep.tally import Counted
 
@@ -219,12 +219,5 @@ class CoverageReport:
 
     def _repr_html_(self) -> str:
         head, *rows = self._table()
-        body = "".join(
-            f"<tr{'' if r.governed else ' style=color:#b00'}>{_cells('td', cells)}</tr>"
-            for r, cells in zip(self.rows, rows, strict=True)
-        )
-        return f"<p>{html.escape(self._summary())}</p><table><tr>{_cells('th', head)}</tr>{body}</table>"
-
-
-def _cells(tag: str, texts: Iterable[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(t)}</{tag}>" for t in texts)
+        marked = [(*cells, "" if r.governed else "not governed") for r, cells in zip(self.rows, rows, strict=True)]
+        return table((*head, ""), marked, self._summary())

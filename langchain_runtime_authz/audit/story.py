@@ -1,0 +1,425 @@
+"""Tell what happened on a thread, from audit records alone. Pure; it reads any log, with or without contents.
+
+A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. A
+permitted step other than a tool call is a `check`. Every text in a step is inert and short. A story keeps its newest
+steps and counts all of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from rich.cells import cell_len, chop_cells
+
+from langchain_runtime_authz._html import printable
+from langchain_runtime_authz.audit.explanation import explain
+from langchain_runtime_authz.facts.inert import inert
+
+__all__ = ["MAX_STEPS", "SIGNS", "Lane", "Order", "Step", "Story", "clock", "shown", "tell"]
+
+MAX_STEPS: Final = 2000
+WIDTH: Final = 80
+LATEST: Final = 253402300800  # the end of year 9999
+_SHOWN: Final = 120  # characters of one text
+_LONG: Final = 20_000
+_LISTED: Final = 8  # texts in one line
+
+# Kind of a step → its sign, and its word.
+SIGNS: Final = {
+    "permit": ("✓", "permitted"),
+    "deny": ("✗", "denied"),
+    "ask": ("?", "asked"),
+    "answer": ("!", "answered"),
+    "order": ("≡", "ordered"),
+    "plan": ("=", "planned"),
+    "task": ("±", "task changed"),
+    "rotation": ("↻", "rotated"),
+    "revocation": ("⊘", "revoked"),
+    "delegation": ("→", "delegated"),
+    "credential": ("k", "credential"),
+    "run": ("»", "run"),
+    "check": ("·", "checked"),
+}
+# Event of a run → kind of its step, and its line.
+_EVENTS: Final = {
+    "planned": ("plan", "{tools} (by {source})"),
+    "mandate": ("order", "{steps} (by the {source})"),
+    "asked": ("ask", "{questions} (by another review)"),
+    "approval": ("answer", "{verdict} {what}, by {approver}{refused}"),
+    "delegated": ("delegation", "to {to} ({kind})"),
+    "corrected": ("task", "by {author} ({source}), epoch {from_epoch} → {epoch}"),
+    "data_changed": ("task", "data changed: {resource}"),
+    "rotated": ("rotation", "lease {from_jti} ended, epoch {from_epoch} → {epoch}"),
+    "revoked": ("revocation", "revoked by {author}{reason}"),
+    "reinstated": ("revocation", "reinstated by {author}{reason}"),
+}
+_OTHER: Final = ("run", "{event}{subject}")
+_FACTS: Final = ("event", "audience", "reason", "epoch", "run_id", "jti")
+
+Record = Mapping[str, Any]
+_inert = lru_cache(4096)(inert)  # names and codes come again and again
+
+
+class Lane(NamedTuple):
+    """The place of a step: a thread, and an agent on it by its path from the root agent."""
+
+    thread: str
+    agent: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Step:
+    """One thing that happened: its `kind` (a key of `SIGNS`) and its line `what`.
+
+    `decision_id` is of the decision that it is, or is about; `end` is how a permitted call ended, once it has.
+    """
+
+    at: float
+    kind: str
+    lane: Lane
+    what: str
+    record: Record
+    subject: str = ""
+    tool: str = ""
+    decision_id: str = ""
+    end: str = ""
+    number: int = 0
+
+    @property
+    def to(self) -> Lane | None:
+        """The agent that a delegation opened."""
+        detail = _detail(self.record)
+        opened = self.kind == "delegation" and "jti" in detail
+        return Lane(self.lane.thread, (*self.lane.agent, str(detail.get("to")))) if opened else None
+
+    @property
+    def epoch(self) -> str:
+        """The epoch of the task."""
+        return shown(self.record.get("epoch", _at(self.record, "request", "context", "task", "epoch")))
+
+    def why(self) -> str:
+        """Return the explanation of a decision, or the facts of an event, as text."""
+        if self.record.get("kind") == "decision":
+            try:
+                # Of a record that another wrote, even a code may be any text.
+                return "\n".join(map(printable, str(explain(_bounded(self.record))).split("\n")))
+            except (AttributeError, TypeError, ValueError, KeyError):
+                return "This record does not have the form of a decision."
+        facts = {**{name: self.record.get(name) for name in _FACTS}, **_detail(self.record)}
+        return "\n".join(f"{shown(k, 40):<16} {shown(v, 2000)}" for k, v in facts.items() if v)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        told = {
+            name: getattr(self, name) for name in ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")
+        }
+        run, reasons = shown(self.record.get("run_id")), [*map(shown, _list(self.record.get("reasons")))]
+        place = {"thread": shown(self.lane.thread), "agent": [*map(shown, self.lane.agent)]}
+        return {"at": clock(self.at), **place, **told, "reasons": reasons, "run_id": run}
+
+
+@dataclass(slots=True)
+class Order:
+    """The steps that a task ordered (id → its line) under a `heading`, and those that were done of each."""
+
+    heading: str
+    steps: dict[str, str]
+    done: dict[str, list[Step]] = field(default_factory=dict)
+
+    def state(self, step: str) -> str:
+        """Return how often a step was done."""
+        times = len(self.done.get(step, ()))
+        return f"done {times} times" if times > 1 else "done" if times else "not done"
+
+
+@dataclass(slots=True)
+class Story:
+    """The newest steps of `total`, and what they add up to. `str` is a tree of 80 columns.
+
+    Attributes:
+        lanes: the places of the steps → how authority was delegated to each.
+        orders: by thread and the mandate's digest.
+        unordered: permitted side effects that no order covers.
+        unread: lines of the log that are not records.
+        notes: further lines of the heading.
+    """
+
+    steps: deque[Step] = field(default_factory=deque)
+    total: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    lanes: dict[Lane, str] = field(default_factory=dict)
+    orders: dict[tuple[str, str], Order] = field(default_factory=dict)
+    unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))
+    facts: dict[str, dict[str, None]] = field(default_factory=dict)
+    unread: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def name(self, lane: Lane) -> str:
+        """Return a lane's name: the agent's, with its thread if there are several."""
+        agent = shown(lane.agent[-1], 40) if lane.agent else "-"
+        return f"{shown(lane.thread, 40)}: {agent}" if len(self.facts.get("thread", ())) > 1 else agent
+
+    def heading(self) -> list[str]:
+        """Return the lines that introduce it."""
+        first, last = (self.steps[0].at, self.steps[-1].at) if self.steps else (0.0, 0.0)
+        newest = f", the newest {len(self.steps)} are shown" if len(self.steps) < self.total else ""
+        counted = ", ".join(f"{SIGNS[k][1]} {n}" for k in SIGNS if (n := self.counts[k]))
+        return [
+            *(f"{name:<9} {_listed(known)}" for name, known in self.facts.items()),
+            f"{'time':<9} {clock(first)}, {last - first:.1f} s",
+            f"{'steps':<9} {self.total}{newest}: {counted}",
+            *self.notes,
+            *([f"{self.unread} lines could not be read"] if self.unread else []),
+        ]
+
+    def __str__(self) -> str:
+        agents = [
+            _wrapped("  " * _depth(lane), f"{self.name(lane)} {kind}") for lane, kind in sorted(self.lanes.items())
+        ]
+        parts = [
+            [_wrapped("", line, 10) for line in self.heading()],
+            ["Agents", *agents] if len(self.lanes) > 1 else [],
+        ]
+        for order in self.orders.values():
+            parts.append([order.heading, *(_wrapped(f"  {order.state(i)}: ", line) for i, line in order.steps.items())])
+        if self.orders and self.unordered:
+            parts.append(["Done without an order", *(_wrapped("  ", step.what) for step in self.unordered)])
+        parts.append(["Time", *map(self._line, self.steps)] if self.steps else [])
+        return "\n\n".join("\n".join(part) for part in parts if part)
+
+    def _line(self, step: Step) -> str:
+        sign, word = SIGNS[step.kind]
+        since, depth = f"+{step.at - self.steps[0].at:.3f}", "│ " * (_depth(step.lane) - 1)
+        who = f"{self.name(step.lane)}: " if len(self.lanes) > 1 else ""
+        ident = f" {step.decision_id[:8]}" if step.kind in ("deny", "ask") else ""
+        end = f" [{step.end}]" if step.end else ""
+        return _wrapped(f"{since:>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{end}{ident}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        steps = [step.to_dict() for step in self.steps]
+        return {"heading": self.heading(), "total": self.total, "counts": dict(self.counts), "steps": steps}
+
+
+def tell(
+    records: Iterable[Record | None], keep: Callable[[Step], bool] = lambda _: True, limit: int = MAX_STEPS
+) -> Story:
+    """Return the story of records in their order; `None` is a line of a log that is not one.
+
+    `keep` says which steps belong to it, `limit` how many it keeps.
+    """
+    story, teller = Story(), _Teller()
+    decided: dict[str, Step] = {}
+    answers: dict[tuple[str, str], Step] = {}
+    for record in records:
+        if record is None:
+            story.unread += 1
+        elif record.get("kind") == "completion":
+            if (step := decided.get(shown(record.get("decision_id")))) is not None:
+                step.end = shown(record.get("error") or record.get("state"), 40)
+        elif (step := teller.step(record)) is not None:
+            if step.kind == "answer":
+                answers[step.lane.thread, str(_detail(record).get("args_digest"))] = step
+            elif step.kind == "permit":
+                digest = _at(record, "request", "context", "call", "args_digest")
+                answer = answers.pop((step.lane.thread, str(digest)), None)
+                if answer is not None and _detail(answer.record).get("verdict") == "approve":
+                    answer.end = "ran"
+            if not keep(step):
+                continue
+            story.total += 1
+            step.number = story.total
+            story.steps.append(step)
+            _add(story, step)
+            if record.get("kind") == "decision":
+                decided[step.decision_id] = step
+            if len(story.steps) > limit:
+                decided.pop(story.steps.popleft().decision_id, None)
+    kept = {step.lane for step in story.steps} | {step.to for step in story.steps}
+    story.lanes = {lane: how for lane, how in story.lanes.items() if lane in kept}
+    return story
+
+
+def _add(story: Story, step: Step) -> None:
+    record, detail, lane = step.record, _detail(step.record), step.lane
+    story.counts[step.kind] += 1
+    story.lanes.setdefault(lane, "")
+    facts = (
+        shown(lane.thread),
+        shown(_at(record, "scope", "graph")),
+        step.subject,
+        shown(record.get("policy_revision")),
+    )
+    for name, value in zip(("thread", "graph", "subject", "policy"), facts, strict=True):
+        if value and len(known := story.facts.setdefault(name, {})) <= _LISTED:
+            known[value] = None
+    if step.to is not None:
+        story.lanes[step.to] = f"({shown(detail.get('kind'))})"
+    elif step.kind == "order":
+        full = {str(_at(s, "id")): _at(s, "args") for s in _list(_at(detail, "mandate", "steps"))}
+        steps = {}
+        for one in _list(detail.get("steps")):
+            steps[shown(_at(one, "id"))] = shown(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
+        order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps)
+        story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
+    elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") != "read":
+        mandate = _at(record, "request", "context", "call", "mandate")
+        found = story.orders.get((lane.thread, str(_at(mandate, "digest"))))
+        if found is not None and _at(mandate, "standing") == "covered":
+            found.done.setdefault(shown(_at(mandate, "step")), []).append(step)
+        else:
+            story.unordered.append(step)
+
+
+class _Teller:
+    """Keeps what later records need of earlier ones: the subject of each run, each decision, each question."""
+
+    def __init__(self) -> None:
+        self.subjects: dict[str, str] = {}
+        self.roots: dict[str, tuple[str, ...]] = {}
+        self.decided: dict[str, tuple[Lane, str, str, str]] = {}
+        self.questions: dict[tuple[str, str], str] = {}
+
+    def step(self, record: Record) -> Step | None:
+        kind, detail, run = record.get("kind"), _detail(record), str(record.get("run_id"))
+        decision_id = shown(record.get("decision_id") or detail.get("decision_id"))
+        thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, _list(record.get("agent"))))
+        # What concerns the whole thread stands with its root agent.
+        lane = Lane(thread, agent or self.roots.get(thread, ()))
+        self.roots.setdefault(thread, agent[:1])
+        named = _at(record, "request", "subject")
+        if subject := f"{_at(named, 'type')}:{_at(named, 'id')}" if named else str(detail.get("subject") or ""):
+            self.subjects[run] = shown(subject)
+        subject, at = self.subjects.get(run, ""), _time(record)
+        if kind == "decision":
+            call, what = record.get("action") == "tools/call", _decision(record)
+            tool = shown(record.get("resource")) if call else ""
+            self.decided[decision_id] = lane, subject, tool, what.partition(": ")[0]
+            outcome = {"permit": "permit" if call else "check", "approval_required": "ask"}
+            named = outcome.get(str(record.get("outcome")), "deny")
+            return Step(at, named, lane, what, record, subject, tool, decision_id)
+        if kind in ("mint", "mint_refused"):
+            lane, subject, tool, _ = self.decided.get(decision_id, (lane, subject, shown(record.get("tool")), ""))
+            what = (
+                f"token for {shown(record.get('audience'))}" if kind == "mint" else f"no token: {record.get('reason')}"
+            )
+            return Step(at, "credential", lane, shown(what), record, subject, tool, decision_id)
+        if kind != "run":
+            return None
+        event, tool = str(record.get("event")), shown(detail.get("tool"))
+        what = tool
+        if event == "asked":
+            for one in _list(detail.get("questions")):
+                self.questions[_question(one)] = shown(_at(one, "decision_id"))
+            if detail.get("source") != "hitl":
+                return None  # its decisions are steps
+        elif event == "approval":
+            decision_id = self.questions.get(_question(detail), "")
+            what = self.decided[decision_id][3] if decision_id in self.decided else tool
+        named, template = _EVENTS.get(event, _OTHER)
+        return Step(at, named, lane, _event(template, record, detail, what), record, subject, tool, decision_id)
+
+
+def _depth(lane: Lane) -> int:
+    return min(len(lane.agent), _LISTED)
+
+
+def _question(named: object) -> tuple[str, str]:
+    return str(_at(named, "call_key")), str(_at(named, "approval"))
+
+
+def _decision(record: Record) -> str:
+    what = shown(record.get("resource")) + _arguments(_at(record, "request", "context", "call", "args"))
+    what = what if record.get("action") == "tools/call" else f"{shown(record.get('action'))} {what}"
+    return f"{what}: {reasons}" if (reasons := _listed(_list(record.get("reasons")))) else what
+
+
+def _event(template: str, record: Record, detail: Record, what: str) -> str:
+    told = defaultdict(lambda: "?", {str(name): shown(value) for name, value in detail.items()})
+    for name, member in (("tools", ""), ("steps", "tool"), ("questions", "tool")):
+        told[name] = _listed([_at(one, member) if member else one for one in _list(detail.get(name))])
+    told["author"] = told.get("author") or ("policy" if "decision_id" in detail else "an unknown author")
+    for name, before in (("refused", ", refused: "), ("reason", ": "), ("subject", " for ")):
+        told[name] = f"{before}{told[name]}" if detail.get(name) else ""
+    told |= {"what": what, "event": shown(record.get("event")), "epoch": shown(record.get("epoch"))}
+    told["source"] = _source(detail)
+    return template.format_map(told)
+
+
+def _source(detail: Record) -> str:
+    return "user's words" if detail.get("source") == "words" else shown(detail.get("source"))
+
+
+def _arguments(args: object) -> str:
+    """Return arguments in brackets. A mandate's constant is its value."""
+    if not isinstance(args, dict):
+        return ""
+    plain = {k: v.get("value", f"({v.get('kind')})") if isinstance(v, dict) else v for k, v in args.items()}
+    return f"({_listed([f'{shown(k, 40)}={shown(v, 40)}' for k, v in plain.items()], str)})"
+
+
+def _listed(values: Iterable[Any], write: Callable[[Any], str] | None = None) -> str:
+    texts = [*map(write or shown, values)]
+    return ", ".join([*texts[:_LISTED], *(["…"] if len(texts) > _LISTED else [])])
+
+
+def clock(at: float) -> str:
+    """Return a time in UTC as text."""
+    try:
+        return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):
+        return "?"
+
+
+def shown(value: object, limit: int = _SHOWN) -> str:
+    """Return a value of a record as short, inert text."""
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return _inert(text) if len(text) <= limit else _inert(text[:limit]) + "…"
+
+
+def _wrapped(label: str, text: str, indent: int = 0) -> str:
+    """Return a text in lines of 80 columns behind a label. A wide character takes two."""
+    pad = " " * min(indent or cell_len(label), WIDTH // 2)
+    lines, width = [label], WIDTH - cell_len(label)
+    for word in text.split(" "):
+        for part in chop_cells(word, WIDTH - len(pad)) or [""]:
+            if cell_len(part) > width and lines[-1].strip():
+                lines, width = [*lines, pad], WIDTH - len(pad)
+            lines[-1] += f"{part} "
+            width -= cell_len(part) + 1
+    return "\n".join(map(str.rstrip, lines))
+
+
+def _bounded(value: Any) -> Any:
+    """Return a record without its very long texts, which nobody reads and which are slow to make inert."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONG else f"{value[:_SHOWN]}… ({len(value)} characters)"
+    if isinstance(value, dict):
+        return {_bounded(k): _bounded(v) for k, v in value.items()}
+    return [_bounded(v) for v in value] if isinstance(value, list) else value
+
+
+def _time(record: Record) -> float:
+    at = record.get("ts")
+    return float(at) if isinstance(at, int | float) and abs(at) < LATEST else 0.0
+
+
+def _detail(record: Record) -> Record:
+    found = record.get("detail")
+    return found if isinstance(found, dict) else {}
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _at(value: object, *way: str) -> Any:
+    for name in way:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,177 @@
+"""Draw a story as HTML: one self-contained page, or a static fragment for notebooks. Pure.
+
+The page loads nothing: its policy (CSP) permits its own style and script by their digests and no request at all. All
+texts of a story are inert already, and are escaped once more here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from html import escape
+from importlib import resources
+from typing import Final
+
+from langchain_runtime_authz._html import table
+from langchain_runtime_authz.audit.story import SIGNS, Lane, Step, Story
+
+__all__ = ["fragment", "page"]
+
+ROW: Final = 44  # pixels of a lane
+TOP: Final = 34
+NAMES: Final = 170
+NEAR: Final = 26  # pixels between two steps at once
+FAR: Final = 48  # pixels that time adds at most
+PER_SECOND: Final = 8
+TICK: Final = 90  # pixels between two times
+_CIRCLE: Final = "M-9 0a9 9 0 1 0 18 0a9 9 0 1 0-18 0z"
+_SHAPES: Final = {
+    "deny": "M-9-9h18v18h-18z",
+    "ask": "M0-12l12 12l-12 12l-12-12z",
+    "answer": "M-11 0l5-10h12l5 10l-5 10h-12z",
+    "task": "M0-12l12 21h-24z",
+    "revocation": "M-5-11h10l6 6v10l-6 6h-10l-6-6v-10z",
+    "rotation": "M-9-9h14a4 4 0 0 1 4 4v14h-14a4 4 0 0 1-4-4z",
+}
+
+
+def page(story: Story) -> str:
+    """Return the report of a story as one HTML document."""
+    style, script = _asset("story.css"), _asset("story.js")
+    policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
+    title = f"Run report: {', '.join(list(story.facts.get('thread', ['no thread']))[:3])}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{style}</style></head>'
+        f'<body class="rta"><header><h1>{escape(title)}</h1>{_facts(story)}</header><main>'
+        f'<h2 id="time">Time</h2><p>Steps stand in their order. Time between them widens the gap, up to a limit. '
+        f"Arrow keys move along the steps, Enter shows why.</p>{_filters(story)}{_timeline(story, linked=True)}<pre id='why' role='status'></pre>"
+        f"{_orders(story)}{_agents(story)}<h2>Steps</h2>{_table(story, linked=True)}</main>"
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def fragment(story: Story) -> str:
+    """Return a story as a static fragment, without links and script."""
+    body = f"{_facts(story)}{_timeline(story, linked=False)}{_orders(story)}{_table(story, linked=False)}"
+    return f'<div class="rta"><style>{_asset("story.css")}</style>{body}</div>'
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("langchain_runtime_authz.audit") / name).read_text(encoding="utf-8")
+
+
+def _sha(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _facts(story: Story) -> str:
+    return f'<ul class="facts">{"".join(f"<li>{escape(line)}</li>" for line in story.heading())}</ul>'
+
+
+def _filters(story: Story) -> str:
+    kinds = "".join(
+        f'<label><input type="checkbox" value="{kind}" checked> {sign} {word}</label>'
+        for kind, (sign, word) in SIGNS.items()
+        if story.counts[kind]
+    )
+    lanes = "".join(f'<option value="{i}">{escape(story.name(lane))}</option>' for i, lane in enumerate(_lanes(story)))
+    return (
+        f'<fieldset hidden><legend>Show</legend>{kinds}<label>Agent <select><option value="">all</option>{lanes}'
+        f'</select></label><label>Text <input type="search"></label><output></output></fieldset>'
+    )
+
+
+def _lanes(story: Story) -> list[Lane]:
+    return sorted(story.lanes)
+
+
+def _timeline(story: Story, *, linked: bool) -> str:
+    lanes = {lane: TOP + ROW * i + ROW // 2 for i, lane in enumerate(_lanes(story))}
+    height, marks, rules, x, ticked, before = TOP + ROW * len(lanes), [], [], 0.0, 0.0, None
+    for step in story.steps:
+        gap = 0.0 if before is None else max(step.at - before, 0.0)
+        x, before = x + NEAR + min(FAR, gap * PER_SECOND), step.at
+        if x - ticked >= TICK or not ticked:
+            ticked = x
+            rules.append(f'<text class="soft" x="{x:.0f}" y="14" text-anchor="middle">{_since(story, step)}</text>')
+        if step.kind == "task":
+            rules.append(f'<path class="axis" stroke-dasharray="4 4" d="M{x:.0f} 20V{height}"/>')
+            rules.append(f'<text class="soft" x="{x + 3:.0f}" y="28">epoch {escape(step.epoch)}</text>')
+        if step.to is not None:
+            rules.append(f'<path class="edge" d="M{x:.0f} {lanes[step.lane]}L{x + 14:.0f} {lanes[step.to]}"/>')
+        marks.append(_mark(story, step, x, lanes[step.lane], linked=linked))
+    width = x + NEAR
+    lines = "".join(f'<path class="axis" d="M0 {y}H{width:.0f}"/>' for y in lanes.values())
+    names = "".join(
+        f'<text x="{8 + 10 * max(len(lane.agent) - 1, 0)}" y="{y + 4}">{escape(story.name(lane)[:22])}</text>'
+        for lane, y in lanes.items()
+    )
+    return (
+        f'<div class="time"><svg aria-hidden="true" width="{NAMES}" height="{height}">{names}</svg>'
+        f'<div class="lanes" role="region" tabindex="0" aria-label="Timeline. The table below holds the same steps.">'
+        f'<svg width="{width:.0f}" height="{height}">{lines}{"".join(rules)}{"".join(marks)}</svg></div></div>'
+    )
+
+
+def _mark(story: Story, step: Step, x: float, y: int, *, linked: bool) -> str:
+    sign, word = SIGNS[step.kind]
+    told = escape(f"{word}: {step.what}, {story.name(step.lane)}, {_since(story, step)}")
+    tag, about = ("a", f' href="#s{step.number}" aria-label="{told}"') if linked else ("g", "")
+    return (
+        f'<{tag} class="mark k {step.kind}"{about} transform="translate({x:.0f} {y})"><title>{told}</title>'
+        f'<path d="{_SHAPES.get(step.kind, _CIRCLE)}"/><text y="4">{sign}</text></{tag}>'
+    )
+
+
+def _since(story: Story, step: Step) -> str:
+    since = step.at - story.steps[0].at
+    return f"+{since:.2f} s" if since < 100 else f"+{since / 60:.1f} min"  # noqa: PLR2004  (seconds)
+
+
+def _orders(story: Story) -> str:
+    rows = [
+        (
+            order.heading,
+            line,
+            ", ".join(f"{_since(story, s)} {s.what}" for s in order.done.get(i, ())) or order.state(i),
+        )
+        for order in story.orders.values()
+        for i, line in order.steps.items()
+    ]
+    rows += [("Not ordered", "", f"{_since(story, s)} {s.what}") for s in story.unordered] if story.orders else []
+    head = ("by", "ordered", "done")
+    return f"<h2>Ordered and done</h2>{table(head, rows)}" if rows else ""
+
+
+def _agents(story: Story) -> str:
+    if len(story.lanes) < 2:  # noqa: PLR2004
+        return ""
+    told, depth = "", 0
+    for lane in _lanes(story):
+        deep = max(len(lane.agent), 1)
+        told += "<ul><li>" * (deep - depth) if deep > depth else "</li></ul>" * (depth - deep) + "</li><li>"
+        told += escape(f"{story.name(lane)} {story.lanes[lane]}")
+        depth = deep
+    return f"<h2>Agents</h2>{told}{'</li></ul>' * depth}"
+
+
+def _table(story: Story, *, linked: bool) -> str:
+    lanes = {lane: i for i, lane in enumerate(_lanes(story))}
+    rows = []
+    for step in story.steps:
+        sign, word = SIGNS[step.kind]
+        ident = f' id="s{step.number}"' if linked else ""
+        end = f" [{step.end}]" if step.end else ""
+        rows.append(
+            f'<tr{ident} class="k {step.kind}" data-k="{step.kind}" data-l="{lanes[step.lane]}">'
+            f'<td class="n">{_since(story, step)}</td><td>{escape(story.name(step.lane))}</td>'
+            f'<td class="w"><span aria-hidden="true">{sign}</span> {word}</td>'
+            f"<td><details><summary>{escape(step.what + end) or word}</summary><pre>{escape(step.why())}</pre></details></td>"
+            f"<td>{escape(step.epoch)}</td></tr>"
+        )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("time", "agent", "step", "what, and why", "epoch"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -1,0 +1,205 @@
+"""An auditor's commands, on the log that the documented `audit="audit.jsonl"` writes: without contents."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.errors import sentence
+
+from ..audit.test_story import played
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: Any) -> Path:
+    """A run with three questions, a correction and a revocation; and another thread."""
+    path = tmp_path_factory.mktemp("log") / "audit.jsonl"
+    s = played(audit=str(path))
+    s.authz.session(subject="bob", task="x", thread="other", agent="clerk").decide("look", {})
+    return path
+
+
+def cli(*args: object) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "120"})
+
+
+def listed(*args: object) -> list[dict[str, Any]]:
+    done = cli(*args, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)["steps"]
+
+
+def test_the_four_questions_of_an_auditor(log: Path) -> None:
+    """Who approved it, under which policy, what was tried before, and why was that denied: by commands alone."""
+    (approved,) = [a for a in listed("audit", "who-approved", "--log", log, "--tool", "pay") if a["what"].startswith("approve")]
+    assert "by user:alice" in approved["what"]
+    assert approved["end"] == "ran"
+    why = cli("audit", "explain", approved["decision_id"], "--log", log)
+    assert why.exit_code == 0
+    assert "effect" in why.stdout
+    assert "approve pay" in why.stdout
+    tried = listed("audit", "show", "--log", log, "--thread", "t", "--outcome", "deny")
+    assert [t["reasons"][0] for t in tried] == ["approval_rejected"] * 2
+    assert sentence("approval_rejected").split(";")[0] in cli("audit", "explain", tried[0]["decision_id"][:12], "--log", log).stdout
+
+
+FILTERS = {
+    "thread": (("--thread", "other"), {"other"}, {"user:bob"}),
+    "subject": (("--subject", "alice"), {"t"}, {"user:alice"}),
+    "agent": (("--agent", "clerk"), {"other"}, {"user:bob"}),
+    "tool": (("--tool", "look"), {"other"}, {"user:bob"}),
+    "until": (("--until", "2020-01-01"), set(), set()),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters(log: Path, name: str) -> None:
+    given, threads, subjects = FILTERS[name]
+    steps = listed("audit", "show", "--log", log, *given)
+    assert {s["thread"] for s in steps} == threads
+    assert {s["subject"] for s in steps} - {""} == subjects
+    assert len(listed("audit", "show", "--log", log, *given, "--limit", 1)) == min(1, len(steps))
+    assert len(listed("audit", "show", "--log", log, *given, "--all")) >= len(steps)
+
+
+def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    assert cli("report", "t", "--log", log, "-o", page).exit_code == 0
+    assert "clerk" not in page.read_text()
+    assert "clerk" in cli("report", log, "-o", page).output + page.read_text()
+    text = cli("audit", "story", "t", "--log", log).stdout
+    assert "revoked by user:carol: incident 42" in text
+    assert "chain     whole" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+WRONG = {
+    "thread": (("audit", "story", "nobody"), "tells nothing of the thread `nobody`; it has 2 threads: t, other"),
+    "report": (("report", "nobody"), "tells nothing of the thread"),
+    "decision": (("audit", "explain", "zz"), "no decision begins with `zz`"),
+    "empty": (("audit", "explain", ""), "no decision begins"),
+    "outcome": (("audit", "show", "--outcome", "maybe"), "--outcome must be one of permit, deny"),
+    "time": (("audit", "show", "--since", "yesterday"), "`yesterday` is not a time"),
+    "file": (("audit", "who-approved", "--log", "/none.jsonl"), "/none.jsonl"),
+    "policy": (("audit", "pack", "--policy", "/none"), "`none` cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_done_is_one_sentence(log: Path, name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNTIME_AUTHZ_AUDIT", str(log))
+    args, says = WRONG[name]
+    done = CliRunner().invoke(app, list(args))
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+CUTS = {
+    "end": lambda lines: [*lines[:-1], lines[-1][:40]],
+    "middle": lambda lines: [*lines[:3], lines[3][:40] + b"\n", *lines[4:]],
+    "binary": lambda lines: [*lines, b"\x00\xff" * 100 + b"\n"],
+    "edited": lambda lines: [line.replace(b'"bob"', b'"eve"') for line in lines],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_damaged_log_still_opens_and_says_so(log: Path, cut: str, tmp_path: Path) -> None:
+    path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
+    path.write_bytes(b"".join(CUTS[cut](log.read_bytes().splitlines(keepends=True))))
+    assert cli("report", path, "-o", page).exit_code == 0
+    assert "BROKEN at line" in page.read_text()
+    assert cli("audit", "show", "--log", path).exit_code == 0
+    assert cli("audit", "pack", "--log", path, "-o", tmp_path / "evidence.zip").exit_code == 2
+
+
+def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
+    """100,000 records, on one thread."""
+    path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
+    line = '{"kind":"run","event":"started","ts":%d,"scope":{"thread":"t"},"agent":["a"],"seq":%d,"prev":""}\n'
+    path.write_text("".join(line % (i, i) for i in range(100_000)))
+    began = time.perf_counter()
+    done = cli("report", path, "-o", page)
+    print(f"100,000 records: {time.perf_counter() - began:.1f} s, {page.stat().st_size >> 10} KiB")
+    assert "2000 of 100000 steps" in done.stdout
+    assert "100000, the newest 2000 are shown" in page.read_text()
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert cli("report", empty, "-o", page).exit_code == 2
+
+
+# --- evidence packs -----------------------------------------------------------------------------------------
+
+
+def packed(log: Path, path: Path) -> Path:
+    done = cli("audit", "pack", "--log", log, "-o", path)
+    assert done.exit_code == 0, done.output
+    return path
+
+
+def test_an_evidence_pack_verifies_elsewhere(log: Path, tmp_path: Path) -> None:
+    """With the same head and manifest as when it was made, and with what decided in it."""
+    path = tmp_path / "evidence.zip"
+    made = cli("audit", "pack", "--log", log, "-o", path).stdout
+    verified = cli("audit", "verify", path)
+    assert verified.exit_code == 0
+    facts = dict(line.split(None, 1) for line in made.splitlines())
+    for fact in ("head", "manifest", "records"):
+        assert facts[fact] in verified.stdout
+    assert cli("audit", "verify", path, "--head", facts["head"]).exit_code == 0
+    assert cli("audit", "verify", path, "--head", "0" * 64).exit_code == 1
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("audit.jsonl") == log.read_bytes()
+        manifest = json.loads(archive.read("manifest.json"))
+        assert set(manifest["files"]) >= {"policy/runtime_authz.rego", "policy/shipped_data.json", "controls.json"}
+        assert json.loads(archive.read("controls.json"))["frameworks"]
+
+
+def rewritten(path: Path, change: Any) -> None:
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    change(files)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
+FORGED = {
+    "log": lambda f: f.update({"audit.jsonl": f["audit.jsonl"].replace(b"user:carol", b"user:mallory")}),
+    "policy": lambda f: f.update({"policy/runtime_authz.rego": b"package x"}),
+    "added": lambda f: f.update({"more.txt": b"x"}),
+    "removed": lambda f: f.pop("controls.json"),
+    "manifest": lambda f: f.update({"manifest.json": b"[]"}),
+    "no manifest": lambda f: f.pop("manifest.json"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_changed_pack_is_found(log: Path, tmp_path: Path, name: str) -> None:
+    path = packed(log, tmp_path / "evidence.zip")
+    rewritten(path, FORGED[name])
+    done = cli("audit", "verify", path)
+    assert done.exit_code == 2
+    assert "chain_broken: evidence.zip" in done.stderr
+
+
+def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
+    """Its fragment is a line that is not a record; the records around it are told."""
+    path = tmp_path / "audit.jsonl"
+    FileSink(path).write({"v": 1, "kind": "run", "event": "started", "ts": 1.0, "scope": {"thread": "t"}, "agent": ["a"]})
+    with path.open("ab") as file:
+        file.write(b'{"v":1,"kind":"ru')
+    FileSink(path).write({"v": 1, "kind": "run", "event": "ended", "ts": 2.0, "scope": {"thread": "t"}, "agent": ["a"]})
+    text = cli("audit", "story", "t", "--log", path).stdout
+    assert "started" in text
+    assert "ended" in text
