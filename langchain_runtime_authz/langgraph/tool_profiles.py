@@ -127,13 +127,13 @@ class Profiles:
         if declared is None:
             # Only an instance counts: data in metadata may have come over the wire.
             held = (tool.metadata or {}).get(METADATA_KEY)
-            declared = held if isinstance(held, ToolProfile) else None
-        draft = declared if declared is not None else self._all().get(tool.name)
-        if draft is not None and draft.draft:
-            return self.unprofiled(tool, "its profile is a draft", as_unprofiled(draft))
-        if declared is None:
+            declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
+        if declared is None or declared.draft:
+            base, why = (
+                (UNPROFILED, "no profile") if declared is None else (as_unprofiled(declared), "its profile is a draft")
+            )
             own = _FRAMEWORK.get(_origin(tool))
-            return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
+            return Profiled(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
         if why := foreign(tool, declared):
             return self.unprofiled(tool, why, as_unprofiled(declared))
         seen = digest_of(tool)

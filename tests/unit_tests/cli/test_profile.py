@@ -212,6 +212,13 @@ def test_a_draft_leaves_its_tool_unprofiled() -> None:
     assert outcome(act={"effect": "read", "sink": "none"}) == "permit"
 
 
+def test_a_draft_takes_nothing_from_a_tool_of_the_framework() -> None:
+    """A hand-over needs no profile, and a draft for it changes nothing; a strict verdict does."""
+    over = pytest.importorskip("langgraph_swarm").create_handoff_tool(agent_name="other")
+    assert Profiles({}).of(over) == Profiles(load_profiles({over.name: {"draft": True}})).of(over)
+    assert not Profiles(load_profiles({over.name: {"draft": True, "verdict": "ask"}})).of(over).declared
+
+
 def test_a_chain_into_a_draft_is_a_chain_into_the_unknown() -> None:
     """`reaches` does not believe a draft either."""
     found = load_profiles({"a": {"effect": "read", "reaches": ["b"]}, "b": {"effect": "read", "sink": "none", "draft": True}})
