@@ -33,7 +33,11 @@ ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
 
 @runtime_checkable
 class AuditSink(Protocol):
-    """Keeps records (`audit.record`)."""
+    """Keeps records (`audit.record`).
+
+    If `write` waits for a disk or a network, set the optional attribute `waits` to True: then it runs in a thread of its
+    own where the caller is on an event loop.
+    """
 
     @property
     def content(self) -> bool:
@@ -57,7 +61,7 @@ class MemorySink:
         content: whether records hold arguments, targets and task texts.
     """
 
-    durable: Final = False
+    waits: Final = False
 
     def __init__(self, maxlen: int = 10_000, *, content: bool = False) -> None:
         self.content = content
@@ -96,6 +100,8 @@ class FileSink:
     Raises:
         AuditError: the file cannot be opened, or is not a chain.
     """
+
+    waits: Final = True
 
     def __init__(self, path: str | Path, *, durable: bool = False, content: bool = False) -> None:
         self.path, self.durable, self.content = Path(path), durable, content

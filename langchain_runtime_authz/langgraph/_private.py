@@ -68,7 +68,7 @@ except ImportError:  # before langchain-core 1.8
 MODELS: Final = (BaseLanguageModel, DECISION_MODEL)
 
 __all__ = [
-    "CALLBACK_LOGGER", "DECISION_MODEL", "DEFAULT_BOUND", "INTERRUPTS", "MODELS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
+    "AWAITS_HANDLER", "CALLBACK_LOGGER", "DECISION_MODEL", "DEFAULT_BOUND", "INTERRUPTS", "MODELS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
     "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
     "ensure_config", "ensure_graph_config", "graph_at", "imports_anything", "injected_names", "interrupt_id",
     "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_task",
@@ -376,8 +376,9 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
 def _announcing() -> FrameType | None:
     """Return the frame that called the callback manager behind our caller's handler."""
     frame: FrameType | None = sys._getframe(3)
-    while frame is not None and frame.f_code.co_filename == _MANAGER:
-        frame = frame.f_back
+    for inside in (False, True):
+        while frame is not None and (frame.f_code.co_filename == _MANAGER) is inside:
+            frame = frame.f_back
     return frame
 
 
@@ -385,6 +386,7 @@ _FRAMES: Final = 6  # between a graph's start and the look at the hooks
 _STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
 _MANAGER: Final = callback_manager.__file__
 CALLBACK_LOGGER: Final = callback_manager.__name__
+AWAITS_HANDLER: Final = callback_manager._ahandle_event_for_handler.__code__  # takes a handler's method
 _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 
 

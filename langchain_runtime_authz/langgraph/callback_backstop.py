@@ -10,11 +10,9 @@ recorded (`plan.source`). In `authz.run()` without a protected graph the returns
 The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone. It keeps nothing of
 any instance and dispatches by the run around the current code. Outside runs it answers "no handler".
 
-The handler is synchronous, inline and raises: LangChain swallows what asynchronous handlers and handlers without
-`raise_error` raise. In-process engines and ledgers (`Engine.prompt`) do not wait, so the event loop is not blocked.
-Any other engine or ledger blocks the loop for one decision; `coverage` says so at each tool and model that the backstop
-decides. A model's permit is kept, so this happens once per agent, epoch, policy revision and tool set.
-`AuthzMiddleware` awaits the decision; the backstop then only looks whether there is one.
+The handler is inline and raises: LangChain swallows what handlers without `raise_error` raise. Each event is a flow. Where
+LangChain awaits its handlers, the event is a coroutine function and does not block the event loop; elsewhere it is a
+plain function, because a synchronous callback manager swallows what coroutines raise.
 
 A backstop is less than a guard:
 - It cannot change what the tool receives. Arguments that parse differently each time, or that the tool's schema
@@ -30,9 +28,11 @@ A backstop is less than a guard:
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -46,6 +46,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import (
+    AWAITS_HANDLER,
     CALLBACK_LOGGER,
     DECISION_MODEL,
     StartingTool,
@@ -61,11 +62,53 @@ from langchain_runtime_authz.langgraph.tool_guard import is_guarded
 from langchain_runtime_authz.langgraph.tool_profiles import Guard
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
-from langchain_runtime_authz.pep.engine import Run, drive
+from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.model import ModelCall
 from langchain_runtime_authz.pep.obligations import obliged_fields
 
 __all__ = ["hearing", "install"]
+
+
+Due = tuple[Engine, Flow[None]] | None
+
+
+class _Event:
+    """A handler's method that gives a flow: to be awaited where LangChain awaits it, else blocking."""
+
+    def __init__(self, due: Callable[..., Due]) -> None:
+        self.due = due
+        self.__doc__ = due.__doc__
+
+    def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
+        return partial(_awaited if sys._getframe(1).f_code is AWAITS_HANDLER else _driven, self.due, handler)
+
+
+class _ToolStart(_Event):
+    def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
+        one = current_scope.get()
+        if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
+            return _ignore  # LangChain's own `run` of a guarded tool
+        return partial(_awaited if sys._getframe(1).f_code is AWAITS_HANDLER else _driven, self.due, handler)
+
+
+class _ToolEnd(_Event):
+    def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
+        if type(getattr(current_scope.get(), "guard", None)) is not UUID:
+            return _ignore  # the guard closes the call
+        return partial(_awaited if sys._getframe(1).f_code is AWAITS_HANDLER else _driven, self.due, handler)
+
+
+_ignore: Final = "".format  # takes anything and does nothing, without a Python function
+
+
+def _driven(due: Callable[..., Due], *args: Any, **kwargs: Any) -> None:
+    if (found := due(*args, **kwargs)) is not None:
+        drive(*found)
+
+
+async def _awaited(due: Callable[..., Due], *args: Any, **kwargs: Any) -> None:
+    if (found := due(*args, **kwargs)) is not None:
+        await adrive(*found)
 
 
 class _Models(BaseCallbackHandler):
@@ -76,26 +119,34 @@ class _Models(BaseCallbackHandler):
     # A decision model is announced as a chain. Without any, chains need not be heard.
     ignore_chain: bool = True
 
-    @staticmethod
-    def decide(by: Run | RunHandle, call: ModelCall) -> None:
-        """Decide the call, if this handler does."""
+    decides = False
 
-    def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+    @_Event
+    def on_chain_start(self, serialized: Any, _inputs: Any, **kwargs: Any) -> Due:
         """Decide the call of a model that is not a language model."""
-        if kwargs.get("run_type") == "llm" and (by := current_scope.get().run or _opened()) is not None:
-            self.decide(by, call_as_sent(serialized, [], kwargs.get("metadata"), None))
+        if kwargs.get("run_type") != "llm" or (by := current_scope.get().run or _opened()) is None:
+            return None
+        return self._due(by, call_as_sent(serialized, [], kwargs.get("metadata"), None))
 
-    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+    @_Event
+    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> Due:
         """Decide a model call inside a gated node, unless our middleware has."""
-        if (by := current_scope.get().run or _opened()) is not None:
-            given = messages[0] if messages else []
-            call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
-            self.decide(by, call)
-            note_model_call(by, kwargs.get("run_id"), call.model, call.prompt)
+        return self._asked(serialized, messages[0] if messages else [], kwargs)
 
-    def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
+    @_Event
+    def on_llm_start(self, serialized: Any, _prompts: Any, **kwargs: Any) -> Due:
         """Decide the call of a model that takes text."""
-        self.on_chat_model_start(serialized, [], **kwargs)
+        return self._asked(serialized, [], kwargs)
+
+    def _asked(self, serialized: Any, given: Any, kwargs: Mapping[str, Any]) -> Due:
+        if (by := current_scope.get().run or _opened()) is None:
+            return None
+        call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
+        note_model_call(by, kwargs.get("run_id"), call.model, call.prompt)
+        return self._due(by, call)
+
+    def _due(self, by: Run | RunHandle, call: ModelCall) -> Due:
+        return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         """Remember the calls that a model returned."""
@@ -112,31 +163,29 @@ class _Backstop(_Models):
     raise_error = True
     ignore_agent = False
 
-    decide = staticmethod(decide_shown)
+    decides = True
 
-    def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
+    @_ToolStart
+    def on_tool_start(self, serialized: dict[str, Any], _input: str, *, run_id: UUID, **_kwargs: Any) -> Due:
         """Decide an unguarded tool; a permit is held until the tool ends.
 
         Raises:
             AuthzDenied: the tool does not run.
         """
-        one = current_scope.get()
-        if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
-            return  # LangChain's own `run` of a guarded tool
         started = starting_tool()
         if started is None:
-            _refuse(str((serialized or {}).get("name")))
-        elif not is_guarded(started.tool):
-            _open(started, run_id)
+            return _refused(str((serialized or {}).get("name")))
+        return _opening(started, run_id) if not is_guarded(started.tool) else None
 
-    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+    @_ToolEnd
+    def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
         """Close the call of a tool that returned."""
-        if type(getattr(current_scope.get(), "guard", None)) is UUID:
-            _close(run_id, None, output)
+        return _closing(run_id, None, output)
 
-    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+    @_ToolEnd
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **_kwargs: Any) -> Due:
         """Close the call of a tool that failed or asked."""
-        _close(run_id, error, None)
+        return _closing(run_id, error, None)
 
 
 def _opened() -> RunHandle | None:
@@ -147,20 +196,28 @@ def _opened() -> RunHandle | None:
         return None
 
 
-def _refuse(name: str) -> None:
+def _refused(name: str) -> Due:
     """Refuse a tool of which only a name is known."""
     if (run := running()) is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    answer(drive(run.engine, Arrival(unknown(name, None, None, None, {}), {}, run=run).decide()), None)  # raises
+    return run.engine, _answered(Arrival(unknown(name, None, None, None, {}), {}, run=run))
 
 
-def _open(started: StartingTool, run_id: UUID) -> None:
+def _answered(arrived: Arrival) -> Flow[None]:
+    answer((yield from arrived.decide()), None)  # raises
+
+
+def _opening(started: StartingTool, run_id: UUID) -> Due:
     config = ensure_config(started.config)
     arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
     if arrived.engine is None:
         arrived.refuse()  # raises
-        return
-    verdict = drive(arrived.engine, arrived.decide())
+        return None
+    return arrived.engine, _open(arrived, run_id)
+
+
+def _open(arrived: Arrival, run_id: UUID) -> Flow[None]:
+    verdict = yield from arrived.decide()
     run, call = arrived.run, arrived.call
     if isinstance(verdict, Replay):
         verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
@@ -168,7 +225,7 @@ def _open(started: StartingTool, run_id: UUID) -> None:
         answer(verdict, None)  # raises
         return
     if obliged_fields(verdict.obligations):
-        drive(run.engine, conclude(run, verdict, call, "released"))
+        yield from conclude(run, verdict, call, "released")
         raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)
     verdict.mint = None
     if (execution := arrived.execution(run_id, verdict)) is not None:
@@ -176,12 +233,13 @@ def _open(started: StartingTool, run_id: UUID) -> None:
         execution.admits("_run")
 
 
-def _close(run_id: UUID, error: BaseException | None, output: Any) -> None:
+def _closing(run_id: UUID, error: BaseException | None, output: Any) -> Due:
     execution = current_scope.get()
-    if type(execution) is ToolExecution and execution.guard == run_id:
-        execution.returned = output
-        if (over := execution.end(error, output)) is not None:
-            drive(execution.run.engine, over)
+    if type(execution) is not ToolExecution or execution.guard != run_id:
+        return None
+    execution.returned = output
+    over = execution.end(error, output)
+    return (execution.run.engine, over) if over is not None else None
 
 
 _BACKSTOP: Final = _Backstop()

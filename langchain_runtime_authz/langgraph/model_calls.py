@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph._private import model_params
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle
-from langchain_runtime_authz.pep.engine import Run, drive
+from langchain_runtime_authz.pep.engine import Flow, Run
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown
 
 __all__ = [
@@ -154,19 +154,17 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
     return _call(str(named or kind[-1]), metadata.get("ls_provider"), tools, messages)
 
 
-def decide_shown(by: Run | RunHandle, call: ModelCall) -> None:
+def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
     """Decide a model call of a run from inside a callback, unless our middleware has.
 
     Raises:
         AuthzHalt: it does not happen.
     """
-    if type(by) is not Run:  # a model of an unprotected graph
-        return
     ready = _decided.get()
     ours = ready is not None and ready.run is by and ready.model == call.model
     if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
         return
-    decision = drive(by.engine, decide_model(by, call))
+    decision = yield from decide_model(by, call)
     if call.provider_tools:
         decision = shown(decision, call)
     if not decision.permit:

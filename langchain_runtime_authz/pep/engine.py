@@ -135,13 +135,12 @@ class Engine:
     def __post_init__(self) -> None:
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
-        in_memory = isinstance(audit, MemorySink)
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
         prompt = {
             Load: type(self.ledger) is MemoryLedger,
             Commit: type(self.ledger) is MemoryLedger,
             Evaluate: self.evaluator.in_process,
-            Write: in_memory or not getattr(self.audit, "durable", False),
+            Write: not getattr(audit, "waits", False),
         }
         object.__setattr__(self, "prompt", frozenset(effect for effect, quick in prompt.items() if quick))
 
@@ -347,10 +346,7 @@ def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
 
 
 async def _awrite(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
-    if getattr(engine.audit, "durable", False):  # it waits for a disk
-        await asyncio.to_thread(engine.write, build)
-    else:
-        engine.write(build)
+    await asyncio.to_thread(engine.write, build)
 
 
 def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:

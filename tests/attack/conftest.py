@@ -20,8 +20,6 @@ go = params(sync, in_loop, ids=["sync", "async"])
 # The detector of `langgraph dev` leaves these out too: importlib and tokenizers look at files, and thread pools at locks.
 # A lock of ours is held for a few lines of pure code, never across I/O.
 _LOOKS = ("os.stat", "os.listdir", "os.remove", "threading.Lock.acquire", "threading.Lock.acquire_lock")
-# A callback handler cannot await: with a ledger outside the process the backstop blocks the loop, and `coverage` says so.
-_HANDLERS = {"on_chat_model_start", "on_llm_start", "on_tool_start", "on_tool_end", "on_tool_error"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +29,6 @@ def _nothing_blocks_the_loop() -> Iterator[None]:
     for name in list(detector.functions):
         if name in _LOOKS or name.startswith("os.path."):
             del detector.functions[name]
-        elif name == "os.write":  # a record that need not reach the disk is one write to the page cache
-            detector.functions[name].can_block_in("audit/sinks.py", "_put")
-        elif name.startswith("sqlite3."):
-            detector.functions[name].can_block_in("langgraph/callback_backstop.py", _HANDLERS)
     detector.activate()
     yield
     detector.deactivate()

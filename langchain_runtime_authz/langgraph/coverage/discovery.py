@@ -46,7 +46,6 @@ from langchain_runtime_authz.langgraph.object_graph import (
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
-from langchain_runtime_authz.pep.engine import Commit, Evaluate, Load
 from langchain_runtime_authz.pep.tally import Counted, Gate
 
 if TYPE_CHECKING:
@@ -91,20 +90,8 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
     engine = protection.root_entry.engine
-    if not engine.prompt.issuperset((Load, Commit, Evaluate)):
-        rows = [_waited_for(row) for row in rows]
     rows = _with_seen(rows, engine.tally.of(graph.get_name()))
     return CoverageReport(graph.get_name(), engine.evaluator.pdp.name, tuple(_numbered(rows)))
-
-
-def _waited_for(row: Row) -> Row:
-    """Note what the callback backstop decides: a handler cannot await an engine or a ledger outside the process."""
-    if row.layers[-1:] != ("ambient hook",) or "middleware" in row.layers:
-        return row
-    note = "in an async run the event loop waits for this decision: " + (
-        "list `AuthzMiddleware`" if row.kind == "model" else "`authz.guard` it"
-    )
-    return replace(row, note=f"{row.note}; {note}" if row.note else note)
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:

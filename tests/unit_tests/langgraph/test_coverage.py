@@ -29,8 +29,6 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.coverage.report import Baseline
 from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
 from langchain_runtime_authz.langgraph.object_graph import loaded, walk
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import (
     PAY,
@@ -758,14 +756,3 @@ def test_a_model_is_told_with_every_layer_in_front_of_it(protected: bool) -> Non
     assert model.layers == (("node gate", "middleware", "ambient hook") if protected else ("middleware",))
     (model,) = [r for r in other.coverage(graph).rows if r.kind == "model"]
     assert "middleware" not in model.layers
-
-
-def test_what_the_backstop_decides_with_a_slow_part_says_so(tmp_path: Any) -> None:
-    """A callback cannot await a ledger outside the process: the model's row says what to list instead."""
-    for ledger, noted in ((MemoryLedger(), False), (SqliteLedger(tmp_path / "ledger"), True)):
-        authz = authz_with(StaticPDP(True), ledger=ledger)
-        for ours in ([], [AuthzMiddleware(authz)]):
-            report = authz.coverage(authz.protect(agent_graph(replying([PAY]), [pay_tool([])], middleware=ours)))
-            (model,) = [r for r in report.rows if r.kind == "model"]
-            assert ("event loop waits" in model.note) is (noted and not ours)
-            report.raise_if_ungoverned()

@@ -1,0 +1,121 @@
+"""An asynchronous run leaves the event loop free: models, unguarded tools, ledgers in files and audit files."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import blockbuster
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+
+from langchain_runtime_authz import RuntimeAuthz, profile
+from langchain_runtime_authz.ledger import SqliteLedger
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing import ScriptedChatModel
+
+SLOW = 0.3  # seconds of the engine
+# As the detector of `langgraph dev`: importlib looks at files, and thread pools at locks.
+LOOKS = ("os.stat", "os.listdir", "os.remove", "threading.Lock.acquire", "threading.Lock.acquire_lock")
+
+
+class SlowEngine:
+    """Decides by the shipped policy after a while; blocking where it is asked so."""
+
+    name, revision, deadline = "slow", "", 5.0
+
+    def __init__(self) -> None:
+        self.inner, self.asked = WasmPDP(), 0
+
+    def evaluate(self, body: bytes) -> object:
+        time.sleep(SLOW)
+        return self.inner.evaluate(body)
+
+    async def aevaluate(self, body: bytes) -> object:
+        self.asked += 1
+        await asyncio.sleep(SLOW)
+        return self.inner.evaluate(body)
+
+
+@pytest.fixture
+def _detector() -> Iterator[None]:
+    detector = blockbuster.BlockBuster(scanned_modules=["langchain_runtime_authz"])
+    for name in list(detector.functions):
+        if name in LOOKS or name.startswith("os.path."):
+            del detector.functions[name]
+    detector.activate()
+    yield
+    detector.deactivate()
+
+
+def look(name: str) -> str:
+    """Look."""
+    return f"seen {name}"
+
+
+GUARDED = profile(effect="read", sink="none")(tool(look))
+
+
+def agent() -> Any:
+    call = {"name": "look", "args": {"name": "a"}, "id": "c1"}
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
+    return create_agent(model, [GUARDED], checkpointer=InMemorySaver())
+
+
+def by_hand() -> Any:
+    """Its node makes a tool that nobody guarded, and calls it."""
+    model = ScriptedChatModel(script=[AIMessage("done")])
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        seen = await tool(look).ainvoke({"name": "a"})
+        return {"messages": [AIMessage(seen), await model.ainvoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    return builder.compile(checkpointer=InMemorySaver())
+
+
+async def _played(authz: RuntimeAuthz, graph: Any, thread: str) -> tuple[Any, Any, float]:
+    """The state, the run and the longest pause of the loop."""
+    pauses: list[float] = []
+
+    async def tick() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            pauses.append(now - last - 0.001)
+            last = now
+
+    ticking = asyncio.create_task(tick())
+    async with authz.run(subject="alice") as run:
+        out = await graph.ainvoke({"messages": [("user", "Look")]}, {"configurable": {"thread_id": thread}})
+    ticking.cancel()
+    return out, run, max(pauses)
+
+
+@pytest.mark.parametrize("build", [agent, by_hand])
+def test_nothing_waits_on_the_loop(build: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With an engine, a ledger and an audit file that wait. The longest pause of the loop is printed."""
+    engine = SlowEngine()
+    profiles = {"look": {"effect": "read", "sink": "none"}}
+    with SqliteLedger(tmp_path / "ledger.db") as ledger:
+        authz = RuntimeAuthz(pdp=engine, ledger=ledger, audit=tmp_path / "audit.jsonl", profiles=profiles)
+        graph = authz.protect(build())
+        request.getfixturevalue("_detector")
+        asyncio.run(_played(authz, authz.protect(build()), "first"))  # loads what is loaded once
+        out, run, pause = asyncio.run(_played(authz, graph, "second"))
+        print(f"{build.__name__}: {engine.asked} questions, longest pause of the loop {pause * 1000:.1f} ms")
+        assert out["messages"][-1].text == "done"
+        assert any("seen a" in m.text for m in out["messages"])
+        assert {d.outcome for d in run.decisions} == {"permit"}
+    assert engine.asked >= 6
+    assert pause < SLOW, "the loop stood still for as long as the engine took"
