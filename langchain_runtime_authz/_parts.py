@@ -113,6 +113,8 @@ def ephemeral(
     issuer: Issuer | None = None,
     ledger: Ledger | None = None,
     audit: AuditSink | str | Path | None = None,
+    *,
+    development: bool = False,
     **_: Any,
 ) -> list[str]:
     """Return one sentence for each part that ends with the process, observes only, or is made for tests."""
@@ -130,6 +132,8 @@ def ephemeral(
         found.append("`ledger` is in memory; give `PostgresLedger(dsn)`, or `SqliteLedger(path)` on one host")
     if audit is None or isinstance(audit, MemorySink):
         found.append("`audit` is in memory; give the path of a file, or a sink of your own")
+    if development:
+        found.append("`development=True` names a subject for runs without one; give `subject_from`")
     return found
 
 

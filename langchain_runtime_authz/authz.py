@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.engine import Engine, Flow, drive
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
+from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import Source, load_profiles
 
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 
 __all__ = ["RuntimeAuthz", "TaskSources"]
+
+_log = logging.getLogger(__name__)
 
 MAX_NAMED = 5  # tools named in the warning
 G = TypeVar("G")
@@ -78,6 +83,10 @@ class RuntimeAuthz(Threads):
             fails, the task orders nothing. Without a planner, `mandate.words` reads plain orders.
         approvers: whose signed statements `approve` and `deny_approval` believe; the default believes only people
             whom the application has authenticated (`by`).
+        on_ask: answers questions in this process, so that no graph pauses and none needs a checkpointer. It gets the
+            question in LangChain's shape and returns the decisions; it may be asynchronous. Its answer counts as the
+            subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
+        development: runs without a subject act as the user `developer`. For your own machine only.
 
     Raises:
         ConfigError: an argument is wrong; nothing was started.
@@ -103,11 +112,16 @@ class RuntimeAuthz(Threads):
         tenant: str = "default",
         planner: BaseChatModel | None = None,
         approvers: Approvers | None = None,
+        on_ask: OnAsk | None = None,
+        development: bool = False,
     ) -> None:
         declared = load_profiles(profiles)
         checked_text("tenant", tenant)
-        if subject_from is not None:
-            checked_callable("subject_from", subject_from)
+        for name, called in (("subject_from", subject_from), ("on_ask", on_ask)):
+            if called is not None:
+                checked_callable(name, called)
+        if development:
+            _log.warning("DEVELOPMENT: runs without a subject act as the user `developer`; do not deploy this")
         # Load the policy engine, the signing library and the language data with the first instance, not at import. A
         # call may be decided on an event loop, which must not wait for a file.
         from langchain_runtime_authz.credential.approval_statement import Approvers
@@ -163,13 +177,18 @@ class RuntimeAuthz(Threads):
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             tools=self.profiles,
             planner=parts.compiler(planner, self.profiles),
+            on_ask=on_ask,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
         if self._ring is not None:
             self._ring.on_compromise(self._withdraw_key)
         self.root_entry = RootEntry(
-            self._engine, subject_from=subject_from, task_channels=sources.channels, task_memory=sources.memory
+            self._engine,
+            subject_from=subject_from,
+            task_channels=sources.channels,
+            task_memory=sources.memory,
+            development=development,
         )
         self._protection = Protection(self.root_entry, self.profiles)
         self._names: set[str] = set()
@@ -207,7 +226,8 @@ class RuntimeAuthz(Threads):
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder) in place, with every graph that it can reach.
 
-        Returns the same object; a second call changes nothing. Warns once about tools without a profile.
+        Returns the same object; a second call changes nothing. Warns once about tools without a profile, and where
+        nobody can be asked.
 
         Raises:
             AlreadyProtected: another instance protects it or a part of it.
@@ -223,6 +243,13 @@ class RuntimeAuthz(Threads):
             warnings.warn(
                 f"{len(found)} of {len(tools)} tools without a profile ({names}): each of their calls asks. "
                 "`runtime-authz profile suggest module:graph` proposes profiles to review",
+                stacklevel=2,
+            )
+        served = "langgraph_api" in sys.modules  # the Agent Server brings a checkpointer
+        if tools and not (protected.checkpointer or served or self._engine.on_ask):
+            warnings.warn(
+                "the graph has no checkpointer, so nobody can be asked and a call that needs an approval is denied: "
+                "compile it with one, or give `RuntimeAuthz(on_ask=...)`",
                 stacklevel=2,
             )
         return graph

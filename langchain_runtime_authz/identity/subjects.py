@@ -20,7 +20,7 @@ from langchain_runtime_authz.errors import AuthzError, Code
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.identity.oidc import OidcVerifier
 
-__all__ = ["BearerSubject", "claimed_identities", "platform_user"]
+__all__ = ["ANONYMOUS", "DEVELOPER", "NO_SUBJECT", "BearerSubject", "claimed_identities", "platform_user"]
 
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
@@ -28,6 +28,12 @@ CRON: Final = ("cron_id", "langgraph_cron_id")
 CLAIMS: Final = frozenset(
     f"{PLATFORM_USER} {PLATFORM_USER}_id user_id user username user_name userid subject sub email identity principal "
     "actor role roles x-user-id x-forwarded-user".split()
+)
+ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
+DEVELOPER: Final = Subject(type="user", id="developer", properties={"development": True})
+NO_SUBJECT: Final = (
+    "a run has no subject, so it is `anonymous`, which may read public data only; use `authz.run(subject=...)`, "
+    "`RuntimeAuthz(subject_from=...)` on a server, or `development=True` on your own machine"
 )
 _PLAIN: Final = (Mapping, list, tuple, set, str, bytes, int, float)
 

@@ -51,6 +51,7 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls, review_key
 from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run
+from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.recording import record_asks
 
 __all__ = ["decide_message", "decide_one_of", "decide_together", "newest_plan", "note_failed", "note_question",
@@ -101,7 +102,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     """
     judged = yield from decide_calls(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
-    if not fresh or not can_ask(config):
+    if not fresh or run.engine.on_ask is not None or not can_ask(config):
         return judged
     try:
         capped = yield from over_cap(run, fresh)
@@ -130,10 +131,12 @@ def decide_one_of(
     asked_before = mine.approval is not None and _by(mine.approval, me)
     # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
     mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
-    if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
+    here = run.engine.on_ask is not None  # each task asks about its own call
+    pauses = can_ask(config) and not here
+    if pauses and _askable(mine) and not asked_before and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
-        whole = bool(asked) and (position == asked[0] or mine_open)
+        whole = not here and bool(asked) and (position == asked[0] or mine_open)
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
@@ -198,19 +201,20 @@ def _asked(
     before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
     late = before_answers and answers_left(config, had() if had else rounds + sum(_reviewed_by(j, me) for j in judged))
     refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
-    if fresh and late and had and can_ask(config):
+    here = run.engine.on_ask is not None
+    if fresh and late and had and can_ask(config) and not here:
         raise GraphInterrupt(())
-    if fresh and can_ask(config) and not late:
+    if fresh and (here or (can_ask(config) and not late)):
         yield from record_asks(run, fresh)
         opened = questions(run, fresh, rounds, me, interrupt_id(config))
-        if not (counted and rounds == 0) and (yield from over_cap(run, fresh)):
+        if (here or not counted or rounds) and (yield from over_cap(run, fresh)):
             refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
         elif (yield from open_questions(run, fresh, opened)):
-            answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
-            yield from _resolve(run, me, rounds, answer)
+            answer = yield (AskHere if here else Interrupt)(payload(list(zip(fresh, opened, strict=True))))
+            yield from _resolve(run, opened[0].task_id, rounds, answer)
         judged = yield from decide_calls(run, calls)  # where the run is over, this says so
     # A call that still asks: nobody can be asked about it, or the answer does not suffice.
-    code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
+    code = Code.APPROVAL_VOID if here or can_ask(config) else Code.APPROVAL_UNAVAILABLE
     judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
     return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
 
@@ -428,9 +432,7 @@ def _asked_about(value: object, message: AIMessage) -> list[Call]:
     found: list[Call] = []
     free: list[tuple[int, Any]] = list(enumerate(message.tool_calls))
     for request in requests:
-        if not isinstance(request, Mapping):
-            return []
-        place = _named(request, free, by_id=one)
+        place = _named(request, free, by_id=one) if isinstance(request, Mapping) else None
         if place is None:
             return []
         position, call = free[place]

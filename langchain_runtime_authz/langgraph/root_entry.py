@@ -13,14 +13,14 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
 
-from langchain_runtime_authz.authzen import Decision, Subject, deny
+from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.identity.subjects import claimed_identities
+from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_resume_map, place_below
 from langchain_runtime_authz.langgraph.checkpoints import (
     check_child,
@@ -76,7 +76,6 @@ __all__ = ["AtCall", "Entering", "RootEntry", "with_run"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
 MAX_CLAIMED: Final = 16  # names in one record
 
@@ -98,8 +97,9 @@ class RootEntry:
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None,
         task_channels: tuple[str, ...] = ("messages",),
         task_memory: tuple[tuple[str, ...], ...] = (),
+        development: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.development, self._said = engine, development, development
         self._memory = task_memory
         self._subject_from = subject_from
         self.channels = task_channels
@@ -160,7 +160,11 @@ class RootEntry:
     def implicit(self, config: Mapping[str, Any]) -> RunHandle:
         """Return a run for a call without one: of the subject that `subject_from` finds, else of `anonymous`."""
         found = self._subject_from(config) if self._subject_from is not None else None
-        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None)
+        if found is None and not self._said:
+            self._said = True
+            _log.warning(NO_SUBJECT)
+        nobody = DEVELOPER if self.development else ANONYMOUS
+        return RunHandle(self.engine, nobody if found is None else Subject.of(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
@@ -216,10 +220,9 @@ class Entering(Generic[T]):
     """
 
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
-        self.root_entry, self.engine = root_entry, root_entry.engine
+        self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
         self.name, self.config, self.graph = name, config, graph
         self.run: Run | None = None
-        self.run_id = ""
 
     def __enter__(self) -> T:
         try:
@@ -251,9 +254,7 @@ class Entering(Generic[T]):
         """Tell of a denial that leaves the graph, if no enforcement point has told of it."""
         if isinstance(exc, AuthzDenied):
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
-            scope, action = self.root_entry.scope(self.name, thread), "run/start" if self.run is None else "run"
-            decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
-            self.engine.recent.refused(decision, action=action, resource=self.name, scope=scope, run_id=self.run_id)
+            self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
 
     def _enter(self) -> Flow[T]:
         raise NotImplementedError

@@ -129,6 +129,8 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
 
     `number` counts the interrupts of one task, so that a re-entered task repeats them in order.
     """
+    if run.engine.on_ask is not None:  # answered at once, by nobody else
+        task_id, interrupt_id = f"here:{new_id()}", ""
     return [
         Approval(
             call_key=j.key,
@@ -145,7 +147,9 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             tool=j.call.tool,
             within=run.waiting,
             expires_at=j.expires_at,
-            allowed=allowed(j.call.plan_id, j.terms.needed),
+            source="interrupt" if run.engine.on_ask is None else "application",
+            # An edit or a response changes the task, which takes a root entry.
+            allowed=allowed(j.call.plan_id if run.engine.on_ask is None else None, j.terms.needed),
             id=new_id(),
             subject=run.subject.principal,
             run_id=run.run_id,

@@ -127,6 +127,7 @@ class Engine:
     tally: Tally = field(default_factory=Tally)
     recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
+    on_ask: Callable[[dict[str, Any]], Any] | None = None
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes one audit record, given the function that builds it."""
     prompt: frozenset[Effect] = field(init=False)

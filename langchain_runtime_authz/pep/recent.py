@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from langchain_runtime_authz.audit.record import decision_record
+from langchain_runtime_authz.audit.record import Scope, decision_record
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.errors import sentence
+from langchain_runtime_authz.errors import AuthzDenied, sentence
 from langchain_runtime_authz.fork import forkable_lock
 
 __all__ = ["RecentDecisions"]
@@ -58,12 +58,14 @@ class RecentDecisions:
         """Return the records of a run, newest last."""
         return [b(content=True) for b in self._kept() if b.keywords["run_id"] == run_id]
 
-    def refused(self, decision: Decision, **values: Any) -> None:
+    def refused(self, exc: AuthzDenied, scope: Scope, run_id: str) -> None:
         """Keep and tell a refusal that no audit record holds: there was no run, or the ledger failed."""
-        if any(_id(b) == decision.decision_id for b in self._kept()):
+        if any(_id(b) == exc.decision_id for b in self._kept()):
             return
-        self._built.append(partial(decision_record, now=time.time(), decision=decision, pdp="", **values))
-        self.tell(decision, values["action"], values["resource"], values["scope"][3], values["run_id"])
+        decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
+        about: dict[str, Any] = {"action": "run", "resource": scope[2], "scope": scope, "run_id": run_id}
+        self._built.append(partial(decision_record, now=time.time(), decision=decision, pdp="", **about))
+        self.tell(decision, "run", scope[2], scope[3], run_id)
 
     def tell(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
         """Write one line on a step that was stopped or asked about; few lines per code and minute."""

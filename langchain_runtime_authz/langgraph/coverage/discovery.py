@@ -91,7 +91,10 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
     engine = protection.root_entry.engine
     rows = _with_seen(rows, engine.tally.of(graph.get_name()))
-    return CoverageReport(graph.get_name(), engine.evaluator.pdp.name, tuple(_numbered(rows)))
+    pdp = engine.evaluator.pdp.name
+    if protection.root_entry.development:
+        pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
+    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)))
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:

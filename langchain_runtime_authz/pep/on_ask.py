@@ -1,0 +1,66 @@
+"""Answer questions in the process that asks them: `RuntimeAuthz(on_ask=...)`.
+
+The callable runs outside the graph: in an empty context, with a copy of the question. Its answer counts as the answer of
+the run's subject, only because the application vouches for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from copy import deepcopy
+from typing import Any, Final
+
+from langchain_runtime_authz.pep.engine import Effect, Engine
+
+__all__ = ["AskHere", "OnAsk", "ask_in_terminal"]
+
+_log = logging.getLogger(__name__)
+
+OnAsk = Callable[[dict[str, Any]], Any]
+
+
+def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Show each call in the terminal and ask for `y`. Anything else rejects, and so does the end of the input."""
+    decisions = []
+    for request in question["action_requests"]:
+        print(request["description"])  # noqa: T201
+        try:
+            approved = input("Approve? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            approved = False
+        decisions.append({"type": "approve" if approved else "reject"})
+    return {"decisions": decisions}
+
+
+def _ask(engine: Engine, question: Mapping[str, Any]) -> Any:
+    try:
+        given = Context().run(engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
+        if inspect.iscoroutine(given):
+            given.close()
+            raise TypeError("an asynchronous `on_ask` needs an asynchronous run, like `ainvoke`")
+    except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call is denied)
+        return _failed(exc)
+    return given
+
+
+async def _aask(engine: Engine, question: Mapping[str, Any]) -> Any:
+    try:
+        given = await asyncio.to_thread(Context().run, engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
+        return await asyncio.create_task(_waited(given), context=Context()) if inspect.isawaitable(given) else given
+    except Exception as exc:  # noqa: BLE001  (likewise)
+        return _failed(exc)
+
+
+async def _waited(given: Awaitable[Any]) -> Any:
+    return await given
+
+
+def _failed(exc: Exception) -> None:
+    _log.error("`on_ask` failed, so what it was asked about is denied: %s: %s", type(exc).__name__, exc)
+
+
+AskHere: Final = Effect(_ask, _aask)  # a question in LangChain's shape → the decisions on it

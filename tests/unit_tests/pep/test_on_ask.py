@@ -1,0 +1,157 @@
+"""Questions that are answered in the process that asks, and subjects for runs without one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+
+from langchain_runtime_authz import RuntimeAuthz, profile
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.langgraph.run_context import running
+from langchain_runtime_authz.pep.on_ask import ask_in_terminal
+from langchain_runtime_authz.testing import ScriptedChatModel
+
+
+def approving(question: dict[str, Any]) -> Any:
+    return {"decisions": [{"type": "approve"} for _ in question["action_requests"]]}
+
+
+async def aapproving(question: dict[str, Any]) -> Any:
+    return approving(question)
+
+
+def rejecting(question: dict[str, Any]) -> Any:
+    return {"decisions": [{"type": "reject", "message": "not today"} for _ in question["action_requests"]]}
+
+
+def first_only(question: dict[str, Any]) -> Any:
+    kinds = ("approve" if r["args"]["recipient"] == "Bob" else "reject" for r in question["action_requests"])
+    return {"decisions": [{"type": kind} for kind in kinds]}
+
+
+def raising(question: dict[str, Any]) -> Any:
+    raise RuntimeError("the screen is off")
+
+
+def played(on_ask: Any, *, saver: bool = False, **options: Any) -> tuple[list[str], Any, RuntimeAuthz]:
+    """Two calls of one message, in one process and without a checkpointer; who was paid, and the state."""
+    paid: list[str] = []
+
+    @profile(effect="pay", sink="external", critical={"recipient": "principal"}, intent=("pay",))
+    @tool
+    def send_money(recipient: str) -> str:
+        """Send money."""
+        paid.append(recipient)
+        return "sent"
+
+    calls = [{"name": "send_money", "args": {"recipient": name}, "id": name} for name in ("Bob", "Eve")]
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=calls), AIMessage("done")])
+    authz = RuntimeAuthz(on_ask=on_ask, **options)
+    graph = authz.protect(create_agent(model, [send_money], checkpointer=InMemorySaver() if saver else None))
+    config: Any = {"configurable": {"thread_id": "1"}} if saver else {}
+    with authz.run(subject="alice"):
+        out = graph.invoke({"messages": [("user", "See to the bills")]}, config)
+    return paid, out, authz
+
+
+@pytest.mark.parametrize("saver", [False, True])
+@pytest.mark.parametrize(
+    ("on_ask", "expected"),
+    [(approving, ["Bob", "Eve"]), (rejecting, []), (first_only, ["Bob"]), (raising, []), (lambda q: "yes", []),
+     (aapproving, []), (lambda q: {"decisions": []}, [])],
+)  # fmt: skip
+def test_questions_are_answered_without_a_pause(on_ask: Any, expected: list[str], saver: bool) -> None:
+    """Exactly what was approved runs; anything but a decision denies, and no graph pauses."""
+    paid, out, authz = played(on_ask, saver=saver)
+    assert sorted(paid) == expected
+    assert "__interrupt__" not in out
+    assert out["messages"][-1].text == "done"
+    assert ("not today" in str(out["messages"])) is (on_ask is rejecting)
+    permitted = [r for r in authz.audit.records if r.get("resource") == "send_money" and r.get("outcome") == "permit"]
+    approvals = [r["request"]["context"]["approval"] for r in permitted]
+    assert {(a["approver"], a["source"]) for a in approvals} <= {("user:alice", "application")}
+    assert len(permitted) == len(expected)
+
+
+@pytest.mark.parametrize("on_ask", [approving, aapproving])
+async def test_an_asynchronous_run_takes_both_kinds(on_ask: Any) -> None:
+    """A plain function does not block the event loop."""
+    seen: list[Any] = []
+
+    @profile(effect="pay", sink="external", critical={"recipient": "principal"}, intent=("pay",))
+    @tool
+    def send_money(recipient: str) -> str:
+        """Send money."""
+        return "sent"
+
+    call = {"name": "send_money", "args": {"recipient": "Eve"}, "id": "c"}
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
+
+    def spying(question: dict[str, Any]) -> Any:
+        seen.append(running())
+        question["action_requests"][0]["args"]["recipient"] = "Mallory"  # its copy
+        return on_ask(question)
+
+    authz = RuntimeAuthz(on_ask=spying)
+    graph = authz.protect(create_agent(model, [send_money]))
+    async with authz.run(subject="alice"):
+        out = await graph.ainvoke({"messages": [("user", "See to the bills")]})
+    assert "sent" in [m.text for m in out["messages"]]
+    assert seen == [None], "it runs outside the graph"
+
+
+@pytest.mark.parametrize(("typed", "kind"), [("y", "approve"), ("YES", "approve"), ("", "reject"), ("n", "reject"), (None, "reject")])
+def test_the_terminal_rejects_all_but_yes(typed: str | None, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def answered(_prompt: str) -> str:
+        if typed is None:
+            raise EOFError
+        return typed
+
+    monkeypatch.setattr("builtins.input", answered)
+    assert ask_in_terminal({"action_requests": [{"description": "Approve pay?"}]}) == {"decisions": [{"type": kind}]}
+    assert "Approve pay?" in capsys.readouterr().out
+
+
+def _warned(build: Callable[[], Any]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build()
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(("on_ask", "saver", "warns"), [(None, False, True), (None, True, False), (approving, False, False)])
+def test_protect_warns_where_nobody_can_be_asked(on_ask: Any, saver: bool, warns: bool) -> None:
+    """In one sentence, which names both remedies."""
+    said = [w for w in _warned(lambda: played(on_ask, saver=saver)) if "checkpointer" in w]
+    assert len(said) == warns
+    assert all("on_ask" in w for w in said)
+
+
+def test_an_anonymous_run_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With the remedy; development names a subject instead, loudly, and production refuses it."""
+    model = ScriptedChatModel(script=[AIMessage("done")] * 9)
+    for development, subject in ((False, "anonymous"), (True, "developer")):
+        caplog.clear()
+        authz = RuntimeAuthz(development=development)
+        graph = authz.protect(create_agent(model, []))
+        for _ in range(2):
+            graph.invoke({"messages": [("user", "hello")]})
+        said = [r for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(said) == 1
+        assert ("DEVELOPMENT" if development else "subject_from") in said[0].getMessage()
+        subjects = [r["request"]["subject"] for r in authz.audit.records if r.get("request")]
+        assert {s["id"] for s in subjects} == {subject}
+        assert all((s["properties"] == {"development": True}) is development for s in subjects)
+        assert ("DEVELOPMENT" in str(authz.coverage(graph))) is development
+    with pytest.raises(ConfigError, match="development"):
+        RuntimeAuthz.production(development=True)
+    with pytest.raises(ConfigError, match="on_ask"):
+        RuntimeAuthz(on_ask="yes")  # type: ignore[arg-type]
