@@ -14,6 +14,7 @@ from langchain_runtime_authz.facts.provenance.trace import SAYS
 __all__ = ["DEVIATIONS", "Argument", "Explanation", "Reason", "explain"]
 
 WIDTH: Final = 80
+_QUOTES: Final = str.maketrans('`"', "''")
 _OUTCOMES: Final = {"permit": "Permitted", "deny": "Denied", "approval_required": "Asks about", "halt": "Stopped"}
 _FAILURES: Final = {
     None: "the policy",
@@ -174,7 +175,7 @@ def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Ar
             given=quoted(given[name]) if name in given else None,
             source=_source(traced[name]) if name in traced else "",
             deviation=_deviation(deviates[name]) if name in deviates else "",
-            expected=inert(str(expected[name])) if name in expected else None,
+            expected=inert(str(expected[name]).translate(_QUOTES)) if name in expected else None,
         )
         for name in dict.fromkeys((*given, *traced, *deviates))
     )

@@ -162,7 +162,7 @@ def test_memory_keeps_the_last() -> None:
     for n in range(3):
         sink.write({"n": n})
     assert sink.records == [{"n": 1}, {"n": 2}]
-    assert (sink.content, sink.durable) == (False, False)
+    assert (sink.content, sink.waits) == (False, False)
 
 
 def test_memory_builds_a_record_when_it_is_read() -> None:
