@@ -34,6 +34,7 @@ from langchain_runtime_authz.credential.current_call import arefused_outside, cu
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.telemetry.spans import inject
 
 __all__ = ["CallAuth", "Step", "TicketAuth", "bearing", "is_under"]
 
@@ -90,6 +91,7 @@ class TicketAuth(httpx.Auth):
                 audience = self._audience(request, ticket)
             except CredentialError as exc:  # put on record before it is raised
                 raise (yield Step(ticket.refused, ticket.arefused, exc, origin)) from None
+        inject(request.headers)
         try:
             yield from self._send(request, origin, ticket, audience)
         finally:  # responses and errors keep their request

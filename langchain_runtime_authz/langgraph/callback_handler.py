@@ -14,7 +14,7 @@ from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_profiles import is_guarded
-from langchain_runtime_authz.telemetry import record_observation
+from langchain_runtime_authz.telemetry.spans import record_observation
 
 __all__ = ["AuthzCallbackHandler"]
 

@@ -14,7 +14,6 @@ call to the guard: the review's question comes first in the task.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
@@ -53,11 +52,12 @@ from langchain_runtime_authz.pep.decide import decide_calls, review_key
 from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.recording import record_asks
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = ["decide_message", "decide_one_of", "decide_together", "newest_plan", "note_failed", "note_question",
            "note_review", "reviewed_tools"]  # fmt: skip
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
 
 

@@ -31,7 +31,18 @@ from langchain_runtime_authz.langgraph._private import (
     is_task_function,
 )
 
-__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "loaded", "module_of", "roots_of", "validators_of", "walk"]
+__all__ = [
+    "AnyGraph",
+    "Found",
+    "functions_of",
+    "graphs_in",
+    "is_workflow",
+    "loaded",
+    "module_of",
+    "roots_of",
+    "validators_of",
+    "walk",
+]
 
 _ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
 
@@ -283,3 +294,8 @@ def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
     for kind in ("validators", "field_validators", "root_validators", "model_validators"):
         for name, found in getattr(decorators, kind, {}).items():
             yield name, found.func
+
+
+def is_workflow(graph: Any) -> bool:
+    """Return True if a graph runs no tools by itself: for its trace, it orchestrates agents."""
+    return not any(isinstance(node.bound, ToolNode) for node in getattr(graph, "nodes", {}).values())

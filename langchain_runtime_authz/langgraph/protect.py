@@ -36,7 +36,7 @@ from langchain_runtime_authz.langgraph._private import (
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, run_scope, running
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
@@ -149,7 +149,7 @@ def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> 
     So the backstop decides the tools that the graph's own loop calls between nodes: in reducers, validators, retry
     policies, cache keys and callback handlers.
     """
-    scope = run_scope(cast("Run", find_run(config)))
+    scope = step_scope(cast("Run", find_run(config)))
     try:
         while True:
             with scope:
@@ -174,7 +174,7 @@ class _Owned:
 
     def __init__(self, chunks: AsyncGenerator[Any, None], config: Mapping[str, Any]) -> None:
         self._chunks, self._begun = chunks, False
-        self._scope = run_scope(cast("Run", find_run(config)))
+        self._scope = step_scope(cast("Run", find_run(config)))
 
     def __aiter__(self) -> _Owned:
         return self

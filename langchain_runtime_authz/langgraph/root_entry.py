@@ -6,7 +6,6 @@ Without one it opens an implicit run for the subject that `subject_from` finds, 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
@@ -38,20 +37,17 @@ from langchain_runtime_authz.langgraph.checkpoints import (
     updates_during,
 )
 from langchain_runtime_authz.langgraph.human_texts import human_texts
-from langchain_runtime_authz.langgraph.messages import (
-    foreign_plans,
-    written,
-)
+from langchain_runtime_authz.langgraph.messages import foreign_plans, written
+from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.run_context import (
-    HANDLE_KEY,
     AuthzHalt,
-    Handle,
     RunHandle,
     SubjectLike,
     handle_in,
     note_question,
     opened,
     running,
+    with_run,
 )
 from langchain_runtime_authz.langgraph.state_changes import (
     answered_elsewhere,
@@ -71,11 +67,13 @@ from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
 from langchain_runtime_authz.pep.recording import run_event
+from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.spans import is_idle
 
-__all__ = ["AtCall", "Entering", "RootEntry", "with_run"]
+__all__ = ["AtCall", "Entering", "RootEntry"]
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
 MAX_CLAIMED: Final = 16  # names in one record
 
@@ -242,12 +240,16 @@ class Entering(Generic[T]):
         note_question(self.run, exc[0])
         self._tell(exc[0])
         if self.run is not None:
+            if kind is not None and self.run.span is not None:
+                self.run.span.fail(kind)
             drive(self.engine, self._leave(self.run, raised=kind is not None, cut=False))
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         note_question(self.run, exc[0])
         self._tell(exc[0])
         if self.run is not None:
+            if kind is not None and self.run.span is not None:
+                self.run.span.fail(kind)
             await adrive(self.engine, self._leave(self.run, raised=kind is not None, cut=kind is GeneratorExit))
 
     def _tell(self, exc: object) -> None:
@@ -300,6 +302,7 @@ class _Root(Entering[tuple[Any, Any]]):
             ),
             grant=handle.grant,
             ordered=handle.ordered,
+            workflow=not is_idle() and is_workflow(graph),
         )
         run = entry.run
         if claimed := claimed_identities(config, handle.subject):
@@ -411,11 +414,6 @@ class _Child(Entering[Any]):
 
 def _ending(run: Run) -> Literal["suspended", "ended"]:
     return "suspended" if run.paused else "ended"
-
-
-def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """Return `config` with the run's handle in it."""
-    return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
 
 
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:

@@ -52,6 +52,8 @@ __all__ = [
     "run_scope",
     "running",
     "settled",
+    "step_scope",
+    "with_run",
 ]
 
 HANDLE_KEY: Final = "__authz"
@@ -129,6 +131,27 @@ class run_scope(CodeScope):
         # Never by Token: a generator may be closed in another context, which keeps its own.
         if current_scope.get() is self:
             current_scope.set(self._previous)
+
+
+class step_scope(run_scope):
+    """Make `run` and its span current for one step of its graph's stream."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self.run.span is not None:
+            self.run.span.enter()
+
+    def __exit__(self, *exc: object) -> None:
+        if self.run.span is not None:
+            self.run.span.leave()
+        super().__exit__(*exc)
+
+
+def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Return `config` with the run's handle in it."""
+    return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
 
 
 def handle_in(config: Mapping[str, Any] | None) -> Handle | None:

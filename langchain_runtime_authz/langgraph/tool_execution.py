@@ -36,7 +36,7 @@ from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
-from langchain_runtime_authz.telemetry import NO_SPAN, execute_tool_span
+from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
 __all__ = [
     "FUNCTION",
@@ -287,16 +287,18 @@ class ToolExecution(CodeScope):
         self._before = before = current_scope.get()
         self.refusals, self.counts, self.task = RefusedMints((run, None, None)), {}, before.task
         current_scope.set(self)
-        self._span = execute_tool_span(
-            self.call.tool, self.call_id, run.agent, run.scope.thread, run.engine.identity.agent_id
-        )
-        if self._span is not NO_SPAN:
-            self._span.__enter__()
+        decision = self.ticket.decision_id if self.ticket is not None else ""
+        self._span = execute_tool_span(run, self.call.tool, self.call_id, decision)
+        if self._span is not None:
+            self._span.enter()
 
     def end(self, exc: BaseException | None, output: Any) -> Flow[None] | None:
         """Leave the execution. Return the flow that closes the call, or `None` if there is no ticket."""
-        if self._span is not NO_SPAN:
-            self._span.__exit__(type(exc) if exc is not None else None, exc, None)
+        if self._span is not None:
+            self._span.leave()
+            if exc is not None:
+                self._span.fail(type(exc))
+            self._span.end()
         if current_scope.get() is self:  # else this is closed in another context, which keeps its own
             current_scope.set(self._before)
         if exc is None:

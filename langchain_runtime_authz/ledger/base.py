@@ -123,6 +123,7 @@ class Approval:
         needed, approvers: how many must approve, and who has.
         distinct: no approver may be the subject, under any type, or one named by `behind`.
         behind: those for whom the subject acts.
+        trace: the W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it.
         eligible, fallback: who may answer (if empty, anybody), and who else from `fallback_at` on, as `type:id`.
     """
 
@@ -158,6 +159,7 @@ class Approval:
     fallback_at: int = 0
     approvers: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()
+    trace: str = ""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,10 +18,12 @@ from langchain_runtime_authz._validate import checked_seconds
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.answer import parse_answer
+from langchain_runtime_authz.telemetry import metrics
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = ["PDP", "BatchPDP", "Composed", "Evaluator", "InProcess", "ObserveOnly", "bounded", "serialise"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 DEFAULT_DEADLINE: Final = 2.0  # seconds for one message's decisions
 MAX_REVISION: Final = 256
@@ -142,7 +143,8 @@ class Evaluator:
         `None` stands for a request that has no JSON form, which is denied. `until` is the end of the caller's own
         time (`time.monotonic`), if that comes before the deadline. Raises only what stops the process.
         """
-        until = min(until, time.monotonic() + self.deadline)
+        began = time.monotonic()
+        until = min(until, began + self.deadline)
         asked: list[bytes] = []
         for body in bodies:
             if body is not None and len(body) <= MAX_REQUEST_BYTES:
@@ -153,19 +155,20 @@ class Evaluator:
         else:
             for body in asked:
                 decided.append(self._concluded(self._ask(self._asked.evaluate, body, until), until))
-        return self._placed(bodies, decided)
+        return self._placed(bodies, decided, began)
 
     async def aevaluate(self, bodies: Sequence[bytes | None]) -> list[Decision]:
         """Like `evaluate`, without blocking the event loop."""
         if self.in_process:
             return self.evaluate(bodies)
-        until = time.monotonic() + self.deadline
+        began = time.monotonic()
+        until = began + self.deadline
         asked = [b for b in bodies if b is not None and len(b) <= MAX_REQUEST_BYTES]
         if self._batch is not None and len(asked) > 1:
             answers = await self._aask(self._batch.aevaluate_batch, asked, until)
-            return self._placed(bodies, self._concluded_all(answers, len(asked), until))
+            return self._placed(bodies, self._concluded_all(answers, len(asked), until), began)
         decided = [self._concluded(await self._aask(self._asked.aevaluate, b, until), until) for b in asked]
-        return self._placed(bodies, decided)
+        return self._placed(bodies, decided, began)
 
     def _ask(self, ask: Callable[[Any], object], what: object, until: float) -> object:
         """Return the answer, or the exception that stands for it."""
@@ -214,8 +217,10 @@ class Evaluator:
         _log.warning("PDP %s: %s%s", self.pdp.name, code, f" ({type(exc).__name__})" if exc else "")
         return deny(code, "pdp", self.revision)
 
-    def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision]) -> list[Decision]:
+    def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
         """Return the decisions in the requests' order, with a mapping error for each that was not asked."""
+        if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
+            metrics.time_engine(self.pdp.name, began)
         if self._observes:
             decided = [_observed(d) for d in decided]
         if len(decided) == len(bodies):

@@ -29,6 +29,7 @@ from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval, Sp
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.pep.engine import Commit, Flow, new_id
 from langchain_runtime_authz.pep.recording import label, run_event
+from langchain_runtime_authz.telemetry.spans import traceparent
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
@@ -157,6 +158,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             needed=j.terms.needed,
             distinct=j.terms.distinct,
             behind=behind(run.subject),
+            trace=traceparent(run, j.decision.decision_id),
             eligible=j.terms.eligible,
             fallback=j.terms.fallback,
             fallback_at=j.now + j.terms.fallback_after,
@@ -241,7 +243,8 @@ def answer_event(
         detail["message_digest"] = content_digest(given.message)
         if content:
             detail["message"] = given.message
-    return run_event(of, "approval", now, detail=detail, run_id=ask.run_id, epoch=ask.epoch, agent=ask.agent)
+    about: dict[str, Any] = {"run_id": ask.run_id, "epoch": ask.epoch, "agent": ask.agent}
+    return run_event(of, "approval", now, detail=detail, question=ask.trace, **about)
 
 
 def record_answers(
@@ -269,6 +272,7 @@ def reviews(
     `asked` has for each call the review's key, the digest of its arguments as written, the call and
     the decisions that the review takes. `task_id` is the task that makes the call, if the review asks in it.
     """
+    trace = traceparent(run)
     return [
         Approval(
             call_key=key,
@@ -285,6 +289,7 @@ def reviews(
             tool=call.tool,
             within=run.waiting,
             allowed=takes,
+            trace=trace,
         )
         for i, (key, digest, call, takes) in enumerate(asked)
     ]

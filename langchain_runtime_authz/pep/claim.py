@@ -7,7 +7,6 @@ of no return: a correction that commits first wins, after it the call is under w
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from functools import partial
 from typing import Final, Literal
@@ -53,10 +52,11 @@ from langchain_runtime_authz.pep.recording import (
     step_record,
     tell,
 )
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = ["claim_again", "claim_call", "claim_once", "conclude", "counted", "deny_call"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 Spent = tuple[tuple[str, int], ...]
 _UNBOUNDED: Final = 2**53
@@ -106,13 +106,14 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
                 return (yield from _conflicting(run, decided, done))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        return (yield from deny_call(run, decided.under(engine.ledger_failed(exc))))
+        return (yield from deny_call(run, decided.under(engine.ledger_failed(exc, run))))
     if type(done) is Conflict:
         yield from _refund(run, shared, spent)
         return (yield from _conflicting(run, decided, done))
     recorded = False
     try:
-        yield step_record(run, decision, "tools/call", call.tool, decided.body, decided.started or None, done.now)
+        started, asked = decided.started or None, decided.approval
+        yield step_record(run, decision, "tools/call", call.tool, decided.body, started, done.now, asked)
         recorded = True
         if call.metadata and type(edge := changes[-1]) is RecordEdge:
             detail = {"to": edge.edge.to, "kind": edge.edge.kind, "decision_id": decision.decision_id}

@@ -5,7 +5,6 @@ Not left to policy: see `_refusal` and `lease_refusal`, and the checks inside th
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +30,11 @@ from langchain_runtime_authz.pep.obligations import understood
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.pep.request import call_request
 from langchain_runtime_authz.pep.thread_memory import TaskWords
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = ["data_scope", "decide_calls", "effect_counter", "lease_refusal", "renewed", "review_key"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _CALL_OBLIGATIONS: Final = frozenset(
     ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate"),
@@ -68,7 +68,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     try:
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [DecidedCall(c, "", engine.ledger_failed(exc)) for c in calls]
+        return [DecidedCall(c, "", engine.ledger_failed(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
     if snapshot.approvals:
         approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]

@@ -7,7 +7,6 @@ A flow is a generator. It yields effects, receives their results, and does no I/
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +30,14 @@ from langchain_runtime_authz.pep.recent import RecentDecisions
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
 from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.telemetry.metrics import count, observe_questions
+from langchain_runtime_authz.telemetry.names import COMPONENT, ERROR_TYPE
+from langchain_runtime_authz.telemetry.spans import OpenSpan
 
 if TYPE_CHECKING:  # its module loads the signing library, which an import should not
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = [
     "ATTEMPTS",
@@ -59,7 +62,7 @@ __all__ = [
     "new_id",
 ]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
 MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
@@ -134,6 +137,7 @@ class Engine:
     """The effects that never wait here, which an async flow performs in place."""
 
     def __post_init__(self) -> None:
+        observe_questions(self.ledger, self.tenant)
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
@@ -152,12 +156,17 @@ class Engine:
 
     def failed(self, exc: BaseException) -> Code:
         """Return the code of a deny after the ledger or the audit failed: the kill switch's if that is engaged too."""
-        return Code.KILLED if self.killed else failure_code(exc)
+        code = failure_code(exc)
+        count("errors", {COMPONENT: "audit" if isinstance(exc, AuditError) else "ledger", ERROR_TYPE: str(code)})
+        return Code.KILLED if self.killed else code
 
-    def ledger_failed(self, exc: Exception) -> Decision:
-        """Return that deny. The operator's log names the failure."""
-        _log.error("ledger or audit failed: %s: %s", type(exc).__name__, exc)
-        return deny(self.failed(exc))
+    def ledger_failed(self, exc: Exception, run: Run | None = None) -> Decision:
+        """Return that deny. The operator's log names the failure, and the run if none is current."""
+        decision = deny(self.failed(exc))
+        known = {"run_id": run.run_id, "thread_id": run.scope.thread} if run is not None else {}
+        about = {"decision_id": decision.decision_id, **known}
+        _log.error("ledger or audit failed: %s: %s", type(exc).__name__, exc, extra=about)
+        return decision
 
 
 @dataclass(slots=True, eq=False)
@@ -215,6 +224,9 @@ class Run:
     models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
     batches: dict[Any, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    # In the trace: its own span, and those of decisions that later spans are linked to, by decision id.
+    span: OpenSpan | None = None
+    decision_spans: dict[str, Any] = field(default_factory=dict)
     # Parts of requests and keys that stay the same for the run, or while the task does (`pep.request`, `pep.decide`).
     parts: dict[str, Any] = field(default_factory=dict)
     # What a commit of this run demands of the ledger.

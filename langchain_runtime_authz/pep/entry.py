@@ -7,7 +7,6 @@ plans anew.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -59,10 +58,13 @@ from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, mandate_event
 from langchain_runtime_authz.pep.recording import corrected, run_event
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.pep.thread_memory import turn
+from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.metrics import count
+from langchain_runtime_authz.telemetry.spans import run_span
 
 __all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +124,12 @@ def open_entry(
     grant: Grant | None = None,
     ordered: Ordered | None = None,
     given: Given = Given(),  # noqa: B008  (a constant)
+    workflow: bool = False,
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
-    `task` is what `.run(task=)` said, `ordered` what the application says the task orders.
+    `task` is what `.run(task=)` said, `ordered` what the application says the task orders. `workflow`: the graph
+    orchestrates agents and is none itself.
 
     Raises:
         AuthzDenied: the subject may not start here, or the ledger is gone.
@@ -133,6 +137,17 @@ def open_entry(
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
     run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, grant, kept_state=given.kept)
+    run.span = run_span(run, workflow=workflow)
+    try:
+        return (yield from _opened(run, task, ordered, given))
+    except BaseException:
+        if run.span is not None:
+            run.span.end()
+        raise
+
+
+def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Given) -> Flow[Entry]:
+    engine, scope, agent = run.engine, run.scope, run.agent[0]
     try:
         entry = yield from _take_lease(run, task, given)
         if ordered is not None:
@@ -142,7 +157,7 @@ def open_entry(
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
-        decision = engine.ledger_failed(exc)
+        decision = engine.ledger_failed(exc, run)
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
     resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
@@ -215,7 +230,10 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
         if rotates:
             yield corrected(run, done, fresh, "input" if said else "state")
         recall(run, snapshot.marks.get(ORDERED))
+        if given.resume and run.span is not None:
+            run.span.link(*(a.trace for a in snapshot.asks))
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
+        count("leases")
         return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
@@ -370,6 +388,8 @@ def open_child(
         yield run_event(parent, "delegated", time.time(), detail=detail)
     except AuditError as exc:
         raise AuthzDenied(exc.code, decision.decision_id) from exc
+    child.span = run_span(child, decision=decision.decision_id)
+    count("leases")
     return child
 
 
@@ -386,6 +406,8 @@ def close(
     """
     if run.closed and left.head is None and not also:
         return
+    if not run.closed:
+        count("leases", by=-1)
     run.closed = True
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
     marks = [*also, *(SetMark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
@@ -397,6 +419,9 @@ def close(
             yield run_event(run, state, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
+    finally:
+        if run.span is not None:
+            run.span.end(state, run.epoch)
 
 
 def _end(run: Run, state: Literal["suspended", "ended", "revoked"], marks: Sequence[Change]) -> Flow[object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -19,6 +18,7 @@ from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 from langchain_runtime_authz.pep.provenance import forms_of
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.pep.thread_memory import TaskWords
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = [
     "ORDERED",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 __all__ += ["task_name"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 ORDERED: Final = "mandate:application"  # the mark that keeps an application's mandate, and the epoch at which it counts
 
 

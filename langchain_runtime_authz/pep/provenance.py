@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Final
 
@@ -19,10 +18,11 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Effect, Engine, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.profile import argument
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = ["Observe", "arguments", "backed", "forms_of", "observe", "sentences", "small"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 MAX_SENTENCE: Final = 240
 SMALL: Final = 20_000  # characters that are read without a thread of their own

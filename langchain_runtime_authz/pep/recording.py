@@ -1,4 +1,4 @@
-"""Record a decision, notify those it names, and say what of it counts against an agent."""
+"""Record decisions and events, in the audit log and in the trace; notify those whom a decision names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from langchain_runtime_authz.audit.record import Event, decision_record, run_rec
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Committed, Scope
+from langchain_runtime_authz.ledger.base import Approval, Committed, Scope
 from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run, Write
-from langchain_runtime_authz.telemetry import record_decision
+from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 __all__ = [
     "call_record",
@@ -63,7 +63,15 @@ def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
     """Return the effect that records what was decided on a call, at ledger time `now`. It raises `AuditError`."""
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     return step_record(
-        run, decided.decision, "tools/call", decided.call.tool, decided.body, decided.started or None, now, expected
+        run,
+        decided.decision,
+        "tools/call",
+        decided.call.tool,
+        decided.body,
+        decided.started or None,
+        now,
+        decided.approval,
+        expected,
     )
 
 
@@ -75,15 +83,16 @@ def step_record(
     body: bytes | None,
     started: int | None,
     now: float,
+    asked: Approval | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Show a decision in the trace and the log, and return the effect that records it. It raises `AuditError`.
 
-    `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time; `expected` what was
-    ordered instead, by argument.
+    `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time; `asked` is the question
+    that was asked about it before; `expected` what was ordered instead, by argument.
     """
-    pdp = run.engine.evaluator.pdp.name
-    record_decision(decision, body, pdp=pdp, action=action, resource=resource, started=started)
+    pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
+    record_decision(run, decision, body, pdp=pdp, action=action, resource=resource, started=started, question=question)
     written = partial(
         decision_record,
         now=now,
@@ -104,15 +113,20 @@ def step_record(
     return (Write, written)
 
 
-def run_event(of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], **about: Any) -> tuple[Any, ...]:
-    """Return the effect that records an event of a run or a thread (`audit.record`). It raises `AuditError`.
+def run_event(
+    of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
+) -> tuple[Any, ...]:
+    """Show an event of a run or a thread in the trace, and return the effect that records it (`audit.record`).
 
-    `about` replaces what the run says of itself: `epoch`, `agent`, `run_id`.
+    `about` replaces what the run says of itself: `epoch`, `agent`, `run_id`. `question` is the `Approval.trace` that
+    the event answers. The effect raises `AuditError`.
     """
     if isinstance(of, Run):
         of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}
+        record_event(event, of.scope, detail, about, run=of, question=question)
         about = {**of_run, **about}
     else:
+        record_event(event, of, detail, about, question=question)
         about["scope"] = of
     return Record(run_record, now=now, event=event, detail=detail, **about)
 

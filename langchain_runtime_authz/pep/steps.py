@@ -5,7 +5,6 @@ Load → evaluate → commit → audit, in that order; a tool call's own is in `
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -19,10 +18,11 @@ from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import owed, understood
 from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, step_record, tell
 from langchain_runtime_authz.pep.request import request_json
+from langchain_runtime_authz.telemetry.logs import logger
 
 __all__ = ["decide_step", "still_live"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _STEP_OBLIGATIONS: Final = {
     False: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke")),
@@ -72,7 +72,7 @@ def decide_step(
     except AuditError:
         decision = deny(Code.AUDIT_UNAVAILABLE)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        decision = run.engine.ledger_failed(exc)
+        decision = run.engine.ledger_failed(exc, run)
     try:
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from langchain_runtime_authz import telemetry
+from langchain_runtime_authz.telemetry import spans as telemetry
 
 from ._kit import *
 

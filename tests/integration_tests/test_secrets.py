@@ -34,11 +34,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel
 
-from langchain_runtime_authz import ToolProfile, current_call, telemetry
+from langchain_runtime_authz import ToolProfile, current_call
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import agent_graph, asking, call, hand_written, human, node_graph, replying

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from langchain_runtime_authz import telemetry
 from langchain_runtime_authz.authzen import (
     Action,
     AgentContext,
@@ -33,7 +34,10 @@ from langchain_runtime_authz.authzen import (
     TaskContext,
     deny,
 )
-from langchain_runtime_authz.telemetry import execute_tool_span, record_decision
+from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.telemetry import names
+from langchain_runtime_authz.telemetry import spans as telemetry
+from langchain_runtime_authz.telemetry.spans import record_decision
 
 PERMIT = Decision(
     outcome="permit",
@@ -58,8 +62,49 @@ REQUEST = EvaluationRequest(
 BODY = REQUEST.to_json()
 
 
+class Identity:
+    agent_id = staticmethod(":".join)
+
+
+class Run(SimpleNamespace):
+    """A run as its spans see it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            scope=Scope("", "i", "g", "thread-1"), run_id="r-1", agent=("root", "payer"), span=None, parent=None,
+            epoch=3, engine=SimpleNamespace(identity=Identity), decision_spans={},
+        )  # fmt: skip
+
+
+OF_RUN = {
+    "gen_ai.agent.name": "payer",
+    "gen_ai.agent.id": "root:payer",
+    "gen_ai.conversation.id": "thread-1",
+    "runtime_authz.run.id": "r-1",
+}
+
+
 def decided(decision: Decision = PERMIT, body: bytes | None = BODY, resource: str = "pay", **options: Any) -> None:
-    record_decision(decision, body, **{"pdp": "wasm", "action": "tools/call", "resource": resource, **options})
+    record_decision(Run(), decision, body, **{"pdp": "wasm", "action": "tools/call", "resource": resource, **options})
+
+
+@contextmanager
+def execute_tool_span(run: Run, tool: str, *about: str) -> Iterator[None]:
+    """A tool runs, as `ToolExecution` runs it."""
+    span, failed = telemetry.execute_tool_span(run, tool, *about), None
+    if span is not None:
+        span.enter()
+    try:
+        yield
+    except BaseException as exc:
+        failed = type(exc)
+        raise
+    finally:
+        if span is not None:
+            span.leave()
+            if failed is not None:
+                span.fail(failed)
+            span.end()
 
 
 _REFUSALS: tuple[Failure | None, ...] = (None, "enforcement")
@@ -103,6 +148,7 @@ def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
         "runtime_authz.actor.id": "agent-id",
         "runtime_authz.delegation.depth": 1,
         "runtime_authz.credential.epoch": 3,
+        **OF_RUN,
     }
     assert expected == got
     assert len(digest) == 64
@@ -136,6 +182,7 @@ def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
     for span in exporter.get_finished_spans():
         assert attributes(span)["runtime_authz.decision"] == "deny"
         assert attributes(span)["runtime_authz.reason"] == "effect"
+        assert attributes(span)["runtime_authz.reasons"] == ("effect",)
         assert "error.type" not in attributes(span)
         assert span.status.status_code is StatusCode.UNSET
 
@@ -160,9 +207,9 @@ def test_a_step_without_a_request_has_a_name(exporter: InMemorySpanExporter) -> 
 
 def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
     """Names as the GenAI conventions spell them; no arguments, no result."""
-    with execute_tool_span("pay", "call_1", ("root", "payer"), "thread-1", ":".join):
+    with execute_tool_span(Run(), "pay", "call_1", "d-1"):
         pass
-    with execute_tool_span("pay"):
+    with execute_tool_span(Run(), "pay"):
         pass
     full, bare = exporter.get_finished_spans()
     expected = {
@@ -170,18 +217,17 @@ def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
         "gen_ai.tool.type": "function",
         "gen_ai.tool.name": "pay",
         "gen_ai.tool.call.id": "call_1",
-        "gen_ai.agent.name": "payer",
-        "gen_ai.agent.id": "root:payer",
-        "gen_ai.conversation.id": "thread-1",
+        "runtime_authz.decision.id": "d-1",
+        **OF_RUN,
     }
     assert expected == attributes(full)
     assert full.name == "execute_tool pay"
-    assert set(attributes(bare)) == {"gen_ai.operation.name", "gen_ai.tool.type", "gen_ai.tool.name"}
+    assert set(attributes(bare)) == {"gen_ai.operation.name", "gen_ai.tool.type", "gen_ai.tool.name", *OF_RUN}
 
 
 def test_a_failing_tool_tells_its_type_only(exporter: InMemorySpanExporter) -> None:
     """The exception goes on; its text, which may quote arguments, is not recorded."""
-    with pytest.raises(ValueError, match="SECRET"), execute_tool_span("pay"):
+    with pytest.raises(ValueError, match="SECRET"), execute_tool_span(Run(), "pay"):
         raise ValueError("SECRET")
     span = only(exporter)
     assert attributes(span)["error.type"] == "ValueError"
@@ -201,7 +247,7 @@ class GraphInterrupt(GraphBubbleUp):
 @pytest.mark.parametrize("control", [GraphInterrupt, KeyboardInterrupt, GeneratorExit])
 def test_control_flow_is_no_error(exporter: InMemorySpanExporter, control: type[BaseException]) -> None:
     """Interrupts, hand-offs and cancellations pass and mark nothing."""
-    with pytest.raises(control), execute_tool_span("pay"):
+    with pytest.raises(control), execute_tool_span(Run(), "pay"):
         raise control
     assert only(exporter).status.status_code is StatusCode.UNSET
 
@@ -209,9 +255,9 @@ def test_control_flow_is_no_error(exporter: InMemorySpanExporter, control: type[
 def test_spans_nest(exporter: InMemorySpanExporter) -> None:
     """What runs inside is a child; afterwards the outer context is back."""
     before = trace.get_current_span()
-    with execute_tool_span("outer"):
+    with execute_tool_span(Run(), "outer"):
         decided()
-        with execute_tool_span("inner"):
+        with execute_tool_span(Run(), "inner"):
             pass
     assert trace.get_current_span() is before
     authorize, inner, outer = exporter.get_finished_spans()
@@ -225,12 +271,12 @@ def test_a_block_left_elsewhere_disturbs_nobody(exporter: InMemorySpanExporter) 
     """A generator closed in another context ends its span and leaves that context's span current."""
 
     def stream() -> Iterator[int]:
-        with execute_tool_span("stream"):
+        with execute_tool_span(Run(), "stream"):
             yield 1
 
     generator = stream()
     contextvars.copy_context().run(next, generator)
-    with execute_tool_span("other"):
+    with execute_tool_span(Run(), "other"):
         mine = trace.get_current_span()
         generator.close()  # type: ignore[attr-defined]
         assert trace.get_current_span() is mine
@@ -278,9 +324,9 @@ def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str)
     monkeypatch.setattr(telemetry, "_tracer", Broken(at))
     before = otel_context.get_current()
     done = []
-    with execute_tool_span("pay"):
+    with execute_tool_span(Run(), "pay"):
         done.append(1)
-    with pytest.raises(ValueError, match="mine"), execute_tool_span("pay"):
+    with pytest.raises(ValueError, match="mine"), execute_tool_span(Run(), "pay"):
         raise ValueError("mine")
     decided(deny("pdp_error", "pdp"))
     assert done == [1]
@@ -288,20 +334,19 @@ def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str)
 
 
 @pytest.mark.parametrize("tracer", [trace.NoOpTracer(), trace.ProxyTracer("x")])
-def test_without_an_sdk_a_call_costs_four_python_calls(monkeypatch: pytest.MonkeyPatch, tracer: trace.Tracer) -> None:
+def test_without_an_sdk_a_call_costs_two_python_calls(monkeypatch: pytest.MonkeyPatch, tracer: trace.Tracer) -> None:
     """Nothing records, so no span is made, no agent is named and no request is read."""
     monkeypatch.setattr(telemetry, "_tracer", tracer)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    before, calls = otel_context.get_current(), []
+    before, calls, run = otel_context.get_current(), [], Run()
     sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
     try:
-        record_decision(PERMIT, b"not read", pdp="wasm", action="tools/call", resource="pay")
-        with execute_tool_span("pay", "1", ("root",), "thread", pytest.fail):
-            pass
+        record_decision(run, PERMIT, b"not read", pdp="wasm", action="tools/call", resource="pay")
+        telemetry.execute_tool_span(run, "pay", "1")
     finally:
         sys.setprofile(None)
     assert otel_context.get_current() is before
-    assert len(calls) <= 4, calls
+    assert len(calls) <= 2, calls
 
 
 def test_an_sdk_that_is_set_up_later_records(monkeypatch: pytest.MonkeyPatch, exporter: InMemorySpanExporter) -> None:
@@ -311,18 +356,18 @@ def test_an_sdk_that_is_set_up_later_records(monkeypatch: pytest.MonkeyPatch, ex
     monkeypatch.setattr(telemetry, "_tracer", trace.ProxyTracer("x"))
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     decided()
-    with execute_tool_span("pay"):
+    with execute_tool_span(Run(), "pay"):
         pass
     assert [s.name for s in exporter.get_finished_spans()] == ["authorize pay", "execute_tool pay"]
 
 
 def test_names_stay_in_our_own_space() -> None:
     """Nothing is added to `gen_ai.*`; what is ours begins with our own prefix."""
-    constants = {v for k, v in vars(telemetry).items() if k.isupper() and isinstance(v, str)}
-    names = {v for v in constants if "." in v}
+    constants = {v for k, v in vars(names).items() if k.isupper() and isinstance(v, str)}
+    dotted = {v for v in constants if "." in v}
     theirs = {
         "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type",
-        "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id",
+        "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id", "gen_ai.workflow.name",
         "error.type", "openinference.span.kind",
     }  # fmt: skip
-    assert {n for n in names if not n.startswith("runtime_authz.")} == theirs
+    assert {name for name in dotted if not name.startswith("runtime_authz.")} == theirs

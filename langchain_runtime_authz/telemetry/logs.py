@@ -1,0 +1,43 @@
+"""Give the package's log records the ids of what is under way.
+
+`trace_id`, `span_id`, `thread_id`, `run_id` and `decision_id` are attributes of each record, empty if unknown. A call
+site that knows better passes them as `extra`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from opentelemetry import trace
+
+from langchain_runtime_authz.credential.current_call import current_scope
+
+__all__ = ["logger"]
+
+
+class _Ids(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        scope, span = current_scope.get(), trace.get_current_span().get_span_context()
+        run: Any = scope.run
+        found = {
+            "trace_id": f"{span.trace_id:032x}" if span.is_valid else "",
+            "span_id": f"{span.span_id:016x}" if span.is_valid else "",
+            "thread_id": run.scope.thread if run is not None else "",
+            "run_id": run.run_id if run is not None else "",
+            "decision_id": scope.ticket.decision_id if scope.ticket is not None else "",
+        }
+        for name, value in found.items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
+_IDS: Final = _Ids()
+
+
+def logger(name: str) -> logging.Logger:
+    """Return a module's logger, whose records carry the ids."""
+    log = logging.getLogger(name)
+    log.addFilter(_IDS)  # adding it again changes nothing
+    return log

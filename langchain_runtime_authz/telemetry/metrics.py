@@ -1,0 +1,93 @@
+"""Count and time what is decided, and what fails.
+
+Only the OpenTelemetry API is used: while no SDK is set up, nothing is counted. No metric names a user, a thread or a
+tool.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.telemetry import names as n
+
+__all__ = ["Instruments", "count", "count_decision", "instruments", "observe_questions", "time_engine"]
+
+_log = logging.getLogger(__name__)
+
+_ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose open questions are counted → tenant
+
+
+class _Recording:
+    _real_meter = True
+
+
+class Instruments:
+    """The instruments of one meter. While `proxy._real_meter` is `None`, no SDK records: each tool call looks there."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.proxy: Any = meter if hasattr(meter, "_real_meter") else _Recording
+        self.decisions = meter.create_counter(n.DECISIONS, "{decision}", "Decisions by outcome and first reason")
+        self.events = meter.create_counter(
+            n.EVENTS, "{event}", "Events of runs: corrections, rotations, revocations, …"
+        )
+        self.errors = meter.create_counter(n.ERRORS, "{error}", "Failures of ledger, audit log and engine, by code")
+        self.leases = meter.create_up_down_counter(n.LEASES, "{lease}", "Runs and agents that may act")
+        self.deciding = meter.create_histogram(n.DECISION_DURATION, "s", "From the look-up of a step to its record")
+        self.engine = meter.create_histogram(n.ENGINE_DURATION, "s", "A policy engine's answer to one batch")
+        meter.create_observable_gauge(n.QUESTIONS, [_questions], "{question}", "Questions that wait for an approver")
+
+
+def count_decision(decision: Decision, action: str, started: int | None) -> None:
+    """Count a decision; `started` is when it was begun, in nanoseconds since the epoch."""
+    try:
+        about = {n.ACTION: action, n.DECISION: decision.outcome, n.REASON: decision.reason}
+        instruments.decisions.add(1, about)
+        if started is not None:
+            instruments.deciding.record((time.time_ns() - started) / 1e9, {n.ACTION: action})
+        if decision.failure == "pdp":
+            count("errors", {n.COMPONENT: "pdp", n.ERROR_TYPE: decision.reason})
+    except Exception:  # noqa: BLE001  (telemetry must not stop the call)
+        _log.debug("decision not counted", exc_info=True)
+
+
+def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
+    """Add to the counter `events`, `errors` or `leases`."""
+    if instruments.proxy._real_meter is None:  # noqa: SLF001  (a look without a call)
+        return
+    try:
+        getattr(instruments, what).add(by, dict(about or {}))
+    except Exception:  # noqa: BLE001  (likewise)
+        _log.debug("not counted", exc_info=True)
+
+
+def time_engine(pdp: str, began: float) -> None:
+    """Time an engine's answer that was asked for at `began`, by `time.monotonic`."""
+    try:
+        instruments.engine.record(time.monotonic() - began, {n.PDP: pdp})
+    except Exception:  # noqa: BLE001  (likewise)
+        _log.debug("engine not timed", exc_info=True)
+
+
+def observe_questions(ledger: Any, tenant: str) -> None:
+    """Count a tenant's open questions at each collection, while the ledger is in use."""
+    if hasattr(ledger, "asked"):
+        _ledgers[ledger] = tenant
+
+
+def _questions(_: CallbackOptions) -> Iterable[Observation]:
+    for ledger, tenant in list(_ledgers.items()):
+        try:
+            yield Observation(len(ledger.asked(tenant)), {n.TENANT: tenant})
+        except Exception:  # noqa: BLE001  (the ledger is down: there is no figure)
+            _log.debug("open questions not counted", exc_info=True)
+
+
+instruments = Instruments(metrics.get_meter("langchain_runtime_authz"))

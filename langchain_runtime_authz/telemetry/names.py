@@ -1,0 +1,80 @@
+"""Name every span, event, attribute and metric of the package.
+
+`gen_ai.*` names (status Development, not importable from a stable package):
+https://github.com/open-telemetry/semantic-conventions-genai/tree/main/docs/gen-ai
+`openinference.span.kind`:
+https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md
+There is no convention for authorization yet (semantic-conventions issue 4022), hence our own prefix.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- spans ---
+INVOKE_AGENT: Final = "invoke_agent"
+INVOKE_WORKFLOW: Final = "invoke_workflow"
+EXECUTE_TOOL: Final = "execute_tool"
+AUTHORIZE: Final = "authorize"
+
+# --- attributes of others ---
+OPERATION_NAME: Final = "gen_ai.operation.name"
+WORKFLOW_NAME: Final = "gen_ai.workflow.name"
+TOOL_NAME: Final = "gen_ai.tool.name"
+TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
+TOOL_TYPE: Final = "gen_ai.tool.type"
+AGENT_NAME: Final = "gen_ai.agent.name"
+AGENT_ID: Final = "gen_ai.agent.id"
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+ERROR_TYPE: Final = "error.type"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/
+OPENINFERENCE_SPAN_KIND: Final = "openinference.span.kind"
+AGENT: Final = "AGENT"
+CHAIN: Final = "CHAIN"
+GUARDRAIL: Final = "GUARDRAIL"
+
+# --- attributes of ours ---
+PREFIX: Final = "runtime_authz."
+RUN_ID: Final = "runtime_authz.run.id"
+RUN_STATE: Final = "runtime_authz.run.state"  # suspended | ended | revoked
+ACTION: Final = "runtime_authz.action"
+RESOURCE: Final = "runtime_authz.resource"
+RESOURCE_TYPE: Final = "runtime_authz.resource.type"
+DECISION: Final = "runtime_authz.decision"  # permit | deny | approval_required
+DECISION_ID: Final = "runtime_authz.decision.id"
+REASON: Final = "runtime_authz.reason"  # the first
+REASONS: Final = "runtime_authz.reasons"
+POLICY_REVISION: Final = "runtime_authz.policy.revision"
+PDP: Final = "runtime_authz.pdp"
+PDP_DECISION_ID: Final = "runtime_authz.pdp.decision.id"
+SUBJECT_TYPE: Final = "runtime_authz.subject.type"
+ACTOR_ID: Final = "runtime_authz.actor.id"
+DELEGATION_DEPTH: Final = "runtime_authz.delegation.depth"
+EPOCH: Final = "runtime_authz.credential.epoch"
+EPOCH_BEFORE: Final = "runtime_authz.credential.epoch.before"
+OBLIGATION_TYPES: Final = "runtime_authz.obligation.types"
+REQUEST_HASH: Final = "runtime_authz.request.hash"
+LINK: Final = "runtime_authz.link"  # of a span link: decision | question
+
+# --- events ---
+UNGATED: Final = "runtime_authz.ungated"  # no enforcement point decided what ran
+
+# --- metrics ---
+DECISIONS: Final = "runtime_authz.decisions"
+DECISION_DURATION: Final = "runtime_authz.decision.duration"
+ENGINE_DURATION: Final = "runtime_authz.engine.duration"
+EVENTS: Final = "runtime_authz.events"
+ERRORS: Final = "runtime_authz.errors"
+LEASES: Final = "runtime_authz.leases"
+QUESTIONS: Final = "runtime_authz.questions"
+EVENT: Final = "runtime_authz.event"
+COMPONENT: Final = "runtime_authz.component"  # pdp | ledger | audit
+TENANT: Final = "runtime_authz.tenant"
+
+# Of the detail of an event's audit record, what a trace shows: codes, numbers and ids. People, texts and values stay in
+# the audit log.
+SHOWN: Final = frozenset(
+    {
+        "approval", "authenticated", "decision_id", "kind", "model", "plan", "questions", "refused", "source", "steps", "texts",
+        "to", "tool", "tools", "verdict",
+    }
+)  # fmt: skip

@@ -1,0 +1,359 @@
+"""Record spans and their events.
+
+Only the OpenTelemetry API is used: while no SDK is set up, nothing is built and nothing is kept. Recording never
+raises into the traced code. Arguments, results and texts of exceptions are never recorded.
+
+One entry is one trace: `invoke_workflow` or `invoke_agent` around it, and below that what it decides and runs. A span is
+current only while code of its run runs, and never for the consumer of a stream.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, Final, Protocol
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.telemetry import metrics
+from langchain_runtime_authz.telemetry import names as n
+
+__all__ = [
+    "OpenSpan",
+    "Traced",
+    "execute_tool_span",
+    "inject",
+    "is_idle",
+    "record_decision",
+    "record_event",
+    "record_observation",
+    "run_span",
+    "traceparent",
+]
+
+# Equal requests of one process have equal hashes. Without the key, their content cannot be guessed.
+_HASH_KEY: Final = secrets.token_bytes(32)
+_MAX_NAME: Final = 128  # a model may make up a tool's name
+_W3C: Final = TraceContextTextMapPropagator()
+
+_tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
+
+# A tracer of the API alone, and no provider behind it: nothing records. Looked up without a call, since each tool
+# call asks; an API without the name counts as recording.
+_IDLE_TRACERS: Final = (trace.ProxyTracer, trace.NoOpTracer)
+_IDLE_PROVIDERS: Final = (type(None), trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+_api: Any = trace if hasattr(trace, "_TRACER_PROVIDER") else SimpleNamespace(_TRACER_PROVIDER=trace)
+
+
+class Traced(Protocol):
+    """A run, as far as its spans tell of it.
+
+    `decision_spans` holds the spans of decisions that a later span is linked to, by decision id.
+    """
+
+    scope: Any
+    run_id: str
+    agent: tuple[str, ...]
+    epoch: int
+    engine: Any
+    parent: Any
+    span: OpenSpan | None
+    decision_spans: dict[str, SpanContext]
+
+
+class OpenSpan:
+    """The span of an entry or a tool. It is current between `enter` and `leave`, any number of times, and ends once."""
+
+    __slots__ = ("_before", "_outer", "_span")
+
+    def __init__(self, span: Span) -> None:
+        self._span: Span | None = span
+        self._outer = trace.get_current_span().get_span_context()
+        self._before: otel_context.Context | None = None
+
+    def enter(self) -> None:
+        """Make the span current. One that is not sampled, too: what is below must not be a trace of its own."""
+        with suppress(Exception):  # telemetry must not stop the run, here and below
+            if self._span is not None and self._span.get_span_context().is_valid:
+                self._before = otel_context.get_current()
+                otel_context.attach(trace.set_span_in_context(self._span, self._before))
+
+    def leave(self) -> None:
+        """Put the context before back. By value, not by Token: the block may be left in another context."""
+        with suppress(Exception):
+            if self._before is not None and trace.get_current_span() is self._span:
+                otel_context.attach(self._before)
+            self._before = None
+
+    def context(self) -> otel_context.Context | None:
+        """Return the context of a child; `None` if the current span is below this one already."""
+        current = trace.get_current_span().get_span_context()
+        if self._span is not None and (not current.is_valid or current == self._outer):
+            return trace.set_span_in_context(self._span)
+        return None
+
+    def link(self, *parents: str) -> None:
+        """Link the span to questions, of which only the W3C `traceparent` is known."""
+        with suppress(Exception):
+            if (span := self._span) is not None:
+                for found in _questions(*parents):
+                    span.add_link(found.context, found.attributes)
+
+    def fail(self, error: type[BaseException]) -> None:
+        """Note that the code inside raised, unless that is control flow or a denial."""
+        with suppress(Exception):
+            # This layer imports no LangGraph.
+            control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
+            if self._span is not None and issubclass(error, Exception) and not control:
+                _fail(self._span, error.__qualname__)
+
+    def end(self, state: str | None = None, epoch: int | None = None) -> None:
+        """End the span, in a state of its run. What comes later changes nothing."""
+        span, self._span = self._span, None
+        with suppress(Exception):
+            if span is not None:
+                _set(span, {n.RUN_STATE: state, n.EPOCH: epoch})
+                span.end()
+
+
+def is_idle() -> bool:
+    """Return True if no SDK records spans."""
+    return _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS  # noqa: SLF001
+
+
+def run_span(run: Traced, *, workflow: bool = False, decision: str = "") -> OpenSpan | None:
+    """Start the span of an entry; return `None` if no SDK records.
+
+    Args:
+        run: whose entry it is.
+        workflow: the graph orchestrates agents and is none itself.
+        decision: the id of the parent's decision on this entry.
+    """
+    if is_idle():
+        return None
+    operation, name = n.INVOKE_WORKFLOW if workflow else n.INVOKE_AGENT, run.agent[-1]
+    about = {n.OPENINFERENCE_SPAN_KIND: n.CHAIN if workflow else n.AGENT, n.WORKFLOW_NAME: name if workflow else None}
+    return _open(operation, name, run, run.parent, decision, about)
+
+
+def execute_tool_span(run: Traced, tool: str, call_id: str | None = None, decision: str = "") -> OpenSpan | None:
+    """Start the span of one tool execution; return `None` if no SDK records.
+
+    Args:
+        run: the run that executes it.
+        tool: the tool's name.
+        call_id: the model's id of the call.
+        decision: the id of the decision that permits it.
+    """
+    if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
+        return None
+    about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
+    return _open(n.EXECUTE_TOOL, tool, run, run, decision, about)
+
+
+def _open(
+    operation: str, name: str, run: Traced, above: Traced | None, decision: str, about: Mapping[str, Any]
+) -> OpenSpan | None:
+    """Start a span of `run` below the span of `above`, linked to a decision of `above`."""
+    with suppress(Exception):
+        found = above.decision_spans.pop(decision, None) if above is not None else None
+        span = _tracer.start_span(
+            f"{operation} {name[:_MAX_NAME]}",
+            context=_context(above),
+            links=[Link(found, {n.LINK: "decision"})] if found is not None else None,
+        )
+        if span.is_recording():
+            _set(span, {n.OPERATION_NAME: operation, **_of(run), **about})
+        return OpenSpan(span)
+    return None
+
+
+def record_decision(
+    run: Traced,
+    decision: Decision,
+    body: bytes | None,
+    *,
+    pdp: str,
+    action: str,
+    resource: str,
+    started: int | None = None,
+    question: str = "",
+) -> None:
+    """Count one decision, and record it as a span.
+
+    Args:
+        run: the run that decides.
+        decision: the decision.
+        body: the request's JSON; `None` if the PDP was not asked.
+        pdp: the engine's name.
+        action: AuthZEN `action.name`.
+        resource: AuthZEN `resource.id`.
+        started: when the PDP was asked, in nanoseconds since the epoch.
+        question: the `traceparent` of the question that this decides anew.
+    """
+    if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
+        metrics.count_decision(decision, action, started)
+    if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
+        return
+    with suppress(Exception):
+        name, links = f"{n.AUTHORIZE} {resource[:_MAX_NAME]}", _questions(question)
+        span = _tracer.start_span(name, context=_context(run), start_time=started, links=links)
+        # What runs next is linked to it: a tool, a child agent, or the resume after a question.
+        if decision.outcome == "approval_required" or (decision.permit and action in ("tools/call", "agent/invoke")):
+            run.decision_spans[decision.decision_id] = span.get_span_context()
+        try:
+            if span.is_recording():
+                _describe(span, run, decision, body, pdp, action, resource)
+        finally:
+            span.end()
+
+
+def record_event(
+    event: str,
+    scope: Any,
+    detail: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    run: Traced | None = None,
+    question: str = "",
+) -> None:
+    """Add an event to the span of what is under way; outside every span it is a span of its own.
+
+    Args:
+        event: what happened, in a word.
+        scope: of the thread that it happened to.
+        detail: of its audit record; what `names.SHOWN` lists is shown.
+        about: what the record says otherwise: `run_id`, `epoch`, `agent`.
+        run: the run that it happened to, if it is in this process.
+        question: the `traceparent` of the question that it answers.
+    """
+    metrics.count("events", {n.EVENT: event})
+    if is_idle():
+        return
+    with suppress(Exception):
+        # A run's span is linked to its questions as it begins.
+        name, links = f"{n.PREFIX}{event}", _questions(question) if run is None else ()
+        context, attributes = _context(run), _shown(scope, detail, about, run)
+        span = trace.get_current_span(context)
+        if not span.is_recording():
+            _tracer.start_span(name, context, attributes=attributes, links=links).end()
+            return
+        span.add_event(name, attributes)
+        for link in links:
+            span.add_link(link.context, link.attributes)
+
+
+def record_observation(what: str, name: str) -> None:
+    """Add an event to the current span: a `tool`, `model`, `graph` or `chain` of that name ran undecided."""
+    with suppress(Exception):
+        trace.get_current_span().add_event(n.UNGATED, {n.RESOURCE: name[:_MAX_NAME], n.RESOURCE_TYPE: what})
+
+
+def traceparent(run: Traced, decision: str = "") -> str:
+    """Return the W3C `traceparent` of a decision's span, else of what is under way; empty if there is none."""
+    carrier: dict[str, str] = {}
+    with suppress(Exception):
+        found = run.decision_spans.pop(decision, None)
+        _W3C.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(found)) if found else _context(run))
+    return carrier.get("traceparent", "")
+
+
+def inject(headers: MutableMapping[str, str]) -> None:
+    """Add the W3C trace context of the current span to a request's headers, unless they hold one."""
+    with suppress(Exception):
+        if "traceparent" not in headers:
+            _W3C.inject(headers)
+
+
+def _describe(
+    span: Span, run: Traced, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str
+) -> None:
+    attributes = {
+        n.OPENINFERENCE_SPAN_KIND: n.GUARDRAIL,
+        n.ACTION: action,
+        n.RESOURCE: resource,
+        n.TOOL_NAME: resource if action == "tools/call" else None,
+        n.DECISION: decision.outcome,
+        n.DECISION_ID: decision.decision_id,
+        n.POLICY_REVISION: decision.policy_revision,
+        n.PDP: pdp,
+        n.PDP_DECISION_ID: decision.pdp_decision_id or None,
+        n.REASON: decision.reason or None,
+        n.REASONS: decision.reasons or None,
+        n.OBLIGATION_TYPES: sorted({o.type for o in decision.obligations}) or None,
+        **_of(run),
+    }
+    _set(span, attributes)
+    # A denial is an answer. Only a request that could not be made, or an engine that failed, is an error.
+    if decision.failure in ("mapping", "pdp"):
+        _fail(span, decision.reason or decision.failure)
+    if body is not None:
+        request = json.loads(body)
+        context = request["context"]
+        attributes = {
+            n.REQUEST_HASH: hmac.digest(_HASH_KEY, body, "sha256").hex(),
+            n.SUBJECT_TYPE: request["subject"]["type"],
+            n.ACTOR_ID: context["agent"]["id"],
+            n.DELEGATION_DEPTH: context["delegation"]["depth"],
+            n.EPOCH: context["lease"]["epoch"],
+            n.TOOL_CALL_ID: (context.get("call") or {}).get("id"),
+        }
+        _set(span, attributes)
+
+
+def _of(run: Traced) -> dict[str, Any]:
+    """Return what every span of a run tells of it."""
+    return {
+        n.CONVERSATION_ID: run.scope.thread,
+        n.RUN_ID: run.run_id,
+        n.AGENT_NAME: run.agent[-1],
+        n.AGENT_ID: run.engine.identity.agent_id(run.agent),
+    }
+
+
+def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run: Traced | None) -> dict[str, Any]:
+    """Return the attributes of an event. Of a list of records, their number is shown."""
+    agent: Sequence[str] = about.get("agent") or ()
+    found = {
+        n.CONVERSATION_ID: scope.thread,
+        n.RUN_ID: about.get("run_id") or None,
+        n.AGENT_NAME: agent[-1] if agent else None,
+        **(_of(run) if run is not None else {}),
+        n.EPOCH: about.get("epoch", run.epoch if run is not None else None),
+        n.EPOCH_BEFORE: detail.get("from_epoch"),
+    }
+    for name in n.SHOWN.intersection(detail):
+        value = detail[name]
+        records = isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value)
+        found[n.PREFIX + name] = len(value) if records else value
+    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def _context(run: Traced | None) -> otel_context.Context | None:
+    """Return the context of a span of a run."""
+    return run.span.context() if run is not None and run.span is not None else None
+
+
+def _questions(*parents: str) -> list[Link]:
+    """Return links to the spans that asked, by their `traceparent`. One that does not parse is left out."""
+    spans = [trace.get_current_span(_W3C.extract({"traceparent": p})) for p in dict.fromkeys(parents) if p]
+    return [Link(s.get_span_context(), {n.LINK: "question"}) for s in spans if s.get_span_context().is_valid]
+
+
+def _set(span: Span, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        if value not in (None, ""):
+            span.set_attribute(name, value)
+
+
+def _fail(span: Span, error_type: str) -> None:
+    span.set_attribute(n.ERROR_TYPE, error_type)
+    span.set_status(Status(StatusCode.ERROR))
