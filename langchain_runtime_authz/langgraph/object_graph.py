@@ -31,18 +31,8 @@ from langchain_runtime_authz.langgraph._private import (
     is_task_function,
 )
 
-__all__ = [
-    "AnyGraph",
-    "Found",
-    "functions_of",
-    "graphs_in",
-    "is_workflow",
-    "loaded",
-    "module_of",
-    "roots_of",
-    "validators_of",
-    "walk",
-]
+__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "is_workflow", "loaded", "module_of", "roots_of",
+           "validators_of", "walk"]  # fmt: skip
 
 _ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
 

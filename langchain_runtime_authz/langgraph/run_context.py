@@ -37,24 +37,8 @@ from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive,
 from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
 
-__all__ = [
-    "HANDLE_KEY",
-    "AuthzHalt",
-    "Handle",
-    "RunHandle",
-    "SubjectLike",
-    "current_node",
-    "find_run",
-    "gated_task",
-    "handle_in",
-    "note_question",
-    "opened",
-    "run_scope",
-    "running",
-    "settled",
-    "step_scope",
-    "with_run",
-]
+__all__ = ["HANDLE_KEY", "AuthzHalt", "Handle", "RunHandle", "SubjectLike", "current_node", "find_run", "gated_task", "handle_in",
+           "note_question", "opened", "run_scope", "running", "settled", "step_scope", "with_run"]  # fmt: skip
 
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]

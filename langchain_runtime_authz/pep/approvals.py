@@ -36,21 +36,8 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.pep.call import Call, DecidedCall
     from langchain_runtime_authz.pep.engine import Run
 
-__all__ = [
-    "allowed",
-    "answer_event",
-    "answers",
-    "asked_event",
-    "corrections",
-    "edited_action",
-    "is_ours",
-    "is_partial",
-    "open_questions",
-    "payload",
-    "questions",
-    "record_answers",
-    "reviews",
-]
+__all__ = ["allowed", "answer_event", "answers", "asked_event", "corrections", "edited_action", "is_ours",
+           "is_partial", "open_questions", "payload", "questions", "record_answers", "reviews"]  # fmt: skip
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question

@@ -16,17 +16,8 @@ from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
-__all__ = [
-    "call_record",
-    "corrected",
-    "is_judgement",
-    "label",
-    "obliged_events",
-    "record_asks",
-    "run_event",
-    "step_record",
-    "tell",
-]
+__all__ = ["call_record", "corrected", "is_judgement", "label", "obliged_events", "record_asks", "run_event",
+           "step_record", "tell"]  # fmt: skip
 
 MAX_LABEL: Final = 128
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
@@ -62,17 +53,8 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
     """Return the effect that records what was decided on a call, at ledger time `now`. It raises `AuditError`."""
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
-    return step_record(
-        run,
-        decided.decision,
-        "tools/call",
-        decided.call.tool,
-        decided.body,
-        decided.started or None,
-        now,
-        decided.approval,
-        expected,
-    )
+    about = (decided.body, decided.started or None, now, decided.approval, expected)
+    return step_record(run, decided.decision, "tools/call", decided.call.tool, *about)
 
 
 def step_record(
@@ -92,7 +74,7 @@ def step_record(
     that was asked about it before; `expected` what was ordered instead, by argument.
     """
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
-    record_decision(run, decision, body, pdp=pdp, action=action, resource=resource, started=started, question=question)
+    record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
     written = partial(
         decision_record,
         now=now,

@@ -6,9 +6,9 @@ tool.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -19,8 +19,6 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import names as n
 
 __all__ = ["Instruments", "count", "count_decision", "instruments", "observe_questions", "time_engine"]
-
-_log = logging.getLogger(__name__)
 
 _ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose open questions are counted → tenant
 
@@ -47,33 +45,27 @@ class Instruments:
 
 def count_decision(decision: Decision, action: str, started: int | None) -> None:
     """Count a decision; `started` is when it was begun, in nanoseconds since the epoch."""
-    try:
+    with suppress(Exception):  # telemetry must not stop the call
         about = {n.ACTION: action, n.DECISION: decision.outcome, n.REASON: decision.reason}
         instruments.decisions.add(1, about)
         if started is not None:
             instruments.deciding.record((time.time_ns() - started) / 1e9, {n.ACTION: action})
         if decision.failure == "pdp":
             count("errors", {n.COMPONENT: "pdp", n.ERROR_TYPE: decision.reason})
-    except Exception:  # noqa: BLE001  (telemetry must not stop the call)
-        _log.debug("decision not counted", exc_info=True)
 
 
 def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
     """Add to the counter `events`, `errors` or `leases`."""
     if instruments.proxy._real_meter is None:  # noqa: SLF001  (a look without a call)
         return
-    try:
+    with suppress(Exception):  # telemetry must not stop the call
         getattr(instruments, what).add(by, dict(about or {}))
-    except Exception:  # noqa: BLE001  (likewise)
-        _log.debug("not counted", exc_info=True)
 
 
 def time_engine(pdp: str, began: float) -> None:
     """Time an engine's answer that was asked for at `began`, by `time.monotonic`."""
-    try:
+    with suppress(Exception):  # telemetry must not stop the call
         instruments.engine.record(time.monotonic() - began, {n.PDP: pdp})
-    except Exception:  # noqa: BLE001  (likewise)
-        _log.debug("engine not timed", exc_info=True)
 
 
 def observe_questions(ledger: Any, tenant: str) -> None:
@@ -84,10 +76,8 @@ def observe_questions(ledger: Any, tenant: str) -> None:
 
 def _questions(_: CallbackOptions) -> Iterable[Observation]:
     for ledger, tenant in list(_ledgers.items()):
-        try:
+        with suppress(Exception):  # if the ledger is down, there is no figure
             yield Observation(len(ledger.asked(tenant)), {n.TENANT: tenant})
-        except Exception:  # noqa: BLE001  (the ledger is down: there is no figure)
-            _log.debug("open questions not counted", exc_info=True)
 
 
 instruments = Instruments(metrics.get_meter("langchain_runtime_authz"))

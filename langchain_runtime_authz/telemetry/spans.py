@@ -15,29 +15,19 @@ import secrets
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
+from opentelemetry.trace import Link, Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry import names as n
 
-__all__ = [
-    "OpenSpan",
-    "Traced",
-    "execute_tool_span",
-    "inject",
-    "is_idle",
-    "record_decision",
-    "record_event",
-    "record_observation",
-    "run_span",
-    "traceparent",
-]
+__all__ = ["OpenSpan", "execute_tool_span", "inject", "is_idle", "record_decision", "record_event",
+           "record_observation", "run_span", "traceparent"]  # fmt: skip
 
 # Equal requests of one process have equal hashes. Without the key, their content cannot be guessed.
 _HASH_KEY: Final = secrets.token_bytes(32)
@@ -51,22 +41,6 @@ _tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
 _IDLE_TRACERS: Final = (trace.ProxyTracer, trace.NoOpTracer)
 _IDLE_PROVIDERS: Final = (type(None), trace.ProxyTracerProvider, trace.NoOpTracerProvider)
 _api: Any = trace if hasattr(trace, "_TRACER_PROVIDER") else SimpleNamespace(_TRACER_PROVIDER=trace)
-
-
-class Traced(Protocol):
-    """A run, as far as its spans tell of it.
-
-    `decision_spans` holds the spans of decisions that a later span is linked to, by decision id.
-    """
-
-    scope: Any
-    run_id: str
-    agent: tuple[str, ...]
-    epoch: int
-    engine: Any
-    parent: Any
-    span: OpenSpan | None
-    decision_spans: dict[str, SpanContext]
 
 
 class OpenSpan:
@@ -129,14 +103,8 @@ def is_idle() -> bool:
     return _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS  # noqa: SLF001
 
 
-def run_span(run: Traced, *, workflow: bool = False, decision: str = "") -> OpenSpan | None:
-    """Start the span of an entry; return `None` if no SDK records.
-
-    Args:
-        run: whose entry it is.
-        workflow: the graph orchestrates agents and is none itself.
-        decision: the id of the parent's decision on this entry.
-    """
+def run_span(run: Any, *, workflow: bool = False, decision: str = "") -> OpenSpan | None:
+    """Start the span of an entry; return `None` if no SDK records. `decision` is the id of the parent's decision."""
     if is_idle():
         return None
     operation, name = n.INVOKE_WORKFLOW if workflow else n.INVOKE_AGENT, run.agent[-1]
@@ -144,24 +112,15 @@ def run_span(run: Traced, *, workflow: bool = False, decision: str = "") -> Open
     return _open(operation, name, run, run.parent, decision, about)
 
 
-def execute_tool_span(run: Traced, tool: str, call_id: str | None = None, decision: str = "") -> OpenSpan | None:
-    """Start the span of one tool execution; return `None` if no SDK records.
-
-    Args:
-        run: the run that executes it.
-        tool: the tool's name.
-        call_id: the model's id of the call.
-        decision: the id of the decision that permits it.
-    """
+def execute_tool_span(run: Any, tool: str, call_id: str | None = None, decision: str = "") -> OpenSpan | None:
+    """Start the span of one tool execution; return `None` if no SDK records. `decision` is the id of its permit."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
     return _open(n.EXECUTE_TOOL, tool, run, run, decision, about)
 
 
-def _open(
-    operation: str, name: str, run: Traced, above: Traced | None, decision: str, about: Mapping[str, Any]
-) -> OpenSpan | None:
+def _open(operation: str, name: str, run: Any, above: Any, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
     """Start a span of `run` below the span of `above`, linked to a decision of `above`."""
     with suppress(Exception):
         found = above.decision_spans.pop(decision, None) if above is not None else None
@@ -177,27 +136,13 @@ def _open(
 
 
 def record_decision(
-    run: Traced,
-    decision: Decision,
-    body: bytes | None,
-    *,
-    pdp: str,
-    action: str,
-    resource: str,
-    started: int | None = None,
-    question: str = "",
-) -> None:
+    run: Any, decision: Decision, body: bytes | None, action: str, resource: str, started: int | None = None,
+    *, pdp: str, question: str = "",
+) -> None:  # fmt: skip
     """Count one decision, and record it as a span.
 
-    Args:
-        run: the run that decides.
-        decision: the decision.
-        body: the request's JSON; `None` if the PDP was not asked.
-        pdp: the engine's name.
-        action: AuthZEN `action.name`.
-        resource: AuthZEN `resource.id`.
-        started: when the PDP was asked, in nanoseconds since the epoch.
-        question: the `traceparent` of the question that this decides anew.
+    `body` is the request's JSON, or `None` if the PDP was not asked; `started` when it was, in nanoseconds since the
+    epoch. `question` is the `traceparent` of the question that this decides anew.
     """
     if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
         metrics.count_decision(decision, action, started)
@@ -217,23 +162,12 @@ def record_decision(
 
 
 def record_event(
-    event: str,
-    scope: Any,
-    detail: Mapping[str, Any],
-    about: Mapping[str, Any],
-    *,
-    run: Traced | None = None,
-    question: str = "",
+    event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
 ) -> None:
     """Add an event to the span of what is under way; outside every span it is a span of its own.
 
-    Args:
-        event: what happened, in a word.
-        scope: of the thread that it happened to.
-        detail: of its audit record; what `names.SHOWN` lists is shown.
-        about: what the record says otherwise: `run_id`, `epoch`, `agent`.
-        run: the run that it happened to, if it is in this process.
-        question: the `traceparent` of the question that it answers.
+    Of the `detail` of its audit record, `names.SHOWN` is shown; `about` are the record's `run_id`, `epoch` and `agent`.
+    `question` is the `traceparent` of the question that it answers.
     """
     metrics.count("events", {n.EVENT: event})
     if is_idle():
@@ -257,7 +191,7 @@ def record_observation(what: str, name: str) -> None:
         trace.get_current_span().add_event(n.UNGATED, {n.RESOURCE: name[:_MAX_NAME], n.RESOURCE_TYPE: what})
 
 
-def traceparent(run: Traced, decision: str = "") -> str:
+def traceparent(run: Any, decision: str = "") -> str:
     """Return the W3C `traceparent` of a decision's span, else of what is under way; empty if there is none."""
     carrier: dict[str, str] = {}
     with suppress(Exception):
@@ -274,7 +208,7 @@ def inject(headers: MutableMapping[str, str]) -> None:
 
 
 def _describe(
-    span: Span, run: Traced, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str
+    span: Span, run: Any, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str
 ) -> None:
     attributes = {
         n.OPENINFERENCE_SPAN_KIND: n.GUARDRAIL,
@@ -309,7 +243,7 @@ def _describe(
         _set(span, attributes)
 
 
-def _of(run: Traced) -> dict[str, Any]:
+def _of(run: Any) -> dict[str, Any]:
     """Return what every span of a run tells of it."""
     return {
         n.CONVERSATION_ID: run.scope.thread,
@@ -319,7 +253,7 @@ def _of(run: Traced) -> dict[str, Any]:
     }
 
 
-def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run: Traced | None) -> dict[str, Any]:
+def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run: Any) -> dict[str, Any]:
     """Return the attributes of an event. Of a list of records, their number is shown."""
     agent: Sequence[str] = about.get("agent") or ()
     found = {
@@ -337,7 +271,7 @@ def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run:
     return {name: value for name, value in found.items() if value not in (None, "")}
 
 
-def _context(run: Traced | None) -> otel_context.Context | None:
+def _context(run: Any) -> otel_context.Context | None:
     """Return the context of a span of a run."""
     return run.span.context() if run is not None and run.span is not None else None
 
