@@ -22,40 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = [
-    "ACTIONS",
-    "MAX_ANSWER_BYTES",
-    "MAX_DEPTH",
-    "MAX_REQUEST_BYTES",
-    "REASON_CODE",
-    "SCHEMA_VERSION",
-    "Action",
-    "AgentContext",
-    "ApprovalContext",
-    "ArgumentProvenance",
-    "CallContext",
-    "Context",
-    "Decision",
-    "DelegationContext",
-    "DeviationContext",
-    "Edge",
-    "EvaluationRequest",
-    "HistoryContext",
-    "ItemProvenance",
-    "LeaseContext",
-    "MandateContext",
-    "Obligation",
-    "PlanContext",
-    "PromptContext",
-    "Resource",
-    "Said",
-    "Subject",
-    "TaskContext",
-    "deny",
-    "parse_request",
-    "request_schema",
-    "strict_json",
-]
+__all__ = ["ACTIONS", "MAX_ANSWER_BYTES", "MAX_DEPTH", "MAX_REQUEST_BYTES", "REASON_CODE", "SCHEMA_VERSION", "Action",
+           "AgentContext", "ApprovalContext", "ArgumentProvenance", "CallContext", "Context", "Decision",
+           "DelegationContext", "DeviationContext", "Edge", "EvaluationRequest", "HistoryContext", "ItemProvenance",
+           "LeaseContext", "MandateContext", "Obligation", "PlanContext", "PromptContext", "Resource", "Said",
+           "Subject", "TaskContext", "deny", "parse_request", "request_schema", "strict_json"]  # fmt: skip
 
 SCHEMA_VERSION: Final = 2
 MAX_REQUEST_BYTES: Final = 256 * 1024

@@ -24,25 +24,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = [
-    "GROUPS",
-    "RETRY",
-    "AlreadyProtected",
-    "AuditError",
-    "AuthzDenied",
-    "AuthzError",
-    "Code",
-    "ConfigError",
-    "CredentialError",
-    "LedgerError",
-    "MappingError",
-    "PDPError",
-    "failure_code",
-    "sentence",
-    "told",
-    "unreadable",
-    "wrong_field",
-]
+__all__ = ["GROUPS", "RETRY", "AlreadyProtected", "AuditError", "AuthzDenied", "AuthzError", "Code", "ConfigError",
+           "CredentialError", "LedgerError", "MappingError", "PDPError", "failure_code", "sentence", "told",
+           "unreadable", "wrong_field"]  # fmt: skip
 
 
 RETRY: Final = {

@@ -38,24 +38,9 @@ from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 
-__all__ = [
-    "EFFECTS",
-    "METADATA_KEY",
-    "SHIPPED",
-    "SINKS",
-    "SWITCHES",
-    "FieldTrust",
-    "Source",
-    "ToolProfile",
-    "argument",
-    "as_unprofiled",
-    "check_arguments",
-    "field_trust",
-    "load_profiles",
-    "profile",
-    "raise_by_hints",
-    "tool_digest",
-]
+__all__ = ["EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "FieldTrust", "Source", "ToolProfile",
+           "argument", "as_unprofiled", "check_arguments", "field_trust", "load_profiles", "profile", "raise_by_hints",
+           "tool_digest"]  # fmt: skip
 
 METADATA_KEY: Final = "runtime_authz"
 

@@ -33,21 +33,8 @@ from langchain_runtime_authz.langgraph.messages import (
 from langchain_runtime_authz.pep.approvals import is_ours
 from langchain_runtime_authz.pep.entry import Entry
 
-__all__ = [
-    "WATCHED",
-    "answered_elsewhere",
-    "brought",
-    "delivered",
-    "differ",
-    "others",
-    "removals",
-    "said",
-    "said_by",
-    "taken_out",
-    "unheard",
-    "watched",
-    "writes",
-]
+__all__ = ["WATCHED", "answered_elsewhere", "brought", "delivered", "differ", "others", "removals", "said", "said_by",
+           "taken_out", "unheard", "watched", "writes"]  # fmt: skip
 
 WATCHED: Final = ("messages", "todos", "files")
 

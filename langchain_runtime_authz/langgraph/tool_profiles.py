@@ -27,20 +27,8 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = [
-    "GUARDED",
-    "IN_PLACE",
-    "Guard",
-    "Guards",
-    "Profiled",
-    "Profiles",
-    "ToolFacts",
-    "arguments_of",
-    "digest_of",
-    "facts_of",
-    "foreign",
-    "guard_of",
-]
+__all__ = ["GUARDED", "IN_PLACE", "Guard", "Guards", "Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of",
+           "facts_of", "foreign", "guard_of"]  # fmt: skip
 __all__ += ["is_guarded", "model_arguments", "package_of", "signature_of"]
 
 

@@ -19,28 +19,9 @@ from langchain_runtime_authz.facts.task import HumanText, extend
 from langchain_runtime_authz.ledger.base import AgentPath, Conflict, Guard, Lease, LeaseState
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
-__all__ = [
-    "AdvanceEpoch",
-    "Change",
-    "DeleteMarks",
-    "EndLease",
-    "OpenThread",
-    "RecordEdge",
-    "RecordPlan",
-    "RecordStep",
-    "RecordValues",
-    "Redeliver",
-    "Reinstate",
-    "RenewLease",
-    "Revoke",
-    "SetMark",
-    "TakeLease",
-    "TakePending",
-    "Unrefusable",
-    "Used",
-    "apply",
-    "needs",
-]
+__all__ = ["AdvanceEpoch", "Change", "DeleteMarks", "EndLease", "OpenThread", "RecordEdge", "RecordPlan", "RecordStep",
+           "RecordValues", "Redeliver", "Reinstate", "RenewLease", "Revoke", "SetMark", "TakeLease", "TakePending",
+           "Unrefusable", "Used", "apply", "needs"]  # fmt: skip
 
 Used = dict[tuple[str, ...], int]
 

@@ -27,19 +27,8 @@ from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
 from langchain_runtime_authz.profile import Kind, ToolProfile
 
-__all__ = [
-    "Argument",
-    "AtLeast",
-    "AtMost",
-    "Between",
-    "Condition",
-    "Const",
-    "Contains",
-    "Each",
-    "Eq",
-    "Extract",
-    "Field",
-]
+__all__ = ["Argument", "AtLeast", "AtMost", "Between", "Condition", "Const", "Contains", "Each", "Eq", "Extract",
+           "Field"]  # fmt: skip
 __all__ += ["Free", "Limit", "Mandate", "Never", "Not", "OneOf", "Own", "Pick", "Span", "StartsWith", "Step", "Text"]
 __all__ += ["Within", "check_mandate", "json_schema", "load_mandate"]
 
