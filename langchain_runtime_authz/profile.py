@@ -235,7 +235,7 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
     """Return profiles by tool name.
 
     Args:
-        source: a mapping, a YAML file `{tools: {name: {…}}}`, a name of `SHIPPED`, or a list of these. In a list the
+        source: a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name of `SHIPPED`, or a list of these. In a list the
             later profile of a tool replaces the earlier one. A word of `SWITCHES` stands for a whole profile.
 
     Raises:
@@ -278,7 +278,7 @@ def _stanzas(source: object) -> tuple[str, Mapping[Any, Any]]:
     return path.name, stanzas
 
 
-FILE_KEYS: Final = frozenset({"tools"})
+FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:

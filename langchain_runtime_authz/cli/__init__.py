@@ -16,8 +16,10 @@ from langchain_runtime_authz.cli import (
     codes,
     demo,
     evidence,
+    init,
     inspect,
     keys,
+    learn,
     ledger,
     mandate,
     policy,
@@ -37,9 +39,9 @@ app = typer.Typer(
 
     \b
       runtime-authz demo
+      runtime-authz init my_agent:graph
       runtime-authz inspect my_agent:graph
       runtime-authz policy init my-policy
-      runtime-authz profile suggest my_agent:graph
       runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
       runtime-authz audit verify audit.jsonl
 
@@ -50,6 +52,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("init")(init.init)
+app.command("learn")(learn.learn)
 app.command("inspect")(inspect.inspect)
 app.command("codes")(codes.codes)
 app.command("controls")(audit.controls)

@@ -83,6 +83,10 @@ def propose(tool: BaseTool) -> Proposal:
     # The riskiest of its words and its arguments.
     by_arguments = _by_arguments(words, critical)
     effect, why_effect = max(((said.effect, by_words), *by_arguments), key=lambda e: EFFECTS.index(e[0]))
+    if (
+        effect == UNPROFILED.effect and set(words) & _SEARCHES and not set(words) & (_WRITES | _CODE)
+    ):  # as risky as a search can be
+        effect, why_effect = "fetch", "it searches, by its name; `write` if it changes anything"
     why = {"effect": why_effect}
     facts: dict[str, Any] = {"effect": effect, "sink": UNPROFILED.sink}
     why["sink"] = "where do its arguments end up?"
@@ -101,6 +105,11 @@ def propose(tool: BaseTool) -> Proposal:
     if set(words) & _PROSE:
         facts["prose"] = [""]
         why["prose"] = "free text by its name; name the fields, if it has any"
+    if effect == "fetch":  # free words of a search decide nothing; where it looks does
+        words_only = [p for p, kind in critical.items() if kind == "value"]
+        critical = {p: kind for p, kind in critical.items() if kind != "value"}
+        facts |= {"critical": critical, "text": list(dict.fromkeys([*text, *_top(words_only)]))}
+        facts = {fact: value for fact, value in facts.items() if value}
     digest = digest_of(tool)
     if digest is not None:
         facts["digest"] = digest
@@ -125,7 +134,7 @@ def _by_arguments(words: list[str], critical: Mapping[str, str]) -> Iterator[tup
 
 
 def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
-    if effect != UNPROFILED.effect:
+    if effect not in (UNPROFILED.effect, "fetch"):
         if effect in ("delete", "admin"):
             yield Doubt("sink", "internal", "if its arguments stay in the organisation")
         return
@@ -134,10 +143,13 @@ def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effec
         why = "an annotation says that it only reads" if hint else f"its name begins with {json.dumps(words[0])}"
         out = "url" in critical.values() or (tool.metadata or {}).get("openWorldHint") is True or set(words) & _WEB
         if out:
-            yield Doubt("effect", "fetch", f"{why}; the address is seen outside")
+            if effect != "fetch":
+                yield Doubt("effect", "fetch", f"{why}; the address is seen outside")
             return
-        yield Doubt("effect", "read", why)
+        yield Doubt("effect", "read", f"{why}, if it looks into nothing outside")
         yield Doubt("sink", "none", "a read that sends nothing outside")
+    elif words[0] in _COMPUTES:
+        yield Doubt("effect", "compute", "if it works on its arguments alone; then without `sink`")
     elif words[0] in _WRITES:
         yield Doubt("sink", "internal", "if its data stays in the organisation")
 
@@ -266,6 +278,8 @@ _READS: Final = _lexicon(
     "get list read search find look lookup fetch query show view check ls grep glob describe count browse load "
     "retrieve scan status diff log"
 )
+_SEARCHES: Final = _lexicon("search searches find lookup browse fetch")
+_COMPUTES: Final = _lexicon("think reflect calculate compute convert add subtract multiply divide")
 _WRITES: Final = _lexicon("write edit create update save add append note set insert move copy rename schedule")
 _MAKES: Final = _lexicon("create make new add")
 _WEB: Final = _lexicon("web url http website page internet online browser webpage")

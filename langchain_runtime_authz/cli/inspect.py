@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     Graph = Pregel[Any, Any, Any, Any]
 
-__all__ = ["inspect", "load_graph", "load_object", "tools_of"]
+__all__ = ["graph_tools", "inspect", "load_graph", "load_object", "tools_of"]
 
 
 def inspect(
@@ -147,21 +148,46 @@ def _print(target: str, before: CoverageReport | None, after: CoverageReport, st
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
-    """Yield the tools of every tool node of a graph and of the graphs in it."""
+    """Yield the tools that the nodes of a graph hold, and of the graphs in it: a tool may come more than once."""
+    from langchain_core.tools import BaseTool
+
     from langchain_runtime_authz.langgraph._private import ToolNode
-    from langchain_runtime_authz.langgraph.object_graph import graphs_in
+    from langchain_runtime_authz.langgraph.object_graph import graphs_in, roots_of, walk
 
     for found in graphs_in(graph):
         for node in found.graph.nodes.values():
             if isinstance(node.bound, ToolNode):
                 yield from node.bound.tools_by_name.values()
+            else:  # a hand-written node calls the tools that its function can reach
+                yield from (value for value in walk(roots_of(node)) if isinstance(value, BaseTool))
+
+
+def graph_tools(target: str) -> list[BaseTool]:
+    """Return the tools of a graph, each name once.
+
+    Raises:
+        ConfigError: it has none, or two tools share a name.
+    """
+    from langchain_runtime_authz.langgraph.tool_profiles import digest_of
+
+    found: dict[str, BaseTool] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tool in tools_of(load_graph(target)):
+            if digest_of(found.setdefault(tool.name, tool)) != digest_of(tool):
+                raise ConfigError(f"two tools are named `{tool.name}`; rename one, or each of their calls asks")
+    if not found:
+        raise ConfigError(f"`{target}` has no tool; effects of plain functions and nodes have no profile here")
+    return list(found.values())
 
 
 def load_graph(target: str) -> Graph:
-    """Return the compiled graph that `module:attribute.path` names."""
+    """Return the compiled graph that `module:attribute.path`, `file.py:graph` or `langgraph.json[:name]` names."""
     from langgraph.graph import StateGraph
     from langgraph.pregel import Pregel
 
+    file, _, name = target.partition(":")
+    target = _of_server(Path(file), name) if file.endswith(".json") else target
     found = load_object(target, "my_agent:graph", Pregel | StateGraph)
     if isinstance(found, StateGraph):
         with _user_code(f"`{target}` does not compile"):
@@ -176,9 +202,6 @@ def load_object(target: str, example: str, kind: Any) -> Any:
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
         raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")
-    if "/" in name or name.endswith(".py"):
-        dotted = name.removeprefix("./").removesuffix(".py").replace("/", ".")
-        raise ConfigError(f"`{name}` is a file; name its module: `{dotted}:{path}`")
     found: Any = _imported(name)
     for step in path.split("."):
         if not hasattr(found, step):
@@ -189,8 +212,36 @@ def load_object(target: str, example: str, kind: Any) -> Any:
 
 def _imported(name: str) -> Any:
     sys.path.insert(0, str(Path.cwd()))
+    if name.endswith(".py") and not Path(name).is_file():
+        raise ConfigError(f"there is no file `{name}`; name a file, or a module like `my_agent`")
     with _user_code(f"`{name}` cannot be imported"):
-        return importlib.import_module(name)
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        spec: Any = spec_from_file_location(Path(name).stem, name)
+        module = module_from_spec(spec)
+        sys.path.insert(0, str(Path(name).parent.resolve()))
+        sys.modules.setdefault(spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+
+def _of_server(file: Path, name: str) -> str:
+    """Return the target that LangGraph's server would load, by its `langgraph.json`."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        graphs = {n: g if isinstance(g, str) else g["path"] for n, g in config["graphs"].items()}
+        dependencies = [str(d) for d in config.get("dependencies", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ConfigError(
+            f"`{file}` names no graphs ({type(exc).__name__}); name a graph, like `my_agent:graph`"
+        ) from exc
+    if not name and len(graphs) != 1:
+        raise ConfigError(f"`{file}` has {len(graphs)} graphs; name one: {', '.join(f'`{file}:{n}`' for n in graphs)}")
+    if name and name not in graphs:
+        raise ConfigError(f"`{file}` has no graph `{name}`; it has {', '.join(graphs)}")
+    sys.path[:0] = [str((file.parent / d).resolve()) for d in dependencies if d.startswith(".")]
+    path = graphs[name] if name else next(iter(graphs.values()))
+    return str(file.parent / path) if path.partition(":")[0].endswith(".py") else path
 
 
 def _called(target: str, factory: Any) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._errors import FINDING, reporting
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.profile import (
     EFFECTS,
     SHIPPED,
@@ -53,15 +55,17 @@ def suggest(
       runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.cli._proposal import propose
+    from langchain_runtime_authz.cli.inspect import graph_tools
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 
     with reporting():
         declared = load_profiles(profiles)
         held = Profiles(declared)
-        open_ = [t for t in _tools(target) if t.name not in declared and not held.of(t).declared]
+        open_ = [t for t in graph_tools(target) if t.name not in declared and not held.of(t).declared]
         header = [
             "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
-            "# each stanza, uncomment the lines that are true, and remove its `draft` line.",
+            "# each stanza: correct each guess, remove its mark, uncomment what is true, and remove the `draft` line.",
+            "# The kinds of `critical` are explained in docs/profiles.md.",
             f"# effect: {', '.join(EFFECTS)}",
             f"# sink: {', '.join(SINKS)}",
             "# trust: system, internal, external",
@@ -83,19 +87,30 @@ def check(
 ) -> None:
     """Check a profile file, also against the tools of a graph.
 
-    Findings (exit code 1): a tool without a profile, a draft, an argument that the tool does not take, a tool that
-    changed after its review, an effect milder than the tool's name or annotations say. A file that cannot be used is
-    an error (exit code 2).
+    Findings (exit code 1): a tool without a profile, a draft, a draft that was accepted unread, an argument that the
+    tool does not take, a tool that changed after its review or is another's, an effect milder than the tool's name or
+    annotations say, a test of the file that is answered otherwise. A file that cannot be used is an error (exit code
+    2).
 
     \b
     Examples:
       runtime-authz profile check profiles.yaml
       runtime-authz profile check profiles.yaml my_agent:graph
     """  # noqa: D301  (`\b` keeps the lines apart)
+    from langchain_runtime_authz.cli.inspect import graph_tools
+
     with reporting():
         declared = load_profiles(file)
-        tools = _tools(target) if target is not None else []
+        tools = graph_tools(target) if target is not None else []
+        loaded = read_yaml(file, Code.PROFILE_INVALID) if file not in SHIPPED else {}
+        tests = _tested(declared, loaded)
     findings = [f"{n}: it is a draft; review it and remove `draft`" for n, p in declared.items() if p.draft]
+    findings += [
+        f"{n}: {doubts} marks DOUBT were left when it was accepted; confirm or correct each fact, then remove its mark"
+        for n, doubts in (_doubts(Path(file)) if file not in SHIPPED else {}).items()
+        if not declared[n].draft
+    ]
+    findings += tests
     for tool in tools:
         findings += _held_against(tool, declared.get(tool.name))
     for finding in findings:
@@ -103,17 +118,21 @@ def check(
     idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
     for name in idle:
         typer.echo(f"note: {name}: the graph has no such tool", err=True)
-    typer.echo(f"{len(declared)} profiles, {len(tools)} tools, {len(findings)} findings")
+    typer.echo(
+        f"{len(declared)} profiles, {len(tools)} tools, {len(loaded.get('tests', []))} tests, {len(findings)} findings"
+    )
     if findings:
         raise typer.Exit(FINDING)
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
-    from langchain_runtime_authz.langgraph.tool_profiles import Profiles, arguments_of, digest_of
+    from langchain_runtime_authz.langgraph.tool_profiles import Profiles, arguments_of, digest_of, foreign
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library
         return [] if own.declared else [f"{tool.name}: no profile; see `runtime-authz profile suggest`"]
+    if why := foreign(tool, declared):
+        return [f"{tool.name}: {why}, so it keeps asking"]
     found = []
     try:
         check_arguments(tool.name, declared, arguments_of(tool))
@@ -127,10 +146,37 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     return found
 
 
-def _tools(target: str) -> list[BaseTool]:
-    """Return the tools of a graph, each name once."""
-    from langchain_runtime_authz.cli.inspect import load_graph, tools_of
+def _doubts(file: Path) -> dict[str, int]:
+    """Return tool → how many lines of its stanza are still marked as doubts of `profile suggest`."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    root: Any = yaml.compose(text)
+    stanzas: list[Any] = next((v.value for k, v in root.value if k.value == "tools"), [])
+    starts = [(k.value, k.start_mark.line) for k, _ in stanzas]
+    ends = [line for _, line in starts[1:]] + [len(lines)]
+    counted = {n: sum("DOUBT" in line for line in lines[at:end]) for (n, at), end in zip(starts, ends, strict=True)}
+    return {n: doubts for n, doubts in counted.items() if doubts}
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return list({t.name: t for t in tools_of(load_graph(target))}.values())
+
+def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
+    """Run the tests of a file, and check the mandates of it: return what is not as it says."""
+    from langchain_runtime_authz.cli.init import outcomes
+    from langchain_runtime_authz.mandate.model import load_mandate
+
+    found = []
+    for name, mandate in (loaded.get("mandates") or {}).items():
+        try:
+            load_mandate(mandate)
+        except AuthzError as exc:
+            found.append(f"mandates: {name}: {exc}")
+    tests = loaded.get("tests") or []
+    try:
+        calls = [(str(t["tool"]), dict(t.get("args", {}))) for t in tests]
+        expected = [t["expect"] for t in tests]
+    except (TypeError, KeyError, ValueError, AttributeError) as exc:
+        msg = "tests: each is `{tool: name, args: {…}, expect: permit, ask or deny}`"
+        raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+    for (name, args), wanted, said in zip(calls, expected, outcomes(declared, calls), strict=True):
+        if said != wanted:
+            found.append(f"tests: {name}{args or ''}: expected {wanted}, the answer is {said}")
+    return found

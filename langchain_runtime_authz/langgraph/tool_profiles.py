@@ -142,8 +142,8 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the tool without its profile: as risky as its hints make it, and at least unprofiled."""
-        return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
+        """Return the tool without its profile: as risky as its hints make it. A verdict that stays decides alone."""
+        return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from pydantic import BaseModel
 
+from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, digest_of
 from langchain_runtime_authz.profile import (
@@ -101,6 +102,23 @@ def test_a_word_stands_for_a_profile() -> None:
     assert found["think"].data_class == "public"
     assert "allow, ask, deny, reads, computes" in refused({"add": "permit"})
     assert "go nowhere" in refused({"think": {"effect": "compute", "sink": "external"}})
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome", "forbidden"),
+    [
+        ("computes", "permit", "permit"), ("reads", "permit", "permit"), ("allow", "permit", "deny"),
+        ("ask", "approval_required", "deny"), ("deny", "deny", "deny"), ({}, "approval_required", "deny"),
+    ],
+)  # fmt: skip
+def test_a_word_decides(word: Any, outcome: str, forbidden: str) -> None:
+    """After confidential data was read too; what a mandate forbids nobody allows."""
+    authz = RuntimeAuthz(profiles={"act": word, "look": {"effect": "read", "sink": "none", "class": "confidential"}})
+    for mandate, expected in ((None, outcome), ({"steps": [], "never": [{"effect": "write"}]}, forbidden)):
+        with authz.session(subject="alice", task="Look, then act", mandate=mandate) as session:
+            assert session.decide("look", {}).permit
+            session.observe("look", {}, "a salary")
+            assert session.decide("act", {"x": 1}).outcome == expected
 
 
 def test_profiles_compose(tmp_path: Path) -> None:

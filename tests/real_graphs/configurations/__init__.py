@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
+
+import yaml
 
 from ..shape import Shape, Task
 
@@ -33,4 +36,10 @@ class Configuration:
 PLAIN: Final = Configuration("plain", "the app without protection", protects=False)
 AS_SHIPPED: Final = Configuration("as shipped", "three lines, no checkpointer", checkpointer=False)
 DEFAULT: Final = Configuration("default", "three lines and a checkpointer")
-CONFIGURATIONS: Final = (AS_SHIPPED, DEFAULT)
+_ANSWERS: Final = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
+INIT: Final = Configuration(
+    "init",
+    "`runtime-authz init`, its questions answered",
+    options=lambda shape: {"profiles": ["langchain", "deepagents", _ANSWERS.get(shape.name, {})]},
+)
+CONFIGURATIONS: Final = (AS_SHIPPED, DEFAULT, INIT)

@@ -334,7 +334,8 @@ def test_baseline_that_is_missing_or_alone(run: Callable[..., Any], ungoverned: 
     [
         ("a_module", "`a_module` must be `module:graph`"),
         ("a_module:", "must be `module:graph`"),
-        ("./sub/a_module.py:graph", "`sub.a_module:graph`"),
+        ("./sub/a_module.py:graph", "there is no file `./sub/a_module.py`"),
+        ("langgraph.json", "names no graphs"),
         ("a_missing_module:graph", "`a_missing_module` cannot be imported: ModuleNotFoundError"),
         ("a_module:grpah", "has no `grpah`; did you mean `graph`?"),
         ("a_module:zzz", "has no `zzz`; its graphs are graph"),

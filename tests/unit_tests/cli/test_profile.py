@@ -98,10 +98,34 @@ def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run
     assert drafts.stderr.count("it is a draft") == 3
     assert all(line.startswith("error: profile_invalid: ") for line in drafts.stderr.splitlines() if "print" not in line)
 
-    reviewed = "\n".join(line for line in text.splitlines() if "draft: true" not in line)
-    (tmp_path / "p.yaml").write_text(reviewed)
+    unread = "\n".join(line for line in text.splitlines() if "draft: true" not in line)
+    (tmp_path / "p.yaml").write_text(unread)
+    accepted = run("check", "p.yaml", "mail_agent:graph")
+    assert accepted.exit_code == 1
+    assert accepted.stderr.count("marks DOUBT were left") == 3
+
+    (tmp_path / "p.yaml").write_text("\n".join(line.partition("# ")[0] for line in unread.splitlines()))
     clean = run("check", "p.yaml", "mail_agent:graph")
-    assert (clean.exit_code, clean.stdout) == (0, "3 profiles, 3 tools, 0 findings\n")
+    assert (clean.exit_code, clean.stdout) == (0, "3 profiles, 3 tools, 0 tests, 0 findings\n")
+
+
+def test_a_search_is_proposed_as_one() -> None:
+    """It reaches outside, and its free words decide nothing; where it looks does."""
+    for name in ("search", "web_search", "find_pages"):
+        found = parsed(propose(made(name, query=str, domain=str)))
+        assert (found.effect, found.sink, found.critical, found.text) == ("fetch", "external", {"domain": "url"}, ("query",))
+
+
+def test_a_graph_without_tools_is_told(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Nothing is written, and the command fails."""
+    (tmp_path / "mail_agent.py").write_text(
+        "from langgraph.graph import START, MessagesState, StateGraph\n"
+        "graph = StateGraph(MessagesState).add_node('a', lambda s: s).add_edge(START, 'a').compile()\n"
+    )
+    result = run("suggest", "mail_agent:graph", "--write", "p.yaml")
+    assert result.exit_code == 2
+    assert "has no tool" in result.stderr
+    assert not (tmp_path / "p.yaml").exists()
 
 
 def test_what_a_tool_makes_is_there_for_the_first_time() -> None:
@@ -175,14 +199,18 @@ hints = st.fixed_dictionaries({}, optional={h: st.booleans() for h in ("readOnly
 
 @given(names, st.text(max_size=60), hints, st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True), st.sampled_from([str, int, float, bool, list[str]]), max_size=4))
 def test_no_proposal_lowers_a_risk(name: str, description: str, metadata: dict[str, Any], args: dict[str, Any]) -> None:
-    """Whatever a tool is called: its YAML loads, is a draft, and every fact is as risky as no profile or riskier."""
+    """Whatever a tool is called: its YAML loads, is a draft, and every fact is as risky as no profile or riskier.
+
+    Only the name of a search makes it a `fetch`, whose arguments go outside.
+    """
     schema = create_model("Args", **{n: (a, Field(alias=None)) for n, a in args.items()}) if args else create_model("Args")
     one = StructuredTool(name=name, description=description or "x", args_schema=schema, func=lambda **_: "", metadata=metadata)
     proposal = propose(one)
     loaded = parsed(proposal)
     least = raise_by_hints(UNPROFILED, metadata, name)
     assert loaded.draft
-    assert EFFECTS.index(loaded.effect) >= EFFECTS.index(least.effect)
+    looks = (loaded.effect, least.effect) == ("fetch", "write")
+    assert looks or EFFECTS.index(loaded.effect) >= EFFECTS.index(least.effect)
     assert SINKS.index(loaded.sink) >= SINKS.index(least.sink)
     assert loaded.trust == "external"
     assert loaded.data_class in ("internal", "confidential")
@@ -239,6 +267,10 @@ FINDINGS = {
     "argument": ('tools: {send_mail: {effect: send, critical: {whom: principal}}, get_page: {}, "no": {}}', "`critical` names `whom`"),
     "milder": ('tools: {send_mail: {effect: read}, get_page: {}, "no": {}}', "annotations say send"),
     "changed": ('tools: {send_mail: {effect: send, digest: "sha256:0"}, get_page: {}, "no": {}}', "changed after its review"),
+    "unread": ('tools:\n  send_mail: {effect: send}  # DOUBT: its name\n  get_page: {effect: fetch}\n  "no": ask', "1 marks DOUBT"),
+    "foreign": ('tools: {send_mail: {origin: other, effect: send}, get_page: {effect: fetch}, "no": ask}', "so it keeps asking"),
+    "test": ('tools: {send_mail: ask, get_page: reads, "no": ask}\ntests: [{tool: send_mail, expect: permit}]', "the answer is ask"),
+    "mandate": ('tools: {send_mail: ask, get_page: reads, "no": ask}\nmandates: {a: {steps: 1}}', "mandates: a"),
     "draft": ('tools: {send_mail: {effect: send, draft: true}, get_page: {}, "no": {}}', "it is a draft"),
 }
 

@@ -1,0 +1,270 @@
+"""`runtime-authz init`: make a reviewed profile file for a graph, with at most three questions a tool."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+import yaml
+
+from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.profile import (
+    EFFECTS,
+    SHIPPED,
+    SWITCHES,
+    ToolProfile,
+    check_arguments,
+    load_profiles,
+)
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+__all__ = ["completed", "flow", "init", "outcomes"]
+
+WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
+"""A decision's outcome in one word, as `tests` names it."""
+
+_DOES: Final = {
+    "ask": "I do not know, or it may do harm: ask about each call",
+    "computes": "it works on its arguments alone, like a calculator",
+    "reads": "it looks something up, and its arguments go nowhere",
+    "fetch": "it looks something up outside, like a web search or a page",
+    "write": "it changes or creates something",
+    "send": "it writes to people, or publishes",
+    "pay": "it moves money, or orders something",
+    "delete": "it deletes or overwrites something",
+    "admin": "it runs code or a command, or grants rights",
+    "deny": "it must not run here",
+}
+_HEAD: Final = """\
+# What each tool does. Written by `runtime-authz init`; edit it as you like, and run the command again after new tools.
+# The fields are explained in docs/profiles.md.
+tools:
+"""
+_MANDATES: Final = """
+# What a task may order without a question: give one to `authz.run(mandate=...)`. See docs/mandate.md.
+mandates:
+  example:
+    steps:
+"""
+_TESTS: Final = """
+# What the policy answers to a call that nobody ordered. `runtime-authz profile check` runs these.
+tests:
+"""
+
+
+def init(
+    target: Annotated[
+        str, typer.Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
+    ] = "langgraph.json",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
+    ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option("--answers", metavar="FILE", help="Take the answers from a profile file (YAML), for scripts."),
+    ] = None,
+    file: Annotated[Path, typer.Option("--write", metavar="FILE", help="The file to write or complete.")] = Path(
+        "authz.yaml"
+    ),
+) -> None:
+    """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
+
+    The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
+    that is made for them. For each other tool you are asked what it does, where its arguments go, and which of them
+    decide. Enter takes the default, which asks about each call. What FILE holds already stays as it is.
+
+    \b
+    Examples:
+      runtime-authz init
+      runtime-authz init my_agent.py:graph
+      runtime-authz init my_agent:graph --yes
+    """  # noqa: D301  (`\b` keeps the lines apart)
+    with reporting():
+        from langchain_runtime_authz.cli.inspect import graph_tools
+
+        if not (yes or answers or _interactive()):
+            raise ConfigError("there is no terminal to ask at; give `--yes`, or `--answers FILE`")
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        kept = load_profiles(file) if text else {}
+        given = load_profiles(answers)
+        tools = graph_tools(target)
+        new = [t for t in tools if t.name not in kept]
+        facts = {t.name: _profile(t, given, yes=yes or answers is not None) for t in new}
+        declared = load_profiles({**kept, **facts})
+        told = outcomes(declared, [(t.name, example_args(t)) for t in new])
+        stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
+        tests = {
+            t.name: f"  - {flow({'tool': t.name, 'args': example_args(t), 'expect': said})}\n"
+            for t, said in zip(new, told, strict=True)
+        }
+        text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
+        file.write_text(text, encoding="utf-8")
+        load_profiles(file)
+    for tool, said in zip(new, told, strict=True):
+        typer.echo(f"  {tool.name}: {declared[tool.name].effect}; to a call that nobody ordered the answer is {said}")
+    typer.echo(f"{file}: {len(new)} tools added, {len(kept)} kept. Add to your code:\n")
+    typer.echo("  from langchain_runtime_authz import RuntimeAuthz")
+    typer.echo(f'  authz = RuntimeAuthz(profiles="{file}")')
+    typer.echo("  graph = authz.protect(graph)  # compiled with a checkpointer, so that questions can wait")
+    typer.echo('\nand call it inside `with authz.run(subject="alice"):`. See docs/start.md.')
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> Any:
+    """Return what the file says of a tool: a word, or fields."""
+    from langchain_runtime_authz.langgraph.tool_profiles import digest_of
+
+    if (ready := _ready(tool)) is not None:
+        name, fields = ready
+        typer.echo(f"{tool.name}: taken from the ready set `{name}`.")
+        return fields
+    facts = _fields(given[tool.name]) if tool.name in given else "ask" if yes else _asked(tool)
+    if isinstance(facts, str):
+        return facts
+    digest = digest_of(tool)
+    return {**facts, "digest": digest} if digest is not None else facts
+
+
+def _fields(profile: ToolProfile) -> Any:
+    """Return a profile's fields as a file has them; the one word if that says it all."""
+    fields = profile.model_dump(exclude_defaults=True, mode="json")
+    word = next((w for w, f in SWITCHES.items() if ToolProfile.model_validate(f) == profile), None)
+    return word if word is not None else fields
+
+
+def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
+    """Return the ready profile that is made for exactly this tool, with the name of its set."""
+    from langchain_runtime_authz.langgraph.tool_profiles import foreign
+
+    for name, path in SHIPPED.items():
+        # Which server a tool of MCP comes from nothing proves, so a person names its set.
+        if not name.startswith("mcp-") and (ready := load_profiles(path).get(tool.name)) and not foreign(tool, ready):
+            return name, ready.model_dump(exclude_defaults=True, mode="json")
+    return None
+
+
+def _asked(tool: BaseTool) -> Any:
+    """Ask what a tool does, where its arguments go and which of them decide."""
+    from langchain_runtime_authz.cli._proposal import propose
+    from langchain_runtime_authz.langgraph.tool_profiles import arguments_of
+
+    proposal = propose(tool)
+    typer.echo(f"\n{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip().splitlines()[0][:90]}")
+    for i, (word, says) in enumerate(_DOES.items(), 1):
+        typer.echo(f"  {i:>2} {word:<9} {says}")
+    hint = f" ({proposal.why['effect']}: {proposal.facts['effect']})"
+    does = _choice(f"  What does a call do?{hint}", list(_DOES))
+    if does not in EFFECTS:
+        return does
+    facts: dict[str, Any] = {"effect": does, "sink": "external"}
+    if does != "fetch":
+        typer.echo("  Arguments that other organisations or people outside can see are `external`.")
+        facts["sink"] = _choice("  Where do its arguments go?", ["external", "internal"])
+    critical = proposal.facts.get("critical", {})
+    if does == "fetch":  # free words of a search decide nothing
+        critical = {name: kind for name, kind in critical.items() if kind == "url"}
+    shown = ",".join(f"{name}={kind}" for name, kind in critical.items()) or "none"
+    while True:
+        said = typer.prompt("  Which arguments decide whom or what it hits, and how much (name=kind)?", default=shown)
+        pairs = [] if said.strip() == "none" else [p.strip().partition("=") for p in said.split(",")]
+        facts["critical"] = {name.strip(): kind.strip() for name, _, kind in pairs}
+        try:
+            (declared,) = load_profiles({tool.name: facts}).values()
+            check_arguments(tool.name, declared, arguments_of(tool))
+        except ConfigError as exc:
+            typer.echo(f"  {exc}", err=True)
+            continue
+        for fact in ("text", "when"):
+            if left := [n for n in proposal.facts.get(fact, []) if n not in facts["critical"]]:
+                facts[fact] = left
+        # What anybody can look up outside is public.
+        return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}
+
+
+def _choice(question: str, choices: list[str]) -> str:
+    while True:
+        said = typer.prompt(f"{question} Name or number", default=choices[0]).strip()
+        if said.isdigit() and 0 < int(said) <= len(choices):
+            return choices[int(said) - 1]
+        if said in choices:
+            return str(said)
+        typer.echo(f"  Say one of {', '.join(choices)}.", err=True)
+
+
+def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str:
+    """Return an example of a mandate, for the first tool that changes something."""
+    for tool in tools:
+        if declared[tool.name].side_effect:
+            return f"{_MANDATES}      - {flow({'id': 'first', 'tool': tool.name, 'args': example_args(tool)})}\n"
+    return ""
+
+
+def completed(text: str, **sections: Mapping[str, str]) -> str:
+    """Return the file with more entries, `{name: its lines}` by section. An entry of the name is replaced; the rest stays."""
+    for section, entries in sections.items():
+        root: Any = yaml.compose(text)
+        found = {k.value: (k.start_mark.line, v) for k, v in root.value} if root is not None else {}
+        lines = text.splitlines(keepends=True)
+        if section not in found:
+            lines += [f"\n{section}:\n", *entries.values()] if entries else []
+        else:
+            at, node = found[section]
+            if node.value and node.start_mark.line == at:
+                raise ConfigError(
+                    f"`{section}` of the file is on one line; put each of its entries on a line of its own"
+                )
+            held = (
+                [(k.value, k.start_mark.line, v.end_mark.line) for k, v in node.value]
+                if node.tag.endswith("map")
+                else []
+            )
+            for name, start, end in reversed(held):
+                if name in entries:
+                    del lines[start : max(end, start + 1)]
+            lines[at + 1 : at + 1] = entries.values()
+        text = "".join(lines)
+    return text
+
+
+def flow(value: Any) -> str:
+    """Return YAML on one line."""
+    found = yaml.safe_dump([value], default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True)
+    return str(found).strip()[1:-1]
+
+
+def example_args(tool: BaseTool) -> dict[str, Any]:
+    """Return arguments that fit the tool's schema, for a test."""
+    from langchain_runtime_authz.langgraph.tool_profiles import arguments_of, signature_of
+
+    needed = signature_of(tool).get("required", [])
+    return {name: _example(schema) for name, schema in arguments_of(tool).items() if name in needed}
+
+
+def _example(schema: Any) -> Any:
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    return {"integer": 1, "number": 1, "boolean": False, "array": [], "object": {}}.get(str(kind), "example")
+
+
+def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Return what the shipped policy answers to each call, in a task of its own that orders nothing."""
+    from langchain_runtime_authz import RuntimeAuthz
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        authz = RuntimeAuthz(profiles=declared)
+    found = []
+    for name, args in calls:
+        with authz.session(subject="tester", task="Look around") as session:
+            found.append(WORDS[session.decide(name, args).outcome])
+    return found

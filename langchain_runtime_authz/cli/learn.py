@@ -1,0 +1,163 @@
+"""`runtime-authz learn`: propose profiles and a mandate from runs that were recorded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.profile import load_profiles
+
+__all__ = ["learn"]
+
+ENOUGH: Final = 3  # questions that must all have been approved
+CHOICES: Final = 5  # values of an argument that a mandate lists
+LEARNED: Final = "draft_learned"
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The record of a tool. `args` holds the values of each argument in the calls that ran."""
+
+    effect: str = "write"
+    outcomes: Counter[str] = field(default_factory=Counter)
+    args: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+    def __str__(self) -> str:
+        o = self.outcomes
+        asked = f"{o['approval_required']} questions, {o['approved']} approved, {o['rejected']} rejected"
+        return f"{o['permit']} calls ran, {asked}, {o['deny']} denied, {o['outside']} with values from outside"
+
+
+def learn(
+    log: Annotated[Path, typer.Argument(metavar="LOG.jsonl", help="An audit log with its contents, or a trace.")],
+    profiles: Annotated[
+        Path, typer.Option("--profiles", metavar="FILE", help="The file to complete; it need not exist.")
+    ] = Path("authz.yaml"),
+    write: Annotated[bool, typer.Option("--write", help="Write the drafts into FILE.")] = False,
+) -> None:
+    """Propose profiles and a mandate from recorded runs, as a diff to review.
+
+    Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
+    is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before; the mandate counts for nothing
+    until your code gives it to a run. Reviewed profiles stay as they are.
+
+    \b
+    Examples:
+      runtime-authz learn audit.jsonl
+      runtime-authz learn audit.jsonl --profiles authz.yaml --write
+    """  # noqa: D301  (`\b` keeps the lines apart)
+    with reporting():
+        from langchain_runtime_authz.cli.init import completed
+
+        seen = _read(log)
+        if not seen:
+            raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
+        before = profiles.read_text(encoding="utf-8") if profiles.exists() else "tools:\n"
+        declared = load_profiles(profiles) if profiles.exists() else {}
+        open_ = {n: s for n, s in seen.items() if n not in declared or declared[n] == load_profiles({n: "ask"})[n]}
+        stanzas = {name: _draft(name, one) for name, one in open_.items()}
+        mandate = "".join(_steps(seen))
+        after = completed(
+            before, tools=stanzas, mandates={LEARNED: f"  {LEARNED}:\n    steps:\n{mandate}"} if mandate else {}
+        )
+        if write:
+            profiles.write_text(after, encoding="utf-8")
+            load_profiles(profiles)
+    old = before if profiles.exists() else ""
+    diff = difflib.unified_diff(old.splitlines(True), after.splitlines(True), str(profiles), f"{profiles} (proposed)")
+    typer.echo("".join(diff), nl=False)
+    if not any(one.args for one in seen.values()):
+        typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
+    typer.echo(f"{len(seen)} tools were called, {len(stanzas)} drafts", err=True)
+
+
+def _read(log: Path) -> dict[str, _Seen]:
+    found: dict[str, _Seen] = {}
+    with log.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                _count(found, record)
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                raise ConfigError(f"{log.name}: line {number} is not of an audit log or a trace") from exc
+    return found
+
+
+def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
+    """Add one record of an audit log, or one line of a trace."""
+    if record.get("type") == "tool_call" and not record.get("unwanted"):
+        _ran(found.setdefault(record["tool"], _Seen()), record["args"])
+    elif record.get("event") == "approval" and record["detail"]["verdict"] in ("reject", "deny"):
+        found.setdefault(record["detail"]["tool"], _Seen()).outcomes["rejected"] += 1
+    elif record.get("kind") == "decision" and record["action"] == "tools/call":
+        one, request = found.setdefault(record["resource"], _Seen()), record["request"] or {}
+        observed = [r.partition(":")[2] for r in record["reasons"] if r.startswith("observed:")]
+        one.outcomes.update([*observed, *([record["outcome"]] if not observed else [])])
+        one.effect = request.get("resource", {}).get("properties", {}).get("effect", one.effect)
+        if request.get("context", {}).get("approval"):
+            one.outcomes["approved"] += 1
+        if record["outcome"] == "permit" and observed != ["deny"]:
+            call = {"args": {}, "provenance": {}} if record["erased"] else request["context"]["call"]
+            outside = {name for name, found in call["provenance"].items() if found["standing"] == "outside"}
+            one.outcomes["outside"] += bool(outside)  # nobody orders what a stranger wrote
+            _ran(one, call["args"], outside, count=bool(observed))
+
+
+def _ran(one: _Seen, args: Mapping[str, Any], outside: Collection[str] = (), *, count: bool = True) -> None:
+    one.outcomes["permit"] += count
+    for name, value in args.items():
+        one.args[name] += [] if name in outside else [value]
+
+
+def _draft(name: str, seen: _Seen) -> str:
+    """Return the stanza of a draft, with what was seen as comments."""
+    from langchain_core.tools import StructuredTool
+
+    from langchain_runtime_authz.cli._proposal import propose
+
+    kinds = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+    schema = {"properties": {n: {"type": kinds.get(type(v[0] if v else ""), "string")} for n, v in seen.args.items()}}
+    tool = StructuredTool(name=name, description=name, args_schema={"type": "object", **schema}, func=print)
+    text = propose(tool).yaml().splitlines()
+    text[1] = f"    draft: true  # DOUBT: {seen}; remove this line once reviewed"
+    text = [line for line in text if not line.startswith("    digest:")]
+    text.insert(2, "    verdict: ask  # as long as nobody reviewed it")
+    if seen.outcomes["approved"] >= ENOUGH and seen.outcomes["rejected"] == 0:
+        text.append("    # verdict: permit  # DOUBT: every question was approved; you would answer for each call")
+    text += [f"    # {n}: {_varied(values)}" for n, values in seen.args.items()]
+    return "\n".join(text) + "\n"
+
+
+def _varied(values: list[Any]) -> str:
+    several = {json.dumps(v, sort_keys=True) for v in values}
+    if not several:
+        return "always from outside"
+    return (
+        f"always {next(iter(several))[:80]}" if len(several) == 1 else f"{len(several)} values in {len(values)} calls"
+    )
+
+
+def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
+    """Yield a step for each tool that asked and whose calls ran, with the values that it was given."""
+    from langchain_runtime_authz.cli.init import flow
+
+    for name, one in seen.items():
+        known = one.args and all(one.args.values())
+        if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
+            continue
+        args: dict[str, Any] = {}
+        for argument, values in one.args.items():
+            several = list({json.dumps(v, sort_keys=True): v for v in values}.values())
+            plain = len(several) <= CHOICES and all(isinstance(v, str | int | float) for v in several)
+            words = len(several) > 1 and any(isinstance(v, str) and " " in v for v in several)
+            args[argument] = {"kind": "one_of", "values": several} if plain and not words else {"kind": "text"}
+        yield f"      - {flow({'id': name, 'tool': name, 'args': args})}\n"
