@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -268,7 +268,7 @@ class Guards:
 
     def here(self, tool: BaseTool) -> Guard:
         """Return the guard of the instance that the current run belongs to."""
-        profiles = cast("Profiles", current_scope.get().run.engine.tools)
+        profiles: Profiles = current_scope.get().run.engine.tools
         if (guard := self._of.get(profiles)) is None:
             guard = self._of[profiles] = Guard(profiles, tool, None)
         return guard
@@ -296,7 +296,7 @@ def guard_of(tool: BaseTool) -> Guard:
     Raises:
         ConfigError: it was made of something else.
     """
-    guard = (tool.__pydantic_private__ or {}).get("_authz_guard")
+    guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is Guards:
         return guard.here(tool)
     if guard is None:
@@ -304,7 +304,8 @@ def guard_of(tool: BaseTool) -> Guard:
         guard = next((g for g in held if g is not None), None)
     if guard is None:
         raise ConfigError(f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it")
-    return cast("Guard", guard)
+    found: Guard = guard
+    return found
 
 
 def _functions(tool: BaseTool) -> tuple[object, object]:
