@@ -12,7 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -22,7 +22,6 @@ from langgraph.prebuilt import ToolRuntime
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 from langgraph.types import StreamWriter
-from pydantic import TypeAdapter
 
 from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.authzen import deny
@@ -30,25 +29,16 @@ from langchain_runtime_authz.credential.current_call import CurrentCall, current
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import task_id
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, Outcome, ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import guard_of, guard_tool
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.engine import Engine, Flow, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, adrive, drive
 from langchain_runtime_authz.profile import METADATA_KEY, ToolProfile, load_profiles
 
-__all__ = [
-    "LAYER",
-    "DeclaredEffect",
-    "EffectTool",
-    "arrive",
-    "begin_together",
-    "declared_tool",
-    "effect",
-    "end_together",
-]
+__all__ = ["LAYER", "DeclaredEffect", "EffectTool", "Together", "arrive", "declared_tool", "effect"]
 
 LAYER: Final = "declared effect"
 _SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # values that LangGraph gives
@@ -60,13 +50,8 @@ class EffectTool(StructuredTool):
     """Stands for a declared effect wherever a tool is looked at. It runs nothing."""
 
 
-class _Parts(Protocol):
-    @property
-    def profiles(self) -> Profiles: ...
-
-
 def effect(
-    authz: _Parts,
+    authz: AuthzParts,
     name: str,
     /,
     *,
@@ -103,7 +88,8 @@ def declared_tool(
     profiles: Profiles, name: str, declared: ToolProfile | None, description: str, properties: Mapping[str, Any]
 ) -> BaseTool:
     """Return the guarded tool that stands for an effect."""
-    schema = {"type": "object", "properties": dict(properties)}
+    required = [name for name, one in properties.items() if "default" not in one]
+    schema = {"type": "object", "properties": dict(properties), "required": required}
     held = {METADATA_KEY: declared} if declared is not None else None
     tool = EffectTool(name=name, description=description or name, args_schema=schema, metadata=held)
     return guard_tool(tool, profiles)
@@ -122,14 +108,89 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
     return found
 
 
-class DeclaredEffect:
+class Together:
+    """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none.
+
+    Attributes:
+        begun: inside, for each call its execution, or its recorded result if it ran before.
+        output: of the code inside, if it has any.
+    """
+
+    __slots__ = ("_arrivals", "_engine", "begun", "output")
+
+    def __init__(self, arrivals: Sequence[Arrival] = ()) -> None:
+        self._arrivals, self.output, self.begun = arrivals, None, list[ToolExecution | Replay]()
+
+    def arriving(self) -> Sequence[Arrival]:
+        """Return the calls."""
+        return self._arrivals
+
+    def opened(self) -> Any:
+        """Return what `with` gives."""
+        return self
+
+    @property
+    def runs(self) -> bool:
+        """True if the one call is to be carried out."""
+        return isinstance(self.begun[0], ToolExecution)
+
+    def first_output(self) -> Any:
+        """Return what the code returned when it ran before.
+
+        Raises:
+            AuthzDenied: it was not JSON, and was not kept.
+        """
+        result = self.begun[0].result if isinstance(self.begun[0], Replay) else None
+        if not result or "content" not in (kept := json.loads(result)):
+            raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+        return kept["content"]
+
+    def __enter__(self) -> Any:
+        arrivals = self.arriving()
+        self._engine = arrivals[0].engine if arrivals else None
+        self.begun = drive(self._engine, _begin(arrivals)) if self._engine else []
+        return self.opened()
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        failed = self._failed(exc)
+        if self._engine:
+            drive(self._engine, _end(self.begun, failed, self.output))
+        if failed is not None and failed is not exc:
+            raise failed from None
+
+    async def __aenter__(self) -> Any:
+        arrivals = self.arriving()
+        self._engine = arrivals[0].engine if arrivals else None
+        self.begun = await adrive(self._engine, _begin(arrivals)) if self._engine else []
+        return self.opened()
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        failed = self._failed(exc)
+        if self._engine:
+            await adrive(self._engine, _end(self.begun, failed, self.output))
+        if failed is not None and failed is not exc:
+            raise failed from None
+
+    def _failed(self, exc: BaseException | None) -> BaseException | None:
+        for one in self.begun:
+            exc = one.clean_error(exc) if exc is not None and isinstance(one, ToolExecution) else exc
+        return exc
+
+    def returns(self, value: Any) -> Any:
+        """Return the output of the one call, filtered as it obliges."""
+        one: Any = self.begun[0]
+        self.output = one.clean(value)
+        return self.output
+
+
+class DeclaredEffect(Together):
     """Decorates a function, synchronous or asynchronous, or guards a block by `with` and `async with`.
 
     A denial is `AuthzDenied`. A function that ran before and whose node runs again gives its first result.
     A block cannot be skipped: if it ran before, entering it again is denied.
     """
 
-    __slots__ = ("_arguments", "_declared", "_engine", "_given", "_name", "_profiles", "_running")
+    __slots__ = ("_arguments", "_declared", "_given", "_name", "_profiles")
 
     def __init__(
         self,
@@ -139,6 +200,7 @@ class DeclaredEffect:
         arguments: Callable[..., Mapping[str, Any]] | None,
         given: Mapping[str, Any],
     ) -> None:
+        super().__init__()
         self._profiles, self._name, self._declared = profiles, name, declared
         self._arguments, self._given = arguments, given
 
@@ -157,28 +219,27 @@ class DeclaredEffect:
         if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
             raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
-        properties = _properties(function, signature, left_out) if named is None else self._named()
+        properties = _properties(signature, left_out) if named is None else self._named()
         tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
 
-        def arrived(args: Any, kwargs: Any) -> Arrival:
-            if named is not None:
-                return arrive(tool, dict(named(*args, **kwargs)))
-            return arrive(tool, _bound(signature, left_out, args, kwargs))
+        def call(args: Any, kwargs: Any) -> Together:
+            given = _bound(signature, left_out, args, kwargs) if named is None else dict(named(*args, **kwargs))
+            return Together([arrive(tool, given)])
 
         made: Any
         if _is(inspect.iscoroutinefunction, function):
 
             @functools.wraps(function)
             async def made(*args: Any, **kwargs: Any) -> Any:
-                one, own = arrived(args, kwargs), functools.partial(function, *args, **kwargs)
-                return _outcome(await adrive(_engine(one), _flow(tool, one, lambda e: _run(e, own, acleaned))))
+                async with call(args, kwargs) as one:
+                    return one.returns(await function(*args, **kwargs)) if one.runs else one.first_output()
 
         else:
 
             @functools.wraps(function)
             def made(*args: Any, **kwargs: Any) -> Any:
-                one, own = arrived(args, kwargs), functools.partial(function, *args, **kwargs)
-                return _outcome(drive(_engine(one), _flow(tool, one, lambda e: _run(e, own, cleaned))))
+                with call(args, kwargs) as one:
+                    return one.returns(function(*args, **kwargs)) if one.runs else one.first_output()
 
         made.__runtime_authz_effect__ = tool
         return made  # type: ignore[no-any-return]  # of the function's own signature
@@ -191,88 +252,21 @@ class DeclaredEffect:
 
     # --- a block ---
 
-    def _arrived(self) -> Arrival:
-        tool = declared_tool(self._profiles, self._name, self._declared, "", self._named())
-        one = arrive(tool, self._given)
-        self._engine = _engine(one)
-        return one
+    def arriving(self) -> Sequence[Arrival]:
+        """Return the block's call."""
+        return [arrive(declared_tool(self._profiles, self._name, self._declared, "", self._named()), self._given)]
 
-    def _opened(self, begun: Sequence[ToolExecution | Replay]) -> CurrentCall:
-        (one,) = begun
-        if isinstance(one, Replay):
+    def opened(self) -> CurrentCall:
+        """Return the call under way."""
+        if not self.runs:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
-        self._running = one
         return current_call()
-
-    def _failed(self, exc: BaseException | None) -> BaseException | None:
-        return self._running.clean_error(exc) if exc is not None else None
-
-    def __enter__(self) -> CurrentCall:
-        one = self._arrived()
-        return self._opened(drive(self._engine, begin_together([one])))
-
-    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        failed = self._failed(exc)
-        drive(self._engine, end_together([self._running], failed))
-        if failed is not None and failed is not exc:
-            raise failed from None
-
-    async def __aenter__(self) -> CurrentCall:
-        one = self._arrived()
-        return self._opened(await adrive(self._engine, begin_together([one])))
-
-    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        failed = self._failed(exc)
-        await adrive(self._engine, end_together([self._running], failed))
-        if failed is not None and failed is not exc:
-            raise failed from None
 
 
 # --- the road of a call -----------------------------------------------------------------------------------
 
 
-def _engine(one: Arrival) -> Engine:
-    engine: Any = one.engine
-    return engine  # type: ignore[no-any-return]  # `arrive` refuses without
-
-
-def _flow(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
-    verdict = yield from arrived.decide()
-    if isinstance(verdict, Replay):
-        return _returned_before(verdict), None
-    execution = arrived.execution(guard_of(tool), verdict)
-    return (answer(verdict, None), None) if execution is None else (yield from execution.flow(code))
-
-
-def _returned_before(replay: Replay) -> Any:
-    """Return what the function returned when it ran.
-
-    Raises:
-        AuthzDenied: it was not JSON, and was not kept.
-    """
-    result: dict[str, Any] = json.loads(replay.result) if replay.result else {}
-    if "content" not in result:
-        raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
-    return result["content"]
-
-
-def _run(execution: ToolExecution, code: Callable[[], Any], run: Callable[..., Any]) -> Any:
-    """Run the function by `cleaned`, or by `acleaned` if it is asynchronous."""
-    execution.admits(FUNCTION)
-    return run(code, execution.clean, execution.clean_error)
-
-
-def _outcome(outcome: Outcome) -> Any:
-    output, failed = outcome
-    try:
-        if failed is not None:
-            raise failed
-    finally:
-        del failed, outcome  # its traceback holds this frame
-    return output
-
-
-def begin_together(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
+def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     """Decide calls of one piece of code in one question, and begin all of them or none.
 
     Raises:
@@ -310,10 +304,10 @@ def begin_together(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Rep
     return begun
 
 
-def end_together(begun: Sequence[ToolExecution | Replay], failed: BaseException | None) -> Flow[None]:
-    """End the calls that `begin_together` began."""
+def _end(begun: Sequence[ToolExecution | Replay], failed: BaseException | None, output: Any) -> Flow[None]:
+    """End the calls that `_begin` began."""
     for one in reversed(begun):
-        if isinstance(one, ToolExecution) and (over := one.end(failed, None)) is not None:
+        if isinstance(one, ToolExecution) and (over := one.end(failed, output)) is not None:
             yield (Conclude, over)
 
 
@@ -340,31 +334,17 @@ def _is(kind: Callable[[Any], bool], function: Any) -> bool:
     return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its own, not whether)
 
 
+def _properties(signature: inspect.Signature, left_out: frozenset[str]) -> dict[str, Any]:
+    """Return the arguments with their defaults. A mandate does not order what has its default value."""
+    own = {n: p.default for n, p in signature.parameters.items() if n not in left_out}
+    return {n: {"default": value} if isinstance(value, str | int | float | None) else {} for n, value in own.items()}
+
+
 def _left_out(function: Any) -> frozenset[str]:
-    """Return the parameters that no caller chooses: the object of a method, a config, a stream writer, a runtime."""
+    """Return the parameters that no caller chooses: the object of a method, a config, a stream writer."""
     first = next(iter(inspect.signature(function).parameters), "")
-    hints = {name for name, hint in _hints(function).items() if hint in _SUPPLIED_TYPES or _supplies(hint)}
-    return frozenset(hints | ({first} & {"self", "cls"}))
-
-
-def _supplies(hint: Any) -> bool:
-    return isinstance(kind := get_origin(hint) or hint, type) and issubclass(kind, _SUPPLIED)
-
-
-def _hints(function: Any) -> dict[str, Any]:
     try:
-        return get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
+        hints = get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
     except Exception:  # noqa: BLE001  (an annotation that nobody can resolve says nothing)
-        return {}
-
-
-def _properties(function: Any, signature: inspect.Signature, left_out: frozenset[str]) -> dict[str, Any]:
-    """Return the JSON schema of each argument, empty where the annotation has none."""
-    hints, found = _hints(function), dict[str, Any]()
-    for name in signature.parameters:
-        if name not in left_out:
-            try:
-                found[name] = TypeAdapter(hints[name]).json_schema() if name in hints else {}
-            except Exception:  # noqa: BLE001  (a class without a schema)
-                found[name] = {}
-    return found
+        hints = {}
+    return frozenset({first} & {"self", "cls"}).union(name for name, hint in hints.items() if hint in _SUPPLIED_TYPES)

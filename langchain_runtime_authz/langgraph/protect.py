@@ -37,6 +37,7 @@ from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
+from langchain_runtime_authz.langgraph.store import gate_store
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
@@ -205,6 +206,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         # Not a generator itself: the run around the *call* counts, not the one around the first step.
+        gate_store(self.store, protection.profiles)
         merged = ensure_graph_config(self.config, config)
         return _stream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
 
@@ -225,6 +227,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                 yield without_handle(chunk)
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        gate_store(self.store, protection.profiles)
         merged = ensure_graph_config(self.config, config)
         return _astream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
 

@@ -79,6 +79,7 @@ class Profiles:
         self._pins: dict[str, str] = {}
         self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
         self._lock = forkable_lock()
+        self.writes: dict[str, BaseTool] = {}  # what stands for writes to a graph's store
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
         return self  # a copied tool node is its instance's, as a copied tool is

@@ -78,6 +78,19 @@ def test_what_the_user_ordered_is_not_asked(how: str, ran: Any, engine: Any) -> 
     assert ran == [(STRANGER, "hello")]
 
 
+def test_a_default_that_nobody_spoke_of_is_not_asked(ran: Any) -> None:
+    """An argument that has its default value deviates from nothing."""
+    authz = RuntimeAuthz()
+
+    @authz.effect("send_mail", profile=BARE)
+    def send(to: str, urgent: bool = False, copies: int = 1) -> None:
+        ran.append((to, urgent, copies))
+
+    graph = authz.protect(node_graph(in_run(lambda: send(STRANGER)), checkpointer=InMemorySaver()))
+    told(authz, graph, human(f"Mail {STRANGER}"), THREAD)
+    assert ran == [(STRANGER, False, 1)]
+
+
 def test_code_that_a_model_wrote_is_shown_before_it_runs(declared: bool, ran: Any) -> None:
     """A node that executes code is declared `admin`: it asks, and shows the code."""
     authz = RuntimeAuthz()

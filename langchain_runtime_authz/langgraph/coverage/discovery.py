@@ -44,6 +44,7 @@ from langchain_runtime_authz.langgraph.object_graph import (
     walk,
 )
 from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.store import governs_stores
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.tally import Counted, Gate
@@ -187,6 +188,10 @@ class _Look:
         saver = graph.checkpointer
         if saver is not None and not isinstance(saver, bool) and (why := _unpickles(saver)):
             yield Row("checkpointer", type(saver).__name__, label, (), why)
+        if graph.store is not None:
+            governed = governs_stores(self.protection.profiles)
+            note = "" if governed else "what nodes and tools write there is not decided: declare a profile `store.put`"
+            yield Row("store", type(graph.store).__name__, label, ("store gate",) if layers and governed else (), note)
         for route, value in _loop_code(graph):
             yield from self._loop_tools(value, label, route)
         for name, node in graph.nodes.items():
