@@ -1,15 +1,16 @@
 r"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Markdown.
 
-An approver reads values that a model wrote and sentences that a stranger wrote. It is not known what renders them. So
-every character that some renderer takes for more than itself is written as `\uXXXX`: control characters and escape
-sequences, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible and default-ignorable characters (UTS #39
-§3.1), piled-up accents, and the punctuation of HTML, Markdown and terminal markup. A backslash is one of them, so a text
-has one reading. Letters of every script stay: a look-alike is named in words.
+An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as they were typed, except what
+would be read as something else. That is written as `\uXXXX`: newlines, control characters and escape sequences, bidirectional
+overrides (Trojan Source, CVE-2021-42574), invisible and default-ignorable characters (UTS #39 §3.1) and piled-up accents.
+It is not known what renders a text, so punctuation is escaped where HTML, Markdown or a terminal would act on it. A backslash
+and a quotation mark are escaped, so a text has one reading. Letters of every script stay: a look-alike is named in words.
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import unicodedata
@@ -20,14 +21,16 @@ __all__ = ["MAX_SHOWN", "inert", "quoted", "scripts"]
 MAX_SHOWN: Final = 240  # characters of one value
 
 _TAIL: Final = 60
+_ENTITY: Final = 34  # characters of the longest name of a character in HTML, and its ends
 _ACCENTS: Final = 2  # on one letter; more are drawn over the lines around
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
 # Drawn as nothing though their category says letter, symbol or mark.
 _BLANK: Final = re.compile("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _MARKUP: Final = re.compile(
-    r"""[<>&"\\`*\[\]{}|~^]"""  # HTML; code, emphasis, links, tables, strikes; rich's own markup
+    r"""["\\`*~]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code, emphasis, strikes; HTML
+    r"|\[(?=[a-z#/@])|\](?=[(\[:])"  # rich's own markup; links
     r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis, but not inside a word
-    r"|:(?=//)|:(?=[A-Za-z_][\w+\-]*:)|(?<=\bwww)\.",  # links that are found in text; emoji codes
+    r"|:(?=[A-Za-z_][\w+\-]*:)",  # emoji codes
     re.IGNORECASE,
 )
 
@@ -49,7 +52,10 @@ def _marked(shown: list[str]) -> list[str]:
     plain = "".join(c if len(c) == 1 else " " for c in shown)
     marked = list(plain)
     for found in _MARKUP.finditer(plain):
-        marked[found.start()] = _escape(plain[found.start()])
+        at = found.start()
+        entity = plain[at : at + _ENTITY]
+        if plain[at] != "&" or html.unescape(entity) != entity:
+            marked[at] = _escape(plain[at])
     return marked
 
 
@@ -64,10 +70,18 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if len(text) <= limit:
-        return f'"{inert(text)}"'
+        return _listed(value) if isinstance(value, list | dict) else f'"{inert(text)}"'
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     head, tail = inert(text[: limit - _TAIL]), inert(text[-_TAIL:])
     return f'"{head}" … "{tail}" ({len(text)} characters, sha256 {digest})'
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_listed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_listed(str(k))}: {_listed(v)}' for k, v in value.items())}}}"
+    return f'"{inert(value)}"' if isinstance(value, str) else inert(json.dumps(value, default=str))
 
 
 def scripts(text: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ There is one interrupt per message, with a list. LangGraph matches resume values
 calls in a task. So a task that asked once repeats the same interrupt first when it re-enters, even if the
 policy has changed. Otherwise the tool's own `interrupt()` would receive our answer.
 
-Other reviews are `HumanInTheLoopMiddleware` and nodes that ask like it. Such a review asks about all calls of a message
+Other reviews are `HumanInTheLoopMiddleware` and nodes that ask by themselves (`reviews`). Such a review asks about all calls of a message
 in a node of its own, before the tool node (`batched`), or about one call as it is made (`per_call`). Its question is
 noted with the source `hitl`, bound to the arguments in the message. The root entry answers it like our own, and the
 policy says if that suffices (`approvals` in data.json). So nobody is asked twice, an edit is decided as edited, and a
@@ -31,11 +31,11 @@ from langchain_runtime_authz.langgraph.answers import answer_to, answers_left
 from langchain_runtime_authz.langgraph.arguments import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import answers_had
 from langchain_runtime_authz.langgraph.node_input import newest_messages
+from langchain_runtime_authz.langgraph.reviews import shown_calls
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.calls import AskApproval
 from langchain_runtime_authz.pep.approvals import (
-    DECISIONS,
     answers,
     asked_event,
     is_ours,
@@ -303,8 +303,8 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
     """
     if message is None or not message.id or is_ours(asked.value):
         return
-    calls = _asked_about(asked.value, message)
-    takes = _allowed(asked)
+    requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
+    calls = _asked_about(requests, message)
     if not calls or len(takes) != len(calls):
         return
     try:
@@ -395,44 +395,12 @@ def _methods(wrapper: object) -> Iterator[MethodType]:
                     continue
 
 
-def _allowed(asked: Any) -> list[tuple[str, ...]]:
-    """Return the decisions that the review takes, for each call that it asks about."""
-    value = asked.value
-    if not isinstance(value, Mapping):
-        return []
-    if "review_configs" not in value:
-        return [_decisions(getattr(asked, "response_schema", None))]
-    configs = value["review_configs"]
-    if not isinstance(configs, list):
-        return []
-    return [tuple(c.get("allowed_decisions", ())) for c in configs if isinstance(c, Mapping)]
-
-
-def _decisions(schema: object) -> tuple[str, ...]:
-    """Return the `type`s that the schema of an answer takes: a decision, or one of several."""
-    if not isinstance(schema, Mapping):
-        return DECISIONS
-    named = schema.get("$defs", {})
-    members = [named.get(str(m.get("$ref", "")).rpartition("/")[2], m) for m in schema.get("oneOf", [schema])]
-    kinds = [m.get("properties", {}).get("type", {}).get("const") for m in members]
-    return tuple(k for k in kinds if k in DECISIONS)
-
-
-def _asked_about(value: object, message: AIMessage) -> list[Call]:
-    """Return the message's calls that a review names, in its order; none if it names anything else.
-
-    `value` is a `HITLRequest` or a `ToolApprovalRequest`.
-    """
-    if not isinstance(value, Mapping):
-        return []
-    one = value.get("type") == "tool_approval" and "action_requests" not in value
-    requests = [value] if one else value.get("action_requests")
-    if not isinstance(requests, list) or not requests:
-        return []
+def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
+    """Return the message's calls that a review names, in its order; none if it names anything else."""
     found: list[Call] = []
     free: list[tuple[int, Any]] = list(enumerate(message.tool_calls))
     for request in requests:
-        place = _named(request, free, by_id=one) if isinstance(request, Mapping) else None
+        place = _named(request, free) if isinstance(request, Mapping) else None
         if place is None:
             return []
         position, call = free[place]
@@ -441,7 +409,7 @@ def _asked_about(value: object, message: AIMessage) -> list[Call]:
     return found
 
 
-def _named(request: Mapping[str, Any], calls: Sequence[tuple[int, Any]], *, by_id: bool) -> int | None:
+def _named(request: Mapping[str, Any], calls: Sequence[tuple[int, Any]]) -> int | None:
     name, args, ident = request.get("name"), request.get("args"), request.get("tool_call_id")
     same = (n for n, (_, c) in enumerate(calls) if c["name"] == name and c["args"] == args)
-    return next((n for n in same if not by_id or calls[n][1]["id"] == ident), None)
+    return next((n for n in same if ident is None or calls[n][1]["id"] == ident), None)

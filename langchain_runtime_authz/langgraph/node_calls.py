@@ -57,20 +57,8 @@ class NodeCalls:
         running: how many guarded tools run.
     """
 
-    __slots__ = (
-        "_announced",
-        "_begun",
-        "_came",
-        "_given",
-        "_held",
-        "_numbers",
-        "_taken",
-        "alock",
-        "config",
-        "lock",
-        "question",
-        "running",
-    )  # fmt: skip
+    __slots__ = ("_announced", "_begun", "_came", "_given", "_held", "_numbers", "_taken", "alock", "config", "lock",
+                 "question", "running")  # fmt: skip
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given

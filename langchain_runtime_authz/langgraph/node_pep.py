@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from langchain_core.runnables import Runnable, RunnableSequence
 from langgraph.errors import GraphInterrupt
@@ -20,7 +20,8 @@ from langchain_runtime_authz.langgraph.interrupts import note_review
 from langchain_runtime_authz.langgraph.messages import plans_of, record
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
-from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.langgraph.tool_execution import Outcome
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import keepable
 from langchain_runtime_authz.pep.steps import decide_step, still_live
 
@@ -68,76 +69,23 @@ class _Whole(Runnable[Any, Any]):
 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
-    holds_gate = issubclass(base, ToolNode)
     key = ("node/enter", name)
     # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
-    inner = None if holds_gate else bound
+    inner = None if issubclass(base, ToolNode) else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             opener = _opener(config)
             run = drive(opener.engine, _beside(opener))
-        run.engine.tally.decided(run, "node", name, "node gate")
-        if not (holds_gate and _kept(run, key) and _lives(run)):
-            drive(run.engine, _enter(run, key, holds_gate))
-        run.engine.tally.ran(run, "node", name, "node gate")
-        if holds_gate:
-            with run_scope(run, task_id(config or {})):
-                try:
-                    return base.invoke(self, input, config, **kwargs)
-                except GraphInterrupt:
-                    run.pause()
-                    raise
-        node = NodeCalls(input, config or {})
-        output, failed = None, None
-        with run_scope(run, task_id(node.config), node):
-            try:
-                output = base.invoke(inner, input, node.config, **kwargs)
-            except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
-                failed = exc
-        if failed is None and not node.asks:
-            if plans := plans_of(run, input, output):
-                drive(run.engine, record(run, plans))
-            return output
-        try:
-            return drive(run.engine, _ended(run, node, input, failed, channels))
-        finally:
-            del failed  # its traceback holds this frame
+        return drive(run.engine, _step(run, key, base, inner or self, channels, input, config or {}, kwargs))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             opener = _opener(config)
             run = await adrive(opener.engine, _beside(opener))
-        run.engine.tally.decided(run, "node", name, "node gate")
-        if not (holds_gate and _kept(run, key) and await _alives(run)):
-            await adrive(run.engine, _enter(run, key, holds_gate))
-        run.engine.tally.ran(run, "node", name, "node gate")
-        if holds_gate:
-            with run_scope(run, task_id(config or {})):
-                try:
-                    return await base.ainvoke(self, input, config, **kwargs)
-                except GraphInterrupt:
-                    run.pause()
-                    raise
-        node = NodeCalls(input, config or {})
-        output, failed = None, None
-        with run_scope(run, task_id(node.config), node):
-            try:
-                output = await base.ainvoke(inner, input, node.config, **kwargs)
-            except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
-                failed = exc
-        if failed is None and not node.asks:
-            if plans := plans_of(run, input, output):
-                await adrive(run.engine, record(run, plans))
-            return output
-        try:
-            if isinstance(failed, Exception):
-                await node.finish()
-            return await adrive(run.engine, _ended(run, node, input, failed, channels))
-        finally:
-            del failed  # its traceback holds this frame
+        return await adrive(run.engine, _step(run, key, base, inner or self, channels, input, config or {}, kwargs))
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
     # streaming form goes through the one gated road.
@@ -170,18 +118,71 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     return type(base)(base.__name__, (base,), namespace)
 
 
+def _run(_: Engine, scope: run_scope, base: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
+    with scope:
+        try:
+            return base.invoke(bound, input, config, **kwargs), None
+        except BaseException as exc:  # noqa: BLE001  (raised by `_step`, if it stands)
+            return None, exc
+
+
+async def _arun(_: Engine, scope: run_scope, base: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
+    with scope:
+        try:
+            return await base.ainvoke(bound, input, config, **kwargs), None
+        except BaseException as exc:  # noqa: BLE001  (likewise)
+            return None, exc
+
+
+RunNode: Final = Effect(_run, _arun)
+Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its own threads
+Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
+
+
+def _step(
+    run: Run,
+    key: tuple[str, str],
+    base: Any,
+    bound: Any,
+    channels: frozenset[str],
+    input: Any,
+    config: Any,
+    kwargs: Any,
+) -> Flow[Any]:
+    """Enter the node, run it, and record the plans that its output announces."""
+    tally, holds_gate = run.engine.tally, issubclass(base, ToolNode)
+    tally.decided(run, "node", key[1], "node gate")
+    if not (holds_gate and _kept(run, key) and (yield from _lives(run))):
+        yield from _enter(run, key, holds_gate)
+    tally.ran(run, "node", key[1], "node gate")
+    node = None if holds_gate else NodeCalls(input, config)
+    own = config if node is None else node.config
+    output, failed = yield (RunNode, run_scope(run, task_id(own), node), base, bound, input, own, kwargs)
+    try:
+        if isinstance(failed, GraphInterrupt):
+            run.pause()
+        if node is not None and (failed is not None or node.asks):
+            return (yield from _ended(run, node, input, failed, channels))
+        if failed is not None:
+            raise failed
+    finally:
+        del failed  # its traceback holds this frame
+    if node is not None and (plans := plans_of(run, input, output)):
+        yield from record(run, plans)
+    return output
+
+
 def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
     """End a node that failed, or whose code swallowed a question. Return the update in place of a denial."""
+    if isinstance(failed, Exception):
+        yield (Finish, node)
     yield from node.over(run, failed)
-    if failed is None:
-        raise TypeError("a node without a failure ends with its output")
     if isinstance(failed, GraphInterrupt):
-        run.pause()
         yield from note_review(run, input, failed, node.config)
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
     if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:
         return update
-    raise failed
+    raise cast("BaseException", failed)
 
 
 def _joined(chunks: list[Any]) -> Any:
@@ -212,23 +213,14 @@ def _kept(run: Run, key: tuple[str, str]) -> bool:
     return bool(revision) and run.kept.get(key) == revision
 
 
-def _lives(run: Run) -> bool:
+def _lives(run: Run) -> Flow[bool]:
     """Return True if the run is live, so that a cached permit needs no snapshot.
 
     Otherwise, also if the ledger fails, the step is decided in full, which finds the reason.
     """
     try:
-        return not (run.closed or run.engine.killed) and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"
-    except Exception:  # noqa: BLE001
-        return False
-
-
-async def _alives(run: Run) -> bool:
-    try:
-        return (
-            not (run.closed or run.engine.killed)
-            and await run.engine.ledger.astatus(run.scope.tenant, run.jti) == "live"
-        )
+        alive = not (run.closed or run.engine.killed)
+        return alive and (yield (Status, run.scope.tenant, run.jti)) == "live"
     except Exception:  # noqa: BLE001
         return False
 

@@ -62,7 +62,7 @@ from langchain_runtime_authz.langgraph.state_changes import (
 )
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.approvals import remaining
+from langchain_runtime_authz.pep.approvals import PLAIN, remaining
 from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
@@ -443,6 +443,6 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
         raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
     if asks:
         yield from answer(entry.run, asks, left)
-    reviewed = {a.interrupt_id for a in asks}
+    reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
     corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed})
     return replace(given, resume=answered) if (asks or corrected) and not below else given

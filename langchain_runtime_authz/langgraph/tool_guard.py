@@ -120,14 +120,7 @@ def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return (plain if running() is None else decided)(self, *args, **kwargs)
 
-    if not inspect.iscoroutinefunction(decided):
-        return method
-
-    @functools.wraps(decided)
-    async def amethod(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await (plain if running() is None else decided)(self, *args, **kwargs)
-
-    return amethod
+    return method
 
 
 def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> type[BaseTool]:

@@ -43,6 +43,27 @@ HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
+PLAIN: Final = ("yes", "no")  # what a question of an app's own takes, that names a call and says nothing of answers
+_INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
+_YES: Final = frozenset(
+    [
+        "yes",
+        "y",
+        "ok",
+        "okay",
+        "true",
+        "approve",
+        "approved",
+        "accept",
+        "accepted",
+        "confirm",
+        "confirmed",
+        "continue",
+        "proceed",
+    ]
+)
+_NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
+_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in which a form may say yes or no
 
 
 def allowed(plan_id: str | None, needed: int = 1) -> tuple[str, ...]:
@@ -306,6 +327,8 @@ def _answer_group(group: Sequence[Approval], value: object, subject: Subject) ->
     decisions: object = value
     if isinstance(value, Mapping):
         decisions = value.get("decisions", [value])
+    if not isinstance(decisions, list | tuple) and ordered[0].allowed == PLAIN:
+        decisions = [decisions]
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ordered):
         decisions = [None] * len(ordered)
     return [_answer(a, d, subject) for a, d in zip(ordered, decisions, strict=True)]
@@ -331,13 +354,17 @@ def is_partial(asks: Sequence[Approval], value: object) -> bool:
 
 def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:
     given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
+    if ask.source == "hitl":
+        given = _of_inbox(given)
+    if ask.allowed == PLAIN:
+        given = {"type": _said(decision)}
     kind, message = given.get("type"), given.get("message", "")
     state, edited = "malformed", ""
     if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
         pass
-    elif kind == "approve":
+    elif kind in ("approve", "yes"):
         state = "approved"
-    elif kind == "reject":
+    elif kind in ("reject", "no"):
         state = "rejected"
     elif kind == "respond" and isinstance(message, str) and "message" in given:
         state = "answered"
@@ -352,6 +379,24 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
         message=message if isinstance(message, str) else "",
         edited=edited,
     )
+
+
+def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return a decision in LangChain's terms. Agent Inbox has its own: accept, edit, ignore and response."""
+    kind, args = decision.get("type"), decision.get("args")
+    if kind == "edit" and "edited_action" not in decision and isinstance(args, Mapping):
+        return {"type": kind, "edited_action": {"name": args.get("action"), "args": args.get("args")}}
+    if not isinstance(kind, str) or kind not in _INBOX:
+        return decision
+    return {"type": _INBOX[kind], **({"message": args} if kind == "response" else {})}
+
+
+def _said(answer: object) -> str | None:
+    """Return "yes" or "no" if a plain answer is one of these, and says nothing else."""
+    if isinstance(answer, Mapping):
+        (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
+    word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
+    return "yes" if word in _YES else "no" if word in _NO else None
 
 
 def _action(action: object) -> str:

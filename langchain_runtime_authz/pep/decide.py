@@ -323,6 +323,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
     instead = call.amend(*edited_action(approval.edited))
     return replace(
         instead,
+        call_id=call.call_id,
         plan_id=call.plan_id,
         position=call.position,
         place=call.place,
