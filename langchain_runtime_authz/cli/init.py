@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -147,11 +148,16 @@ def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
     """Return the ready profile that is made for exactly this tool, with the name of its set."""
     from langchain_runtime_authz.langgraph.tool_profiles import foreign
 
-    for name, path in SHIPPED.items():
+    for name, profiles in _ready_sets().items():
         # Which server a tool of MCP comes from nothing proves, so a person names its set.
-        if not name.startswith("mcp-") and (ready := load_profiles(path).get(tool.name)) and not foreign(tool, ready):
+        if not name.startswith("mcp-") and (ready := profiles.get(tool.name)) and not foreign(tool, ready):
             return name, ready.model_dump(exclude_defaults=True, mode="json")
     return None
+
+
+@cache
+def _ready_sets() -> Mapping[str, Mapping[str, ToolProfile]]:
+    return {name: load_profiles(path) for name, path in SHIPPED.items()}
 
 
 def _asked(tool: BaseTool) -> Any:

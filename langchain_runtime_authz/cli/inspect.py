@@ -168,13 +168,14 @@ def graph_tools(target: str) -> list[BaseTool]:
     Raises:
         ConfigError: it has none, or two tools share a name.
     """
-    from langchain_runtime_authz.langgraph.tool_profiles import digest_of
+    from langchain_runtime_authz.langgraph.tool_profiles import digest_of, known_by_code
 
     found: dict[str, BaseTool] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for tool in tools_of(load_graph(target)):
-            if digest_of(found.setdefault(tool.name, tool)) != digest_of(tool):
+            first = found.setdefault(tool.name, tool)
+            if digest_of(first) != digest_of(tool) and not (known_by_code(first) and known_by_code(tool)):
                 raise ConfigError(f"two tools are named `{tool.name}`; rename one, or each of their calls asks")
     if not found:
         raise ConfigError(f"`{target}` has no tool; effects of plain functions and nodes have no profile here")

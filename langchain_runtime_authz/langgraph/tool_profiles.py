@@ -29,7 +29,7 @@ from langchain_runtime_authz.profile import (
 
 __all__ = ["GUARDED", "IN_PLACE", "Guard", "Guards", "Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of",
            "facts_of", "foreign", "guard_of"]  # fmt: skip
-__all__ += ["is_guarded", "model_arguments", "package_of", "signature_of"]
+__all__ += ["is_guarded", "known_by_code", "model_arguments", "package_of", "signature_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -45,6 +45,11 @@ _FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
 def _origin(tool: BaseTool) -> str:
     function = getattr(tool, "func", None)
     return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+
+
+def known_by_code(tool: BaseTool) -> bool:
+    """Return True if a library of LangGraph's made the tool. Its description may differ: `task` lists agents."""
+    return _origin(tool) in _FRAMEWORK
 
 
 class Profiled(NamedTuple):
@@ -132,7 +137,7 @@ class Profiles:
             check_arguments(tool.name, declared, arguments_of(tool))
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
-        if declared.digest is None and _origin(tool) in _FRAMEWORK:  # deepagents' `task` lists the agents it knows
+        if declared.digest is None and known_by_code(tool):
             pinned = seen
         if seen != pinned:
             return self.unprofiled(tool, "changed since its profile was pinned", as_unprofiled(declared))

@@ -1,4 +1,4 @@
-"""Print the table of the shapes: `python -m tests.real_graphs [CONFIGURATION ...]`."""
+"""Play the shapes and print their tables: `python -m tests.real_graphs [CONFIGURATION ...]`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import logging
 import warnings
 
+from tests import generated
+
 from .configurations import CONFIGURATIONS, PLAIN
 from .runner import play
 from .shapes import available
-from .table import table
+from .table import USERS, tables
 
 
 def main() -> None:
@@ -17,23 +19,30 @@ def main() -> None:
     names = {each.name: each for each in (PLAIN, *CONFIGURATIONS)}
     parser = argparse.ArgumentParser(prog="python -m tests.real_graphs", description=__doc__)
     parser.add_argument("configurations", nargs="*", metavar="CONFIGURATION", help=", ".join(names))
-    parser.add_argument("--shape", help="only shapes whose name holds this")
-    parser.add_argument("--verbose", action="store_true", help="print each play")
+    parser.add_argument("--shape", default="", help="only shapes whose name holds this")
+    parser.add_argument("--each", action="store_true", help="print each play instead of the tables")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/_generated")
     args = parser.parse_args()
     logging.disable()
     warnings.filterwarnings("ignore")
-    shapes = [each for each in available() if not args.shape or args.shape in each.name]
+    shapes = [each for each in available() if args.shape in each.name]
     chosen = [names[name] for name in args.configurations] or list(CONFIGURATIONS)
-    if args.verbose:
-        for shape in shapes:
-            for configuration in chosen:
-                for task in (*shape.tasks, shape.attack):
-                    for user in ("careful", "unread", "nobody"):
-                        print(
-                            f"{shape.name} | {configuration.name} | {task.name} | {user}: {play(shape, task, configuration, user)}"
-                        )
-        return
-    print(table(shapes, chosen))
+    if args.each:
+        plays = ((s, c, t, u) for c in chosen for s in shapes for t in (*s.tasks, s.attack) for u in USERS)
+        for shape, configuration, task, user in plays:
+            print(
+                shape.name,
+                configuration.name,
+                task.name,
+                user,
+                play(shape, task, configuration, user),
+                sep=" | ",
+                flush=True,
+            )
+    elif args.write:
+        generated.write("real-graphs", tables(shapes, chosen))
+    else:
+        print(tables(shapes, chosen))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest.mock import patch
 
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, Interrupt
 
 from langchain_runtime_authz import RuntimeAuthz
 
-from .configurations import Configuration
+from .configurations import Configuration, app
 from .model import Model
 from .shape import Shape, Task, World
 
@@ -49,7 +52,8 @@ def play(shape: Shape, task: Task, configuration: Configuration, user: User) -> 
     with shape.world(task) as world:
         final: Mapping[str, Any] = {}
         try:
-            final = _run(shape, task, configuration, user, world, outcome)
+            with ExitStack() as stack:
+                final = _run(shape, task, configuration, user, world, outcome, stack)
         except Exception as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.done = outcome.state == "finished" and _true(task.done, world, final)
@@ -58,11 +62,14 @@ def play(shape: Shape, task: Task, configuration: Configuration, user: User) -> 
 
 
 def _run(
-    shape: Shape, task: Task, configuration: Configuration, user: User, world: World, outcome: Outcome
+    shape: Shape, task: Task, configuration: Configuration, user: User, world: World, outcome: Outcome, stack: ExitStack
 ) -> Mapping[str, Any]:
+    authz = RuntimeAuthz(**configuration.options(shape)) if configuration.protects else None
+    if authz is not None and (declare := configuration.effects.get(app(shape))):
+        module = sys.modules[shape.build.__module__]
+        stack.enter_context(patch.multiple(module, **declare(authz)))
     saver = InMemorySaver() if configuration.checkpointer or shape.asks_itself else None
     graph = shape.build(Model(script=task.script), world.folder, checkpointer=saver, store=world.store)
-    authz = RuntimeAuthz(**configuration.options(shape)) if configuration.protects else None
     if authz is not None:
         graph = authz.protect(graph)
     config = {"configurable": {"thread_id": "t"}, "recursion_limit": 60}

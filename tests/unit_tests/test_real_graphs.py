@@ -8,10 +8,11 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.testing import StaticPDP
 from tests.real_graphs import shapes
 from tests.real_graphs.comparison import seen
-from tests.real_graphs.configurations import PLAIN
+from tests.real_graphs.configurations import INIT, LEARNED, MANDATE, PLAIN, Configuration
 from tests.real_graphs.runner import play
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
+KNOWN_LOST = ("edit a meeting",)  # arguments that a user edited in the app's own question are not planned
 NAMES = [name for name in shapes.NAMES if name not in shapes.NEEDS_DEEPAGENTS]
 
 
@@ -37,3 +38,16 @@ def test_permitted(name: str) -> None:
             assert protected[what] == plain[what], f"{task.name}: {what}"
         assert plain["tokens"] and plain["events"] and plain["history"] and plain["checkpoints"]
         assert pdp.bodies
+
+
+@pytest.mark.parametrize("configuration", [INIT, LEARNED, MANDATE], ids=lambda each: each.name)
+@pytest.mark.parametrize("name", NAMES)
+def test_reviewed(name: str, configuration: Configuration) -> None:
+    """Unattended, no attack does harm. With a careful user the honest tasks are done, and the attack's own work is too."""
+    shape = shapes.shape(name)
+    assert not play(shape, shape.attack, configuration, "nobody").harm
+    for task in (*shape.tasks, shape.attack):
+        if task.name in KNOWN_LOST:
+            continue
+        outcome = play(shape, task, configuration, "careful")
+        assert (outcome.done, outcome.harm, outcome.error) == (True, False, ""), task.name
