@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.cli import app
@@ -24,6 +27,7 @@ from langchain_runtime_authz.errors import Code, sentence
 from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
+from tests import pages
 from tests.gates.test_calls import BUDGETS
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +42,17 @@ def _blocks(language: str, text: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def _python(text: str) -> list[str]:
+    return [*_blocks("python", text), *(code for name, code in pages.files(text).items() if name.endswith(".py"))]
+
+
 def _anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 PYTHON = sorted(page for page in PAGES if _blocks("python", TEXTS[page]))
+WITH_CODE = sorted(page for page in PAGES if _python(TEXTS[page]))
 
 
 def test_files_stay_short() -> None:
@@ -77,14 +86,16 @@ def test_links_resolve(page: str) -> None:
 
 
 def test_readme_leads_to_every_page() -> None:
+    """Each page is linked from another one, or stands in the site's menu."""
     linked = {link.partition("#")[0] for text in TEXTS.values() for link in re.findall(r"\]\(([^)\s]+)\)", text)}
+    linked |= set(re.findall(r"([\w/]+\.md)$", (ROOT / ".mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert [p.name for p in PAGES.values() if p.parent != ROOT and not any(x.endswith(p.name) for x in linked)] == []
 
 
-@pytest.mark.parametrize("page", PYTHON)
+@pytest.mark.parametrize("page", WITH_CODE)
 def test_imports_exist(page: str) -> None:
     """Each Python block compiles, and what it imports exists; from the package's root only what is public."""
-    for code in _blocks("python", TEXTS[page]):
+    for code in _python(TEXTS[page]):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom):
                 module, names = import_module(str(node.module)), {alias.name for alias in node.names}
@@ -116,6 +127,32 @@ def _namespace() -> dict[str, Any]:
     authz, graph = RuntimeAuthz(), builder.compile(checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "thread-1"}}
     return {"authz": authz, "graph": graph, "config": config, "model": ScriptedChatModel(script=[]), "tools": [send_money]}
+
+
+@pytest.mark.filterwarnings("ignore:.*without a profile")
+@pytest.mark.filterwarnings("ignore:the graph has no checkpointer")
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("page", pages.STARTS, ids=lambda page: page.stem)
+def test_start_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program and command of a start page runs, here without its installation; `tests.pages` runs that too."""
+    text = page.read_text(encoding="utf-8")
+    if "mcp]" in text:
+        pytest.importorskip("langchain_mcp_adapters")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, content in pages.files(text).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    install, *rest = pages.commands(text)
+    assert install.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
+    assert rest
+    for line in "".join(rest).splitlines():
+        program, *args = shlex.split(line)
+        if program == ".venv/bin/python":
+            runpy.run_path(args[0], run_name="__main__")
+        else:
+            assert program == ".venv/bin/runtime-authz"
+            result = CliRunner().invoke(app, args)
+            assert result.exit_code == 0, result.output
 
 
 @pytest.mark.filterwarnings("ignore:.*without a profile")
