@@ -60,6 +60,7 @@ _EVENTS: Final = {
     "reinstated": ("revocation", "reinstated by {author}{reason}"),
 }
 _OTHER: Final = ("run", "{event}{subject}")
+_HARMLESS: Final = ("read", "compute")  # effects that need no order
 _FACTS: Final = ("event", "audience", "reason", "epoch", "run_id", "jti")
 
 Record = Mapping[str, Any]
@@ -268,7 +269,7 @@ def _add(story: Story, step: Step) -> None:
             steps[shown(_at(one, "id"))] = shown(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
         order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps)
         story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
-    elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") != "read":
+    elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") not in _HARMLESS:
         mandate = _at(record, "request", "context", "call", "mandate")
         found = story.orders.get((lane.thread, str(_at(mandate, "digest"))))
         if found is not None and _at(mandate, "standing") == "covered":
@@ -306,9 +307,7 @@ class _Teller:
             return Step(at, named, lane, what, record, subject, tool, decision_id)
         if kind in ("mint", "mint_refused"):
             lane, subject, tool, _ = self.decided.get(decision_id, (lane, subject, shown(record.get("tool")), ""))
-            what = (
-                f"token for {shown(record.get('audience'))}" if kind == "mint" else f"no token: {record.get('reason')}"
-            )
+            what = f"token for {record.get('audience')}" if kind == "mint" else f"no token: {record.get('reason')}"
             return Step(at, "credential", lane, shown(what), record, subject, tool, decision_id)
         if kind != "run":
             return None

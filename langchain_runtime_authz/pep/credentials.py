@@ -132,7 +132,7 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:
         if run.over:  # the call never returned, and the run went on without it
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-        now = int(committed_at + (time.monotonic() - since))
+        now = committed_at + (time.monotonic() - since)
         credential: Credential = yield Mint(
             TokenRequest(
                 subject=run.subject,
@@ -151,8 +151,8 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
                 details=_details(decided),
                 grant=run.grant,
                 jti=jtis[audience],
-                issued_at=now,
-                expires_at=now + TOKEN_TTL,
+                issued_at=int(now),
+                expires_at=int(now) + TOKEN_TTL,
                 cnf_jkt=jkt,
             ),
         )
