@@ -133,10 +133,12 @@ def _print(target: str, before: CoverageReport | None, after: CoverageReport, st
     if before is None:
         typer.echo(f"{target} is protected by its module.\n")
     else:
-        typer.echo(f"{target} as it is:\n\n{before}\n\nUnder `authz.protect(graph)`:\n")
+        governed = len(before.rows) - len(before.ungoverned)
+        typer.echo(f"{target} as it is: {governed} governed, {len(before.ungoverned)} not.")
+        typer.echo("\nUnder `authz.protect(graph)`:\n")
     typer.echo(f"{after}\n")
     if not stanzas:
-        typer.echo("Every tool of a tool node has a profile.")
+        typer.echo("Every tool of a tool node has a profile." if after.tools else "No tool was found in a tool node.")
         return
     typer.echo(f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied.")
     typer.echo('Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").')
@@ -163,20 +165,25 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 
 
 def graph_tools(target: str) -> list[BaseTool]:
-    """Return the tools of a graph, each name once.
+    """Return the tools of a graph, each name once. Tell of nodes in which an effect is seen.
 
     Raises:
-        ConfigError: it has none, or two tools share a name.
+        ConfigError: it has no tool, or two tools share a name.
     """
+    from langchain_runtime_authz.langgraph.coverage.scan import acting_nodes
     from langchain_runtime_authz.langgraph.tool_profiles import digest_of, known_by_code
 
     found: dict[str, BaseTool] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for tool in tools_of(load_graph(target)):
+        graph = load_graph(target)
+        for tool in tools_of(graph):
             first = found.setdefault(tool.name, tool)
             if digest_of(first) != digest_of(tool) and not (known_by_code(first) and known_by_code(tool)):
                 raise ConfigError(f"two tools are named `{tool.name}`; rename one, or each of their calls asks")
+        acting = "; ".join(f"`{n}`: {', '.join(map(str, seen))}" for n, seen in acting_nodes(graph).items())
+    if acting:
+        typer.echo(f"Nodes that act without a tool ({acting}): declare them with `authz.effect`.", err=True)
     if not found:
         raise ConfigError(f"`{target}` has no tool; effects of plain functions and nodes have no profile here")
     return list(found.values())

@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph._private import (
     is_task_function,
 )
 
-__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "is_workflow", "loaded", "module_of", "roots_of",
+__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "held_by", "is_workflow", "loaded", "module_of", "roots_of",
            "validators_of", "walk"]  # fmt: skip
 
 _ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
@@ -132,7 +132,7 @@ def walk(
             key = (id(value.__self__), id(value.__func__)) if isinstance(value, MethodType) else id(value)
             if isinstance(value, _LEAVES) or key in walked:
                 continue
-            inside = [(v, 0) for v in _held(value, MAX_WALKED if deep else MAX_HELD)]
+            inside = [(v, 0) for v in held_by(value, MAX_WALKED if deep else MAX_HELD)]
             further = [(v, depth + 1) for v in _attributes(value)] if deep and depth < MAX_DEPTH else []
         except Exception:  # noqa: BLE001, S112  (a proxy that has nothing behind it here)
             continue
@@ -144,7 +144,8 @@ def walk(
             todo.extend(further)
 
 
-def _held(value: Any, limit: int) -> Iterable[Any]:
+def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
+    """Return what a value holds; nothing of one with rows of its own, or of a container above the limit."""
     if isinstance(value, (StateGraph, *_ROWS_OF_THEIR_OWN)):
         return ()
     if isinstance(value, BaseTool):

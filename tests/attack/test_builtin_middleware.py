@@ -242,4 +242,4 @@ def test_a_shell_that_middleware_brings(place: str, tmp_path: Path) -> None:
     assert_went_on(quietly("sync", authz, graph, human()))
     assert [p.name for p in (tmp_path / "held").iterdir()] == ["started"]
     (node,) = [r for r in authz.coverage(graph).rows if r.name == "ShellToolMiddleware.before_agent"]
-    assert "plain side effects" in node.note or not node.governed
+    assert "not seen" in node.note or not node.governed

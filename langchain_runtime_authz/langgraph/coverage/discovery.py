@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.tools import BaseTool
@@ -28,7 +28,8 @@ from langchain_runtime_authz.langgraph._private import (
     is_task_function,
 )
 from langchain_runtime_authz.langgraph.coverage.provider_tools import provider_rows, tools_in
-from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, CoverageReport, Row
+from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
+from langchain_runtime_authz.langgraph.coverage.scan import code_of
 from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
 from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool
 from langchain_runtime_authz.langgraph.model_calls import held_by_model
@@ -54,18 +55,13 @@ if TYPE_CHECKING:
 
 __all__ = ["coverage_of"]
 
-# What reaches out of the process by itself, by the package of what a function names.
-_CLIENTS = (
-    "aiohttp boto3 ftplib httpx paramiko psycopg psycopg2 pymongo redis requests shutil smtplib socket sqlalchemy sqlite3 "
-    "subprocess urllib urllib3"
-)
-REACHING_OUT: Final = frozenset(_CLIENTS.split())
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
     ("middleware",): "models that middleware before ours calls are not seen: call `authz.protect` on the root graph",
 }
 _ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
+_UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
 # Code that also runs before a run begins, or while a consumer reads events.
 _OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
@@ -207,7 +203,11 @@ class _Look:
             yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
         if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its own
-            yield Row("node", name, label, gated, self._node_note(bound, gated, held), name)
+            note = _UNGATED if not gated else "" if isinstance(bound, ToolNode) else UNSEEN
+            yield Row("node", name, label, gated, note, name)
+            decided = governs_stores(self.protection.profiles)
+            if seen := ", ".join(str(s) for s in code_of(node) or () if not (decided and s.kind == "store")):
+                yield Row("effect", name, label, (), f"{seen}: declare it with `authz.effect`", name)
         own = bound.tools_by_name.values() if isinstance(bound, ToolNode) else ()
         for tool in own:
             yield from self._tool(tool, label, name, ("tool node gate",) if gated else ())
@@ -233,16 +233,6 @@ class _Look:
                 for row in look._tool(tool, label, route, None):
                     unseen = outside and row.kind == "tool" and not row.layers
                     yield replace(row, note="runs outside every run, unseen: `authz.guard` it") if unseen else row
-
-    @staticmethod
-    def _node_note(bound: Any, gated: tuple[str, ...], held: list[Any]) -> str:
-        if not gated:
-            return "not gated: call `authz.protect` after the last change of the graph"
-        if isinstance(bound, ToolNode):
-            return ""
-        packages = sorted({p for v in held if (p := _package(v)) in REACHING_OUT})
-        uses = f" (it uses {', '.join(packages)})" if packages else ""
-        return f"plain side effects inside the node are not seen{uses}"
 
     def _model_layers(self, gated: tuple[str, ...], around: Iterable[Any]) -> tuple[str, ...]:
         """Return the layers before a model's call, outermost first; the backstop needs a gate around the call."""
@@ -274,7 +264,7 @@ class _Look:
             yield Row("agent", type(value).__name__, label, layers, note, route)
         elif is_task_function(value):
             name = str(getattr(value, "__name__", "task"))
-            note = "runs within its entrypoint's gate; its plain side effects are not seen"
+            note = f"runs within its entrypoint's gate; {UNSEEN}"
             yield Row("task", name, label, gated, note, route)
             if value.cache_policy is not None:
                 yield Row("cached node", name, label, (), _CACHED, f"{route}/{name}")
@@ -329,16 +319,6 @@ class _Look:
                     known.add(ident)
                     note = f"the function of tool `{name}` is held by plain code: call the tool instead"
                     yield Row("function", name, label, (), note, route)
-
-
-def _package(value: Any) -> str:
-    if isinstance(value, ModuleType):
-        name: Any = value.__name__
-    elif callable(value) and not isinstance(value, type):
-        name = getattr(value, "__module__", None)
-    else:
-        name = (value if isinstance(value, type) else type(value)).__module__
-    return str(name or "").split(".", 1)[0]
 
 
 def _unpickles(saver: Any) -> str:

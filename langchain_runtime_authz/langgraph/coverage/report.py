@@ -13,6 +13,7 @@ added; the parts of an id change only with the version. `note` is for the reader
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ __all__ = ["Baseline", "CoverageReport", "Row"]
 
 VERSION: Final = 1  # of a baseline
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
+UNSEEN: Final = "its code is not seen"  # the note of a node that runs code of the application
+_WIDTH: Final = 80
+_NAME: Final = 34  # columns of a name
 AT_RUN_TIME: Final = "at run time"  # the route of what was seen and is not in the static picture
 NOTHING: Final = Counted()
 _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that enforcement points count
@@ -38,7 +42,8 @@ class Row:
 
     Attributes:
         kind: `entry`, `agent`, `node`, `tool`, `model`, `task`; and things without an enforcement point:
-            `cached node`, `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`.
+            `cached node`, `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`, `store` (until a
+            profile for its writes is declared) and `effect` (seen in a node's code and not declared).
         name: its name in the graph.
         graph: the agent that it belongs to, as records name it.
         layers: the enforcement points in front of it; empty means not governed.
@@ -157,6 +162,11 @@ class CoverageReport:
         return tuple(r for r in self.rows if not r.governed)
 
     @property
+    def plain(self) -> tuple[Row, ...]:
+        """Nodes that run code of the application. What it does is not seen, whether or not a row `effect` says some."""
+        return tuple(r for r in self.rows if r.kind == "node" and r.note == UNSEEN)
+
+    @property
     def ran(self) -> bool:
         """True if the graph ran under protection in this process, so that `seen` says something."""
         return any(any(r.seen) for r in self.rows)
@@ -206,18 +216,37 @@ class CoverageReport:
         return rows if self.ran else [tuple(c for h, c in zip(_HEAD, r, strict=True) if h != "seen") for r in rows]
 
     def __str__(self) -> str:
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([self._summary(), *lines])
+        kinds = max((len(r.kind) for r in self.rows), default=0)
+        names = min(max((len(r.name) for r in self.rows), default=0), _NAME)
+        lines = self._summary().split("; ")
+        for row in self.rows:
+            kind, name, graph, route, layers, seen, note = row.cells()
+            place = "/".join(dict.fromkeys(part for part in (graph, route) if part and part not in (name, self.graph)))
+            lines.append(f"{kind.ljust(kinds)}  {_short(name, names).ljust(names)}  {layers}")
+            more = "; ".join(filter(None, (f"at {place}" if place else "", seen, note)))
+            own = " " * (kinds + 2)
+            lines += textwrap.wrap(more, _WIDTH, initial_indent=own, subsequent_indent=own, break_on_hyphens=False)
+        return "\n".join(lines)
 
     def _summary(self) -> str:
         counts = f"{len(self.rows) - len(self.ungoverned)} governed, {len(self.ungoverned)} not"
         if self.ran:
             counts += f"; {len(self.dynamic)} seen at run time only, {len(self.unseen)} not seen yet"
+        if effects := sum(r.kind == "effect" for r in self.rows):
+            counts += f"; {_nodes(effects, 'has', 'have')} effects that nobody declared"
+        if self.plain:
+            counts += f"; {_nodes(len(self.plain), 'runs', 'run')} code that is not seen"
         return f"coverage of `{self.graph}`: {counts}; decided by {self.pdp}"
 
     def _repr_html_(self) -> str:
         head, *rows = self._table()
         marked = [(*cells, "" if r.governed else "not governed") for r, cells in zip(self.rows, rows, strict=True)]
         return table((*head, ""), marked, self._summary())
+
+
+def _nodes(count: int, one: str, several: str) -> str:
+    return f"1 node {one}" if count == 1 else f"{count} nodes {several}"
+
+
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"

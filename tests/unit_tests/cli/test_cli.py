@@ -163,6 +163,44 @@ def test_inspect_finds_graphs(run: Callable[..., Any], path: str) -> None:
     }
 
 
+EFFECTS = """
+import smtplib
+from langgraph.graph import START, MessagesState, StateGraph
+
+def send(state):
+    with smtplib.SMTP("mail.example") as server:
+        server.sendmail("a", "b", "c")
+
+def think(state):
+    return {}
+
+b = StateGraph(MessagesState)
+b.add_node(send)
+b.add_node(think)
+b.add_edge(START, "think")
+b.add_edge("think", "send")
+graph = b.compile(name="agent")
+"""
+
+
+def test_inspect_fails_on_effects_that_nobody_declared(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A node that sends mail is a finding until it is accepted; what is not seen is a number, and never a finding."""
+    (tmp_path / "a_mailer.py").write_text(EFFECTS)
+    result = run("inspect", "a_mailer:graph", "--fail-ungoverned")
+    assert result.exit_code == 1
+    assert "effect send (mail (smtplib.SMTP): declare it with `authz.effect`)" in _error(result)
+    assert "1 node has effects that nobody declared" in result.stdout
+    assert "2 nodes run code that is not seen" in result.stdout
+    assert "No tool was found" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    run("inspect", "a_mailer:graph", "--write-baseline", "base.json")
+    assert run("inspect", "a_mailer:graph", "--fail-ungoverned", "--baseline", "base.json").exit_code == 0
+    for command in (("profile", "suggest", "a_mailer:graph"), ("init", "a_mailer:graph", "--yes")):
+        said = run(*command).stderr
+        assert "(`send`: mail (smtplib.SMTP)): declare them with `authz.effect`" in said
+        assert "has no tool" in said
+
+
 def test_inspect_proposes_drafts_that_load(run: Callable[..., Any], tmp_path: Path) -> None:
     """The proposed YAML loads as it stands, as drafts that make nothing milder, and marks every guess."""
     result = run("inspect", "a_module:graph")

@@ -414,19 +414,6 @@ def test_functions_that_a_model_is_bound_to_raise_no_alarm() -> None:
     assert findings(builder.compile()) == []
 
 
-def test_nodes_that_reach_out_say_with_what() -> None:
-    """A plain node's note names the packages by which it reaches out of the process."""
-    client = httpx.Client()
-
-    def step(state: MessagesState) -> dict[str, Any]:
-        client.get("http://127.0.0.1:9")
-        return {}
-
-    (row,) = [r for r in covered(node_graph(step)).rows if r.kind == "node"]
-    assert row.note == "plain side effects inside the node are not seen (it uses httpx)"
-    assert row.governed
-
-
 class Unpickler:
     """A serializer of one's own."""
 
@@ -586,7 +573,7 @@ def test_seen_is_compared_with_the_static_picture() -> None:
     graph = authz.protect(agent_graph(replying([PAY, READ]), [pay_tool(ran), idle], middleware=[Brings()]))
     before = authz.coverage(graph)
     assert (before.ran, before.unseen) == (False, ())
-    assert "seen" not in str(before).splitlines()[1].split()
+    assert "decided, " not in str(before)
     assert "<th>seen</th>" not in before._repr_html_()
     with authz.run(subject="alice"):
         graph.invoke(human())
