@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -40,16 +41,21 @@ def of_jaeger(traces: Iterable[Mapping[str, Any]]) -> list[Shown]:
     for span in (s for t in traces for s in t["spans"]):
         refs = [(r["refType"], r["traceID"], r["spanID"]) for r in span["references"]]
         parent = next((i for kind, _, i in refs if kind == "CHILD_OF"), None)
-        logs = [{f["key"]: f["value"] for f in log["fields"]} for log in span["logs"]]
+        logs = [{f["key"]: _value(f["value"]) for f in log["fields"]} for log in span["logs"]]
         found.append(
             Shown(
                 span["operationName"], span["traceID"], span["spanID"], parent, span["startTime"],
-                {t["key"]: t["value"] for t in span["tags"]},
+                {t["key"]: _value(t["value"]) for t in span["tags"]},
                 tuple((t, i) for kind, t, i in refs if kind == "FOLLOWS_FROM"),
                 tuple((str(log.pop("event", "")), log) for log in logs),
             )
         )  # fmt: skip
     return found
+
+
+def _value(value: Any) -> Any:
+    """Return a list that Jaeger keeps as JSON as a tuple, anything else as it is."""
+    return tuple(json.loads(value)) if isinstance(value, str) and value.startswith("[") else value
 
 
 def tree(spans: Iterable[Shown]) -> str:
@@ -64,13 +70,15 @@ def tree(spans: Iterable[Shown]) -> str:
         outcome = span.attributes.get("runtime_authz.decision") or span.attributes.get("runtime_authz.run.state")
         reasons = span.attributes.get("runtime_authz.reasons") or ()
         said = f"  {outcome}" if outcome else ""
-        said += f" ({', '.join(reasons) if not isinstance(reasons, str) else reasons})" if reasons else ""
+        said += f" ({', '.join(reasons)})" if reasons else ""
         linked = "".join(f"  -> [{number[i]}]" for _, i in span.links if i in number)
         yield f"{indent}[{number[span.id]}] {span.name}{said}{linked}"
         for name, about in span.events:
             epochs = [about.get(f"runtime_authz.credential.epoch{end}") for end in (".before", "")]
-            moved = f"  epoch {epochs[0]} -> {epochs[1]}" if epochs[0] is not None else ""
-            yield f"{indent}    * {name}{moved}"
+            found = [about.get(f"runtime_authz.{name}") for name in ("to", "tools", "tool", "verdict")]
+            more = [" ".join(v) if isinstance(v, tuple) else str(v) for v in found if v]
+            more += [f"epoch {epochs[0]} -> {epochs[1]}"] if epochs[0] is not None else []
+            yield f"{indent}    * {name.removeprefix('runtime_authz.')} {' '.join(more)}".rstrip()
         for child in below.get(span.id, []):
             yield from lines(child, indent + "    ")
 

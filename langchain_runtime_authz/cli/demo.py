@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,9 @@ import typer
 from langchain_runtime_authz.cli._errors import reporting
 
 __all__ = ["demo"]
+
+SERVICE = "runtime-authz-demo"
+EXPORT = 5  # seconds for a receiver to take the traces
 
 
 def demo(
@@ -38,6 +43,12 @@ def demo(
             "--audit", metavar="FILE", help="Write the decision log, contents included: for `policy explain`."
         ),
     ] = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            "--otlp", metavar="URL", help="Send the traces to an OTLP/HTTP receiver, like Jaeger (extra `otlp`)."
+        ),
+    ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
     ] = None,
@@ -51,6 +62,7 @@ def demo(
       runtime-authz demo
       runtime-authz demo --audit audit.jsonl
       runtime-authz policy explain audit.jsonl
+      runtime-authz demo --otlp http://127.0.0.1:4318
       runtime-authz demo --agentdojo --limit 20
       runtime-authz demo --agentdojo --json report.json
     """  # noqa: D301  (`\b` keeps the lines apart)
@@ -62,11 +74,11 @@ def demo(
             raise typer.BadParameter("these need --agentdojo", param_hint="--limit, --rubber-stamp, --json")
         from langchain_runtime_authz.demo.bank import play
 
-        with reporting():
+        with reporting(), _exporting(otlp) if otlp is not None else nullcontext():
             play(Console(), audit)
         return
-    if audit is not None:
-        raise typer.BadParameter("only without --agentdojo", param_hint="--audit")
+    if audit is not None or otlp is not None:
+        raise typer.BadParameter("only without --agentdojo", param_hint="--audit, --otlp")
     from langchain_runtime_authz.demo.agentdojo import render, replay
 
     with reporting():
@@ -76,3 +88,28 @@ def demo(
         render(report, Console())
         if as_json is not None:
             as_json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _exporting(url: str) -> Iterator[None]:
+    """Send the spans of the block to an OTLP/HTTP receiver as it ends, and say so if they do not arrive."""
+    from langchain_runtime_authz.errors import ConfigError
+
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError as exc:
+        raise ConfigError("`--otlp` needs the extra `otlp`: pip install 'langchain-runtime-authz[otlp]'") from exc
+    from opentelemetry import trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept, provider = InMemorySpanExporter(), TracerProvider(resource=Resource.create({"service.name": SERVICE}))
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    trace.set_tracer_provider(provider)
+    yield
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # said once, below
+    exporter = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=EXPORT)
+    if exporter.export(kept.get_finished_spans()) is not SpanExportResult.SUCCESS:
+        typer.echo(f"the traces did not reach {url}; is an OTLP/HTTP receiver listening there?", err=True)

@@ -1,0 +1,136 @@
+"""A supervisor's day, sent to a real Jaeger by two processes, and read back through its query API.
+
+`LRA_JAEGER=… pytest tests/integration_tests/test_jaeger.py -s` prints the tree that `docs/tracing.md` shows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..traced_day import SERVICE
+from ..traces import Shown, of_jaeger, tree
+
+ROOT = Path(__file__).parents[2]
+BINARY = os.environ.get("LRA_JAEGER", "")
+
+pytestmark = pytest.mark.skipif(not BINARY, reason="LRA_JAEGER names no Jaeger; `.ci/services` builds one")
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / "jaeger" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(query: str, service: str, count: int) -> list[Shown]:
+    """Return a service's spans, once Jaeger has this many traces with all that they refer to."""
+    until = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"{query}/api/traces?service={service}&limit=50") as answer:
+            traces = json.load(answer)["data"] or []
+        if len(traces) >= count or time.monotonic() > until:
+            return of_jaeger(traces)
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory) -> list[Shown]:
+    directory = tmp_path_factory.mktemp("day")
+    with example("serve").serving(BINARY) as jaeger:
+        for part in ("ask", "resume"):
+            command = [sys.executable, "-m", "tests.traced_day", jaeger.otlp, str(directory), part]
+            subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+        found = read(jaeger.query, SERVICE, 3)
+    print("\n" + tree(found))
+    return found
+
+
+def one(spans: list[Shown], name: str, **attributes: Any) -> Shown:
+    wanted = {f"runtime_authz.{k}": v for k, v in attributes.items()}
+    (found,) = [s for s in spans if s.name == name and wanted.items() <= dict(s.attributes).items()]
+    return found
+
+
+def test_each_entry_is_one_trace(day: list[Shown]) -> None:
+    """The question, its answer and the correction: three traces, each with one root, all of one thread."""
+    roots = sorted((s for s in day if s.parent is None), key=lambda s: s.start)
+    assert [s.name for s in roots] == ["invoke_workflow bank"] * 3
+    assert [s.attributes["runtime_authz.run.state"] for s in roots] == ["suspended", "ended", "ended"]
+    assert len({s.trace for s in day}) == 3
+    for span in day:
+        assert span.attributes["gen_ai.conversation.id"] == "day"
+        assert span.attributes["runtime_authz.run.id"]
+        assert span.attributes["gen_ai.agent.name"]
+
+
+def test_parents(day: list[Shown]) -> None:
+    """A sub-agent is below the workflow; what it decides and runs is below the sub-agent."""
+    by_id = {s.id: s for s in day}
+    agents = [s for s in day if s.name.startswith("invoke_agent")]
+    assert {s.name for s in agents} == {"invoke_agent supervisor", "invoke_agent payer", "invoke_agent clerk"}
+    assert {by_id[s.parent or ""].name for s in agents} == {"invoke_workflow bank"}
+    for tool, agent in (("send_money", "payer"), ("delete_account", "payer"), ("transfer_to_clerk", "supervisor")):
+        for span in (s for s in day if s.name.endswith(f" {tool}")):
+            assert by_id[span.parent or ""].name == f"invoke_agent {agent}"
+
+
+def test_links(day: list[Shown]) -> None:
+    """A tool leads to its decision, a sub-agent to its own, and the resume to the question of the other process."""
+    by_id = {s.id: s for s in day}
+    for span in day:
+        if span.name.startswith("execute_tool"):
+            ((_, decision),) = span.links
+            assert by_id[decision].name == span.name.replace("execute_tool", "authorize")
+            assert by_id[decision].attributes["runtime_authz.decision"] == "permit"
+    question = one(day, "authorize send_money", decision="approval_required")
+    permit = one(day, "authorize send_money", decision="permit")
+    resume = next(s for s in day if s.parent is None and s.trace == permit.trace)
+    assert resume.links == ((question.trace, question.id),)
+    assert (question.trace, question.id) in permit.links
+    assert question.trace != permit.trace
+
+
+def test_a_denial_and_its_reasons(day: list[Shown]) -> None:
+    """A denied call has no `execute_tool` span, is not an error, and gives all its reasons."""
+    denied = one(day, "authorize delete_account")
+    assert denied.attributes["runtime_authz.decision"] == "deny"
+    assert denied.attributes["runtime_authz.reasons"]
+    assert "error" not in denied.attributes
+    assert not [s for s in day if s.name == "execute_tool delete_account"]
+
+
+def test_events(day: list[Shown]) -> None:
+    """Plans, questions, answers, delegations and the correction, with its epochs, are events."""
+    events = [(name, about) for s in day for name, about in s.events]
+    names = {name for name, _ in events}
+    assert names >= {f"runtime_authz.{e}" for e in ("started", "planned", "delegated", "asked", "approval", "corrected", "suspended")}
+    (corrected,) = [about for name, about in events if name == "runtime_authz.corrected"]
+    assert (corrected["runtime_authz.credential.epoch.before"], corrected["runtime_authz.credential.epoch"]) == (1, 2)
+    told = json.dumps([(s.name, dict(s.attributes), s.events) for s in day])
+    for secret in ("DE21", "alice", "December", "eyJ"):
+        assert secret not in told
+
+
+def test_the_demo_can_be_looked_at() -> None:
+    """`runtime-authz demo --otlp` sends its traces there, and says so if nobody listens."""
+    demo = [sys.executable, "-c", "from langchain_runtime_authz.cli import app; app()", "demo", "--otlp"]
+    with example("serve").serving(BINARY) as jaeger:
+        subprocess.run([*demo, jaeger.otlp], cwd=ROOT, check=True, capture_output=True, timeout=300)
+        found = read(jaeger.query, "runtime-authz-demo", 2)
+    assert {s.name for s in found} >= {"invoke_agent LangGraph", "execute_tool send_money"}
+    gone = subprocess.run([*demo, jaeger.otlp], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
+    assert gone.returncode == 0
+    assert f"traces did not reach {jaeger.otlp}" in gone.stderr.replace("\n", " ")
