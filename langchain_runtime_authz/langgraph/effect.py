@@ -29,8 +29,9 @@ from langchain_runtime_authz.credential.current_call import CurrentCall, current
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import task_id
 from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.node_calls import DecideInNode
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import guard_of, guard_tool
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
@@ -282,7 +283,11 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
         calls.append(replace(one.call, place=f"{task_id(one.config)}:{number}"))
     if run is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    waiting = yield from decide_together(run, calls, first.config)
+    waiting: list[Pending]
+    if first.node is None:
+        waiting = yield from decide_together(run, calls, first.config)
+    else:
+        waiting = yield (DecideInNode, first.node, first.node.decide_all(run, calls))
     for one, pending in zip(arrivals, waiting, strict=True):
         run.engine.tally.decided(run, "tool", one.call.tool, LAYER)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict

@@ -54,16 +54,17 @@ class NodeCalls:
     Attributes:
         config: the config that the node runs with. It counts the questions of the task.
         question: the first question that was raised inside.
-        running: how many guarded tools run.
+        running: how many guarded tools are decided or run.
     """
 
-    __slots__ = ("_announced", "_begun", "_came", "_given", "_held", "_numbers", "_taken", "alock", "config", "lock",
-                 "question", "running")  # fmt: skip
+    __slots__ = ("_announced", "_begun", "_came", "_closed", "_given", "_held", "_numbers", "_taken", "alock", "config",
+                 "lock", "question", "running")  # fmt: skip
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
         self.config, self._numbers = counting_questions(dict(config))
-        self.lock, self.alock = threading.Lock(), asyncio.Lock()
+        self.lock, self.alock = threading.Lock(), threading.Lock()
+        self._closed = False
         self.question: GraphInterrupt | None = None
         self._announced: list[AIMessage] = []
         self._held: list[Call] = []
@@ -97,7 +98,11 @@ class NodeCalls:
             if not any(c["name"] == call.tool for c in calls.values()):
                 continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
-            for planned in plan.calls if plan is not None else ():
+            several = plan.calls if plan is not None else ()
+            if len(several) > 1:  # each node may be sent one of them, with the message
+                mine = {c["id"] for c in sent_calls(self._given)}
+                several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
+            for planned in several:
                 written = calls.get(planned.position) or calls.get(-1)
                 place = (plan.id if plan is not None else "", planned.position)
                 if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
@@ -114,27 +119,36 @@ class NodeCalls:
     def decide(
         self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe, unplanned: Callable[[Call], Call]
     ) -> Flow[tuple[Pending, Place | None]]:
-        """Decide a call as the message holds it, else as `unplanned` gives it.
+        """Decide a call as the message holds it, else as `unplanned` gives it. Raises as `decide_all` does."""
+        call, place = yield from self._find(run, call, facts, given, describe)
+        (one,) = yield from self.decide_all(run, [call if place is not None else unplanned(call)])
+        if isinstance(one.verdict, Ticket):
+            self._begun.add(one.call.call_id)
+        elif place is not None:
+            self._came[one.call.call_id] = one.verdict
+        elif isinstance(one.verdict, Denial):
+            self._came[one.call.tool] = one.verdict
+        return one, place
+
+    def decide_all(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
+        """Decide calls of one piece of the node's code.
 
         Raises:
+            AuthzDenied: the node has ended, and the model was told that they were not carried out.
             GraphInterrupt: a question is open.
         """
+        if self._closed:
+            raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self.question is not None:
             raise self.question
-        call, place = yield from self._find(run, call, facts, given, describe)
         try:
-            (one,) = yield from self._decided(run, [call if place is not None else unplanned(call)])
+            return (yield from self._decided(run, calls))
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc
             else:  # its question would take the answer to another
-                self._held.append(call)
+                self._held += calls
             raise
-        if isinstance(one.verdict, Ticket):
-            self._begun.add(one.call.call_id)
-        else:
-            self._came[one.call.call_id if place is not None else one.call.tool] = one.verdict
-        return one, place
 
     def _decided(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
         return decide_together(run, calls, self.config, had=lambda: len(self._numbers))
@@ -172,13 +186,17 @@ class NodeCalls:
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return an update that answers the message's open calls; `None` if no channel can carry it."""
+        """Return an update that answers the message's open calls; `None` if no channel can carry it.
+
+        What it says stays true: a call that code of the node makes later is denied.
+        """
         done = answered_calls(self._given)
         held = [(name, m.tool_calls) for name, m in newest_messages(self._given)]
         if not held and len(channels) == 1:
             held = [(*channels, list(sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
         for name, calls in held:
             if name in channels and (left := [c for c in calls if c["id"] not in done]):
+                self._closed = True
                 return {name: [self._answer(c, denied) for c in left]}
         return None
 
@@ -212,7 +230,10 @@ def _as_planned(
         return None
     sent = given if isinstance(given, Mapping) else {}
     added = {k for k in sent if k not in written and not supplied(k, sent[k], facts.injected)}
-    if own := added & set(facts.profiled.profile.injected):
+    own = added & set(facts.profiled.profile.injected)
+    # What changes nothing is not the code's word: the model wrote it under another name, an alias.
+    own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
+    if own:
         facts = facts._replace(injected=facts.injected | own)
         call = describe(facts, given)
     handed = {k: v for k, v in sent.items() if supplied(k, v, facts.injected)}
@@ -239,8 +260,13 @@ def _decide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
 
 
 async def _adecide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
-    async with node.alock:
+    # Not a lock of asyncio: threads of one node may each have an event loop.
+    while not node.alock.acquire(blocking=False):  # noqa: ASYNC110
+        await asyncio.sleep(_PAUSE)
+    try:
         return await adrive(engine, flow)
+    finally:
+        node.alock.release()
 
 
 # Decide a node's calls one after another: each question is asked, and none takes the answer to another.

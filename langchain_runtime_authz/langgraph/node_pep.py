@@ -174,7 +174,7 @@ def _step(
 
 def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
     """End a node that failed, or whose code swallowed a question. Return the update in place of a denial."""
-    if isinstance(failed, Exception):
+    if node.asks or isinstance(failed, AuthzDenied | GraphInterrupt):
         yield (Finish, node)
     yield from node.over(run, failed)
     if isinstance(failed, GraphInterrupt):

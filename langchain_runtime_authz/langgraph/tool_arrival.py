@@ -177,18 +177,21 @@ class Arrival:
         return self._flow(guard, code)
 
     def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
-        verdict = yield from self.decide()
-        execution = self.execution(guard, verdict)
-        if execution is None:
-            text = self.call_id is None and self.place is not None and self.text()
-            return answer(verdict, self.call_id, text=text), None
         if self.node is None:
-            return (yield from execution.flow(code))
+            return (yield from self._run(guard, code))
         self.node.running += 1
         try:
-            return (yield from execution.flow(code))
+            return (yield from self._run(guard, code))
         finally:
             self.node.running -= 1
+
+    def _run(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        verdict = yield from self.decide()
+        execution = self.execution(guard, verdict)
+        if execution is not None:
+            return (yield from execution.flow(code))
+        text = self.call_id is None and self.place is not None and self.text()
+        return answer(verdict, self.call_id, text=text), None
 
     def refuse(self) -> Any:
         """Answer a call outside every run."""

@@ -1,0 +1,222 @@
+"""Hand-written nodes that do several things at once: threads, tasks, blocks and parallel nodes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+from pydantic import ConfigDict
+
+from ._kit import *
+from .test_loops import APPROVAL, THREE, TWICE, Loop, bill
+
+MAIL = ToolProfile(effect="send", critical={"to": "principal"})
+
+
+def to_ann(request: Any) -> bool:
+    made = getattr(request.context, "call", None)
+    return made is not None and made.args.get("recipient") == "ann"
+
+
+class Acting(Loop):
+    """A loop whose tool node is `act(tools, calls)`."""
+
+    def __init__(self, *turns: Any, act: Any, **options: Any) -> None:
+        super().__init__(*turns, **{**options, "protected": False})
+        tools, node = self.tools, self.builder.nodes["tools"].runnable
+
+        def step(state: MessagesState) -> Any:
+            return act(tools, state["messages"][-1].tool_calls)
+
+        async def astep(state: MessagesState) -> Any:
+            return await act(tools, state["messages"][-1].tool_calls)
+
+        node.func, node.afunc = step, astep
+        self.graph = self.builder.compile(checkpointer=InMemorySaver(), name="loop")
+        if options.get("protected", True):
+            self.authz.protect(self.graph)
+
+
+def answers(calls: Any, outputs: Any) -> Any:
+    return {"messages": [ToolMessage(str(o), tool_call_id=c["id"]) for c, o in zip(calls, outputs, strict=True)]}
+
+
+class Slow(StaticPDP):
+    """An engine that lets others go on meanwhile."""
+
+    async def aevaluate(self, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return await super().aevaluate(*args, **kwargs)
+
+
+def test_threads_of_a_node_may_each_have_a_loop() -> None:
+    """`asyncio.run` in each thread of a pool: none waits for a loop that is gone."""
+
+    def act(tools: Any, calls: Any) -> Any:
+        def one(c: Any) -> Any:
+            return asyncio.run(asyncio.wait_for(tools[c["name"]].ainvoke(c["args"]), 20))
+
+        with ThreadPoolExecutor(len(calls)) as pool:
+            made = [pool.submit(copy_context().run, one, c) for c in calls]
+        return answers(calls, [m.result() for m in made])
+
+    loop = Acting(THREE, act=act, pdp=Slow(True))
+    assert_went_on(loop.go(human()))
+    assert sorted(loop.ran) == [(n, 5.0, "USD") for n in ("ann", "bob", "eve")]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("protected", [True, False])
+def test_what_a_denial_says_of_the_calls_beside_it_is_true(protected: bool, begun: bool) -> None:
+    """A task outlives its node. If the model was told to plan its call again, it does not run; else it was told of it.
+
+    Unenforced the denial is an error of the app's own: the call runs, and nobody answers.
+    """
+    left: list[Any] = []
+    late = asyncio.Event()
+
+    async def act(tools: Any, calls: Any) -> Any:
+        async def other(c: Any) -> Any:
+            if not begun:
+                await late.wait()
+            return await tools["pay"].ainvoke(c["args"])
+
+        left.append(asyncio.create_task(other(calls[1])))
+        if not protected:
+            return answers(calls[:1], ["failed"])
+        return await tools["pay"].ainvoke(calls[0]["args"])
+
+    loop = Acting(
+        THREE[:2], act=act, pdp=Slow(lambda r: not to_ann(r)), tools=lambda ran: [bill(ran, returns=dict)], protected=False
+    )
+
+    async def agent(state: MessagesState) -> Any:
+        if left:
+            late.set()
+            await asyncio.gather(*left, return_exceptions=True)
+        return {"messages": [await loop.model.ainvoke(state["messages"])]}
+
+    loop.builder.nodes["agent"].runnable.afunc = agent
+    loop.graph = loop.builder.compile(checkpointer=InMemorySaver(), name="loop")
+    if protected:
+        loop.authz.protect(loop.graph)
+    state = loop.go(human(), "async")
+    if not protected:
+        assert loop.ran == [PAID]
+    else:
+        assert loop.ran == ([PAID] if begun else [])
+        assert ("paid" in answer_to(state["messages"], "bob").text) is begun
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_an_error_of_the_app_waits_for_nobody(protected: bool) -> None:
+    """As unenforced: what still runs beside it does not delay it."""
+
+    def tools(ran: list[Any]) -> Any:
+        @tool
+        async def pay(to: str, amount: float) -> str:
+            """Pay."""
+            begun.set()
+            await never.wait()
+            return "paid"
+
+        return [pay]
+
+    async def act(tools: Any, calls: Any) -> Any:
+        async def fails() -> None:
+            await begun.wait()
+            raise ValueError("the app's own")
+
+        await asyncio.gather(tools["pay"].ainvoke(calls[0]["args"]), fails())
+
+    begun, never = asyncio.Event(), asyncio.Event()
+    loop = Acting([PAY], act=act, tools=tools, profiles={}, protected=protected)
+
+    async def once() -> None:
+        async with loop.authz.run(subject="alice"):
+            await asyncio.wait_for(loop.graph.ainvoke(human(), THREAD), 20)
+
+    with pytest.raises(ValueError, match="the app's own"):
+        asyncio.run(once())
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_swallowed_question_of_a_block_is_asked(how: str, protected: bool, ran: Any) -> None:
+    """A declared effect in a `try` that catches everything; unenforced it acts at once."""
+    authz = RuntimeAuthz()
+
+    def opened() -> Any:
+        return authz.effect("send_mail", profile=MAIL, to="eve@x.example") if protected else nullcontext()
+
+    def step(state: MessagesState) -> Any:
+        with contextlib.suppress(Exception), opened():
+            ran.append("eve")
+        return {}
+
+    async def astep(state: MessagesState) -> Any:
+        with contextlib.suppress(Exception):
+            async with opened():
+                ran.append("eve")
+        return {}
+
+    graph = authz.protect(node_graph(step if how == "sync" else astep, checkpointer=InMemorySaver()))
+    state = run_as(authz, graph, human("Look around"), THREAD, how=how)
+    assert bool(state.get("__interrupt__")) is protected
+    assert ran == ([] if protected else ["eve"])
+    if protected:
+        assert "__interrupt__" not in run_as(authz, graph, Command(resume=APPROVAL), THREAD, how=how)
+        assert ran == ["eve"]
+
+
+def test_nodes_that_are_sent_equal_calls_make_each() -> None:
+    """Each is sent the messages and one call: two planned payments are two, as unenforced."""
+    ran: list[Any] = []
+    pay, model = bill(ran), replying(TWICE)
+
+    def route(state: MessagesState) -> Any:
+        calls = state["messages"][-1].tool_calls
+        return [Send("tools", {**state, "call": c}) for c in calls] or END
+
+    def act(state: Any) -> Any:
+        return answers([state["call"]], [pay.invoke(state["call"]["args"])])
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", act)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", route, ["tools", END])
+    builder.add_edge("tools", "agent")
+    authz, graph = protecting(builder.compile(checkpointer=InMemorySaver(), name="sent"), rules_that_permit())
+    assert_went_on(told(authz, graph, human(), THREAD))
+    assert ran == [PAID, PAID]
+
+
+class Owned(BaseModel):
+    """The owner has two names; the alias wins."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    owner: str = Field(alias="ownerId")
+    amount: float
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_model_does_not_overrule_what_code_adds_undecided(protected: bool) -> None:
+    """It writes the injected argument under its alias: that is the model's value, and the policy sees it."""
+
+    def tools(ran: list[Any]) -> Any:
+        def pay(owner: str, amount: float) -> str:
+            ran.append(owner)
+            return "paid"
+
+        return [StructuredTool.from_function(pay, description="Pay.", args_schema=Owned)]
+
+    profile = ToolProfile(effect="pay", critical={"amount": "amount"}, injected=("owner",))
+    ours = StaticPDP(lambda r: getattr(r.context, "call", None) is None or "owner" not in r.context.call.args)
+    for written, ran in (({"amount": 5}, ["alice"]), ({"amount": 5, "ownerId": "eve"}, [] if protected else ["eve"])):
+        loop = Loop(
+            [call("pay", written, "c")], tools=tools, profiles={"pay": profile}, pdp=ours, protected=protected,
+            send=lambda args: {**args, "owner": "alice"},
+        )  # fmt: skip
+        loop.go(human())
+        assert loop.ran == ran
