@@ -22,7 +22,7 @@ from langchain_runtime_authz.langgraph._private import injected_names
 from langchain_runtime_authz.langgraph.tool_profiles import digest_of
 from langchain_runtime_authz.profile import EFFECTS, UNPROFILED, Effect, raise_by_hints
 
-__all__ = ["Doubt", "Proposal", "propose"]
+__all__ = ["Doubt", "Proposal", "flow", "propose"]
 
 MAX_DEPTH: Final = 4
 
@@ -58,8 +58,8 @@ class Proposal:
         lines = [f"  {_key(self.name)}:", "    draft: true  # reviewed? remove this line"]
         for fact, value in self.facts.items():
             why = self.why.get(fact)
-            lines.append(f"    {fact}: {_flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
-        lines += [f"    # {d.fact}: {_flow(d.value)}  # DOUBT: {d.why}" for d in self.doubts]
+            lines.append(f"    {fact}: {flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
+        lines += [f"    # {d.fact}: {flow(d.value)}  # DOUBT: {d.why}" for d in self.doubts]
         if self.silent:
             lines.append(f"    # DOUBT: nothing is known of {', '.join(json.dumps(s) for s in self.silent)}")
         return "\n".join(lines)
@@ -254,16 +254,16 @@ def _key(text: str) -> str:
     """Return a YAML scalar, quoted if needed. JSON would not do: its escapes have 16 bits."""
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
         return text
-    quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf)
+    quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=text.isprintable())
     return quoted.rstrip("\n")
 
 
-def _flow(value: Any) -> str:
-    """Return YAML on one line."""
+def flow(value: Any) -> str:
+    """Return YAML on one line, whatever the texts in it hold."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(k)}: {_flow(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(k)}: {flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_flow(v) for v in value) + "]"
+        return "[" + ", ".join(flow(v) for v in value) + "]"
     return _key(value) if isinstance(value, str) else json.dumps(value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ import yaml
 
 from langchain_runtime_authz.cli._errors import reporting
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.profile import (
     EFFECTS,
     SHIPPED,
@@ -27,7 +27,7 @@ from langchain_runtime_authz.profile import (
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-__all__ = ["completed", "flow", "init", "outcomes"]
+__all__ = ["completed", "init", "outcomes"]
 
 WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
 """A decision's outcome in one word, as `tests` names it."""
@@ -89,6 +89,7 @@ def init(
       runtime-authz init my_agent:graph --yes
     """  # noqa: D301  (`\b` keeps the lines apart)
     with reporting():
+        from langchain_runtime_authz.cli._proposal import flow
         from langchain_runtime_authz.cli.inspect import graph_tools
 
         if not (yes or answers or _interactive()):
@@ -110,7 +111,9 @@ def init(
         file.write_text(text, encoding="utf-8")
         load_profiles(file)
     for tool, said in zip(new, told, strict=True):
-        typer.echo(f"  {tool.name}: {declared[tool.name].effect}; to a call that nobody ordered the answer is {said}")
+        typer.echo(
+            f"  {inert(tool.name)}: {declared[tool.name].effect}; to a call that nobody ordered the answer is {said}"
+        )
     typer.echo(f"{file}: {len(new)} tools added, {len(kept)} kept. Add to your code:\n")
     typer.echo("  from langchain_runtime_authz import RuntimeAuthz")
     typer.echo(f'  authz = RuntimeAuthz(profiles="{file}")')
@@ -166,7 +169,7 @@ def _asked(tool: BaseTool) -> Any:
     from langchain_runtime_authz.langgraph.tool_profiles import arguments_of
 
     proposal = propose(tool)
-    typer.echo(f"\n{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip().splitlines()[0][:90]}")
+    typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
     for i, (word, says) in enumerate(_DOES.items(), 1):
         typer.echo(f"  {i:>2} {word:<9} {says}")
     hint = f" ({proposal.why['effect']}: {proposal.facts['effect']})"
@@ -210,6 +213,8 @@ def _choice(question: str, choices: list[str]) -> str:
 
 def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str:
     """Return an example of a mandate, for the first tool that changes something."""
+    from langchain_runtime_authz.cli._proposal import flow
+
     for tool in tools:
         if declared[tool.name].side_effect:
             return f"{_MANDATES}      - {flow({'id': 'first', 'tool': tool.name, 'args': example_args(tool)})}\n"
@@ -241,12 +246,6 @@ def completed(text: str, **sections: Mapping[str, str]) -> str:
             lines[at + 1 : at + 1] = entries.values()
         text = "".join(lines)
     return text
-
-
-def flow(value: Any) -> str:
-    """Return YAML on one line."""
-    found = yaml.safe_dump([value], default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True)
-    return str(found).strip()[1:-1]
 
 
 def example_args(tool: BaseTool) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _draft(name: str, seen: _Seen) -> str:
     """Return the stanza of a draft, with what was seen as comments."""
     from langchain_core.tools import StructuredTool
 
-    from langchain_runtime_authz.cli._proposal import propose
+    from langchain_runtime_authz.cli._proposal import flow, propose
 
     kinds = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
     schema = {"properties": {n: {"type": kinds.get(type(v[0] if v else ""), "string")} for n, v in seen.args.items()}}
@@ -133,7 +133,7 @@ def _draft(name: str, seen: _Seen) -> str:
     text.insert(2, "    verdict: ask  # as long as nobody reviewed it")
     if seen.outcomes["approved"] >= ENOUGH and seen.outcomes["rejected"] == 0:
         text.append("    # verdict: permit  # DOUBT: every question was approved; you would answer for each call")
-    text += [f"    # {n}: {_varied(values)}" for n, values in seen.args.items()]
+    text += [f"    # {flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
     return "\n".join(text) + "\n"
 
 
@@ -148,7 +148,7 @@ def _varied(values: list[Any]) -> str:
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
     """Yield a step for each tool that asked and whose calls ran, with the values that it was given."""
-    from langchain_runtime_authz.cli.init import flow
+    from langchain_runtime_authz.cli._proposal import flow
 
     for name, one in seen.items():
         known = one.args and all(one.args.values())

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli._proposal import flow
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -190,7 +191,7 @@ def test_learning_makes_drafts(run: Callable[..., Any], tmp_path: Path, observe:
 
     (held,) = [Profiles(load_profiles("authz.yaml")).of(t) for t in (an_agent.send_mail,)]
     assert (held.declared, held.profile) == (False, UNPROFILED.model_copy(update={"verdict": "ask"}))
-    assert "tool: send_mail, args: {to: {kind: one_of, values: [bob@x.example]}" in (tmp_path / "authz.yaml").read_text()
+    assert 'tool: send_mail, args: {to: {kind: one_of, values: ["bob@x.example"]}' in (tmp_path / "authz.yaml").read_text()
     checked = run("profile", "check", "authz.yaml")
     assert (checked.exit_code, "send_mail: it is a draft" in checked.stderr) == (1, True)
     assert run("learn", "audit.jsonl").stdout == ""
@@ -217,6 +218,22 @@ def test_what_a_stranger_wrote_is_not_learned(run: Callable[..., Any], tmp_path:
         assert session.approve(asked).permit
     learned = run("learn", "audit.jsonl")
     assert (learned.exit_code, learned.stdout) == (0, "")  # the only recipient was named by a stranger
+
+
+NAMES = ["x\n  pay: allow\n  z:\n    effect: read\n    #", "a\u2028b", "\u202eyap", "'\n---\n", "é: ö"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_a_model_or_a_server_wrote_add_nothing(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """Tools, arguments and values stay one text each, on one line that shows them as they are."""
+    trace = [{"type": "tool_call", "tool": tool, "args": {name: name, "to": name}} for tool in ("search", name)]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in trace))
+    shown = run("learn", "trace.jsonl", "--write")
+    assert shown.exit_code == 0, shown.output
+    assert {n: p.draft for n, p in load_profiles("authz.yaml").items()} == {"search": True, name: True}
+    assert yaml.safe_load(f"- {flow({name: [name, {'id': name}]})}") == [{name: [name, {"id": name}]}]
+    for text in (shown.stdout, flow({name: name})):
+        assert all(line.isprintable() for line in text.split("\n"))
 
 
 @pytest.mark.parametrize(("text", "says"), [("", "has no call of a tool"), ("{}\n[]\n", "line 2 is not"), ("x\n", "line 1 is not")])
