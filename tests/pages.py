@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STARTS = sorted([*ROOT.glob("docs/start/*.md"), ROOT / "docs/recipes/mail.md"])
+STARTS = sorted([*ROOT.glob("docs/start/*.md"), ROOT / "docs/recipes/mail.md", ROOT / "docs/SKILL.md"])
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "long-results*")
 
 

@@ -15,6 +15,7 @@ from langchain_runtime_authz.cli import (
     audit,
     codes,
     demo,
+    doctor,
     evidence,
     init,
     inspect,
@@ -39,6 +40,7 @@ app = typer.Typer(
 
     \b
       runtime-authz demo
+      runtime-authz doctor
       runtime-authz init my_agent:graph
       runtime-authz inspect my_agent:graph
       runtime-authz policy init my-policy
@@ -54,6 +56,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("init")(init.init)
 app.command("learn")(learn.learn)
+app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)
 app.command("codes")(codes.codes)
 app.command("controls")(audit.controls)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence
 
-__all__ = ["FINDING", "UNUSABLE", "fail", "reporting"]
+__all__ = ["FINDING", "UNUSABLE", "Json", "fail", "reporting", "show"]
 
 FINDING: Final = 1
 UNUSABLE: Final = 2
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
@@ -37,3 +39,13 @@ def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")
     typer.echo(f"error: {' '.join(text.split())}", err=True)
     raise typer.Exit(code)
+
+
+def show(document: dict[str, Any], as_json: bool) -> None:
+    """Print a command's answer: JSON, or a line for each member that has a value."""
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    for name, value in document.items():
+        if value is not None:
+            typer.echo(f"{name:<8} {value}")

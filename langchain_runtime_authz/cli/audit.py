@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, fail, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, fail, reporting, show
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 __all__ = ["app", "controls", "controls_document", "load", "own_test", "rule_lines"]
@@ -31,6 +31,7 @@ def verify(
         str | None,
         typer.Option("--head", metavar="HASH", help="The hash that the last line must have, from elsewhere."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Verify a decision log from its first line to its last, alone or in an evidence pack (`audit pack`).
 
@@ -54,23 +55,19 @@ def verify(
             report, manifest = verify_pack(file, head)
         else:
             report = verify_chain(file, head)
-    if manifest:
-        typer.echo(f"manifest {manifest}")
-    typer.echo(f"records  {report.records}")
-    typer.echo(f"head     {report.head}")
-    if report.ok:
-        pinned = "and ends at the pinned head" if head is not None else "but no head was given: its end is not verified"
-        typer.echo(f"result   whole, {pinned}")
-        return
-    typer.echo(f"result   BROKEN at line {report.error_line}")
-    fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, line {report.error_line}: {report.error}"), FINDING)
+    pinned = "and ends at the pinned head" if head is not None else "but no head was given: its end is not verified"
+    result = f"whole, {pinned}" if report.ok else f"BROKEN at line {report.error_line}"
+    found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
+    show({"ok": report.ok, **found} if as_json else found, as_json)
+    if not report.ok:
+        fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, line {report.error_line}: {report.error}"), FINDING)
 
 
 def controls(
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="A report of `pytest --junitxml FILE`.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print which published control each shipped rule helps with, the tests that show it, and their last result.
 

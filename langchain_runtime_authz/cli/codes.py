@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting
 from langchain_runtime_authz.errors import GROUPS, RETRY, Code, ConfigError
 
 __all__ = ["codes", "page"]
@@ -20,6 +21,7 @@ logs, records and spans. `runtime-authz codes CODE` prints one. A policy may giv
 
 def codes(
     names: Annotated[list[str] | None, typer.Argument(metavar="[CODE]...", help="Codes; without one, all.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Print what reason codes mean, their most frequent cause, what to do, and whether to retry.
 
@@ -29,16 +31,23 @@ def codes(
     Examples:
       runtime-authz codes pdp_timeout
     """  # noqa: D301  (`\b` keeps the lines apart)
-    if not names:
+    if not names and not as_json:
         typer.echo(page(), nl=False)
         return
+    found = []
     with reporting():
-        for name in names:
+        for name in names or Code:
             if name not in Code.__members__.values():
                 raise ConfigError(f"`{name}` is not a code of this package; look for it in your policy")
             code = Code(name)
-            typer.echo(f"{code}\n  means  {code.meaning}\n  cause  {code.cause}\n  do     {code.remedy}")
-            typer.echo(f"  retry  {RETRY[code.retry]}")
+            told = {"code": code, "means": code.meaning, "cause": code.cause, "do": code.remedy}
+            found.append({**told, "retry": RETRY[code.retry]})
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for told in found:
+        typer.echo(told.pop("code"))
+        typer.echo("".join(f"  {name:<6} {value}\n" for name, value in told.items()), nl=False)
 
 
 def page() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
@@ -54,6 +54,7 @@ def list_(
     directory: Directory,
     jwks: Annotated[bool, typer.Option("--jwks", help="Print the public key set (RFC 7517) instead.")] = False,
     password: Password = None,
+    as_json: Json = False,
 ) -> None:
     """List the keys, or print the key set that verifiers need.
 
@@ -66,6 +67,9 @@ def list_(
         ring = _opened(directory, password)
         if jwks:
             typer.echo(json.dumps(ring.jwks(), indent=1))
+        elif as_json:
+            keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": _time(k.since)} for k in ring.infos()]
+            typer.echo(json.dumps({"keys": keys}, indent=2))
         else:
             _show(ring)
 

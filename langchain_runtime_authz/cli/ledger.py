@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
 from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the
 
 
 @app.command("status")
-def status(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
+def status(
+    where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app", as_json: Json = False
+) -> None:
     """Show the version of a ledger's schema, and whether this package supports it.
 
     `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not: migrate
@@ -58,14 +60,14 @@ def status(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime
 
     with reporting(), _admin(where, schema, role) as admin:
         found = version(admin)
-    _show(found)
-    typer.echo(f"package  {SCHEMA}")
+    result = "usable"
     try:
         check(found)
     except LedgerError as exc:
-        typer.echo(f"result   unusable: {exc}")
-        raise typer.Exit(FINDING) from None
-    typer.echo("result   usable")
+        result = f"unusable: {exc}"
+    show({**_told(found), "package": SCHEMA, "result": result}, as_json)
+    if result != "usable":
+        raise typer.Exit(FINDING)
 
 
 @app.command("migrate")
@@ -85,7 +87,7 @@ def migrate(where: Where, schema: Schema = "runtime_authz", role: Role = "runtim
 
     with reporting(), _admin(where, schema, role, create=True) as admin:
         found = do.migrate(admin)
-    _show(found)
+    show(_told(found), as_json=False)
 
 
 @app.command("downgrade")
@@ -115,7 +117,7 @@ def downgrade(
         if to < found.version and not yes:
             typer.confirm(f"Drop what versions {to + 1} to {found.version} hold?", abort=True)
         found = do.migrate(admin, to)
-    _show(found)
+    show(_told(found), as_json=False)
 
 
 @app.command("prune")
@@ -175,9 +177,8 @@ def clock(
     typer.echo(f"leases   {ended} ended")
 
 
-def _show(found: Version) -> None:
-    typer.echo(f"schema   {found.version or 'none'}")
-    typer.echo(f"oldest   {found.min_reader}")
+def _told(found: Version) -> dict[str, Any]:
+    return {"schema": found.version or "none", "oldest": found.min_reader}
 
 
 def _is_postgres(where: str) -> bool:

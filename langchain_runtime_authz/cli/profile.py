@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 import yaml
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, reporting
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.profile import (
     EFFECTS,
@@ -84,6 +85,7 @@ def suggest(
 def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
     target: Annotated[str | None, Target] = None,
+    as_json: Json = False,
 ) -> None:
     """Check a profile file, also against the tools of a graph.
 
@@ -113,14 +115,16 @@ def check(
     findings += tests
     for tool in tools:
         findings += _held_against(tool, declared.get(tool.name))
-    for finding in findings:
+    for finding in () if as_json else findings:
         typer.echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
     idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
-    for name in idle:
+    for name in () if as_json else idle:
         typer.echo(f"note: {name}: the graph has no such tool", err=True)
-    typer.echo(
-        f"{len(declared)} profiles, {len(tools)} tools, {len(loaded.get('tests', []))} tests, {len(findings)} findings"
-    )
+    counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
+    if as_json:
+        typer.echo(json.dumps({**counts, "findings": findings, "idle": idle}, indent=2))
+    else:
+        typer.echo(", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items()))
     if findings:
         raise typer.Exit(FINDING)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, reporting
 from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
@@ -151,11 +152,13 @@ def release(file: Watched) -> None:
 
 
 @kill.command("status")
-def status(file: Watched) -> None:
+def status(file: Watched, as_json: Json = False) -> None:
     """Say whether it is engaged; exit code 1 if it is."""
     with reporting():
         switch = KillSwitch(file)
         engaged = switch.engaged
-    typer.echo(f"engaged: {switch.reason()}" if engaged else "not engaged")
+        reason = switch.reason() if engaged else ""
+    text = f"engaged: {reason}" if engaged else "not engaged"
+    typer.echo(json.dumps({"engaged": engaged, "reason": reason}) if as_json else text)
     if engaged:
         raise typer.Exit(FINDING)

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from langchain_runtime_authz.audit.story import SIGNS, Step, Story, clock, shown, tell
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting
 from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["explain", "report", "show", "story", "who_approved"]
@@ -22,7 +22,6 @@ Log = Annotated[
     typer.Option("--log", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="What `RuntimeAuthz(audit=FILE)` wrote."),
 ]
 Everything = Annotated[bool, typer.Option("--all", help="Also the permitted steps of runs, nodes and models.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Thread = Annotated[str | None, typer.Option("--thread", help="LangGraph's thread_id.")]
 Agent = Annotated[str | None, typer.Option("--agent", help="An agent's name.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="On whose behalf, like user:alice.")]

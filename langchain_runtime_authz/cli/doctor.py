@@ -1,0 +1,180 @@
+"""`runtime-authz doctor`: say whether this environment can decide, record and ask, and what to do if it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import typer
+
+from langchain_runtime_authz.cli._errors import FINDING, Json
+from langchain_runtime_authz.errors import AuthzError, Code, PDPError
+
+__all__ = ["doctor"]
+
+EXPORTER: Final = "opentelemetry.exporter"
+ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+class Line(NamedTuple):
+    """One thing that was looked at. `do` says what to do about it."""
+
+    state: Literal["ok", "note", "fail"]
+    what: str
+    found: str
+    do: str = ""
+
+
+def doctor(
+    target: Annotated[str | None, typer.Argument(metavar="[GRAPH]", help="As for `inspect`.")] = None,
+    ledger: Annotated[str | None, typer.Option(metavar="LEDGER", help="A path, or a connection string.")] = None,
+    audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the decision log is written.")] = None,
+    keys: Annotated[Path | None, typer.Option(metavar="DIR", help="The key directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at versions, engine, ledger, audit log, keys, tracing and a graph, and say what to do.
+
+    Nothing is changed. Name the parts that your application uses. Exit code 1 if a line says `fail`.
+
+    \b
+    Example:
+      runtime-authz doctor my_agent:graph --ledger ledger.db --audit audit.jsonl --keys keys/
+    """  # noqa: D301  (`\b` keeps the lines apart)
+    lines = [
+        *_versions(),
+        _checked("engine", _engine, "reinstall the package"),
+        _checked("ledger", lambda: _ledger(ledger), f"runtime-authz ledger migrate {ledger}"),
+        _audit(audit),
+        _checked("keys", lambda: _keys(keys), f"runtime-authz keys generate {keys}"),
+        _checked("kill switch", _kill_switch, "name a file in a folder that exists"),
+        _tracing(),
+    ]
+    if target is not None:
+        lines.append(_checked("graph", lambda: _graph(target), "name it as `module:graph`"))
+    failed = any(line.state == "fail" for line in lines)
+    if as_json:
+        typer.echo(json.dumps({"ok": not failed, "lines": [line._asdict() for line in lines]}, indent=2))
+    for line in () if as_json else lines:
+        typer.echo(f"{line.state:<5} {line.what:<12} {line.found}" + f"\n{'':<5} {'do':<12} {line.do}" * bool(line.do))
+    if failed:
+        raise typer.Exit(FINDING)
+
+
+def _checked(what: str, look: Callable[[], Line], do: str) -> Line:
+    """Return what `look` returns, or a failed line with the error."""
+    try:
+        return look()
+    except (AuthzError, OSError, RuntimeError, ImportError) as exc:
+        return Line("fail", what, " ".join(str(exc).split()), do)
+
+
+def _versions() -> Iterator[Line]:
+    from packaging.requirements import Requirement
+
+    own, wrong = distribution("langchain-runtime-authz"), []
+    needs = [Requirement(each) for each in own.requires or ()]
+    for need in needs:
+        found = _version(need.name)
+        if need.marker is None and not (found and need.specifier.contains(found, prereleases=True)):
+            wrong.append(f"{need.name} {found or 'is missing'}, wanted {need.specifier}")
+    extras = [
+        extra
+        for extra in own.metadata.get_all("Provides-Extra") or ()
+        if all(_version(n.name) for n in needs if n.marker and n.marker.evaluate({"extra": extra}))
+    ]
+    yield Line(
+        "ok", "package", f"{own.version} on Python {sys.version.split()[0]}, extras: {', '.join(extras) or 'none'}"
+    )
+    if wrong:
+        yield Line("fail", "dependencies", "; ".join(wrong), "install the package again, with -c constraints.txt")
+    else:
+        yield Line(
+            "ok", "dependencies", f"langchain-core {_version('langchain-core')}, langgraph {_version('langgraph')}"
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _engine() -> Line:
+    from langchain_runtime_authz.authzen import Decision
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+    from langchain_runtime_authz.testing.requests import example_request
+
+    pdp = WasmPDP()
+    answer = pdp.evaluate(example_request().to_json())
+    if not isinstance(answer, Decision):
+        raise PDPError(Code.PDP_MALFORMED)
+    return Line("ok", "engine", f"{pdp.name}, {pdp.revision[:19]}: answered an example by `{answer.outcome}`")
+
+
+def _ledger(where: str | None) -> Line:
+    if where is None:
+        return Line("note", "ledger", "not named: the default ends with the process", "give `ledger=`, and --ledger")
+    from langchain_runtime_authz.cli.ledger import opened
+    from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+    with opened(where, "runtime_authz", "runtime_authz_app") as ledger:
+        if isinstance(ledger, SqliteLedger) and not _writable(ledger.path):
+            return Line("fail", "ledger", f"{where} cannot be written", "give this user the right to write there")
+    return Line("ok", "ledger", f"{where.rpartition('@')[2]} can be used")
+
+
+def _audit(file: Path | None) -> Line:
+    if file is None:
+        return Line("note", "audit log", "not named: the default ends with the process", "give `audit=`, and --audit")
+    if not _writable(file):
+        return Line("fail", "audit log", f"{file} cannot be written", "make its folder, or let this user write there")
+    return Line("ok", "audit log", f"{file} can be written")
+
+
+def _writable(file: Path) -> bool:
+    folder = os.access(file.parent, os.W_OK | os.X_OK)
+    return folder and not file.is_dir() and (not file.exists() or os.access(file, os.W_OK))
+
+
+def _keys(directory: Path | None) -> Line:
+    if directory is None:
+        return Line("note", "keys", "not named: the default key ends with the process", "give `issuer=`, and --keys")
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
+
+    return Line("ok", "keys", f"{directory}, signs with {KeyDirectory(directory).active.kid}")
+
+
+def _kill_switch() -> Line:
+    from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
+
+    switch = KillSwitch.from_environment()
+    if switch is None:
+        return Line("note", "kill switch", f"{KILL_SWITCH} is not set", "set it, or give `kill_switch=`")
+    if switch.engaged:
+        return Line("fail", "kill switch", "engaged", f"runtime-authz kill release --file {switch.path}")
+    return Line("ok", "kill switch", f"{switch.path}, not engaged")
+
+
+def _tracing() -> Line:
+    if not (endpoint := os.environ.get(ENDPOINT)):
+        return Line("note", "tracing", f"{ENDPOINT} is not set", "set up an OpenTelemetry SDK to see spans")
+    if find_spec(EXPORTER) is None:
+        return Line("fail", "tracing", "no exporter is installed", "pip install opentelemetry-exporter-otlp")
+    return Line("ok", "tracing", f"spans go to {endpoint}, if the application sets up the SDK")
+
+
+def _graph(target: str) -> Line:
+    from langchain_runtime_authz.cli.inspect import load_graph
+
+    graph: Any = load_graph(target)
+    if graph.checkpointer is None:
+        do = "compile it with a checkpointer, or give `on_ask=`; the Agent Server brings its own"
+        return Line("note", "graph", f"{target} has no checkpointer: what would ask is denied", do)
+    return Line("ok", "graph", f"{target}, checkpointer {type(graph.checkpointer).__name__}")
