@@ -22,8 +22,9 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity, StaticIdentity
+from langchain_runtime_authz.langgraph import effect as effects
+from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.effect import effect
 from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
@@ -301,7 +302,7 @@ class RuntimeAuthz(Threads):
             raise wrong("tools", "a LangChain tool, or several", tools)
         return [guard_tool(t, self.profiles) for t in tools]
 
-    effect = effect
+    effect, observe_process = effects.effect, observer.observe_process
 
     def _session(
         self,

@@ -190,6 +190,7 @@ class Code(StrEnum):
     MANDATE_INVALID = "mandate_invalid", "the mandate cannot be read or contradicts itself; correct it", "a step names an unknown tool or argument, or two steps contradict each other", "fixed"
     ALREADY_PROTECTED = "already_protected", "another RuntimeAuthz protects this graph; use that one, or build the graph again", "two instances exist, often because a module was imported twice", "fixed"
     DEEP_COPY = "deep_copy", "compiled graphs cannot be deep-copied; use `graph.copy()`, which stays protected, or compile the builder again", "code calls `copy.deepcopy` on a graph", "fixed"
+    UNDECLARED = "undeclared", "a node or tool did what nobody declared; declare it with `authz.effect` or in the tool's profile", "`observe_process(strict=True)` saw a file, program or connection that no profile speaks of", "fixed"
     UNGOVERNED = "ungoverned", "no enforcement point stands in front of it; follow its note, or accept it in a baseline", "the graph reaches something that no enforcement point covers", "fixed"
     BASELINE_INVALID = "baseline_invalid", "the baseline cannot be used; write it again with `runtime-authz inspect --write-baseline`", "the file is damaged, or of another graph or version", "fixed"
     # fmt: on

@@ -200,9 +200,15 @@ def run_record(
     return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 
 
-def observation_record(*, now: float, what: str, name: str) -> dict[str, Any]:
-    """Return the record of a `tool`, `model`, `graph` or `chain` that ran outside every enforcement point."""
-    return _record("observation", now, what=what, name=name[:MAX_NAME])
+def observation_record(
+    *, now: float, what: str, name: str, by: str = "", run_id: str = "", refused: bool = False
+) -> dict[str, Any]:
+    """Return the record of a `tool`, `model`, `graph` or `chain` that ran outside every enforcement point.
+
+    Or of what the process did (`connect`, `mail`, `write`, `delete`, `program`, `native`) for the node, tool, model or
+    thread `by`. `name` is then the target, or without contents its `sha256:<hex>`. `refused`: it did not happen.
+    """
+    return _record("observation", now, what=what, name=name[:MAX_NAME], by=by, run_id=run_id, refused=refused)
 
 
 def _record(kind: str, now: float, **fields: Any) -> dict[str, Any]:

@@ -157,6 +157,12 @@ class _Models(BaseCallbackHandler):
                         note_model_output(by, generation.message, kwargs.get("run_id"))
                         if (node := current_node(running())) is not None:
                             node.announce(generation.message)
+            by.asked_model.pop(kwargs.get("run_id"), None)
+
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        """Note that a model call is over."""
+        if (by := current_scope.get().run or _opened()) is not None:
+            by.asked_model.pop(kwargs.get("run_id"), None)
 
 
 class _Backstop(_Models):

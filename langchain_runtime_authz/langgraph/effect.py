@@ -147,35 +147,42 @@ class Together:
         return kept["content"]
 
     def __enter__(self) -> Any:
-        arrivals = self.arriving()
-        self._engine = arrivals[0].engine if arrivals else None
-        self.begun = drive(self._engine, _begin(arrivals)) if self._engine else []
+        flow = self._beginning()
+        self.begun = drive(self._engine, flow) if self._engine else []
         return self.opened()
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        failed = self._failed(exc)
         if self._engine:
-            drive(self._engine, _end(self.begun, failed, self.output))
-        if failed is not None and failed is not exc:
-            raise failed from None
+            drive(self._engine, self._ending(exc))
 
     async def __aenter__(self) -> Any:
-        arrivals = self.arriving()
-        self._engine = arrivals[0].engine if arrivals else None
-        self.begun = await adrive(self._engine, _begin(arrivals)) if self._engine else []
+        flow = self._beginning()
+        self.begun = await adrive(self._engine, flow) if self._engine else []
         return self.opened()
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        failed = self._failed(exc)
         if self._engine:
-            await adrive(self._engine, _end(self.begun, failed, self.output))
+            await adrive(self._engine, self._ending(exc))
+
+    def _beginning(self) -> Flow[list[ToolExecution | Replay]]:
+        self._arrivals = self.arriving()
+        self._engine = self._arrivals[0].engine if self._arrivals else None
+        return _begin(self._arrivals)
+
+    def _ending(self, exc: BaseException | None) -> Flow[None]:
+        """End the calls that began."""
+        failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
+        for one in under_way:
+            failed = one.clean_error(failed) if failed is not None else None
+        try:
+            for one in reversed(under_way):
+                if (over := one.end(failed, self.output)) is not None:
+                    yield (Conclude, over)
+        finally:
+            if under_way and (node := self._arrivals[0].node) is not None:
+                node.running -= 1
         if failed is not None and failed is not exc:
             raise failed from None
-
-    def _failed(self, exc: BaseException | None) -> BaseException | None:
-        for one in self.begun:
-            exc = one.clean_error(exc) if exc is not None and isinstance(one, ToolExecution) else exc
-        return exc
 
     def returns(self, value: Any) -> Any:
         """Return the output of the one call, filtered as it obliges."""
@@ -306,14 +313,9 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
             execution.begin()
             execution.admits(FUNCTION)
             begun.append(execution)
+    if first.node is not None and any(isinstance(one, ToolExecution) for one in begun):
+        first.node.running += 1
     return begun
-
-
-def _end(begun: Sequence[ToolExecution | Replay], failed: BaseException | None, output: Any) -> Flow[None]:
-    """End the calls that `_begin` began."""
-    for one in reversed(begun):
-        if isinstance(one, ToolExecution) and (over := one.end(failed, output)) is not None:
-            yield (Conclude, over)
 
 
 # --- the arguments of a function --------------------------------------------------------------------------

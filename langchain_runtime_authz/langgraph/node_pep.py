@@ -159,6 +159,8 @@ def _step(
     own = config if node is None else node.config
     output, failed = yield (RunNode, run_scope(run, task_id(own), node), base, bound, input, own, kwargs)
     try:
+        if run.engine.observer is not None:
+            yield from run.engine.observer.conclude(run, task_id(own))
         if isinstance(failed, GraphInterrupt):
             run.pause()
         if node is not None and (failed is not None or node.asks):

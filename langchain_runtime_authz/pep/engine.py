@@ -111,6 +111,8 @@ class Engine:
     recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
     on_ask: Callable[[dict[str, Any]], Any] | None = None
+    observer: Any = None
+    """Notes what the process does, if `observe_process` was called."""
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes one audit record, given the function that builds it."""
     prompt: frozenset[Effect] = field(init=False)

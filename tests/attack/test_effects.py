@@ -150,6 +150,25 @@ def test_two_effects_of_one_node_ask_in_turn_and_run_once(ran: Any) -> None:
     assert ran == results == ["a@x.example", "b@x.example"]
 
 
+@pytest.mark.parametrize("catch", [False, True])
+def test_effects_at_once_ask_one_after_the_other(catch: bool, ran: Any) -> None:
+    """Each has its own question and its own answer, also where the code swallows what the call raises."""
+    authz = RuntimeAuthz()
+
+    @authz.effect("send_mail", profile=BARE)
+    async def send(to: str) -> None:
+        ran.append(to)
+
+    async def step() -> None:
+        await asyncio.gather(send("a@x.example"), send("b@x.example"), return_exceptions=catch)
+
+    graph = authz.protect(node_graph(in_run(lambda: None, step), checkpointer=InMemorySaver()))
+    for given in (human(), approve(), approve()):
+        state = run_as(authz, graph, given, THREAD, how="async")
+    assert "__interrupt__" not in state
+    assert sorted(ran) == ["a@x.example", "b@x.example"]
+
+
 def test_a_question_of_the_nodes_own_does_not_answer_ours(ran: Any) -> None:
     """The node asks first, then acts: the answer to its question approves nothing."""
     authz = RuntimeAuthz()

@@ -44,6 +44,7 @@ from langchain_runtime_authz.langgraph.object_graph import (
     validators_of,
     walk,
 )
+from langchain_runtime_authz.langgraph.observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.store import governs_stores
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
@@ -62,6 +63,7 @@ _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
 _ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
 _UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
+_DECLARE: Final = "declare it with `authz.effect`"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
 # Code that also runs before a run begins, or while a consumer reads events.
 _OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
@@ -91,7 +93,10 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     pdp = engine.evaluator.pdp.name
     if protection.root_entry.development:
         pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
-    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)))
+    if engine.observer is None:
+        return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)))
+    rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
+    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), limits())
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
@@ -207,7 +212,7 @@ class _Look:
             yield Row("node", name, label, gated, note, name)
             decided = governs_stores(self.protection.profiles)
             if seen := ", ".join(str(s) for s in code_of(node) or () if not (decided and s.kind == "store")):
-                yield Row("effect", name, label, (), f"{seen}: declare it with `authz.effect`", name)
+                yield Row("effect", name, label, (), f"{seen}: {_DECLARE}", name)
         own = bound.tools_by_name.values() if isinstance(bound, ToolNode) else ()
         for tool in own:
             yield from self._tool(tool, label, name, ("tool node gate",) if gated else ())
@@ -358,6 +363,24 @@ def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
         Row(kind, name, agent, tuple(sorted(layers[agent, kind, name])), note, AT_RUN_TIME, total)
         for (agent, kind, name), total in totals.items()
         if (agent, kind, name) not in known
+    ]
+
+
+def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
+    """Add what the process was seen to do: to the notes of rows, and as a row for each node that acted undeclared."""
+    seen: dict[tuple[str, str, str], list[str]] = {}
+    for one in observed:
+        kind = {"node": "effect", "thread": "entry"}.get(one.by, one.by)
+        seen.setdefault((kind, one.agent, one.agent if kind == "entry" else one.name), []).append(str(one))
+    found = []
+    for row in rows:
+        texts = ", ".join(seen.pop((row.kind, row.graph, row.name), []))
+        by = "threads without a run" if row.kind == "entry" else "observed"
+        found.append(replace(row, note=f"{row.note}; {by}: {texts}".removeprefix("; ")) if texts else row)
+    return found + [
+        Row(kind, name, agent, (), f"observed: {', '.join(texts)}: {_DECLARE}", name)
+        for (kind, agent, name), texts in seen.items()
+        if kind == "effect"
     ]
 
 

@@ -144,6 +144,8 @@ class CoverageReport:
     graph: str
     pdp: str
     rows: tuple[Row, ...]
+    limits: str = ""
+    """What `observe_process` cannot see, if it is on."""
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -236,7 +238,7 @@ class CoverageReport:
             counts += f"; {_nodes(effects, 'has', 'have')} effects that nobody declared"
         if self.plain:
             counts += f"; {_nodes(len(self.plain), 'runs', 'run')} code that is not seen"
-        return f"coverage of `{self.graph}`: {counts}; decided by {self.pdp}"
+        return "; ".join(filter(None, (f"coverage of `{self.graph}`: {counts}", f"decided by {self.pdp}", self.limits)))
 
     def _repr_html_(self) -> str:
         head, *rows = self._table()

@@ -1,0 +1,226 @@
+"""Observe what the process does on behalf of nodes and tools, by CPython's audit hook (PEP 578).
+
+It is evidence and no boundary: code can go round it in one line. It sees connections, not requests, and files that are
+opened, not what is written. Not seen are pooled connections, C and Rust libraries, uvloop, child processes and threads
+without the run's context. So what was not seen may have happened all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from langchain_core.runnables.config import var_child_runnable_config
+
+from langchain_runtime_authz.audit.record import observation_record
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
+from langchain_runtime_authz.pep.engine import Flow, Run, Write
+
+__all__ = ["Observed", "Observer", "limits", "observe_process"]
+
+_WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_PACKAGE: Final = __name__.split(".", 1)[0]
+Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
+
+
+class Observed(NamedTuple):
+    """An effect, when it was first seen: for whom, of what kind, and what it hit."""
+
+    graph: str
+    agent: str
+    by: str  # node, tool, model, thread
+    name: str
+    kind: str  # connect, mail, write, delete, program, native
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target}"
+
+
+_observers: weakref.WeakSet[Observer] = weakref.WeakSet()
+_names: dict[str, str] = {}  # address → the shortest host name that it was resolved from
+_busy = threading.local()
+_installed = False  # the hook is, for good
+
+
+def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
+    """Record what nodes and tools of this instance's runs do to the world, into the audit log and `coverage`.
+
+    For good in this process: CPython has no way to remove an audit hook.
+
+    Args:
+        authz: the instance.
+        strict: also refuse what nobody declared: anything that a node does outside a tool or `authz.effect`, other than
+            the connection of a model call, and anything but a connection by a tool that only reads. The code gets a
+            `PermissionError`, and the graph stops after the node. A tripwire for mistakes, never a boundary.
+    """
+    _install()
+    engine = authz.root_entry.engine
+    object.__setattr__(engine, "observer", Observer(strict, shows=engine.audit.content))
+    _observers.add(engine.observer)
+
+
+class Observer:
+    """Holds what was seen of one instance."""
+
+    def __init__(self, strict: bool, *, shows: bool) -> None:
+        self._strict, self._shows = strict, shows
+        self.seen: dict[Observed, None] = {}
+        self.newest: Any = None  # the run in which something was done last
+        self._pending: list[Callable[[], dict[str, Any]]] = []
+        self._tripped: set[tuple[str, str]] = set()
+
+    def note(self, run: Run, by: str, name: str, effect: tuple[str, str], call: Any, task: str) -> None:
+        """Note an effect.
+
+        Raises:
+            PermissionError: it is refused.
+        """
+        one = Observed(run.scope.graph, run.agent[-1], by, name, *effect)
+        may = call.profile.side_effect if by == "tool" else by == "thread"  # a thread is nobody's
+        refused = self._strict and not may and not (by in ("tool", "model") and one.kind == "connect")
+        if one not in self.seen or refused:
+            self.seen[one] = None
+            target = one.target if self._shows else "sha256:" + hashlib.sha256(one.target.encode()).hexdigest()
+            record = partial(observation_record, now=time.time(), what=one.kind, name=target, by=f"{by} {name}")
+            self._pending.append(partial(record, run_id=run.run_id, refused=refused))
+        if refused:
+            self._tripped.add((run.jti, task))
+            raise PermissionError(13, f"{by} `{name}` did what nobody declared: {one}; use `authz.effect`")
+
+    def conclude(self, run: Run, task: str) -> Flow[None]:
+        """Write what was seen of a node that has ended.
+
+        Raises:
+            AuthzHalt: something of it was refused, whether or not its code went on.
+        """
+        while self._pending:
+            yield (Write, self._pending.pop(0))
+        if (run.jti, task) in self._tripped:
+            self._tripped.discard((run.jti, task))
+            raise AuthzHalt(Code.UNDECLARED, deny(Code.UNDECLARED).decision_id)
+
+
+def limits() -> str:
+    """Return what an observation cannot see, for the report."""
+    also = ", nor what uvloop connects or starts" if "uvloop" in sys.modules else ""
+    return f"not seen: pooled connections, C libraries, child processes, threads without the run{also}"
+
+
+# --- the hook -----------------------------------------------------------------------------------------------
+
+
+def _install() -> None:
+    global _installed
+    if _installed:
+        return
+    _installed, resolve = True, socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = resolve(host, *args, **kwargs)  # the event comes before the answer: names are kept here
+        if isinstance(host, str) and len(_names) < 10_000:  # noqa: PLR2004
+            for *_, address in answer:
+                _names[str(address[0])] = min(_names.get(str(address[0]), host), host, key=len)
+        return answer
+
+    socket.getaddrinfo = getaddrinfo
+    sys.addaudithook(_hook)
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    reader = _EVENTS.get(event)
+    if reader is None or getattr(_busy, "on", False):
+        return
+    _busy.on = True
+    try:
+        _heard(reader, args)
+    finally:
+        _busy.on = False
+
+
+def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
+    scope = current_scope.get()
+    run, call = scope.run, scope.call if type(scope) is ToolExecution else None
+    if run is None:  # a thread without one, while one is open: nobody can say for whom
+        acting = [(o, o.newest, "thread", "(unattributed)") for o in list(_observers) if o.newest and not o.newest.over]
+    elif (own := run.engine.observer) is None or not (call or scope.task):  # the graph's own loop
+        return
+    else:
+        own.newest = run
+        metadata: Mapping[str, Any] = (var_child_runnable_config.get() or {}).get("metadata") or {}
+        by = "tool" if call else "model" if run.asked_model else "node"
+        acting = [(own, run, by, call.tool if call else str(metadata.get("langgraph_node", "")))]
+    if acting and (effect := _read(reader, args)) is not None and not _by_library():
+        for observer, of, by, name in acting:
+            observer.note(of, by, name, effect, call, scope.task)
+
+
+def _by_library() -> bool:
+    """Return True if this package acts, and not the code that its enforcement points run."""
+    frame: Any = sys._getframe(3)
+    while frame is not None:
+        package, _, module = str(frame.f_globals.get("__name__", "")).partition(".")
+        if package == _PACKAGE:
+            return not module.startswith(("langgraph.", "testing.", "demo."))
+        frame = frame.f_back
+    return False
+
+
+def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
+    """Return the kind and the target of an event. The interpreter's own caches do not count."""
+    with suppress(Exception):  # an argument of a kind that nobody expects
+        kind, target = reader(args) or ("", None)
+        if target is not None and "__pycache__" not in str(target) and target != os.devnull:
+            return kind, str(target)
+    return None
+
+
+def _path(path: Any) -> str | None:
+    return None if isinstance(path, int) or path is None else os.path.realpath(os.fsdecode(path))
+
+
+def _connect(address: Any) -> tuple[str, Any]:
+    if not isinstance(address, tuple):
+        return "connect", f"unix:{os.fsdecode(address)}"
+    return "connect", f"{_names.get(str(address[0]), address[0])}:{address[1]}"
+
+
+def _mailed(line: Any) -> tuple[str, Any] | None:
+    text = line.decode("latin1") if isinstance(line, bytes) else str(line)
+    return ("mail", text[8:].strip().strip("<>")) if text[:8].upper() == "RCPT TO:" else None
+
+
+def _program(name: Any) -> tuple[str, Any]:
+    first = name[0] if isinstance(name, list | tuple) else name
+    return "program", Path(os.fsdecode(first).split(" ")[0]).name
+
+
+_EVENTS: Final[dict[str, Reader]] = {
+    "open": lambda a: ("write", _path(a[0])) if isinstance(a[2], int) and a[2] & _WRITING else None,
+    **dict.fromkeys(("os.remove", "os.rmdir", "shutil.rmtree"), lambda a: ("delete", _path(a[0]))),
+    **dict.fromkeys(("os.mkdir", "os.truncate", "os.chmod", "os.chown"), lambda a: ("write", _path(a[0]))),
+    **dict.fromkeys(("os.rename", "os.link", "os.symlink"), lambda a: ("write", _path(a[1]))),
+    "sqlite3.connect": lambda a: ("write", _path(a[0])) if a[0] not in (":memory:", b":memory:", "") else None,
+    **dict.fromkeys(("socket.connect", "socket.sendto"), lambda a: _connect(a[1])),
+    "http.client.send": lambda a: _connect((a[0].host, a[0].port)),
+    "smtplib.send": lambda a: _mailed(a[1]),
+    "subprocess.Popen": lambda a: _program(a[0] or a[1]),
+    **dict.fromkeys(("os.system", "os.exec", "os.posix_spawn"), lambda a: _program(a[0])),
+    "os.fork": lambda _: ("program", "fork"),
+    "ctypes.dlopen": lambda a: ("native", a[0]),
+}
