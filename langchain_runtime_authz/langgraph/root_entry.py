@@ -62,7 +62,7 @@ from langchain_runtime_authz.langgraph.state_changes import (
 )
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.approvals import PLAIN, remaining
+from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, remaining
 from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
@@ -435,7 +435,8 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
         answered = dict.fromkeys(questions, value)
     else:
         return given  # LangGraph refuses it, or it resumes nothing
-    asks = [a for a in entry.asks if a.interrupt_id in answered]
+    own = [a for a in entry.asks if a.allowed == TAKES_ANY]
+    asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
     open_ids = {a.id for a in asks}
     try:
         left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
@@ -444,5 +445,5 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     if asks:
         yield from answer(entry.run, asks, left)
     reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
-    corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed})
+    corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed}, own)
     return replace(given, resume=answered) if (asks or corrected) and not below else given

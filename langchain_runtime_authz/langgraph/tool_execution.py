@@ -296,7 +296,9 @@ class ToolExecution(CodeScope):
             state = _state_of(exc)
         if self._settle is not None:
             self._settle(output, exc)
-        return self._conclude(self.ticket, state, output) if self.ticket is not None else None
+        asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
+        question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
+        return self._conclude(self.ticket, state, output, question) if self.ticket is not None else None
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         """Run the tool's code by `code`, and close the call."""
@@ -313,7 +315,7 @@ class ToolExecution(CodeScope):
             return denial_message(denied(self.call, failed), self.call_id), None
         return output, failed
 
-    def _conclude(self, ticket: Ticket, state: State, output: Any) -> Flow[None]:
+    def _conclude(self, ticket: Ticket, state: State, output: Any, question: str) -> Flow[None]:
         if state in ("done", "failed") and not self.stages:
             state = "released"  # the tool's own parsing or callbacks stopped it before it ran
         asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
@@ -324,7 +326,7 @@ class ToolExecution(CodeScope):
             returned = self.returned
             if type(returned) is not str:
                 returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
-        return conclude(self.run, ticket, self.call, state, result, output=returned)
+        return conclude(self.run, ticket, self.call, state, result, output=returned, question=question)
 
 
 def _state_of(exc: BaseException) -> State:

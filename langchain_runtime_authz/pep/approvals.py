@@ -44,6 +44,8 @@ MAX_LINES: Final = 40  # arguments shown in one question
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 PLAIN: Final = ("yes", "no")  # what a question of an app's own takes, that names a call and says nothing of answers
+TAKES_ANY: Final = ("answer",)  # what a tool's own question takes: any answer, which the tool receives
+OWN: Final = "own:"  # in front of a call's key: the question that its tool asks by itself
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
 _YES: Final = frozenset(
     [
@@ -301,6 +303,12 @@ def reviews(
         )
         for i, (key, digest, call, takes) in enumerate(asked)
     ]
+
+
+def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
+    """Return the change that notes a question of the call's own tool: the answer lets that call go on."""
+    key, asked = f"{OWN}{call_key}", interrupt_id
+    return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:

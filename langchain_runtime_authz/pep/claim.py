@@ -36,6 +36,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakePending,
 )
 from langchain_runtime_authz.mandate.binding import MANDATE
+from langchain_runtime_authz.pep.approvals import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
@@ -327,10 +328,11 @@ def conclude(
     result: str | None = None,
     *,
     output: object = None,
+    question: str = "",
 ) -> Flow[None]:
     """Close a call. Never refused, since it happened.
 
-    `released` is a ticket that was never redeemed. `output` is what the tool returned, for provenance.
+    `question` is the id of the one that the tool asks by itself. `released` is a ticket that was never redeemed. `output` is what the tool returned, for provenance.
     Where a live token was found in what the tool gave out, the agent is revoked.
     """
     ticket.conclude()
@@ -344,6 +346,8 @@ def conclude(
         # A read may always run again, so only its data class is kept.
         kept = state if side_effect or state == "suspended" else None
         changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
+        if question and side_effect and call.plan_id is not None:
+            changes.append(own_question(run, ticket.call_key, call, question))
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):

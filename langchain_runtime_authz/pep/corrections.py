@@ -103,31 +103,39 @@ def _as_announced(
     return found
 
 
-def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]) -> Flow[bool]:
+def reply(
+    run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
+) -> Flow[bool]:
     """Take answers to questions of tools and nodes: an answer that is not plain corrects the task.
 
     `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
-    before any task starts, with nothing carried over. The answers to the calls that it makes stale tell
-    the words. The same answer to the same question says nothing new. Return True if the task changed.
+    before any task starts. The calls whose tools ask by themselves go on in it (`own`), and no others: each has, or
+    waits for, an answer of its own. The answers to the calls that become stale tell the words. The same answer to
+    the same question says nothing new. Return True if the task changed.
 
     Raises:
         AuthzDenied: the task was changed by others meanwhile.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
-    if not said:
-        return False
     human, author = run.subject.human, run.subject.principal
-    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-    known = {(t.key, t.digest) for t in snapshot.log}
+    snapshot: Snapshot | None = (yield Load(run.scope, Query(log=True))) if said else None
+    known = {(t.key, t.digest) for t in snapshot.log} if snapshot is not None else set()
     texts = tuple(
         HumanText(content_digest(text), text if human else "", f"{ANSWER}{i}", own=human, author=author)
         for i, text in said.items()
         if (f"{ANSWER}{i}", content_digest(text)) not in known
     )
+    heard = own if texts else [a for a in own if a.interrupt_id in given]
+    # Words let the call go on where the policy permits it under the new task. Only a plain answer approves it.
+    kind = "words" if texts else ""
+    going = [AnswerApproval(a.call_key, "approved", author, authenticated=False, message=kind) for a in heard]
     if not texts:
+        if going:
+            yield Commit(run.scope, None, going)
         return False
     # Delivered by the answers below; should the process die before, by the next root entry.
-    yield from _rotate(run, [AdvanceEpoch(run.epoch, texts, deliver=human)], texts)
+    keep = tuple(a.call_key for a in own)
+    yield from _rotate(run, [*going, AdvanceEpoch(run.epoch, texts, deliver=human, keep=keep)], texts)
     run.corrected = tuple(t.text for t in texts if t.text)
     return True
 

@@ -22,7 +22,7 @@ from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Qu
 from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.mandate.binding import Binding
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.approvals import edited_action
+from langchain_runtime_authz.pep.approvals import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
@@ -166,6 +166,8 @@ def _described(
     counter, mandate, binding = compared
     row = snapshot.calls.get(key)
     match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, call)
+    if match.stale and _goes_on(run, snapshot, key):
+        match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
     # A side effect that happened is not decided again: its recorded result stands.
     replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect
@@ -270,6 +272,8 @@ def _query(
     plan_id = calls[0].plan_id
     values: list[str] = []
     wanted_rows = list(keys)
+    if origin != run.epoch:
+        wanted_rows += [f"{OWN}{key}" for key in keys]
     for call in calls:
         if plan_id is not None:
             wanted_rows.append(f"review:{origin}:{call.position}:{run.agent!r}:{plan_id}")  # `review_key`
@@ -291,6 +295,8 @@ def _query(
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
     """Return the question and answer about the call: ours, or those of a review before it."""
     own = snapshot.approvals.get(key)
+    if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
+        return snapshot.approvals[f"{OWN}{key}"]
     if own is None and call.amends:
         own = snapshot.approvals.get(call.amends)
     if own is None and call.plan_id is not None:
@@ -298,8 +304,15 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
         if review is not None and _reviewed(review, call):
             own = review
     if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
-        return None  # said under the old task, of a plan that nobody carried into this one
+        # Said under the old task, of a plan that nobody carried into this one.
+        return replace(own, epoch=run.epoch) if own.state == "spent" and _goes_on(run, snapshot, key) else None
     return own
+
+
+def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
+    """Return True if the call's tool asked by itself, and the answer changed the task."""
+    own = snapshot.approvals.get(f"{OWN}{key}")
+    return own is not None and own.state == "approved" and own.epoch == run.epoch
 
 
 def _reviewed(review: Approval, call: Call) -> bool:

@@ -1,4 +1,4 @@
-"""A human answers a tool's or node's own question with words: what was planned before does not happen."""
+"""A user answers a tool's or node's own question with words: that call goes on, and what was planned beside it does not."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ def ask_human(question: str) -> str:
     return str(interrupt({"question": question, "options": ["go on", {"value": "later", "label": "Not now"}]}))
 
 
+def heeding(request: Any) -> bool:
+    """A policy that hears the words: after STOP nothing is paid."""
+    return request.action.name != "tools/call" or STOP not in request.context.task.text or "pay" not in request.resource.id
+
+
 class Desk:
     """An agent that plans a payment and a question together, or a payment that asks by itself."""
 
-    def __init__(self, kind: str, *plan: dict[str, Any], protected: bool = True) -> None:
+    def __init__(self, kind: str, *plan: dict[str, Any], protected: bool = True, policy: Any = heeding) -> None:
         self.ran: list[Any] = []
-        self.pdp = StaticPDP(True)
+        self.pdp = StaticPDP(policy)
         self.authz: RuntimeAuthz = authz_with(self.pdp, profiles=KNOWN)
         ran = self.ran
 
@@ -61,17 +66,16 @@ PAY = call("pay", {"to": "bob", "amount": 5}, "c-pay")
 CONFIRM = call("confirmed_pay", {"to": "bob"}, "c-confirm")
 
 
-def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: str) -> None:
-    """The tool does not go on; the model is told the words, which are the subject's, and plans again."""
-    desk = Desk(kind, CONFIRM)
+@pytest.mark.parametrize("policy", [heeding, True])
+def test_the_call_of_a_tool_that_asked_is_decided_under_the_words(kind: str, how: str, policy: Any) -> None:
+    """Its answer reaches it and its call goes on, if the policy permits that under the new task."""
+    desk = Desk(kind, CONFIRM, policy=policy)
     assert desk.go(human(), how)["__interrupt__"]
     old = desk.pdp.requests[-1].context.lease.jti
     state = desk.go(Command(resume=STOP), how)
-    assert desk.ran == []
+    assert desk.ran == ([] if policy is heeding else ["bob"])
     told = answer_to(state["messages"], "c-confirm")
-    assert told.status == "error"
-    assert "task changed" in told.text
-    assert STOP in told.text
+    assert told.text.startswith("This action is not permitted" if policy is heeding else "paid")
     assert_went_on(state)
     assert desk.seen().epoch == 2
     assert [(t.text, t.own, t.author) for t in desk.seen().log][-1] == (STOP, True, "user:alice")
@@ -141,7 +145,7 @@ def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
 
 
 def test_answers_by_interrupt_id(how: str) -> None:
-    """Two payments ask at once; one answer is plain, the other is not: neither old call is carried out."""
+    """Two payments ask at once; one answer is plain, the other is not: the policy heeds the words for both."""
     desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"))
     first = desk.go(human(), how)["__interrupt__"]
     assert len(first) == 2
@@ -149,6 +153,37 @@ def test_answers_by_interrupt_id(how: str) -> None:
     assert desk.ran == []
     assert_went_on(state)
     assert desk.seen().epoch == 2
+
+
+def test_words_to_one_of_two_leave_the_other_its_question(how: str) -> None:
+    """The first is answered in words that stop nothing, the second later: both go on, once each."""
+    desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"))
+    first = desk.go(human(), how)["__interrupt__"]
+    (left,) = desk.go(Command(resume={first[0].id: "from the joint account"}), how)["__interrupt__"]
+    assert left.id == first[1].id
+    assert_went_on(desk.go(Command(resume={left.id: "yes"}), how))
+    assert sorted(desk.ran) == ["bob", "eve"]
+
+
+def test_words_approve_nothing(how: str) -> None:
+    """Where the shipped policy would ask about the call under the new task, it is denied, as careless as the tool may be."""
+    desk = Desk("hand", call("confirmed_pay", {"to": "Bob"}, "c"), protected=False)
+    pay = ToolProfile(effect="pay", sink="external", critical={"to": "principal"}, intent=("pay",))
+    desk.authz = authz_with(WasmPDP(pool_size=1), profiles={"confirmed_pay": pay})
+    desk.graph = desk.authz.protect(desk.graph)
+    desk.go(human("Pay Bob"), how)
+    assert_went_on(desk.go(Command(resume=STOP), how))
+    assert desk.ran == []
+
+
+def test_what_was_planned_beside_is_stale(how: str) -> None:
+    """A payment that has not run when the words come does not run; the one that asked does."""
+    desk = Desk("hand", CONFIRM, PAY, policy=True)
+    desk.go(human(), how)
+    desk.ran.clear()
+    state = desk.go(Command(resume="from the joint account"), how)
+    assert desk.ran == ["bob"]
+    assert_went_on(state)
 
 
 def test_unenforced_answers_by_interrupt_id() -> None:
@@ -159,13 +194,13 @@ def test_unenforced_answers_by_interrupt_id() -> None:
     assert sorted(desk.ran) == ["bob", "eve"]
 
 
-def test_an_agents_answer_voids_the_plan_but_is_nobodys_word() -> None:
-    """A service that resumes with words can stop what was planned; it says nothing for the human."""
+def test_an_agents_answer_is_nobodys_word() -> None:
+    """A service that resumes with words voids what was planned beside; it says nothing for the user."""
     desk = Desk("hand", CONFIRM)
     service = {"type": "service", "id": "cron"}
     desk.go(human(), subject=service)
     desk.go(Command(resume="pay eve instead"), subject=service)
-    assert desk.ran == []
+    assert desk.ran == ["bob"]
     assert desk.seen().epoch == 2
     assert "eve" not in desk.seen().task.text
 
@@ -219,7 +254,7 @@ def test_what_the_message_has_done_before_the_words_stands(how: str) -> None:
     assert told.text.startswith("Note: the task changed after this action was carried out.")
     assert STOP in told.text
     assert told.text.endswith("paid")
-    assert STOP in answer_to(state["messages"], "c-confirm").text
+    assert answer_to(state["messages"], "c-confirm").status == "error"
     assert_went_on(state)
 
 
