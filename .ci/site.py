@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: Any) -> Files:
+    """Add the first page, without its links that leave `docs/`, and the reference."""
     home = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](").replace('="docs/', '="')
-    pages = {"index.md": re.sub(r"\[([^\]]+)\]\((?!https?:|#)(?![^)]*\.md[)#])(?!images/)[^)]+\)", r"\1", home)}
-    pages["index.md"] = re.sub(r"\[([^\]]+)\]\(examples/[^)]+\)", r"\1", pages["index.md"])
+    here = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)([^)]*)\)")
+    pages = {"index.md": here.sub(lambda link: link[0] if (ROOT / "docs" / link[2]).is_file() else link[1], home)}
     pages |= {f"reference/{name}.md": make() for name, make in REFERENCE.items()}
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
