@@ -51,13 +51,13 @@ class Layer:
 
 
 def _no_node_gates() -> Any:
-    return patch.object(root, "_gate_node", lambda name, node, protection: None)
+    return patch.object(root, "_gate_node", lambda name, node, protection, channels: None)
 
 
 def _node_gates_only() -> Any:
-    def gate(name: str, node: Any, protection: Any) -> None:
+    def gate(name: str, node: Any, protection: Any, channels: frozenset[str]) -> None:
         if node.bound is not DEFAULT_BOUND and not isinstance(node.bound, Pregel) and not is_gated(node.bound):
-            node.bound = gate_bound(node.bound, name)
+            node.bound = gate_bound(node.bound, name, channels)
             reset_node(node)
 
     return patch.object(root, "_gate_node", gate)

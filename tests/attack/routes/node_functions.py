@@ -324,8 +324,7 @@ ROUTES = [
         "under_run",
         "`tool._run(…)`, `tool._arun(…)`",
         node(lambda pay, config: pay._run(**ARGS, config=config), _aunder),
-        closed_by=ONLY_GUARD,
-        open="a function called as a function: nothing announces it",
+        closed_by=BOTH,
     ),
     Route(
         "rebuilt",
