@@ -290,15 +290,15 @@ class _Look:
                 note = "; ".join(filter(None, (note, f"its schema's validators run before the decision: {names}")))
         elif self.hooked and acts_by_itself(tool):
             note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
-        elif self.hooked and hasattr(type(tool), IN_PLACE):
-            layers, profiled = ("tool guard",), self.protection.profiles.of(tool)
-            note = "" if profiled.declared else f"unprofiled: {profiled.why}"
         elif self.hooked:
-            layers = ("ambient hook",)
+            layers, profiled = ("ambient hook",), self.protection.profiles.of(tool)
             note = (
                 "held by plain code, and a bare thread, a call of its function or a state that is read outside a run "
                 "passes: `authz.guard` it"
             )
+            if hasattr(type(tool), IN_PLACE):
+                layers = ("tool guard",)
+                note = note if profiled.declared else f"unprofiled: {profiled.why}; {note}"
         yield Row("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
             return  # the rows of what it holds are there
