@@ -12,7 +12,6 @@ from tests.real_graphs.configurations import INIT, LEARNED, MANDATE, PLAIN, Conf
 from tests.real_graphs.runner import play
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
-KNOWN_LOST = ("edit a meeting",)  # arguments that a user edited in the app's own question are not planned
 NAMES = [name for name in shapes.NAMES if name not in shapes.NEEDS_DEEPAGENTS]
 
 
@@ -47,7 +46,5 @@ def test_reviewed(name: str, configuration: Configuration) -> None:
     shape = shapes.shape(name)
     assert not play(shape, shape.attack, configuration, "nobody").harm
     for task in (*shape.tasks, shape.attack):
-        if task.name in KNOWN_LOST:
-            continue
         outcome = play(shape, task, configuration, "careful")
         assert (outcome.done, outcome.harm, outcome.error) == (True, False, ""), task.name
