@@ -1,7 +1,7 @@
 """Humans, nodes, tools, prompts, other processes and operators act on one thread in any order, at any time.
 
 Whatever they do: no side effect under an epoch older than the task, none twice, and no machine's text is
-ever a human's word. What may run is the test's own account (`good_in`), not the product's.
+ever a human's word. An answer in words is good for the call that asked, in the epoch that it opens. What may run is the test's own account (`good_in`), not the product's.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class World:
         def confirmed_pay(to: str) -> str:
             """Ask, then pay."""
             answer = interrupt({"question": "Pay?", "options": ["no", "go"]})
-            return "not paid" if answer == "no" else self.machine.effect()
+            return "not paid" if answer == "no" else self.machine.effect(answer)
 
         @tool
         def echo(to: str, ident: Annotated[str, InjectedToolCallId]) -> Any:
@@ -123,6 +123,7 @@ class CorrectionMachine(RuleBasedStateMachine):
         self.ran: list[Effect] = []
         self.good_in: dict[str, int] = {}  # each planned call's epoch
         self.said: set[str] = set()
+        self.answered: dict[Any, int] = {}  # an answer in words: the epoch that it opens, for the call that asked
         self.number = 0
         self.plan = ""
         self.extra: list[Any] = []
@@ -150,12 +151,12 @@ class CorrectionMachine(RuleBasedStateMachine):
             self.good_in[f"c{self.number}"] = epoch
         return {"messages": [*extra, says(*calls, text="" if calls else "done")]}
 
-    def effect(self) -> str:
+    def effect(self, answer: Any = None) -> str:
         ticket = current_ticket()
         assert ticket is not None
         assert ticket.idempotency_key is not None
         assert ticket.call_id is not None
-        good_in = self.good_in.get(ticket.call_id)
+        good_in = self.answered.get(answer, self.good_in.get(ticket.call_id))
         self.ran.append(Effect(ticket.call_id, ticket.idempotency_key, ticket.epoch, good_in, self.epoch))
         if self.dies:
             raise KeyboardInterrupt
@@ -187,6 +188,11 @@ class CorrectionMachine(RuleBasedStateMachine):
         self.number += 1
         self.said.add(f"the human said {self.number}")
         return f"the human said {self.number}"
+
+    def answer(self) -> Command[Any]:
+        text = self.words()
+        self.answered[text] = self.epoch + 1
+        return Command(resume=text)
 
     def go(
         self, given: Any, config: Any = None, subject: Any = "alice", *, process: int = 0, pauses: bool = True
@@ -233,7 +239,7 @@ class CorrectionMachine(RuleBasedStateMachine):
     def human_answers(self, plain: Any, process: int) -> None:
         waiting, before, touched = self.state.interrupts, self.epoch, self.touched
         if plain is None:
-            let_in = self.go(Command(resume=self.words()), process=process)
+            let_in = self.go(self.answer(), process=process)
             assert not let_in or self.epoch > before
         else:
             self.go(Command(resume={waiting[0].id: plain}), process=process)
@@ -260,7 +266,7 @@ class CorrectionMachine(RuleBasedStateMachine):
     def human_replays(self, answers: bool) -> None:
         older = [s for s in self.world.raw.get_state_history(self.config) if s.next == ("tools",)]
         if older:
-            given = Command(resume=self.words()) if answers and older[-1].interrupts else None
+            given = self.answer() if answers and older[-1].interrupts else None
             self.go(given, older[-1].config)
 
     @rule(process=st.integers(0, 1))

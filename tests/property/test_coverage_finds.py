@@ -175,7 +175,11 @@ class Planted:
 
 def told(report: Any) -> set[tuple[str, str, str]]:
     """What the report says is open: not governed, or behind the backstop alone."""
-    return {(r.kind, r.graph, r.name) for r in report.rows if not r.governed or r.layers == ("ambient hook",)}
+    passes = "passes: `authz.guard` it"  # a tool that is guarded in place, where plain code holds it
+    return {
+        (r.kind, r.graph, r.name) for r in report.rows
+        if not r.governed or r.layers == ("ambient hook",) or (r.kind == "tool" and passes in r.note)
+    }
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

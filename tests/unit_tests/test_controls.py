@@ -51,6 +51,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "anonymous": ({"subject.type": "anonymous"}, {}),
     "unprofiled": ({"resource.properties.profiled": False}, {}),
     "effect": ({}, {"effects": {"write": "ask"}}),
+    "verdict": ({"resource.properties.verdict": "ask"}, {}),
     "not_ordered": ({STANDING: "outside"}, {}),
     "deviates": ({STANDING: "deviates"}, {}),
     "forbidden": ({STANDING: "forbidden"}, {}),

@@ -98,6 +98,8 @@ def test_imports_exist(page: str) -> None:
     for code in _python(TEXTS[page]):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and f"{node.module}.py" not in pages.files(TEXTS[page]):
+                if str(node.module).split(".")[0] == "mcp":
+                    pytest.importorskip("mcp")  # an extra
                 module, names = import_module(str(node.module)), {alias.name for alias in node.names}
                 assert [name for name in names if not hasattr(module, name)] == [], node.module
                 assert node.module != "langchain_runtime_authz" or names <= set(module.__all__)

@@ -71,10 +71,11 @@ def toolkit(package: str, make: str, wrapper: str) -> list[BaseTool]:
 
 def own_tools(name: str) -> list[BaseTool]:
     """The tools that the middleware of LangChain and deepagents brings."""
-    from deepagents.middleware.filesystem import FilesystemMiddleware
     from langchain.agents.middleware import FilesystemFileSearchMiddleware, ShellToolMiddleware, TodoListMiddleware
 
     if name == "deepagents":
+        from deepagents.middleware.filesystem import FilesystemMiddleware
+
         return [*FilesystemMiddleware().tools, *TodoListMiddleware().tools]
     return [
         *ShellToolMiddleware().tools,

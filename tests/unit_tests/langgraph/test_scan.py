@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import jwt
-import openai
 import pytest
 import requests
 from langgraph.config import get_store
@@ -113,7 +112,6 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "urllib": (lambda s: urllib.request.urlopen("http://x"), ["network (urllib.urlopen)"]),
     "mail": (mails, ["mail (smtplib.SMTP)"]),
     "imported inside": (imports, ["network (http.client)"]),
-    "an installed client": (lambda s: openai.OpenAI(), ["network (openai.OpenAI)"]),
     "process": (runs, ["process (subprocess.run)", "write (os.remove)"]),
     "write": (writes, ["write (open)"]),
     "path": (lambda s: Path("x").write_text("y"), ["write (write_text)"]),
