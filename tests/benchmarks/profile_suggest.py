@@ -52,7 +52,7 @@ class Comparison:
         left: kind of fact → how many of those nobody proposed.
         stricter: facts in force that are riskier than the author's.
         wrong: `tool: fact` for what the author says otherwise or not at all, in force or as a doubt.
-        lowered: how many facts or answers are milder than without a profile.
+        lowered: how many facts or answers are milder than without a profile, searches as a `fetch` to the outside apart.
         milder: how many effects in force are milder than the author's.
     """
 
@@ -140,7 +140,8 @@ def compare(name: str) -> Comparison:
         proposed = drafts[tool.name]
         _add(found, proposals[tool.name], proposed, author[tool.name])
         bare = Profiles.unprofiled(tool, "").profile
-        found.lowered += EFFECTS.index(proposed.effect) < EFFECTS.index(bare.effect)
+        search = (proposed.effect, proposed.sink) == ("fetch", "external")  # its answer asks unless the query is backed
+        found.lowered += EFFECTS.index(proposed.effect) < EFFECTS.index(bare.effect) and not search
         found.lowered += SINKS.index(proposed.sink) < SINKS.index(bare.sink)
         found.lowered += proposed.trust != "external" or proposed.data_class not in (bare.data_class, "confidential")
         found.milder += EFFECTS.index(proposed.effect) < EFFECTS.index(author[tool.name].effect)
