@@ -119,7 +119,7 @@ def report(
     from langchain_runtime_authz.audit.story_page import page
 
     with reporting():
-        if thread is not None and Path(thread).is_file():
+        if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
             log, thread = Path(thread), None
         told = _thread(log, thread, everything)
         output.write_text(page(told), encoding="utf-8")
