@@ -1,8 +1,8 @@
 """Verify who calls, by a token of an OpenID Connect provider.
 
-Two kinds of token are accepted: an access token made for this service (RFC 9068, `typ: at+jwt`), and an ID token
-made for this client (OpenID Connect Core §2, §3.1.3.7). The nonce is not checked, since only the client that began
-the flow knows it. The subject is:
+Two kinds of token are accepted: an access token made for this service (if `audience` is set), and an ID token made
+for this client (if `client_id` is set; OpenID Connect Core §2, §3.1.3.7). The provider's profile tells which is which
+(`identity.providers`). The nonce is not checked, since only the client that began the flow knows it. The subject is:
 
 | token | subject |
 |---|---|
@@ -29,16 +29,23 @@ from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
+from langchain_runtime_authz.identity.providers import (
+    AUTHORIZED_PARTY,
+    PAYLOAD_TYPE,
+    Provider,
+    header_type,
+    name_of,
+    provider_of,
+    shown,
+)
 
 __all__ = ["OidcVerifier"]
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
 LEEWAY: Final = 5  # seconds
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
-MAX_NAME: Final = 2048  # characters of a name
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
-ACCESS: Final = frozenset({"at+jwt", "application/at+jwt"})  # RFC 9068 §4
-AUTHORIZED_PARTY: Final = "azp"
+OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
 
 
 class OidcVerifier:
@@ -49,6 +56,7 @@ class OidcVerifier:
 
     Args:
         issuer: the provider, exactly as in its tokens' `iss`: https, or on this machine.
+        provider: the profile of its access tokens: `rfc9068`, `keycloak`, `entra`, `auth0` or `okta`.
         audience: this service, as in access tokens' `aud`.
         client_id: this client, as in ID tokens' `aud` and `azp`.
         algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
@@ -66,6 +74,7 @@ class OidcVerifier:
         self,
         issuer: str,
         *,
+        provider: str = "rfc9068",
         audience: str | None = None,
         client_id: str | None = None,
         algorithms: tuple[str, ...] = ALGORITHMS,
@@ -79,7 +88,7 @@ class OidcVerifier:
             raise ConfigError("tokens need a recipient: set `audience` (access tokens) or `client_id` (ID tokens)")
         if not algorithms or not set(algorithms) <= set(ALGORITHMS):
             raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
-        self.issuer = checked_url(issuer, "issuer")
+        self.issuer, self._provider = checked_url(issuer, "issuer"), provider_of(provider)
         self._audience, self._client_id, self._algorithms = audience, client_id, frozenset(algorithms)
         self._keys_at = partial(
             JwksClient, timeout=timeout, client=client, async_client=async_client, monotonic=monotonic
@@ -163,64 +172,75 @@ class OidcVerifier:
         since = issued if since is None else since
         if not (issued - LEEWAY <= now < expires + LEEWAY and since - LEEWAY <= now and expires - issued <= MAX_LIFE):
             raise _no("it is not valid now")
-        typ = jws.header.get("typ", "JWT")
-        if isinstance(typ, str) and typ.lower() in ACCESS:
-            self._check_access(claims)
-        elif isinstance(typ, str) and typ.upper() == "JWT":
-            self._check_id(claims)
-        else:
-            raise _no("its `typ` is neither an access token's nor an ID token's")
-        return _subject(claims)
+        self._check_kind(jws.header, claims)
+        return _subject(claims, self._provider)
 
-    def _check_access(self, claims: Mapping[str, Any]) -> None:
-        """Check an access token (RFC 9068 §4)."""
-        if self._audience is None or self._audience not in _audiences(claims):
-            raise _no("it is for another audience")
-        if _name(claims.get(claim.CLIENT_ID)) is None or _name(claims.get(claim.TOKEN_ID)) is None:
-            raise _no("an access token names its `client_id` and `jti`")
+    def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+        """Check an access token, or an ID token if it is not one. Neither ever passes for the other."""
+        wrong = self._provider.mismatch(header, claims)
+        if wrong is None:
+            wrong = self._other_audience(claims)
+        elif self._client_id is not None and header_type(header) in OF_ID:
+            other = self._other_client(claims, self._client_id)
+            wrong = None if other is None else f"{other}; {wrong}"
+        if wrong is not None:
+            raise _no(wrong)
 
-    def _check_id(self, claims: Mapping[str, Any]) -> None:
-        """Check an ID token (OpenID Connect Core §3.1.3.7, 3 to 5)."""
+    def _other_audience(self, claims: Mapping[str, Any]) -> str | None:
+        """Return why an access token is not for this service (RFC 9068 §4)."""
+        if self._audience is None:
+            return "expected an ID token, found an access token; set `audience` to accept those"
+        if self._audience not in _audiences(claims):
+            return f"expected an access token with `aud` {self._audience}, found {shown(claims.get(claim.AUDIENCE))}"
+        return None
+
+    @staticmethod
+    def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
+        """Return why an ID token is not for this client (OpenID Connect Core §3.1.3.7, 3 to 5)."""
         audiences, party = _audiences(claims), claims.get(AUTHORIZED_PARTY)
-        if self._client_id is None or self._client_id not in audiences:
-            raise _no("it is for another client")
-        if (party is not None or len(audiences) > 1) and party != self._client_id:
-            raise _no("another client was authorized by it")
+        if client not in audiences:
+            return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
+        if (party is not None or len(audiences) > 1) and party != client:
+            return f"expected an ID token with `azp` {client}, found {shown(party)}"
+        if claims.get(PAYLOAD_TYPE, "ID") != "ID":
+            return f"expected an ID token, found the payload's `typ` {shown(claims[PAYLOAD_TYPE])}"
+        return None
 
     def __repr__(self) -> str:
         return f"<OidcVerifier {self.issuer}>"
 
 
-def _subject(claims: Mapping[str, Any]) -> Subject:
-    name = _name(claims.get(claim.SUBJECT))
+def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
+    name = name_of(claims.get(claim.SUBJECT))
     if name is None and claim.SUBJECT in claims:  # otherwise a user with an odd name would count as the client
         raise _no("its `sub` is not a name")
     if "events" in claims:
         raise _no("it reports an event (RFC 8417), as a logout token does, and has no caller")
-    client = _name(claims.get(claim.CLIENT_ID)) or _name(claims.get(AUTHORIZED_PARTY))
+    client = provider.client_of(claims) or name_of(claims.get(AUTHORIZED_PARTY))
     properties: dict[str, Any] = {"iss": claims[claim.ISSUER]}
     if client is not None:
         properties["client_id"] = client
     if claim.ACTOR in claims:
         actor = claims[claim.ACTOR]
-        acting = _name(actor.get(claim.SUBJECT)) if isinstance(actor, Mapping) else None
+        acting = name_of(actor.get(claim.SUBJECT)) if isinstance(actor, Mapping) else None
         if acting is None:
             raise _no("its `act` has no `sub` that is a name")
         return Subject(type="agent", id=acting, properties={**properties, "on_behalf_of": name or ""})
-    if name is None or name == client or _is_client(claims):
+    if name is None or name == client or _is_client(claims, provider):
         if (own := name or client) is None:
             raise _no("it has neither a subject nor a client")
         return Subject(type="service", id=own, properties=properties)
-    email = _name(claims.get("email"))
+    email = name_of(claims.get("email"))
     if email is not None and claims.get("email_verified") is True:
         properties["identifiers"] = [email]
     return Subject(type="user", id=name, properties=properties)
 
 
-def _is_client(claims: Mapping[str, Any]) -> bool:
+def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
     """Return True if a provider marks the token as the client's own although `sub` is not the client."""
     return (
-        claims.get("idtyp") == "app"  # Microsoft Entra ID
+        claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
+        or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)
         or claims.get("gty") == "client-credentials"  # Auth0, with the suffix of `sub`
         or str(claims.get(claim.SUBJECT)).endswith("@clients")
         or str(claims.get("preferred_username", "")).startswith("service-account-")  # Keycloak
@@ -231,10 +251,6 @@ def _audiences(claims: Mapping[str, Any]) -> list[str]:
     found = claims.get(claim.AUDIENCE)
     found = found if isinstance(found, list) else [found]
     return found if all(isinstance(a, str) for a in found) else []
-
-
-def _name(value: object) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() else None
 
 
 def _time(value: object) -> float | None:

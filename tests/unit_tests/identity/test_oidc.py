@@ -58,8 +58,8 @@ class Provider:
         return httpx.Response(200, json=found)
 
 
-def verifier(provider: Provider | None = None, **options: Any) -> OidcVerifier:
-    transport = httpx.MockTransport(provider or Provider())
+def verifier(idp: Provider | None = None, **options: Any) -> OidcVerifier:
+    transport = httpx.MockTransport(idp or Provider())
     options = {"audience": API, "client_id": APP, **options}
     return OidcVerifier(
         IDP, client=httpx.Client(transport=transport), async_client=httpx.AsyncClient(transport=transport), **options,

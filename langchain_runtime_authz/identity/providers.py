@@ -1,0 +1,121 @@
+"""Profiles of providers' access tokens: few follow RFC 9068, and an ID token must never pass for one.
+
+| profile | header `typ` | client | besides |
+|---|---|---|---|
+| `rfc9068` | `at+jwt` | `client_id` | `jti` |
+| `keycloak` | `JWT` or `at+jwt` | `azp` | `jti`; payload `typ` is `Bearer` |
+| `entra` | `JWT` | `azp` (v2.0) or `appid` (v1.0) | `tid`, `ver`; `scp` in a user's tokens only |
+| `auth0` | `JWT` or `at+jwt` | `azp` or `client_id` | |
+| `okta` | none or `JWT` | `cid` | `jti`, `scp`, of a custom authorization server |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_runtime_authz.credential import token as claim
+from langchain_runtime_authz.errors import ConfigError
+
+__all__ = ["PROVIDERS", "Provider", "header_type", "provider_of", "shown"]
+
+AUTHORIZED_PARTY: Final = "azp"  # OpenID Connect Core §2
+PAYLOAD_TYPE: Final = "typ"  # Keycloak's, in the payload
+ID_ONLY: Final = ("nonce", "at_hash", "c_hash")  # OpenID Connect Core §2, §3.3.2.11
+_PLAIN: Final = re.compile(r"[A-Za-z0-9.:/+_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """The profile of one provider's access tokens.
+
+    Attributes:
+        name: of the profile.
+        types: values of the header's `typ`, in lower case; the empty text stands for a header without one.
+        client: claims that may name the client. The first one counts.
+        required: claims that each access token has.
+        payload: value of the payload's `typ`; empty if there is none.
+        user: a claim that only a user's tokens have; empty if there is none.
+        id_only: claims that an ID token may have and an access token never has.
+    """
+
+    name: str
+    types: frozenset[str]
+    client: tuple[str, ...]
+    required: tuple[str, ...] = ()
+    payload: str = ""
+    user: str = ""
+    id_only: tuple[str, ...] = ID_ONLY
+
+    def mismatch(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str | None:
+        """Return why it is not an access token of this provider: what was expected, and what was found."""
+        typ = header_type(header)
+        if typ not in self.types:
+            wanted = " or ".join(sorted(t or "none" for t in self.types))
+            return self._expected(f"the header's `typ` {wanted}", shown(header.get("typ")))
+        if self.payload and claims.get(PAYLOAD_TYPE) != self.payload:
+            found = shown(claims.get(PAYLOAD_TYPE))
+            return self._expected(f"the payload's `typ` {self.payload}", found)
+        if only := [name for name in self.id_only if name in claims]:
+            return self._expected("an access token", f"an ID token's `{only[0]}`")
+        if self.client_of(claims) is None:
+            known = (claim.CLIENT_ID, AUTHORIZED_PARTY, "cid", "appid")
+            found = " and ".join(f"`{name}`" for name in known if name in claims) or "none"
+            return self._expected(f"`{'` or `'.join(self.client)}` to name the client", found)
+        if missing := [name for name in self.required if not claims.get(name)]:
+            return self._expected(f"`{missing[0]}`", "none")
+        return None
+
+    def client_of(self, claims: Mapping[str, Any]) -> str | None:
+        """Return the client for which the token was issued."""
+        return next((found for name in self.client if (found := name_of(claims.get(name))) is not None), None)
+
+    def _expected(self, wanted: str, found: str) -> str:
+        return f"provider `{self.name}`: expected {wanted}, found {found}"
+
+
+_JWT: Final = frozenset({"jwt"})
+_AT: Final = frozenset({"at+jwt"})
+PROVIDERS: Final = {
+    profile.name: profile
+    for profile in (
+        # INVARIANT: the header's type is the proof, so an ID token's claims need not be looked for.
+        Provider("rfc9068", _AT, (claim.CLIENT_ID,), (claim.TOKEN_ID,), id_only=()),
+        Provider("keycloak", _JWT | _AT, (AUTHORIZED_PARTY,), (claim.TOKEN_ID,), payload="Bearer", id_only=()),
+        Provider("entra", _JWT, (AUTHORIZED_PARTY, "appid"), ("tid", "ver"), user="scp"),
+        Provider("auth0", _JWT | _AT, (AUTHORIZED_PARTY, claim.CLIENT_ID)),
+        Provider("okta", _JWT | {""}, ("cid",), (claim.TOKEN_ID, "scp")),
+    )
+}
+
+
+def provider_of(name: str) -> Provider:
+    """Return the profile of that name. Raises `ConfigError` if there is none."""
+    if name not in PROVIDERS:
+        raise ConfigError(f"`provider` must be one of {', '.join(PROVIDERS)}")
+    return PROVIDERS[name]
+
+
+def header_type(header: Mapping[str, Any]) -> str | None:
+    """Return the header's `typ` in short form and lower case (RFC 7515 §4.1.9), empty if it has none."""
+    typ = header.get("typ", "")
+    return typ.lower().removeprefix("application/") if isinstance(typ, str) else None
+
+
+MAX_NAME: Final = 2048  # characters of a name
+
+
+def name_of(value: object) -> str | None:
+    """Return a claim's value if it is a name."""
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() else None
+
+
+def shown(value: object) -> str:
+    """Return a token's value for an error, if it is short and plain: a token's text is not trusted."""
+    if value is None or value == "":
+        return "none"
+    values = value if isinstance(value, list) else [value]
+    plain = all(isinstance(v, str) and _PLAIN.fullmatch(v) for v in values) and 0 < len(values) <= len(PROVIDERS)
+    return ", ".join(f"`{v}`" for v in values) if plain else "another value"
