@@ -3,8 +3,9 @@ r"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Mar
 An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as they were typed, except what
 would be read as something else. That is written as `\uXXXX`: newlines, control characters and escape sequences, bidirectional
 overrides (Trojan Source, CVE-2021-42574), invisible and default-ignorable characters (UTS #39 §3.1) and piled-up accents.
-It is not known what renders a text, so punctuation is escaped where HTML, Markdown or a terminal would act on it. A backslash
-and a quotation mark are escaped, so a text has one reading. Letters of every script stay: a look-alike is named in words.
+It is not known what renders a text, so punctuation is escaped where HTML, Markdown or a terminal would act on it. Markdown's
+own escape, a backslash, serves emphasis and code: a command stays readable. A backslash and a quotation mark are escaped, so a
+text has one reading. Letters of every script stay: a look-alike is named in words.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ MAX_SHOWN: Final = 240  # characters of one value
 _TAIL: Final = 60
 _ENTITY: Final = 34  # characters of the longest name of a character in HTML, and its ends
 _ACCENTS: Final = 2  # on one letter; more are drawn over the lines around
+_MARKDOWN: Final = "*~_`"  # a backslash is enough: neither HTML nor a terminal acts on them
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
 # Drawn as nothing though their category says letter, symbol or mark.
 _BLANK: Final = re.compile("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _MARKUP: Final = re.compile(
-    r"""["\\`*~]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code, emphasis, strikes; HTML
+    r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code; HTML
+    r"|[*~](?! )|(?<! )[*~]"  # emphasis and strikes, which never stand between spaces
     r"|\[(?=[a-z#/@])|\](?=[(\[:])"  # rich's own markup; links
     r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis, but not inside a word
     r"|:(?=[A-Za-z_][\w+\-]*:)",  # emoji codes
@@ -55,7 +58,7 @@ def _marked(shown: list[str]) -> list[str]:
         at = found.start()
         entity = plain[at : at + _ENTITY]
         if plain[at] != "&" or html.unescape(entity) != entity:
-            marked[at] = _escape(plain[at])
+            marked[at] = f"\\{plain[at]}" if plain[at] in _MARKDOWN else _escape(plain[at])
     return marked
 
 
