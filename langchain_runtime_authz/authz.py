@@ -41,7 +41,7 @@ from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.profile import Source, load_profiles
+from langchain_runtime_authz.profile import AgentProfile, Source, load_agents, load_profiles
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
@@ -71,6 +71,7 @@ class RuntimeAuthz(Threads):
         identity: names agents; the default does not attest.
         profiles: tool name → `ToolProfile` or a word like `ask`, the path of a YAML file, a set of the package like
             `deepagents`, or a list of these, in which the later profile of a tool counts. The default is the profiles of the `pdp` (`ReloadingPDP`).
+        agents: agent name → `AgentProfile`, whose grant limits that agent in every graph and session.
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config. The caller can write `configurable`
             and metadata, so believe only what a server has verified (`identity.subjects`).
@@ -105,6 +106,7 @@ class RuntimeAuthz(Threads):
         ledger: Ledger | None = None,
         identity: Identity | None = None,
         profiles: Source | Sequence[Source] | None = None,
+        agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None = None,
         audit: AuditSink | str | Path | None = None,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
         task_sources: TaskSources | None = None,
@@ -116,7 +118,7 @@ class RuntimeAuthz(Threads):
         on_ask: OnAsk | None = None,
         development: bool = False,
     ) -> None:
-        declared = load_profiles(profiles)
+        declared, ceilings = load_profiles(profiles), load_agents(agents)
         checked_text("tenant", tenant)
         for name, called in (("subject_from", subject_from), ("on_ask", on_ask)):
             if called is not None:
@@ -177,6 +179,7 @@ class RuntimeAuthz(Threads):
             notifiers=notifiers,
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             tools=self.profiles,
+            agents=ceilings,
             planner=parts.compiler(planner, self.profiles),
             on_ask=on_ask,
         )

@@ -101,6 +101,7 @@ class Code(StrEnum):
     GRANT_EXCEEDED = "grant_exceeded", "the step lies outside the delegated grant; widen the grant where it was given", "the child agent tries more than its parent handed on", "fixed"
     PROVIDER_TOOL = "provider_tool", "the model has a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which removes it", "the provider would run the tool itself, where no enforcement point stands", "fixed"
     BUDGET_EXHAUSTED = "budget_exhausted", "the grant's budget is spent; give a larger one", "the grant permits so many calls, and they were made", "fixed"
+    TOO_WIDE = "too_wide", "the thread has delegated to as many agents as it may; use a new thread, or fewer agents", "code makes an agent of a new name for each piece of work", "fixed"
     RATE_EXCEEDED = "rate_exceeded", "the policy's rate limit is reached; wait, or raise the limit in data.json", "the run or subject acts faster than the policy allows", "later"
     CALL_IN_PROGRESS = "call_in_progress", "the same call is in progress; wait for its result", "another worker, task or retry runs the very same call", "later"
     NOT_REACHED = "not_reached", "the node ended before it made the call; plan the call again if it is needed", "another call of the same message was denied, and the node's code did not catch the denial", "replan"

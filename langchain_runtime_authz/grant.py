@@ -125,7 +125,8 @@ class Grant(_Frozen):
         sinks: sinks (`none`, `internal`, `external`) whose tools may be used.
         audiences: audiences for which a tool may have a token minted. The tool also runs without a token.
         max_depth: the greatest delegation depth at which the grant holds.
-        budgets: counter → number of permitted calls. A counter is a tool's name or `effect:<effect>`.
+        budgets: counter → number of permitted calls, counted once for the run and every agent below it. A counter is a
+            tool's name, `effect:<effect>`, or `agent/invoke` for delegations.
         expires_at: epoch seconds from which nothing is permitted.
     """
 

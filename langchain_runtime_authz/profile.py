@@ -37,10 +37,11 @@ from pydantic import (
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+from langchain_runtime_authz.grant import Grant
 
-__all__ = ["EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "FieldTrust", "Source", "ToolProfile",
-           "argument", "as_unprofiled", "check_arguments", "field_trust", "load_profiles", "profile", "raise_by_hints",
-           "tool_digest"]  # fmt: skip
+__all__ = ["EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "AgentProfile", "FieldTrust", "Source",
+           "ToolProfile", "argument", "as_unprofiled", "check_arguments", "field_trust", "load_agents", "load_profiles",
+           "profile", "raise_by_hints", "tool_digest"]  # fmt: skip
 
 METADATA_KEY: Final = "runtime_authz"
 
@@ -207,6 +208,36 @@ def as_unprofiled(declared: ToolProfile) -> ToolProfile:
     """Return the profile of a tool whose own one does not count. A verdict that asks or denies stays."""
     strict = declared.verdict in ("ask", "deny")
     return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
+
+
+class AgentProfile(BaseModel):
+    """The ceiling of an agent, wherever it stands in a graph or is delegated to.
+
+    Attributes:
+        grant: limits every run of the agent, besides the grants of the run and of the agents above it.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    grant: Grant = Grant()
+
+
+def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
+    """Return agent profiles by agent name.
+
+    Raises:
+        ConfigError: `profile_invalid`, naming the agent and the field.
+    """
+    if not isinstance(agents, Mapping | None):
+        msg = f"`agents` must be a mapping of names to `AgentProfile`, not {type(agents).__name__}"
+        raise ConfigError(msg, Code.PROFILE_INVALID)
+    found = {}
+    for name, fields in (agents or {}).items():
+        try:
+            found[name] = fields if isinstance(fields, AgentProfile) else AgentProfile.model_validate(fields)
+        except ValidationError as exc:
+            raise ConfigError(f"agents: {name}: {wrong_field(exc, 'agent profile')}", Code.PROFILE_INVALID) from exc
+    return found
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:

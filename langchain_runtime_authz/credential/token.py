@@ -65,6 +65,7 @@ ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or
 ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
 OPEN_ARGUMENTS: Final = "open_arguments"  # names of all others that the call may have; absent for a read
 
+MAX_DELEGATORS: Final = 32  # agents in an `act` chain, besides the acting one
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 MAX_TOKEN: Final = 16 * 1024  # characters
 REDACTED: Final = "[credential]"
@@ -108,7 +109,7 @@ class TokenRequest(BaseModel):
     subject: Subject
     tenant: Name
     agent: Name
-    delegators: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
+    delegators: Annotated[tuple[Name, ...], Field(max_length=MAX_DELEGATORS)] = ()
     audience: Name
     txn: Name
     task: Task

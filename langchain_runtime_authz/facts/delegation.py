@@ -27,10 +27,13 @@ def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Ed
     return edge(agent, destination, "handoff") if isinstance(destination, str) else None
 
 
-def kind_of_child(tool: str | None, args: Mapping[str, Any] | None) -> EdgeKind:
-    """Return the kind of edge that opens when a protected graph is entered below another one."""
+def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
+    """Return the kind of edge that opens when a protected graph is entered below another one.
+
+    `tool` is the one in which it is entered, `sent` tells that a `Send` started the node.
+    """
     if tool is None:
-        return "subgraph"
+        return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"
 
 

@@ -43,6 +43,7 @@ from langgraph._internal._constants import (
     INTERRUPT,
     NS_END,
     NS_SEP,
+    PUSH,
     RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
@@ -71,7 +72,7 @@ __all__ = [
     "AWAITS_HANDLER", "CALLBACK_LOGGER", "DECISION_MODEL", "DEFAULT_BOUND", "INTERRUPTS", "MODELS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
     "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
     "ensure_config", "ensure_graph_config", "graph_at", "imports_anything", "injected_names", "interrupt_id",
-    "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_task",
+    "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_sent", "is_task",
     "is_task_function", "keep_answers", "lent", "model_params", "namespace_of_graph", "namespaces_of_task", "node_of_task",
     "place_below", "reset_node", "scratchpad_of", "started_graph", "starting_graph", "starting_tool",
     "takes_no_arguments", "task_id", "with_outlets", "with_streams",
@@ -427,6 +428,12 @@ def imports_anything(serde: object) -> bool:
 def is_task(config: Mapping[str, Any]) -> bool:
     """Return True if a caller's config is that of a running task: then a graph streams `values`."""
     return CONFIG_KEY_TASK_ID in _given(config)
+
+
+def is_sent(config: Mapping[str, Any]) -> bool:
+    """Return True if a caller's config is that of a task that a `Send` started. LangGraph overwrites the key."""
+    path = (config.get("metadata") or {}).get("langgraph_path")
+    return is_task(config) and isinstance(path, tuple) and path[:1] == (PUSH,)
 
 
 def node_of_task(config: Mapping[str, Any]) -> str:

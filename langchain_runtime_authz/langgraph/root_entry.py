@@ -7,7 +7,6 @@ Without one it opens an implicit run for the subject that `subject_from` finds, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
@@ -20,7 +19,13 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
-from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_resume_map, place_below
+from langchain_runtime_authz.langgraph._private import (
+    Place,
+    counted_graph,
+    graph_at,
+    is_sent,
+    place_below,
+)
 from langchain_runtime_authz.langgraph.checkpoints import (
     check_child,
     is_below,
@@ -55,6 +60,7 @@ from langchain_runtime_authz.langgraph.state_changes import (
     delivered,
     others,
     removals,
+    resumed,
     said_by,
     taken_out,
     unheard,
@@ -62,10 +68,10 @@ from langchain_runtime_authz.langgraph.state_changes import (
 )
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, remaining
-from langchain_runtime_authz.pep.corrections import altered, answer, reply
+from langchain_runtime_authz.pep.corrections import altered
+from langchain_runtime_authz.pep.delegate import open_child
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
+from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_entry
 from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.spans import is_idle
@@ -392,7 +398,7 @@ class _Child(Entering[Any]):
             if self.place is not None:
                 watch = self.root_entry.watch(self.graph)
                 self.marked = yield from check_child(parent, self.graph, self.place, watch)
-            kind = kind_of_child(ticket.tool if ticket is not None else None, args)
+            kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
             mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
             self.run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)
         except AuthzDenied as denied:
@@ -404,6 +410,10 @@ class _Child(Entering[Any]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []
+        if run.paused and not raised and not cut:  # else it would raise its question through the caller
+            _log.warning(
+                "agent %s asks on a thread of its own: its caller goes on without the answer", "/".join(run.agent)
+            )
         if self.place is not None and not cut:
             try:
                 marks = yield from mark_child(self.graph, self.place, known=self.marked, again=raised)
@@ -414,36 +424,3 @@ class _Child(Entering[Any]):
 
 def _ending(run: Run) -> Literal["suspended", "ended"]:
     return "suspended" if run.paused else "ended"
-
-
-def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
-    """Put the answers of a resume value into the ledger, before any task starts; return the resume.
-
-    Only those to questions that are open in the graph. A plain value is given its question's id, because
-    LangGraph would hand it to the first task that asks. Not `below`, at a child's checkpoint: the child goes on
-    from a copy, in which the question has another id.
-
-    Raises:
-        AuthzDenied: `approval_partial`, `approval_settled`, `approval_approver`: nothing of the value was taken, and
-            open questions stay open; or as `corrections.answer`.
-    """
-    value = given.resume
-    questions = {i.id: i.value for i in state.interrupts}
-    if is_resume_map(value):
-        answered = {i: v for i, v in value.items() if i in questions}
-    elif len(questions) == 1:
-        answered = dict.fromkeys(questions, value)
-    else:
-        return given  # LangGraph refuses it, or it resumes nothing
-    own = [a for a in entry.asks if a.allowed == TAKES_ANY]
-    asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
-    open_ids = {a.id for a in asks}
-    try:
-        left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
-    except ValueError:
-        raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
-    if asks:
-        yield from answer(entry.run, asks, left)
-    reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
-    corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed}, own)
-    return replace(given, resume=answered) if (asks or corrected) and not below else given

@@ -17,9 +17,10 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
-from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.errors import AuthzDenied, Code, MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
+from langchain_runtime_authz.langgraph._private import is_resume_map
 from langchain_runtime_authz.langgraph.human_texts import human_texts
 from langchain_runtime_authz.langgraph.messages import (
     as_message,
@@ -30,11 +31,13 @@ from langchain_runtime_authz.langgraph.messages import (
     unanswered,
     with_messages,
 )
-from langchain_runtime_authz.pep.approvals import is_ours
+from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, is_ours, remaining
+from langchain_runtime_authz.pep.corrections import answer, reply
+from langchain_runtime_authz.pep.engine import Flow, new_id
 from langchain_runtime_authz.pep.entry import Entry
 
-__all__ = ["WATCHED", "answered_elsewhere", "brought", "delivered", "differ", "others", "removals", "said", "said_by",
-           "taken_out", "unheard", "watched", "writes"]  # fmt: skip
+__all__ = ["WATCHED", "answered_elsewhere", "brought", "delivered", "differ", "others", "removals", "resumed", "said",
+           "said_by", "taken_out", "unheard", "watched", "writes"]  # fmt: skip
 
 WATCHED: Final = ("messages", "todos", "files")
 
@@ -195,3 +198,36 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
         return input
     merged = with_messages(update, messages)
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
+
+
+def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
+    """Put the answers of a resume value into the ledger, before any task starts; return the resume.
+
+    Only those to questions that are open in the graph. A plain value is given its question's id, because
+    LangGraph would hand it to the first task that asks. Not `below`, at a child's checkpoint: the child goes on
+    from a copy, in which the question has another id.
+
+    Raises:
+        AuthzDenied: `approval_partial`, `approval_settled`, `approval_approver`: nothing of the value was taken, and
+            open questions stay open; or as `corrections.answer`.
+    """
+    value = given.resume
+    questions = {i.id: i.value for i in state.interrupts}
+    if is_resume_map(value):
+        answered = {i: v for i, v in value.items() if i in questions}
+    elif len(questions) == 1:
+        answered = dict.fromkeys(questions, value)
+    else:
+        return given  # LangGraph refuses it, or it resumes nothing
+    own = [a for a in entry.asks if a.allowed == TAKES_ANY]
+    asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
+    open_ids = {a.id for a in asks}
+    try:
+        left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
+    except ValueError:
+        raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
+    if asks:
+        yield from answer(entry.run, asks, left)
+    reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
+    corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed}, own)
+    return replace(given, resume=answered) if (asks or corrected) and not below else given

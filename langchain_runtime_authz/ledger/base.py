@@ -30,12 +30,13 @@ from langchain_runtime_authz.grant import Grant
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.changes import Change
 
-__all__ = ["LAPSED", "MAX_ASKED", "MAX_MARKS", "PROTOCOL_VERSION", "AgentPath", "Anchor", "Anchored", "Approval",
+__all__ = ["LAPSED", "MAX_ASKED", "MAX_EDGES", "MAX_MARKS", "PROTOCOL_VERSION", "AgentPath", "Anchor", "Anchored", "Approval",
            "Asked", "CallRow", "CallState", "Committed", "Conflict", "Guard", "Lease", "LeaseState", "Ledger", "Query",
            "Scope", "Snapshot", "TokenStatus"]  # fmt: skip
 
 PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds past its expiry for which an unended lease counts as under way
+MAX_EDGES: Final = 256  # per thread; every request tells them
 MAX_MARKS: Final = 10_000  # per thread
 MAX_ASKED: Final = 1000  # questions in one answer of `Asked`
 

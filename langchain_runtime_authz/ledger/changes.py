@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.history import RESOURCES, Step, count, handed
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, extend
-from langchain_runtime_authz.ledger.base import AgentPath, Conflict, Guard, Lease, LeaseState
+from langchain_runtime_authz.ledger.base import MAX_EDGES, AgentPath, Conflict, Guard, Lease, LeaseState
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
 __all__ = ["AdvanceEpoch", "Change", "DeleteMarks", "EndLease", "OpenThread", "RecordEdge", "RecordPlan", "RecordStep",
@@ -356,18 +356,24 @@ class RecordPlan(Unrefusable):
 
 
 @dataclass(slots=True)
-class RecordEdge(Unrefusable):
-    """Keep one delegation edge. The same edge twice is one edge."""
+class RecordEdge(Change):
+    """Keep one delegation edge. The same edge twice is one edge. More than `MAX_EDGES` are refused (`too_wide`)."""
 
     edge: Edge
 
     def needs(self, n: Needs) -> None:
         n.edges = True
 
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        full = len(t.edges) >= MAX_EDGES and self._key not in t.edges
+        return Conflict(Code.TOO_WIDE) if full else None
+
     def apply(self, t: Thread, now: float) -> None:
-        key = (self.edge.from_, self.edge.to, self.edge.kind)
-        if key not in t.edges:
-            t.edges[key] = self.edge
+        t.edges.setdefault(self._key, self.edge)
+
+    @property
+    def _key(self) -> tuple[str, str, str]:
+        return self.edge.from_, self.edge.to, self.edge.kind
 
 
 @dataclass(slots=True)

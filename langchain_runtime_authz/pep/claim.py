@@ -15,7 +15,8 @@ from langchain_runtime_authz.audit.record import completion_record
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
-from langchain_runtime_authz.facts import delegation, plan
+from langchain_runtime_authz.facts import plan
+from langchain_runtime_authz.facts.delegation import handoff_edge
 from langchain_runtime_authz.facts.provenance.observe import Observation
 from langchain_runtime_authz.facts.source import (
     content_version,
@@ -40,6 +41,7 @@ from langchain_runtime_authz.pep.approvals import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
+from langchain_runtime_authz.pep.delegate import hand_off
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
 from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
@@ -94,6 +96,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     killed = engine.kill_switch is not None and engine.killed  # since it was decided
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
+    if call.metadata and (refused := (yield from _refused_hand_off(run, decided))) is not None:
+        return refused
     tokens: dict[str, str] = {}
     if call.profile.audience:
         tokens = {audience: _token_jti(run, decided, audience) for audience in audiences_of(run, call.profile.audience)}
@@ -147,6 +151,14 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     )
 
 
+def _refused_hand_off(run: Run, decided: DecidedCall) -> Flow[Denial | None]:
+    """Return the denial of a hand-off tool's call whose delegation is denied; `None` for any other call."""
+    edge = handoff_edge(run.agent, decided.call.metadata)
+    if edge is None or (permit := (yield from hand_off(run, edge))).permit:
+        return None
+    return (yield from deny_call(run, decided.under(deny(permit.reason))))
+
+
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[list[Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
     call, approval, row, name = decided.call, decided.approval, decided.row, label(decided.call.tool)
@@ -175,7 +187,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[l
     )
     if approval is not None and approved:
         changes.append(SpendApproval(approval.call_key, approval.args_digest))
-    if call.metadata and (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
+    if call.metadata and (edge := handoff_edge(run.agent, call.metadata)) is not None:
         changes.append(RecordEdge(edge))
     return changes, spent
 

@@ -16,7 +16,7 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
-from langchain_runtime_authz.authzen import Decision, Subject, deny
+from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, Code, failure_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity
@@ -29,7 +29,7 @@ from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.recent import RecentDecisions
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import AgentProfile, ToolProfile
 from langchain_runtime_authz.telemetry.metrics import count, observe_questions
 from langchain_runtime_authz.telemetry.names import COMPONENT, ERROR_TYPE
 from langchain_runtime_authz.telemetry.spans import OpenSpan
@@ -107,6 +107,7 @@ class Engine:
     memory: ThreadMemory = field(default_factory=ThreadMemory)
     notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
     tools: Tools = field(default_factory=KnownTools)
+    agents: Mapping[str, AgentProfile] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
@@ -135,6 +136,13 @@ class Engine:
     def killed(self) -> bool:
         """True if the kill switch is engaged: then nothing is permitted."""
         return self.kill_switch is not None and self.kill_switch.engaged
+
+    def granted(self, agent: str, *grants: Grant | None) -> Grant | None:
+        """Return the meet of grants and of the agent's own; `None` if none is given."""
+        found = self.agents[agent].grant if agent in self.agents else None
+        for grant in grants:
+            found = grant if found is None else found.attenuate(grant)
+        return found
 
     def failed(self, exc: BaseException) -> Code:
         """Return the code of a deny after the ledger or the audit failed: the kill switch's if that is engaged too."""
@@ -199,6 +207,8 @@ class Run:
     recorded: set[str] = field(default_factory=set)
     # Digests of calls that the client itself sent: never a plan.
     foreign: set[str] = field(default_factory=set)
+    # Agent → the hand-off to it in this root entry; all runs of the entry share it.
+    handed: dict[str, Edge] = field(default_factory=dict)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
     kept: dict[tuple[str, str], str] = field(default_factory=dict)
     # Versions of the resources that calls under way read, by call key, as they were before the read.

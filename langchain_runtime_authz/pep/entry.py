@@ -1,4 +1,4 @@
-"""Begin and end runs: root entries and children.
+"""Begin and end runs.
 
 Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the
 state it loads. A later correction kills that lease and the old run drains. Only a new root entry
@@ -7,14 +7,12 @@ plans anew.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from langchain_runtime_authz.authzen import Edge, Subject
-from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
-from langchain_runtime_authz.facts.delegation import edge
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.state import (
     BELOW,
     HEAD,
@@ -37,7 +35,6 @@ from langchain_runtime_authz.ledger.changes import (
     Change,
     EndLease,
     OpenThread,
-    RecordEdge,
     Redeliver,
     SetMark,
     TakeLease,
@@ -62,7 +59,7 @@ from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
-__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry"]
+__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_entry"]
 
 _log = logger(__name__)
 
@@ -136,7 +133,8 @@ def open_entry(
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
-    run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, grant, kept_state=given.kept)
+    granted = engine.granted(agent, grant)
+    run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept)
     run.span = run_span(run, workflow=workflow)
     try:
         return (yield from _opened(run, task, ordered, given))
@@ -333,64 +331,6 @@ def lease_of(run: Run) -> Lease:
         grant=run.grant,
         parent=run.parent.jti if run.parent is not None else None,
     )
-
-
-def open_child(
-    parent: Run,
-    name: str,
-    kind: str,
-    request: Grant | None = None,
-    *,
-    call_id: str | None = None,
-) -> Flow[Run]:
-    """Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
-
-    The child's grant is `parent ⊓ request`; its jti is its own. `call_id` is the parent's call in
-    which the child runs, if it does in one.
-
-    Raises:
-        AuthzDenied: the delegation is denied.
-    """
-    engine = parent.engine
-    grant = request if parent.grant is None else parent.grant.attenuate(request)
-    opened: Edge = edge(parent.agent, name, kind)  # type: ignore[arg-type]
-    child = Run(
-        engine=engine,
-        scope=parent.scope,
-        subject=parent.subject,
-        run_id=parent.run_id,
-        agent=(*parent.agent, name),
-        jti=new_id(),
-        epoch=parent.epoch,
-        started_at=parent.started_at,
-        expires_at=parent.expires_at,
-        steps_before=parent.steps_before,
-        grant=grant,
-        mandate=parent.mandate,
-        spent_at=parent.spent_at,
-        planned=parent.planned,
-        parent=parent,
-        waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
-        foreign=parent.foreign,
-        corrected=parent.corrected,
-        seen_from_model=parent.seen_from_model,
-    )
-    decision = yield from decide_step(
-        parent,
-        "agent/invoke",
-        {"type": "agent", "id": name, "properties": {"kind": kind, "depth": len(parent.agent)}},
-        extra=lambda _: [RecordEdge(opened), TakeLease(lease_of(child))],
-    )
-    if not decision.permit:
-        raise AuthzDenied(decision.reason, decision.decision_id)
-    detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
-    try:
-        yield run_event(parent, "delegated", time.time(), detail=detail)
-    except AuditError as exc:
-        raise AuthzDenied(exc.code, decision.decision_id) from exc
-    child.span = run_span(child, decision=decision.decision_id)
-    count("leases")
-    return child
 
 
 def close(

@@ -22,8 +22,9 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_call, conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
+from langchain_runtime_authz.pep.delegate import open_child
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import close, open_child, open_entry
+from langchain_runtime_authz.pep.entry import close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints

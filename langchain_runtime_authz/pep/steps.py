@@ -37,10 +37,11 @@ def decide_step(
     *,
     extra: Callable[[Decision], Sequence[Change]] | None = None,
     prompt: dict[str, Any] | None = None,
+    refuse: Code | None = None,
 ) -> Flow[Decision]:
     """Decide a step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
 
-    `extra` gives changes to commit with a permit.
+    `extra` gives changes to commit with a permit. `refuse` is why the enforcement point refuses the step itself.
     """
     body = None
     started = time.time_ns()
@@ -51,7 +52,7 @@ def decide_step(
         if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
             yield from renewed(run, snapshot)
         now = snapshot.now
-        dead = lease_refusal(run, snapshot)
+        dead = lease_refusal(run, snapshot) or refuse
         if dead is not None:
             decision = deny(dead)
         else:

@@ -13,6 +13,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.tools import BaseTool
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
 from langgraph.pregel.protocol import PregelProtocol
@@ -64,6 +65,7 @@ _ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
 _UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
 _DECLARE: Final = "declare it with `authz.effect`"
+_OWN_THREAD: Final = "agent `{}` has a checkpointer: on a thread of its own, its questions do not reach the caller"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
 # Code that also runs before a run begins, or while a consumer reads events.
 _OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
@@ -299,6 +301,9 @@ class _Look:
             if hasattr(type(tool), IN_PLACE):
                 layers = ("tool guard",)
                 note = note if profiled.declared else f"unprofiled: {profiled.why}; {note}"
+        held = list(walk(functions_of(tool), deep=True, into_tools=False))
+        keeping = [v for v in held if isinstance(v, Pregel) and isinstance(v.checkpointer, BaseCheckpointSaver)]
+        note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
         yield Row("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
             return  # the rows of what it holds are there
@@ -306,7 +311,6 @@ class _Look:
         for where in dict.fromkeys(secrets_of(tool)):
             note = "a long-lived secret: use `current_call().credential()`, or keep it outside this process"
             yield Row("secret", tool.name, label, (), note, f"{route}/{where}")
-        held = list(walk(functions_of(tool), deep=True, into_tools=False))
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:

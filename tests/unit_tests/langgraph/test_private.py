@@ -38,6 +38,7 @@ IMPORTED = {
     "langgraph._internal._constants": [
         "NS_END",
         "NS_SEP",
+        "PUSH",
         "CONFIG_KEY_CHECKPOINT_NS",
         "CONFIG_KEY_CHECKPOINTER",
         "CONFIG_KEY_RUNTIME",

@@ -1,0 +1,99 @@
+"""Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
+
+A child's grant is the meet of its parent's, its own (`RuntimeAuthz(agents=...)`) and the one that was asked for.
+The budgets of all are counted in the thread, so the whole tree spends them once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from langchain_runtime_authz.authzen import Decision, Edge, EdgeKind
+from langchain_runtime_authz.credential.token import MAX_DELEGATORS
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.facts.delegation import edge
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.calls import SpendBudget
+from langchain_runtime_authz.ledger.changes import Change, RecordEdge, TakeLease
+from langchain_runtime_authz.pep.engine import Flow, Run, new_id
+from langchain_runtime_authz.pep.entry import lease_of
+from langchain_runtime_authz.pep.recording import run_event
+from langchain_runtime_authz.pep.steps import decide_step
+from langchain_runtime_authz.telemetry.metrics import count
+from langchain_runtime_authz.telemetry.spans import run_span
+
+__all__ = ["hand_off", "open_child"]
+
+INVOKE: Final = "agent/invoke"
+
+
+def open_child(
+    parent: Run, name: str, kind: EdgeKind, request: Grant | None = None, *, call_id: str | None = None
+) -> Flow[Run]:
+    """Open a child agent's run below `parent`.
+
+    `request` is the grant that was asked for. `call_id` is the parent's call in which the child runs, if it does in
+    one.
+
+    Raises:
+        AuthzDenied: the delegation is denied.
+    """
+    opened = edge(parent.agent, name, kind)
+    if kind == "subgraph":
+        opened = parent.handed.get(name, opened)
+    child = Run(
+        engine=parent.engine,
+        scope=parent.scope,
+        subject=parent.subject,
+        run_id=parent.run_id,
+        agent=(*parent.agent, name),
+        jti=new_id(),
+        epoch=parent.epoch,
+        started_at=parent.started_at,
+        expires_at=parent.expires_at,
+        steps_before=parent.steps_before,
+        grant=parent.engine.granted(name, parent.grant, request),
+        mandate=parent.mandate,
+        spent_at=parent.spent_at,
+        planned=parent.planned,
+        parent=parent,
+        waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
+        foreign=parent.foreign,
+        handed=parent.handed,
+        corrected=parent.corrected,
+        seen_from_model=parent.seen_from_model,
+    )
+    changes: list[Change] = [RecordEdge(opened), TakeLease(lease_of(child))]
+    if child.grant is not None and INVOKE in child.grant.budgets:
+        changes.append(SpendBudget(INVOKE, child.grant.budgets[INVOKE]))
+    decision = yield from _invited(parent, opened, changes)
+    if not decision.permit:
+        raise AuthzDenied(decision.reason, decision.decision_id)
+    detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
+    try:
+        yield run_event(parent, "delegated", time.time(), detail=detail)
+    except AuditError as exc:
+        raise AuthzDenied(exc.code, decision.decision_id) from exc
+    child.span = run_span(child, decision=decision.decision_id)
+    count("leases")
+    return child
+
+
+def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
+    """Decide a hand-off at the call of its tool, so that the model reads a denial. Never raises.
+
+    The agent that takes over is decided again as it is entered, under the same edge.
+    """
+    decision = yield from _invited(run, opened, [])
+    if decision.permit:
+        run.handed[opened.to] = opened
+    return decision
+
+
+def _invited(run: Run, opened: Edge, changes: list[Change]) -> Flow[Decision]:
+    depth = len(run.agent)
+    resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
+    # INVARIANT: a chain fits into a token, so that no service sees a part of it.
+    refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else None
+    return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))
