@@ -8,7 +8,8 @@ A form that is vouched for makes its argument trusted, so normalising joins only
 Letters of other scripts that look alike are *not* folded: `skeleton` folds them, and an equal skeleton without an
 equal form raises suspicion. A value with invisible or compatibility characters (full width, ligatures) has no form.
 
-Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text.
+Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text. It
+consumes a character before it looks behind: `re` then skips to that character without trying each place.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ __all__ += ["located", "masked", "mentions", "remembered", "said_forms", "skelet
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are remembered
 _DIGITS: Final = 15  # beyond that a number is a name
-_EMAIL: Final = re.compile(r"(?<![\w.%+\-@])[a-z0-9._%+\-]{1,64}@[a-z0-9.\-]{1,253}(?![\w@])", re.IGNORECASE | re.ASCII)
-_URL: Final = re.compile(r"(?<![\w@.\-/])(?:https?://|www\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}", re.IGNORECASE)
+_LOCAL, _DOMAIN = 64, 253  # characters before and behind the sign of an address (RFC 5321)
+_EMAIL: Final = re.compile(
+    rf"(?<![\w.%+\-@])[a-z0-9._%+\-]{{1,{_LOCAL}}}@[a-z0-9.\-]{{1,{_DOMAIN}}}(?![\w@])", re.IGNORECASE | re.ASCII
+)
+_URL: Final = re.compile(
+    r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}",
+)
 _IBAN: Final = re.compile(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])",
 )
@@ -38,32 +44,35 @@ _IBAN: Final = re.compile(
 _TYPED_IBAN: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])",
 )
+_NATION: Final = re.compile(r"\d(?<=[A-Za-z]{2}\d)\d")  # what stands at the beginning of each of the two
 _SHORTEST_IBAN: Final = 15
-_PHONE: Final = re.compile(r"(?<![\w.+])\+?\d[\d ().\-]{6,22}\d(?!\w)")
+_PHONE: Final = re.compile(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
 _CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # written on to a number
 _NUMBER: Final = re.compile(
-    rf"(?=[-+\d])(?:(?<![\w.,\-/])|(?<=\b{_CURRENCY}))"
-    r"[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
+    rf"[-+\d](?:(?<![\w.,\-/].)|(?<=\b{_CURRENCY}.))"
+    r"(?:(?:(?<=\d)\d{0,2}|(?<=[-+])\d{1,3})(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?"
+    r"|(?:(?<=\d)\d{0,14}|(?<=[-+])\d{1,15})(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))",
 )
 TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")
-_MONTH: Final = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
-_MONTHS: Final = {m: i for i, m in enumerate(_MONTH[1:48].split("|"), 1)}
-_ISO: Final = re.compile(r"(?<![\w\-])(\d{4})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
+_MONTHS: Final = {m: i for i, m in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # noqa: SIM905
+_MONTH: Final = f"({'|'.join(_MONTHS)})[a-z]{{0,6}}\\.?"
+_NAMED: Final = "|".join(f"(?<={m[0]}){m[1:]}" for m in _MONTHS)
+_ISO: Final = re.compile(r"(\d(?<![\w\-].)\d{3})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
 _MDY: Final = re.compile(
-    rf"\b{_MONTH} {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?(?![\w])", re.IGNORECASE
+    rf"([JFMASONDjfmasond](?<!\w.)(?i:{_NAMED}))(?i:[a-z]{{0,6}}\.? {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?)(?![\w])"
 )
 _DMY: Final = re.compile(
-    rf"(?<![\w])(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?(?![\w])", re.IGNORECASE
+    rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])"
 )
-_SLASH: Final = re.compile(r"(?<![\w/.])(\d{1,2})[/.](\d{1,2})[/.](\d{4})(?![\w/])")
+_SLASH: Final = re.compile(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
 # What may stand next to a date and a time in a value that is nothing else; a zone is not looked at.
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 _BESIDE: Final = re.compile(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
 )
-_TIME: Final = re.compile(r"(?<![\d:])(\d{1,2}):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?(am|pm)?(?![\d:])", re.IGNORECASE)
+_TIME: Final = re.compile(r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])")
 
 # Letters that are drawn like others; enough to notice, not to equate (UTS #39 has the full list).
 _LOOKS: Final = {
@@ -232,20 +241,35 @@ def identifiers(text: str) -> list[str]:
 
 
 def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    for found in _EMAIL.finditer(text):
-        yield f"email:{found[0].rstrip('.').lower()}", found.span()
+    end, at = 0, text.find("@")
+    while at >= 0:
+        address = _EMAIL.search(text, max(end, at - _LOCAL), at + _DOMAIN + 2)
+        if address is not None and text.find("@", address.start()) == at:
+            yield f"email:{address[0].rstrip('.').lower()}", address.span()
+            end = address.end()
+        at = text.find("@", at + 1)
     for found in _URL.finditer(text):
         for form in forms(found[0].rstrip(".,;:!?*_")):
             yield form, found.span()
-    for found in _IBAN.finditer(text):
+    nations = [found.start() - 2 for found in _NATION.finditer(text)]
+    for found in _each(_IBAN, text, nations):
         yield f"iban:{found[0].replace(' ', '')}", found.span()
-    for found in _TYPED_IBAN.finditer(text):
+    for found in _each(_TYPED_IBAN, text, nations):
         groups = re.split(r"([ \-])", found[0])
         for last in range(len(groups), 0, -2):  # a word behind it may look like a group of it
             compact = "".join(groups[:last:2]).upper()
             if len(compact) >= _SHORTEST_IBAN and _checked(compact):
                 yield f"iban:{compact}", (found.start(), found.start() + len("".join(groups[:last])))
                 break
+
+
+def _each(pattern: re.Pattern[str], text: str, places: Sequence[int]) -> Iterator[re.Match[str]]:
+    """Yield the matches that begin at one of the places, each behind the last."""
+    end = 0
+    for place in places:
+        if place >= end and (found := pattern.match(text, place)) is not None:
+            yield found
+            end = found.end()
 
 
 def _checked(iban: str) -> bool:
