@@ -13,6 +13,7 @@ from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["UNREAD", "changed_since", "content_version", "read_mark", "resource_of", "sources"]
 
+_PIECE: Final = 65_536  # characters that are encoded at once
 UNREAD: Final = "0"  # the version of a resource that nobody reported as changed
 
 
@@ -36,7 +37,10 @@ def content_version(profile: ToolProfile, output: object) -> str:
     if profile.version is not None:
         output = _record(output).get(profile.version, output)
     text = output if isinstance(output, str) else _canonical(output)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    version = hashlib.sha256()
+    for at in range(0, len(text), _PIECE):
+        version.update(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
+    return version.hexdigest()
 
 
 def changed_since(changed: Mapping[str, int], at: int) -> list[str]:

@@ -7,21 +7,24 @@ it is bounded. Something that was cut or forgotten is incomplete, and an incompl
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import enum
 import json
-import math
 import re
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-from langchain_runtime_authz.digest import members
 from langchain_runtime_authz.facts.provenance.atoms import absent
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key
-from langchain_runtime_authz.facts.provenance.observe import MAX_CHARS, MAX_DEPTH, MAX_NODES, parsed
+from langchain_runtime_authz.facts.provenance.values import (
+    LARGEST,
+    MAX_CHARS,
+    MAX_NODES,
+    NODE,
+    Held,
+    Projection,
+    parsed,
+)
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
 from langchain_runtime_authz.profile import ToolProfile, field_trust
@@ -31,15 +34,13 @@ __all__ = ["Output", "Outputs", "loose", "nodes_at", "scalar_forms", "scalars", 
 MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
-MAX_UNREAD: Final = 20_000  # characters
+MAX_UNREAD: Final = 1_000_000  # characters that wait to be read
 MAX_TASKS: Final = 4  # of which observations are known
 MAX_REPEATS: Final = 64
 MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
 MAX_WRITTEN: Final = 8192
-_NODE: Final = 48
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # the name of a record's member
-_LARGEST: Final = 10**30  # a greater whole number has no form
 
 
 class Output:
@@ -89,7 +90,7 @@ class Outputs:
         self._unread: deque[tuple[Any, ...]] = deque()
         self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
-        self._entries = self._weight = self._turn = 0
+        self._entries = self._weight = self._turn = self._waiting = 0
 
     def record(
         self,
@@ -108,14 +109,16 @@ class Outputs:
             tool: the tool's name.
             profile: its reviewed profile, which says who writes each field.
             args: the call's arguments.
-            output: what it returned. Mappings, lists, models, dataclasses and JSON text are read.
+            output: what it returned, or what is `held` of it. Mappings, lists, models, dataclasses and JSON are read.
             complete: False if it is a page or a cut of the result.
             given: names of the arguments that the model sent; by default all of them.
             task: names the task that it was read for.
         """
         self._unread.append((tool, profile, args, output, complete, given, task))
-        # Another object may be changed by its owner, and a long text costs memory.
-        if type(output) is not str or len(output) > MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
+        kind = type(output)
+        self._waiting += output.weight if kind is Held else len(output) if kind is str else MAX_UNREAD  # type: ignore[attr-defined,arg-type]
+        # Another object may be changed by its owner, and what waits costs memory.
+        if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
 
     def wrote(self, args: Mapping[str, Any]) -> None:
@@ -126,6 +129,7 @@ class Outputs:
 
     def _read(self) -> None:
         with self._lock:
+            self._waiting = 0
             while self._unread:
                 entry = self._unread.popleft()
                 self._turn += 1
@@ -144,15 +148,15 @@ class Outputs:
         given: Collection[str] | None,
         task: str,
     ) -> None:
-        sent = _Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
+        sent = Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
         if not sent.complete:
             return  # a call that is not fully known fits no step
-        read = _Projection(MAX_NODES, MAX_CHARS)
+        read = Projection(MAX_NODES, MAX_CHARS)
         value = read.read(parsed(output), 0)
         names = frozenset(held if given is None else given)
         found = Output(profile, held, names, value, complete and read.complete, self._turn)
-        found.weight = read.chars + read.nodes * _NODE
+        found.weight = read.chars + read.nodes * NODE
         known = self._first.setdefault(task, {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
@@ -198,71 +202,6 @@ class Outputs:
             yield found.words
 
 
-class _Projection:
-    """Turn a value into JSON values, within limits."""
-
-    def __init__(self, nodes: int, chars: int) -> None:
-        self.most_nodes, self.most_chars = nodes, chars
-        self.nodes, self.chars, self.complete = 0, 0, True
-
-    def read(self, value: object, depth: int) -> Any:
-        self.nodes += 1
-        if self.nodes > self.most_nodes or depth > MAX_DEPTH:
-            return self._cut()
-        kind = type(value)
-        if value is None or kind is bool:
-            return value
-        if kind is str:
-            self.chars += len(value)  # type: ignore[arg-type]
-            if self.chars > self.most_chars:
-                self._cut()
-                return value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
-            return value
-        if kind is int:
-            return value if -_LARGEST < value < _LARGEST else self._cut()  # type: ignore[operator]
-        if kind is float:
-            return value if math.isfinite(value) else None  # type: ignore[arg-type]
-        try:
-            return self._object(value, depth)
-        except Exception:  # noqa: BLE001  (raised by the object's own code)
-            return self._cut()
-
-    def _object(self, value: object, depth: int) -> Any:
-        if (named := members(value)) is not None:
-            held: dict[str, Any] = {}
-            for name, inner in named:
-                if self.nodes > self.most_nodes:
-                    self._cut()
-                    break
-                plain = str(name) if isinstance(name, str | int) else ""
-                if plain in held or not plain:  # two names that are one in JSON, or a name that is not one
-                    self._cut()
-                self.chars += len(plain)
-                held[plain] = self.read(inner, depth + 1)
-            return held
-        if isinstance(value, list | tuple | set | frozenset):
-            several = []
-            for inner in value:
-                if self.nodes > self.most_nodes:
-                    self._cut()
-                    break
-                several.append(self.read(inner, depth + 1))
-            return several
-        if isinstance(value, enum.Enum):
-            return self.read(value.value, depth + 1)
-        if isinstance(value, datetime.date | datetime.time):
-            return value.isoformat()
-        if isinstance(value, decimal.Decimal) and value.is_finite():
-            return int(value) if value == value.to_integral_value() and abs(value) < _LARGEST else float(value)
-        for base in (str, int, float):
-            if isinstance(value, base):
-                return self.read(base(value), depth + 1)
-        return self._cut()
-
-    def _cut(self) -> None:
-        self.complete = False
-
-
 def _told(args: Mapping[str, Any]) -> Iterator[str]:
     """Yield the forms of what arguments say, in JSON texts too, and of the addresses in texts: a read may return it."""
     for value in scalars(args, MAX_ARGUMENT_NODES) or ():
@@ -285,7 +224,7 @@ def _canonical(value: Any) -> Any:
 
 def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the forms of a scalar; none for a number that is too great to be meant."""
-    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
         return ()
     return forms(value, said=said)
 

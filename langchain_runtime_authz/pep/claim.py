@@ -403,14 +403,15 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
     """Keep what the call returned or was given, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     outputs = memory.outputs(scope)
-    if found.prose:
+    if found.prose or found.rest is not None:
         memory.keep(scope, found)
     if call.profile.side_effect:
         outputs.wrote(call.args)
         if done:
             memory.reached(scope, call.atoms.destinations())
     if done and call.profiled:
-        outputs.record(call.tool, call.profile, call.args, output, given=call.given, task=task_name(run))
+        kept = output if found.held is None else found.held
+        outputs.record(call.tool, call.profile, call.args, kept, given=call.given, task=task_name(run))
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

@@ -27,7 +27,7 @@ from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
-from langchain_runtime_authz.pep.provenance import sentences
+from langchain_runtime_authz.pep.provenance import ReadOn, sentences, wants_more
 from langchain_runtime_authz.pep.request import call_request
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
@@ -116,6 +116,8 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     if words is None or words.digest != snapshot.task.digest:
         words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
+    if (unread := run.engine.memory.unread) and run.scope in unread and wants_more(words, calls):
+        yield (ReadOn, run.scope)
     if words.compiled and not words.recorded:
         words.recorded = True
         yield mandate_event(run, words.compiled)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from langchain_runtime_authz.facts.inert import inert, quoted, scripts
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
-from langchain_runtime_authz.facts.provenance.trace import SAYS, SHORTEST, Evidence, Memory, Provenance, trace
-from langchain_runtime_authz.ledger.base import Snapshot
+from langchain_runtime_authz.facts.provenance.trace import (
+    NO_MEMORY,
+    SAYS,
+    SHORTEST,
+    Evidence,
+    Memory,
+    Provenance,
+    trace,
+)
+from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.binding import CONFIRMED
 from langchain_runtime_authz.mandate.told import told, told_step
 from langchain_runtime_authz.pep.call import Call, DecidedCall
@@ -20,7 +28,7 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.profile import argument
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["Observe", "arguments", "backed", "forms_of", "observe", "sentences", "small"]
+__all__ = ["Observe", "ReadOn", "arguments", "backed", "forms_of", "observe", "sentences", "small", "wants_more"]
 
 _log = logger(__name__)
 
@@ -32,11 +40,15 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
     """Return the provenance of a call's arguments, on a snapshot that holds the sightings of `call.atoms.keys`."""
     if not call.atoms.atoms:
         return {}
-    own = run.subject.properties.get("identifiers")
-    evidence = Evidence(
-        said.words, forms_of(own) if own else _NONE, snapshot.values, run.engine.memory.memory(run.scope)
-    )
-    return trace(call.atoms, evidence)
+    own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
+    seen = memory.seen(snapshot.values, call.atoms.keys) if memory is not NO_MEMORY else snapshot.values
+    return trace(call.atoms, Evidence(said.words, forms_of(own) if own else _NONE, seen, memory))
+
+
+def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
+    """Return True if the user did not say a value that a call is given, so that the rest of the outputs matters."""
+    items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
+    return not all(said.words.said(part) for item in items for part in item.parts)
 
 
 _NONE: Final[frozenset[str]] = frozenset()
@@ -59,7 +71,7 @@ def backed(traced: Mapping[str, Provenance]) -> bool:
 
 
 def observe(call: Call, output: object, failed: bool) -> Observation:
-    """Read what `call` returned."""
+    """Read the head of what `call` returned."""
     profile = call.profile
     if not call.profiled and profile.trust != "external":
         # Nobody reviewed the tool, so nobody vouches for what it returns.
@@ -80,6 +92,17 @@ async def _aobserve(_engine: Engine, call: Call, output: object, failed: bool) -
 
 
 Observe: Final = Effect(_observe, _aobserve)  # call, a large output, whether it failed → `Observation`
+
+
+def _read_on(engine: Engine, scope: Scope) -> None:
+    engine.memory.read_on(scope)
+
+
+async def _aread_on(engine: Engine, scope: Scope) -> None:
+    await asyncio.to_thread(engine.memory.read_on, scope)
+
+
+ReadOn: Final = Effect(_read_on, _aread_on)  # scope: read the rest of its outputs
 
 
 def small(output: object) -> bool:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.forms import skeleton, tidy
-from langchain_runtime_authz.facts.provenance.observe import Observation, Prose
+from langchain_runtime_authz.facts.provenance.forms import skeleton
+from langchain_runtime_authz.facts.provenance.observe import Observation, Prose, Reading, Sighting
 from langchain_runtime_authz.facts.provenance.trace import NO_MEMORY, Memory
 from langchain_runtime_authz.facts.provenance.words import UserWords
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
@@ -28,6 +28,8 @@ __all__ = ["TaskWords", "ThreadMemory", "Turn", "turn"]
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
 MAX_PAYEES: Final = 1024  # destinations remembered, per thread
+MAX_UNREAD: Final = 1_000_000  # characters of outputs that may still be read on, per thread
+MAX_FOUND: Final = 16_384  # values that were read on, per thread
 
 
 class Turn(NamedTuple):
@@ -68,6 +70,7 @@ class _Thread:
     chars: int = 0
     memory: Memory | None = None  # of `prose`, until there is more
     payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → as written
+    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # what was read on
 
 
 class ThreadMemory:
@@ -75,12 +78,14 @@ class ThreadMemory:
 
     Attributes:
         words: each task's words as they were last read.
+        unread: the outputs of which only the head was read.
     """
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
         self.words: dict[Scope, TaskWords] = {}
-        self._lock = forkable_lock()
+        self.unread: dict[Scope, list[Reading]] = {}
+        self._lock, self._reading = forkable_lock(), forkable_lock()
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Read the task's words from a snapshot that holds the log."""
@@ -93,19 +98,40 @@ class ThreadMemory:
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
-        """Remember the texts of one output."""
-        if not found.prose:
+        """Remember the texts of one output, and what is left to read of it."""
+        if not found.prose and found.rest is None:
             return
         with self._lock:
             thread = self._thread(scope)
-            thread.memory = None
-            for prose in found.prose[-64:]:
-                # Folded once, here: each question searches it.
-                text = tidy(prose.text[: MAX_PROSE // 4])
-                thread.prose.append(prose._replace(text=text, folded=text.casefold()))
-                thread.chars += len(text)
-            while thread.chars > MAX_PROSE:
-                thread.chars -= len(thread.prose.popleft().text)
+            self._keep(thread, found)
+            if found.rest is not None:
+                unread = self.unread.setdefault(scope, [])
+                unread.append(found.rest)
+                while sum(reading.weight for reading in unread) > MAX_UNREAD:
+                    del unread[0]
+
+    def _keep(self, thread: _Thread, found: Observation) -> None:
+        thread.memory = None
+        for prose in found.prose[-64:]:
+            text = prose.text[: MAX_PROSE // 4]
+            thread.prose.append(prose._replace(text=text))
+            thread.chars += len(text)
+        while thread.chars > MAX_PROSE:
+            thread.chars -= len(thread.prose.popleft().text)
+
+    def read_on(self, scope: Scope) -> None:
+        """Read the rest of the thread's outputs, within the limits of each."""
+        with self._reading:
+            with self._lock:
+                unread = self.unread.pop(scope, [])
+            for found in [reading.read() for reading in unread]:
+                with self._lock:
+                    thread = self._thread(scope)
+                    self._keep(thread, found)
+                    for seen in found.sightings:
+                        thread.found[seen.key] = (*thread.found.pop(seen.key, ()), seen)
+                    while len(thread.found) > MAX_FOUND:
+                        del thread.found[next(iter(thread.found))]
 
     def outputs(self, scope: Scope) -> Outputs:
         """Return what the thread's calls returned and were given, for mandates that take values from it."""
@@ -119,7 +145,7 @@ class ThreadMemory:
             if thread is None:
                 return NO_MEMORY
             if thread.memory is None:
-                thread.memory = Memory(tuple(thread.prose))
+                thread.memory = Memory(tuple(thread.prose), dict(thread.found))
             return thread.memory
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> None:
@@ -147,6 +173,7 @@ class ThreadMemory:
             while len(self._threads) > MAX_THREADS:
                 forgotten, _ = self._threads.popitem(last=False)
                 self.words.pop(forgotten, None)
+                self.unread.pop(forgotten, None)
         self._threads.move_to_end(scope)
         return thread
 

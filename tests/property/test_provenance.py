@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms, mentions
 from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_output
 from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
+from langchain_runtime_authz.facts.provenance.values import held
 from langchain_runtime_authz.facts.provenance.words import UserWords
 from langchain_runtime_authz.mandate.own_words import stated
 from langchain_runtime_authz.profile import FieldTrust, ToolProfile
@@ -233,9 +235,30 @@ profiles = st.builds(
 def test_a_short_line_is_read_as_any_other_output(output: str, profile: ToolProfile, given_: dict[str, Any]) -> None:
     """Its short way and the reader give the same."""
     short = observe_output("sys", profile, given_, output)
-    reader = observe_module._Reader("sys", profile, observe_module._echo(given_), False)
-    reader.read(observe_module.parsed(output), (), 0)
-    assert short == observe_module.Observation(tuple(reader.found), tuple(reader.prose))
+    reading = observe_module.Reading("sys", profile, observe_module._echo(given_), False, held(output))
+    assert short[:3] == reading.read()[:3]
+
+
+pieces = st.sampled_from(["bob@x.org", "12.50", "May 26th", "2026-05-26", "DE89370400440532013000", "https://x.org/a", "+49 170 1234567", "note"])
+texts = st.lists(pieces, max_size=30).map(" ".join)
+outputs = st.recursive(
+    texts | numbers | st.booleans(),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(["id", "body", "to", "an eve@x.org"]), inner, max_size=4),
+)
+
+
+@settings(deadline=None)
+@given(output=outputs | outputs.map(json.dumps), profile=profiles, nodes=st.integers(1, 30), chars=st.integers(1, 300), failed=st.booleans())
+def test_what_is_read_in_parts_is_what_is_read_at_once(output: Any, profile: ToolProfile, nodes: int, chars: int, failed: bool) -> None:
+    """Where the reading stops for a while does not change what is found."""
+    args = {"q": "bob@x.org"}
+    at_once = observe_module.Reading("sys", profile, observe_module._echo(args), failed, held(output)).read()
+    reading = observe_module.Reading("sys", profile, observe_module._echo(args), failed, held(output))
+    parts = [reading.read(nodes, chars), reading.read(nodes * 2, chars * 2), reading.read()]
+    assert {s for p in parts for s in p.sightings} == set(at_once.sightings)
+    assert [p for part in parts for p in part.prose] == list(at_once.prose)
+    assert sum(len(p.sightings) for p in parts) == len(at_once.sightings)
+    assert parts[-1].rest is None
 
 
 # --- mutations: each normaliser, switched off or turned too far, is noticed ---------------------------
@@ -325,7 +348,7 @@ def _believe_prose(*_: Any) -> FieldTrust:
     return FieldTrust("system", False, False)
 
 
-_see = observe_module._Reader._see
+_see = observe_module.Reading._see
 
 
 def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool) -> None:
@@ -334,7 +357,7 @@ def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool
 
 RULES: dict[str, tuple[Any, str, Any]] = {
     "believe every field": (observe_module, "field_trust", _believe_prose),
-    "mentions are assertions": (observe_module._Reader, "_see", _assert_all),
+    "mentions are assertions": (observe_module.Reading, "_see", _assert_all),
     "believe echoes": (observe_module, "_scalars", lambda _: []),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
     "the best item counts": (trace_module, "max", min),

@@ -63,9 +63,7 @@ _ISO: Final = re.compile(r"(\d(?<![\w\-].)\d{3})-(\d{1,2})-(\d{1,2})(?![\d\-])(?
 _MDY: Final = re.compile(
     rf"([JFMASONDjfmasond](?<!\w.)(?i:{_NAMED}))(?i:[a-z]{{0,6}}\.? {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?)(?![\w])"
 )
-_DMY: Final = re.compile(
-    rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])"
-)
+_DMY: Final = re.compile(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
 _SLASH: Final = re.compile(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
 # What may stand next to a date and a time in a value that is nothing else; a zone is not looked at.
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)

@@ -3,21 +3,16 @@
 A whole field is an assertion by the writer of the field, whom the profile names. A value *inside* a free text is a
 mention. A value that the call was given and gives back is neither: an echo proves nothing.
 
-Values, characters and depth are bounded. A value beyond a limit was not seen and is unknown. Nothing here makes a
-value less trusted than it was, so forgetting only denies.
+The head of an output is read at once. The rest waits until an argument is traced that the user did not say. Values,
+characters and depth are bounded. A value beyond a limit was not seen and is unknown. Nothing here makes a value less
+trusted than it was, so forgetting only denies.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import decimal
-import enum
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.digest import members
 from langchain_runtime_authz.facts.provenance.atoms import FIELD
 from langchain_runtime_authz.facts.provenance.forms import (
     REMEMBERED,
@@ -28,17 +23,16 @@ from langchain_runtime_authz.facts.provenance.forms import (
     remembered,
     said_forms,
 )
+from langchain_runtime_authz.facts.provenance.values import MAX_CHARS, MAX_DEPTH, MAX_NODES, Held, held
 from langchain_runtime_authz.profile import FieldTrust, ToolProfile, Trust, field_trust
 
-__all__ = ["SHORT", "Observation", "Prose", "Sighting", "observe_output", "parsed"]
+__all__ = ["SHORT", "Observation", "Prose", "Reading", "Sighting", "observe_output"]
 
 MAX_SIGHTINGS: Final = 4096  # per output
-MAX_NODES: Final = 20_000
-MAX_CHARS: Final = 400_000  # of text looked into, per output
+HEAD_NODES: Final = 96  # read at once
+HEAD_CHARS: Final = 4000
 MAX_LEAF: Final = 100_000
 MAX_ECHO: Final = 10_000  # of one argument; a longer text is not a field of an output
-MAX_DEPTH: Final = 24
-MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 SHORTEST: Final = 4  # a shorter text mentions nothing
 MAX_FIELDS: Final = 1024
 MAX_FLAT: Final = 64  # arguments
@@ -67,7 +61,7 @@ class Sighting(NamedTuple):
 class Prose(NamedTuple):
     """A free text seen, for showing where a value was mentioned; kept in this process only.
 
-    `folded` is the text as it is searched, case-folded; `ThreadMemory` fills it in.
+    `folded` is the text as it is searched, case-folded; `Memory` fills it in.
     """
 
     text: str
@@ -77,10 +71,15 @@ class Prose(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """The values and texts that were read in one output, up to the limits."""
+    """The values and texts that were read in one output, up to the limits.
+
+    `rest` reads on; it is `None` if nothing is left. `held` is the output as JSON values, where it was taken so.
+    """
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
+    rest: Reading | None = None
+    held: Held | None = None
 
 
 _NOTHING: Final = Observation()
@@ -94,7 +93,7 @@ def observe_output(
     *,
     failed: bool = False,
 ) -> Observation:
-    """Read one output.
+    """Read the head of one output.
 
     Args:
         tool: the tool's name.
@@ -107,13 +106,12 @@ def observe_output(
         plain = _plain(tool, profile, args, output)
         if plain is not None:
             return plain
-    reader = _Reader(tool, profile, _echo(args), failed)
-    reader.read(parsed(output), (), 0)
-    return Observation(tuple(reader.found), tuple(reader.prose))
+    own = held(output)
+    return Reading(tool, profile, _echo(args), failed, own).read(HEAD_NODES, HEAD_CHARS)._replace(held=own)
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a short line without digits, addresses, links and structure, or return `None`: then `_Reader` reads it."""
+    """Read a short line without digits, addresses, links and structure, or return `None`: then `Reading` reads it."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -156,56 +154,54 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
             yield top
 
 
-def parsed(output: object) -> object:
-    """Return the value of a text that is a JSON object or list; all else as it is."""
-    if isinstance(output, str):
-        text = str.__str__(output)
-        if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):
-            with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(text)
-    return output
+class Reading:
+    """One reading of one output, which stops and goes on.
 
+    Attributes:
+        weight: what it keeps alive, in characters.
+    """
 
-class _Reader:
-    """One reading of one output."""
-
-    def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool) -> None:
-        self.tool, self.profile, self.echo, self.failed = tool, profile, echo, failed
+    def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool, output: Held) -> None:
+        self.tool, self.profile, self.echo, self.failed, self.weight = tool, profile, echo, failed, output.weight
         self.found: dict[Sighting, None] = {}
         self.prose: list[Prose] = []
-        self.nodes, self.chars, self.complete = 0, 0, True
+        self.nodes = self.chars = 0
+        self._open: list[Iterator[tuple[object, tuple[str, ...], int]]] = [iter([(output.value, (), 0)])]
+        self._late: list[tuple[str, FieldTrust, str]] = []  # texts whose mentions were not read
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
-    def read(self, value: object, path: tuple[str, ...], depth: int) -> None:
-        self.nodes += 1
-        if self.nodes > MAX_NODES or depth > MAX_DEPTH or len(self.found) >= MAX_SIGHTINGS:
-            self.complete = False
-            return
-        if (named := members(value)) is not None:
-            for name, inner in named[:MAX_NODES]:
-                if isinstance(name, str) and FIELD.fullmatch(name):
-                    self.read(inner, (*path, name), depth + 1)
-                else:  # a key that is not a name is a value
-                    self._leaf(name, path)
-                    self.read(inner, path, depth + 1)
-        elif isinstance(value, list | tuple | set | frozenset):
-            for inner in value:
-                if not self.complete:
-                    return
-                self.read(inner, path, depth + 1)
-        else:
-            self._leaf(_scalar(value), path)
+    def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
+        """Read on until so many values and characters were read in all, and return what was found anew."""
+        before, self.prose = len(self.found), []
+        while self._open and self.nodes < nodes and self.chars < chars:
+            entry = next(self._open[-1], None)
+            if entry is None:
+                self._open.pop()
+                continue
+            value, path, depth = entry
+            self.nodes += 1
+            if depth > MAX_DEPTH:
+                continue
+            if isinstance(value, dict | list):
+                self._open.append(_parts(value, path, depth + 1))
+            else:
+                self._leaf(value, path, chars)
+        if chars >= MAX_CHARS or nodes >= MAX_NODES:
+            for text, field, source in self._late:
+                self._mentions(text, field, source, ())
+            self._late.clear()
+            self._open.clear()
+        left = self if self._late or self._open else None
+        return Observation(tuple(self.found)[before:], tuple(self.prose), left)
 
-    def _leaf(self, value: object, path: tuple[str, ...]) -> None:
+    def _leaf(self, value: object, path: tuple[str, ...], chars: int) -> None:
         if value is None or isinstance(value, bool):
             return
         field, source = self._field(path)
         prose = False
         if isinstance(value, str):
+            value = value[: max(0, min(MAX_LEAF, MAX_CHARS - self.chars))]
             self.chars += len(value)
-            if self.chars > MAX_CHARS or len(value) > MAX_LEAF:
-                self.complete = False
-                value = value[: max(0, min(MAX_LEAF, MAX_CHARS - self.chars + len(value)))]
             prose = field.prose or self.failed or len(value) > SHORT or "\n" in value
         whole = forms(value) if not prose else ()
         says = said_forms(value, whole)
@@ -213,18 +209,22 @@ class _Reader:
             for form in says:
                 self._see(form, field, source, asserted=True)
         if isinstance(value, str) and (prose or len(value) >= SHORTEST):
-            inner = [f for f in mentions(value) if f not in whole and f not in says]
-            for form in inner:
-                if form not in self.echo:
-                    self._see(form, field, source, asserted=False)
-            if prose or inner:
+            late = prose and self.chars > chars
+            if late:
+                self._late.append((value, field, source))
+            if late or self._mentions(value, field, source, (*whole, *says)) or prose:
                 self.prose.append(Prose(value, field.origin, source))
 
+    def _mentions(self, text: str, field: FieldTrust, source: str, known: Sequence[str]) -> bool:
+        inner = [f for f in mentions(text) if f not in known]
+        for form in inner:
+            if form not in self.echo:
+                self._see(form, field, source, asserted=False)
+        return bool(inner)
+
     def _see(self, form: str, field: FieldTrust, source: str, *, asserted: bool) -> None:
-        if len(self.found) >= MAX_SIGHTINGS:
-            self.complete = False
-            return
-        self.found[Sighting(key(form), field.origin, asserted, field.counterparty, source)] = None
+        if len(self.found) < MAX_SIGHTINGS:
+            self.found[Sighting(key(form), field.origin, asserted, field.counterparty, source)] = None
 
     def _field(self, path: tuple[str, ...]) -> tuple[FieldTrust, str]:
         known = self._fields.get(path)
@@ -238,11 +238,16 @@ class _Reader:
         return known
 
 
-def _scalar(value: object) -> object:
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal) and value.is_finite():
-        return float(value)
-    return value if isinstance(value, str | int | float) else None
+def _parts(
+    value: dict[str, Any] | list[Any], path: tuple[str, ...], depth: int
+) -> Iterator[tuple[object, tuple[str, ...], int]]:
+    if isinstance(value, list):
+        for inner in value:
+            yield inner, path, depth
+        return
+    for name, inner in value.items():
+        if FIELD.fullmatch(name):
+            yield inner, (*path, name), depth
+        else:  # a key that is not a name is a value
+            yield name, path, depth
+            yield inner, path, depth

@@ -90,20 +90,30 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """The free texts that were seen, newest last."""
+    """The free texts that were seen, newest last, and the sightings that no ledger holds."""
 
-    __slots__ = ("_folded", "prose")
+    __slots__ = ("_folded", "_found", "prose")
 
-    def __init__(self, prose: Sequence[Prose] = ()) -> None:
+    def __init__(self, prose: Sequence[Prose] = (), found: Mapping[str, Sequence[Sighting]] | None = None) -> None:
         self.prose = prose
+        self._found = found or {}
         self._folded: str | None = None
 
     def mentions(self, phrase: str) -> Iterator[Prose]:
         """Yield the texts that hold a case-folded phrase without line breaks, newest first."""
-        if self._folded is None:
-            self._folded = "\n".join(p.folded or p.text.casefold() for p in self.prose)
+        if self._folded is None:  # once, when the first question searches it
+            self.prose = [
+                p if p.folded else p._replace(text=t, folded=t.casefold()) for p in self.prose for t in (tidy(p.text),)
+            ]
+            self._folded = "\n".join(p.folded for p in self.prose)
         if phrase in self._folded:
-            yield from (p for p in reversed(self.prose) if phrase in (p.folded or p.text.casefold()))
+            yield from (p for p in reversed(self.prose) if phrase in p.folded)
+
+    def seen(self, ledger: Mapping[str, Sequence[Sighting]], keys: Sequence[str]) -> Mapping[str, Sequence[Sighting]]:
+        """Return the sightings of the keys: the ledger's, and what was read on in this process."""
+        if not self._found:
+            return ledger
+        return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}
 
 
 NO_MEMORY: Final = Memory()

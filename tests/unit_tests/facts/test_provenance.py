@@ -51,7 +51,9 @@ def known(*several: Observation, said: str = "", own: tuple[str, ...] = ()) -> E
 
 
 def read(output: Any, profile: ToolProfile = MAIL, *, args: Any = None, failed: bool = False) -> Observation:
-    return observe_output("mail", profile, args or {}, output, failed=failed)
+    head = observe_output("mail", profile, args or {}, output, failed=failed)
+    rest = head.rest.read() if head.rest is not None else Observation()
+    return Observation(head.sightings + rest.sightings, head.prose + rest.prose)
 
 
 def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:

@@ -1,0 +1,121 @@
+"""Take a tool's output as JSON values, within limits, so that its owner cannot change it while it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import decimal
+import enum
+import json
+import math
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.digest import members
+
+__all__ = ["LARGEST", "MAX_CHARS", "MAX_DEPTH", "MAX_NODES", "NODE", "Held", "Projection", "held", "parsed"]
+
+MAX_NODES: Final = 20_000  # of one output
+MAX_CHARS: Final = 400_000
+MAX_DEPTH: Final = 24
+MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
+LARGEST: Final = 10**30  # a greater whole number has no form
+NODE: Final = 48  # what a node weighs, in characters
+
+
+class Held(NamedTuple):
+    """An output as nobody else can change it.
+
+    `complete` is False if something was cut, and None if the limits were not applied yet.
+    """
+
+    value: Any
+    complete: bool | None
+    weight: int
+
+
+def held(output: object) -> Held:
+    """Return an output as values of our own. The work is bounded."""
+    if isinstance(output, str):
+        text = str.__str__(output)
+        if len(text) > MAX_JSON:
+            return Held(text[:MAX_CHARS], False, MAX_CHARS)
+        return Held(parsed(text), None, len(text))
+    read = Projection(MAX_NODES, MAX_CHARS)
+    value = read.read(output, 0)
+    return Held(value, read.complete, read.chars + read.nodes * NODE)
+
+
+def parsed(output: object) -> object:
+    """Return the value of a text that is a JSON object or list; all else as it is."""
+    if isinstance(output, str):
+        text = str.__str__(output)
+        if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(text)
+    return output
+
+
+class Projection:
+    """Turn a value into JSON values, within limits."""
+
+    def __init__(self, nodes: int, chars: int) -> None:
+        self.most_nodes, self.most_chars = nodes, chars
+        self.nodes, self.chars, self.complete = 0, 0, True
+
+    def read(self, value: object, depth: int) -> Any:
+        """Return the value as JSON, and note what was cut."""
+        self.nodes += 1
+        if self.nodes > self.most_nodes or depth > MAX_DEPTH:
+            return self._cut()
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is str:
+            self.chars += len(value)  # type: ignore[arg-type]
+            if self.chars > self.most_chars:
+                self._cut()
+                return value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
+            return value
+        if kind is int:
+            return value if -LARGEST < value < LARGEST else self._cut()  # type: ignore[operator]
+        if kind is float:
+            return value if math.isfinite(value) else None  # type: ignore[arg-type]
+        try:
+            return self._object(value, depth)
+        except Exception:  # noqa: BLE001  (raised by the object's own code)
+            return self._cut()
+
+    def _object(self, value: object, depth: int) -> Any:
+        if (named := members(value)) is not None:
+            held: dict[str, Any] = {}
+            for name, inner in named:
+                if self.nodes > self.most_nodes:
+                    self._cut()
+                    break
+                plain = str(name) if isinstance(name, str | int) else ""
+                if plain in held or not plain:  # two names that are one in JSON, or a name that is not one
+                    self._cut()
+                self.chars += len(plain)
+                held[plain] = self.read(inner, depth + 1)
+            return held
+        if isinstance(value, list | tuple | set | frozenset):
+            several = []
+            for inner in value:
+                if self.nodes > self.most_nodes:
+                    self._cut()
+                    break
+                several.append(self.read(inner, depth + 1))
+            return several
+        if isinstance(value, enum.Enum):
+            return self.read(value.value, depth + 1)
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        if isinstance(value, decimal.Decimal) and value.is_finite():
+            return int(value) if value == value.to_integral_value() and abs(value) < LARGEST else float(value)
+        for base in (str, int, float):
+            if isinstance(value, base):
+                return self.read(base(value), depth + 1)
+        return self._cut()
+
+    def _cut(self) -> None:
+        self.complete = False
