@@ -25,6 +25,7 @@ from langchain_runtime_authz.facts.provenance.values import (
     Projection,
     parsed,
 )
+from langchain_runtime_authz.facts.provenance.values import held as take
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
 from langchain_runtime_authz.profile import ToolProfile, field_trust
@@ -114,10 +115,10 @@ class Outputs:
             given: names of the arguments that the model sent; by default all of them.
             task: names the task that it was read for.
         """
+        if type(output) is not str and type(output) is not Held:
+            output = take(output)  # another object may be changed by its owner
         self._unread.append((tool, profile, args, output, complete, given, task))
-        kind = type(output)
-        self._waiting += output.weight if kind is Held else len(output) if kind is str else MAX_UNREAD  # type: ignore[attr-defined,arg-type]
-        # Another object may be changed by its owner, and what waits costs memory.
+        self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
 
@@ -152,11 +153,13 @@ class Outputs:
         held = sent.read(dict(args), 0)
         if not sent.complete:
             return  # a call that is not fully known fits no step
-        read = Projection(MAX_NODES, MAX_CHARS)
-        value = read.read(parsed(output), 0)
+        value, whole, weight = output if type(output) is Held else take(output)
+        if whole is None:
+            read = Projection(MAX_NODES, MAX_CHARS)
+            value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * NODE
         names = frozenset(held if given is None else given)
-        found = Output(profile, held, names, value, complete and read.complete, self._turn)
-        found.weight = read.chars + read.nodes * NODE
+        found = Output(profile, held, names, value, complete and whole, self._turn)
+        found.weight = weight
         known = self._first.setdefault(task, {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))

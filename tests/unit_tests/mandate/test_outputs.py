@@ -10,6 +10,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
+from langchain_runtime_authz.facts.provenance.values import held
 from langchain_runtime_authz.mandate import outputs as module
 from langchain_runtime_authz.mandate.outputs import Outputs, loose, nodes_at, worth
 from langchain_runtime_authz.profile import ToolProfile
@@ -53,7 +54,8 @@ def kept(output, **options):
     ],
 )
 def test_what_an_output_says(output, value):
-    assert (kept(output).value, kept(output).complete) == (value, True)
+    for given in (output, held(output)):
+        assert (kept(given).value, kept(given).complete) == (value, True)
 
 
 def cyclic():
@@ -69,6 +71,7 @@ def cyclic():
 )
 def test_what_cannot_be_read_wholly_is_incomplete(output):
     assert kept(output).complete is False
+    assert kept(held(output)).complete is False
 
 
 def test_the_first_observation_counts():

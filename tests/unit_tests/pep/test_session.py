@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -1025,3 +1026,24 @@ def test_a_subject_that_is_none_is_refused(subject: Any) -> None:
     for wrong in ({"task": 5}, {"grant": 5}):
         with pytest.raises(ConfigError, match="must be"):
             authz.run(subject="alice", **wrong)  # type: ignore[arg-type]
+
+
+@BOTH
+@pytest.mark.parametrize("text", [True, False], ids=["text", "object"])
+def test_the_end_of_a_large_output_counts_when_it_is_needed(form: str, text: bool) -> None:
+    """It is read on for a value that the user did not say, also if the tool's owner changed it since."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    session = Forms(opened(authz, task="Pay UK99 98.7"), form)
+    rows = [{"id": f"row-{i}", "to": f"UK{i:010}", "note": "x" * 60} for i in range(1000)]
+    session.decide("lookup", {"key": "x"})
+    session.observe("lookup", {"key": "x"}, json.dumps(rows) if text else rows)
+    rows[-1]["to"] = rows[0]["to"] = "DE66"
+    scope = next(iter(authz._engine.memory.unread))
+    session.decide("pay", {"to": "UK99", "amount": 98.7})
+    assert scope in authz._engine.memory.unread
+    for to in ("UK0000000999", "DE66"):
+        session.decide("pay", {"to": to, "amount": 98.7})
+    assert not authz._engine.memory.unread
+    found = [r.context.call.provenance["to"] for r in calls(pdp)[1:]]
+    assert [(p.class_, p.standing) for p in found] == [("human", "told"), ("system", "known"), ("unknown", "outside")]
