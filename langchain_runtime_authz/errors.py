@@ -181,6 +181,7 @@ class Code(StrEnum):
     EXCHANGE_FAILED = "exchange_failed", "the token endpoint's answer does not follow RFC 8693; check its log", "the endpoint has an error, or is not an exchange endpoint", "later"
     IDENTITY_INVALID = "identity_invalid", "the identity token was refused (issuer, audience, type, signature or lifetime); sign in again", "the token expired, or is meant for another application", "fixed"
     IDENTITY_UNAVAILABLE = "identity_unavailable", "the identity provider cannot be asked; check its discovery document and key set", "the identity provider is down, or its address is wrong", "later"
+    WORKLOAD_UNPROVEN = "workload_unproven", "the workload has no current proof of its identity; check the SPIRE agent and its registration entry, or the token file", "the agent of SPIRE is down, no entry selects this process, or the proof is of another trust domain", "later"
     AUDIENCE = "audience", "the audience is not in the tool's profile or not in the grant; add it there", "the tool asks for a token for a service that nobody listed", "fixed"
     CHAIN_BROKEN = "chain_broken", "the audit chain does not verify; keep it as evidence and compare it with a copy", "the file was edited, cut or written by something else", "never"
     CONFIG = "config", "a setting is wrong; correct it", "an argument of a constructor or a setting has a wrong type or value", "fixed"

@@ -16,9 +16,9 @@ So an agent or a cron job is never a user, whatever it writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 
@@ -39,13 +39,22 @@ from langchain_runtime_authz.identity.providers import (
     shown,
 )
 
-__all__ = ["OidcVerifier"]
+__all__ = ["Caller", "OidcVerifier", "audiences_of", "check_times", "read_jwt", "refused"]
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
 LEEWAY: Final = 5  # seconds
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
+
+
+class Caller(NamedTuple):
+    """A verified token: its subject, scopes, expiry in epoch seconds, and the provider's session, if it names one."""
+
+    subject: Subject
+    scopes: frozenset[str]
+    expires_at: float
+    session: str | None
 
 
 class OidcVerifier:
@@ -111,12 +120,20 @@ class OidcVerifier:
             AuthzError: `identity_invalid` if the token proves no subject; `identity_unavailable` if the provider
                 cannot be asked. Never quotes the token.
         """
-        jws = self._read(token)
-        return self._believed(jws, _key(self._known(self._keys.get()), jws), time.time() if now is None else now)
+        return self.caller(token, now=now).subject
 
     async def averify(self, token: str, *, now: float | None = None) -> Subject:
         """Return the subject of a token without blocking the event loop."""
-        jws = self._read(token)
+        return (await self.acaller(token, now=now)).subject
+
+    def caller(self, token: str, *, now: float | None = None) -> Caller:
+        """Return the subject of a token with its scopes and times. Raises like `verify`."""
+        jws = read_jwt(token, self._algorithms)
+        return self._believed(jws, _key(self._known(self._keys.get()), jws), time.time() if now is None else now)
+
+    async def acaller(self, token: str, *, now: float | None = None) -> Caller:
+        """Return what `caller` does, without blocking the event loop."""
+        jws = read_jwt(token, self._algorithms)
         key = await _akey(self._known(await self._keys.aget()), jws)
         return self._believed(jws, key, time.time() if now is None else now)
 
@@ -140,40 +157,22 @@ class OidcVerifier:
         # The same place keeps its copy, so that a new document does not cause a new fetch of the keys.
         return before if before is not None and repr(before) == repr(keys) else keys
 
-    def _read(self, token: object) -> Jws:
-        """Take a provider's JWS apart. Its header may have more members than ours, but no critical one."""
-        parts = token.split(".") if isinstance(token, str) and len(token) <= claim.MAX_TOKEN else []
-        segments = [data for part in parts if (data := decoded(part)) is not None]
-        if len(parts) != 3 or len(segments) != 3:  # noqa: PLR2004  (RFC 7515 §7.1)
-            raise _no("it is not a compact JWS")
-        header, claims = json_object(segments[0]), json_object(segments[1])
-        if header is None or claims is None:
-            raise _no("it is not a JWT")
-        if not isinstance(header.get("alg"), str) or header["alg"] not in self._algorithms:
-            raise _no("its `alg` is not permitted")
-        if "crit" in header or "b64" in header or not isinstance(header.get("kid"), str):
-            raise _no("its header has a critical member, or no `kid`")
-        return Jws(header, claims, ".".join(parts[:2]).encode(), segments[2])
-
-    def _believed(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Subject:
+    def _believed(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Caller:
         if isinstance(jwk, CredentialError):
             raise AuthzError(Code.IDENTITY_UNAVAILABLE)
         key = public_key(jwk, jws.alg) if jwk is not None else None
         if key is None or not is_signed(jws, key):
-            raise _no("it is not signed with a key of the provider")
+            raise refused("it is not signed with a key of the provider")
         claims = jws.claims
         if claims.get(claim.ISSUER) != self.issuer:
-            raise _no("its `iss` is another")
-        expires, issued, since = (
-            _time(claims.get(name)) for name in (claim.EXPIRES_AT, claim.ISSUED_AT, claim.NOT_BEFORE)
-        )
-        if expires is None or issued is None or (since is None and claim.NOT_BEFORE in claims):
-            raise _no("it must say when it was issued and when it expires")
-        since = issued if since is None else since
-        if not (issued - LEEWAY <= now < expires + LEEWAY and since - LEEWAY <= now and expires - issued <= MAX_LIFE):
-            raise _no("it is not valid now")
+            raise refused("its `iss` is another")
+        check_times(claims, now)
         self._check_kind(jws.header, claims)
-        return _subject(claims, self._provider)
+        scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
+        scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
+        named = frozenset(s for s in scopes if isinstance(s, str))
+        session = name_of(claims.get("sid"))  # OpenID Connect Back-Channel Logout §2.1
+        return Caller(_subject(claims, self._provider), named, float(claims[claim.EXPIRES_AT]), session)
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
         """Check an access token, or an ID token if it is not one. Neither ever passes for the other."""
@@ -184,20 +183,20 @@ class OidcVerifier:
             other = self._other_client(claims, self._client_id)
             wrong = None if other is None else f"{other}; {wrong}"
         if wrong is not None:
-            raise _no(wrong)
+            raise refused(wrong)
 
     def _other_audience(self, claims: Mapping[str, Any]) -> str | None:
         """Return why an access token is not for this service (RFC 9068 §4)."""
         if self._audience is None:
             return "expected an ID token, found an access token; set `audience` to accept those"
-        if self._audience not in _audiences(claims):
+        if self._audience not in audiences_of(claims):
             return f"expected an access token with `aud` {self._audience}, found {shown(claims.get(claim.AUDIENCE))}"
         return None
 
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
         """Return why an ID token is not for this client (OpenID Connect Core §3.1.3.7, 3 to 5)."""
-        audiences, party = _audiences(claims), claims.get(AUTHORIZED_PARTY)
+        audiences, party = audiences_of(claims), claims.get(AUTHORIZED_PARTY)
         if client not in audiences:
             return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
         if (party is not None or len(audiences) > 1) and party != client:
@@ -213,9 +212,9 @@ class OidcVerifier:
 def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
     name = name_of(claims.get(claim.SUBJECT))
     if name is None and claim.SUBJECT in claims:  # otherwise a user with an odd name would count as the client
-        raise _no("its `sub` is not a name")
+        raise refused("its `sub` is not a name")
     if "events" in claims:
-        raise _no("it reports an event (RFC 8417), as a logout token does, and has no caller")
+        raise refused("it reports an event (RFC 8417), as a logout token does, and has no caller")
     client = provider.client_of(claims) or name_of(claims.get(AUTHORIZED_PARTY))
     properties: dict[str, Any] = {"iss": claims[claim.ISSUER]}
     if client is not None:
@@ -224,11 +223,11 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
         actor = claims[claim.ACTOR]
         acting = name_of(actor.get(claim.SUBJECT)) if isinstance(actor, Mapping) else None
         if acting is None:
-            raise _no("its `act` has no `sub` that is a name")
+            raise refused("its `act` has no `sub` that is a name")
         return Subject(type="agent", id=acting, properties={**properties, "on_behalf_of": name or ""})
     if name is None or name == client or _is_client(claims, provider):
         if (own := name or client) is None:
-            raise _no("it has neither a subject nor a client")
+            raise refused("it has neither a subject nor a client")
         return Subject(type="service", id=own, properties=properties)
     email = name_of(claims.get("email"))
     if email is not None and claims.get("email_verified") is True:
@@ -247,7 +246,37 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
     )
 
 
-def _audiences(claims: Mapping[str, Any]) -> list[str]:
+def read_jwt(token: object, algorithms: Collection[str]) -> Jws:
+    """Take another issuer's JWS apart. Its header may have more members than ours, but no critical one."""
+    parts = token.split(".") if isinstance(token, str) and len(token) <= claim.MAX_TOKEN else []
+    segments = [data for part in parts if (data := decoded(part)) is not None]
+    if len(parts) != 3 or len(segments) != 3:  # noqa: PLR2004  (RFC 7515 §7.1)
+        raise refused("it is not a compact JWS")
+    header, claims = json_object(segments[0]), json_object(segments[1])
+    if header is None or claims is None:
+        raise refused("it is not a JWT")
+    if not isinstance(header.get("alg"), str) or header["alg"] not in algorithms:
+        raise refused("its `alg` is not permitted")
+    if "crit" in header or "b64" in header or not isinstance(header.get("kid"), str):
+        raise refused("its header has a critical member, or no `kid`")
+    return Jws(header, claims, ".".join(parts[:2]).encode(), segments[2])
+
+
+def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:
+    """Check `exp`, `nbf` and `iat`, which an issued token must have unless `issued` is false."""
+    expires, since = _time(claims.get(claim.EXPIRES_AT)), _time(claims.get(claim.NOT_BEFORE))
+    began = _time(claims.get(claim.ISSUED_AT))
+    odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
+    if expires is None or odd:
+        raise refused("it must say when it was issued and when it expires")
+    began = now if began is None else began
+    starts = max(began, began if since is None else since)
+    if not (starts - LEEWAY <= now < expires + LEEWAY and expires - began <= MAX_LIFE):
+        raise refused("it is not valid now")
+
+
+def audiences_of(claims: Mapping[str, Any]) -> list[str]:
+    """Return the values of `aud`; none if one of them is not a text."""
     found = claims.get(claim.AUDIENCE)
     found = found if isinstance(found, list) else [found]
     return found if all(isinstance(a, str) for a in found) else []
@@ -258,7 +287,8 @@ def _time(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _no(why: str) -> AuthzError:
+def refused(why: str) -> AuthzError:
+    """Return the refusal of a token."""
     return AuthzError(Code.IDENTITY_INVALID, why)
 
 

@@ -22,6 +22,14 @@ class Identity(Protocol):
         """True if a party outside this process vouches for the name."""
         ...
 
+    @property
+    def expires_at(self) -> float | None:
+        """Epoch seconds at which the identity ends, 0 if it is unproven; `None` if it does not end.
+
+        No lease and no token outlives it.
+        """
+        ...
+
     def agent_id(self, path: tuple[str, ...]) -> str:
         """Return the id of the agent at `path`, root first. Two paths never share one."""
         ...
@@ -38,6 +46,7 @@ class StaticIdentity:
     """
 
     attested = False
+    expires_at = None
 
     def __init__(self, base: str = BASE) -> None:
         if not isinstance(base, str) or not base or base.lower().startswith("spiffe:"):
@@ -46,9 +55,10 @@ class StaticIdentity:
 
     def agent_id(self, path: tuple[str, ...]) -> str:
         """Return the id of the agent at `path`, root first."""
-        return f"{self.base}:{_joined(path)}" if path else self.base
+        return f"{self.base}:{joined(path)}" if path else self.base
 
 
 @lru_cache(maxsize=1024)
-def _joined(path: tuple[str, ...]) -> str:
+def joined(path: tuple[str, ...]) -> str:
+    """Return a path as text, such that no two paths share one."""
     return "/".join(quote(name, safe="", errors="surrogatepass") for name in path)

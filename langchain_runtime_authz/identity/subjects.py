@@ -12,15 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzError, Code
 
-if TYPE_CHECKING:  # its module loads the signing library
-    from langchain_runtime_authz.identity.oidc import OidcVerifier
-
-__all__ = ["ANONYMOUS", "DEVELOPER", "NO_SUBJECT", "BearerSubject", "claimed_identities", "platform_user"]
+__all__ = [
+    "ANONYMOUS",
+    "DEVELOPER",
+    "NO_SUBJECT",
+    "BearerSubject",
+    "TokenVerifier",
+    "claimed_identities",
+    "platform_user",
+]
 
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
@@ -82,6 +87,18 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
+class TokenVerifier(Protocol):
+    """Verifies a token: `OidcVerifier`, `SvidVerifier`."""
+
+    def verify(self, token: str) -> Subject:
+        """Return the subject of a token. Raises `AuthzError`."""
+        ...
+
+    async def averify(self, token: str) -> Subject:
+        """Verify like `verify`, without blocking the event loop."""
+        ...
+
+
 class BearerSubject:
     """Takes the subject from the bearer token (RFC 6750) of the current request.
 
@@ -96,7 +113,7 @@ class BearerSubject:
     The token stays in `presented`. It never reaches a config, which LangGraph stores.
     """
 
-    def __init__(self, verifier: OidcVerifier) -> None:
+    def __init__(self, verifier: TokenVerifier) -> None:
         self._verifier = verifier
         self._subject: ContextVar[Subject | None] = ContextVar("runtime_authz_caller", default=None)
 
@@ -116,7 +133,7 @@ class BearerSubject:
 class _Presented:
     __slots__ = ("_authorization", "_previous", "_subject", "_verifier")
 
-    def __init__(self, verifier: OidcVerifier, subject: ContextVar[Subject | None], authorization: str | None) -> None:
+    def __init__(self, verifier: TokenVerifier, subject: ContextVar[Subject | None], authorization: str | None) -> None:
         self._verifier, self._subject, self._authorization = verifier, subject, authorization
         self._previous: Subject | None = None
 

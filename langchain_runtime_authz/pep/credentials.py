@@ -133,6 +133,9 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         if run.over:  # the call never returned, and the run went on without it
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
+        ends = engine.identity.expires_at
+        if ends is not None and now >= int(ends):
+            raise CredentialError(Code.WORKLOAD_UNPROVEN)
         credential: Credential = yield Mint(
             TokenRequest(
                 subject=run.subject,
@@ -152,7 +155,7 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
                 grant=run.grant,
                 jti=jtis[audience],
                 issued_at=int(now),
-                expires_at=int(now) + TOKEN_TTL,
+                expires_at=int(now) + TOKEN_TTL if ends is None else min(int(now) + TOKEN_TTL, int(ends)),
                 cnf_jkt=jkt,
             ),
         )

@@ -350,7 +350,7 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Keep a living run's lease ahead of ledger time, up to its maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
-        until = min(int(snapshot.now) + engine.lease_ttl, lease.started_at + engine.max_lifetime)
+        until = engine.lease_end(snapshot.now, lease.started_at)
         if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
             yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
             run.expires_at = until
@@ -439,4 +439,5 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
         return Code.LEASE_ENDED
     if snapshot.now >= lease.started_at + run.engine.max_lifetime:
         return Code.LEASE_EXPIRED
-    return None
+    ends = run.engine.identity.expires_at
+    return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None

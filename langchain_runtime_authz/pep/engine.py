@@ -144,6 +144,11 @@ class Engine:
             found = grant if found is None else found.attenuate(grant)
         return found
 
+    def lease_end(self, now: float, started_at: int) -> int:
+        """Return when a lease that is taken or renewed now ends: never after the identity of the workload."""
+        until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
+        return until if ends is None else min(until, int(ends))
+
     def failed(self, exc: BaseException) -> Code:
         """Return the code of a deny after the ledger or the audit failed: the kill switch's if that is engaged too."""
         code = failure_code(exc)

@@ -209,7 +209,7 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
         rotates = bool(fresh) and not first
         run.move_to(snapshot.epoch + rotates, run.jti)
         run.started_at = int(snapshot.now)
-        run.expires_at = run.started_at + run.engine.lease_ttl
+        run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         opening: list[Change] = [OpenThread(owner)]
         if fresh:

@@ -87,6 +87,7 @@ class OwnSink:
 
 class OwnIdentity:
     attested: Final = False
+    expires_at: Final = None
 
     def agent_id(self, path: tuple[str, ...]) -> str:
         return "/".join(path)

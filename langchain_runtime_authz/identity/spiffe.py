@@ -1,0 +1,305 @@
+"""Prove a workload by SPIFFE, and verify other workloads. Extra: `spiffe`.
+
+```python
+identity = SpiffeIdentity("bank.example")  # asks the Workload API at SPIFFE_ENDPOINT_SOCKET
+authz = RuntimeAuthz(identity=identity)
+
+callers = SvidVerifier("bank.example", audience="https://agent.example", keys=identity.jwt_keys)
+authz = RuntimeAuthz(identity=identity, subject_from=BearerSubject(callers))
+```
+
+An SVID has neither `jti` nor `client_id`, so `OidcVerifier` is not for it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential import token as claim
+from langchain_runtime_authz.credential.jws import KEY_TYPES, is_signed, public_key
+from langchain_runtime_authz.credential.keys import ALGORITHMS
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.identity.oidc import audiences_of, check_times, read_jwt, refused
+from langchain_runtime_authz.identity.providers import header_type, shown
+from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
+
+if TYPE_CHECKING:  # it loads gRPC
+    from cryptography.x509 import Certificate
+    from spiffe import WorkloadApiClient
+    from spiffe.workloadapi.x509_context import X509Context
+
+__all__ = ["SpiffeIdentity", "SvidVerifier", "bundle_keys", "checked_domain", "trust_domain_of"]
+
+Keys = Mapping[str, Mapping[str, Any]]  # `kid` → public JWK
+
+LEEWAY: Final = 5  # seconds
+TYPES: Final = ("", "jwt", "jose")  # JWT-SVID §2.3
+MAX_PAUSE: Final = 5.0  # seconds between two trials
+# SPIFFE-ID §2: no query, fragment, port, dot segments or empty segments
+_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
+_ID: Final = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+)")
+MAX_ID: Final = 2048
+
+
+class SpiffeIdentity(WorkloadIdentity):
+    """The identity of this process, as its X.509-SVID proves it. Rotations are followed.
+
+    The SVID must be of the trust domain and current, and its chain must end in the trust domain's bundle.
+
+    Args:
+        trust_domain: like `bank.example`. An SVID of another one proves nothing here.
+        spiffe_id: the one that is meant, if the Workload API may give several.
+        socket: of the Workload API, like `unix:///run/spire/agent.sock`; by default SPIFFE_ENDPOINT_SOCKET.
+        wait: seconds for which the constructor waits for the first SVID.
+        timeout: seconds for fetching a JWT-SVID.
+
+    Raises:
+        ConfigError: an argument is wrong, or the extra `spiffe` is not installed.
+    """
+
+    def __init__(
+        self,
+        trust_domain: str,
+        *,
+        spiffe_id: str | None = None,
+        socket: str | None = None,
+        wait: float = 5.0,
+        timeout: float = 2.0,
+    ) -> None:
+        try:
+            import spiffe  # noqa: F401  (seconds of a slow machine: not later, while a call waits)
+        except ImportError:
+            raise ConfigError(
+                "SPIFFE needs the extra `spiffe`: pip install 'langchain-runtime-authz[spiffe]'"
+            ) from None
+        self.trust_domain = checked_domain(trust_domain)
+        if spiffe_id is not None and trust_domain_of(spiffe_id) != trust_domain:
+            raise ConfigError("`spiffe_id` must be a SPIFFE id of the trust domain")
+        self._wanted, self._socket, self._timeout = spiffe_id, socket, timeout
+        self._client: WorkloadApiClient | None = None
+        self._jwt_keys: dict[str, Keys] = {}
+        super().__init__(wait=wait)
+
+    def jwt_keys(self, trust_domain: str) -> Keys | None:
+        """Return the keys of a trust domain's JWT bundle, `None` if it is not known: own and federated ones."""
+        return self._jwt_keys.get(trust_domain)
+
+    def jwt_svid(self, audience: str) -> str:
+        """Return a new JWT-SVID of this workload for one audience. Send it there only; never log it.
+
+        Raises:
+            AuthzError: `workload_unproven`.
+        """
+        client, own = self._client, self._id
+        if client is None or own is None or not self.attested:
+            self._unproven()
+        from spiffe import SpiffeId
+        from spiffe.errors import PySpiffeError
+
+        try:
+            svid = client.fetch_jwt_svid({audience}, SpiffeId(own), timeout=self._timeout)
+        except (PySpiffeError, ValueError) as exc:  # `ValueError`: the channel was closed meanwhile
+            raise AuthzError(Code.WORKLOAD_UNPROVEN, type(exc).__name__) from None
+        if str(svid.spiffe_id) != own:
+            raise AuthzError(Code.WORKLOAD_UNPROVEN, "the JWT-SVID is of another workload")
+        return str(svid.token)
+
+    def assertion(self, audience: str) -> Callable[[], str]:
+        """Return a function that fetches JWT-SVIDs for one audience: for `TokenExchange(client_assertion=...)`."""
+        return lambda: self.jwt_svid(audience)
+
+    def _watch(self) -> None:
+        pause = 0.1
+        while not self._closed.is_set():
+            ended = threading.Event()
+            pause = 0.1 if self._connected(ended) else min(pause * 2, MAX_PAUSE)
+            self._closed.wait(pause)
+
+    def _connected(self, ended: threading.Event) -> bool:
+        """Follow the Workload API until a stream of it ends; return True if it gave anything.
+
+        The library's own trials end at some errors. Here each is followed by another, with a new connection.
+        """
+        from spiffe import WorkloadApiClient
+        from spiffe.errors import PySpiffeError
+
+        got = False
+
+        def over(exc: Exception) -> None:
+            self._miss(str(exc))
+            ended.set()
+
+        def renewed(context: X509Context) -> None:
+            nonlocal got
+            got = True
+            self._took(context)
+
+        try:
+            client = WorkloadApiClient(self._socket)
+        except PySpiffeError as exc:
+            self._miss(str(exc))
+            return False
+        try:
+            streams = [
+                client.stream_x509_contexts(renewed, over, retry_connect=False),
+                client.stream_jwt_bundles(self._bundled, over, retry_connect=False),
+            ]
+            self._client = client
+            while not ended.wait(0.2) and not self._closed.is_set():
+                pass
+            for stream in streams:
+                stream.cancel()
+        finally:
+            self._client = None
+            client.close()
+        return got
+
+    def _took(self, context: X509Context) -> None:
+        """Judge an update of the Workload API."""
+        svids = [s for s in context.x509_svids if self._wanted in (None, str(s.spiffe_id))]
+        if not svids:
+            self._refuse("the Workload API gives no SVID with the wanted SPIFFE id")
+            return
+        svid = svids[0]
+        if svid.spiffe_id.trust_domain.name != self.trust_domain:
+            self._refuse(f"expected an SVID of `{self.trust_domain}`, found `{svid.spiffe_id.trust_domain.name}`")
+            return
+        bundle = context.x509_bundle_set.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
+        chain = svid.cert_chain
+        wrong = "the trust domain has no bundle" if bundle is None else unproven(chain, bundle.x509_authorities)
+        if wrong is not None:
+            self._refuse(wrong)
+            return
+        self._accept(Proof(str(svid.spiffe_id), chain[0].not_valid_after_utc.timestamp()))
+
+    def _bundled(self, bundles: Any) -> None:
+        from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+        def jwk(key: Any) -> dict[str, Any]:
+            algorithm = RSAAlgorithm if hasattr(key.public_numbers(), "n") else ECAlgorithm
+            return json.loads(algorithm.to_jwk(key))  # type: ignore[no-any-return]
+
+        self._jwt_keys = {
+            b.trust_domain.name: {kid: jwk(key) for kid, key in b.jwt_authorities.items()} for b in bundles.bundles
+        }
+
+
+def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | None:
+    """Return why a chain, leaf first, does not prove its leaf now; `None` if it does."""
+    from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+
+    now, leaf = time.time(), chain[0]
+    if now < leaf.not_valid_before_utc.timestamp() - LEEWAY:
+        return "the SVID is not valid yet; synchronise the clocks"
+    if now >= leaf.not_valid_after_utc.timestamp():
+        return "the SVID has expired"
+    if not authorities:
+        return "the trust domain's bundle is empty"
+    at = max(now, leaf.not_valid_before_utc.timestamp())
+    policy = PolicyBuilder().store(Store(list(authorities))).time(datetime.datetime.fromtimestamp(at, datetime.UTC))
+    # The library that parsed the leaf checked it by X509-SVID §4, which asks for other extensions than the Web's.
+    policy = policy.extension_policies(
+        ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all()
+    )
+    try:
+        policy.build_client_verifier().verify(leaf, chain[1:])
+    except VerificationError:
+        return "the SVID's chain does not end in the trust domain's bundle"
+    return None
+
+
+class SvidVerifier:
+    """Verifies the JWT-SVIDs of other workloads (JWT-SVID §4). Nothing is fetched here.
+
+    The subject is a `service`, whose id is the SPIFFE id. It is never a user.
+
+    Args:
+        trust_domains: whose workloads are believed.
+        audience: this service, as in the token's `aud`.
+        keys: returns the keys of a trust domain, `None` if it is not known: `SpiffeIdentity.jwt_keys`, or
+            `{"bank.example": bundle_keys(document)}.get`.
+        algorithms: allow-list, of ES256, EdDSA and RS256.
+    """
+
+    def __init__(
+        self,
+        *trust_domains: str,
+        audience: str,
+        keys: Callable[[str], Keys | None],
+        algorithms: tuple[str, ...] = ALGORITHMS,
+    ) -> None:
+        if not trust_domains or not audience or not callable(keys):
+            raise ConfigError("a verifier of SVIDs needs `trust_domains`, an `audience` and `keys`")
+        if not algorithms or not set(algorithms) <= set(ALGORITHMS):
+            raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
+        self._domains = frozenset(map(checked_domain, trust_domains))
+        self._audience, self._keys, self._algorithms = audience, keys, frozenset(algorithms)
+
+    def verify(self, token: str, *, now: float | None = None) -> Subject:
+        """Return the workload of a token.
+
+        Raises:
+            AuthzError: `identity_invalid` if the token proves no workload; `identity_unavailable` if the bundle of its
+                trust domain is not at hand. Never quotes the token.
+        """
+        jws = read_jwt(token, self._algorithms)
+        if header_type(jws.header) not in TYPES:
+            raise refused(f"expected the header's `typ` JWT, JOSE or none, found {shown(jws.header.get('typ'))}")
+        workload = jws.claims.get(claim.SUBJECT)
+        domain = trust_domain_of(workload)
+        if domain not in self._domains:
+            wanted = ", ".join(f"`{d}`" for d in sorted(self._domains))
+            raise refused(f"expected a workload of {wanted}, found {shown(domain)}")
+        keys = self._keys(str(domain))
+        if keys is None:
+            raise AuthzError(Code.IDENTITY_UNAVAILABLE, f"the bundle of `{domain}` is not at hand")
+        jwk = keys.get(str(jws.header["kid"]))
+        key = public_key(jwk, jws.alg) if jwk is not None else None
+        if key is None or not is_signed(jws, key):
+            raise refused("it is not signed with a key of the trust domain's bundle")
+        if self._audience not in audiences_of(jws.claims):
+            raise refused(f"expected `aud` {self._audience}, found {shown(jws.claims.get(claim.AUDIENCE))}")
+        check_times(jws.claims, time.time() if now is None else now, issued=False)
+        properties: dict[str, Any] = {"trust_domain": domain, "attested": True}
+        return Subject(type="service", id=str(workload), properties=properties)
+
+    async def averify(self, token: str, *, now: float | None = None) -> Subject:
+        """Verify like `verify`, which does not wait for anything."""
+        return self.verify(token, now=now)
+
+    def __repr__(self) -> str:
+        return f"<SvidVerifier {', '.join(sorted(self._domains))}>"
+
+
+def trust_domain_of(spiffe_id: object) -> str | None:
+    """Return the trust domain of a workload's SPIFFE id; `None` if it is not one."""
+    if not isinstance(spiffe_id, str) or len(spiffe_id) > MAX_ID:
+        return None
+    found = _ID.fullmatch(spiffe_id)
+    return None if found is None else found[1]
+
+
+def checked_domain(trust_domain: str) -> str:
+    """Return the name of a trust domain. Raises `ConfigError` if it is not one."""
+    if not isinstance(trust_domain, str) or not _DOMAIN.fullmatch(trust_domain):
+        raise ConfigError("a trust domain is a name in lower case, like `bank.example`")
+    return trust_domain
+
+
+def bundle_keys(document: Mapping[str, Any]) -> Keys:
+    """Return the JWT keys of a SPIFFE bundle (SPIFFE Trust Domain and Bundle §4.2), as a bundle endpoint serves it.
+
+    Keys for X.509, keys that are not usable here, and keys that share a name are left out.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for jwk in document.get("keys") or ():
+        if isinstance(jwk, Mapping) and jwk.get("use") == "jwt-svid" and isinstance(jwk.get("kid"), str):
+            found.setdefault(jwk["kid"], []).append({k: v for k, v in jwk.items() if k != "use"})
+    return {k: v[0] for k, v in found.items() if len(v) == 1 and any(public_key(v[0], alg) for alg in KEY_TYPES)}

@@ -1,0 +1,248 @@
+"""A workload by its SVIDs: from a Workload API in this process, which rotates, fails, lies and comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.tools import tool
+
+from langchain_runtime_authz import RuntimeAuthz, current_call, profile
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError
+from langchain_runtime_authz.identity.spiffe import SpiffeIdentity, SvidVerifier, bundle_keys, trust_domain_of
+from langchain_runtime_authz.identity.static import Identity
+from langchain_runtime_authz.testing import StaticPDP
+from tests.workload_api import Authority, WorkloadApi
+
+BANK, ELSE, API = Authority("bank.example"), Authority("else.example"), "https://agent.example"
+PAYER = "spiffe://bank.example/payer"
+
+
+def until(true: Callable[[], Any], seconds: float = 15.0) -> None:
+    """Wait for another thread."""
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[WorkloadApi]:
+    found = WorkloadApi(tmp_path / "agent.sock", BANK)
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def identify(api: WorkloadApi) -> Iterator[Callable[..., SpiffeIdentity]]:
+    made: list[SpiffeIdentity] = []
+
+    def identity(trust_domain: str = "bank.example", wait: float = 10.0, **options: Any) -> SpiffeIdentity:
+        made.append(SpiffeIdentity(trust_domain, socket=api.url, wait=wait, **options))
+        return made[-1]
+
+    yield identity
+    for each in made:
+        each.close()
+
+
+def test_an_agent_is_named_below_its_workload(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """And cannot take another workload's name: a SPIFFE id has no fragment."""
+    api.give(BANK.svid("/payer"))
+    identity = identify()
+    assert isinstance(identity, Identity)
+    assert (identity.attested, identity.workload, identity.why) == (True, PAYER, None)
+    assert 0 < identity.expires_at - time.time() <= 61
+    assert identity.agent_id(()) == PAYER
+    assert identity.agent_id(("root", "a/b")) == f"{PAYER}#root/a%2Fb"
+    assert trust_domain_of(identity.agent_id(("root",))) is None
+
+
+def test_a_rotation_is_followed(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    api.give(BANK.svid("/payer", ends=30))
+    identity = identify()
+    before = identity.expires_at
+    api.give(BANK.svid("/payer", ends=600))
+    until(lambda: identity.expires_at > before)
+    assert identity.attested
+
+
+UNPROVEN = {
+    "of another trust domain": ([ELSE.svid("/payer")], "expected an SVID of `bank.example`, found `else.example`"),
+    "expired": ([BANK.svid("/payer", starts=-60, ends=-1)], "expired"),
+    "of the future": ([BANK.svid("/payer", starts=60, ends=120)], "synchronise the clocks"),
+    "of another workload": ([BANK.svid("/reader")], "of another workload"),
+    "not in the bundle": ([Authority("bank.example").svid("/payer")], "does not end in the trust domain's bundle"),
+}
+_forged = UNPROVEN["not in the bundle"][0][0]
+_forged.bundle = BANK.svid("/x").bundle
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_what_does_not_prove_the_workload(name: str, api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """Ends the proof at once; the next good one is believed without a restart."""
+    api.give(BANK.svid("/payer"))
+    identity = identify()
+    svids, why = UNPROVEN[name]
+    api.give(*svids)
+    until(lambda: not identity.attested)
+    assert why in str(identity.why)
+    assert identity.expires_at == 0
+    with pytest.raises(AuthzError) as refused:
+        identity.jwt_svid(API)
+    assert refused.value.code == "workload_unproven"
+    api.give(BANK.svid("/payer"))
+    until(lambda: identity.attested)
+
+
+def test_the_api_goes_and_comes_back(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """The proof outlives it, until it ends; then the same process is proven again."""
+    api.give(BANK.svid("/payer", ends=2))
+    identity = identify()
+    api.stop()
+    until(lambda: not identity.attested)
+    api.give(BANK.svid("/payer"))
+    api.start()
+    until(lambda: identity.attested)
+
+
+def test_a_process_without_a_registration_entry(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """Is unproven and starts nothing, until there is an entry for it."""
+    identity = identify(wait=0.5)
+    assert not identity.attested
+    until(lambda: "PERMISSION_DENIED" in str(identity.why))
+    api.give(BANK.svid("/payer"))
+    until(lambda: identity.attested)
+
+
+def test_an_id_is_picked_among_several(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    api.give(BANK.svid("/reader"), BANK.svid("/payer"))
+    assert identify(spiffe_id=PAYER).workload == PAYER
+    missing = identify(spiffe_id="spiffe://bank.example/none", wait=1.0)
+    assert "wanted SPIFFE id" in str(missing.why)
+
+
+@profile(effect="read", sink="none", audience=(API,))
+@tool
+def look() -> str:
+    """Look."""
+    claims = current_call().credential(API).claims
+    seen.append(claims)
+    return "seen"
+
+
+seen: list[Any] = []
+
+
+def test_nothing_outlives_the_proof(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """Lease and token end with the SVID, the agent is attested, and without a proof each step is denied."""
+    api.give(BANK.svid("/payer", ends=20))
+    identity, pdp = identify(), StaticPDP(True)
+    authz = RuntimeAuthz(pdp=pdp, identity=identity)
+    guarded = authz.guard(look)
+    with authz.run(subject="alice") as run:
+        assert guarded.invoke({}) == "seen"
+        assert seen[-1]["exp"] <= identity.expires_at
+        assert seen[-1]["act"]["sub"].startswith(PAYER + "#")
+        asked = pdp.requests[-1].context
+        assert (asked.agent.attested, asked.lease.exp <= identity.expires_at) == (True, True)
+        api.give(ELSE.svid("/payer"))
+        until(lambda: not identity.attested)
+        denied = guarded.invoke({"type": "tool_call", "id": "1", "name": "look", "args": {}})
+        assert denied.status == "error"
+        assert run.decisions[-1].reasons[0].code == "workload_unproven"
+    with pytest.raises(AuthzDenied) as refused, authz.run(subject="alice"):
+        guarded.invoke({})
+    assert refused.value.code == "workload_unproven"
+    api.give(BANK.svid("/payer"))
+    until(lambda: identity.attested)
+    with authz.run(subject="alice"):
+        assert guarded.invoke({}) == "seen"
+
+
+def test_a_jwt_svid_for_another_service(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """It is fetched from the Workload API, and another workload verifies it by the bundle from there."""
+    api.give(BANK.svid("/payer"))
+    identity = identify()
+    until(lambda: identity.jwt_keys("bank.example"))
+    caller = SvidVerifier("bank.example", audience=API, keys=identity.jwt_keys).verify(identity.assertion(API)())
+    assert (caller.type, caller.id, caller.properties["attested"]) == ("service", PAYER, True)
+
+
+VERIFIER = SvidVerifier("bank.example", audience=API, keys={"bank.example": bundle_keys(BANK.bundle())}.get, algorithms=("ES256",))
+NOW = int(time.time())
+BAD_SVIDS = {
+    "another audience": BANK.jwt_svid("/payer", "https://else.example"),
+    "audience within": BANK.jwt_svid("/payer", API + "/x"),
+    "no audience": BANK.jwt_svid("/payer", None),
+    "another trust domain": ELSE.jwt_svid("/payer", API),
+    "another trust domain's key": BANK.jwt_svid("/payer", API, key=ELSE.jwt),
+    "expired": BANK.jwt_svid("/payer", API, exp=NOW - 60),
+    "no expiry": BANK.jwt_svid("/payer", API, exp=None),
+    "of the future": BANK.jwt_svid("/payer", API, iat=NOW + 600, exp=NOW + 900),
+    "a year": BANK.jwt_svid("/payer", API, exp=NOW + 365 * 86400),
+    "a user": BANK.jwt_svid("/payer", API, sub="alice"),
+    "no path": BANK.jwt_svid("", API),
+    "a fragment": BANK.jwt_svid("/payer#root", API),
+    "dots": BANK.jwt_svid("/x/../payer", API),
+    "an access token": BANK.jwt_svid("/payer", API, typ="at+jwt"),
+    "an algorithm that is not permitted": BANK.jwt_svid("/payer", API, key=SigningKey.generate("EdDSA")),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SVIDS)
+def test_an_svid_that_proves_nothing(name: str) -> None:
+    with pytest.raises(AuthzError) as refused:
+        VERIFIER.verify(BAD_SVIDS[name])
+    assert refused.value.code == "identity_invalid"
+    assert BAD_SVIDS[name] not in str(refused.value)
+
+
+def test_an_svid_that_does() -> None:
+    """With or without a type and an issue time (JWT-SVID §2, §3), and within the leeway of the clocks."""
+    for token in (BANK.jwt_svid("/payer", API), BANK.jwt_svid("/payer", [API, "x"], typ=None, iat=None), BANK.jwt_svid("/payer", API, typ="JOSE")):
+        assert VERIFIER.verify(token).id == PAYER
+    assert VERIFIER.verify(BANK.jwt_svid("/payer", API, iat=NOW + 4, exp=NOW + 60), now=NOW).id == PAYER
+
+
+def test_a_bundle_that_is_not_at_hand() -> None:
+    verifier = SvidVerifier("bank.example", audience=API, keys={}.get)
+    with pytest.raises(AuthzError) as refused:
+        verifier.verify(BANK.jwt_svid("/payer", API))
+    assert refused.value.code == "identity_unavailable"
+
+
+def test_a_bundles_other_keys_are_left_out() -> None:
+    document = BANK.bundle()
+    own = document["keys"][0]
+    assert list(bundle_keys(document)) == [BANK.jwt.kid]
+    for keys in ([{**own, "use": "x509-svid"}], [own, own], [{**own, "d": "x"}], [{**own, "kid": 5}], ["x"], None):
+        assert bundle_keys({"keys": keys}) == {}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("Bank.example",), ("",), ("bank.example/x",), ("spiffe://bank.example",)], ids=str
+)  # fmt: skip
+def test_a_trust_domain_that_is_not_one(arguments: tuple[str, ...]) -> None:
+    for make in (SpiffeIdentity, lambda d: SvidVerifier(d, audience=API, keys={}.get)):
+        with pytest.raises(ConfigError):
+            make(*arguments)
+    with pytest.raises(ConfigError):
+        SpiffeIdentity("bank.example", spiffe_id="spiffe://else.example/x")
+
+
+@given(st.text(alphabet="abc/.:#%?@-_ A\u00e9", max_size=12), st.text(alphabet="abc/.#%?@-_ A\u00e9", max_size=12))
+def test_a_spiffe_id_has_one_spelling(domain: str, path: str) -> None:
+    """What passes has a plain domain and plain segments, none of which leads up."""
+    text = f"spiffe://{domain}/{path}"
+    if (found := trust_domain_of(text)) is not None:
+        segments = text.removeprefix(f"spiffe://{found}/").split("/")
+        assert found == found.lower()
+        assert all(s not in ("", ".", "..") and not set(s) & set("#%?@ ") for s in segments)
