@@ -27,6 +27,7 @@ A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
 | `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
 | `data_changed` | `resource` |
 | `identity_ignored` | `claimed` |
+| `restored` | of a ledger from a backup, without a scope: `author`, `reason`, `threads`, `revoked` (numbers) |
 
 `verdict` is `approve`, `edit`, `reject` (`deny` outside the graph), `respond` or `malformed`.
 
@@ -70,7 +71,7 @@ MAX_NAME: Final = 128
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
 Event = Literal[
     "started", "resumed", "suspended", "ended", "planned", "mandate", "asked", "approval", "delegated", "corrected",
-    "rotated", "revoked", "reinstated", "data_changed", "identity_ignored",
+    "rotated", "revoked", "reinstated", "data_changed", "identity_ignored", "restored",
 ]  # fmt: skip
 
 

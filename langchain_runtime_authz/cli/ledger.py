@@ -1,20 +1,21 @@
-"""`runtime-authz ledger`: make, look at and tidy a ledger."""
+"""`runtime-authz ledger`: make, look at, tidy and restore a ledger."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
+    from langchain_runtime_authz.ledger.base import Scope
     from langchain_runtime_authz.ledger.schema import Version
     from langchain_runtime_authz.ledger.sql import SqlLedger
 
@@ -175,6 +176,75 @@ def clock(
             typer.confirm("Is the clock correct, and may every run end?", abort=True)
         ended = do.accept_clock(admin)
     typer.echo(f"leases   {ended} ended")
+
+
+@app.command("restored")
+def restored(
+    where: Where,
+    audit: Annotated[
+        list[Path], typer.Option("--audit", metavar="FILE", help="A log of the application; name each one.")
+    ],
+    by: Annotated[str, typer.Option("--by", help="Who does it, for the record: type:id, like user:carol.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+    as_json: Json = False,
+) -> None:
+    """Continue with a ledger that was restored from a backup. Stop the application first.
+
+    A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
+    ends every lease and moves each thread to its next epoch: nothing that was ordered, planned or approved before
+    counts. It revokes again what the logs say is revoked, and records that it was done.
+
+    \b
+    Examples:
+      runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
+    """  # noqa: D301
+    from langchain_runtime_authz.audit.record import run_record
+    from langchain_runtime_authz.audit.sinks import FileSink
+    from langchain_runtime_authz.ledger import admin as do
+    from langchain_runtime_authz.ledger.base import Query, Scope
+    from langchain_runtime_authz.ledger.changes import Revoke
+    from langchain_runtime_authz.pep.engine import anchored
+
+    with reporting(), ExitStack() as stack:
+        if not yes:
+            typer.confirm("Is the application stopped, and is there no newer copy of the ledger?", abort=True)
+        revoked = _revoked(audit)
+        sinks = [stack.enter_context(closing(FileSink(file))) for file in audit]  # before anything changes
+        with _admin(where, schema, role) as admin:
+            threads, tenants = do.accept_restore(admin)
+        ledger = stack.enter_context(opened(where, schema, role))
+        for scope, agent in revoked:
+            ledger.commit(scope, None, [Revoke(agent)])
+        detail = {"author": by, "reason": reason, "threads": threads, "revoked": len(revoked)}
+        for tenant in sorted({*tenants, *(scope.tenant for scope, _ in revoked)}):
+            now = ledger.load(Scope(tenant, "", "", ""), Query()).now
+            for sink in sinks:
+                sink.write(anchored(run_record(now=now, event="restored", detail=detail), ledger, tenant))
+    show({"threads": threads, "revoked": len(revoked)}, as_json)
+
+
+def _revoked(files: list[Path]) -> list[tuple[Scope, tuple[str, ...]]]:
+    """Return the agents whose last event in the logs is a revocation. A reinstatement that was lost stays lost.
+
+    Raises:
+        AuditError: `chain_broken`.
+    """
+    from langchain_runtime_authz.audit.chain import read_log, verify_chain
+    from langchain_runtime_authz.ledger.base import Scope
+
+    events: list[tuple[float, Scope, tuple[str, ...], str]] = []
+    for file in files:
+        if not verify_chain(file).ok:
+            raise AuditError(Code.CHAIN_BROKEN, f"{file.name}; see `runtime-authz audit verify`")
+        for what in ("revoked", "reinstated"):
+            for record in read_log(file, what):
+                if record and record.get("event") == what:
+                    events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), what))
+    last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
+    return [named for named, event in last.items() if event == "revoked"]
 
 
 def _told(found: Version) -> dict[str, Any]:

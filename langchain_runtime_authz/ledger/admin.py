@@ -1,4 +1,4 @@
-"""Operations on a SQL ledger: migration, retention, and a clock that was set right.
+"""Operations on a SQL ledger: migration, retention, a clock that was set right, and a backup that was restored.
 
 `sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for them, in one transaction that
 excludes every other writer.
@@ -15,7 +15,7 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.rows import Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
-__all__ = ["BATCH", "Admin", "Pruned", "accept_clock", "migrate", "prune", "version"]
+__all__ = ["BATCH", "Admin", "Pruned", "accept_clock", "accept_restore", "migrate", "prune", "version"]
 
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
@@ -147,9 +147,35 @@ def accept_clock(admin: Admin) -> int:
         LedgerError: `ledger_schema`.
     """
     check(version(admin))
+    ended, _ = _renewed(admin)
+    return ended
+
+
+def accept_restore(admin: Admin) -> tuple[int, list[str]]:
+    """Continue from a restored backup; return the number of its threads, and its tenants.
+
+    What happened after the backup is lost: claims, spent orders, answers. So each thread moves to its next epoch, in
+    which nothing was ordered, planned or approved, and every living lease ends.
+
+    Raises:
+        LedgerError: `ledger_schema`.
+    """
+    check(version(admin))
     now = admin.now()
+    latest = f"SELECT max(epoch) FROM epoch e WHERE {_SAME.format('e')}"
+    sql = (
+        "INSERT INTO epoch (tenant, thread, epoch, digest, body, at)"
+        f" SELECT t.tenant, t.thread, coalesce(({latest}), 1) + 1, '', ?, ? FROM thread t RETURNING epoch"
+    )
+    threads = admin.run(sql, (json.dumps({}), now))
+    return len(threads), _renewed(admin)[1]
+
+
+def _renewed(admin: Admin) -> tuple[int, list[str]]:
+    """End every living lease and give each tenant a new newest commit. Return the count, and the tenants."""
     ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")
-    for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal"):
-        entry = (tenant, b"", secrets.token_hex(16), now)
+    tenants = [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal ORDER BY tenant")]
+    for tenant in tenants:
+        entry = (tenant, b"", secrets.token_hex(16), admin.now())
         admin.run("INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?)", entry)
-    return len(ended)
+    return len(ended), tenants

@@ -12,12 +12,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
-from langchain_runtime_authz.ledger.schema import HISTORY, SCHEMA, STATE
-from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.ledger.schema import SCHEMA
+from tests.unit_tests.ledger.restoring import Place, Restoring
 from tests.unit_tests.ledger.versions import Store, Versions
 
 
@@ -52,49 +49,23 @@ class TestPostgresVersions(Versions):
     """On a schema of a database."""
 
 
-# --- a database that was put back in time ---
+class DatabasePlace(Place):
+    """A schema of a database."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database, self.folder, self.where = database, folder, database.dsn
+        self.named = ("--schema", database.schema)
+        self.env = {**os.environ, "AUTHZ_SCHEMA": database.schema}
+
+    def ledger(self) -> PostgresLedger:
+        return self.database.ledger()
 
 
-def restored(database: Database, copy: str) -> None:
-    """Put every row back as it was."""
-    for table in (*STATE, *HISTORY):
-        database.owner(f"TRUNCATE {table}", f"INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM {copy}.{table}")
-    database.owner(f"DROP SCHEMA {copy} CASCADE")
-
-
-def backup(database: Database) -> str:
-    copy = f"{database.schema}_copy"
-    tables = [f"CREATE TABLE {copy}.{table} AS SELECT * FROM {table}" for table in (*STATE, *HISTORY)]
-    database.owner(f"CREATE SCHEMA {copy}", *tables)
-    return copy
-
-
-def test_a_restored_database_is_refused_and_lets_a_revoked_agent_in_without_the_chain(
-    store: Database, tmp_path: Path
-) -> None:
-    """The harm: with a new audit file nothing tells that the revocation is gone."""
+@pytest.fixture
+def place(store: Database, tmp_path: Path) -> Place:
     store.bring(SCHEMA)
+    return DatabasePlace(store, tmp_path)
 
-    def start(log: str) -> RuntimeAuthz:
-        profiles = {"pay": ToolProfile(effect="pay", sink="external")}
-        return RuntimeAuthz(
-            pdp=StaticPDP(True), profiles=profiles, ledger=store.ledger(), audit=FileSink(tmp_path / log, content=True)
-        )
 
-    first = start("audit")
-    with first.session(subject="alice", task="pay", thread="t") as session:
-        assert session.decide("pay", {}).permit
-    first.ledger.close()  # type: ignore[attr-defined]
-    copy = backup(store)
-    second = start("audit")
-    second.revoke("t", graph="session")
-    with pytest.raises(AuthzDenied):
-        second.session(subject="alice", thread="t")
-    second.ledger.close()  # type: ignore[attr-defined]
-    restored(store, copy)
-    with pytest.raises(LedgerError) as caught:
-        start("audit")
-    assert caught.value.code == Code.LEDGER_ROLLED_BACK
-    unwarned = start("new")
-    unwarned.session(subject="alice", thread="t").close()
-    unwarned.ledger.close()  # type: ignore[attr-defined]
+class TestPostgresRestoring(Restoring):
+    """By `pg_dump` and `pg_restore`."""
