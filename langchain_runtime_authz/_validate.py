@@ -11,7 +11,7 @@ from typing import Any
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 
 __all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "optional_text"]
-__all__ += ["read_yaml", "wrong"]
+__all__ += ["checked_names", "read_yaml", "wrong"]
 
 _SHOWN = 60  # characters of a value in an error
 
@@ -48,6 +48,13 @@ def optional_text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise wrong(name, "text", value)
     return value
+
+
+def checked_names(name: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names as a tuple, or raise `ConfigError`. One text is not a list of its letters."""
+    if isinstance(value, str) or not all(isinstance(one, str) and one for one in value):
+        raise wrong(name, "a list of names", value)
+    return tuple(value)
 
 
 def checked_path(name: str, value: Any) -> Path:

@@ -20,6 +20,7 @@ from langchain_runtime_authz._validate import checked_callable, checked_text, op
 from langchain_runtime_authz.audit.sinks import AuditSink, recorded
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import effect as effects
@@ -80,6 +81,8 @@ class RuntimeAuthz(Threads):
             variable `RUNTIME_AUTHZ_KILL_SWITCH`.
         notify: channels of the obligation `notify`; `log` is always there (`pep.notify`).
         tenant: the first part of every key in ledger, audit and token.
+        zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time of day
+            (`context.local`).
         planner: a chat model with structured output that compiles the user's words into a mandate. It is asked once
             a turn, before anything runs, and sees only these words and the tools' profiles and signatures. If it
             fails, the task orders nothing. Without a planner, `mandate.words` reads plain orders.
@@ -113,6 +116,7 @@ class RuntimeAuthz(Threads):
         kill_switch: str | Path | None = None,
         notify: Mapping[str, Notifier] | None = None,
         tenant: str = "default",
+        zone: str | None = None,
         planner: BaseChatModel | None = None,
         approvers: Approvers | None = None,
         on_ask: OnAsk | None = None,
@@ -181,6 +185,7 @@ class RuntimeAuthz(Threads):
             tools=self.profiles,
             agents=ceilings,
             planner=parts.compiler(planner, self.profiles),
+            zone=None if zone is None else checked_zone(zone),
             on_ask=on_ask,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)

@@ -25,7 +25,7 @@ from langchain_runtime_authz.errors import ConfigError
 __all__ = ["ACTIONS", "MAX_ANSWER_BYTES", "MAX_DEPTH", "MAX_REQUEST_BYTES", "REASON_CODE", "SCHEMA_VERSION", "Action",
            "AgentContext", "ApprovalContext", "ArgumentProvenance", "CallContext", "Context", "Decision",
            "DelegationContext", "DeviationContext", "Edge", "EvaluationRequest", "HistoryContext", "ItemProvenance",
-           "LeaseContext", "MandateContext", "Obligation", "PlanContext", "PromptContext", "Resource", "Said",
+           "LeaseContext", "LocalContext", "MandateContext", "Obligation", "PlanContext", "PromptContext", "Resource", "Said",
            "Subject", "TaskContext", "deny", "parse_request", "request_schema", "strict_json"]  # fmt: skip
 
 SCHEMA_VERSION: Final = 2
@@ -292,8 +292,18 @@ class ApprovalContext(_Model):
     approvers: list[str] = Field(default_factory=list)
 
 
+class LocalContext(_Model):
+    """`now` by the clock of `RuntimeAuthz(zone=...)`, an IANA name; `weekday` is 1 for Monday to 7 for Sunday."""
+
+    zone: str
+    date: str
+    weekday: int
+    hour: int
+    minute: int
+
+
 class Context(_Model):
-    """The execution state at the moment of the step."""
+    """The execution state at the moment of the step. `local` is null without a zone: let a rule on time then deny."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     now: int
@@ -306,6 +316,7 @@ class Context(_Model):
     plan: PlanContext | None = None
     call: CallContext | None = None
     approval: ApprovalContext | None = None
+    local: LocalContext | None = None
 
 
 class EvaluationRequest(_Model):

@@ -10,10 +10,12 @@ Names that a client writes into `configurable` or metadata are not identities. T
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol, overload
 
+from langchain_runtime_authz._validate import checked_names
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzError, Code
 
@@ -43,12 +45,29 @@ NO_SUBJECT: Final = (
 _PLAIN: Final = (Mapping, list, tuple, set, str, bytes, int, float)
 
 
-def platform_user(config: Mapping[str, Any]) -> Subject | None:
+@overload
+def platform_user(config: Mapping[str, Any], *, properties: Sequence[str] = ()) -> Subject | None: ...
+@overload
+def platform_user(*, properties: Sequence[str]) -> Callable[[Mapping[str, Any]], Subject | None]: ...
+def platform_user(
+    config: Mapping[str, Any] | None = None, *, properties: Sequence[str] = ()
+) -> Subject | Callable[[Mapping[str, Any]], Subject | None] | None:
     """Return the user whom LangGraph Platform authenticated for the run, as in `runtime.server_info.user`.
 
     Only the server's object counts, with `is_authenticated` and `identity`: JSON cannot hold one. A mapping or text
     of the same name came from the client. A cron job's run is a `service` under its creator's name.
+
+    Args:
+        config: of the run. Without it, the function with these properties is returned:
+            `RuntimeAuthz(subject_from=platform_user(properties=["tenant"]))`.
+        properties: names of members of the user, like `tenant` or `permissions`, that policies read in
+            `subject.properties`. A member that the user lacks is left out.
+
+    Raises:
+        ConfigError: such a member is not a JSON value.
     """
+    if config is None:
+        return partial(platform_user, properties=checked_names("properties", properties))
     configurable = _part(config, "configurable")
     user = configurable.get(PLATFORM_USER)
     if user is None or isinstance(user, _PLAIN) or getattr(user, "is_authenticated", None) is not True:
@@ -56,12 +75,21 @@ def platform_user(config: Mapping[str, Any]) -> Subject | None:
     identity = getattr(user, "identity", None)
     if not isinstance(identity, str) or not identity:
         return None
+    found = {name: value for name in properties if (value := _member(user, name)) is not None}
     places = (configurable, _part(config, "metadata"))
     # A client may call itself a cron job. That only removes authority, since four-eyes rules compare the name.
     cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
     if cron is not None:
-        return Subject(type="service", id=identity, properties={"cron": cron})
-    return Subject(type="user", id=identity)
+        return Subject.of({"type": "service", "id": identity, "properties": {**found, "cron": cron}})
+    return Subject.of({"type": "user", "id": identity, "properties": found})
+
+
+def _member(user: Any, name: str) -> Any:
+    try:
+        value = user[name]
+    except (KeyError, TypeError, AttributeError):
+        value = getattr(user, name, None)
+    return list(value) if isinstance(value, tuple | set | frozenset) else value
 
 
 def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]:

@@ -14,6 +14,7 @@ from functools import partial
 from operator import attrgetter
 from os import urandom
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
@@ -111,6 +112,7 @@ class Engine:
     tally: Tally = field(default_factory=Tally)
     recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
+    zone: ZoneInfo | None = None
     on_ask: Callable[[dict[str, Any]], Any] | None = None
     observer: Any = None
     """Notes what the process does, if `observe_process` was called."""

@@ -97,6 +97,7 @@ class Terms(NamedTuple):
         either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
         least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
         both = tuple(w for w in self.eligible if w in other.eligible)
+        later = [w for w in dict.fromkeys(self.fallback + other.fallback) if self.admits(w) and other.admits(w)]
         # Nobody is in both: then nobody may, and not anybody.
         eligible = (both or ("",)) if self.eligible and other.eligible else self.eligible or other.eligible
         return Terms(
@@ -104,10 +105,14 @@ class Terms(NamedTuple):
             max(self.needed, other.needed),
             self.distinct or other.distinct,
             eligible,
-            tuple(w for w in self.fallback if w in other.fallback),
+            tuple(later),
             max(self.fallback_after, other.fallback_after),
             *least,
         )
+
+    def admits(self, who: str) -> bool:
+        """Return True if a person may answer, at once or later."""
+        return not self.eligible or who in self.eligible or who in self.fallback
 
 
 def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:

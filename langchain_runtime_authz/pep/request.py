@@ -14,6 +14,7 @@ import orjson
 from langchain_runtime_authz.authzen import SCHEMA_VERSION
 from langchain_runtime_authz.digest import MAX_STRING, abbreviate
 from langchain_runtime_authz.facts import delegation, history, plan
+from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import changed_since, sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
@@ -147,7 +148,7 @@ def request_json(
     approval: JSON | None = None,
 ) -> bytes | None:
     """Return the JSON of one request, or `None` if a string in it has no UTF-8 form (a lone surrogate)."""
-    now, steps, edges = int(snapshot.now), snapshot.history, snapshot.edges
+    now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
     try:
         subject, agent, grant = run.parts.get("run") or _of_run(run)
         task = run.parts.get("task")
@@ -179,6 +180,7 @@ def request_json(
                     "plan": plan,
                     "call": call,
                     "approval": approval,
+                    "local": local_time(zone, now) if zone is not None else None,
                 },
             }
         )

@@ -15,17 +15,22 @@ NOW: Final = 1764000000
 _EXAMPLE: Final = Path(__file__).with_name("request.json").read_text(encoding="utf-8")
 
 
-def example_request(overrides: Mapping[str, object] | None = None) -> EvaluationRequest:
+def example_request(overrides: Mapping[str, object] | None = None, *, now: int = NOW) -> EvaluationRequest:
     """Return a `tools/call` that the shipped policy permits, with some fields replaced.
 
     Args:
         overrides: dotted path → JSON value: `{"context.plan.stale": True}`. A mapping replaces the old value whole.
+        now: the time of the request. Its lease and grant end as long after it as the example's.
 
     Raises:
         KeyError: a path leads through a value that is not an object.
         pydantic.ValidationError: the result is not a valid request.
     """
     document = json.loads(_EXAMPLE)
+    context = document["context"]
+    context["now"] = now
+    context["lease"]["exp"] += now - NOW
+    context["lease"]["grant"]["expires_at"] += now - NOW
     for path, value in (overrides or {}).items():
         *parents, last = path.split(".")
         at = document

@@ -9,6 +9,7 @@ import httpx
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, claimed_identities, platform_user
 from tests.unit_tests.identity.test_oidc import API, APP, KEY, NOW, Provider, id_token, token
@@ -124,6 +125,27 @@ def test_a_cron_job_is_no_user(place: str) -> None:
     w.call(langgraph_auth_user=ServerUser(), **more)
     assert w.ran == []
     assert w.subjects() == {("service", "alice")}
+
+
+def test_the_servers_user_brings_the_named_properties_and_no_others() -> None:
+    """A tenant is the server's word: a client's `tenant` is not read, and a member that is not named stays away."""
+
+    class Member(ServerUser):
+        tenant, roles, secret = "a", ("payer",), "s"
+
+        def __getitem__(self, name: str) -> Any:
+            return {"org": "acme"}[name]
+
+    found = platform_user(properties=["tenant", "roles", "org", "missing"])
+    subject = found({"configurable": {"langgraph_auth_user": Member(), "tenant": "b"}})
+    assert subject is not None
+    assert subject.properties == {"tenant": "a", "roles": ["payer"], "org": "acme"}
+    cron = found({"configurable": {"langgraph_auth_user": Member(), "cron_id": "c1"}})
+    assert cron is not None
+    assert (cron.type, cron.properties["tenant"], cron.properties["cron"]) == ("service", "a", "c1")
+    assert found({"configurable": {"langgraph_auth_user": {"identity": "alice", "tenant": "b"}}}) is None
+    with pytest.raises(ConfigError):
+        platform_user(properties="tenant")
 
 
 def test_another_user_beside_the_verified_one_is_on_record() -> None:

@@ -7,18 +7,26 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
+from langchain_runtime_authz import AuthzError, RuntimeAuthz
 from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli.policy.lint import lint_paths
 from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pap.bundle import pack, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
+from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel
 from tests.bundles import Key
 from tests.integration_tests.services import SHIPPED, opa_binary
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
-OWN_RULES = ["data_residency", "four_eyes", "tenant_isolation"]
+OWN_RULES = ["bank", "data_residency", "four_eyes", "tenant_isolation"]
 
 
 def opa(*arguments: object, given: str | None = None) -> str:
@@ -46,15 +54,16 @@ def key(tmp_path: Path) -> Key:
     return key
 
 
-def test_there_are_five_examples() -> None:
-    assert sorted(p.name for p in EXAMPLES.iterdir()) == sorted([*OWN_RULES, "read_only", "spend_limit"])
+def test_there_are_six_examples() -> None:
+    assert sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir()) == sorted([*OWN_RULES, "read_only", "spend_limit"])
 
 
 @pytest.mark.parametrize("name", OWN_RULES)
 def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key) -> None:
     """Its cases, its Rego tests; and its signed bundle, verified and evaluated by OPA, decides each case alike."""
     assert policy("check", EXAMPLES / name).strip() == "nothing found"
-    assert "opa: PASS" in policy("test", EXAMPLES / name)
+    told = policy("test", EXAMPLES / name)
+    assert ("opa: PASS" in told) == any((EXAMPLES / name).rglob("*_test.rego"))
     bundle = tmp_path / "b.tar.gz"
     policy("build", EXAMPLES / name, "-o", bundle, "--key", tmp_path / "key.pem")
     again = ("--signing-key", tmp_path / "key.pem", "--signing-alg", "ES256", "--output", tmp_path / "again.tar.gz")
@@ -63,8 +72,8 @@ def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key
     try:
         for case in open_policy(bundle).cases:
             body = case.request.to_json()
-            told = json.loads(opa("eval", "--bundle", bundle, "--stdin-input", "data.runtime_authz.decision", given=body.decode()))
-            (answer,) = (e["value"] for r in told["result"] for e in r["expressions"])
+            result = json.loads(opa("eval", "--bundle", bundle, "--stdin-input", "data.runtime_authz.decision", given=body.decode()))
+            (answer,) = (e["value"] for r in result["result"] for e in r["expressions"])
             mine = pdp.evaluate(body)
             assert [r["code"] for r in answer["context"]["reasons"]] == list(mine.reasons if mine.reason else [])
             assert answer["decision"] == mine.permit
@@ -73,10 +82,79 @@ def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key
         pdp.close()
 
 
+@pytest.mark.parametrize(
+    ("line", "wrong", "right"),
+    [
+        ('input.context.tenant == "b"', "input.context.tenant", "input.subject.properties"),
+        ("input.context.call.arg.amount > 1", "input.context.call.arg", "input.context.call.args"),
+        ("input.task.epoch == 1", "input.task", "input.context.task"),
+        ("c := input.context; c.plan.stalle", "input.context.plan.stalle", "input.context.plan.stale"),
+        ('object.get(input.context, "tenant", "a") == "b"', "input.context.tenant", "input.subject.properties"),
+        ('object.get(input, ["context", "leese"], 1) == 2', "input.context.leese", "input.context.lease"),
+        ('some e in input.context.delegation.edges; e.form == "a"', "edges[_].form", "edges[_].from"),
+        ("count([e | some e in input.context.delegation.edges; e.too]) > 1", "edges[_].too", "edges[_].to"),
+        ("not input.context.planned", "input.context.planned", "input.context.plan"),
+    ],
+)
+def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, tmp_path: Path) -> None:
+    """A rule that reads it never fires, and OPA compiles it: the finding names the nearest true path."""
+    project = tmp_path / "p"
+    policy("init", project)
+    (project / "rego").mkdir()
+    own = project / "rego" / "own.rego"
+    own.write_text(f'package runtime_authz\n\ndenied contains "own" if {{\n\t{line.replace("; ", chr(10))}\n}}\n')
+    done = CliRunner().invoke(app, ["policy", "check", str(project)])
+    assert done.exit_code == 1, done.output
+    found, summary = done.stdout.strip().splitlines()
+    assert found.startswith("rego/own.rego:")
+    assert f"{wrong}` is not in a request" in found
+    assert right in found
+    assert summary == "1 findings"
+
+
+def test_the_shipped_rules_read_only_what_a_request_has() -> None:
+    """So do those of all examples (`check` above), free members and nested ones included."""
+    assert list(lint_paths({"shipped": SHIPPED[0].read_text()}, opa_binary())) == []
+
+
+def test_four_eyes_by_amount_asks_two_people(tmp_path: Path) -> None:
+    """Through a graph: the subject cannot answer, one other is not enough, two are."""
+    files = bundle_files(open_policy(EXAMPLES / "bank"), 1)
+    (tmp_path / "bank.tar.gz").write_bytes(pack(files))
+    pdp = ReloadingPDP(tmp_path / "bank.tar.gz", poll=3600)
+    noon = FrozenClock(1795690800)  # 2026-11-26 12:00 in Berlin
+    paid: list[float] = []
+
+    def send_money(recipient: str, amount: float) -> str:
+        """Send money."""
+        paid.append(amount)
+        return "sent"
+
+    authz = RuntimeAuthz(pdp=pdp, zone="Europe/Berlin", ledger=MemoryLedger(clock=noon))
+    call = {"name": "send_money", "args": {"recipient": "DE21", "amount": 5000.0}, "id": "1"}
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
+    graph = authz.protect(create_agent(model, [tool(send_money)], checkpointer=InMemorySaver()))
+    config = {"configurable": {"thread_id": "t"}}
+    try:
+        with authz.run(subject="alice"):
+            graph.invoke({"messages": [("user", "Pay 5000 to DE21")]}, config)
+        (asked,) = authz.approvals()
+        with pytest.raises(AuthzError):
+            authz.approve(asked.id, by="alice")
+        assert authz.approve(asked.id, by="bob") == 1
+        assert paid == []
+        assert authz.approve(asked.id, by="carol") == 0
+        with authz.run(subject="alice"):
+            graph.invoke(None, config)
+        assert paid == [5000.0]
+    finally:
+        pdp.close()
+
+
 def test_without_its_rule_an_example_permits_the_harm(tmp_path: Path) -> None:
     """The unenforced twin: the shipped policy alone permits what each example's own rule denies."""
     for name in OWN_RULES:
-        own = [c for c in open_policy(EXAMPLES / name).cases if c.reasons in (("other_tenant",), ("residency",), ("own_approval",))]
+        own = [c for c in open_policy(EXAMPLES / name).cases if c.reasons in (("other_tenant",), ("residency",), ("own_approval",), ("after_hours",), ("tenant_tool",))]
         assert own
         data = json.loads((EXAMPLES / name / "data.json").read_text())["runtime_authz_data"]
         (tmp_path / "data.json").write_text(json.dumps(data))

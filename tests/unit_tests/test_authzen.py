@@ -123,6 +123,7 @@ REQUEST_V2 = {
             "edited_from": "str | null = None",
             "approvers": "list[str] = []",
         },
+        "local: … | null = None": {"zone": "str", "date": "str", "weekday": "int", "hour": "int", "minute": "int"},
     },
 }
 EXAMPLE = json.loads(example_request().to_json())
@@ -210,7 +211,7 @@ def test_an_older_request_is_still_a_request() -> None:
     """Without every field that has a default: what was added later means what its absence meant."""
     document = json.loads(json.dumps(EXAMPLE))
     context = document["context"]
-    for name in ("schema_version", "prompt", "plan", "call", "approval"):
+    for name in ("schema_version", "prompt", "plan", "call", "approval", "local"):
         del context[name]
     context["history"] = {}
     del context["agent"]["attested"], context["delegation"]["edges"], context["lease"]["grant"]

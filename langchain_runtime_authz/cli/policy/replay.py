@@ -14,13 +14,14 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from langchain_runtime_authz.audit.chain import parse_line, verify_chain
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext
 from langchain_runtime_authz.cli.policy.project import Policy
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import Evaluator, serialise
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules"]
+__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules", "zoned"]
 
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
@@ -136,6 +137,14 @@ def read_request(path: Path) -> EvaluationRequest:
         raise ConfigError(f"{path.name} is not a request: {why}") from exc
 
 
+def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
+    """Return the request with its time by the policy's clock, if the policy names a zone."""
+    if policy.zone is None:
+        return request
+    local = LocalContext(**local_time(policy.zone, request.context.now))
+    return request.model_copy(update={"context": request.context.model_copy(update={"local": local})})
+
+
 def decide(pdp: WasmPDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     """Decide each request alone."""
     evaluator = Evaluator(pdp, deadline=600)
@@ -193,7 +202,7 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
 
 def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     with closing(policy.pdp()) as pdp:
-        return decide(pdp, requests)
+        return decide(pdp, [zoned(policy, request) for request in requests])
 
 
 # --- why --------------------------------------------------------------------------------------------

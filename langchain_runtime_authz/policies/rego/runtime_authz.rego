@@ -32,7 +32,8 @@
 #               `approvers` {min, distinct_from_subject, who}: how many people must approve, whether the
 #               subject may be one, and which (`type:id`; absent: any). `fallback` {after, who}: who may too,
 #               once nobody answered for so many seconds. `asks` {run, hour}: how many questions one run may
-#               ask, and one subject in an hour. The PEP counts both, and people, atomically
+#               ask, and one subject in an hour. The PEP counts both, and people, atomically. A rule of your own adds
+#               terms for the calls that it names: `approval_terms contains {"approvers": {"min": 2}} if ...`
 #   models      providers, names: of models that may be called (null: any); provider_tools: tools run
 #               by the provider that a model may be given. Others are taken out of the model's request
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
@@ -70,7 +71,7 @@ default decision := {
 
 decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny"))) if {
 	count(denied) > 0
-} else := answer(false, sort(asked), array.concat([approval_needed], notices("ask"))) if {
+} else := answer(false, sort(asked), array.concat(approval_needed, notices("ask"))) if {
 	count(asked) > 0
 	not allowed
 	not approved
@@ -416,7 +417,7 @@ call_formed if {
 	rate_formed
 	budgets_formed
 	notices_formed
-	term_formed
+	terms_formed
 	is_array(redacted)
 	every field in redacted {
 		is_string(field)
@@ -698,35 +699,53 @@ asked contains "data_flow" if {
 
 needed := object.union(object.get(cfg.approvals, "*", {}), object.get(cfg.approvals, effect, {}))
 
-approval_needed := {"id": "approval", "type": "require_approval", "properties": approval_term}
+# The terms that an approval of this call must meet, all of them. A rule of your own adds terms, so it only tightens.
+approval_terms contains object.union({"sources": [], "authenticated": true, "edits": "none"}, needed)
 
-approval_term := {name: term |
-	some name in ["expires_in", "approvers", "fallback", "asks"]
-	term := needed[name]
-}
+approval_needed := [{"id": id, "type": "require_approval", "properties": told} |
+	some at, term in sort(approval_terms)
+	id := trim_suffix(concat(":", ["approval", format_int(at, 10)]), ":0")
+	told := {name: value |
+		some name in ["expires_in", "approvers", "fallback", "asks"]
+		value := term[name]
+	}
+]
 
-term_formed if {
+terms_formed if {
 	is_object(needed)
-	not "expires_in" in object.keys(needed)
+	every term in approval_terms {
+		term_formed(term)
+	}
 }
 
-term_formed if {
-	whole(needed.expires_in)
-	needed.expires_in > 0
+term_formed(term) if {
+	is_object(term)
+	every name, _ in term {
+		name in {"sources", "authenticated", "expires_in", "edits", "approvers", "fallback", "asks"}
+	}
+	names_only(object.get(term, "sources", []))
+	is_boolean(object.get(term, "authenticated", false))
+	object.get(term, "edits", "any") in {"none", "args", "any"}
+	expiry := object.get(term, "expires_in", 1)
+	whole(expiry)
+	expiry > 0
 }
 
 approved if {
 	is_string(input.context.call.args_digest)
 	input.context.call.args_digest != ""
 	input.context.approval.args_digest == input.context.call.args_digest
-	is_array(needed.sources)
-	input.context.approval.source in needed.sources
-	approver_sufficient(needed)
-	approvers_sufficient
-	edit_sufficient
+	every term in approval_terms {
+		source_sufficient(term)
+		approver_sufficient(term)
+		approvers_sufficient(term)
+		edit_sufficient(object.get(term, "edits", "any"))
+	}
 }
 
-approver_rule := object.get(needed, "approvers", {})
+source_sufficient(term) if not "sources" in object.keys(term)
+
+source_sufficient(term) if input.context.approval.source in term.sources
 
 # Who approved: LangChain's own review says one name, ours all of them.
 people contains person if {
@@ -735,44 +754,41 @@ people contains person if {
 	is_string(person)
 }
 
-approvers_sufficient if approver_rule == {}
+approvers_sufficient(term) if not "approvers" in object.keys(term)
 
-approvers_sufficient if {
-	enough := object.get(approver_rule, "min", 1)
+approvers_sufficient(term) if {
+	enough := object.get(term.approvers, "min", 1)
 	whole(enough)
 	enough > 0
 	count(people) >= enough
-	people_apart
-	people_eligible
+	people_apart(term.approvers)
+	people_eligible(term)
 }
 
-people_apart if object.get(approver_rule, "distinct_from_subject", false) == false
+people_apart(rule) if object.get(rule, "distinct_from_subject", false) == false
 
-people_apart if {
+people_apart(_) if {
 	subject := concat(":", [input.subject.type, input.subject.id])
 	every person in people {
 		person != subject
 	}
 }
 
-people_eligible if object.get(approver_rule, "who", []) == []
+people_eligible(term) if object.get(term.approvers, "who", []) == []
 
-people_eligible if {
-	others := object.get(object.get(needed, "fallback", {}), "who", [])
-	may := {who | some who in array.concat(approver_rule.who, others)}
+people_eligible(term) if {
+	others := object.get(object.get(term, "fallback", {}), "who", [])
+	may := {who | some who in array.concat(term.approvers.who, others)}
 	count(people - may) == 0
 }
 
-edit_sufficient if object.get(input.context.approval, "edited_from", null) == null
+edit_sufficient(_) if object.get(input.context.approval, "edited_from", null) == null
 
-edit_sufficient if needed.edits == "any"
+edit_sufficient("any")
 
-edit_sufficient if {
-	needed.edits == "args"
-	input.context.approval.edited_from == input.resource.id
-}
+edit_sufficient("args") if input.context.approval.edited_from == input.resource.id
 
-approver_sufficient(needed) if needed.authenticated == false
+approver_sufficient(term) if object.get(term, "authenticated", false) == false
 
 approver_sufficient(_) if input.context.approval.authenticated == true
 

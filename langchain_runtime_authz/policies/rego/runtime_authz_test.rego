@@ -507,6 +507,34 @@ test_an_edit_must_be_enough if {
 	permits(patched(edited(null))) with data.runtime_authz_data.approvals as unsaid
 }
 
+# A rule's own terms next to the row of the data.
+with_term(request, term) := answer if {
+	row := {"sources": ["interrupt", "application"], "authenticated": false, "edits": "any", "expires_in": 86400}
+	answer := data.runtime_authz.decision with input as request with data.runtime_authz.approval_terms as {row, term}
+}
+
+by(source, people) := object.union(approval(source, false), {"context": {"approval": {"approvers": people}}})
+
+test_a_rule_can_only_tighten_the_terms if {
+	two := {"approvers": {"min": 2, "distinct_from_subject": true}, "expires_in": 60}
+	asks := with_term(patched_request(by("interrupt", ["user:bob"])), two)
+	[o.id | some o in asks.context.obligations] == ["approval", "approval:1"]
+	{o.properties | some o in asks.context.obligations} == {{"expires_in": 86400}, two}
+	with_term(patched_request(by("interrupt", ["user:bob", "user:carol"])), two).decision == true
+	with_term(patched_request(by("interrupt", ["user:bob", "user:alice"])), two).decision == false
+	with_term(patched_request(by("application", ["user:bob"])), {"sources": ["application", "hitl"]}).decision == true
+	with_term(patched_request(by("hitl", ["user:bob"])), {"sources": ["application", "hitl"]}).decision == false
+	with_term(patched_request(by("interrupt", ["user:bob"])), {"authenticated": true}).decision == false
+	every looser in [{"approvers": {"min": 1}}, {"edits": "any"}, {"authenticated": false}, {"expires_in": 999999}, {}] {
+		with_term(patched_request(by("hitl", ["user:bob"])), looser).decision == false
+		with_term(patched_request(by("interrupt", ["user:bob"])), looser).decision == true
+	}
+	every garbage in [null, "x", [], {"aprovers": {}}, {"sources": "hitl"}, {"authenticated": "no"}, {"edits": "all"}, {"expires_in": 0}] {
+		answer := with_term(patched_request(by("interrupt", ["user:bob"])), garbage)
+		denies(answer, ["no_permit"])
+	}
+}
+
 test_a_question_lasts_as_long_as_the_data_says if {
 	for_ever := patched(unordered) with data.runtime_authz_data.approvals as {"pay": {"sources": []}}
 	for_ever.context.obligations[0].properties == {}

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, lint_rego, shipped_rego
+from langchain_runtime_authz.cli.policy.lint import lint_rego
+from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, shipped_rego
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.shipped_data import wrong_data

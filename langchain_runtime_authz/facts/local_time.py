@@ -1,0 +1,37 @@
+"""The time of day where a policy counts it. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from langchain_runtime_authz.errors import ConfigError
+
+__all__ = ["checked_zone", "local_time"]
+
+
+def checked_zone(name: object) -> ZoneInfo:
+    """Return a time zone by its IANA name, like `Europe/Berlin`.
+
+    Raises:
+        ConfigError: there is none of that name here.
+    """
+    try:
+        return ZoneInfo(name)  # type: ignore[arg-type]
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        msg = "`zone` must be an IANA name like `Europe/Berlin`; if no name is known here, `pip install tzdata`"
+        raise ConfigError(msg) from None
+
+
+def local_time(zone: ZoneInfo, now: float) -> dict[str, Any]:
+    """Return what `authzen.LocalContext` holds. Summer time is the zone's."""
+    at = datetime.fromtimestamp(now, zone)
+    day = at.date()
+    return {
+        "zone": zone.key,
+        "date": day.isoformat(),
+        "weekday": day.isoweekday(),
+        "hour": at.hour,
+        "minute": at.minute,
+    }
