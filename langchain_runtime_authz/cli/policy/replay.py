@@ -21,7 +21,8 @@ from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import Evaluator, serialise
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules", "zoned"]
+__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules"]
+__all__ += ["zoned"]
 
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
