@@ -13,6 +13,7 @@ from langchain_runtime_authz.cli._errors import FINDING, reporting
 from langchain_runtime_authz.errors import ConfigError, sentence
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.pdp.cedar import CedarPDP
     from langchain_runtime_authz.pdp.wasm import WasmPDP
     from langchain_runtime_authz.report.trace import Replayed, Step
 
@@ -85,7 +86,7 @@ def replay_trace(
         raise typer.Exit(FINDING)
 
 
-def _pdp(policy: Path | None, data: Path | None, opa: str | None) -> WasmPDP:
+def _pdp(policy: Path | None, data: Path | None, opa: str | None) -> WasmPDP | CedarPDP:
     from langchain_runtime_authz.cli.policy.project import open_policy
     from langchain_runtime_authz.pdp.wasm import WasmPDP
 

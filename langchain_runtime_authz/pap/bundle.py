@@ -11,6 +11,7 @@ here. What OPA has no place for stands in the manifest's `metadata`, which it ig
 | `grants` | name → `Grant` |
 | `cases` | what must be decided how: tried before the bundle is used |
 | `entrypoint` | the rule that answers; else what `wasm` in the manifest names first |
+| `engine` | `cedar`: the bundle holds the files of `CEDAR` in place of Wasm and Rego |
 | `sha256` | file → digest, so that an unsigned bundle cannot be read half written |
 
 `revision` in the manifest is a whole number that grows with every release.
@@ -41,6 +42,7 @@ from langchain_runtime_authz.profile import ToolProfile, load_profiles
 __all__ = ["Bundle", "Case", "assemble", "pack", "read_bundle", "read_files"]
 
 WASM: Final = "policy.wasm"
+CEDAR: Final = ("policies.cedar", "policies.cedarschema", "obligations.json", "entities.json")
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
 MAX_DIGITS: Final = 15
@@ -84,13 +86,14 @@ class Bundle:
     Attributes:
         number: the manifest's revision.
         digest: SHA-256 (hex) over all files but the signatures.
-        wasm: the compiled policy.
+        wasm: the compiled policy; empty for Cedar.
         data: its data document.
         entrypoint: the rule that answers.
         profiles: tool → profile.
         grants: name → grant.
         cases: what it must decide how.
         signed_by: id of the key that signed it; empty where none was asked for.
+        cedar: file of `CEDAR` → content; empty for Rego.
     """
 
     number: int
@@ -102,6 +105,7 @@ class Bundle:
     grants: Mapping[str, Grant] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
     signed_by: str = ""
+    cedar: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def revision(self) -> str:
@@ -240,13 +244,14 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
         ConfigError: see `read_bundle`.
     """
     signed_by = verified(files, name, keys) if keys is not None else ""
-    for needed in (MANIFEST, DATA, WASM):
-        if needed not in files:
-            raise _invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
-    manifest = _object(files[MANIFEST], f"{name}: {MANIFEST}")
+    manifest = _object(files.get(MANIFEST, b"{}"), f"{name}: {MANIFEST}")
     metadata = manifest.get("metadata", {})
     if not isinstance(metadata, dict):
         raise _invalid(f"{name}: `metadata` must be an object")
+    cedar = CEDAR if metadata.get("engine") == "cedar" else ()
+    for needed in (MANIFEST, *(cedar or (DATA, WASM))):
+        if needed not in files:
+            raise _invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
     _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
     if not (
@@ -260,13 +265,14 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
     return Bundle(
         number=int(number),
         digest=_digest_of(files),
-        wasm=files[WASM],
-        data=_object(files[DATA], f"{name}: {DATA}"),
+        wasm=b"" if cedar else files[WASM],
+        data={} if cedar else _object(files[DATA], f"{name}: {DATA}"),
         entrypoint=_entrypoint(manifest, name),
         profiles=load_profiles(_member(metadata, "profiles", dict, name)),
         grants=load_grants(_member(metadata, "grants", dict, name), name),
         cases=load_cases(_member(metadata, "cases", list, name), name),
         signed_by=signed_by,
+        cedar={file: files[file].decode(errors="replace") for file in cedar},
     )
 
 

@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
-from langchain_runtime_authz.authzen import Decision, deny
+from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import Bundle, files_below, read_bundle, real_root
+from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, files_below, read_bundle, real_root
 from langchain_runtime_authz.pap.rollback import HighestRevision
 from langchain_runtime_authz.pap.signature import Keys, trusted
 from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
+from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
@@ -72,10 +73,12 @@ class _Rejected:
 @dataclass(frozen=True, slots=True)
 class _Live:
     bundle: Bundle
-    pdp: WasmPDP
+    pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
         """Return the answer under this revision's name, or a deny if the facts are another revision's."""
+        if isinstance(answer, dict):  # Cedar's
+            answer = parse_answer(answer)
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -118,8 +121,6 @@ class ReloadingPDP(InProcess):
             with, or `state` cannot be read or written.
     """
 
-    name = "wasm"
-
     def __init__(
         self,
         source: str | Path,
@@ -153,6 +154,11 @@ class ReloadingPDP(InProcess):
         self._live = self._loaded(None)
         self._confirmed = time.monotonic()
         self._watch()
+
+    @property
+    def name(self) -> str:
+        """Return the engine of the revision that decides: `wasm` or `cedar`."""
+        return self._live.pdp.name
 
     @property
     def revision(self) -> str:
@@ -260,17 +266,7 @@ class ReloadingPDP(InProcess):
         if bundle.number < least or (live is not None and bundle.number == least):
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
-        data = bundle.data
-        if DATA_ROOT in data:
-            check_data(data[DATA_ROOT], self.source.name)
-            data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
-        pdp = WasmPDP(
-            wasm=bundle.wasm,
-            data=data,
-            entrypoint=self._entrypoint or bundle.entrypoint,
-            pool_size=self._pool_size,
-            timeout=self._timeout,
-        )
+        pdp = self._engine_of(bundle)
         try:
             self_test(pdp, bundle)
             self._highest.advance(bundle)
@@ -278,6 +274,21 @@ class ReloadingPDP(InProcess):
             pdp.close()
             raise
         return _Live(bundle, pdp)
+
+    def _engine_of(self, bundle: Bundle) -> WasmPDP | CedarPDP:
+        if bundle.cedar:
+            return cedar_pdp(bundle.cedar)
+        data = bundle.data
+        if DATA_ROOT in data:
+            check_data(data[DATA_ROOT], self.source.name)
+            data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
+        return WasmPDP(
+            wasm=bundle.wasm,
+            data=data,
+            entrypoint=self._entrypoint or bundle.entrypoint,
+            pool_size=self._pool_size,
+            timeout=self._timeout,
+        )
 
     def _refuse_again(self, state: Seen) -> None:
         """Refuse what was refused, unread."""
@@ -337,15 +348,29 @@ def _may_pass(refusal: ConfigError) -> bool:
     return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 
 
-def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
+def cedar_pdp(files: Mapping[str, str]) -> CedarPDP:
+    """Return the engine of a bundle's Cedar files (`pap.bundle.CEDAR`).
+
+    Raises:
+        ConfigError: `policy_invalid`, or the extra `cedar` is missing.
+    """
+    policies, schema, obligations, entities = (files[name] for name in CEDAR)
+    try:
+        table, known = strict_json(obligations), strict_json(entities)
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"obligations or entities are not JSON: {exc}", Code.POLICY_INVALID) from exc
+    return CedarPDP(policies=policies, schema=schema, obligations=table, entities=known)
+
+
+def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
     """Hold a policy against its bundle's cases, and against a request that says nothing.
 
     Raises:
         ConfigError: `policy_invalid`: it permits nothing at all being asked, or a case, which is named, is
             decided otherwise.
     """
-    with suppress(PDPError, RuntimeError, TimeoutError):  # no answer permits nothing
-        decision = parse_answer(pdp.document(b"{}"))
+    with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
+        decision = parse_answer(pdp.document(b"{}") if isinstance(pdp, WasmPDP) else pdp.evaluate(b"{}"))
         if decision is not None and decision.permit:
             raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
     for case in bundle.cases:
@@ -356,6 +381,6 @@ def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
         except (PDPError, RuntimeError) as exc:
             wrong = f"it could not be decided ({type(exc).__name__})"
         else:
-            wrong = case.unlike(answer if isinstance(answer, Decision) else None)
+            wrong = case.unlike(answer if isinstance(answer, Decision) else parse_answer(answer))
         if wrong:
             raise ConfigError(f"case `{case.name}`: {wrong}", Code.POLICY_INVALID)

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -42,6 +43,8 @@ _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model
 _COUNTED: Final = ("steps", "denials", "streak", "unplanned", "tainted", "rotations", "last_minute", "classes_read")
 
 Json = Mapping[str, Any]
+_MAX_DECIMAL: Final = Decimal("922337203685477.5807")
+_DIGITS: Final = Decimal("0.0001")
 _NO_MANDATE: Final[Json] = {"standing": "none", "backed": False, "source": None, "deviations": []}
 ToCedar = Callable[[Json], dict[str, Any]]
 
@@ -56,7 +59,8 @@ class CedarPDP(InProcess):
         schema: text or path of a Cedar schema (not the JSON form); with `policies` of your own required.
         entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say.
         obligations: name → `{"type": …, "properties": {…}}`, for `@obligation`.
-        to_cedar: makes `{principal, action, resource, context}` of a request's JSON, as `cedar_request` does.
+        to_cedar: makes `{principal, action, resource, context}` of a request's JSON, as `cedar_request` does. `entities`
+            next to them are this request's own.
         deadline: seconds within which the calls of one message must be answered.
 
     Raises:
@@ -128,9 +132,15 @@ class CedarPDP(InProcess):
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer the calls of a message."""
-        asked = [self._to_cedar(json.loads(body)) for body in bodies]
-        results = self._evaluate_all(asked, self._policies, self._entities, self._schema)
-        return [self._answer(r) for r in results]
+        return [self._answer(self._asked(self._to_cedar(json.loads(body)))) for body in bodies]
+
+    def _asked(self, asked: dict[str, Any]) -> cedarpy.AuthzResult:
+        own = asked.pop("entities", None)
+        known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
+        return self._evaluate_all([asked], self._policies, known, self._schema)[0]
+
+    def close(self) -> None:
+        """Do nothing: it holds only memory."""
 
     def _answer(self, result: cedarpy.AuthzResult) -> dict[str, Any] | PDPError:
         verdict = result.decision.value
@@ -241,6 +251,8 @@ def cedar_request(request: Json) -> dict[str, Any]:
     verdicts = _verdicts(properties)
     mandate: Json = call["mandate"] if call else _NO_MANDATE
     edges = ctx["delegation"]["edges"]
+    args: Json = call.get("args", {})
+    people = sorted(set(approval.get("approvers") or [])) if of_this else []
     return {
         "principal": {"type": "Subject", "id": request["subject"]["id"]},
         "action": {"type": "Action", "id": action},
@@ -248,7 +260,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
         "context": {
             "schema_version": ctx["schema_version"],
             "now": ctx["now"],
-            "subject": {"kind": request["subject"]["type"]},
+            "subject": {"kind": request["subject"]["type"], "properties": _ref("Texts", "subject")},
             "task": {"epoch": ctx["task"]["epoch"], "corrections": ctx["task"]["corrections"]},
             "lease": {key: lease[key] for key in ("epoch", "exp", "seconds", "steps")},
             "grant_refusal": _refusal(action, name, properties, ctx),
@@ -267,6 +279,9 @@ def cedar_request(request: Json) -> dict[str, Any]:
             },
             "call": {
                 "given": bool(call),
+                "args": _ref("Texts", "call"),
+                "numbers": _ref("Numbers", "call"),
+                **_amount(call),
                 "mandate": {
                     "standing": mandate["standing"],
                     "backed": mandate["backed"],
@@ -280,7 +295,11 @@ def cedar_request(request: Json) -> dict[str, Any]:
                 "given": of_this,
                 "source": approval.get("source", ""),
                 "authenticated": approval.get("authenticated", False),
+                "approvers": people,
+                "people": len(people),
+                "by_subject": f"{request['subject']['type']}:{request['subject']['id']}" in people,
             },
+            **({"local": ctx["local"]} if ctx.get("local") is not None else {}),
             "tool": {
                 "effect": effect,
                 "effects": sorted(effects),
@@ -292,7 +311,48 @@ def cedar_request(request: Json) -> dict[str, Any]:
                 "allowed": _allowed(properties, verdicts, mandate),
             },
         },
+        "entities": [
+            _tagged("Texts", "subject", _texts(request["subject"].get("properties", {}))),
+            _tagged("Texts", "call", _texts(args)),
+            _tagged("Numbers", "call", {n: _decimal(v) for n, v in args.items() if type(v) in (int, float)}),
+        ],
     }
+
+
+def _ref(kind: str, name: str) -> Json:
+    return {"__entity": {"type": kind, "id": name}}
+
+
+def _tagged(kind: str, name: str, tags: Json) -> Json:
+    return {"uid": {"type": kind, "id": name}, "attrs": {}, "parents": [], "tags": tags}
+
+
+def _texts(values: Json) -> dict[str, list[str]]:
+    """Return each value as a set of texts. A null is left out."""
+    listed = {
+        name: value if isinstance(value, list) else [value] for name, value in values.items() if value is not None
+    }
+    return {n: sorted({v if isinstance(v, str) else json.dumps(v) for v in each}) for n, each in listed.items()}
+
+
+def _amount(call: Json) -> Json:
+    found = [
+        call["args"].get(name) for name, traced in call.get("provenance", {}).items() if traced["kind"] == "amount"
+    ]
+    each = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    return {"amount": _decimal(*each)} if each else {}
+
+
+def _decimal(*values: object) -> Json:
+    """Return the largest of them as a Cedar decimal. What is not a number counts as the largest there is."""
+    largest = -_MAX_DECIMAL
+    for value in values:
+        try:
+            number = Decimal(str(value))
+            largest = max(largest, min(number, _MAX_DECIMAL))
+        except InvalidOperation:  # no number, or NaN
+            largest = _MAX_DECIMAL
+    return {"__extn": {"fn": "decimal", "arg": f"{largest.quantize(_DIGITS, ROUND_CEILING):f}"}}
 
 
 def _reached(reaches: object, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str]]:

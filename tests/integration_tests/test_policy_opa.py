@@ -54,8 +54,8 @@ def key(tmp_path: Path) -> Key:
     return key
 
 
-def test_there_are_six_examples() -> None:
-    assert sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir()) == sorted([*OWN_RULES, "read_only", "spend_limit"])
+def test_there_are_seven_examples() -> None:
+    assert sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir()) == sorted([*OWN_RULES, "bank_cedar", "read_only", "spend_limit"])
 
 
 @pytest.mark.parametrize("name", OWN_RULES)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from langchain_runtime_authz.cli._errors import FINDING, reporting
-from langchain_runtime_authz.errors import Code, ConfigError, sentence
+from langchain_runtime_authz.cli.policy.asking import AsJson, Opa, PolicyPath, explain, recorded_in, said, try_request
+from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli.policy.project import Policy
@@ -32,6 +33,7 @@ app = typer.Typer(
       diff     show which recorded decisions an edit would change, before it ships
       replay   decide a recorded log again by a policy of today
       explain  show why a decision was made, and what would change it
+      try      decide a request in a file, at each save
       build    make one signed revision, for `ReloadingPDP`
       schema   print the JSON Schema of the request that policies read
 
@@ -40,33 +42,41 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-PolicyPath = Annotated[Path | None, typer.Argument(metavar="[POLICY]", help="Project, bundle or data.json.")]
-Opa = Annotated[str | None, typer.Option("--opa", metavar="FILE", help="The OPA to call; default: $OPA, then PATH.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
 _STARTER = Path(__file__).with_name("starter")
 
 
 @app.command("init")
-def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")]) -> None:
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
+    engine: Annotated[Literal["rego", "cedar"], typer.Option("--engine", help="The language of your rules.")] = "rego",
+) -> None:
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
 
     Put rules of your own in DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...` adds to
-    the shipped rules. Testing and building them needs OPA.
+    the shipped rules. Testing and building them needs OPA. With `--engine cedar` they are `forbid` policies in
+    DIR/cedar/*.cedar, and nothing but the extra `cedar` is needed.
 
     \b
     Examples:
       runtime-authz policy init my-policy
+      runtime-authz policy init my-policy --engine cedar
       runtime-authz policy test my-policy
     """  # noqa: D301  (`\b` keeps the lines apart)
     with reporting():
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ConfigError(f"`{directory.name}` is not empty; name a new directory")
         directory.mkdir(parents=True, exist_ok=True)
-        for file in sorted(_STARTER.iterdir()):
-            (directory / file.name).write_bytes(file.read_bytes())
-            typer.echo(f"wrote  {directory / file.name}")
+        other = "data.json" if engine == "cedar" else "cedar/own.cedar"
+        for file in sorted(f for f in _STARTER.rglob("*") if f.is_file()):
+            if (name := file.relative_to(_STARTER).as_posix()) == other:
+                continue
+            text = file.read_text(encoding="utf-8")
+            text += "engine: cedar\n" if engine == "cedar" and name == "policy.yaml" else ""
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_text(text, encoding="utf-8")
+            typer.echo(f"wrote  {directory / name}")
     typer.echo(f"next   runtime-authz policy test {directory}")
 
 
@@ -83,10 +93,8 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
     """  # noqa: D301
-    from langchain_runtime_authz.cli.policy.lint import lint_paths, lint_rego
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, merge_shipped, open_policy, read_rego, unread
-    from langchain_runtime_authz.pdp.shipped_data import wrong_data
-    from langchain_runtime_authz.pdp.wasm import DATA_ROOT
+    from langchain_runtime_authz.cli.policy.lint import lint_rego
+    from langchain_runtime_authz.cli.policy.project import open_policy, read_rego, unread
 
     with reporting():
         # Text first: its findings explain why a compiler refuses.
@@ -95,11 +103,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
         found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
         if not found:
             opened = open_policy(policy, opa)
-            found += lint_rego({n: t for n, t in opened.rego.items() if n not in own})
-            found += lint_paths({n: t for n, t in opened.rego.items() if not n.endswith(SHIPPED_REGO)}, opa)
-            whole = opened.data if opened.wasm is not None else merge_shipped(opened.data)
-            data = whole.get(DATA_ROOT, {})
-            found += [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
+            found += [] if opened.cedar else _wrong(opened, own, opa)
             if not found:
                 opened.pdp().close()
     for line in found:
@@ -107,6 +111,20 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
     typer.echo(f"{len(found)} findings" if found else "nothing found")
     if found:
         raise typer.Exit(FINDING)
+
+
+def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
+    """Return what is wrong with Rego and data that compile."""
+    from langchain_runtime_authz.cli.policy.lint import lint_paths, lint_rego
+    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, merge_shipped
+    from langchain_runtime_authz.pdp.shipped_data import wrong_data
+    from langchain_runtime_authz.pdp.wasm import DATA_ROOT
+
+    found = list(lint_rego({n: t for n, t in opened.rego.items() if n not in own}))
+    found += lint_paths({n: t for n, t in opened.rego.items() if not n.endswith(SHIPPED_REGO)}, opa)
+    whole = opened.data if opened.wasm is not None else merge_shipped(opened.data)
+    data = whole.get(DATA_ROOT, {})
+    return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
 
 
 @app.command("test")
@@ -186,7 +204,7 @@ def diff(
     from langchain_runtime_authz.cli.policy.replay import flips
 
     with reporting():
-        recorded, lost = _recorded(log)
+        recorded, lost = recorded_in(log)
         new = open_policy(after, opa)
         found = flips(recorded, open_policy(before, opa), new)
     _tell(found, recorded, lost, new, as_json)
@@ -208,20 +226,10 @@ def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Op
     from langchain_runtime_authz.cli.policy.replay import flips
 
     with reporting():
-        recorded, lost = _recorded(log)
+        recorded, lost = recorded_in(log)
         new = open_policy(policy, opa)
         found = flips(recorded, None, new)
     _tell(found, recorded, lost, new, as_json)
-
-
-def _recorded(log: Path) -> tuple[list[Recorded], int]:
-    from langchain_runtime_authz.cli.policy.replay import read_log
-
-    recorded, lost = read_log(log)
-    if not recorded:
-        why = "it has no contents; write it with `FileSink(path, content=True)`" if lost else "it is empty"
-        raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
-    return recorded, lost
 
 
 def _tell(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy, as_json: bool) -> None:
@@ -242,7 +250,7 @@ def _tell(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy
         for f in flips:
             typer.echo(
                 f"flip  {f.decision_id[:12]}  {f.action} {f.asked}: "
-                f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}"
+                f"{said(f.before, f.reasons_before)} -> {said(f.after, f.reasons_after)}"
             )
         for f in others:
             was, now = (", ".join(terms) or "nothing" for terms in (f.obliged_before, f.obliged_after))
@@ -266,109 +274,8 @@ def _flip(f: Flip) -> dict[str, Any]:
     }
 
 
-def _said(outcome: str, reasons: tuple[str, ...]) -> str:
-    return f"{outcome} ({', '.join(reasons)})" if reasons else outcome
-
-
-@app.command("explain")
-def explain(
-    source: Annotated[Path, typer.Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
-    decision_id: Annotated[
-        str | None, typer.Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
-    ] = None,
-    policy: Annotated[Path | None, typer.Option("--policy", metavar="POLICY", help="Ask this policy.")] = None,
-    as_json: AsJson = False,
-    opa: Opa = None,
-) -> None:
-    """Show which rules decided, and the smallest changes that would change the outcome.
-
-    Without DECISION, a log's decisions are listed. Each change was tried on the policy. It is not a recommendation.
-
-    \b
-    Examples:
-      runtime-authz policy explain audit.jsonl
-      runtime-authz policy explain audit.jsonl 3f9c2a
-      runtime-authz policy explain request.json --policy my-policy
-    """  # noqa: D301
-    from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import asked, changes, decide, read_request, rules, zoned
-
-    with reporting():
-        opened = open_policy(policy, opa)
-        recorded = None
-        if source.suffix == ".json" and decision_id is None:
-            request = read_request(source)
-        else:
-            recorded = _find(_recorded(source)[0], decision_id, source, as_json)
-            if recorded is None:
-                return
-            request = recorded.request
-        request = zoned(opened, request)
-        with closing(opened.pdp()) as pdp:
-            (decision,) = decide(pdp, [request])
-            otherwise = changes(pdp, request, decision)
-    fired = {code: rules(opened, code, decision.outcome) for code in decision.reasons}
-    if as_json:
-        typer.echo(json.dumps(_explained(decision, recorded, fired, otherwise, request), indent=2))
-        return
-    typer.echo(f"{request.action.name} {asked(request)} by {request.subject.type} {request.subject.id}")
-    typer.echo(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
-    if recorded is not None and (recorded.outcome, recorded.reasons) != (decision.outcome, decision.reasons):
-        typer.echo(
-            f"recorded  {_said(recorded.outcome, recorded.reasons)} under {recorded.revision}; this policy decides differently"
-        )
-    for code, where in fired.items():
-        typer.echo(f"because   {code}: {sentence(code)}")
-        typer.echo(f"          {', '.join(where) or 'by default: no rule permits it'}")
-    if not fired:
-        typer.echo("because   no rule denies it or asks")
-    for obligation in decision.obligations:
-        typer.echo(f"obliges   {obligation.type} {json.dumps(obligation.properties)}")
-    for words, outcome in otherwise:
-        typer.echo(f"{outcome} if {'; and '.join(words)}")
-    if not otherwise:
-        typer.echo("no change of up to three facts changes the outcome")
-
-
-def _find(recorded: list[Recorded], wanted: str | None, log: Path, as_json: bool) -> Recorded | None:
-    from langchain_runtime_authz.cli.policy.replay import asked, refused
-
-    if wanted is None and as_json:
-        fields = ("decision_id", "action", "resource", "outcome", "reasons")
-        rows = ((r.decision_id, r.request.action.name, r.request.resource.id, r.outcome, r.reasons) for r in recorded)
-        typer.echo(json.dumps({"decisions": [dict(zip(fields, row, strict=True)) for row in rows]}, indent=2))
-        return None
-    if wanted is None:
-        for r in recorded:
-            typer.echo(
-                f"{r.decision_id[:12]}  {r.request.action.name} {asked(r.request)}: {_said(r.outcome, r.reasons)}"
-            )
-        return None
-    found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
-    if not found and (codes := refused(log, wanted)):
-        why = "; ".join(f"{code}: {sentence(code)}" for code in codes)
-        raise ConfigError(f"the enforcement point made this decision, not a policy ({why})")
-    if len(found) != 1:
-        raise ConfigError(
-            f"{log.name} holds {len(found) or 'no'} decisions that can be made again and whose id begins with `{wanted}`"
-        )
-    return next(reversed([r for r in recorded if r.decision_id in found]))
-
-
-def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request: Any) -> dict[str, Any]:
-    return {
-        "action": request.action.name,
-        "resource": request.resource.id,
-        "subject": request.subject.principal,
-        "outcome": decision.outcome,
-        "policy_revision": decision.policy_revision,
-        "recorded": None
-        if recorded is None
-        else {"outcome": recorded.outcome, "reasons": list(recorded.reasons), "policy_revision": recorded.revision},
-        "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
-        "obligations": [asdict(o) for o in decision.obligations],
-        "changes": [{"if": list(words), "outcome": outcome} for words, outcome in otherwise],
-    }
+app.command("explain")(explain)
+app.command("try")(try_request)
 
 
 @app.command("build")
@@ -402,7 +309,7 @@ def build(
         if output.is_dir():
             raise ConfigError(f"`{output}` is a directory; name the file to write")
         opened = open_policy(policy, opa)
-        if opened.wasm is None or not (policy / "policy.yaml").is_file():
+        if not (policy / "policy.yaml").is_file():
             raise ConfigError(
                 f"`{opened.name}` is not a project; `runtime-authz policy init` makes one", Code.POLICY_INVALID
             )

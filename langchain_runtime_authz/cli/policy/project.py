@@ -2,7 +2,8 @@
 
 A project is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in its cases; and `shipped: false`
 with an `entrypoint` for a policy that does not build on the shipped one). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml`
-(`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`.
+(`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`. With `engine: cedar` it holds `cedar/*.cedar`, `obligations.json` and
+`entities.json` in place of Rego and data.
 
 A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
 without Rego, a `policy.wasm` with its `data.json`.
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
+    CEDAR,
     ENTRYPOINT,
     WASM,
     Bundle,
@@ -43,7 +45,9 @@ from langchain_runtime_authz.pap.bundle import (
     parse_bundle,
     read_files,
 )
+from langchain_runtime_authz.pap.reloading import cedar_pdp
 from langchain_runtime_authz.pap.signature import DATA, MANIFEST
+from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
@@ -53,6 +57,7 @@ __all__ = ["Policy", "find_opa", "open_policy", "run_opa", "unread"]
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED_REGO: Final = "runtime_authz.rego"
 PROJECT: Final = "policy.yaml"
+OBLIGATIONS, ENTITIES = CEDAR[2:]
 # The stem of each file of a project, and its name.
 _PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
 _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
@@ -71,6 +76,7 @@ class Policy:
         data: the whole data document if `wasm` is given, else the shipped data's members to change.
         rego: file → source, to find a rule's line; the shipped source if it has no rules of its own.
         zone: the one in which it reads the time of day.
+        cedar: file of `pap.bundle.CEDAR` → content, if Cedar decides.
     """
 
     name: str
@@ -83,13 +89,16 @@ class Policy:
     cases: tuple[Case, ...] = ()
     rego: Mapping[str, str] = field(default_factory=dict)
     zone: ZoneInfo | None = None
+    cedar: Mapping[str, str] = field(default_factory=dict)
 
-    def pdp(self) -> WasmPDP:
+    def pdp(self) -> WasmPDP | CedarPDP:
         """Return an engine for it.
 
         Raises:
             ConfigError: `policy_invalid`.
         """
+        if self.cedar:
+            return cedar_pdp(self.cedar)
         if self.wasm is not None and DATA_ROOT in self.data:
             check_data(self.data[DATA_ROOT], self.name)
         return WasmPDP(wasm=self.wasm, data=self.data, entrypoint=self.entrypoint, pool_size=1)
@@ -124,7 +133,8 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
         bundle.profiles,
         bundle.grants,
         bundle.cases,
-        {n: c.decode(errors="replace") for n, c in files.items() if n.endswith(".rego")},
+        {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))},
+        cedar=bundle.cedar,
     )
 
 
@@ -135,6 +145,7 @@ def unread(source: Path) -> list[str]:
     own = (source / PROJECT).is_file()
     if not own and not any(any(at.glob("*.rego")) for at in (source, source / "rego")):
         return []  # not a policy, which another error says
+    cedar = own and _yaml(source / PROJECT).get("engine") == "cedar"
     found = []
     for file in sorted(source.rglob("*")):
         at = file.relative_to(source)
@@ -148,7 +159,11 @@ def unread(source: Path) -> list[str]:
             elif own and where == "." and file.name in _PARTS.values():
                 found.append(f"{name} is not read; it is not a file")
             continue
-        if file.suffix.lower() == ".rego":
+        if file.suffix.lower() == ".cedar" and (where != "cedar" or not cedar):
+            found.append(f"{name} is not read; policies in Cedar belong in cedar/, with `engine: cedar` in {PROJECT}")
+        elif cedar and (file.suffix.lower() == ".rego" or (where, file.name) == (".", DATA)):
+            found.append(f"{name} is not read, because {PROJECT} says `engine: cedar`")
+        elif file.suffix.lower() == ".rego":
             if file.suffix != ".rego" or where not in (("rego",) if own else (".", "rego")):
                 found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
             elif where == "rego" and not own and (source / file.name).is_file():
@@ -204,15 +219,38 @@ def shipped_rego() -> str:
 
 def _project(path: Path, opa: str | None) -> Policy:
     settings = _yaml(path / PROJECT)
-    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone"}):
-        raise _invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, shipped, entrypoint and zone")
-    zone = checked_zone(settings["zone"]) if "zone" in settings else None
+    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone", "engine"}):
+        raise _invalid(
+            f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone"
+        )
+    if (engine := settings.get("engine", "rego")) not in ("rego", "cedar"):
+        raise _invalid(f"{PROJECT}: `engine` must be rego or cedar")
+    try:
+        zone = checked_zone(settings["zone"]) if "zone" in settings else None
+    except ConfigError as exc:
+        raise _invalid(f"{PROJECT}: {exc.detail}") from exc
     number, shipped = settings.get("revision", 1), settings.get("shipped", True)
     entrypoint = settings.get("entrypoint", ENTRYPOINT)
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise _invalid(f"{PROJECT}: `revision` must be a whole number from 1")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
         raise _invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
+    grants = _yaml(path / "grants.yaml", "grants")
+    cases = _yaml(path / "cases.yaml", "cases")
+    made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint, opa)
+    return replace(
+        made,
+        name=path.name,
+        number=number,
+        entrypoint=entrypoint,
+        profiles=load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
+        grants=load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
+        cases=load_cases(patched(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
+        zone=zone,
+    )
+
+
+def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy:
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
@@ -224,20 +262,22 @@ def _project(path: Path, opa: str | None) -> Policy:
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
     wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()
-    grants = _yaml(path / "grants.yaml", "grants")
-    cases = _yaml(path / "cases.yaml", "cases")
-    return Policy(
-        path.name,
-        number,
-        wasm,
-        merge_shipped(given) if shipped else given,
-        entrypoint,
-        load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
-        load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
-        load_cases(patched(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
-        rego,
-        zone,
-    )
+    return Policy("", wasm=wasm, data=merge_shipped(given) if shipped else given, rego=rego)
+
+
+def _cedar(path: Path, shipped: bool) -> Policy:
+    own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
+    if not shipped and not own:
+        raise _invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
+    sample = {
+        n: (_SHIPPED / "cedar" / f"runtime_authz{n}").read_text(encoding="utf-8") for n in (".cedar", ".cedarschema")
+    }
+    texts = {**({"runtime_authz.cedar": sample[".cedar"]} if shipped else {}), **own}
+    table = strict_json((_SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
+    table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
+    entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
+    files = ("\n".join(texts.values()), sample[".cedarschema"], json.dumps(table, sort_keys=True), entities)
+    return Policy("", rego=texts, cedar=dict(zip(CEDAR, files, strict=True)))
 
 
 def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,14 +306,9 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
     """Return the files of a policy's bundle, unsigned."""
-    wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
-    data = policy.data if policy.wasm is not None else merge_shipped(policy.data)
-    if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
-        data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
-    files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
-    for name, text in policy.rego.items():
-        files["rego/" + name.rpartition("/")[2]] = text.encode()
+    files = {name: text.encode() for name, text in policy.cedar.items()} or _rego_files(policy, number)
     metadata = {
+        **({"engine": "cedar"} if policy.cedar else {}),
         "entrypoint": policy.entrypoint,
         "profiles": {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in policy.profiles.items()},
         "grants": {n: g.to_json() for n, g in policy.grants.items()},
@@ -288,6 +323,17 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
         ],
     }
     return assemble(files, number, metadata)
+
+
+def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
+    wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
+    data = policy.data if policy.wasm is not None else merge_shipped(policy.data)
+    if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
+        data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
+    files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
+    for name, text in policy.rego.items():
+        files["rego/" + name.rpartition("/")[2]] = text.encode()
+    return files
 
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:

@@ -18,8 +18,7 @@ from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalCo
 from langchain_runtime_authz.cli.policy.project import Policy
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
-from langchain_runtime_authz.pdp.base import Evaluator, serialise
-from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.pdp.base import PDP, Evaluator, serialise
 
 __all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules"]
 __all__ += ["zoned"]
@@ -146,7 +145,7 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
     return request.model_copy(update={"context": request.context.model_copy(update={"local": local})})
 
 
-def decide(pdp: WasmPDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
+def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     """Decide each request alone."""
     evaluator = Evaluator(pdp, deadline=600)
     return [evaluator.evaluate([serialise(request)])[0] for request in requests]
@@ -217,8 +216,10 @@ def rules(policy: Policy, code: str, outcome: str) -> list[str]:
         lines = text.splitlines()
         bound = any(re.search(rf'^\s*"\w+": "{re.escape(code)}",?$', line) for line in lines)
         for number, line in enumerate(lines, 1):
-            given = re.match(rf'({kind}) contains ("{re.escape(code)}"|bounds\[\w+\])', line)
-            if given and (given[2].startswith('"') or bound):
+            given = re.match(
+                rf'{kind} contains ("{re.escape(code)}"|bounds\[\w+\])|@reason\(("{re.escape(code)}")\)', line
+            )
+            if given and (bound or '"' in given[0]):
                 found.append(f"{name}:{number}")
     return found
 
@@ -316,7 +317,7 @@ def _without(path: str) -> Edit:
     return edit
 
 
-def changes(pdp: WasmPDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
+def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
     """Return the smallest sets of changes, at most three each, that change the outcome, with the new outcome.
 
     For a deny they are changes that permit the request or ask about it, for a permit those that do not permit it.
@@ -344,7 +345,7 @@ def changes(pdp: WasmPDP, request: EvaluationRequest, decision: Decision) -> lis
     return found[: MAX_SETS * 2]
 
 
-def _tried(pdp: WasmPDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decision | None:
+def _tried(pdp: PDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decision | None:
     changed = json.loads(json.dumps(document))
     for edit in edits:
         edit(changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.policy.lint import lint_rego
-from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, shipped_rego
+from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy, shipped_rego
 from langchain_runtime_authz.demo.bank import perform
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
+from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.shipped_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 from langchain_runtime_authz.testing.requests import example_request
@@ -222,7 +225,7 @@ def test_a_failed_case_is_a_finding_and_builds_nothing(run: Command, project: Pa
     assert not (tmp_path / "b.tar.gz").exists()
 
 
-@pytest.mark.parametrize("name", ["read_only", "spend_limit"])
+@pytest.mark.parametrize("name", ["bank_cedar", "read_only", "spend_limit"])
 def test_an_example_without_rego_needs_no_opa(run: Command, name: str) -> None:
     assert run("check", EXAMPLES / name).exit_code == 0
     assert run("test", EXAMPLES / name).exit_code == 0
@@ -253,6 +256,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "a case": ("cases.yaml", "cases: [1]"),
     "a case's path": ("cases.yaml", "cases: [{expect: deny, request: {a.b.c: 1}}]"),
     "a case's value": ("cases.yaml", "cases: [{expect: deny, request: {context.now: soon}}]"),
+    "a case's time": ("cases.yaml", "cases: [{expect: deny, at: noon}]"),
+    "a zone": ("policy.yaml", "zone: Berlin"),
+    "an engine": ("policy.yaml", "engine: polar"),
+    "Rego's data under Cedar": ("policy.yaml", "engine: cedar"),
     "a case's outcome": ("cases.yaml", "cases: [{expect: allow}]"),
     "replace the shipped policy": ("rego/runtime_authz.rego", "package runtime_authz"),
     "no cases": ("cases.yaml", "cases: []"),
@@ -509,3 +516,106 @@ def test_the_schema_says_what_the_parser_does(run: Command) -> None:
 def test_a_bundle_is_a_policy(run: Command, tmp_path: Path, log: Path) -> None:
     """Replay takes what is deployed."""
     assert run("replay", log, put(tmp_path / "b.tar.gz", files(3))).exit_code == 0
+
+
+# --- Cedar ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cedar(tmp_path: Path, run: Command) -> Path:
+    assert run("init", tmp_path / "c", "--engine", "cedar").exit_code == 0
+    return tmp_path / "c"
+
+
+def test_a_new_cedar_project_is_in_order_and_decides_in_its_bundle(run: Command, cedar: Path, tmp_path: Path) -> None:
+    """`check`, `test` and `build` without OPA; the bundle decides what the project did, under its revision."""
+    assert run("check", cedar).exit_code == 0
+    assert "3 of 3 cases" in run("test", cedar).stdout
+    key = Key()
+    (tmp_path / "key.pem").write_bytes(key.private)
+    built = run("build", EXAMPLES / "bank_cedar", "-o", tmp_path / "b.tar.gz", "--key", tmp_path / "key.pem", "--revision", 7)
+    assert built.exit_code == 0, built.output
+    pdp = ReloadingPDP(tmp_path / "b.tar.gz", keys={"default": key.public}, poll=3600)
+    try:
+        assert (pdp.name, pdp.revision.partition("@")[0]) == ("cedar", "7")
+        for case in open_policy(tmp_path / "b.tar.gz").cases:
+            (decided,) = Evaluator(pdp).evaluate([case.request.to_json()])
+            assert case.unlike(decided) == ""
+            assert decided.policy_revision == pdp.revision
+        declared = example_request({"resource.id": "send_money"})  # another effect than the bundle's profile
+        (decided,) = Evaluator(pdp).evaluate([declared.to_json()])
+        assert decided.reasons == (Code.POLICY_CHANGED,)
+    finally:
+        pdp.close()
+
+
+def test_the_two_banks_have_the_same_cases() -> None:
+    rego, cedar = ((EXAMPLES / name / "cases.yaml").read_bytes() for name in ("bank", "bank_cedar"))
+    assert rego == cedar
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("cedar/own.cedar", "forbid (principal, action, resource) when { context.call.arg };", "arg"),
+        ("cedar/own.cedar", "forbid (principal, action, resource) when { context.local.hour > 17 };", "local"),
+        ("cedar/own.cedar", '@obligation("two")\nforbid (principal, action, resource);', "two"),
+        ("own.cedar", "", "belong in cedar/"),
+        ("rego/own.rego", "package runtime_authz", "engine: cedar"),
+        ("data.json", "{}", "engine: cedar"),
+        ("obligations.json", "[]", "object"),
+        ("obligations.json", '{"two": {"kind": "require_approval"}}', "malformed"),
+        ("entities.json", "{", "JSON"),
+    ],
+)
+def test_a_wrong_cedar_file_is_one_line(run: Command, cedar: Path, name: str, text: str, says: str) -> None:
+    (cedar / name).parent.mkdir(exist_ok=True)
+    (cedar / name).write_text(text)
+    for command in ("check", "test"):
+        failed = run(command, cedar)
+        assert failed.exit_code in (1, 2)
+        assert says in failed.output.splitlines()[0]
+
+
+def test_a_recorded_log_is_replayed_under_cedar(run: Command, log: Path, cedar: Path) -> None:
+    """The demo's log: the shipped sample decides alike; a rule flips what it is about."""
+    assert run("diff", log, cedar, cedar).exit_code == 0
+    (cedar / "cedar" / "own.cedar").write_text(
+        '@reason("closed")\nforbid (principal, action == Action::"tools/call", resource == Tool::"send_money");'
+    )
+    flips = json.loads(run("replay", log, cedar, "--json").stdout)["flips"]
+    assert {f["resource"] for f in flips if f["after"]["reasons"] == ["closed"]} == {"send_money"}
+
+
+# --- try ------------------------------------------------------------------------------------------
+
+
+def test_try_writes_the_request_and_answers_at_each_save(
+    run: Command, tmp_path: Path, cedar: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example, or a recorded decision; then an edit of the request, a mistake in it, and an edit of the policy."""
+    request = tmp_path / "request.json"
+    assert run("try", request, cedar).stdout.splitlines()[1].startswith("permit")
+    (decided, *_) = [i for i, said in decisions(run, log).items() if "send_money" in said and "permit" in said]
+    assert "send_money" in run("try", tmp_path / "r.json", "--log", log, "--decision", decided).stdout
+
+    def edit(path: str, value: object) -> None:
+        request.write_bytes(example_request({path: value}).to_json())
+
+    rule = '@reason("closed")\nforbid (principal, action, resource);'
+    edits = [
+        lambda: edit("context.plan.stale", True),
+        lambda: request.write_text("{"),
+        lambda: edit("context.plan.stale", False),
+        lambda: (cedar / "cedar" / "own.cedar").write_text(rule),
+    ]
+
+    def saved(_: float) -> None:
+        if not edits:
+            raise KeyboardInterrupt
+        edits.pop(0)()
+        os.utime(request, ns=(len(edits), len(edits)))
+
+    monkeypatch.setattr("langchain_runtime_authz.cli.policy.asking.time.sleep", saved)
+    shown = [line for line in run("try", request, cedar, "--watch").stdout.splitlines() if not line.startswith((" ", "because"))]
+    assert [line.split()[0] for line in shown if line] == ["permit", "deny", "error", "permit", "deny"]

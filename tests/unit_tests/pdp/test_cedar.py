@@ -308,3 +308,68 @@ def test_importing_the_module_does_not_need_the_extra() -> None:
     """Who uses another PDP does not pay for this one."""
     code = "import sys, langchain_runtime_authz.pdp.cedar as _; sys.exit('cedarpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+RULES = """
+@reason("amount")
+forbid (principal, action == Action::"tools/call", resource)
+when { context.call has amount && context.call.amount.greaterThan(decimal("1000.0")) };
+@reason("limit")
+forbid (principal, action == Action::"tools/call", resource)
+when { context.call.numbers.hasTag("limit") && context.call.numbers.getTag("limit").greaterThan(decimal("10.0")) };
+@reason("to")
+forbid (principal, action == Action::"tools/call", resource)
+when { context.call.args.hasTag("to") && context.call.args.getTag("to").containsAny(["evil", "7", "true"]) };
+@reason("role")
+forbid (principal, action == Action::"tools/call", resource)
+when { context.subject.properties.hasTag("roles") && context.subject.properties.getTag("roles").contains("intern") };
+@reason("late")
+forbid (principal, action == Action::"tools/call", resource) when { context has local && context.local.hour >= 18 };
+"""
+OWN = {GRANT: None, "context.call.provenance": {"sum": {"kind": "amount", "class": "human", "standing": "told"}}}
+LATE = {"zone": "Europe/Berlin", "date": "2026-11-26", "weekday": 4, "hour": 18, "minute": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reasons"),
+    [
+        ({"context.call.args": {}}, ("amount",)),
+        ({"context.call.args": {"sum": 1000}}, ()),
+        ({"context.call.args": {"sum": 1000.00001}}, ("amount",)),
+        ({"context.call.args": {"sum": 1e300}}, ("amount",)),
+        ({"context.call.args": {"sum": -1e300}}, ()),
+        ({"context.call.args": {"sum": "999.5"}}, ()),
+        ({"context.call.args": {"sum": "5,000"}}, ("amount",)),
+        ({"context.call.args": {"sum": "NaN"}}, ("amount",)),
+        ({"context.call.args": {"sum": None}}, ("amount",)),
+        ({"context.call.args": {"sum": True}}, ("amount",)),
+        ({"context.call.args": {"sum": [1, 2000]}}, ("amount",)),
+        ({"context.call.args": {"sum": {"eur": 1}}}, ("amount",)),
+        ({"context.call.args": {"sum": 1, "limit": 10}}, ()),
+        ({"context.call.args": {"sum": 1, "limit": 11}}, ("limit",)),
+        ({"context.call.args": {"sum": 1, "to": ["a", "evil"]}}, ("to",)),
+        ({"context.call.args": {"sum": 1, "to": 7}}, ("to",)),
+        ({"context.call.args": {"sum": 1, "to": True}}, ("to",)),
+        ({"context.call.args": {"sum": 1, "to": "evil "}}, ()),
+        ({"context.call.args": {"sum": 1}, "subject.properties": {"roles": ["clerk", "intern"]}}, ("role",)),
+        ({"context.call.args": {"sum": 1}, "subject.properties": {"roles": "clerk", "depth": None}}, ()),
+        ({"context.call.args": {"sum": 1}, "context.local": LATE}, ("late",)),
+        ({"context.call.args": {"sum": 1}, "context.local": {**LATE, "hour": 17}}, ()),
+    ],
+    ids=str,
+)
+def test_arguments_properties_amount_and_time_can_be_asked_for(overrides: dict[str, object], reasons: tuple[str, ...]) -> None:
+    """What is not a number is no small amount; a list's items count each, and the other texts exactly."""
+    pdp = CedarPDP(
+        policies=SAMPLE + RULES,
+        schema=(FOLDER / "runtime_authz.cedarschema").read_text(),
+        obligations=json.loads((FOLDER / "obligations.json").read_text()),
+    )
+    assert ask(pdp, {**OWN, **overrides}).reasons == reasons
+
+
+def test_names_of_arguments_are_only_names(sample: CedarPDP) -> None:
+    """Whatever an argument or a property is called, and however a value looks, the sample decides as before."""
+    odd = {"__entity": {"type": "Tool", "id": "x"}, "__extn": {"fn": "ip", "arg": "1.1.1.1"}, "": 1, "\ud83d\ude00": "a\u0000b"}
+    decision = ask(sample, {GRANT: None, "context.call.args": odd, "subject.properties": odd})
+    assert decision.outcome == "permit"
