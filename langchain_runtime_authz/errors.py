@@ -177,6 +177,7 @@ class Code(StrEnum):
     PROOF_REPLAYED = "proof_replayed", "the DPoP proof was used before; make a new one for each request", "the client, or a thief, sent the same proof twice", "fixed"
     PROOF_NONCE = "proof_nonce", "the DPoP proof lacks the server's current nonce; repeat the request with the nonce of this answer", "the server issues a new nonce now and then", "now"
     PROOF_LIMIT = "proof_limit", "one key proved more requests than the server remembers; wait, send fewer in one call, or raise `max_per_key`", "one key is used for very many requests", "later"
+    INSUFFICIENT_SCOPE = "insufficient_scope", "the token lacks a scope that the service demands; ask the provider for the scopes that the challenge names", "the client asked the provider for fewer scopes, or the user does not have them", "fixed"
     EXCHANGE_REFUSED = "exchange_refused", "the token endpoint refused the exchange; check its policy for this client and audience", "the token endpoint does not allow this client to act at this audience", "fixed"
     EXCHANGE_FAILED = "exchange_failed", "the token endpoint's answer does not follow RFC 8693; check its log", "the endpoint has an error, or is not an exchange endpoint", "later"
     IDENTITY_INVALID = "identity_invalid", "the identity token was refused (issuer, audience, type, signature or lifetime); sign in again", "the token expired, or is meant for another application", "fixed"

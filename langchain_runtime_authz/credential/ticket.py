@@ -297,7 +297,7 @@ class Ticket:
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
         """Return the credential or the minting under way, and True if the caller must do the minting."""
         with self._lock:
-            self._check_running()
+            self.check_running()
             found = self._minted.get(audience)
             if found is not None:
                 if (found.scheme == "DPoP") != dpop:
@@ -315,7 +315,7 @@ class Ticket:
             self._minted[audience] = made
             # INVARIANT: what was minted is listed before it is handed out, and not handed out after
             # the end: after `conclude`, `minted_tokens` holds all of them.
-            self._check_running()
+            self.check_running()
         return made
 
     def _end(self, audience: str, mine: _Minting) -> None:
@@ -323,7 +323,8 @@ class Ticket:
             del self._minting[audience]
         mine.over.set_result(None)
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
+        """Raise `credential_unavailable` unless the call is running."""
         if not self.redeemed or self.concluded:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 

@@ -1,37 +1,65 @@
-"""Exchange a call's token at an OAuth 2.0 token endpoint (RFC 8693), for services that want their own.
+"""Exchange a token at an OAuth 2.0 token endpoint (RFC 8693), for services that want their own.
 
-The token of the call is the `subject_token`. So the endpoint sees who asked, which agent acts and for which
-task, and answers with a bearer token for one service. That token stays valid there until it expires, even if
-the call ends before. So it must be short-lived, and a tool's output is searched for it too.
+| `subject_token` | the endpoint sees | the result is kept |
+|---|---|---|
+| the call's own token, the default | who asked, which agent acts, for which task and call | not at all |
+| the user's token, `BearerSubject.token` | the user, at a provider that does not know our tokens | for its life, in the run |
+
+The answer is a bearer token for one service. It stays valid there until it expires, even if the call ends before. So it
+must be short-lived, and a tool's output is searched for it too.
 
 ```python
 exchange = TokenExchange("https://login.example/token", client_id="agents", client_secret=secret)
-crm = httpx.Client(base_url="https://crm.example", auth=ExchangeAuth(exchange, resource="https://crm.example"))
+crm = httpx.Client(auth=ExchangeAuth(exchange, resource="https://crm.example"))
+mail = httpx.Client(auth=ExchangeAuth(exchange, resource="https://mail.example", audience="mail", subject_token=caller.token))
 ```
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import httpx
 
 from langchain_runtime_authz._http import Answer, Fetcher, basic, checked_url
-from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential import token as claim
+from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
+from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
+from langchain_runtime_authz.credential.keys import Signer
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
 from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing, is_under
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["ACCESS_TOKEN", "JWT", "ExchangeAuth", "ExchangedToken", "TokenExchange"]
+__all__ = [
+    "ACCESS_TOKEN",
+    "ID_JAG",
+    "ID_TOKEN",
+    "JWT",
+    "JWT_SPIFFE",
+    "ExchangeAuth",
+    "ExchangedToken",
+    "TokenExchange",
+    "private_key_jwt",
+]
 
+ASSERTION_GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523 §2.1
+JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 §2.2
+JWT_SPIFFE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"  # draft-ietf-oauth-spiffe-client-auth
 GRANT: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # §2.1
 ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  (§3, a name)
 JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
+ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105
+ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-identity-assertion-authz-grant
 MAX_LIFETIME: Final = 300  # seconds
+ASSERTION_LIFE: Final = 60  # seconds
+MARGIN: Final = 5  # seconds before its end in which a token is not used again
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 _ACTOR: Final = {"actor_token", "actor_token_type"}
@@ -67,6 +95,9 @@ class TokenExchange:
         url: the token endpoint: https, or on this machine.
         client_id: this application's name there (RFC 6749 §2.3.1); `None` if the endpoint needs none.
         client_secret: its secret.
+        client_assertion: returns a JWT that authenticates the client in place of a secret (RFC 7523 §2.2): a token of
+            the workload, as `SpiffeIdentity.assertion(url)` and `TokenFileIdentity.token` give it.
+        client_assertion_type: `JWT_BEARER`, or `JWT_SPIFFE` for a JWT-SVID if the endpoint wants it named so.
         audience: the endpoint's own audience, for which the call's token is minted; by default its URL.
         max_lifetime: seconds. A token with a longer or no `expires_in` is refused.
         timeout: seconds.
@@ -80,20 +111,28 @@ class TokenExchange:
         *,
         client_id: str | None = None,
         client_secret: str | None = None,
+        client_assertion: Callable[[], str] | None = None,
+        client_assertion_type: str = JWT_BEARER,
         audience: str | None = None,
         max_lifetime: int = MAX_LIFETIME,
         timeout: float = 5.0,
         client: httpx.Client | None = None,
         async_client: httpx.AsyncClient | None = None,
     ) -> None:
-        if (client_id is None) != (client_secret is None) or max_lifetime < 1:
-            raise ConfigError("`client_id` and `client_secret` belong together, and `max_lifetime` is positive")
+        if max_lifetime < 1 or (client_id is None and client_secret is not None):
+            raise ConfigError("`client_secret` needs a `client_id`, and `max_lifetime` is positive")
+        if (client_id is not None) and (client_secret is None) == (client_assertion is None):
+            raise ConfigError("a client has a `client_secret` or a `client_assertion`")
         self._url = checked_url(url, "url")
         self.audience = audience or self._url
         self._max_lifetime = max_lifetime
         self._headers = {"Accept": "application/json"}
         if client_id is not None and client_secret is not None:
             self._headers["Authorization"] = basic(client_id, client_secret)
+        self._assertion = client_assertion
+        self._client = {"client_assertion_type": client_assertion_type}
+        if client_id is not None:
+            self._client["client_id"] = client_id
         self._fetcher = Fetcher(timeout=timeout, client=client, async_client=async_client)
 
     def exchange(self, subject_token: str, **options: Any) -> ExchangedToken:
@@ -109,16 +148,36 @@ class TokenExchange:
             CredentialError: `exchange_refused`, with the endpoint's error code (§2.2.2);
                 `exchange_failed`: no answer, or not the requested one. Never quotes a token.
         """
-        form = _form(subject_token, options)
-        return self._read(self._fetcher.send("POST", self._url, headers=self._headers, data=form), form)
+        return self._asked(_form(subject_token, options))
 
     async def aexchange(self, subject_token: str, **options: Any) -> ExchangedToken:
         """Exchange a token without blocking the event loop."""
-        form = _form(subject_token, options)
-        return self._read(await self._fetcher.asend("POST", self._url, headers=self._headers, data=form), form)
+        return await self._aasked(_form(subject_token, options))
+
+    def grant(self, assertion: str, **options: Any) -> ExchangedToken:
+        """Trade an assertion of another issuer for an access token (RFC 7523 §2.1): an ID-JAG, for example.
+
+        `options` are `resource`, `audience` and `scope`. Raises like `exchange`.
+        """
+        return self._asked(_assertion_form(assertion, options))
+
+    async def agrant(self, assertion: str, **options: Any) -> ExchangedToken:
+        """Trade an assertion without blocking the event loop."""
+        return await self._aasked(_assertion_form(assertion, options))
+
+    def _asked(self, form: dict[str, str]) -> ExchangedToken:
+        own = {} if self._assertion is None else {**self._client, "client_assertion": self._assertion()}
+        return self._read(self._fetcher.send("POST", self._url, headers=self._headers, data={**form, **own}), form)
+
+    async def _aasked(self, form: dict[str, str]) -> ExchangedToken:
+        own: dict[str, str] = {}
+        if self._assertion is not None:  # it may ask another process
+            own = {**self._client, "client_assertion": await asyncio.to_thread(self._assertion)}
+        answer = await self._fetcher.asend("POST", self._url, headers=self._headers, data={**form, **own})
+        return self._read(answer, form)
 
     def _read(self, answer: Answer | None, form: Mapping[str, str]) -> ExchangedToken:
-        wanted = form["requested_token_type"]
+        wanted = form.get("requested_token_type", ACCESS_TOKEN)
         if answer is None:
             _fail("no answer in time, or a redirect, or too long a one")
         body = answer.body
@@ -131,10 +190,12 @@ class TokenExchange:
         token, lifetime, scope = body.get("access_token"), body.get("expires_in"), body.get("scope")
         if not isinstance(token, str) or len(token) > MAX_TOKEN or not _TOKEN68.fullmatch(token):
             _fail("`access_token` is not a token")
-        if body.get("issued_token_type") != wanted:
+        if body.get("issued_token_type", None if form["grant_type"] == GRANT else wanted) != wanted:
             _fail("`issued_token_type` is not the requested one")
-        if str(body.get("token_type")).lower() != "bearer":
+        if str(body.get("token_type")).lower() != ("n_a" if wanted == ID_JAG else "bearer"):
             _fail("`token_type` is not Bearer")
+        if other := _other_audience(token, {form[name] for name in ("audience", "resource") if name in form}):
+            _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")
         # Track it before it is handed out, so that it is found in the tool's output.
@@ -146,17 +207,39 @@ class TokenExchange:
         raise TypeError("a TokenExchange cannot be copied or pickled")
 
 
-class ExchangeAuth(TicketAuth):
-    """`httpx.Auth` for a service with its own bearer tokens: exchanged anew for each request.
+def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
+    """Return a function that signs client assertions with the client's own key: for `TokenExchange(client_assertion=...)`.
 
-    No token is kept between requests, so none reaches another call.
+    `audience` is the authorization server's issuer, or its token endpoint (RFC 7523 §3).
+    """
+
+    def assertion() -> str:
+        now = int(time.time())
+        own = {claim.ISSUER: client_id, claim.SUBJECT: client_id, claim.AUDIENCE: audience}
+        times = {claim.ISSUED_AT: now, claim.EXPIRES_AT: now + ASSERTION_LIFE}
+        return sign_compact("JWT", {**own, **times, claim.TOKEN_ID: secrets.token_urlsafe(16)}, key)
+
+    return assertion
+
+
+class ExchangeAuth(TicketAuth):
+    """`httpx.Auth` for a service with its own bearer tokens, exchanged for the call's token or for the user's.
+
+    With the call's own token, each request is an exchange of its own, and no token reaches another call. With the user's
+    token, the result is kept in the run, for one agent and service, until it ends or the run's lease is replaced: by a
+    correction, a revocation, or the end of the run. It is never shared between runs.
 
     Args:
         exchange: the token endpoint.
         resource: URL of the service. The exchanged token goes there only.
         audience: the service's name at the endpoint, if the endpoint wants one.
         scope: to ask for.
+        subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own is sent.
+            The profile and the grant must then name the service itself, not the endpoint.
+        subject_token_type: its type (§3).
         actor_token: returns the token of the acting party, if the endpoint wants one (§2.1).
+        granting: the service's own token endpoint, if the first one issues an ID-JAG for it: `audience` is then that
+            endpoint's issuer.
     """
 
     def __init__(
@@ -166,26 +249,78 @@ class ExchangeAuth(TicketAuth):
         resource: str,
         audience: str | None = None,
         scope: str | None = None,
+        subject_token: Callable[[], str] | None = None,
+        subject_token_type: str | None = None,
         actor_token: Callable[[], str] | None = None,
+        granting: TokenExchange | None = None,
     ) -> None:
-        self._exchange, self._actor_token = exchange, actor_token
-        self._resource = checked_url(resource, "resource")
-        self._options = {"resource": self._resource, "audience": audience, "scope": scope}
+        self._exchange, self._actor_token, self._granting = exchange, actor_token, granting
+        self._resource, self._subject_token = checked_url(resource, "resource"), subject_token
+        default = JWT if subject_token is None else ACCESS_TOKEN
+        self._options: dict[str, Any] = {
+            "resource": self._resource,
+            "audience": audience,
+            "scope": scope,
+            "subject_token_type": subject_token_type or default,
+            "requested_token_type": ACCESS_TOKEN if granting is None else ID_JAG,
+        }
 
     def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
         if not is_under(str(request.url), self._resource):  # this compares the scheme too
             raise CredentialError(Code.AUDIENCE, f"{request.url.host} is not the resource of the exchange")
-        return self._exchange.audience
+        if self._subject_token is None:
+            return self._exchange.audience
+        # INVARIANT: the user's token is exchanged for no service outside the tool's profile and the grant.
+        named = (self._options["audience"], self._resource)
+        if (found := next((a for a in ticket.audiences if a in named), None)) is None:
+            raise CredentialError(Code.AUDIENCE, f"the call's audiences do not name {self._resource}")
+        return found
 
     def _send(self, request: httpx.Request, origin: str, ticket: Ticket, audience: str) -> Flow:
-        own = yield Step(ticket.credential, ticket.acredential, audience)
+        ticket.check_running()
+        kept = yield from self._kept()
+        exchanged = kept.get(self)
+        if exchanged is None or exchanged.expires_at - MARGIN <= time.time():
+            exchanged = yield from self._exchanged(ticket, audience)
+            kept[self] = exchanged
+        else:
+            ticket.track(exchanged.token)
+        ticket.check_running()
+        yield bearing(request, {"Authorization": f"Bearer {exchanged.token}"})
+
+    def _exchanged(self, ticket: Ticket, audience: str) -> Generator[Any, Any, ExchangedToken]:
         options = self._options
         if self._actor_token is not None:
-            options = {**options, "actor_token": self._actor_token(), "actor_token_type": JWT}
-        exchanged = yield Step(self._exchange.exchange, self._exchange.aexchange, own.token, **options)
-        if ticket.concluded:
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-        yield bearing(request, {"Authorization": f"Bearer {exchanged.token}"})
+            actor = yield Step(self._actor_token, partial(asyncio.to_thread, self._actor_token))
+            options = {**options, "actor_token": actor, "actor_token_type": JWT}
+        if self._subject_token is not None:
+            subject = self._subject_token()
+        else:
+            subject = (yield Step(ticket.credential, ticket.acredential, audience)).token
+        exchanged = yield Step(self._exchange.exchange, self._exchange.aexchange, subject, **options)
+        if self._granting is not None:
+            rest = {"resource": self._resource, "scope": options["scope"]}
+            exchanged = yield Step(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
+        return exchanged  # type: ignore[no-any-return]
+
+    def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
+        """Return the tokens of the run's agent under its present lease; an empty mapping for the call's own token.
+
+        Raises:
+            CredentialError: `credential_revoked`: the task changed, or the run is over, and the call does not know yet.
+        """
+        run = current_scope.get().run
+        if run is None or self._subject_token is None:
+            return {}
+        ledger, lease = run.engine.ledger, (run.scope.tenant, run.jti)
+        # The provider's token knows nothing of the task: nobody behind it could refuse what was corrected meanwhile.
+        if (yield Step(ledger.status, ledger.astatus, *lease)) != "live":
+            run.parts.pop("exchanged", None)
+            raise CredentialError(Code.CREDENTIAL_REVOKED)
+        found, kept = run.parts.get("exchanged", (None, {}))
+        if found != lease:
+            _, kept = run.parts["exchanged"] = (lease, {})
+        return kept  # type: ignore[no-any-return]
 
 
 def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
@@ -196,6 +331,30 @@ def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError("`actor_token` and `actor_token_type` belong together")
     own = {"grant_type": GRANT, "subject_token": subject_token}
     return {**own, "subject_token_type": JWT, "requested_token_type": ACCESS_TOKEN, **given}
+
+
+def _assertion_form(assertion: str, options: Mapping[str, Any]) -> dict[str, str]:
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := given.keys() - {"resource", "audience", "scope"}:
+        raise ConfigError(f"unknown parameters of a grant: {', '.join(sorted(unknown))}")
+    return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **given}
+
+
+def _other_audience(token: str, wanted: set[str]) -> str | None:
+    """Return why a token must not be sent to the service: it says itself that it is for others too.
+
+    A token that is not a JWT, or names no audience, says nothing.
+    """
+    parts = token.split(".")
+    payload = decoded(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
+    claims = json_object(payload) if payload is not None else None
+    found = None if claims is None else claims.get("aud")
+    if found is None or not wanted:
+        return None
+    named = found if isinstance(found, list) else [found]
+    if named and all(isinstance(a, str) and a in wanted for a in named):
+        return None
+    return "the token's `aud` is not the requested audience alone"
 
 
 def _fail(why: str) -> NoReturn:

@@ -39,21 +39,30 @@ from langchain_runtime_authz.identity.providers import (
     shown,
 )
 
-__all__ = ["Caller", "OidcVerifier", "audiences_of", "check_times", "read_jwt", "refused"]
+__all__ = ["Caller", "LoggedOut", "OidcVerifier", "audiences_of", "check_times", "read_jwt", "refused"]
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
 LEEWAY: Final = 5  # seconds
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
+LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
 
 
 class Caller(NamedTuple):
-    """A verified token: its subject, scopes, expiry in epoch seconds, and the provider's session, if it names one."""
+    """A verified token: its subject, scopes, expiry in epoch seconds, and the provider's session and id of it, if any."""
 
     subject: Subject
     scopes: frozenset[str]
     expires_at: float
+    session: str | None
+    token_id: str | None
+
+
+class LoggedOut(NamedTuple):
+    """A verified logout token: it names a session, or a subject whose sessions all ended, or both."""
+
+    subject: str | None
     session: str | None
 
 
@@ -157,7 +166,8 @@ class OidcVerifier:
         # The same place keeps its copy, so that a new document does not cause a new fetch of the keys.
         return before if before is not None and repr(before) == repr(keys) else keys
 
-    def _believed(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Caller:
+    def _genuine(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Mapping[str, Any]:
+        """Return the claims of a token that the provider signed and that is valid now."""
         if isinstance(jwk, CredentialError):
             raise AuthzError(Code.IDENTITY_UNAVAILABLE)
         key = public_key(jwk, jws.alg) if jwk is not None else None
@@ -167,12 +177,40 @@ class OidcVerifier:
         if claims.get(claim.ISSUER) != self.issuer:
             raise refused("its `iss` is another")
         check_times(claims, now)
+        return claims
+
+    def _believed(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Caller:
+        claims = self._genuine(jws, jwk, now)
         self._check_kind(jws.header, claims)
         scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
         scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
         named = frozenset(s for s in scopes if isinstance(s, str))
         session = name_of(claims.get("sid"))  # OpenID Connect Back-Channel Logout §2.1
-        return Caller(_subject(claims, self._provider), named, float(claims[claim.EXPIRES_AT]), session)
+        subject = _subject(claims, self._provider)
+        return Caller(subject, named, float(claims[claim.EXPIRES_AT]), session, name_of(claims.get(claim.TOKEN_ID)))
+
+    def logged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
+        """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
+        jws = read_jwt(token, self._algorithms)
+        key = _key(self._known(self._keys.get()), jws)
+        return self._ended(jws, self._genuine(jws, key, time.time() if now is None else now))
+
+    async def alogged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
+        """Return what `logged_out` does, without blocking the event loop."""
+        jws = read_jwt(token, self._algorithms)
+        key = await _akey(self._known(await self._keys.aget()), jws)
+        return self._ended(jws, self._genuine(jws, key, time.time() if now is None else now))
+
+    def _ended(self, jws: Jws, claims: Mapping[str, Any]) -> LoggedOut:
+        events = claims.get("events")
+        found = LoggedOut(name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid")))
+        if header_type(jws.header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
+            raise refused("expected a logout token")
+        if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or found == (None, None):
+            raise refused("expected a logout token with a session or a subject")
+        if self._client_id is None or self._client_id not in audiences_of(claims):
+            raise refused(f"expected `aud` {self._client_id}, found {shown(claims.get(claim.AUDIENCE))}")
+        return found
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
         """Check an access token, or an ID token if it is not one. Neither ever passes for the other."""

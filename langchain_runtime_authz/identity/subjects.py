@@ -17,7 +17,9 @@ from typing import Any, Final, Protocol, overload
 
 from langchain_runtime_authz._validate import checked_names
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.errors import AuthzError, Code
+from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.token import REDACTED
+from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 __all__ = [
     "ANONYMOUS",
@@ -143,11 +145,24 @@ class BearerSubject:
 
     def __init__(self, verifier: TokenVerifier) -> None:
         self._verifier = verifier
-        self._subject: ContextVar[Subject | None] = ContextVar("runtime_authz_caller", default=None)
+        self._shown: ContextVar[_Shown | None] = ContextVar("runtime_authz_caller", default=None)
 
     def __call__(self, config: Mapping[str, Any]) -> Subject | None:
         """Return the caller of the current request; `None` outside one."""
-        return self._subject.get()
+        shown = self._shown.get()
+        return None if shown is None else shown.subject
+
+    def token(self) -> str:
+        """Return the token of the current request: for `ExchangeAuth(subject_token=...)`, inside its subject's run.
+
+        Raises:
+            CredentialError: `credential_unavailable`: outside a request, or in another subject's run.
+        """
+        shown, run = self._shown.get(), current_scope.get().run
+        # INVARIANT: the token of one user serves no run of another, whatever context a task was started in.
+        if shown is None or run is None or run.subject.principal != shown.subject.principal:
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "the request of the run's subject is not at hand")
+        return shown.token
 
     def presented(self, authorization: str | None) -> _Presented:
         """Return the scope of a request with an `Authorization` header; entering it gives the subject.
@@ -155,31 +170,45 @@ class BearerSubject:
         Raises:
             AuthzError: on entering: `identity_invalid` or `identity_unavailable`.
         """
-        return _Presented(self._verifier, self._subject, authorization)
+        return _Presented(self._verifier, self._shown, authorization)
+
+
+class _Shown:
+    """A verified token and its subject. Its text form shows neither, and copies hold nothing."""
+
+    __slots__ = ("subject", "token")
+
+    def __init__(self, subject: Subject, token: str) -> None:
+        self.subject, self.token = subject, token
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return (str, (REDACTED,))
 
 
 class _Presented:
-    __slots__ = ("_authorization", "_previous", "_subject", "_verifier")
+    __slots__ = ("_authorization", "_previous", "_shown", "_verifier")
 
-    def __init__(self, verifier: TokenVerifier, subject: ContextVar[Subject | None], authorization: str | None) -> None:
-        self._verifier, self._subject, self._authorization = verifier, subject, authorization
-        self._previous: Subject | None = None
+    def __init__(self, verifier: TokenVerifier, shown: ContextVar[_Shown | None], authorization: str | None) -> None:
+        self._verifier, self._shown, self._authorization = verifier, shown, authorization
+        self._previous: _Shown | None = None
 
     def __enter__(self) -> Subject:
-        return self._set(self._verifier.verify(self._token()))
+        token = self._token()
+        return self._set(self._verifier.verify(token), token)
 
     async def __aenter__(self) -> Subject:
-        return self._set(await self._verifier.averify(self._token()))
+        token = self._token()
+        return self._set(await self._verifier.averify(token), token)
 
     def __exit__(self, *exc: object) -> None:
-        self._subject.set(self._previous)
+        self._shown.set(self._previous)
 
     async def __aexit__(self, *exc: object) -> None:
-        self._subject.set(self._previous)
+        self._shown.set(self._previous)
 
-    def _set(self, subject: Subject) -> Subject:
-        self._previous = self._subject.get()
-        self._subject.set(subject)
+    def _set(self, subject: Subject, token: str) -> Subject:
+        self._previous = self._shown.get()
+        self._shown.set(_Shown(subject, token))
         return subject
 
     def _token(self) -> str:

@@ -37,7 +37,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
@@ -49,12 +49,22 @@ from langchain_runtime_authz.credential.details import ORDERED, check_call
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import send_json
+from langchain_runtime_authz.resource_server.metadata import ResourceMetadata
 from langchain_runtime_authz.resource_server.status import Status
 
-__all__ = ["BAD_REQUEST", "Demanded", "ProtectedApp", "Refusal", "ResourceServer", "refuse"]
+__all__ = [
+    "BAD_REQUEST",
+    "BearerServer",
+    "Demanded",
+    "ProtectedApp",
+    "Refusal",
+    "ResourceServer",
+    "bearer_token",
+    "refuse",
+]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -66,6 +76,8 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     Code.CREDENTIAL_MISSING: (401, None),
     Code.CREDENTIAL_TOOL: (403, "insufficient_scope"),
     Code.CREDENTIAL_CALL: (403, "insufficient_scope"),
+    Code.IDENTITY_UNAVAILABLE: (503, None),
+    Code.INSUFFICIENT_SCOPE: (403, "insufficient_scope"),
     Code.KEYS_UNAVAILABLE: (503, None),
     Code.PROOF_INVALID: (401, "invalid_dpop_proof"),
     Code.PROOF_LIMIT: (429, None),  # RFC 6585 §4
@@ -88,7 +100,81 @@ class Refusal(NamedTuple):
     code: str
 
 
-class ResourceServer:
+T_co = TypeVar("T_co", covariant=True)
+
+
+class BearerServer(Generic[T_co]):
+    """Base of the servers: reads the token of a request and answers what it refuses."""
+
+    def __init__(self, *, realm: str, metadata: ResourceMetadata | None) -> None:
+        if not realm.isascii() or not realm.isprintable() or '"' in realm or "\\" in realm:
+            raise ConfigError("`realm` must be plain text")
+        self._realm, self._metadata = realm, metadata
+        self._proofs: ProofVerifier | None = None
+        self._require_proof = False
+
+    async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> T_co:
+        """Return the caller of one request, or raise an error with a code for `refusal`."""
+        raise NotImplementedError
+
+    def _demanded(self) -> tuple[str, ...]:
+        """Return the scopes that a token must have."""
+        return ()
+
+    def refusal(self, code: str) -> Refusal:
+        """Return the answer for a code of `authenticate` (RFC 6750 §3, RFC 9449 §7.1, §9, RFC 9728 §5.1)."""
+        headers = [("Cache-Control", "no-store")]
+        if (nonce := self.nonce()) is not None:
+            headers.append(("DPoP-Nonce", nonce))
+        status, error = _ANSWERS.get(code, (401, "invalid_token"))
+        if status in _WAIT:
+            return Refusal(status, (*headers, ("Retry-After", "1")), code)
+        said = f'realm="{self._realm}"'
+        if error is not None:
+            said += f', error="{error}", error_description="{code}"'
+        if error == "insufficient_scope" and (demanded := self._demanded()):
+            said += f', scope="{" ".join(demanded)}"'  # RFC 6750 §3
+        if self._metadata is not None:
+            said += f', resource_metadata="{self._metadata.url}"'  # RFC 9728 §5.1
+        if self._proofs is not None:
+            headers.append(("WWW-Authenticate", f'DPoP {said}, algs="{" ".join(self._proofs.algorithms)}"'))
+        if not self._require_proof and error not in ("use_dpop_nonce", "invalid_dpop_proof"):
+            headers.append(("WWW-Authenticate", f"Bearer {said}"))
+        return Refusal(status, tuple(headers), code)
+
+    async def of(self, connection: HTTPConnection) -> T_co:
+        """Return the caller of a Starlette request. Raises `AuthzError`."""
+        scope = connection.scope
+        raw = scope.get("raw_path")
+        path = raw.decode("latin-1").partition("?")[0] if raw else quote(scope["path"])
+        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        return await self.authenticate(method=scope.get("method", "GET"), path=path, headers=headers)
+
+    async def __call__(self, request: Request, response: Response) -> T_co:
+        """Return the caller to FastAPI, or raise an `HTTPException` with the answer."""
+        try:
+            caller = await self.of(request)
+        except AuthzError as exc:
+            raise self._http(exc) from None
+        if (nonce := self.nonce()) is not None:
+            response.headers["DPoP-Nonce"] = nonce
+        return caller
+
+    def _http(self, error: AuthzError) -> HTTPException:
+        refused = self.refusal(error.code)
+        _log.info("refused: %s", error.code)
+        # FastAPI's own handler takes a mapping: the challenges go into one header (RFC 9110 §11.6.1).
+        headers: dict[str, str] = {}
+        for name, value in refused.headers:
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return HTTPException(refused.status, refused.code, headers)
+
+    def nonce(self) -> str | None:
+        """Return the `DPoP-Nonce` to send; `None` if proofs need none."""
+        return None if self._proofs is None else self._proofs.nonce()
+
+
+class ResourceServer(BearerServer[Credential]):
     """Decides which callers may use this service. A FastAPI dependency: `Depends(server)`.
 
     Args:
@@ -101,6 +187,7 @@ class ResourceServer:
         require_proof: refuse tokens that are not bound to a key.
         tools: accept only tokens minted for calls of these tools.
         realm: of the challenge.
+        metadata: of this service (RFC 9728); each challenge names it.
         public_url: URL of this process's `/` as clients know it, if a proxy takes a prefix off the path:
             `https://bank.example/api`. Proofs are compared with it and the path as it arrives. It is never read
             from a header (`Host`, `Forwarded`, `X-Forwarded-*`), which the sender chooses. A prefix that a router
@@ -119,18 +206,18 @@ class ResourceServer:
         tools: Iterable[str] | None = None,
         realm: str = "api",
         public_url: str | None = None,
+        metadata: ResourceMetadata | None = None,
     ) -> None:
         if not audience or not isinstance(status, Status):
             msg = "a resource server needs its `audience`, and a `status`: LedgerStatus, Introspection or Offline"
             raise ConfigError(msg)
         if require_proof and proofs is None:
             raise ConfigError("`require_proof` needs `proofs`")
-        if not realm.isascii() or not realm.isprintable() or '"' in realm or "\\" in realm:
-            raise ConfigError("`realm` must be plain text")
+        super().__init__(realm=realm, metadata=metadata)
         self.audience = audience
         self._prefix = _prefix(public_url, proofs)
         self._verifier, self._tenant, self._status = verifier, tenant, status
-        self._proofs, self._require_proof, self._realm = proofs, require_proof, realm
+        self._proofs, self._require_proof = proofs, require_proof
         self._tools = None if tools is None else frozenset(tools)
 
     def for_tools(self, *tools: str) -> ResourceServer:
@@ -188,13 +275,9 @@ class ResourceServer:
         `path` is the one that arrives, percent-encoded, without the query. `headers` are all, names in lower case.
         """
         pairs = tuple(headers)
-        given = [value for name, value in pairs if name == "authorization"]
+        scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]
-        if not given:
-            raise CredentialError(Code.CREDENTIAL_MISSING)
-        scheme, _, token = given[0].partition(" ")
-        scheme, token = scheme.lower(), token.strip(" ")
-        if len(given) > 1 or len(shown) > 1 or not token or scheme not in ("bearer", "dpop"):
+        if len(shown) > 1:
             raise CredentialError(BAD_REQUEST)
         credential = await self._verifier.averify(token, audience=self.audience, tenant=self._tenant)
         self._check_proof(credential, scheme, shown, method, path)
@@ -225,54 +308,6 @@ class ResourceServer:
         if answer != "live":
             raise CredentialError(Code.CREDENTIAL_REVOKED)
 
-    def refusal(self, code: str) -> Refusal:
-        """Return the answer for a code of `authenticate` (RFC 6750 §3, RFC 9449 §7.1, §9)."""
-        headers = [("Cache-Control", "no-store")]
-        if (nonce := self.nonce()) is not None:
-            headers.append(("DPoP-Nonce", nonce))
-        status, error = _ANSWERS.get(code, (401, "invalid_token"))
-        if status in _WAIT:
-            return Refusal(status, (*headers, ("Retry-After", "1")), code)
-        said = f'realm="{self._realm}"'
-        if error is not None:
-            said += f', error="{error}", error_description="{code}"'
-        if self._proofs is not None:
-            headers.append(("WWW-Authenticate", f'DPoP {said}, algs="{" ".join(self._proofs.algorithms)}"'))
-        if not self._require_proof and error not in ("use_dpop_nonce", "invalid_dpop_proof"):
-            headers.append(("WWW-Authenticate", f"Bearer {said}"))
-        return Refusal(status, tuple(headers), code)
-
-    async def of(self, connection: HTTPConnection) -> Credential:
-        """Return the credential of a Starlette request. Raises `CredentialError`."""
-        scope = connection.scope
-        raw = scope.get("raw_path")
-        path = raw.decode("latin-1").partition("?")[0] if raw else quote(scope["path"])
-        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        return await self.authenticate(method=scope.get("method", "GET"), path=path, headers=headers)
-
-    async def __call__(self, request: Request, response: Response) -> Credential:
-        """Return the credential to FastAPI, or raise an `HTTPException` with the answer."""
-        try:
-            credential = await self.of(request)
-        except CredentialError as exc:
-            raise self._http(exc) from None
-        if (nonce := self.nonce()) is not None:
-            response.headers["DPoP-Nonce"] = nonce
-        return credential
-
-    def _http(self, error: CredentialError) -> HTTPException:
-        refused = self.refusal(error.code)
-        _log.info("refused: %s", error.code)
-        # FastAPI's own handler takes a mapping: the challenges go into one header (RFC 9110 §11.6.1).
-        headers: dict[str, str] = {}
-        for name, value in refused.headers:
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return HTTPException(refused.status, refused.code, headers)
-
-    def nonce(self) -> str | None:
-        """Return the `DPoP-Nonce` to send; `None` if proofs need none."""
-        return None if self._proofs is None else self._proofs.nonce()
-
 
 class ProtectedApp:
     """An ASGI application that serves no request without a credential.
@@ -284,7 +319,7 @@ class ProtectedApp:
         server: decides which callers may use it.
     """
 
-    def __init__(self, app: ASGIApp, server: ResourceServer) -> None:
+    def __init__(self, app: ASGIApp, server: BearerServer[Any]) -> None:
         self._app, self._server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -296,11 +331,11 @@ class ProtectedApp:
         await self._admit(scope, receive, send, self._server.of)
 
     async def _admit(
-        self, scope: Scope, receive: Receive, send: Send, of: Callable[[HTTPConnection], Awaitable[Credential]]
+        self, scope: Scope, receive: Receive, send: Send, of: Callable[[HTTPConnection], Awaitable[object]]
     ) -> None:
         try:
             credential = await of(HTTPConnection(scope))
-        except CredentialError as exc:
+        except AuthzError as exc:
             _log.info("refused: %s", exc.code)
             await refuse(self._server.refusal(exc.code), scope, send)
             return
@@ -319,6 +354,17 @@ class ProtectedApp:
             await send(message)
 
         return sending
+
+
+def bearer_token(given: list[str]) -> tuple[str, str]:
+    """Return scheme (`bearer` or `dpop`) and token of the `Authorization` headers of a request. Raises `CredentialError`."""
+    if not given:
+        raise CredentialError(Code.CREDENTIAL_MISSING)
+    scheme, _, token = given[0].partition(" ")
+    scheme, token = scheme.lower(), token.strip(" ")
+    if len(given) > 1 or not token or scheme not in ("bearer", "dpop"):
+        raise CredentialError(BAD_REQUEST)
+    return scheme, token
 
 
 def _prefix(public_url: str | None, proofs: ProofVerifier | None) -> str:

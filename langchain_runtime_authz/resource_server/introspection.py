@@ -34,7 +34,7 @@ from langchain_runtime_authz.resource_server.status import Status
 if TYPE_CHECKING:  # the endpoint needs no Starlette
     from starlette.types import Receive, Scope, Send
 
-__all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint", "read_body", "send_json"]
+__all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint", "form_field", "read_body", "send_json"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -75,14 +75,18 @@ class Introspection:
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
-        form = {"token": credential.token, "token_type_hint": "access_token"}
+        return await self.ask(credential.token, credential.jti)
+
+    async def ask(self, token: str, token_id: str | None) -> str:
+        """Return `live`, or any other word, for a token that was verified. Raises `status_unavailable`."""
+        form = {"token": token, "token_type_hint": "access_token"}
         answer = await self._fetcher.asend("POST", self._url, headers=self._headers, data=form)
         body = answer.body if answer is not None and answer.status == httpx.codes.OK else None
         if body is None or not isinstance(body.get("active"), bool):
             raise CredentialError(Code.STATUS_UNAVAILABLE, "introspection")
         if body["active"] is not True:
             return "ended"
-        if body.get("jti") != credential.jti:
+        if body.get("jti") != token_id:
             raise CredentialError(Code.STATUS_UNAVAILABLE, "introspection answered for another token")
         return "live"
 
@@ -155,7 +159,7 @@ class IntrospectionEndpoint:
         client = self._client([value for name, value in headers if name == b"authorization"])
         if client is None:
             return 401, {"error": "invalid_client"}, ("www-authenticate", 'Basic realm="introspection"')
-        token = await _token(headers, receive)
+        token = await form_field(headers, receive, "token")
         if token is None:
             return 400, {"error": "invalid_request"}
         try:
@@ -176,8 +180,8 @@ class IntrospectionEndpoint:
         return client if client is not None and client.is_secret(unquote_plus(secret)) else None
 
 
-async def _token(headers: list[tuple[bytes, bytes]], receive: Receive) -> str | None:
-    """Return the form's `token`; `None` if it does not have exactly one, or is another body."""
+async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name: str) -> str | None:
+    """Return a field of a form; `None` if it does not have exactly one, or is another body."""
     kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"]
     if kinds != [b"application/x-www-form-urlencoded"]:
         return None
@@ -186,8 +190,8 @@ async def _token(headers: list[tuple[bytes, bytes]], receive: Receive) -> str | 
         form = parse_qsl(body.decode(), max_num_fields=16) if body is not None else ()
     except ValueError:
         return None
-    tokens = [value for name, value in form if name == "token"]
-    return tokens[0] if len(tokens) == 1 else None
+    found = [value for key, value in form if key == name]
+    return found[0] if len(found) == 1 else None
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:

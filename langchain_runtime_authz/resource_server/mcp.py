@@ -45,6 +45,7 @@ class ProtectedMcp(ProtectedApp):
         accept: Collection[str] | None = None,
     ) -> None:
         super().__init__(app, server)
+        self._of_tools = server.for_tools
         self._open, self._prefix, self._accept = frozenset(open_methods), prefix, accept
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +74,7 @@ class ProtectedMcp(ProtectedApp):
             return
         # INVARIANT: name and arguments that are checked are those in the body that the application reads.
         tool = self._prefix + name
-        narrowed = self._server.for_tools(tool)
+        narrowed = self._of_tools(tool)
 
         async def of(connection: HTTPConnection) -> Credential:
             credential = await narrowed.of(connection)

@@ -1,0 +1,206 @@
+"""A service that takes a provider's tokens, its metadata (RFC 9728), and logouts at the provider."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+
+from langchain_runtime_authz._http import basic
+from langchain_runtime_authz.errors import AuthzError, ConfigError
+from langchain_runtime_authz.identity.oidc import Caller, LoggedOut
+from langchain_runtime_authz.resource_server.dependency import ProtectedApp
+from langchain_runtime_authz.resource_server.introspection import Introspection
+from langchain_runtime_authz.resource_server.logout import BackchannelLogout
+from langchain_runtime_authz.resource_server.metadata import ResourceMetadata
+from langchain_runtime_authz.resource_server.provider import ProviderServer
+from tests.unit_tests.credential.tokens import BANK
+from tests.unit_tests.identity.test_oidc import APP, IDP, OTHER, Provider, id_token, token, verifier
+from tests.unit_tests.resource_server.test_resource_server import app_of, asked, challenge, server
+from tests.unit_tests.resource_server.test_resource_server import token as own_token
+
+METADATA = ResourceMetadata(f"{BANK}/api", authorization_servers=[IDP], scopes=["crm.read", "crm.write"], name="CRM")
+
+
+def now(**claims: Any) -> dict[str, Any]:
+    at = int(time.time())
+    return {"iat": at, "exp": at + 300, **claims}
+
+
+def crm(idp: Provider | None = None, **options: Any) -> FastAPI:
+    """Of the scope `crm.read`."""
+    made = ProviderServer(verifier(idp, client_id=None), metadata=METADATA, **options).for_scopes("crm.read")
+    app = FastAPI()
+
+    @app.post("/pay")
+    async def customers(caller: Caller = Depends(made)) -> Any:
+        return [caller.subject.type, caller.subject.id, sorted(caller.scopes)]
+
+    app.add_route(METADATA.path, METADATA)
+    return app
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+def test_a_token_with_the_scope_is_served() -> None:
+    answer = asked(crm(), bearer(token(**now(scope="crm.read openid"))))
+    assert (answer.status_code, answer.json()) == (200, ["user", "248289761001", ["crm.read", "openid"]])
+
+
+REFUSED = {
+    "no token": ({}, 401, ""),
+    "without the scope": (bearer(token(**now(scope="openid"))), 403, 'error="insufficient_scope"'),
+    "no scopes": (bearer(token(**now())), 403, 'scope="crm.read"'),
+    "scopes of another shape": (bearer(token(**now(scope={"crm.read": 1}))), 403, 'scope="crm.read"'),
+    "another audience": (bearer(token(**now(scope="crm.read", aud="https://else.example"))), 401, 'error="invalid_token"'),
+    "an ID token": (bearer(id_token(**now(aud="https://agent.example"))), 401, 'error="invalid_token"'),
+    "our own token": (bearer(own_token()), 401, 'error="invalid_token"'),
+    "expired": (bearer(token(scope="crm.read")), 401, 'error="invalid_token"'),
+    "dpop": ({"Authorization": f"DPoP {token(**now(scope='crm.read'))}"}, 401, ""),
+    "two": ([("Authorization", "Bearer a"), ("Authorization", "Bearer b")], 400, 'error="invalid_request"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_what_is_wanted(name: str) -> None:
+    """RFC 6750 §3.1 and RFC 9728 §5.1: the error, the scopes, and where a token can be had."""
+    headers, status, said = REFUSED[name]
+    answer = asked(crm(), headers)
+    assert answer.status_code == status
+    assert said in challenge(answer)
+    assert 'resource_metadata="https://bank.example/.well-known/oauth-protected-resource/api"' in challenge(answer)
+
+
+def test_a_provider_that_is_down_is_not_the_callers_fault() -> None:
+    idp = Provider()
+    idp.keys = httpx.Response(503)
+    answer = asked(crm(idp), bearer(token(**now(scope="crm.read"))))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({"active": True, "jti": "j1"}, 200), ({"active": False}, 401), ({"active": True, "jti": "other"}, 503), ([], 503)],
+)
+def test_a_session_that_ended_at_the_provider(body: Any, status: int) -> None:
+    """Its introspection endpoint knows at once; the endpoint sees the token and the service's own name."""
+    got: list[httpx.Request] = []
+
+    def endpoint(request: httpx.Request) -> httpx.Response:
+        got.append(request)
+        return httpx.Response(200, json=body)
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(endpoint))
+    asks = Introspection(f"{IDP}/introspect", client_id="crm", client_secret="s", async_client=client)
+    assert asked(crm(status=asks), bearer(token(**now(scope="crm.read")))).status_code == status
+    assert got[0].headers["authorization"] == basic("crm", "s")
+
+
+def test_the_metadata_are_served_where_rfc_9728_says() -> None:
+    app = crm()
+    assert METADATA.path == "/.well-known/oauth-protected-resource/api"
+    document = asked_get(app, METADATA.path)
+    assert document.json() == {
+        "resource": f"{BANK}/api", "authorization_servers": [IDP], "bearer_methods_supported": ["header"],
+        "scopes_supported": ["crm.read", "crm.write"], "resource_name": "CRM",
+    }  # fmt: skip
+    assert asked(app, path=METADATA.path).status_code == 405
+
+
+def asked_get(app: Any, path: str) -> httpx.Response:
+    import asyncio
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK, follow_redirects=True) as client:
+            return await client.get(path)
+
+    return asyncio.run(ask())
+
+
+def test_our_own_server_names_its_metadata_too() -> None:
+    """Also for DPoP, and for an app that is protected as a whole."""
+    made = server(metadata=ResourceMetadata(BANK, authorization_servers=[IDP], own_tokens=True), tools=["other"])
+    for answer in (asked(app_of(made)), asked(app_of(made), bearer(own_token())), asked(ProtectedApp(app_of(made), made))):
+        for each in answer.headers.get_list("www-authenticate"):
+            assert 'resource_metadata="https://bank.example/.well-known/oauth-protected-resource"' in each
+    assert "urn:langchain-runtime-authz:call" in METADATA_OWN["authorization_details_types_supported"]
+
+
+METADATA_OWN = ResourceMetadata(BANK, authorization_servers=[IDP], own_tokens=True).document
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resource": "bank"}, {"resource": "http://bank.example"}, {"resource": f"{BANK}?x=1"}, {"authorization_servers": []},
+        {"authorization_servers": ["idp"]}, {"scopes": ["a b"]}, {"scopes": ['a"']}, {"scopes": [""]}, {"resource": f'{BANK}/"'},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_metadata_that_cannot_be_served(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        ResourceMetadata(**{"resource": BANK, "authorization_servers": [IDP], **options})
+
+
+# --- logout ----------------------------------------------------------------------------------------------
+
+EVENTS = {"http://schemas.openid.net/event/backchannel-logout": {}}
+
+
+def logout_token(key: Any = None, typ: str | None = "logout+jwt", **claims: Any) -> str:
+    own = {"aud": APP, "client_id": None, "events": EVENTS, "sid": "s1", **now(), **claims}
+    return token(*([key] if key else []), header={"typ": typ}, **own)
+
+
+def told(text: str, **options: Any) -> tuple[int, list[LoggedOut]]:
+    heard: list[LoggedOut] = []
+    app = BackchannelLogout(verifier(**options), heard.append)
+    answer = asked(app, data={"logout_token": text})
+    assert answer.headers["cache-control"] == "no-store"
+    return answer.status_code, heard
+
+
+def test_a_logout_is_told() -> None:
+    assert told(logout_token()) == (200, [LoggedOut("248289761001", "s1")])
+    assert told(logout_token(typ="JWT", sid=None)) == (200, [LoggedOut("248289761001", None)])
+
+
+BAD_LOGOUTS = {
+    "another key": logout_token(OTHER),
+    "another client": logout_token(aud="else"),
+    "no event": logout_token(events=None),
+    "another event": logout_token(events={"x": {}}),
+    "an id token": id_token(**now()),
+    "with a nonce": logout_token(nonce="n"),
+    "of nobody": logout_token(sub=None, sid=None),
+    "an access token": logout_token(typ="at+jwt"),
+    "expired": logout_token(iat=1, exp=2),
+    "no token": "x",
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGOUTS)
+def test_a_logout_that_is_not_the_providers(name: str) -> None:
+    assert told(BAD_LOGOUTS[name]) == (400, [])
+
+
+def test_a_logout_token_signs_nobody_in() -> None:
+    with pytest.raises(AuthzError):
+        verifier().verify(logout_token(typ="JWT", aud=[APP], azp=APP))
+
+
+def test_a_logout_that_cannot_be_carried_out_is_tried_again() -> None:
+    def fails(_: LoggedOut) -> None:
+        raise OSError("the ledger is down")
+
+    assert asked(BackchannelLogout(verifier(), fails), data={"logout_token": logout_token()}).status_code == 503
+    idp = Provider()
+    idp.keys = httpx.Response(500)
+    assert asked(BackchannelLogout(verifier(idp), fails), data={"logout_token": logout_token()}).status_code == 503
+    assert asked(BackchannelLogout(verifier(), fails), content=json.dumps({})).status_code == 400
