@@ -50,7 +50,7 @@ Failure = Literal["mapping", "pdp", "enforcement"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 
 Properties = dict[str, JsonValue]
@@ -180,7 +180,7 @@ class ItemProvenance(_Model):
     `lookalike`: it looks like something that the user said, and differs.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", populate_by_name=True)
 
     class_: Annotated[ValueClass, Field(alias="class")]
     standing: Standing

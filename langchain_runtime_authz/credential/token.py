@@ -76,7 +76,7 @@ Name = Annotated[str, Field(min_length=1, max_length=2048)]
 class Task(BaseModel):
     """The user's task at the moment of the call. `epoch` only grows; `mandate` is the mandate's digest."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     id: Name
     epoch: Annotated[int, Field(ge=0)]
@@ -104,7 +104,7 @@ class TokenRequest(BaseModel):
         cnf_jkt: RFC 7638 thumbprint of the holder's key, if the token is bound to one.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     subject: Subject
     tenant: Name

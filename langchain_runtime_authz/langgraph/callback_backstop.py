@@ -48,8 +48,9 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import (
     AWAITS_HANDLER,
     CALLBACK_LOGGER,
-    DECISION_MODEL,
+    DECISIONS,
     StartingTool,
+    decision_models,
     ensure_config,
     starting_tool,
 )
@@ -260,7 +261,7 @@ class _Hook:
 
     def get(self) -> BaseCallbackHandler | None:
         """Return the backstop inside runs; outside, what listens there, or nothing."""
-        if DECISION_MODEL.__subclasses__():
+        if DECISIONS in sys.modules and decision_models():
             _Models.ignore_chain = False
         if current_scope.get().run is not None:
             return _BACKSTOP

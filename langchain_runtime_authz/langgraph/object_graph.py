@@ -24,17 +24,15 @@ from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz.langgraph._private import (
     DEFAULT_BOUND,
-    MODELS,
     Pregel,
     PregelNode,
     ToolNode,
     is_task_function,
+    model_types,
 )
 
-__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "held_by", "is_workflow", "loaded", "module_of", "roots_of",
+__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "held_by", "is_workflow", "loaded", "module_of", "reached", "roots_of",
            "validators_of", "walk"]  # fmt: skip
-
-_ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
 
 AnyGraph = Pregel[Any, Any, Any, Any]
 
@@ -87,6 +85,11 @@ class Found:
 
 def graphs_in(root: AnyGraph, *, deep: bool = False) -> Iterator[Found]:
     """Yield `root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
+    return (value for value in reached(root, deep=deep) if isinstance(value, Found))
+
+
+def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
+    """Yield all that is reached from `root`, each once: a graph as `Found`, before what it holds."""
     seen: set[int] = set()
     walked: dict[Any, Any] = {}
     todo = deque([Found(root, root.get_name())])
@@ -99,7 +102,9 @@ def graphs_in(root: AnyGraph, *, deep: bool = False) -> Iterator[Found]:
         # Tool nodes first: a model node holds the same tools, and they do not run there.
         for name, node in sorted(found.graph.nodes.items(), key=lambda n: not isinstance(n[1].bound, ToolNode)):
             for value in walk(roots_of(node), deep=deep, walked=walked):
-                if isinstance(value, Pregel):
+                if not isinstance(value, Pregel):
+                    yield value
+                else:
                     todo.append(Found(value, _label(value, name), found.label, name))
 
 
@@ -146,20 +151,20 @@ def walk(
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
     """Return what a value holds; nothing of one with rows of its own, or of a container above the limit."""
-    if isinstance(value, (StateGraph, *_ROWS_OF_THEIR_OWN)):
-        return ()
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
         return () if hasattr(value, _OF) else _held_by_function(value)
     if isinstance(value, MethodType):
         return _held_by_method(value)
+    if isinstance(value, _CONTAINERS):
+        return list(value) if len(value) <= limit else ()
+    if isinstance(value, (StateGraph, PregelProtocol, *model_types())):
+        return ()
     if isinstance(value, partial):
         return (value.func, *value.args, *value.keywords.values())
     if isinstance(value, Mapping):
         return list(value.values()) if len(value) <= limit else ()
-    if isinstance(value, _CONTAINERS):
-        return list(value) if len(value) <= limit else ()
     if is_task_function(value):
         return (value.func,)
     if isinstance(value, Runnable):
@@ -221,7 +226,7 @@ def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
 def _held_by_method(method: MethodType) -> list[Any]:
     """Return what a method loads of its object, and what its function holds."""
     owner = method.__self__
-    if isinstance(owner, (tuple, *_ROWS_OF_THEIR_OWN)):
+    if isinstance(owner, (tuple, PregelProtocol, *model_types())):
         return [owner]
     if isinstance(owner, BaseTool) and method.__name__ not in ("_run", "_arun"):
         return [owner]
@@ -250,7 +255,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    if isinstance(value, (FunctionType, MethodType, *_ROWS_OF_THEIR_OWN)):
+    if isinstance(value, (FunctionType, MethodType, PregelProtocol, *model_types())):
         return []
     if module_of(value) in LIBRARIES and not isinstance(value, SimpleNamespace):
         return []

@@ -34,7 +34,7 @@ from langchain_runtime_authz.langgraph._private import (
     reset_node,
 )
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
-from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
+from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
 from langchain_runtime_authz.langgraph.store import gate_store
@@ -89,10 +89,8 @@ def protect(target: Any, protection: Protection) -> Any:
 
 
 def guarded_tools(graph: AnyGraph) -> Iterator[BaseTool]:
-    """Yield the guarded tools of a protected graph and of every graph below it."""
-    for found in graphs_in(graph):
-        for node in found.graph.nodes.values():
-            yield from (v for v in walk(roots_of(node)) if isinstance(v, BaseTool) and is_guarded(v))
+    """Return the guarded tools of a protected graph and of every graph below it."""
+    return (value for value in reached(graph) if isinstance(value, BaseTool) and is_guarded(value))
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:

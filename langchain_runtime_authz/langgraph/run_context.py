@@ -18,12 +18,11 @@ import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from langchain_runtime_authz.audit.explanation import Explanation, explain
 from langchain_runtime_authz.audit.sinks import told
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
@@ -36,6 +35,9 @@ from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.audit.explanation import Explanation
 
 __all__ = ["HANDLE_KEY", "AuthzHalt", "Handle", "RunHandle", "SubjectLike", "current_node", "find_run", "gated_task", "handle_in",
            "note_question", "opened", "run_scope", "running", "settled", "step_scope", "with_run"]  # fmt: skip
@@ -241,6 +243,8 @@ class RunHandle:
     @property
     def decisions(self) -> list[Explanation]:
         """The run's newest decisions in words, newest last, as far as the instance remembers them."""
+        from langchain_runtime_authz.audit.explanation import explain
+
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     @property

@@ -24,7 +24,7 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph._private import config_parameter
+from langchain_runtime_authz.langgraph._private import config_parameter, kept
 from langchain_runtime_authz.langgraph.arguments import Malformed
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.run_context import running
@@ -67,6 +67,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         if guard_of(tool).profiles is not profiles:
             raise AlreadyProtected(tool.name)
         return tool
+    tool._injected_args_keys  # noqa: B018  (LangChain keeps it in the tool, so the copies have it)
     copy = tool.model_copy()
     guard = Guard(profiles, copy, _decided_function)
     private = dict(copy.__pydantic_private__ or {})
@@ -231,14 +232,19 @@ def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 
     def wrap(function: Callable[..., Any]) -> Any:
         wrapped = functools.wraps(code)(function)
-        try:
-            hints = get_type_hints(code, include_extras=True)
-        except Exception:  # noqa: BLE001  (LangChain goes without them too)
-            return wrapped
-        wrapped.__annotations__ = hints
+        if (hints := _hints(code)) is not None:
+            wrapped.__annotations__ = dict(hints)
         return wrapped
 
     return wrap
+
+
+@kept
+def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
+    try:
+        return get_type_hints(code, include_extras=True)
+    except Exception:  # noqa: BLE001  (LangChain goes without them too)
+        return None
 
 
 # --- a tool's own code, called by `run` or by hand ------------------------------------------------

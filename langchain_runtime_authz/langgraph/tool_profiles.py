@@ -12,8 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic_core import PydanticUndefined
 
 from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.digest import project
 from langchain_runtime_authz.errors import ConfigError, MappingError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph._private import injected_names
@@ -29,7 +31,7 @@ from langchain_runtime_authz.profile import (
 
 __all__ = ["GUARDED", "IN_PLACE", "Guard", "Guards", "Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of",
            "facts_of", "foreign", "guard_of"]  # fmt: skip
-__all__ += ["is_guarded", "known_by_code", "model_arguments", "package_of", "signature_of"]
+__all__ += ["is_guarded", "known_by_code", "model_arguments", "package_of", "parameters_of", "signature_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -81,7 +83,7 @@ class Profiles:
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
         self._declared = declared if callable(declared) else dict(declared)
         self._reviewed: tuple[Mapping[str, ToolProfile] | None, Mapping[str, ToolProfile]] = (None, {})
-        self._pins: dict[str, str] = {}
+        self._pins: dict[str, tuple[_Looks, BaseTool]] = {}
         self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
         self._lock = forkable_lock()
         self.writes: dict[str, BaseTool] = {}  # what stands for writes to a graph's store
@@ -130,21 +132,34 @@ class Profiles:
             return Profiled(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
         if why := foreign(tool, declared):
             return self.unprofiled(tool, why, as_unprofiled(declared))
-        seen = digest_of(tool)
-        if seen is None:
-            return self.unprofiled(tool, "its name, description and schema have no digest", as_unprofiled(declared))
-        if tool.name not in self._pins:
-            check_arguments(tool.name, declared, arguments_of(tool))
-        with self._lock:
-            pinned = declared.digest or self._pins.setdefault(tool.name, seen)
-        if declared.digest is None and known_by_code(tool):
-            pinned = seen
-        if seen != pinned:
-            return self.unprofiled(tool, "changed since its profile was pinned", as_unprofiled(declared))
+        if why := self._unlike(tool, declared):
+            return self.unprofiled(tool, why, as_unprofiled(declared))
         if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:
             self._tools[tool.name] = (tool, declared)
             self._reviewed = (None, {})
         return Profiled(declared, True)
+
+    def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
+        """Return why a tool is neither the reviewed one nor the first of its name; nothing if it is.
+
+        The first is known by the identity of its parts. Digests are derived where these differ.
+        """
+        looks = _looks(tool)
+        if looks is None:
+            return "its name, description and schema have no digest"
+        if tool.name not in self._pins:
+            check_arguments(tool.name, declared, _top_arguments(tool, declared) or arguments_of(tool))
+        with self._lock:
+            first, sample = self._pins.get(tool.name, (looks, tool))
+            if first is looks and len(self._pins) < MAX_TOOLS:
+                self._pins[tool.name] = looks, tool.model_copy()
+            elif first is looks and declared.digest is None:
+                return f"more than {MAX_TOOLS} tools were seen"
+        if declared.digest is None:
+            like = _alike(first, looks) or known_by_code(tool) or digest_of(tool) == digest_of(sample)
+        else:
+            like = digest_of(tool) == declared.digest
+        return "" if like else "changed since its profile was pinned"
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
@@ -178,44 +193,87 @@ def arguments_of(tool: BaseTool) -> dict[str, Any]:
     """Return the arguments that a model gives a tool, each with its JSON schema, references resolved."""
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
-    return {**own, **convert_to_openai_tool(tool)["function"].get("parameters", {}).get("properties", {})}
+    return {**own, **parameters_of(tool).get("properties", {})}
+
+
+def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:
+    """Return the arguments of a plain schema by name, if the profile names no path into one."""
+    fields = getattr(tool.args_schema, "model_fields", None)
+    if not isinstance(fields, dict) or any(f.alias or f.validation_alias for f in fields.values()):
+        return None
+    if any("." in path for paths in declared.named().values() for path in paths):
+        return None
+    return dict.fromkeys(fields.keys() - injected_names(tool))
 
 
 def signature_of(tool: BaseTool) -> Mapping[str, Any]:
     """Return the JSON schema of the arguments that a model gives a tool, with the tool's description."""
-    parameters: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
-    return {**parameters, "description": tool.description}
+    return {**parameters_of(tool), "description": tool.description}
+
+
+_Looks = tuple[Any, ...]
+_SCALARS: Final = (str, int, float, bool, type(None), type(PydanticUndefined))
+MAX_KEPT: Final = 64
+MAX_TOOLS: Final = 4096  # that one instance knows
+_schemas: weakref.WeakKeyDictionary[type, dict[_Looks, Mapping[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def _looks(tool: BaseTool) -> _Looks | None:
+    """Return what tells a tool from another of its name; `None` where that has no exact JSON form."""
+    schema = tool.args_schema
+    if not isinstance(schema, type):  # a mapping, which its owner can change
+        return None if (own := digest_of(tool)) is None else (own,)
+    try:
+        project({"name": tool.name, "description": tool.description})
+    except MappingError:
+        return None
+    kind = getattr(type(tool), GUARDED, None) or getattr(type(tool), IN_PLACE, type(tool))
+    return kind, tool.name, tool.description, schema, injected_names(tool)
+
+
+def _alike(a: _Looks, b: _Looks) -> bool:
+    """Return True if two tools look alike for certain, though each may have a schema class of its own."""
+    if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
+        return a == b
+    ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
+    return ours is not None and ours == theirs
+
+
+def _fields(schema: Any) -> list[tuple[object, ...]] | None:
+    """Return all that LangChain takes from a schema class to show it to a model; `None` where equality is unsure."""
+    found: list[tuple[object, ...]] = []
+    for name, field in getattr(schema, "model_fields", {"": None}).items():
+        default = getattr(field, "default", field)
+        if type(default) not in _SCALARS:
+            return None
+        found.append(
+            (name, field.annotation, field.description, type(default), default, field.default_factory, field.metadata)
+        )
+    return found
+
+
+def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
+    """Return the JSON schema of the arguments that a model gives a tool.
+
+    A server builds its graphs of the same schemas over and over: kept per schema class, for as long as the class lives.
+    """
+    schema, looks = tool.args_schema, None
+    if isinstance(schema, type) and (looks := _looks(tool)) is not None:
+        kept = _schemas.setdefault(schema, {})
+        if (known := kept.get(looks[:3] + looks[4:])) is not None:
+            return known
+    found: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
+    if looks is not None:
+        if len(kept) >= MAX_KEPT:  # a tool that describes itself anew each time
+            kept.clear()
+        kept[looks[:3] + looks[4:]] = found  # without the schema, which it must not keep alive
+    return found
 
 
 def digest_of(tool: BaseTool) -> str | None:
-    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form.
-
-    Deriving the schema is the dearest part of protecting a graph, and a server builds its graphs of the
-    same schemas over and over: kept per schema class, for as long as the class lives.
-    """
-    schema = tool.args_schema
-    if not isinstance(schema, type):
-        return _digest(tool)
-    kept = _digests.setdefault(schema, {})
-    key = (type(tool), tool.name, tool.description, injected_names(tool))
-    if key not in kept:
-        if len(kept) >= MAX_KEPT:  # a tool that describes itself anew each time
-            kept.clear()
-        kept[key] = _digest(tool)
-    return kept[key]
-
-
-MAX_KEPT: Final = 64
-MAX_TOOLS: Final = 4096  # whose signatures are known
-_Key = tuple[type, str, str, frozenset[str]]
-_digests: weakref.WeakKeyDictionary[type, dict[_Key, str | None]] = weakref.WeakKeyDictionary()
-
-
-def _digest(tool: BaseTool) -> str | None:
-    schema: Any
+    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form."""
     try:
-        schema = convert_to_openai_tool(tool)["function"].get("parameters", {})
-        return tool_digest(tool.name, tool.description, schema)
+        return tool_digest(tool.name, tool.description, parameters_of(tool))
     except (MappingError, ValueError, TypeError, KeyError):
         return None
 

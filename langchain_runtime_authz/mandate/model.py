@@ -53,7 +53,7 @@ class Span(NamedTuple):
 class _Frozen(BaseModel):
     """A strict, immutable part of a mandate, whose fields may be given by position."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def __init__(self, *values: Any, **fields: Any) -> None:
         names = [name for name in type(self).model_fields if name != "kind"]

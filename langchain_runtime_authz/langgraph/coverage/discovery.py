@@ -21,12 +21,12 @@ from langgraph.pregel.protocol import PregelProtocol
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph._private import (
     DEFAULT_BOUND,
-    MODELS,
     Pregel,
     PregelNode,
     ToolNode,
     imports_anything,
     is_task_function,
+    model_types,
 )
 from langchain_runtime_authz.langgraph.coverage.provider_tools import provider_rows, tools_in
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
@@ -254,7 +254,7 @@ class _Look:
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
         """Yield the rows of a held value that is not a tool or graph. `around`: everything held there."""
-        if isinstance(value, MODELS):
+        if isinstance(value, model_types()):
             layers = self._model_layers(gated, around)
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from provider_rows(held_by_model(value), label, route, strict=False)

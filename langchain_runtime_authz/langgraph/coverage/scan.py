@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from langchain_core.tools import BaseTool
 from langgraph.store.base import BaseStore
 
-from langchain_runtime_authz.langgraph._private import MODELS, Pregel, PregelNode, ToolNode
+from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode, model_types
 from langchain_runtime_authz.langgraph.effect import effect
 from langchain_runtime_authz.langgraph.object_graph import LIBRARIES, AnyGraph, graphs_in, held_by, loaded, roots_of
 
@@ -91,7 +91,7 @@ def _reached(roots: Iterable[Any]) -> Iterator[Any]:
 def _look(value: Any) -> tuple[bool, Iterable[Any]]:
     """Return whether a value is looked into for effects, and what it holds that is reached."""
     function = value.__func__ if isinstance(value, MethodType) else value
-    if isinstance(value, (BaseTool, Pregel, *MODELS)) or hasattr(function, "__runtime_authz_effect__"):
+    if isinstance(value, (BaseTool, Pregel, *model_types())) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
     if not isinstance(function, FunctionType):
         return (True, ()) if _kind_of(value) is not None else (False, held_by(value))
@@ -158,7 +158,7 @@ def _kind_of_module(module: str) -> str | None:
 
 
 def _module_of(value: Any) -> str:
-    named = callable(value) and not isinstance(value, (BaseStore, *MODELS))
+    named = callable(value) and not isinstance(value, (BaseStore, *model_types()))
     module = getattr(value, "__module__", None) if named else None
     return module if isinstance(module, str) else type(value).__module__
 

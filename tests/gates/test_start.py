@@ -1,0 +1,137 @@
+"""Count the work of a start: what is imported, and what is derived of the tools of a graph that is built anew.
+
+`python -m tests.benchmarks.page start` prints the times.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain_core.tools import BaseTool, tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.langgraph import tool_profiles
+from langchain_runtime_authz.testing import StaticPDP
+
+TOOLS = 60
+
+
+def add(a: int, b: int = 0, note: str = "") -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def made(names: list[str]) -> list[BaseTool]:
+    """Make tools of one function, each with a schema class of its own."""
+    return [tool(name)(add) for name in names]
+
+
+def graph(tools: list[BaseTool]) -> Any:
+    builder = StateGraph(MessagesState)
+    builder.add_node("tools", ToolNode(tools))
+    builder.add_edge(START, "tools")
+    builder.add_edge("tools", END)
+    return builder.compile(checkpointer=True)
+
+
+@pytest.fixture
+def derived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the tools whose JSON schema was derived, which is the dearest part of a start."""
+    seen: list[str] = []
+    convert = tool_profiles.convert_to_openai_tool
+    monkeypatch.setattr(tool_profiles, "convert_to_openai_tool", lambda t: seen.append(t.name) or convert(t))
+    return seen
+
+
+@pytest.mark.parametrize("fields", [{}, {"critical": {"a": "amount"}}], ids=["plain", "critical"])
+def test_no_schema_is_derived_of_tools_that_look_alike(derived: list[str], fields: dict[str, Any]) -> None:
+    """Neither at the first graph, nor for its tools again, nor for tools made anew of the same functions."""
+    names = [f"add_{i}" for i in range(TOOLS)]
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles={n: ToolProfile(effect="read", **fields) for n in names})
+    tools = made(names)
+    for these in (tools, tools, made(names)):
+        authz.protect(graph(these))
+    assert derived == []
+    assert all(authz.profiles.of(t).declared for t in made(names))
+
+
+def _described(text: str) -> Callable[..., Any]:
+    return lambda t: t.model_copy(update={"description": text})
+
+
+def _schema(**changed: Any) -> Callable[..., Any]:
+    """Return what gives a tool a copy of its schema class, changed."""
+
+    def change(t: BaseTool) -> BaseTool:
+        fields = {n: (f.annotation, f) for n, f in t.args_schema.model_fields.items()}
+        from pydantic import create_model
+
+        return t.model_copy(update={"args_schema": create_model(t.name, **{**fields, **changed})})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (_schema(), True),
+        (_described("Add."), False),
+        (_schema(b=(int, 1)), False),
+        (_schema(b=(int, False)), False),  # equal to 0, and shown as another value
+        (_schema(b=(float, 0)), False),
+        (_schema(b=(int, ...)), False),
+        (_schema(more=(str, "")), False),
+    ],
+)
+def test_a_tool_that_looks_otherwise_is_unprofiled(change: Callable[[BaseTool], BaseTool], same: bool) -> None:
+    """Identity of the parts only spares the digest; it decides nothing else."""
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles={"add": ToolProfile(effect="read")})
+    (first,) = made(["add"])
+    assert authz.profiles.of(first).declared
+    assert authz.profiles.of(change(first)).declared is same
+    assert authz.profiles.of(first).declared
+
+
+def test_nothing_keeps_the_schema_classes_of_a_request() -> None:
+    """A server that makes tools anew for each request does not grow by them."""
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles={"add": ToolProfile(effect="read")})
+    authz.protect(graph(made(["add"])))
+    gone = []
+    for _ in range(3):
+        (again,) = made(["add"])
+        authz.protect(graph([again]))
+        gone.append(weakref.ref(again.args_schema))
+        del again
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+
+
+def loaded(code: str) -> set[str]:
+    """Return the modules that a new process has loaded after `code`."""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", f"{code}\nimport sys; print(*sys.modules)"],
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    return set(run.stdout.split())
+
+
+UNUSED = {"aiohttp", "httpx", "opa_client", "wasmtime", "typer", "yaml", "cryptography.x509", "langchain", "langchain_core.decisions",
+          "langchain_runtime_authz.audit.explanation"}  # fmt: skip
+
+
+def test_an_import_loads_nothing_that_only_some_use() -> None:
+    """Beyond what LangGraph loads itself; and no model is built before it is needed."""
+    host = loaded("import langgraph.graph, langgraph.prebuilt, langchain_core.tools, langgraph.checkpoint.memory")
+    ours = loaded("from langchain_runtime_authz import RuntimeAuthz") - host
+    assert not {name for name in ours if name in UNUSED or name.partition(".")[0] in UNUSED}
+    built = loaded(
+        "from langchain_runtime_authz import RuntimeAuthz, authzen\n"
+        "print(*(n for n, m in vars(authzen).items() if getattr(m, '__pydantic_complete__', False)))"
+    )
+    assert {"Context", "EvaluationRequest", "CallContext"}.isdisjoint(built)
