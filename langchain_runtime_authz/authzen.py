@@ -50,6 +50,7 @@ Failure = Literal["mapping", "pdp", "enforcement"]
 
 
 class _Model(BaseModel):
+    # Built at first use. A deferred part takes settings of the whole that it stands in: give all the same.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 

@@ -22,15 +22,15 @@ __all__ = ["misspelt", "parse_answer", "parse_obligation"]
 
 class _Open(BaseModel):
     # A PDP may say more about a reason than its code.
-    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class _Obligation(_Closed):
-    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     id: str
     type: str
     properties: Properties = Field(default_factory=dict)
