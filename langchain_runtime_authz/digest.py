@@ -19,7 +19,7 @@ import pathlib
 import types
 import uuid
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import rfc8785
@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
 
-__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "members", "parse_object", "project"]
+__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "json_encoder", "members", "parse_object", "project"]
 __all__ += ["project_arguments"]
 
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
@@ -59,10 +59,19 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
     return value
 
 
-# Equal to RFC 8785 for what `_flat` accepts, and written in C.
-_encode: Final = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-).encode
+def json_encoder(*, ascii_only: bool) -> Callable[[object, int], Iterable[str]]:
+    """Return a writer of compact JSON with sorted names and finite numbers: by the C encoder, without its wrappers."""
+    spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
+    made: Any = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=ascii_only)
+    encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
+    if encode is None:
+        return lambda value, _: made.encode(value)
+    found: Any = encode(None, made.default, spelled, None, ":", ",", True, False, False)
+    return found
+
+
+# Equal to RFC 8785 for what `_flat` accepts.
+_encode: Final = json_encoder(ascii_only=False)
 
 
 def _flat(value: object) -> bool:
@@ -99,7 +108,7 @@ def digest(value: Any) -> str:
             for name, held in value.items():
                 if type(held) is float and held.is_integer():  # RFC 8785 writes 5.0 as 5
                     value = {**value, name: int(held)}
-            data = _encode(value).encode()
+            data = "".join(_encode(value, 0)).encode()
         else:
             data = rfc8785.dumps(value)
     except Exception as exc:  # `CanonicalizationError`, or raised by an object that is not a JSON value

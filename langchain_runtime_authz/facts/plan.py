@@ -15,6 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
+from langchain_runtime_authz.digest import json_encoder
+
 __all__ = [
     "BY_CODE",
     "Match",
@@ -30,7 +32,7 @@ __all__ += ["intent_of", "locate", "match", "plan_calls"]
 
 
 _UNCANONICAL: Final = "uncanonical"
-_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
@@ -101,7 +103,7 @@ def raw_digest(args: object) -> str:
     It is only compared with others of its kind, so it need not be RFC 8785, and the C encoder is ten times faster.
     """
     try:
-        text = _encode(args)
+        text = "".join(_encode(args, 0))
     except (TypeError, ValueError, RecursionError):
         return _UNCANONICAL
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -48,6 +49,7 @@ from langgraph._internal._constants import (
     RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
+from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
@@ -225,8 +227,14 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     graphs = scratchpad.subgraph_counter
     if place is not None:
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
-    own = dataclasses.replace(scratchpad, interrupt_counter=counted, subgraph_counter=graphs)
+    # `dataclasses.replace`, without looking at the fields in each call.
+    held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
+    own = PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
     return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
+
+
+_PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
+_of_pad: Final = operator.attrgetter(*_PAD)
 
 
 def answer_given(config: Mapping[str, Any]) -> object:
@@ -407,7 +415,6 @@ def config_parameter(function: Callable[..., Any]) -> str | None:
     return _get_runnable_config_param(function)
 
 
-@kept
 def takes_no_arguments(schema: type) -> bool:
     """Return True if `BaseTool` calls a tool of this schema with nothing, whatever it was sent, and parses nothing."""
     return is_basemodel_subclass(schema) and not get_fields(schema)

@@ -39,7 +39,8 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
 
     `parser` is the tool's own, unguarded `_parse_input`.
     """
-    if isinstance(tool.args_schema, type) and takes_no_arguments(tool.args_schema):
+    schema = tool.args_schema
+    if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
         return {}
     return parser(tool_input if isinstance(tool_input, str) else dict(tool_input), call_id)
 

@@ -315,7 +315,8 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> Planned
     """Find the newest AI message in `state` that holds `call`. Two calls of one message may share an id."""
     messages = state if isinstance(state, list) else None
     if messages is None:
-        messages = state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+        known = type(state) is dict or isinstance(state, Mapping)
+        messages = state.get(key) if known else getattr(state, key, None)
     if not isinstance(messages, list | tuple):
         return None
     for message in reversed(messages):

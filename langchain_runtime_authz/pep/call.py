@@ -83,7 +83,7 @@ class Call:
     @property
     def given(self) -> frozenset[str]:
         """Names of the arguments that the model sent. Under an alias, all of them count as sent."""
-        sent = self.sent if isinstance(self.sent, Mapping) else self.args
+        sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         return frozenset(sent if sent.keys() <= self.args.keys() else self.args)
 
 

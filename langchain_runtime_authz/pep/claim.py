@@ -407,8 +407,7 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
         memory.keep(scope, found)
     if call.profile.side_effect:
         outputs.wrote(call.args)
-        if done:
-            memory.reached(scope, call.atoms.destinations())
+    memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     if done and call.profiled:
         kept = output if found.held is None else found.held
         outputs.record(call.tool, call.profile, call.args, kept, given=call.given, task=task_name(run))

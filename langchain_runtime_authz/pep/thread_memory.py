@@ -135,23 +135,24 @@ class ThreadMemory:
 
     def outputs(self, scope: Scope) -> Outputs:
         """Return what the thread's calls returned and were given, for mandates that take values from it."""
-        with self._lock:
-            return self._thread(scope).outputs
+        thread = self._threads.get(scope)
+        if thread is None:
+            with self._lock:
+                thread = self._thread(scope)
+        return thread.outputs
 
     def memory(self, scope: Scope) -> Memory:
         """Return the texts that were seen."""
-        with self._lock:
-            thread = self._threads.get(scope)
-            if thread is None:
-                return NO_MEMORY
-            if thread.memory is None:
-                thread.memory = Memory(tuple(thread.prose), dict(thread.found))
-            return thread.memory
+        thread = self._threads.get(scope)
+        if thread is None:
+            return NO_MEMORY
+        if (memory := thread.memory) is None:
+            with self._lock:
+                memory = thread.memory = Memory(tuple(thread.prose), dict(thread.found))
+        return memory
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> None:
-        """Remember whom and what a call that ran was for: the known destinations of the thread."""
-        if not destinations:
-            return
+        """Remember whom and what a call that ran was for. The thread was used, so that others are forgotten before."""
         with self._lock:
             payees = self._thread(scope).payees
             for value in destinations[:MAX_PAYEES]:
