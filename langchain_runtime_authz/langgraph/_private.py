@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import inspect
 import itertools
 import operator
 import sys
-import weakref
 from collections.abc import Callable, Mapping
-from types import FrameType, FunctionType
-from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
+from types import FrameType
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks import manager as callback_manager
-from langchain_core.language_models import BaseChatModel, BaseLanguageModel
+from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
@@ -61,17 +59,18 @@ from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
+from langchain_runtime_authz.langgraph.kept import kept
+
 __all__ = [
-    "AWAITS_HANDLER", "CALLBACK_LOGGER", "DECISIONS", "DEFAULT_BOUND", "INTERRUPTS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
-    "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions", "decision_models",
+    "AWAITS_HANDLER", "CALLBACK_LOGGER", "DEFAULT_BOUND", "INTERRUPTS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
+    "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
     "ensure_config", "ensure_graph_config", "graph_at", "imports_anything", "injected_names", "interrupt_id",
     "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_sent", "is_task",
-    "is_task_function", "keep_answers", "kept", "lent", "model_params", "model_types", "namespace_of_graph", "namespaces_of_task", "node_of_task",
+    "is_task_function", "keep_answers", "lent", "model_params", "namespace_of_graph", "namespaces_of_task", "node_of_task",
     "place_below", "reset_node", "scratchpad_of", "started_graph", "starting_graph", "starting_tool",
     "takes_no_arguments", "task_id", "with_outlets", "with_streams",
 ]  # fmt: skip
 
-T = TypeVar("T")
 _OF_TOOL_NODE: Final = (
     "_func _afunc _run_one _arun_one _execute_tool_sync _execute_tool_async _parse_input "
     "_extract_state _inject_tool_args _validate_tool_call _tools_by_name _injected_args _messages_key _wrap_tool_call _awrap_tool_call"
@@ -86,21 +85,6 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000
 INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes that holds questions
-
-
-def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Keep what `look` finds out about a class or function for as long as that lives."""
-    found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
-
-    @functools.wraps(look)
-    def known(thing: Any) -> T:
-        if not isinstance(thing, (type, FunctionType)):
-            return look(thing)
-        if thing not in found:
-            found[thing] = look(thing)
-        return found[thing]
-
-    return known
 
 
 def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -418,20 +402,6 @@ def config_parameter(function: Callable[..., Any]) -> str | None:
 def takes_no_arguments(schema: type) -> bool:
     """Return True if `BaseTool` calls a tool of this schema with nothing, whatever it was sent, and parses nothing."""
     return is_basemodel_subclass(schema) and not get_fields(schema)
-
-
-DECISIONS: Final = "langchain_core.decisions.base"  # dear to import, and in few processes
-
-
-def decision_models() -> list[type]:
-    """Return the classes of decision models that this process has defined."""
-    found = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
-    return [] if found is None else found.__subclasses__()
-
-
-def model_types() -> tuple[type, ...]:
-    """Return the base classes of the models that an object graph may hold."""
-    return (BaseLanguageModel, *decision_models()) if DECISIONS in sys.modules else (BaseLanguageModel,)
 
 
 def model_params(model: Any) -> tuple[str, str | None]:

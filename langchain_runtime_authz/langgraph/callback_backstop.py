@@ -48,14 +48,13 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import (
     AWAITS_HANDLER,
     CALLBACK_LOGGER,
-    DECISIONS,
     StartingTool,
-    decision_models,
     ensure_config,
     starting_tool,
 )
 from langchain_runtime_authz.langgraph.arguments import unknown
 from langchain_runtime_authz.langgraph.model_calls import call_as_sent, decide_shown, note_model_call, note_model_output
+from langchain_runtime_authz.langgraph.model_types import DECISIONS, decision_models
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer

@@ -28,8 +28,8 @@ from langchain_runtime_authz.langgraph._private import (
     PregelNode,
     ToolNode,
     is_task_function,
-    model_types,
 )
+from langchain_runtime_authz.langgraph.model_types import model_types
 
 __all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "held_by", "is_workflow", "loaded", "module_of", "reached", "roots_of",
            "validators_of", "walk"]  # fmt: skip

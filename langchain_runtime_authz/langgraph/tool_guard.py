@@ -24,8 +24,9 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph._private import config_parameter, kept
+from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
+from langchain_runtime_authz.langgraph.kept import kept
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand

@@ -26,7 +26,6 @@ from langchain_runtime_authz.langgraph._private import (
     ToolNode,
     imports_anything,
     is_task_function,
-    model_types,
 )
 from langchain_runtime_authz.langgraph.coverage.provider_tools import provider_rows, tools_in
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
@@ -34,6 +33,7 @@ from langchain_runtime_authz.langgraph.coverage.scan import code_of
 from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
 from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool
 from langchain_runtime_authz.langgraph.model_calls import held_by_model
+from langchain_runtime_authz.langgraph.model_types import model_types
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.object_graph import (
     MAX_WALKED,

@@ -20,8 +20,9 @@ from typing import Any, Final, NamedTuple
 from langchain_core.tools import BaseTool
 from langgraph.store.base import BaseStore
 
-from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode, model_types
+from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode
 from langchain_runtime_authz.langgraph.effect import effect
+from langchain_runtime_authz.langgraph.model_types import model_types
 from langchain_runtime_authz.langgraph.object_graph import LIBRARIES, AnyGraph, graphs_in, held_by, loaded, roots_of
 
 __all__ = ["Sighting", "acting_nodes", "code_of"]

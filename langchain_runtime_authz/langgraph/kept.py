@@ -1,0 +1,28 @@
+"""Keep what is found out about classes and functions, and keep none of them alive."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, TypeVar
+
+__all__ = ["kept"]
+
+T = TypeVar("T")
+
+
+def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Keep what `look` finds out about a class or function for as long as that lives."""
+    found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(look)
+    def known(thing: Any) -> T:
+        if not isinstance(thing, (type, FunctionType)):
+            return look(thing)
+        if thing not in found:
+            found[thing] = look(thing)
+        return found[thing]
+
+    return known
