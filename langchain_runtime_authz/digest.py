@@ -20,7 +20,7 @@ import types
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import rfc8785
 from pydantic import BaseModel
@@ -62,12 +62,14 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 def json_encoder(*, ascii_only: bool) -> Callable[[object, int], Iterable[str]]:
     """Return a writer of compact JSON with sorted names and finite numbers: by the C encoder, without its wrappers."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
-    made: Any = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=ascii_only)
+    made = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
     if encode is None:
-        return lambda value, _: made.encode(value)
-    found: Any = encode(None, made.default, spelled, None, ":", ",", True, False, False)
-    return found
+        return lambda value, _: (made.encode(value),)
+    return cast(
+        "Callable[[object, int], Iterable[str]]",
+        encode(None, made.default, spelled, None, ":", ",", True, False, False),
+    )
 
 
 # Equal to RFC 8785 for what `_flat` accepts.

@@ -311,12 +311,12 @@ class PlannedMessage(NamedTuple):
     position: int
 
 
-def planned_message(state: object, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
+def planned_message(state: Any, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
     """Find the newest AI message in `state` that holds `call`. Two calls of one message may share an id."""
     messages = state if isinstance(state, list) else None
     if messages is None:
-        known = type(state) is dict or isinstance(state, Mapping)
-        messages = state.get(key) if known else getattr(state, key, None)
+        named = type(state) is dict or isinstance(state, Mapping)
+        messages = state.get(key) if named else getattr(state, key, None)
     if not isinstance(messages, list | tuple):
         return None
     for message in reversed(messages):
