@@ -8,15 +8,21 @@ cut off or rewritten unnoticed.
 A writer that dies leaves at most a fragment. Nothing is removed: the next writer ends the fragment with a newline
 and appends a `torn` record. That record holds the hashes of the fragments since the last whole record, and the hash
 of that record. A line that is not a record is accepted only so.
+
+A log that rotates is a sequence of such files: `audit.jsonl.000001`, `.000002` and so on, and `audit.jsonl`, which
+is written. The first record of a segment, `continued`, holds the head of the segment before it. Before an old segment is
+removed, the record `dropped` keeps its head, so a segment that is missing or in another's place is found.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from io import IOBase
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +30,28 @@ from typing import Any, Final
 import orjson
 
 from langchain_runtime_authz.authzen import strict_json
+from langchain_runtime_authz.errors import AuditError, Code
 
-__all__ = ["GENESIS", "TORN", "ChainReport", "line_hash", "make_line", "parse_line", "read_log", "verify_chain"]
+__all__ = [
+    "CONTINUED",
+    "DROPPED",
+    "GENESIS",
+    "TORN",
+    "ChainReport",
+    "first_record",
+    "line_hash",
+    "log_files",
+    "make_line",
+]
+__all__ += ["parse_line", "read_log", "verified", "verify_chain", "verify_files", "verify_log"]
 
 GENESIS: Final = "0" * 64
 TORN: Final = "torn"
+CONTINUED: Final = "continued"
+DROPPED: Final = "dropped"
+DIGITS: Final = 6  # of a closed segment's number
+
+Opened = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,7 @@ class ChainReport:
         ok: whether everything verified.
         error_line: number (from 1) of the first line that did not, or of the line missing at the end.
         error: what is wrong with it.
+        file: name of the segment that it is in, if the log has several.
     """
 
     records: int
@@ -48,6 +72,12 @@ class ChainReport:
     ok: bool
     error_line: int | None = None
     error: str | None = None
+    file: str = ""
+
+    @property
+    def where(self) -> str:
+        """Return the place of the error in words."""
+        return f"{self.file} line {self.error_line}" if self.file else f"line {self.error_line}"
 
 
 def make_line(record: dict[str, Any], seq: int, prev: str) -> bytes:
@@ -99,19 +129,90 @@ def verify_chain(source: str | Path | IOBase | Iterable[bytes], head: str | None
     return _verify(source, head)
 
 
-def read_log(path: str | Path, mark: str = "") -> Iterator[dict[str, Any] | None]:
+def log_files(path: str | Path) -> list[Path]:
+    """Return the files of a log: its closed segments, the oldest first, and the one that is written."""
+    path = Path(path)
+    closed = sorted(path.parent.glob(glob.escape(path.name) + "." + "[0-9]" * DIGITS))
+    # A writer that died in the middle of a rotation leaves two names of one file.
+    return [*(f for f in closed if not (path.exists() and f.samefile(path))), path]
+
+
+def first_record(path: Path) -> dict[str, Any]:
+    """Return the first record of a file, or an empty one."""
+    with path.open("rb") as file:
+        return parse_line(file.readline().rstrip(b"\n")) or {}
+
+
+def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
+    """Verify a log with all its segments, as `verify_chain` does one file.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return verify_files([(f.name, partial(f.open, "rb")) for f in log_files(path)], head)
+
+
+def verified(path: str | Path) -> ChainReport:
+    """Verify a log with all its segments.
+
+    Raises:
+        AuditError: `chain_broken`.
+        OSError: a file cannot be read.
+    """
+    report = verify_log(path)
+    if not report.ok:
+        raise AuditError(Code.CHAIN_BROKEN, f"{Path(path).name}, {report.where}: {report.error}")
+    return report
+
+
+def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
+    """Verify the segments of a log: name and what opens it, the oldest first."""
+    count, before, dropped, starts = 0, GENESIS, set[str](), ""
+    for name, opened in files:
+        shown = name if len(files) > 1 else ""
+        own: list[dict[str, Any]] = []
+        with opened() as file:
+            report = verify_chain(_noting(file, own), head if name == files[-1][0] else None)
+        first = own[0] if own and own[0]["seq"] == 0 else {}
+        after = str(first.get("after")) if first.get("kind") == CONTINUED else GENESIS
+        if not report.ok:
+            return replace(report, records=count + report.records, file=shown)
+        if not count and "segment" in first:
+            starts = after  # the segments before it were removed, and a later record must say so
+        elif count and after != before:
+            wrong = "it does not continue the segment before it: a segment is missing, or in another's place"
+            return ChainReport(count, before, False, 1, wrong, shown)
+        dropped.update(str(r.get("head")) for r in own if r.get("kind") == DROPPED)
+        count, before = count + report.records, report.head
+    if starts and starts not in dropped:
+        wrong = "the segments before it are missing, and no record says that they were dropped"
+        return ChainReport(0, GENESIS, False, 1, wrong, files[0][0])
+    return ChainReport(count, before, True)
+
+
+def _noting(file: Any, kept: list[dict[str, Any]]) -> Iterator[bytes]:
+    """Yield the lines of a file, and keep the records that join segments."""
+    for line in file:
+        if any(f'"kind":"{kind}"'.encode() in line for kind in (CONTINUED, DROPPED)):
+            kept += filter(None, [parse_line(line.rstrip(b"\n"))])
+        yield line if line.endswith(b"\n") else b"\0" + line
+
+
+def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
     """Yield a log's records in which the text `mark` stands, with every completion and mint. Nothing is verified.
 
-    A line that is not a record is `None`.
+    A line that is not a record is `None`. `opened` gives each record its sealed contents (`audit.seal`).
 
     Raises:
         OSError: the file cannot be read.
     """
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
-    with Path(path).open("rb") as file:
-        for line in file:
-            if any(m in line for m in marks):
-                yield _read(line)
+    for part in log_files(path):
+        with part.open("rb") as file:
+            for line in file:
+                if any(m in line for m in marks):
+                    record = _read(line)
+                    yield opened(record) if opened is not None and record is not None else record
 
 
 def _read(line: bytes) -> dict[str, Any] | None:

@@ -10,10 +10,11 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
-from langchain_runtime_authz.audit.chain import ChainReport, verify_chain
+from langchain_runtime_authz.audit.chain import ChainReport, log_files, verified, verify_files
 from langchain_runtime_authz.errors import AuditError, Code
 
 __all__ = ["verify_pack", "write_pack"]
@@ -33,11 +34,10 @@ def write_pack(path: Path, log: Path, texts: Mapping[str, bytes], about: Mapping
         AuditError: `chain_broken`.
         OSError: a file cannot be read or written.
     """
-    chain = verify_chain(log)
-    if not chain.ok:
-        raise AuditError(Code.CHAIN_BROKEN, f"{log.name}, line {chain.error_line}: {chain.error}")
+    chain = verified(log)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(log, LOG)
+        for part in log_files(log):
+            archive.write(part, LOG + part.name.removeprefix(log.name))
         for name, content in texts.items():
             archive.writestr(name, content)
         files = {name: _digest(archive.open(name)) for name in archive.namelist()}
@@ -64,8 +64,8 @@ def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
             for name, digest in files.items():
                 if _digest(archive.open(name)) != digest:
                     raise _differs(path, f"{name} is not what its manifest says")
-            with archive.open(LOG) as lines:
-                chain = verify_chain(lines, head)
+            parts = sorted(name for name in files if name.startswith(f"{LOG}."))
+            chain = verify_files([(part, partial(archive.open, part)) for part in (*parts, LOG)], head)
             if chain.ok and (chain.records, chain.head) != (log["records"], log["head"]):
                 raise _differs(path, "the log is not the one that its manifest names")
             return chain, hashlib.sha256(raw).hexdigest()

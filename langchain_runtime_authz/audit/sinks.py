@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -14,13 +15,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
-from langchain_runtime_authz.audit.chain import GENESIS, TORN, line_hash, make_line, parse_line, read_log
-from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz._validate import checked_count, checked_seconds
+from langchain_runtime_authz.audit.chain import (
+    CONTINUED,
+    DIGITS,
+    GENESIS,
+    TORN,
+    first_record,
+    line_hash,
+    log_files,
+    make_line,
+    parse_line,
+    read_log,
+)
+from langchain_runtime_authz.audit.seal import sealer
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.telemetry.logs import logger
 
 try:
     import fcntl
 except ImportError:  # Windows: one process per file
     fcntl = None  # type: ignore[assignment]
+
+_log = logger(__name__)
 
 __all__ = ["AuditSink", "FileSink", "MemorySink", "told"]
 
@@ -88,23 +105,47 @@ class FileSink:
     Several threads and processes may write one file, each through its own sink or one inherited by fork. Every
     write holds an exclusive lock and begins at the file's end. On systems without `fcntl`, use one process only.
 
-    If a writer dies, its fragment stays in the file and is named by a `torn` record. If the file is moved away (log
-    rotation), a new one follows. Its first record, `continued`, holds the old head, and the next records hold the
-    newest anchor of each tenant's ledger. If the file becomes shorter, it is refused: `chain_broken`.
+    If a writer dies, its fragment stays in the file and is named by a `torn` record. With `max_bytes` or `max_age`, a full
+    file becomes a closed segment (`audit.chain`), for all its writers. If something else moves the file away, a new one
+    follows. Its first record, `continued`, holds the old head, and the next records hold the newest anchor of each tenant's
+    ledger. If the file becomes shorter, it is refused: `chain_broken`. Nothing is ever removed: see `audit.retention`.
 
     Args:
         path: of the file; created with mode 0600 if it does not exist.
         durable: whether each record is on the disk (`fsync`) before `write` returns.
         content: whether records hold arguments, targets and task texts.
+        max_bytes: the size from which a file is closed.
+        max_age: seconds after its first record at which a file is closed.
+        seal_to: the public key (PEM, or the path of one) to which contents are sealed: only its owner reads them. Needs the
+            extra `seal`.
 
     Raises:
         AuditError: the file cannot be opened, or is not a chain.
+        ConfigError: an argument is wrong.
     """
 
     waits: Final = True
 
-    def __init__(self, path: str | Path, *, durable: bool = False, content: bool = False) -> None:
-        self.path, self.durable, self.content = Path(path), durable, content
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        durable: bool = False,
+        content: bool = False,
+        max_bytes: int | None = None,
+        max_age: float | None = None,
+        seal_to: str | bytes | Path | None = None,
+    ) -> None:
+        self.path, self.durable = Path(path), durable
+        if content and seal_to is not None:
+            raise ConfigError("contents are kept in clear (`content`) or sealed (`seal_to`); give one of them")
+        self.content = (
+            content or seal_to is not None
+        )  # records are built with contents, and sealed before they are written
+        self._seal = None if seal_to is None else sealer(seal_to)
+        self._max_bytes = None if max_bytes is None else checked_count("max_bytes", max_bytes)
+        self._max_age = None if max_age is None else checked_seconds("max_age", max_age)
+        self._born = 0.0  # when the file began, if it matters
         self._lock = threading.Lock()
         self._fd = -1
         self._file: tuple[int, int] | None = None  # device and inode of the file written so far
@@ -125,13 +166,16 @@ class FileSink:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record. Raises `AuditError`: `audit_unavailable` or `chain_broken`."""
-        self._write(record)
+        self._write(record if self._seal is None else self._seal(record))
 
     def anchor(self, tenant: str) -> dict[str, Any] | None:
         """Return the newest anchor of a tenant's ledger in the file. Raises `AuditError`."""
         try:
-            with self.path.open("rb") as file:
-                return _newest_anchor(file, tenant)
+            for part in reversed(log_files(self.path)):
+                with part.open("rb") as file:
+                    if (found := _newest_anchor(file, tenant)) is not None:
+                        return found
+            return None
         except OSError as exc:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {exc.strerror}") from None
 
@@ -143,12 +187,20 @@ class FileSink:
     def _write(self, record: Mapping[str, Any] | None) -> None:
         try:
             with self._lock:
-                self._open()
-                with _exclusive(self._fd):
-                    self._catch_up()
-                    self._continue()
-                    if record is not None:
-                        self._append(record)
+                while True:
+                    self._open()
+                    with _exclusive(self._fd):
+                        if not self._named():  # closed by another writer, for whose lock we waited
+                            continue
+                        self._catch_up()
+                        self._continue()
+                        if record is None:
+                            return
+                        if not (self._full() and self._rotate()):
+                            self._append(record)
+                            return
+        except PermissionError:
+            raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {_owned(self.path)}") from None
         except (OSError, ValueError, TypeError, RecursionError) as exc:
             # An encoder's text may quote the record, so name its type only.
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
@@ -157,9 +209,8 @@ class FileSink:
     def _open(self) -> None:
         """Open the file that the path names now."""
         if self._fd >= 0:
-            with suppress(FileNotFoundError):
-                if _inode(self.path.stat()) == self._file:
-                    return
+            if self._named():
+                return
             self._close()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(self.path, flags, 0o600)
@@ -171,6 +222,47 @@ class FileSink:
         if self._file is not None and file != self._file:
             self._left, self._at = self.head, (0, 0, GENESIS)
         self._file = file
+        if self.durable and opened.st_size == 0 and fcntl is not None:
+            _sync(self.path.parent)
+        self._born = float(first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
+
+    def _named(self) -> bool:
+        """Return True if the path still names the open file."""
+        try:
+            return _inode(self.path.stat()) == self._file
+        except FileNotFoundError:
+            return False
+
+    def _full(self) -> bool:
+        size, seq, _ = self._at
+        large = self._max_bytes is not None and size >= self._max_bytes
+        old = self._max_age is not None and time.time() - self._born >= self._max_age
+        return seq > 1 and (large or old)  # not if there is nothing but `continued`
+
+    def _rotate(self) -> bool:
+        """Close the file as a segment, and put one that continues it in its place. The path names a file all the time."""
+        try:
+            closed = [int(part.suffix[1:]) for part in log_files(self.path)[:-1]]
+            number = 1 + max(closed, default=int(first_record(self.path).get("segment", 0)))
+            new, segment = (self.path.with_name(f"{self.path.name}.{end}") for end in ("new", f"{number:0{DIGITS}}"))
+            first = {"v": 1, "kind": CONTINUED, "ts": time.time(), "after": self.head, "segment": number}
+            with new.open("wb") as file:
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
+                file.write(make_line(first, 0, GENESIS) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):  # of a writer that died here: it names this file
+                os.link(self.path, segment)
+            if not segment.samefile(self.path):
+                raise FileExistsError(errno.EEXIST, "another file has its segment's name")
+            new.replace(self.path)
+            if self.durable:
+                _sync(self.path.parent)
+        except (OSError, AttributeError) as exc:  # no record is lost, so nothing is denied
+            _log.error("%s cannot be closed as a segment and grows on: %s", self.path.name, exc)
+            self._max_bytes = self._max_age = None
+            return False
+        return True
 
     def _catch_up(self) -> None:
         """Read the end of the file if others wrote to it, and end their unfinished line."""
@@ -200,7 +292,7 @@ class FileSink:
     def _continue(self) -> None:
         """Begin a new file with the head of the one that was moved away."""
         if self._left is not None and self._at[0] == 0:
-            self._append({"v": 1, "kind": "continued", "ts": time.time(), "after": self._left})
+            self._append({"v": 1, "kind": CONTINUED, "ts": time.time(), "after": self._left})
             for anchor in list(self._anchors.values()):
                 self._append({"v": 1, "kind": ANCHOR, "ts": time.time(), ANCHOR: anchor})
         self._left = None
@@ -263,6 +355,24 @@ def _records(sink: AuditSink, mark: str) -> Iterable[dict[str, Any] | None]:
     if isinstance(sink, MemorySink):
         return sink.records
     return read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
+
+
+def _sync(directory: Path) -> None:
+    """Put a directory's names on the disk."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _owned(path: Path) -> str:
+    """Return why a file that is there cannot be written."""
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return "its directory cannot be written; change its permissions, or name another path"
+    return f"it belongs to user {owner} and cannot be written; give it to this process's user, or name another path"
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence
 
-__all__ = ["FINDING", "UNUSABLE", "Json", "fail", "reporting", "show"]
+__all__ = ["FINDING", "UNUSABLE", "Json", "Key", "fail", "reporting", "show"]
 
 FINDING: Final = 1
 UNUSABLE: Final = 2
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Key = Annotated[
+    Path | None, typer.Option("--key", metavar="PEM", help="The private key to which the log's contents were sealed.")
+]
 
 
 @contextmanager

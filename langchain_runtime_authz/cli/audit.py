@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import zipfile
 from collections import Counter
 from functools import cache
@@ -21,6 +22,8 @@ __all__ = ["app", "controls", "controls_document", "load", "own_test", "rule_lin
 app = typer.Typer(help="Read the decision log.", no_args_is_help=True, rich_markup_mode=None)
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
 _WORST: Final = ("failed", "skipped", "not run", "passed")
+DAY: Final = 86_400.0
+SIX_MONTHS: Final = 184  # days
 REGO: Final = "rego/runtime_authz.rego"
 
 
@@ -33,7 +36,7 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a decision log from its first line to its last, alone or in an evidence pack (`audit pack`).
+    """Verify a decision log with all its segments, from first line to last, alone or in an evidence pack (`audit pack`).
 
     Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head somewhere
     else, and give it next time.
@@ -43,7 +46,7 @@ def verify(
       runtime-authz audit verify audit.jsonl
       runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
     """  # noqa: D301  (`\b` keeps the lines apart)
-    from langchain_runtime_authz.audit.chain import verify_chain
+    from langchain_runtime_authz.audit.chain import verify_log
 
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
@@ -54,13 +57,37 @@ def verify(
 
             report, manifest = verify_pack(file, head)
         else:
-            report = verify_chain(file, head)
+            report = verify_log(file, head)
     pinned = "and ends at the pinned head" if head is not None else "but no head was given: its end is not verified"
-    result = f"whole, {pinned}" if report.ok else f"BROKEN at line {report.error_line}"
+    result = f"whole, {pinned}" if report.ok else f"BROKEN at {report.where}"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
     show({"ok": report.ok, **found} if as_json else found, as_json)
     if not report.ok:
-        fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, line {report.error_line}: {report.error}"), FINDING)
+        fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, {report.where}: {report.error}"), FINDING)
+
+
+@app.command("prune")
+def prune(
+    log: Annotated[Path, typer.Option("--log", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="The log.")],
+    days: Annotated[float, typer.Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
+) -> None:
+    """Remove old closed segments of a log (`FileSink(max_bytes=, max_age=)`). Without this command all are kept.
+
+    The log first records the head of each, so it still verifies.
+
+    \b
+    Example:
+      runtime-authz audit prune --log audit.jsonl --older-than 400
+    """  # noqa: D301
+    from langchain_runtime_authz.audit.retention import drop_segments
+
+    with reporting():
+        dropped = drop_segments(log, time.time() - days * DAY)
+    for name in dropped:
+        typer.echo(f"removed  {name}")
+    typer.echo(f"{len(dropped)} segments removed")
+    if days < SIX_MONTHS:
+        typer.echo("note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months")
 
 
 def controls(

@@ -232,12 +232,12 @@ def _revoked(files: list[Path]) -> list[tuple[Scope, tuple[str, ...]]]:
     Raises:
         AuditError: `chain_broken`.
     """
-    from langchain_runtime_authz.audit.chain import read_log, verify_chain
+    from langchain_runtime_authz.audit.chain import read_log, verify_log
     from langchain_runtime_authz.ledger.base import Scope
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
     for file in files:
-        if not verify_chain(file).ok:
+        if not verify_log(file).ok:
             raise AuditError(Code.CHAIN_BROKEN, f"{file.name}; see `runtime-authz audit verify`")
         for what in ("revoked", "reinstated"):
             for record in read_log(file, what):

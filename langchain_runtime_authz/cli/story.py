@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from langchain_runtime_authz.audit.story import SIGNS, Step, Story, clock, shown, tell
-from langchain_runtime_authz.cli._errors import Json, reporting
+from langchain_runtime_authz.cli._errors import Json, Key, reporting
 from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["explain", "report", "show", "story", "who_approved"]
@@ -42,6 +42,7 @@ def show(
     until: Until = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest steps to show.")] = 100,
     everything: Everything = False,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """List what happened, newest last.
@@ -56,7 +57,11 @@ def show(
             raise ConfigError(f"--outcome must be one of {', '.join(SIGNS)}")
         found = filtered(since, until, thread=thread, subject=subject, agent=agent, tool=tool)
         seen = _told(
-            log, thread or "", lambda s: found(s) and (s.kind == outcome if outcome else _shown(s, everything)), limit
+            log,
+            thread or "",
+            lambda s: found(s) and (s.kind == outcome if outcome else _shown(s, everything)),
+            limit,
+            key,
         )
     _print(seen, as_json)
 
@@ -68,6 +73,7 @@ def who_approved(
     tool: Tool = None,
     since: Since = None,
     until: Until = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """List every answer to a question: who gave it, to what, and whether the call ran.
@@ -78,7 +84,7 @@ def who_approved(
     """  # noqa: D301
     with reporting():
         found = filtered(since, until, thread=thread, subject=subject, tool=tool)
-        seen = _told(log, thread or "", lambda s: s.kind == "answer" and found(s))
+        seen = _told(log, thread or "", lambda s: s.kind == "answer" and found(s), key=key)
     _print(seen, as_json)
 
 
@@ -86,6 +92,7 @@ def story(
     thread: Annotated[str, typer.Argument(help="LangGraph's thread_id.")],
     log: Log = LOG,
     everything: Everything = False,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Tell what happened on a thread, as a tree of 80 columns.
@@ -95,7 +102,7 @@ def story(
       runtime-authz audit story household --log audit.jsonl
     """  # noqa: D301
     with reporting():
-        told = _thread(log, thread, everything)
+        told = _thread(log, thread, everything, key)
     typer.echo(json.dumps(told.to_dict(), indent=2) if as_json else str(told))
 
 
@@ -106,6 +113,7 @@ def report(
         "run.html"
     ),
     everything: Everything = False,
+    key: Key = None,
 ) -> None:
     """Write one self-contained HTML page of what happened.
 
@@ -121,7 +129,7 @@ def report(
     with reporting():
         if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
             log, thread = Path(thread), None
-        told = _thread(log, thread, everything)
+        told = _thread(log, thread, everything, key)
         output.write_text(page(told), encoding="utf-8")
     typer.echo(f"wrote {output}: {len(told.steps)} of {told.total} steps")
 
@@ -129,6 +137,7 @@ def report(
 def explain(
     decision: Annotated[str, typer.Argument(help="A decision id, or its beginning.")],
     log: Log = LOG,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Say why a step was decided so, and what came of it.
@@ -138,7 +147,7 @@ def explain(
       runtime-authz audit explain 296e3f65
     """  # noqa: D301
     with reporting():
-        told = _told(log, "", lambda s: bool(decision) and s.decision_id.startswith(decision))
+        told = _told(log, "", lambda s: bool(decision) and s.decision_id.startswith(decision), key=key)
         decided = [s for s in told.steps if s.record.get("kind") == "decision"]
         if len({s.decision_id for s in decided}) != 1:
             found = f"{len(decided)} decisions begin" if decided else "no decision begins"
@@ -180,27 +189,30 @@ def _shown(step: Step, everything: bool) -> bool:
     return everything or step.kind != "check"
 
 
-def _told(log: Path, mark: str, keep: Callable[[Step], bool], limit: int | None = None) -> Story:
+def _told(
+    log: Path, mark: str, keep: Callable[[Step], bool], limit: int | None = None, key: Path | None = None
+) -> Story:
     from langchain_runtime_authz.audit.chain import read_log
+    from langchain_runtime_authz.audit.seal import opener
 
-    records = read_log(log, mark)
+    records = read_log(log, mark, None if key is None else opener(key))
     return tell(records, keep) if limit is None else tell(records, keep, limit)
 
 
-def _thread(log: Path, thread: str | None, everything: bool) -> Story:
+def _thread(log: Path, thread: str | None, everything: bool, key: Path | None) -> Story:
     """Return the story of a thread, or of a whole log, and say whether the log is whole."""
-    from langchain_runtime_authz.audit.chain import verify_chain
+    from langchain_runtime_authz.audit.chain import verify_log
 
-    told = _told(log, thread or "", lambda s: thread in (None, s.lane.thread) and _shown(s, everything))
+    told = _told(log, thread or "", lambda s: thread in (None, s.lane.thread) and _shown(s, everything), key=key)
     if not told.total:
         known = list(dict.fromkeys(s.lane.thread for s in _told(log, "", lambda s: bool(s.lane.thread)).steps))
         names = ", ".join(shown(t, 40) for t in known[:KNOWN]) or "none"
         raise ConfigError(
             f"{log.name} tells nothing of the thread `{shown(thread)}`; it has {len(known)} threads: {names}"
         )
-    chain = verify_chain(log)
+    chain = verify_log(log)
     whole = f"whole, {chain.records} records, head {chain.head[:16]}"
-    told.notes.append(f"{'chain':<9} {whole if chain.ok else f'BROKEN at line {chain.error_line}: {chain.error}'}")
+    told.notes.append(f"{'chain':<9} {whole if chain.ok else f'BROKEN at {chain.where}: {chain.error}'}")
     return told
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Key, reporting
 from langchain_runtime_authz.errors import AuthzError, ConfigError, sentence
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def try_request(
     watch: Annotated[bool, typer.Option("--watch", help="Again at each save of the request or the policy.")] = False,
     log: Annotated[Path | None, typer.Option("--log", metavar="LOG", help="Take the request from this log.")] = None,
     decision_id: Annotated[str | None, typer.Option("--decision", metavar="ID", help="The decision to take.")] = None,
+    key: Key = None,
     opa: Opa = None,
 ) -> None:
     """Decide a request in a file. Edit the file or the policy, and see the answer again.
@@ -50,7 +51,7 @@ def try_request(
 
     with reporting():
         if not request.exists():
-            found = None if log is None else _find(recorded_in(log)[0], decision_id or "", log, as_json=False)
+            found = None if log is None else _find(recorded_in(log, key)[0], decision_id or "", log, as_json=False)
             body = (example_request() if found is None else found.request).to_json()
             request.write_text(json.dumps(json.loads(body), indent=2) + "\n", encoding="utf-8")
             typer.echo(f"wrote     {request}")
@@ -94,6 +95,7 @@ def explain(
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", metavar="POLICY", help="Ask this policy.")] = None,
     as_json: AsJson = False,
+    key: Key = None,
     opa: Opa = None,
 ) -> None:
     """Show which rules decided, and the smallest changes that would change the outcome.
@@ -115,7 +117,7 @@ def explain(
         if source.suffix == ".json" and decision_id is None:
             request = read_request(source)
         else:
-            recorded = _find(recorded_in(source)[0], decision_id, source, as_json)
+            recorded = _find(recorded_in(source, key)[0], decision_id, source, as_json)
             if recorded is None:
                 return
             request = recorded.request
@@ -191,13 +193,18 @@ def _because(fired: Mapping[str, list[str]], decision: Decision) -> None:
         typer.echo(f"obliges   {obligation.type} {json.dumps(obligation.properties)}")
 
 
-def recorded_in(log: Path) -> tuple[list[Recorded], int]:
-    """Return what `read_log` does. Raises `ConfigError`: nothing can be decided again."""
-    from langchain_runtime_authz.cli.policy.replay import read_log
+def recorded_in(log: Path, key: Path | None) -> tuple[list[Recorded], int]:
+    """Return what `read_decisions` does. Raises `ConfigError`: nothing can be decided again."""
+    from langchain_runtime_authz.audit.seal import opener
+    from langchain_runtime_authz.cli.policy.replay import read_decisions
 
-    recorded, lost = read_log(log)
+    recorded, lost = read_decisions(log, None if key is None else opener(key))
     if not recorded:
-        why = "it has no contents; write it with `FileSink(path, content=True)`" if lost else "it is empty"
+        why = (
+            "it has no contents; write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
+            if lost
+            else "it is empty"
+        )
         raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
     return recorded, lost
 

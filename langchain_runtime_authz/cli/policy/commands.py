@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Key, reporting
 from langchain_runtime_authz.cli.policy.asking import AsJson, Opa, PolicyPath, explain, recorded_in, said, try_request
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -187,6 +187,7 @@ def diff(
     log: Log,
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The policy today.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="The edited policy.")],
+    key: Key = None,
     as_json: AsJson = False,
     opa: Opa = None,
 ) -> None:
@@ -204,14 +205,14 @@ def diff(
     from langchain_runtime_authz.cli.policy.replay import flips
 
     with reporting():
-        recorded, lost = recorded_in(log)
+        recorded, lost = recorded_in(log, key)
         new = open_policy(after, opa)
         found = flips(recorded, open_policy(before, opa), new)
     _tell(found, recorded, lost, new, as_json)
 
 
 @app.command("replay")
-def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Opa = None) -> None:
+def replay(log: Log, policy: PolicyPath = None, key: Key = None, as_json: AsJson = False, opa: Opa = None) -> None:
     """Decide a recorded log again by a policy of today, and list the changes.
 
     Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one. Refusals by the enforcement point itself are
@@ -226,7 +227,7 @@ def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Op
     from langchain_runtime_authz.cli.policy.replay import flips
 
     with reporting():
-        recorded, lost = recorded_in(log)
+        recorded, lost = recorded_in(log, key)
         new = open_policy(policy, opa)
         found = flips(recorded, None, new)
     _tell(found, recorded, lost, new, as_json)

@@ -13,14 +13,25 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz.audit.chain import parse_line, verify_chain
+from langchain_runtime_authz.audit.chain import Opened, read_log, verified
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext
 from langchain_runtime_authz.cli.policy.project import Policy
-from langchain_runtime_authz.errors import AuditError, Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.errors import ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator, serialise
 
-__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules"]
+__all__ = [
+    "Flip",
+    "Recorded",
+    "asked",
+    "changes",
+    "decide",
+    "flips",
+    "other_profiles",
+    "read_decisions",
+    "refused",
+    "rules",
+]
 __all__ += ["zoned"]
 
 MAX_CHANGES: Final = 3  # at once
@@ -73,38 +84,27 @@ def asked(request: EvaluationRequest) -> str:
 
 def refused(path: Path, wanted: str) -> tuple[str, ...]:
     """Return the codes of a decision that the enforcement point made itself; none if there is no such decision."""
-    with path.open("rb") as file:
-        for line in file:
-            record = parse_line(line.rstrip(b"\n"))
-            if (
-                record is not None
-                and record.get("kind") == "decision"
-                and record.get("failure") is not None
-                and str(record.get("decision_id", "")).startswith(wanted)
-            ):
-                return tuple(map(str, record["reasons"]))
+    for record in read_log(path, wanted):
+        own = record is not None and record["kind"] == "decision" and record.get("failure") is not None
+        if record is not None and own and str(record.get("decision_id", "")).startswith(wanted):
+            return tuple(map(str, record["reasons"]))
     return ()
 
 
-def read_log(path: Path) -> tuple[list[Recorded], int]:
+def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recorded], int]:
     """Return the decisions of a log that can be made again, and the number of those that cannot.
 
     Refusals by the enforcement point are left out: no policy made them. A record without its contents cannot be
-    decided again.
+    decided again. `opened` gives sealed records their contents back.
 
     Raises:
         AuditError: `chain_broken`.
         OSError: the log cannot be read.
     """
-    report = verify_chain(path)
-    if not report.ok:
-        raise AuditError(Code.CHAIN_BROKEN, f"{path.name}: line {report.error_line}: {report.error}")
+    verified(path)
     found, lost = [], 0
-    with path.open("rb") as file:
-        for line in file:
-            record = parse_line(line.rstrip(b"\n"))
-            if record is None or record.get("kind") != "decision" or record.get("failure") is not None:
-                continue
+    for record in read_log(path, opened=opened):
+        if record is not None and record["kind"] == "decision" and record.get("failure") is None:
             try:
                 if record.get("erased") or not record.get("request"):
                     raise ValueError

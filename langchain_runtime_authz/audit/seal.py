@@ -1,0 +1,127 @@
+"""Seal the contents of records to an auditor's public key: JWE (RFC 7516), `ECDH-ES` with `A256GCM`, by `joserfc`.
+
+A sealed record is the record without contents and a member `sealed`, and reads like one whose contents were left out.
+The chain binds what is sealed to its line, and a digest inside binds it to its record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from langchain_runtime_authz.audit.record import ERASED
+from langchain_runtime_authz.errors import ConfigError, unreadable
+
+__all__ = ["opener", "sealer"]
+
+SEALED: Final = "sealed"
+# Places of contents, as `record` leaves them out. For these events and observations a digest stands there instead.
+_PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
+_NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations that name a part of the app
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def sealer(recipient: str | bytes | Path) -> Change:
+    """Return the function that seals a record to a public key: PEM, or the path of one.
+
+    Raises:
+        ConfigError: there is no such key, or the extra `seal` is missing.
+    """
+    jwe, key = _key("seal_to", recipient)
+    header = {"alg": "ECDH-ES", "enc": "A256GCM", "kid": key.thumbprint()}
+
+    def seal(record: dict[str, Any]) -> dict[str, Any]:
+        left, contents = _split(record)
+        if not contents:
+            return record
+        text = json.dumps({"of": _digest(left), "contents": contents}, allow_nan=False)
+        return {**left, SEALED: jwe.encrypt_compact(header, text.encode(), key)}
+
+    return seal
+
+
+def opener(private: str | bytes | Path) -> Change:
+    """Return the function that gives sealed records their contents back. Other records stay as they are.
+
+    It raises `ConfigError` if the key does not open a record, or if its contents are another record's.
+
+    Raises:
+        ConfigError: there is no such key, or the extra `seal` is missing.
+    """
+    jwe, key = _key("the key", private)
+    if not key.is_private:
+        raise ConfigError("the key is public; give the private key that belongs to `seal_to`")
+
+    def opened(record: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(sealed := record.get(SEALED), str):
+            return record
+        left = {name: value for name, value in record.items() if name not in (SEALED, "seq", "prev")}
+        try:
+            inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
+        except Exception:  # noqa: BLE001  (whatever the library raises for another key or damaged text)
+            raise ConfigError("the key does not open this log; give the private key that it was sealed to") from None
+        if inner["of"] != _digest(left):
+            raise ConfigError(f"record {record.get('seq')} holds the sealed contents of another one; verify the log")
+        for place, value in inner["contents"].items():
+            *way, last = place[1:].split("/")
+            node = left
+            for step in way:
+                node = node[step]
+            node[last] = value
+        return (
+            {**left, "erased": [], "seq": record.get("seq"), "prev": record.get("prev")} if "erased" in left else left
+        )
+
+    return opened
+
+
+def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a record as it is without contents, and its contents by place (JSON pointers)."""
+    left = json.loads(json.dumps(record, allow_nan=False))
+    digested = "/detail/resource" if record.get("event") == "data_changed" else ""
+    if record.get("kind") == "observation" and record.get("what") not in _NAMES:
+        digested = "/name"
+    contents = {}
+    for place in (*_PLACES, digested):
+        *way, last = place[1:].split("/")
+        node: Any = left
+        for step in way:
+            node = node.get(step) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            continue
+        contents[place] = node.pop(last)
+        if place == digested:
+            node[last] = "sha256:" + hashlib.sha256(str(contents[place]).encode("utf-8", "surrogatepass")).hexdigest()
+    if left.get("kind") == "decision":
+        left["erased"] = [place.removeprefix("/request") for place in contents if place.startswith("/request")]
+    return left, contents
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _key(name: str, source: str | bytes | Path) -> tuple[Any, Any]:
+    try:
+        from joserfc import jwe
+        from joserfc.jwk import ECKey, OKPKey
+    except ImportError as exc:
+        raise ConfigError("sealed contents need `pip install langchain-runtime-authz[seal]`") from exc
+    try:
+        text = source if isinstance(source, bytes) else None if isinstance(source, Path) else source.encode()
+        text = Path(source).read_bytes() if text is None or b"-----BEGIN" not in text else text  # type: ignore[arg-type]
+    except OSError as exc:
+        raise ConfigError(f"{name}: the file cannot be read: {unreadable(exc)}") from exc
+    for kind in (OKPKey, ECKey):
+        try:
+            key: Any = kind.import_key(text)
+            jwe.encrypt_compact({"alg": "ECDH-ES", "enc": "A256GCM"}, b"", key)
+        except Exception:  # noqa: BLE001, S112  (each kind of key refuses others in its own way)
+            continue
+        return jwe, key
+    raise ConfigError(
+        f"{name} must be a key in PEM, of X25519 or a NIST curve; `openssl genpkey -algorithm X25519` makes one"
+    )

@@ -1,0 +1,221 @@
+"""A log that rotates: its segments are one chain, and one that is missing, swapped or cut shows."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chain, verify_log
+from langchain_runtime_authz.audit.evidence import verify_pack, write_pack
+from langchain_runtime_authz.audit.retention import drop_segments
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.errors import AuditError, ConfigError
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Closed segments and a file, 50 records."""
+    write(tmp_path / "audit.jsonl", 50)
+    names = [f.name for f in log_files(tmp_path / "audit.jsonl")]
+    assert len(names) > 4
+    assert names == [*(f"audit.jsonl.00000{n}" for n in range(1, len(names))), "audit.jsonl"]
+    return tmp_path / "audit.jsonl"
+
+
+def write(path: Path, count: int, who: int = 0, **settings: Any) -> FileSink:
+    sink = FileSink(path, **{"max_bytes": 1500, **settings})
+    for n in range(count):
+        sink.write({"v": 1, "kind": "completion", "ts": 1000.0 * n, "who": who, "n": n, "pad": "x" * 20})
+    return sink
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [r for r in read_log(path) if r is not None and r["kind"] == "completion"]
+
+
+def test_all_records_are_in_the_segments_in_order(log: Path) -> None:
+    """Each file verifies alone, the log as a whole, and readers see one log."""
+    assert [r["n"] for r in records(log)] == list(range(50))
+    assert all(verify_chain(f).ok for f in log_files(log))
+    report = verify_log(log, verify_chain(log).head)
+    assert (report.ok, report.records) == (True, 49 + len(log_files(log)))
+    assert {f.stat().st_mode & 0o777 for f in log_files(log)} == {0o600}
+    assert not log.with_name("audit.jsonl.new").exists()
+
+
+def swap(log: Path, a: int, b: int) -> None:
+    one, two = log_files(log)[a], log_files(log)[b]
+    one.rename(log.with_name("held"))
+    two.rename(one)
+    log.with_name("held").rename(two)
+
+
+def edit(log: Path, at: int) -> None:
+    part = log_files(log)[at]
+    part.write_bytes(part.read_bytes().replace(b'"n":', b'"m":', 1))
+
+
+def cut(log: Path, at: int) -> None:
+    part = log_files(log)[at]
+    part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "the first is missing": lambda log: log_files(log)[0].unlink(),
+    "one is missing": lambda log: log_files(log)[2].unlink(),
+    "the last closed one is missing": lambda log: log_files(log)[-2].unlink(),
+    "all closed ones are missing": lambda log: [f.unlink() for f in log_files(log)[:-1]],
+    "two are swapped": lambda log: swap(log, 1, 2),
+    "the first two are swapped": lambda log: swap(log, 0, 1),
+    "a copy": lambda log: shutil.copy(log_files(log)[0], log.with_name("audit.jsonl.000099")),
+    "an edit": lambda log: edit(log, 1),
+    "an edit at a closed end": lambda log: cut(log, 2),
+    "an emptied one": lambda log: log_files(log)[1].write_bytes(b""),
+    "another log's": lambda log: log_files(write(log.with_name("b.jsonl"), 20).path)[0].replace(log_files(log)[1]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_shows(log: Path, name: str) -> None:
+    """Without a pinned head too, the command names the place and exits with 1."""
+    DAMAGE[name](log)
+    assert not verify_log(log).ok
+    told = CliRunner().invoke(app, ["audit", "verify", str(log)])
+    assert told.exit_code == 1
+    assert "audit.jsonl" in told.stderr
+    with pytest.raises(AuditError, match="chain_broken"):
+        drop_segments(log, 1e12)
+
+
+def test_a_file_is_closed_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from its first record, also by a writer that comes later; an idle file is not closed again."""
+    path = tmp_path / "a.jsonl"
+    FileSink(path).write({"kind": "x", "ts": time.time()})
+    FileSink(path).write({"kind": "x", "ts": time.time()})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    sink = FileSink(path, max_age=60)
+    sink.write({"kind": "x", "ts": now + 61})
+    assert len(log_files(path)) == 2
+    sink.write({"kind": "x", "ts": now + 61})
+    assert len(log_files(path)) == 2
+
+
+def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
+    """What is removed leaves its head in the log; numbers go on; a head nobody recorded is a gap."""
+    before, ends = verify_log(log).records, [json.loads(f.read_bytes().splitlines()[-1])["ts"] for f in log_files(log)]
+    assert drop_segments(log, ends[0]) == []
+    assert drop_segments(log, ends[1] + 1) == ["audit.jsonl.000001", "audit.jsonl.000002"]
+    report = verify_log(log)
+    assert report.ok
+    assert report.records < before
+    last = log_files(log)[-2].name
+    assert drop_segments(log, 1e12)[-1] == last
+    assert (len(log_files(log)), verify_log(log).ok) == (1, True)
+    write(log, 20)
+    assert log_files(log)[0].name == f"audit.jsonl.{int(last[-6:]) + 1:06d}"
+    assert verify_log(log).ok
+    assert "removed" in CliRunner().invoke(app, ["audit", "prune", "--log", str(log), "--older-than", "0"]).stdout
+    assert verify_log(log).ok
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(lines[0])  # without the records of what was dropped
+    assert not verify_log(log).ok
+
+
+def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
+    chain, _ = write_pack(tmp_path / "e.zip", log, {}, {})
+    assert chain.records == 49 + len(log_files(log))
+    assert verify_pack(tmp_path / "e.zip", chain.head)[0] == verify_log(log)
+
+
+def _write_many(path: str, who: int, count: int) -> None:
+    write(Path(path), count, who, max_bytes=4000)
+
+
+def test_processes_rotate_one_log(tmp_path: Path) -> None:
+    """Each record is there once and in its writer's order, whoever closed the file."""
+    path, context = tmp_path / "a.jsonl", multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_write_many, args=(str(path), who, 150)) for who in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    assert verify_log(path).ok
+    assert len(log_files(path)) > 5
+    for who in range(3):
+        assert [r["n"] for r in records(path) if r["who"] == who] == list(range(150))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("step", ["open", "link", "replace"])
+def test_a_writer_that_dies_in_a_rotation_leaves_a_whole_log(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after each of its steps; the next writer ends it."""
+    path = tmp_path / "a.jsonl"
+    write(path, 3, max_bytes=10**6)
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        def die(*_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(os if step == "link" else Path, step, die)
+        write(path, 1, max_bytes=10)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert verify_log(path).ok
+    assert len(records(path)) == 3
+    write(path, 2, max_bytes=10)
+    assert verify_log(path).ok
+    assert [r["n"] for r in records(path)] == [0, 1, 2, 0, 1]
+
+
+def test_a_log_that_cannot_rotate_is_written_on(log: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A file system without links costs the rotation, and no record and no decision."""
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    write(log, 30)
+    assert verify_log(log).ok
+    assert len(records(log)) == 80
+    assert "grows on" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="root may change owners")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_file_of_another_owner_is_one_sentence_and_a_code(tmp_path: Path) -> None:
+    """It says whose file it is, and what to do."""
+    path = tmp_path / "a.jsonl"
+    write(path, 1)
+    tmp_path.chmod(0o755)
+    read, out = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        for parent in path.parents[:3]:
+            parent.chmod(0o755)
+        os.setuid(65534)
+        try:
+            FileSink(path)
+        except AuditError as exc:
+            os.write(out, str(exc).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(out)
+    told = os.read(read, 500).decode()
+    assert told.startswith("audit_unavailable: ")
+    assert "it belongs to user 0 and cannot be written" in told
+
+
+@pytest.mark.parametrize("settings", [{"max_bytes": 0}, {"max_bytes": "1"}, {"max_age": 0}, {"max_age": float("nan")}], ids=str)
+def test_a_limit_that_makes_no_sense_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        FileSink(tmp_path / "a", **settings)
