@@ -28,7 +28,7 @@ from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
-from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
+from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
@@ -111,7 +111,7 @@ class RuntimeAuthz(Threads):
         profiles: Source | Sequence[Source] | None = None,
         agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None = None,
         audit: AuditSink | str | Path | None = None,
-        subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
+        subject_from: Callable[[Mapping[str, Any]], Caller | None] | None = None,
         task_sources: TaskSources | None = None,
         kill_switch: str | Path | None = None,
         notify: Mapping[str, Notifier] | None = None,
@@ -266,7 +266,7 @@ class RuntimeAuthz(Threads):
     def run(
         self,
         *,
-        subject: SubjectLike,
+        subject: Caller,
         task: str | None = None,
         grant: Grant | str | None = None,
         mandate: Mandate | Mapping[str, Any] | str | Path | None = None,
@@ -275,7 +275,7 @@ class RuntimeAuthz(Threads):
 
         Args:
             subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are `agent` or
-                `service`, never `user`.
+                `service`, never `user`. Or the verified credential of an agent of another server, which delegates.
             task: the user's words, pinned before anything runs.
             grant: the application's grant for this task, or the name of a grant of the `pdp` (`ReloadingPDP`);
                 `None` leaves it to policy.
@@ -288,7 +288,7 @@ class RuntimeAuthz(Threads):
         """
         ordered = load_mandate(mandate) if mandate is not None else None
         return RunHandle(
-            self._engine, Subject.of(subject), optional_text("task", task), parts.granted(grant, self._revised), ordered
+            self._engine, caller(subject), optional_text("task", task), parts.granted(grant, self._revised), ordered
         )
 
     @overload

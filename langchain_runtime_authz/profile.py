@@ -30,6 +30,7 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -39,7 +40,7 @@ from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 
-__all__ = ["EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "AgentProfile", "FieldTrust", "Source",
+__all__ = ["ANY_AGENT", "EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "AgentProfile", "FieldTrust", "Source",
            "ToolProfile", "argument", "as_unprofiled", "check_arguments", "field_trust", "load_agents", "load_profiles",
            "profile", "raise_by_hints", "tool_digest"]  # fmt: skip
 
@@ -215,11 +216,16 @@ class AgentProfile(BaseModel):
 
     Attributes:
         grant: limits every run of the agent, besides the grants of the run and of the agents above it.
+        audience: the server of a remote graph. The graph is sent a credential for it, as `Authorization` header.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     grant: Grant = Grant()
+    audience: str | None = None
+
+
+ANY_AGENT: Final = AgentProfile()
 
 
 def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
@@ -228,16 +234,12 @@ def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -
     Raises:
         ConfigError: `profile_invalid`, naming the agent and the field.
     """
-    if not isinstance(agents, Mapping | None):
-        msg = f"`agents` must be a mapping of names to `AgentProfile`, not {type(agents).__name__}"
-        raise ConfigError(msg, Code.PROFILE_INVALID)
-    found = {}
-    for name, fields in (agents or {}).items():
-        try:
-            found[name] = fields if isinstance(fields, AgentProfile) else AgentProfile.model_validate(fields)
-        except ValidationError as exc:
-            raise ConfigError(f"agents: {name}: {wrong_field(exc, 'agent profile')}", Code.PROFILE_INVALID) from exc
-    return found
+    try:
+        return TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
+    except ValidationError as exc:
+        raise ConfigError(f"agents: {wrong_field(exc, 'agent profile')}", Code.PROFILE_INVALID) from exc
+    except (TypeError, ValueError):
+        raise ConfigError("`agents` must be a mapping of names to `AgentProfile`", Code.PROFILE_INVALID) from None
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:

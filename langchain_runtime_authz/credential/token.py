@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from functools import reduce
 from types import MappingProxyType
-from typing import Annotated, Any, Final, NoReturn, final
+from typing import Annotated, Any, Final, Literal, NoReturn, final
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -95,7 +96,8 @@ class TokenRequest(BaseModel):
         audience: the one resource that may accept the token.
         txn: id of the run.
         task: id, epoch and digest of the task, and the mandate's digest.
-        tool: the tool whose call was permitted.
+        tool: the tool whose call was permitted; or the agent of another server that was invoked.
+        action: which of both.
         details: what else the token authorizes (`credential.details`); each has a `type`.
         grant: the acting agent's attenuated grant, if it has one.
         jti: id of the token.
@@ -114,6 +116,7 @@ class TokenRequest(BaseModel):
     txn: Name
     task: Task
     tool: Name
+    action: Literal["tools/call", "agent/invoke"] = "tools/call"
     details: Annotated[tuple[dict[str, JsonValue], ...], Field(max_length=1)] = ()
     grant: Grant | None = None
     jti: Name
@@ -147,7 +150,7 @@ def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
     actor: dict[str, Any] = {}
     for agent in (*reversed(request.delegators), request.agent):
         actor = {ISSUER: issuer, SUBJECT: agent, **({ACTOR: actor} if actor else {})}
-    detail: dict[str, Any] = {"type": GRANT_TYPE, "actions": ["tools/call"], "identifier": request.tool}
+    detail: dict[str, Any] = {"type": GRANT_TYPE, "actions": [request.action], "identifier": request.tool}
     if request.grant is not None:
         detail["grant"] = request.grant.to_json()
     claims: dict[str, Any] = {
@@ -244,8 +247,31 @@ class Credential:
     @property
     def tools(self) -> tuple[str, ...]:
         """Return the tools for whose call it was minted (`authorization_details[].identifier`, our type)."""
+        return self._named("tools/call")
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Return the agents of this service that its holder may invoke."""
+        return self._named("agent/invoke")
+
+    def _named(self, action: str) -> tuple[str, ...]:
         details = [d for d in self.claims[AUTHORIZATION_DETAILS] if d.get("type") == GRANT_TYPE]
-        return tuple(str(d["identifier"]) for d in details if isinstance(d.get("identifier"), str))
+        named = [d.get("identifier") for d in details if action in d.get("actions", ())]
+        return tuple(name for name in named if isinstance(name, str))
+
+    @property
+    def grant(self) -> Grant:
+        """Return the acting agent's grant, which ends with the token.
+
+        Raises:
+            CredentialError: `credential_invalid`: the issuer wrote no grant of this version.
+        """
+        details = json.loads(json.dumps(self.claims[AUTHORIZATION_DETAILS], default=dict))
+        try:
+            grants = [Grant.from_json(detail["grant"]) for detail in details if "grant" in detail]
+        except ValidationError:
+            raise CredentialError(Code.CREDENTIAL_INVALID, "its grant cannot be read") from None
+        return reduce(Grant.meet, grants, Grant(expires_at=self.expires_at))
 
     @property
     def kid(self) -> str:

@@ -37,7 +37,7 @@ def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: boo
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"
 
 
-def to_context(path: Sequence[str], edges: Sequence[Edge]) -> dict[str, Any]:
+def to_context(depth: int, edges: Sequence[Edge]) -> dict[str, Any]:
     """Return `context.delegation` of a request, as JSON."""
     told = [{"from": e.from_, "to": e.to, "kind": e.kind} for e in edges]
-    return {"depth": max(len(path) - 1, 0), "edges": told}
+    return {"depth": depth, "edges": told}

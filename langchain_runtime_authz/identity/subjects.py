@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, Protocol, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
 from langchain_runtime_authz._validate import checked_names
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_scope
-from langchain_runtime_authz.credential.token import REDACTED
+from langchain_runtime_authz.credential.token import REDACTED, Credential
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
+
+if TYPE_CHECKING:  # its module loads the signing library
+    from langchain_runtime_authz.credential.verifier import Verifier
 
 __all__ = [
     "ANONYMOUS",
@@ -141,13 +144,19 @@ class BearerSubject:
     ```
 
     The token stays in `presented`. It never reaches a config, which LangGraph stores.
+
+    Args:
+        verifier: of the users' tokens. With a `credential.verifier.Verifier`, the callers are agents of another server,
+            and the run takes over the credential's subject, grant and chain of agents.
+        audience: this server's name in these credentials.
     """
 
-    def __init__(self, verifier: TokenVerifier) -> None:
-        self._verifier = verifier
+    def __init__(self, verifier: TokenVerifier | Verifier, *, audience: str | None = None) -> None:
+        given: dict[str, Any] = {} if audience is None else {"audience": audience}
+        self._verify = partial(verifier.verify, **given), partial(verifier.averify, **given)
         self._shown: ContextVar[_Shown | None] = ContextVar("runtime_authz_caller", default=None)
 
-    def __call__(self, config: Mapping[str, Any]) -> Subject | None:
+    def __call__(self, config: Mapping[str, Any]) -> Subject | Credential | None:
         """Return the caller of the current request; `None` outside one."""
         shown = self._shown.get()
         return None if shown is None else shown.subject
@@ -160,7 +169,14 @@ class BearerSubject:
         """
         shown, run = self._shown.get(), current_scope.get().run
         # INVARIANT: the token of one user serves no run of another, whatever context a task was started in.
-        if shown is None or run is None or run.subject.principal != shown.subject.principal:
+        subject = shown.subject if shown is not None else None
+        # A credential is for this server only, and belongs to an agent.
+        if (
+            shown is None
+            or not isinstance(subject, Subject)
+            or run is None
+            or run.subject.principal != subject.principal
+        ):
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "the request of the run's subject is not at hand")
         return shown.token
 
@@ -170,7 +186,7 @@ class BearerSubject:
         Raises:
             AuthzError: on entering: `identity_invalid` or `identity_unavailable`.
         """
-        return _Presented(self._verifier, self._shown, authorization)
+        return _Presented(self._verify, self._shown, authorization)
 
 
 class _Shown:
@@ -178,7 +194,7 @@ class _Shown:
 
     __slots__ = ("subject", "token")
 
-    def __init__(self, subject: Subject, token: str) -> None:
+    def __init__(self, subject: Subject | Credential, token: str) -> None:
         self.subject, self.token = subject, token
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
@@ -186,19 +202,19 @@ class _Shown:
 
 
 class _Presented:
-    __slots__ = ("_authorization", "_previous", "_shown", "_verifier")
+    __slots__ = ("_authorization", "_previous", "_shown", "_verify")
 
-    def __init__(self, verifier: TokenVerifier, shown: ContextVar[_Shown | None], authorization: str | None) -> None:
-        self._verifier, self._shown, self._authorization = verifier, shown, authorization
+    def __init__(self, verify: tuple[Any, Any], shown: ContextVar[_Shown | None], authorization: str | None) -> None:
+        self._verify, self._shown, self._authorization = verify, shown, authorization
         self._previous: _Shown | None = None
 
-    def __enter__(self) -> Subject:
+    def __enter__(self) -> Subject | Credential:
         token = self._token()
-        return self._set(self._verifier.verify(token), token)
+        return self._set(self._verify[0](token), token)
 
-    async def __aenter__(self) -> Subject:
+    async def __aenter__(self) -> Subject | Credential:
         token = self._token()
-        return self._set(await self._verifier.averify(token), token)
+        return self._set(await self._verify[1](token), token)
 
     def __exit__(self, *exc: object) -> None:
         self._shown.set(self._previous)
@@ -206,7 +222,7 @@ class _Presented:
     async def __aexit__(self, *exc: object) -> None:
         self._shown.set(self._previous)
 
-    def _set(self, subject: Subject, token: str) -> Subject:
+    def _set(self, subject: Subject | Credential, token: str) -> Subject | Credential:
         self._previous = self._shown.get()
         self._shown.set(_Shown(subject, token))
         return subject

@@ -35,6 +35,7 @@ from langchain_runtime_authz.langgraph._private import (
 )
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, reached, roots_of, walk
+from langchain_runtime_authz.langgraph.remote import gate_remote, is_remote
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
 from langchain_runtime_authz.langgraph.store import gate_store
@@ -121,6 +122,8 @@ def _gate_node(name: str, node: PregelNode, protection: Protection, channels: fr
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
+        elif is_remote(held):
+            gate_remote(held, protection.root_entry)
     node.bound = gate_bound(bound, name, channels)
     reset_node(node)
 

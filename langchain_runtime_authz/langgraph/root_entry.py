@@ -46,8 +46,9 @@ from langchain_runtime_authz.langgraph.messages import foreign_plans, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.run_context import (
     AuthzHalt,
+    Caller,
     RunHandle,
-    SubjectLike,
+    caller,
     handle_in,
     note_question,
     opened,
@@ -76,7 +77,7 @@ from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.spans import is_idle
 
-__all__ = ["AtCall", "Entering", "RootEntry"]
+__all__ = ["AtCall", "ChildEntry", "Entering", "RootEntry"]
 
 T = TypeVar("T")
 _log = logger(__name__)
@@ -98,7 +99,7 @@ class RootEntry:
         self,
         engine: Engine,
         *,
-        subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None,
+        subject_from: Callable[[Mapping[str, Any]], Caller | None] | None,
         task_channels: tuple[str, ...] = ("messages",),
         task_memory: tuple[tuple[str, ...], ...] = (),
         development: bool = False,
@@ -159,7 +160,7 @@ class RootEntry:
 
         `graph` is asked for the state that it keeps, if it keeps one.
         """
-        return _Child(self, parent, name, config, graph)
+        return ChildEntry(self, parent, name, config, graph)
 
     def implicit(self, config: Mapping[str, Any]) -> RunHandle:
         """Return a run for a call without one: of the subject that `subject_from` finds, else of `anonymous`."""
@@ -168,7 +169,7 @@ class RootEntry:
             self._said = True
             _log.warning(NO_SUBJECT)
         nobody = DEVELOPER if self.development else ANONYMOUS
-        return RunHandle(self.engine, nobody if found is None else Subject.of(found), None)
+        return RunHandle(self.engine, nobody if found is None else caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
@@ -307,6 +308,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 moved=None if head is None else lambda left: moved(graph, config, head.id, left, owner.watch(graph)),
             ),
             grant=handle.grant,
+            upstream=handle.upstream,
             ordered=handle.ordered,
             workflow=not is_idle() and is_workflow(graph),
         )
@@ -379,7 +381,11 @@ class _Root(Entering[tuple[Any, Any]]):
         yield from close(run, _ending(run), left, over, edits)
 
 
-class _Child(Entering[Any]):
+class ChildEntry(Entering[Any]):
+    """The entry of an agent below another one; see `RootEntry.enter_child`."""
+
+    remote = False
+
     def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(root_entry, name, config, graph)
         self.parent, self.run_id = parent, parent.run_id
@@ -399,14 +405,21 @@ class _Child(Entering[Any]):
                 watch = self.root_entry.watch(self.graph)
                 self.marked = yield from check_child(parent, self.graph, self.place, watch)
             kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
+            kind = "remote" if self.remote else kind
             mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
             self.run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)
+            given = yield from self._given(self.run)
         except AuthzDenied as denied:
             if ticket is not None:  # a tool edge: the tool's answer carries the denial
                 raise
             raise AuthzHalt(denied.code, denied.decision_id) from None
         tally.ran(parent, "agent", name, "child entry")
-        return with_run(self.config, self.run)
+        return given
+
+    def _given(self, run: Run) -> Flow[Any]:
+        """Return what the child is called with. Raises `AuthzDenied`."""
+        return with_run(self.config, run)
+        yield
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []

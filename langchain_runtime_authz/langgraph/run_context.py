@@ -26,7 +26,8 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langchain_runtime_authz.audit.sinks import told
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
-from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
@@ -39,11 +40,12 @@ from langchain_runtime_authz.pep.mandates import Ordered
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
 
-__all__ = ["HANDLE_KEY", "AuthzHalt", "Handle", "RunHandle", "SubjectLike", "current_node", "find_run", "gated_task", "handle_in",
+__all__ = ["HANDLE_KEY", "AuthzHalt", "Caller", "Handle", "RunHandle", "SubjectLike", "caller", "current_node", "find_run", "gated_task", "handle_in",
            "note_question", "opened", "run_scope", "running", "settled", "step_scope", "with_run"]  # fmt: skip
 
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
+Caller = SubjectLike | Credential
 _PLACEHOLDER: Final = "runtime-authz-run"
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _OUTSIDE: Final = "guard"  # the agent's name where guarded tools are called outside every protected graph
@@ -135,6 +137,11 @@ class step_scope(run_scope):
         super().__exit__(*exc)
 
 
+def caller(given: Caller) -> Subject | Credential:
+    """Return who asks for a run: a subject, or an agent of another server by its verified credential."""
+    return given if isinstance(given, Credential) else Subject.of(given)
+
+
 def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """Return `config` with the run's handle in it."""
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
@@ -194,18 +201,21 @@ class RunHandle:
 
     __slots__ = (
         "__weakref__", "_closed", "_entries", "_in_generator", "_outside", "_previous", "asked_model",
-        "engine", "grant", "lock", "ordered", "run_id", "seen_from_model", "settled", "subject", "task",
+        "engine", "grant", "lock", "ordered", "run_id", "seen_from_model", "settled", "subject", "task", "upstream",
     )  # fmt: skip
 
     def __init__(
         self,
         engine: Engine,
-        subject: Subject,
+        subject: Subject | Credential,
         task: str | None,
         grant: Grant | None = None,
         mandate: Mandate | None = None,
     ) -> None:
         self.engine = engine
+        self.upstream: tuple[str, ...] = ()
+        if not isinstance(subject, Subject):
+            subject, self.upstream, grant = _delegated(engine, subject, grant)
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.settled: dict[str, int] = {}
@@ -287,6 +297,7 @@ class RunHandle:
                 _OUTSIDE,
                 task=self.pinned_task(),
                 grant=self.grant,
+                upstream=self.upstream,
                 ordered=self.ordered,
             )
             self.enter(entry.run)
@@ -304,8 +315,8 @@ class RunHandle:
 
     @property
     def human(self) -> bool:
-        """True if the run's subject is a user. Agents, crons and webhooks state no task of their own."""
-        return self.subject.human
+        """True if a user speaks to the graph. Agents, also remote ones, crons and webhooks state no task of their own."""
+        return self.subject.human and not self.upstream
 
     def enter(self, run: Run) -> None:
         """Add a root entry's run, which `close` then ends.
@@ -346,6 +357,18 @@ class RunHandle:
         # Never by Token: a generator may be closed in another context, which has nothing to restore.
         if _opened.get() is self:
             _opened.set(self._previous)
+
+
+def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> tuple[Subject, tuple[str, ...], Grant]:
+    """Return the subject, the agents above and the grant of a run that an agent of another server asks for."""
+    if not credential.agents:
+        raise CredentialError(Code.CREDENTIAL_TOOL, "it is for a tool's call, not for an agent")
+    if credential.tenant != engine.tenant:
+        raise CredentialError(Code.CREDENTIAL_TENANT)
+    if len(credential.actors) > MAX_DELEGATORS:
+        raise CredentialError(Code.TOO_DEEP)
+    subject = Subject(type=credential.claims[SUBJECT_TYPE], id=credential.subject)
+    return subject, credential.actors, credential.grant.attenuate(grant)
 
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:

@@ -11,15 +11,17 @@ from langchain_runtime_authz.audit.record import mint_record, refused_mint_recor
 from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Record, adrive, drive
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.pep.call import DecidedCall
     from langchain_runtime_authz.pep.engine import Run
 
-__all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minter"]
+__all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minted", "minter"]
 
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)
@@ -119,6 +121,53 @@ def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
     return Scope(tenant, issuer, KEYS, kid)
 
 
+def minted(
+    run: Run, now: float, task: PinnedTask, mandate: Mandate | None, decision_id: str, **request: Any
+) -> Flow[Credential]:
+    """Mint a token of a run's agent, and record it before it is handed out.
+
+    `request` are the fields of `TokenRequest` that say for what.
+
+    Raises:
+        CredentialError: the issuer refused, or the identity of the workload has ended.
+    """
+    identity = run.engine.identity
+    if (ends := identity.expires_at) is not None and now >= int(ends):
+        raise CredentialError(Code.WORKLOAD_UNPROVEN)
+    asked = TokenRequest(
+        subject=run.subject,
+        tenant=run.scope.tenant,
+        agent=identity.agent_id(run.agent),
+        # Nearest first, also those of other servers.
+        delegators=(*(identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
+        txn=run.run_id,
+        task=Task(
+            id=task.id or NO_TASK,
+            epoch=run.epoch,
+            digest=task.digest or NO_TASK,
+            mandate=mandate.digest if mandate is not None else None,
+        ),
+        issued_at=int(now),
+        expires_at=int(now) + TOKEN_TTL if ends is None else min(int(now) + TOKEN_TTL, int(ends)),
+        **request,
+    )
+    credential: Credential = yield Mint(asked)
+    yield Record(
+        mint_record,
+        now=now,
+        decision_id=decision_id,
+        jti=credential.jti,
+        audience=asked.audience,
+        expires_at=credential.expires_at,
+        epoch=run.epoch,
+        run_id=run.run_id,
+        agent_id=asked.agent,
+        kid=credential.kid,
+        jkt=asked.cnf_jkt,
+    )
+    return credential
+
+
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Minter:
     """Return the minter of one committed call; `jtis` by audience.
 
@@ -126,54 +175,20 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
     """
     since = time.monotonic()
     engine = run.engine
-    agent = engine.identity.agent_id(run.agent)
-    delegators = tuple(engine.identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1))
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:
         if run.over:  # the call never returned, and the run went on without it
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
-        ends = engine.identity.expires_at
-        if ends is not None and now >= int(ends):
-            raise CredentialError(Code.WORKLOAD_UNPROVEN)
-        credential: Credential = yield Mint(
-            TokenRequest(
-                subject=run.subject,
-                tenant=run.scope.tenant,
-                agent=agent,
-                delegators=delegators,
-                audience=audience,
-                txn=run.run_id,
-                task=Task(
-                    id=decided.task.id or NO_TASK,
-                    epoch=run.epoch,
-                    digest=decided.task.digest or NO_TASK,
-                    mandate=decided.mandate.digest if decided.mandate is not None else None,
-                ),
-                tool=decided.call.tool,
-                details=_details(decided),
-                grant=run.grant,
-                jti=jtis[audience],
-                issued_at=int(now),
-                expires_at=int(now) + TOKEN_TTL if ends is None else min(int(now) + TOKEN_TTL, int(ends)),
-                cnf_jkt=jkt,
-            ),
-        )
-        # Hand out no token before it is recorded.
-        yield Record(
-            mint_record,
-            now=now,
-            decision_id=decided.decision.decision_id,
-            jti=credential.jti,
-            audience=audience,
-            expires_at=credential.expires_at,
-            epoch=run.epoch,
-            run_id=run.run_id,
-            agent_id=agent,
-            kid=credential.kid,
-            jkt=jkt,
-        )
-        return credential
+        asked = {
+            "audience": audience,
+            "tool": decided.call.tool,
+            "grant": run.grant,
+            "jti": jtis[audience],
+            "cnf_jkt": jkt,
+        }
+        decision_id, details = decided.decision.decision_id, _details(decided)
+        return (yield from minted(run, now, decided.task, decided.mandate, decision_id, details=details, **asked))
 
     return Minter(
         lambda audience, jkt: drive(engine, flow(audience, jkt)),

@@ -415,7 +415,7 @@ def _refusal(
             args=call.args,
             data_class=call.profile.data_class,
             sink=call.profile.sink,
-            depth=len(run.agent) - 1,
+            depth=run.depth,
             now=snapshot.now,
         )
         if outside is not None:

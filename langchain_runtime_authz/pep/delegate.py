@@ -7,23 +7,26 @@ The budgets of all are counted in the thread, so the whole tree spends them once
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, cast
 
 from langchain_runtime_authz.authzen import Decision, Edge, EdgeKind
-from langchain_runtime_authz.credential.token import MAX_DELEGATORS
+from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
+from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.calls import SpendBudget
 from langchain_runtime_authz.ledger.changes import Change, RecordEdge, TakeLease
+from langchain_runtime_authz.pep.credentials import audiences_of, minted
 from langchain_runtime_authz.pep.engine import Flow, Run, new_id
 from langchain_runtime_authz.pep.entry import lease_of
 from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.pep.steps import decide_step
+from langchain_runtime_authz.profile import ANY_AGENT
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
-__all__ = ["hand_off", "open_child"]
+__all__ = ["hand_off", "invitation", "open_child"]
 
 INVOKE: Final = "agent/invoke"
 
@@ -40,6 +43,7 @@ def open_child(
         AuthzDenied: the delegation is denied.
     """
     opened = edge(parent.agent, name, kind)
+    audience = parent.engine.agents.get(name, ANY_AGENT).audience if kind == "remote" else None
     if kind == "subgraph":
         opened = parent.handed.get(name, opened)
     child = Run(
@@ -58,6 +62,7 @@ def open_child(
         spent_at=parent.spent_at,
         planned=parent.planned,
         parent=parent,
+        upstream=parent.upstream,
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
         foreign=parent.foreign,
         handed=parent.handed,
@@ -67,9 +72,11 @@ def open_child(
     changes: list[Change] = [RecordEdge(opened), TakeLease(lease_of(child))]
     if child.grant is not None and INVOKE in child.grant.budgets:
         changes.append(SpendBudget(INVOKE, child.grant.budgets[INVOKE]))
-    decision = yield from _invited(parent, opened, changes)
+    outside = audience is not None and not audiences_of(child, (audience,))
+    decision = yield from _invited(parent, opened, changes, Code.AUDIENCE if outside else None)
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
+    child.parts["invited"] = decision.decision_id
     detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
     try:
         yield run_event(parent, "delegated", time.time(), detail=detail)
@@ -80,20 +87,32 @@ def open_child(
     return child
 
 
+def invitation(child: Run, audience: str) -> Flow[Credential]:
+    """Mint the credential with which another server runs `child`. It dies with the child's lease.
+
+    Raises:
+        CredentialError: the issuer refused.
+    """
+    parent = cast("Run", child.parent)
+    task: Task = parent.parts["task"][0]  # as the edge was decided under
+    asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
+    return (yield from minted(parent, time.time(), task, child.mandate, child.parts["invited"], **asked))
+
+
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
     """Decide a hand-off at the call of its tool, so that the model reads a denial. Never raises.
 
     The agent that takes over is decided again as it is entered, under the same edge.
     """
-    decision = yield from _invited(run, opened, [])
+    decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened
     return decision
 
 
-def _invited(run: Run, opened: Edge, changes: list[Change]) -> Flow[Decision]:
-    depth = len(run.agent)
+def _invited(run: Run, opened: Edge, changes: list[Change], refuse: Code | None) -> Flow[Decision]:
+    depth = run.depth + 1
     resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
     # INVARIANT: a chain fits into a token, so that no service sees a part of it.
-    refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else None
+    refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else refuse
     return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))

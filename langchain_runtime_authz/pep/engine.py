@@ -190,6 +190,10 @@ class Run:
     # Where the mandate's steps are spent too, if this run entered another thread first.
     spent_at: Scope | None = None
     parent: Run | None = None
+    # Ids of the agents of other servers that delegated to the root, nearest first.
+    upstream: tuple[str, ...] = ()
+    # Delegations between the first agent of all and this one.
+    depth: int = field(init=False)
     # The calls of the agents above, (agent path, call id), that wait for what this one does.
     waiting: tuple[tuple[tuple[str, ...], str], ...] = ()
     closed: bool = False
@@ -232,6 +236,7 @@ class Run:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
+        self.depth = len(self.agent) - 1 + len(self.upstream)
         self.move_to(self.epoch, self.jti)
 
     def move_to(self, epoch: int, jti: str) -> None:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.state import (
     BELOW,
     HEAD,
@@ -35,6 +36,7 @@ from langchain_runtime_authz.ledger.changes import (
     Change,
     EndLease,
     OpenThread,
+    RecordEdge,
     Redeliver,
     SetMark,
     TakeLease,
@@ -122,11 +124,12 @@ def open_entry(
     ordered: Ordered | None = None,
     given: Given = Given(),  # noqa: B008  (a constant)
     workflow: bool = False,
+    upstream: tuple[str, ...] = (),
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
     `task` is what `.run(task=)` said, `ordered` what the application says the task orders. `workflow`: the graph
-    orchestrates agents and is none itself.
+    orchestrates agents and is none itself. `upstream` are the agents of other servers that delegated to this one.
 
     Raises:
         AuthzDenied: the subject may not start here, or the ledger is gone.
@@ -134,7 +137,9 @@ def open_entry(
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
     granted = engine.granted(agent, grant)
-    run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept)
+    run = Run(
+        engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept, upstream=upstream
+    )
     run.span = run_span(run, workflow=workflow)
     try:
         return (yield from _opened(run, task, ordered, given))
@@ -212,6 +217,8 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         opening: list[Change] = [OpenThread(owner)]
+        if run.upstream:
+            opening.append(RecordEdge(edge(run.upstream[:1], run.agent[0], "remote")))
         if fresh:
             # Until a run that saw them ends, an older one may overwrite them in the graph's state.
             opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))

@@ -164,9 +164,9 @@ def request_json(
                     "now": now,
                     "task": task[2],
                     "agent": agent,
-                    "delegation": delegation.to_context(run.agent, edges)
+                    "delegation": delegation.to_context(run.depth, edges)
                     if edges
-                    else {"depth": len(run.agent) - 1, "edges": []},
+                    else {"depth": run.depth, "edges": []},
                     "history": history.to_context(steps, snapshot.now, run.agent),
                     "lease": {
                         "jti": run.jti,

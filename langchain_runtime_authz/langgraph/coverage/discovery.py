@@ -16,7 +16,6 @@ from langchain_core.tools import BaseTool
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
-from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph._private import (
@@ -47,10 +46,12 @@ from langchain_runtime_authz.langgraph.object_graph import (
 )
 from langchain_runtime_authz.langgraph.observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.remote import gates_remote, is_remote
 from langchain_runtime_authz.langgraph.store import governs_stores
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.tally import Counted, Gate
+from langchain_runtime_authz.profile import ANY_AGENT
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.protect import Protection
@@ -61,7 +62,7 @@ _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
     ("middleware",): "models that middleware before ours calls are not seen: call `authz.protect` on the root graph",
 }
-_ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
+_ELSEWHERE: Final = "runs elsewhere, its steps are not seen: protect it there, and name its `audience` in `agents`"
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
 _UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
 _DECLARE: Final = "declare it with `authz.effect`"
@@ -275,9 +276,11 @@ class _Look:
             yield Row("task", name, label, gated, note, route)
             if value.cache_policy is not None:
                 yield Row("cached node", name, label, (), _CACHED, f"{route}/{name}")
-        elif isinstance(value, PregelProtocol) and not isinstance(value, Pregel):
+        elif is_remote(value):
             name = str(getattr(value, "name", None) or type(value).__name__)
-            yield Row("remote graph", name, label, (), _ELSEWHERE, route)
+            entry = self.protection.root_entry
+            sent = gates_remote(value) is entry and entry.engine.agents.get(name, ANY_AGENT).audience
+            yield Row("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
 
     def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Row]:
         """Yield the rows of a tool. `node`: the gates of its tool node; `None` if plain code holds it."""
