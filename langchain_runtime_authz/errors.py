@@ -158,6 +158,7 @@ class Code(StrEnum):
     STEP_BUDGET = "step_budget", "the entry took as many steps as the policy allows; enter the graph again", "the agent loops, or the work is long", "fixed"
     TIME_BUDGET = "time_budget", "the entry took as long as the policy allows; enter the graph again", "the agent loops, or the work is long", "fixed"
     MODEL = "model", "the policy does not list the model or its provider; add it to `models` in data.json", "the application uses a model that nobody released", "fixed"
+    NOT_ATTESTED = "not_attested", "the process did not prove its workload, and the policy demands it for this effect; give `RuntimeAuthz(identity=...)` an attested identity", "`attested` of the policy's data lists the effect, and the agent is only named", "fixed"
     UNKNOWN_ACTION = "unknown_action", "the policy has no rule for this action or resource type; add one", "the policy is older than this package, or was written for another one", "fixed"
     # Credentials and configuration.
     CREDENTIAL_UNAVAILABLE = "credential_unavailable", "no permitted call is running, so no credential is issued; ask inside the tool, while it runs", "code asks before the tool runs, after it ended, or in another thread", "fixed"

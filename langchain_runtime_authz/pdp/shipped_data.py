@@ -117,6 +117,7 @@ class _Data(BaseModel):
     declassify: list[CallStanding] = []
     plan: _Plan = _Plan(stale=[], unplanned_permitted=[])
     anonymous: _Anonymous = _Anonymous(effects=[], data_classes=[])
+    attested: list[Effect] = []
     approvals: dict[Effect | Literal["*"], _Approval] = {}
     models: _Models = _Models(provider_tools=[])
     rates: dict[Effect, _Rate] = {}

@@ -49,6 +49,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plan_changed": ({"context.plan.planned": False, "context.plan.changed": True}, {}),
     "data_changed": ({"context.call.changed": ["read_file"]}, {}),
     "anonymous": ({"subject.type": "anonymous"}, {}),
+    "not_attested": ({"context.agent.attested": False}, {"attested": ["write"]}),
     "unprofiled": ({"resource.properties.profiled": False}, {}),
     "effect": ({}, {"effects": {"write": "ask"}}),
     "verdict": ({"resource.properties.verdict": "ask"}, {}),

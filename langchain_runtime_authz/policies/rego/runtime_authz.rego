@@ -23,6 +23,7 @@
 #   plan        stale: effects refused when the plan belongs to an older task;
 #               unplanned_permitted: effects permitted although no recorded plan holds the call
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
+#   attested    effects that an agent may have only if its process proved its workload (absent: none)
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
 #               "ask". What an effect's row does not say, "*" says. Sources are interrupt, application and
 #               hitl (LangChain's own review, whose word is taken as it comes: never authenticated);
@@ -363,6 +364,11 @@ denied contains "anonymous" if {
 	not subject_sufficient
 }
 
+denied contains "not_attested" if {
+	is_call
+	not attested_enough
+}
+
 denied contains "unprofiled" if {
 	is_call
 	not profiled
@@ -464,6 +470,15 @@ subject_sufficient if {
 	names_only(cfg.anonymous.data_classes)
 	input.resource.properties.data_class in cfg.anonymous.data_classes
 }
+
+attested_enough if input.context.agent.attested == true
+
+attested_enough if {
+	effects_only(object.get(cfg, "attested", []))
+	not proof_demanded
+}
+
+proof_demanded if effect in cfg.attested
 
 profiled if input.resource.properties.profiled == true
 

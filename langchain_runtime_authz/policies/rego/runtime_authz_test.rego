@@ -239,6 +239,19 @@ test_anonymous if {
 	denies(patched(object.union(anonymous, properties({"data_class": "public"}))), ["anonymous"])
 }
 
+test_attested if {
+	attested := {"context": {"agent": {"attested": true}}}
+	denies(patched({}), ["not_attested"]) with data.runtime_authz_data.attested as ["pay", "write"]
+	permits(patched(attested)) with data.runtime_authz_data.attested as ["pay", "write"]
+	permits(patched(properties({"effect": "read"}))) with data.runtime_authz_data.attested as ["pay", "write"]
+	every wrong in ["pay", null, ["smite"], [7], {"pay": true}] {
+		denies(patched({}), ["not_attested"]) with data.runtime_authz_data.attested as wrong
+	}
+	every vague in ["true", 1, null] {
+		denies(patched({"context": {"agent": {"attested": vague}}}), ["not_attested"]) with data.runtime_authz_data.attested as ["write"]
+	}
+}
+
 # --- verdicts ---
 
 test_effect if {

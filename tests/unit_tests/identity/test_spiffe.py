@@ -17,6 +17,7 @@ from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError
 from langchain_runtime_authz.identity.spiffe import SpiffeIdentity, SvidVerifier, bundle_keys, trust_domain_of
 from langchain_runtime_authz.identity.static import Identity
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
 from tests.workload_api import Authority, WorkloadApi
 
@@ -165,6 +166,17 @@ def test_nothing_outlives_the_proof(api: WorkloadApi, identify: Callable[..., Sp
     until(lambda: identity.attested)
     with authz.run(subject="alice"):
         assert guarded.invoke({}) == "seen"
+
+
+def test_a_policy_demands_an_attested_agent(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """For the effects that the shipped policy's data lists; a name that nobody vouches for is not enough."""
+    api.give(BANK.svid("/payer"))
+    for identity, status in ((None, "error"), (identify(), "success")):
+        authz = RuntimeAuthz(pdp=WasmPDP(data={"attested": ["read"]}), identity=identity)
+        with authz.run(subject="alice") as run:
+            message = authz.guard(look).invoke({"type": "tool_call", "id": "1", "name": "look", "args": {}})
+        assert message.status == status
+        assert status == "success" or run.decisions[-1].reasons[0].code == "not_attested"
 
 
 def test_a_jwt_svid_for_another_service(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
