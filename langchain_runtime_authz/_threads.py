@@ -11,13 +11,14 @@ from langchain_runtime_authz._parts import both
 from langchain_runtime_authz._validate import optional_text
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
-from langchain_runtime_authz.ledger.base import Approval, Scope
+from langchain_runtime_authz.ledger.base import Approval, Doubt, Scope
 from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, open_question
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
+from langchain_runtime_authz.pep.doubt import ListDoubts, resolve
 from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
 
 if TYPE_CHECKING:
@@ -111,6 +112,29 @@ class Threads:
         yield from answer_beside(self.approvers, approval_id, "deny", **about, content=self.audit.content)
 
     deny_approval, adeny_approval = both(_deny_approval)
+
+    def _unknown_calls(self) -> Flow[list[Doubt]]:
+        """Return the calls of this tenant that have a permit and no outcome, oldest first, on every thread."""
+        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None)
+        return list(found)
+
+    unknown_calls, aunknown_calls = both(_unknown_calls)
+
+    def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str = "") -> Flow[None]:
+        """Say of a call in doubt (`row.key` of one of `unknown_calls()`) whether it happened.
+
+        One that happened never runs again. One that did not happen may run when its thread is entered again. Ledger and
+        audit log keep who said so (`by`, as `type:id`) and the `reason`.
+
+        Raises:
+            LedgerError: `not_in_doubt`.
+        """
+        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, key)
+        if not found:
+            raise LedgerError(Code.NOT_IN_DOUBT, key)
+        yield from resolve(found[0].scope, found[0], happened=happened, author=by, reason=reason)
+
+    resolve_call, aresolve_call = both(_resolve_call)
 
     def _data_changed(self, resource: str) -> Flow[None]:
         """Record that a resource changed outside, by the name that the `resource` of profiles gives it.

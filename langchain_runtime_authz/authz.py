@@ -37,6 +37,7 @@ from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
+from langchain_runtime_authz.pep.doubt import OnUnknown
 from langchain_runtime_authz.pep.engine import Engine, Flow, drive
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
@@ -91,6 +92,9 @@ class RuntimeAuthz(Threads):
         on_ask: answers questions in this process, so that no graph pauses and none needs a checkpointer. It gets the
             question in LangChain's shape and returns the decisions; it may be asynchronous. Its answer counts as the
             subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
+        on_unknown: asks a service, by the idempotency key of a call in doubt, whether it happened. It gets an
+            `UnknownCall` (`pep.doubt`) and returns True, False, or `None` if the service cannot say; it may be
+            asynchronous. It has five seconds. Without an answer the call stays in doubt.
         development: runs without a subject act as the user `developer`. For your own machine only.
 
     Raises:
@@ -120,11 +124,12 @@ class RuntimeAuthz(Threads):
         planner: BaseChatModel | None = None,
         approvers: Approvers | None = None,
         on_ask: OnAsk | None = None,
+        on_unknown: OnUnknown | None = None,
         development: bool = False,
     ) -> None:
         declared, ceilings = load_profiles(profiles), load_agents(agents)
         checked_text("tenant", tenant)
-        for name, called in (("subject_from", subject_from), ("on_ask", on_ask)):
+        for name, called in (("subject_from", subject_from), ("on_ask", on_ask), ("on_unknown", on_unknown)):
             if called is not None:
                 checked_callable(name, called)
         if development:
@@ -187,6 +192,7 @@ class RuntimeAuthz(Threads):
             planner=parts.compiler(planner, self.profiles),
             zone=None if zone is None else checked_zone(zone),
             on_ask=on_ask,
+            on_unknown=on_unknown,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None

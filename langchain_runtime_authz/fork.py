@@ -18,7 +18,10 @@ try:
 except ImportError:  # no such locks on this platform: one process only
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["file_lock", "forkable_lock"]
+__all__ = ["PROCESS", "file_lock", "forkable_lock"]
+
+PROCESS = [os.urandom(8).hex()]
+"""Holds a name for this process, another one in each fork."""
 
 _registry = threading.Lock()
 _locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
@@ -65,5 +68,10 @@ def _after() -> None:
     _registry.release()
 
 
+def _child() -> None:
+    PROCESS[0] = os.urandom(8).hex()
+    _after()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_child)

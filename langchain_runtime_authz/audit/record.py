@@ -25,6 +25,7 @@ A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
 | `corrected` | `source`, `author` (empty if unknown), `texts`, `from_epoch` |
 | `rotated` | the run goes on: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
 | `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
+| `resolved` | of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason` |
 | `data_changed` | `resource` |
 | `identity_ignored` | `claimed` |
 | `restored` | of a ledger from a backup, without a scope: `author`, `reason`, `threads`, `revoked` (numbers) |
@@ -71,7 +72,7 @@ MAX_NAME: Final = 128
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
 Event = Literal[
     "started", "resumed", "suspended", "ended", "planned", "mandate", "asked", "approval", "delegated", "corrected",
-    "rotated", "revoked", "reinstated", "data_changed", "identity_ignored", "restored",
+    "rotated", "revoked", "reinstated", "resolved", "data_changed", "identity_ignored", "restored",
 ]  # fmt: skip
 
 

@@ -57,6 +57,7 @@ _EVENTS: Final = {
     "data_changed": ("task", "data changed: {resource}"),
     "rotated": ("rotation", "lease {from_jti} ended, epoch {from_epoch} → {epoch}"),
     "revoked": ("revocation", "revoked by {author}{reason}"),
+    "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}"),
     "reinstated": ("revocation", "reinstated by {author}{reason}"),
 }
 _OTHER: Final = ("run", "{event}{subject}")

@@ -13,6 +13,7 @@ import typer
 from langchain_runtime_authz.cli import (
     approvals,
     audit,
+    calls,
     codes,
     demo,
     doctor,
@@ -70,6 +71,7 @@ audit.app.command("pack")(evidence.pack)
 audit.app.command("who-approved")(story.who_approved)
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
+app.add_typer(calls.app, name="calls")
 app.add_typer(keys.app, name="keys")
 app.add_typer(revocation.kill, name="kill")
 app.add_typer(ledger.app, name="ledger")

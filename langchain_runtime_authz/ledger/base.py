@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.changes import Change
 
 __all__ = ["LAPSED", "MAX_ASKED", "MAX_EDGES", "MAX_MARKS", "PROTOCOL_VERSION", "AgentPath", "Anchor", "Anchored", "Approval",
-           "Asked", "CallRow", "CallState", "Committed", "Conflict", "Guard", "Lease", "LeaseState", "Ledger", "Query",
+           "Asked", "CallRow", "CallState", "Committed", "Conflict", "Doubt", "Doubted", "Guard", "Lease", "LeaseState", "Ledger", "Query",
            "Scope", "Snapshot", "TokenStatus"]  # fmt: skip
 
 PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds past its expiry for which an unended lease counts as under way
 MAX_EDGES: Final = 256  # per thread; every request tells them
 MAX_MARKS: Final = 10_000  # per thread
-MAX_ASKED: Final = 1000  # questions in one answer of `Asked`
+MAX_ASKED: Final = 1000  # questions in one answer of `Asked`, calls in one of `Doubted`
+OPEN: Final = ("claimed", "unknown")  # states of a call that has a permit and no completion
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
-CallState = Literal["claimed", "suspended", "done", "failed", "unknown"]
+CallState = Literal["claimed", "suspended", "done", "failed", "unknown", "void"]
 TokenStatus = Literal["live", "ended", "revoked", "stale", "unknown"]
 ApprovalState = Literal["asked", "approved", "rejected", "answered", "malformed", "spent"]
 
@@ -76,12 +77,30 @@ class Lease:
 
 
 class CallRow(NamedTuple):
-    """One call's life. `result` is JSON text, for calls that must not run twice."""
+    """One call's life. A `void` one did not happen, as somebody found out (`ResolveCall`).
+
+    Attributes:
+        result: JSON text, for calls that must not run twice.
+        deed: names all calls with the same effect on the same target; "" if it has no side effect.
+        at: ledger time of its claim.
+        about: what is known of it otherwise, until it ends: tool, decision, idempotency key, who resolved it.
+    """
 
     key: str
     state: CallState
     jti: str
     result: str | None = None
+    deed: str = ""
+    at: float = 0.0
+    about: Mapping[str, Any] | None = None
+
+
+class Doubt(NamedTuple):
+    """A call with a permit and no completion: `claimed` while its lease lives, `unknown` from then on."""
+
+    scope: Scope
+    subject: str
+    row: CallRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +176,7 @@ class Query:
         marks: names of marks.
         values: keys (`facts.provenance.forms.key`) whose sightings are wanted.
         counters: budgets whose counts are wanted.
+        deeds: names of deeds (`CallRow.deed`) whose open calls are wanted, of all threads of the thread's subject.
     """
 
     jti: str | None = None
@@ -169,6 +189,7 @@ class Query:
     marks: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     counters: tuple[str, ...] = ()
+    deeds: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -197,6 +218,7 @@ class Snapshot:
     underway: bool = False
     values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+    doubts: tuple[Doubt, ...] = ()
 
 
 class Guard(NamedTuple):
@@ -278,6 +300,19 @@ class Asked(Protocol):
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
         """Do as `asked`, without blocking the event loop."""
+        ...
+
+
+@runtime_checkable
+class Doubted(Protocol):
+    """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
+
+    def doubts(self, tenant: str, key: str | None = None) -> Sequence[Doubt]:
+        """Return at most `MAX_ASKED` calls in doubt, oldest first, or the call of that key in any state."""
+        ...
+
+    async def adoubts(self, tenant: str, key: str | None = None) -> Sequence[Doubt]:
+        """Do as `doubts`, without blocking the event loop."""
         ...
 
 

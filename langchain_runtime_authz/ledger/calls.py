@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict
@@ -16,6 +18,7 @@ __all__ = [
     "ClaimCall",
     "ConcludeCall",
     "ReleaseCall",
+    "ResolveCall",
     "SpendApproval",
     "SpendBudget",
     "SpendRate",
@@ -26,16 +29,18 @@ __all__ = [
 class ClaimCall(Change):
     """Take the call. `repeatable`: a read, a profile that declares it idempotent, or an approval.
 
-    A new or suspended call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
+    A new, suspended or void call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
     `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
     `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of
-    the tokens to be minted for this call. They live as long as the claim.
+    the tokens to be minted for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`.
     """
 
     key: str
     jti: str
     repeatable: bool
     tokens: tuple[str, ...] = ()
+    deed: str = ""
+    about: Mapping[str, Any] | None = None
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
@@ -45,14 +50,18 @@ class ClaimCall(Change):
             if ("call", self.key) in used:
                 return Conflict(Code.CALL_IN_PROGRESS)
             row = t.call(self.key, now) if self.key in t.calls else None
-            if row is not None and row.state != "suspended":
+            if row is not None and row.state not in ("suspended", "void"):
                 code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
                 return Conflict(code, row if row.state == "done" else None)
         used["call", self.key] = 1
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        t.calls[self.key] = CallRow(self.key, "claimed", self.jti)
+        t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, self.about)
+        if self.deed:  # as `Thread.put` does: each permitted call comes by here
+            if self.deed not in t.open:
+                t.open[self.deed] = {}
+            t.open[self.deed][self.key] = t
         for token in self.tokens:
             t.issued.append((token, self.key, self.jti))
 
@@ -78,7 +87,7 @@ class ReleaseCall(Unrefusable):
         # Only what is held can be given back: not twice, and not by a call that ran.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
-        t.calls.pop(self.key)
+        t.drop(self.key)
         asked = self.approval or self.key
         if (used := t.approvals.get(asked)) is not None and used.state == "spent":
             t.approvals[asked] = replace(used, state="approved")
@@ -98,11 +107,50 @@ class ConcludeCall(Unrefusable):
         n.calls.add(self.key)
 
     def apply(self, t: Thread, now: float) -> None:
+        row = t.calls[self.key] if self.key in t.calls else None  # noqa: SIM401  (without a call)
         if self.state is None:
-            t.calls.pop(self.key, None)
-            return
-        jti = t.calls[self.key].jti if self.key in t.calls else ""
-        t.calls[self.key] = CallRow(self.key, self.state, jti, self.result)
+            if row is not None:
+                t.drop(self.key)
+        elif row is None:
+            t.put(self.key, CallRow(self.key, self.state, "", self.result))
+        else:
+            about = row.about if self.state == "unknown" else None
+            t.put(self.key, CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about))
+
+
+@dataclass(slots=True)
+class ResolveCall(Change):
+    """Say of a call in doubt whether it happened, once for all; else `not_in_doubt`.
+
+    One that happened is `done`: if it is entered again, the model is told so. One that did not is `void`: it may run.
+    """
+
+    key: str
+    happened: bool
+    author: str
+    reason: str = ""
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        if self.key not in t.calls or t.call(self.key, now).state != "unknown" or ("resolved", self.key) in used:
+            return Conflict(Code.NOT_IN_DOUBT)
+        used["resolved", self.key] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.put(self.key, self.resolved(t.calls[self.key], now))
+
+    def resolved(self, row: CallRow, now: float) -> CallRow:
+        """Return what becomes of the call."""
+        told = {"content": "This action was carried out, as was found out afterwards.", "status": "success"}
+        said = {"happened": self.happened, "author": self.author, "reason": self.reason, "at": now}
+        return row._replace(
+            state="done" if self.happened else "void",
+            result=json.dumps(told) if self.happened else None,
+            about={**(row.about or {}), "resolved": said},
+        )
 
 
 @dataclass(slots=True)

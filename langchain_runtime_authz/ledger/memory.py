@@ -47,6 +47,7 @@ class MemoryLedger:
         # Leases that were taken and tokens of claimed calls. (A plain dict finds its oldest key slowly.)
         self._leases: Jtis = OrderedDict()
         self._tokens: Jtis = OrderedDict()
+        self._open: dict[str, dict[str, Thread]] = {}  # see `Thread.open`
         self._lock = forkable_lock()
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
@@ -54,14 +55,19 @@ class MemoryLedger:
         with self._lock:
             clock = self._clock()
             now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
-            return snapshot(self._threads.get(scope) or Thread(), query, now)
+            thread = self._threads.get(scope) or Thread()
+            found = snapshot(thread, query, now)
+            for deed in query.deeds:
+                if deed in self._open:
+                    found.doubts += self._doubts(scope.tenant, now, deed, thread.subject)
+            return found
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
         with self._lock:
             clock = self._clock()
             now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
-            thread = self._threads.get(scope) or Thread()
+            thread = self._threads.get(scope) or Thread(scope=scope, open=self._open)
             if (refused := apply(thread, guard, changes, now)) is not None:
                 return refused
             if thread.issued:
@@ -101,6 +107,28 @@ class MemoryLedger:
                 if a.state == "asked" and a.id and id in (None, a.id)
             )
             return list(islice(found, b.MAX_ASKED))
+
+    def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+        """See `Doubted.doubts`."""
+        with self._lock:
+            now = self._latest = ledger_time(self._clock(), self._latest)
+            if key is not None:
+                held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
+                return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
+            found = [one for deed in [*self._open] for one in self._doubts(tenant, now, deed)]
+            unknown = sorted((one for one in found if one.row.state == "unknown"), key=lambda one: one.row.at)
+            return unknown[: b.MAX_ASKED]
+
+    def _doubts(self, tenant: str, now: float, deed: str, subject: str | None = None) -> tuple[b.Doubt, ...]:
+        return tuple(
+            b.Doubt(t.scope, t.subject, t.call(key, now))
+            for key, t in self._open[deed].items()
+            if t.scope is not None and t.scope.tenant == tenant and subject in (None, t.subject)
+        )
+
+    async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+        """Do as `doubts`: memory does not block."""
+        return self.doubts(tenant, key)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         """Do as `asked`: memory does not block."""

@@ -130,6 +130,9 @@ class PostgresLedger(SqlLedger):
                 conn.set_autocommit(True)
             try:
                 yield _Tx(conn, prelude, self._clock)
+            except psycopg.Error:
+                conn.close()  # after a failed pipeline, the driver believes in prepared statements that are not there
+                raise
             finally:
                 if conn.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
                     with suppress(psycopg.Error):  # the first failure says why

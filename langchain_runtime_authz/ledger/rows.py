@@ -23,7 +23,19 @@ from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
-__all__ = ["Fetch", "Row", "Statement", "keep", "located", "lookup", "open_questions", "question", "thread_key"]
+__all__ = [
+    "Fetch",
+    "Row",
+    "Statement",
+    "doubt",
+    "doubtful",
+    "keep",
+    "located",
+    "lookup",
+    "open_questions",
+    "question",
+    "thread_key",
+]
 
 Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
@@ -33,7 +45,7 @@ _KEY: Final = "tenant, thread"
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
 _LEASE: Final = f"SELECT state, body FROM lease WHERE {_OF} AND "
-_CALL: Final = f"SELECT key, state, jti, result FROM call WHERE {_OF} AND "
+_CALL: Final = f"SELECT key, state, jti, result, deed, at, about FROM call WHERE {_OF} AND "
 _APPROVAL: Final = f"SELECT body FROM approval WHERE {_OF} AND "
 _MARK: Final = f"SELECT name, value FROM mark WHERE {_OF} AND "
 _PLAN: Final = f"SELECT body FROM plan WHERE {_OF} AND agent = ? AND "
@@ -72,6 +84,7 @@ class Fetch:
     position: int = 0
     nonce: str = ""
     latest: float = 0.0
+    doubts: list[Row] = field(default_factory=list)
     _takers: list[Callable[..., object]] = field(default_factory=list)
 
     def statements(self) -> list[Statement]:
@@ -125,6 +138,9 @@ class Fetch:
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
         for some in _chunks(sorted(n.values)):
             among(self._value, f"SELECT body FROM value WHERE {_OF} AND key", some)
+        if n.deeds:
+            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
+            add(self._doubt, f"{_DOUBTS}{_OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds))
         if n.log:
             add(_texts(t.log), f"SELECT body FROM said WHERE {_OF} ORDER BY seq", *of)
         if n.pending:
@@ -163,9 +179,12 @@ class Fetch:
         held = {**_known(b.Lease, body), "grant": None if grant is None else Grant.from_json(grant), "state": state}
         self.thread.leases[held["jti"]] = b.Lease(**held)
 
-    def _call(self, key: str, state: b.CallState, jti: str, result: str | None) -> None:
-        row = b.CallRow(json.loads(key), state, json.loads(jti), None if result is None else json.loads(result))
-        self.thread.calls[row.key] = row
+    def _call(self, *row: Any) -> None:
+        found = _call_row(*row)
+        self.thread.calls[found.key] = found
+
+    def _doubt(self, *row: Any) -> None:
+        self.doubts.append(row)
 
     def _approval(self, body: str) -> None:
         asked = b.Approval(**_known(b.Approval, body))
@@ -277,8 +296,16 @@ _PUT_PLAN: Final = f"INSERT INTO plan ({_KEY}, agent, message, epoch, body) VALU
 _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
     "leases": (_put("lease", ("tenant", "thread", "jti"), "parent", "state", "expires", "body"), _of_lease),
     "calls": (
-        _put("call", ("tenant", "thread", "key"), "state", "jti", "result"),
-        lambda key, row: (_text(key), row.state, _text(row.jti), _maybe(row.result)),
+        _put("call", ("tenant", "thread", "key"), "state", "jti", "result", "deed", "at", "about"),
+        lambda key, row: (
+            _text(key),
+            row.state,
+            _text(row.jti),
+            _maybe(row.result),
+            row.deed,
+            row.at,
+            _maybe(row.about),
+        ),
     ),
     "approvals": (
         _put("approval", ("tenant", "thread", "key"), "state", "body"),
@@ -347,6 +374,37 @@ def question(row: Row) -> tuple[b.Scope, b.Approval]:
     """Read one row of `open_questions`."""
     scope, body = row
     return b.Scope(*json.loads(scope)), b.Approval(**_known(b.Approval, body))
+
+
+_DOUBTS: Final = (
+    "SELECT t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.at, c.about FROM call c"
+    " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
+    " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
+)
+_OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
+
+
+def doubtful(tenant: str, key: str | None) -> Statement:
+    """Return the statement for a tenant's calls without a completion, or for the call of that key."""
+    if key is not None:
+        return f"{_DOUBTS}c.key = ?", (tenant, _text(key))
+    return f"{_DOUBTS}{_OPEN} ORDER BY c.at", (tenant,)
+
+
+def doubt(row: Row, now: float) -> b.Doubt:
+    """Read one row of `doubtful`."""
+    scope, subject, expires, *call = row
+    found = _call_row(*call)
+    if found.state == "claimed" and (expires is None or now >= expires):
+        found = found._replace(state="unknown")
+    return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
+
+
+def _call_row(
+    key: str, state: b.CallState, jti: str, result: str | None, deed: str, at: float, about: str
+) -> b.CallRow:
+    of_json = [None if text is None else json.loads(text) for text in (result, about)]
+    return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])
 
 
 def lookup(tenant: str, jti: str) -> list[Statement]:

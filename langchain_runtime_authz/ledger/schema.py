@@ -115,6 +115,23 @@ MIGRATIONS: Final = (
         ),
         ("DROP TABLE journal",),
     ),
+    Migration(
+        3,
+        1,
+        "calls in doubt: what was done, to what, when",
+        (
+            "ALTER TABLE call ADD COLUMN deed TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE call ADD COLUMN at {d.real} NOT NULL DEFAULT 0",
+            "ALTER TABLE call ADD COLUMN about TEXT",
+            "CREATE INDEX call_open ON call (tenant, deed) WHERE state IN ('claimed', 'unknown')",
+        ),
+        (
+            "DROP INDEX call_open",
+            "ALTER TABLE call DROP COLUMN about",
+            "ALTER TABLE call DROP COLUMN at",
+            "ALTER TABLE call DROP COLUMN deed",
+        ),
+    ),
 )
 SCHEMA: Final = MIGRATIONS[-1].version
 

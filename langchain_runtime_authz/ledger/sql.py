@@ -65,7 +65,9 @@ class SqlLedger:
         with self._reading(scope.tenant) as tx:
             found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
             now = self._fetch(tx, tx.commit, found, seen)
-        return snapshot(found.thread, query, now)
+        snap = snapshot(found.thread, query, now)
+        snap.doubts = tuple(rows.doubt(row, now) for row in found.doubts)
+        return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
@@ -117,6 +119,19 @@ class SqlLedger:
             (asked,) = tx.commit([rows.open_questions(tenant)])
         found = [one for row in asked if (one := rows.question(row))[1].id and id in (None, one[1].id)]
         return found[: b.MAX_ASKED]
+
+    def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+        """See `Doubted.doubts`."""
+        seen = self._position(tenant)
+        with self._reading(tenant) as tx:
+            now = self._fetch(tx, tx.batch, Fetch(tenant, b"", Needs()), seen)
+            (found,) = tx.commit([rows.doubtful(tenant, key)])
+        doubts = [rows.doubt(row, now) for row in found]
+        return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
+
+    async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+        """Run `doubts` in a thread."""
+        return await self._in_thread(self.doubts, tenant, key)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         """Run `asked` in a thread."""

@@ -55,6 +55,9 @@ class Thread:
     rates: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
     values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
+    scope: b.Scope | None = None
+    # Of the whole store, if it is in memory: deed → call key → the thread, for calls without a completion.
+    open: dict[str, dict[str, Thread]] = field(default_factory=dict)
 
     def is_revoked(self, agent: b.AgentPath) -> bool:
         """Return True if `agent`, or an agent above it, is revoked."""
@@ -68,6 +71,24 @@ class Thread:
             if lease is not None and now >= lease.expires_at:
                 return row._replace(state="unknown")
         return row
+
+    def put(self, key: str, row: b.CallRow) -> None:
+        """Keep a call, and whether its deed is open."""
+        self.calls[key] = row
+        deed, opened = row.deed, self.open
+        if row.state in b.OPEN and deed:
+            if deed not in opened:
+                opened[deed] = {}
+            opened[deed][key] = self
+        elif deed in opened and key in opened[deed]:
+            del opened[deed][key]
+            if not opened[deed]:
+                del opened[deed]
+
+    def drop(self, key: str) -> None:
+        """Forget a call."""
+        self.put(key, self.calls[key]._replace(state="void"))
+        del self.calls[key]
 
 
 @dataclass(slots=True)
@@ -95,6 +116,7 @@ class Needs:
     marks: set[str] = field(default_factory=set)
     unmarked: set[str] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
+    deeds: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:
@@ -113,6 +135,7 @@ class Needs:
             budgets=set(query.counters),
             marks=set(query.marks),
             values=set(query.values),
+            deeds=set(query.deeds),
         )
 
 

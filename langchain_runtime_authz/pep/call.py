@@ -14,7 +14,7 @@ from langchain_runtime_authz.facts.plan import Match
 from langchain_runtime_authz.facts.provenance.atoms import CallAtoms
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.task import Task
-from langchain_runtime_authz.ledger.base import Approval, CallRow
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Doubt
 from langchain_runtime_authz.mandate.binding import Standing
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.obligations import Terms
@@ -108,6 +108,8 @@ class DecidedCall:
         approval: what was asked and answered about it.
         row: what the ledger holds of it.
         replay: it ran before, and its result stands.
+        deed: names what it does to what (`CallRow.deed`).
+        doubts: the same deeds whose outcome nobody knows.
         evidence: what an approver is shown of where arguments came from.
     """
 
@@ -127,6 +129,8 @@ class DecidedCall:
     approval: Approval | None = None
     row: CallRow | None = None
     replay: bool = False
+    deed: str = ""
+    doubts: tuple[Doubt, ...] = ()
     evidence: tuple[str, ...] = ()
 
     @property

@@ -24,6 +24,7 @@ from langchain_runtime_authz.facts.source import (
     resource_of,
 )
 from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.fork import PROCESS
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendApproval, SpendBudget
 from langchain_runtime_authz.ledger.changes import (
@@ -101,7 +102,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     tokens: dict[str, str] = {}
     if call.profile.audience:
         tokens = {audience: _token_jti(run, decided, audience) for audience in audiences_of(run, call.profile.audience)}
-    changes, spent = _changes(run, decided, tuple(tokens.values()))
+    intent = _intent(run, decided)
+    changes, spent = _changes(run, decided, tuple(tokens.values()), intent)
     shared = occasion(run, decided.mandate)
     try:
         if shared is not None and decided.standing.spends and decided.row is None:
@@ -141,7 +143,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         decision_id=decision.decision_id,
         jti=run.jti,
         approval_key=approval.call_key if approval is not None else "",
-        idempotency_key=_intent(run, decided),
+        idempotency_key=intent,
         audiences=tuple(tokens),
         obligations=decision.obligations,
         spent=spent,
@@ -159,14 +161,25 @@ def _refused_hand_off(run: Run, decided: DecidedCall) -> Flow[Denial | None]:
     return (yield from deny_call(run, decided.under(deny(permit.reason))))
 
 
-def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[list[Change], Spent]:
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
     call, approval, row, name = decided.call, decided.approval, decided.row, label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure approves running it again.
     again = approved and row is not None and row.state in ("failed", "unknown")
     repeatable = not profile.side_effect or profile.idempotent or again
-    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable=repeatable, tokens=tokens)]
+    about = None
+    if decided.deed:
+        about = {
+            "tool": name,
+            "args_digest": call.args_digest,
+            "call_id": call.call_id,
+            "decision_id": decided.decision.decision_id,
+            "run_id": run.run_id,
+            "process": PROCESS[0],
+            "idempotency_key": intent,
+        }
+    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about)]
     if decided.decision.obligations:
         changes += owed(decided.decision)
     if run.grant is not None:

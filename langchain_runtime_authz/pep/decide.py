@@ -18,12 +18,13 @@ from langchain_runtime_authz.facts.source import (
     UNREAD,
     resource_of,
 )
-from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.mandate.binding import Binding
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
+from langchain_runtime_authz.pep.doubt import ask_despite, doubted, effect_names, in_doubt, looked_up
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
@@ -32,7 +33,7 @@ from langchain_runtime_authz.pep.request import call_request
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["data_scope", "decide_calls", "effect_counter", "lease_refusal", "renewed", "review_key"]
+__all__ = ["data_scope", "decide_calls", "lease_refusal", "renewed", "review_key"]
 
 _log = logger(__name__)
 
@@ -44,6 +45,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "claimed": Code.CALL_IN_PROGRESS,
     "failed": Code.OUTCOME_UNKNOWN,
     "unknown": Code.OUTCOME_UNKNOWN,
+    "void": Code.STALE_EPOCH,
 }
 _NOTHING: Final[Mapping[str, Provenance]] = {}
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # in the place of a decision until there is one
@@ -67,6 +69,8 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
+        if engine.on_unknown is not None:
+            snapshot = yield from looked_up(run, snapshot)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.ledger_failed(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -89,7 +93,8 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         bodies = [asked[0].body] if len(asked) == 1 else [one.body for one in asked]
         for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
             one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
-            if decision.outcome == "approval_required":
+            if one.doubts or decision.outcome == "approval_required":
+                one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
                 one.evidence = sentences(run, one)
     return decided
 
@@ -124,7 +129,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
-    for _, mandate, _ in compared:  # they have one
+    for _, _, mandate, _ in compared:  # they have one
         if mandate is not None and (scope := occasion(run, mandate)) is not None:
             elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
             snapshot.counters = {**snapshot.counters, **elsewhere.counters}
@@ -137,16 +142,16 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     return calls, keys, compared, origin, words, snapshot, moved
 
 
-# A call held against the mandate: the counter of its effect, the mandate, and how they compare.
-_Compared = tuple[str, Mandate | None, Binding | None]
+# A call held against the mandate: the counter of its effect, the name of its deed, the mandate, and how they compare.
+_Compared = tuple[str, str, Mandate | None, Binding | None]
 
 
 def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
     if words is None:
-        return [("", None, None)] * len(calls)
+        return [("", "", None, None)] * len(calls)
     compared: list[_Compared] = []
     for call in calls:
-        compared.append((effect_counter(words, call), *binding_of(run, words, call)))
+        compared.append((*effect_names(words, call), *binding_of(run, words, call)))
     return compared
 
 
@@ -165,7 +170,7 @@ def _described(
 
     `ahead` counts, by counter, what the calls before it in the message use up.
     """
-    counter, mandate, binding = compared
+    counter, deed, mandate, binding = compared
     row = snapshot.calls.get(key)
     match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, call)
     if match.stale and _goes_on(run, snapshot, key):
@@ -181,6 +186,9 @@ def _described(
     standing = NO_STANDING
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
+    doubts: tuple[Doubt, ...] = ()
+    if snapshot.doubts and row is None and (doubts := in_doubt(run, snapshot, call, deed)):
+        standing = doubted(standing)
     # What is refused here is not asked, but its record still says what it was.
     body, traced, now, plan_match = None, _NOTHING, 0, None
     if call.error is None:
@@ -202,6 +210,8 @@ def _described(
         approval=approval,
         row=row,
         replay=replay,
+        deed=deed,
+        doubts=doubts,
     )
 
 
@@ -219,31 +229,19 @@ def _reread(
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
     anew = _compared(run, words, calls)
-    if _counters(anew):
+    if any(counter or deed for counter, deed, _, _ in anew):
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
     return words, anew, snapshot
 
 
 def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
     names: dict[str, None] = {}
-    for counter, _, binding in compared:
+    for counter, _, _, binding in compared:
         if counter:
             names[counter] = None
         if binding is not None:
             names.update(dict.fromkeys(binding.counters))
     return tuple(names)
-
-
-def effect_counter(words: TaskWords | None, call: Call) -> str:
-    """Return the name under which calls with the same effect are counted, or `""` if that is not known.
-
-    The epoch is not part of it. It moves if an approver rejects a call with a reason, or if a machine changes what
-    the task is based on, and neither asks for anything to be done again.
-    """
-    if words is None or call.error is not None or not (call.profiled and call.profile.side_effect):
-        return ""
-    hit = call.atoms.effect_target()
-    return f"same:{words.turns}:{call.tool}:{hit}" if hit else ""
 
 
 def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
@@ -273,6 +271,10 @@ def _query(
 ) -> Query:
     plan_id = calls[0].plan_id
     values: list[str] = []
+    deeds: tuple[str, ...] = ()
+    for _, deed, _, _ in compared:
+        if deed:
+            deeds = (*deeds, deed)
     wanted_rows = list(keys)
     if origin != run.epoch:
         wanted_rows += [f"{OWN}{key}" for key in keys]
@@ -291,6 +293,7 @@ def _query(
         log=log,
         values=tuple(dict.fromkeys(values)),
         counters=_counters(compared),
+        deeds=deeds,
     )
 
 

@@ -31,7 +31,7 @@ from langchain_runtime_authz.pep.recent import RecentDecisions
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
 from langchain_runtime_authz.profile import AgentProfile, ToolProfile
-from langchain_runtime_authz.telemetry.metrics import count, observe_questions
+from langchain_runtime_authz.telemetry.metrics import count, observe_ledger
 from langchain_runtime_authz.telemetry.names import COMPONENT, ERROR_TYPE
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 
@@ -114,6 +114,7 @@ class Engine:
     planner: Planner | None = None
     zone: ZoneInfo | None = None
     on_ask: Callable[[dict[str, Any]], Any] | None = None
+    on_unknown: Callable[[Any], Any] | None = None
     observer: Any = None
     """Notes what the process does, if `observe_process` was called."""
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
@@ -122,7 +123,7 @@ class Engine:
     """The effects that never wait here, which an async flow performs in place."""
 
     def __post_init__(self) -> None:
-        observe_questions(self.ledger, self.tenant)
+        observe_ledger(self.ledger, self.tenant)
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))

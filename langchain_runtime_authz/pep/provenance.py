@@ -22,6 +22,7 @@ from langchain_runtime_authz.facts.provenance.trace import (
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.binding import CONFIRMED
 from langchain_runtime_authz.mandate.told import told, told_step
+from langchain_runtime_authz.pep import doubt
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Effect, Engine, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
@@ -154,6 +155,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
             lines.append(f"ordered {by}: {_plain(told_step(ordered))}")
     if "" in differs:
         lines.append(f"expected: {differs['']}")
+    lines += doubt.sentences(run, decided) if decided.doubts else []
     if decided.prior_calls:
         lines.append(f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task")
     for name in dict.fromkeys((*call.args, *traced)):

@@ -102,7 +102,7 @@ def call_request(
         },
         call={
             "id": call.call_id,
-            "state": row.state if row is not None else "new",
+            "state": row.state if row is not None and row.state != "void" else "new",
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,

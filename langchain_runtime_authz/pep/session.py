@@ -185,7 +185,7 @@ class Session:
             try:
                 yield Commit(self._run.scope, None, [RecordPlan(record)])
             except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-                return deny(self._run.engine.failed(exc))
+                return self._run.engine.ledger_failed(exc, self._run)
         return (yield from self._settle(call))
 
     def _settle(self, call: Call) -> Flow[Decision]:
@@ -228,7 +228,7 @@ class Session:
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-            return deny(self._run.engine.failed(exc))
+            return self._run.engine.ledger_failed(exc, self._run)
         return (yield from self._settle(call))
 
     def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:

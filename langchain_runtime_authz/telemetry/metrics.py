@@ -18,9 +18,9 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import names as n
 
-__all__ = ["Instruments", "count", "count_decision", "instruments", "observe_questions", "time_engine"]
+__all__ = ["Instruments", "count", "count_decision", "instruments", "observe_ledger", "time_engine"]
 
-_ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose open questions are counted → tenant
+_ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose questions and doubts are counted → tenant
 
 
 class _Recording:
@@ -41,6 +41,7 @@ class Instruments:
         self.deciding = meter.create_histogram(n.DECISION_DURATION, "s", "From the look-up of a step to its record")
         self.engine = meter.create_histogram(n.ENGINE_DURATION, "s", "A policy engine's answer to one batch")
         meter.create_observable_gauge(n.QUESTIONS, [_questions], "{question}", "Questions that wait for an approver")
+        meter.create_observable_gauge(n.DOUBTS, [_doubts], "{call}", "Calls whose outcome nobody knows")
 
 
 def count_decision(decision: Decision, action: str, started: int | None) -> None:
@@ -68,16 +69,23 @@ def time_engine(pdp: str, began: float) -> None:
         instruments.engine.record(time.monotonic() - began, {n.PDP: pdp})
 
 
-def observe_questions(ledger: Any, tenant: str) -> None:
-    """Count a tenant's open questions at each collection, while the ledger is in use."""
-    if hasattr(ledger, "asked"):
-        _ledgers[ledger] = tenant
+def observe_ledger(ledger: Any, tenant: str) -> None:
+    """Count a tenant's open questions and calls in doubt at each collection, while the ledger is in use."""
+    _ledgers[ledger] = tenant
 
 
 def _questions(_: CallbackOptions) -> Iterable[Observation]:
+    return _counted("asked")
+
+
+def _doubts(_: CallbackOptions) -> Iterable[Observation]:
+    return _counted("doubts")
+
+
+def _counted(listing: str) -> Iterable[Observation]:
     for ledger, tenant in list(_ledgers.items()):
-        with suppress(Exception):  # if the ledger is down, there is no figure
-            yield Observation(len(ledger.asked(tenant)), {n.TENANT: tenant})
+        with suppress(Exception):  # if the ledger is down or cannot list, there is no figure
+            yield Observation(len(getattr(ledger, listing)(tenant)), {n.TENANT: tenant})
 
 
 instruments = Instruments(metrics.get_meter("langchain_runtime_authz"))

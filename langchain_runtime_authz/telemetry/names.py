@@ -66,6 +66,7 @@ EVENTS: Final = "runtime_authz.events"
 ERRORS: Final = "runtime_authz.errors"
 LEASES: Final = "runtime_authz.leases"
 QUESTIONS: Final = "runtime_authz.questions"
+DOUBTS: Final = "runtime_authz.doubts"
 EVENT: Final = "runtime_authz.event"
 COMPONENT: Final = "runtime_authz.component"  # pdp | ledger | audit
 TENANT: Final = "runtime_authz.tenant"
@@ -74,7 +75,7 @@ TENANT: Final = "runtime_authz.tenant"
 # the audit log.
 SHOWN: Final = frozenset(
     {
-        "approval", "authenticated", "decision_id", "kind", "model", "plan", "questions", "refused", "source", "steps", "texts",
+        "approval", "authenticated", "decision_id", "happened", "kind", "model", "plan", "questions", "refused", "source", "steps", "texts",
         "to", "tool", "tools", "verdict",
     }
 )  # fmt: skip

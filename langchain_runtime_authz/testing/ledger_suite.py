@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import threading
 import traceback
@@ -21,7 +20,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Final, cast
 
 from langchain_runtime_authz.authzen import Edge
@@ -74,12 +72,11 @@ from langchain_runtime_authz.ledger.changes import (
     TakeLease,
     TakePending,
 )
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.doubt_suite import DoubtContract
+from langchain_runtime_authz.testing.ledger_harness_suite import ROOT, TTL, unique
 
 __all__ = ["DurableLedgerContract", "LedgerContract"]
 
-ROOT: Final = ("root",)
-TTL: Final = 60
 THREADS: Final = 8
 DIGEST: Final = "sha256:" + "0" * 64
 _MOST: Final = 2**53 - 1
@@ -102,10 +99,6 @@ class _Unknown(Change):
 
 def _said(text: str, key: str | None = None) -> HumanText:
     return HumanText(content_digest(text), text, key)
-
-
-def _new(kind: str = "jti") -> str:
-    return f"{kind}-{secrets.token_hex(8)}"
 
 
 def _plan(
@@ -139,52 +132,8 @@ def _sighting(key: str, source: str = "lookup/id", *, asserted: bool = True) -> 
     return Sighting(key, "system", asserted, False, source)
 
 
-class LedgerContract:
+class LedgerContract(DoubtContract):
     """Inherit, name the class `Test…`, and say how to make the ledger."""
-
-    def make_ledger(self, clock: Callable[[], float]) -> Ledger:
-        """Return a ledger whose time is `clock` (epoch seconds). Its `close()`, if any, is called."""
-        raise NotImplementedError
-
-    @cached_property
-    def clock(self) -> FrozenClock:
-        """Return the ledger's time."""
-        return FrozenClock()
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """Return the ledger under test."""
-        return self.make_ledger(self.clock)
-
-    @cached_property
-    def scope(self) -> Scope:
-        """Return the test's own thread."""
-        return Scope(_new("tenant"), "https://issuer.example", "graph", _new("thread"))
-
-    def teardown_method(self) -> None:
-        """Close the ledger, if it can be closed."""
-        getattr(self.__dict__.get("ledger"), "close", int)()
-
-    def commit(self, *changes: Change, guard: Guard | None = None) -> Committed | Conflict:
-        """Commit to the test's thread."""
-        return self.ledger.commit(self.scope, guard, changes)
-
-    def do(self, *changes: Change, guard: Guard | None = None) -> Committed:
-        """Commit, and fail if it is refused."""
-        done = self.commit(*changes, guard=guard)
-        assert isinstance(done, Committed), done
-        return done
-
-    def refuse(self, code: Code, *changes: Change, guard: Guard | None = None) -> Conflict:
-        """Commit, and fail unless it is refused with `code`."""
-        done = self.commit(*changes, guard=guard)
-        assert isinstance(done, Conflict), done
-        assert done.code == code
-        return done
-
-    def load(self, **query: Any) -> Snapshot:
-        """Load the test's thread."""
-        return self.ledger.load(self.scope, Query(**query))
 
     def everything(self, lease: Lease, *calls: str) -> Snapshot:
         """Load all that a query can ask for, but marks, values and counters."""
@@ -198,7 +147,7 @@ class LedgerContract:
         """Take a lease and return it."""
         now = int(self.clock())
         below = parent.jti if parent is not None else None
-        lease = Lease(_new(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
+        lease = Lease(unique(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
         self.do(TakeLease(lease))
         return lease
 
@@ -210,10 +159,6 @@ class LedgerContract:
     def status(self, jti: str) -> str:
         """Return the status of a jti."""
         return self.ledger.status(self.scope.tenant, jti)
-
-    def row(self, key: str) -> CallRow | None:
-        """Return a call's row."""
-        return self.load(calls=(key,)).calls.get(key)
 
     def approval(self, key: str) -> Approval:
         """Return a call's approval."""
@@ -262,7 +207,7 @@ class LedgerContract:
         self.do(Revoke(ROOT))
         mine = self.scope
         for part in Scope._fields:
-            self.scope = mine._replace(**{part: _new(part)})
+            self.scope = mine._replace(**{part: unique(part)})
             assert self.everything(lease, "k") == self.nothing()
             assert self.load(planned_call=(ROOT, "call_1")) == self.nothing()
             self.refuse(Code.LEASE_ENDED, RecordStep(call="pay"), guard=_guard(lease))
@@ -273,7 +218,7 @@ class LedgerContract:
 
     def test_parts_of_a_scope_are_not_joined(self) -> None:
         """Separators inside the parts, and empty parts, never make one scope of two."""
-        thread = _new("thread")
+        thread = unique("thread")
         for mark in ("/", ":", "|", ",", " ", "\x1f", "\n", "%", "_", "'", '"', "\\"):
             twins = (
                 Scope("t", "i", f"g{mark}x", thread),
@@ -418,7 +363,7 @@ class LedgerContract:
         assert self.load().counters == {}
         self.do(ReleaseCall("never", (("same", 1),)))
         assert self.load(counters=("same",)).counters == {"same": 2}
-        self.scope = self.scope._replace(thread=_new("thread"))
+        self.scope = self.scope._replace(thread=unique("thread"))
         assert self.load(counters=("same",)).counters == {}
 
     def test_marks_are_replaced_and_found_by_name(self) -> None:
@@ -428,7 +373,7 @@ class LedgerContract:
         self.do(SetMark("head", "2"))
         assert self.load(marks=("head", "missing")).marks == {"head": "2"}
         assert self.load().marks == {}
-        self.scope = self.scope._replace(thread=_new("thread"))
+        self.scope = self.scope._replace(thread=unique("thread"))
         assert self.load(marks=("head",)).marks == {}
 
     def test_a_mark_set_once_stays(self) -> None:
@@ -481,9 +426,9 @@ class LedgerContract:
         self.do(AdvanceEpoch(1))
         lease = self.lease()
         for epoch in (1, 3):
-            self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=_new(), epoch=epoch)))
+            self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=unique(), epoch=epoch)))
         root = self.lease()
-        child = replace(root, jti=_new(), agent=("root", "child"), parent=root.jti)
+        child = replace(root, jti=unique(), agent=("root", "child"), parent=root.jti)
         self.refuse(Code.LEASE_ENDED, TakeLease(replace(child, parent="nobody")))
         self.do(EndLease(root.jti, "suspended"))
         self.refuse(Code.LEASE_ENDED, TakeLease(child))
@@ -539,13 +484,13 @@ class LedgerContract:
         self.do(Revoke(bad))
         assert self.states(*leases, twin, root) == ["revoked", "revoked", "live", "live"]
         for agent in (bad, below):
-            self.refuse(Code.REVOKED, TakeLease(replace(root, jti=_new(), agent=agent)))
+            self.refuse(Code.REVOKED, TakeLease(replace(root, jti=unique(), agent=agent)))
         self.do(EndLease(root.jti, "ended"), AdvanceEpoch(1), OpenThread("user:alice"))
         for agent in (bad, below):
             assert self.load(agent=agent).revoked
         for agent in (ROOT, twin.agent, ()):
             assert not self.load(agent=agent).revoked
-        self.refuse(Code.REVOKED, TakeLease(replace(root, jti=_new(), agent=below, epoch=2)))
+        self.refuse(Code.REVOKED, TakeLease(replace(root, jti=unique(), agent=below, epoch=2)))
         self.do(Reinstate(bad))
         assert not self.load(agent=below).revoked
         self.lease(below)
@@ -555,7 +500,7 @@ class LedgerContract:
         """Not a revocation above. `()` is every agent, also on a thread that was never written to."""
         self.do(Revoke(()))
         assert self.load(agent=ROOT).revoked
-        self.refuse(Code.REVOKED, TakeLease(Lease(_new(), "run", ROOT, 1, 0, 60)))
+        self.refuse(Code.REVOKED, TakeLease(Lease(unique(), "run", ROOT, 1, 0, 60)))
         self.do(Reinstate(()))
         self.lease()
         self.do(Revoke(("root", "a")), Revoke(("root", "a", "b")), Revoke(("root", "c")))
@@ -611,7 +556,7 @@ class LedgerContract:
             AdvanceEpoch(1, (_said("new"),), deliver=True),
             RecordPlan(_plan("m1")),
             RecordEdge(_edge("a", "b")),
-            _claim("k", lease, tokens=(_new(),)),
+            _claim("k", lease, tokens=(unique(),)),
             _ask("q"),
             SpendBudget("pay", 1),
             SpendRate("pay", 60, 1),
@@ -623,7 +568,7 @@ class LedgerContract:
         refused: tuple[tuple[Code, Change], ...] = (
             (Code.SUBJECT_MISMATCH, OpenThread("user:mallory")),
             (Code.STALE_EPOCH, AdvanceEpoch(7)),
-            (Code.REVOKED, TakeLease(replace(lease, jti=_new(), agent=("root", "bad")))),
+            (Code.REVOKED, TakeLease(replace(lease, jti=unique(), agent=("root", "bad")))),
             (Code.LEASE_ENDED, RenewLease(ended.jti, 0)),
             (Code.CALL_IN_PROGRESS, _claim("taken", lease)),
             (Code.APPROVAL_VOID, SpendApproval("nothing", DIGEST)),
@@ -692,16 +637,18 @@ class LedgerContract:
         claim = _claim("k", other)
         assert self.row("k") is None
         self.do(_claim("k", lease), guard=_guard(lease))
-        assert self.row("k") == CallRow("k", "claimed", lease.jti)
+        assert self.row("k") == CallRow("k", "claimed", lease.jti, at=self.clock())
         assert self.refuse(Code.CALL_IN_PROGRESS, claim).row is None
         for state in ("failed", "unknown"):
             self.do(ConcludeCall("k", state))
             assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row is None
         self.do(ConcludeCall("k", "done", '{"paid": 10}'))
-        assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row == CallRow("k", "done", lease.jti, '{"paid": 10}')
+        assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row == CallRow(
+            "k", "done", lease.jti, '{"paid": 10}', at=self.clock()
+        )
         self.do(ConcludeCall("k", "suspended"))
         self.do(claim)
-        assert self.row("k") == CallRow("k", "claimed", other.jti)
+        assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
         self.refuse(Code.CALL_IN_PROGRESS, claim)
 
     def test_a_repeatable_call_may_always_be_claimed(self) -> None:
@@ -712,7 +659,7 @@ class LedgerContract:
         for state in ("done", "failed", "unknown", "suspended"):
             self.do(ConcludeCall("k", state))
             self.do(ClaimCall("k", other.jti, repeatable=True))
-        assert self.row("k") == CallRow("k", "claimed", other.jti)
+        assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
 
     def test_a_call_is_concluded_with_its_result(self) -> None:
         """`None` keeps nothing of it; what happened is recorded without a claim too."""
@@ -720,7 +667,7 @@ class LedgerContract:
         self.do(_claim("k", lease), ClaimCall("read", lease.jti, repeatable=True))
         self.do(ConcludeCall("k", "done", '"ok"'), ConcludeCall("read", None), ConcludeCall("never", "failed"))
         self.do(ConcludeCall("nothing", None))
-        assert self.row("k") == CallRow("k", "done", lease.jti, '"ok"')
+        assert self.row("k") == CallRow("k", "done", lease.jti, '"ok"', at=self.clock())
         assert (self.row("read"), self.row("nothing")) == (None, None)
         assert self.row("never") == CallRow("never", "failed", "")
 
@@ -754,7 +701,7 @@ class LedgerContract:
         self.do(_claim("done", lease), SpendApproval("done", DIGEST), SpendBudget("pay", 3))
         self.do(ConcludeCall("done", "done", "1"))
         self.do(ReleaseCall("done", (("pay", 1),)))
-        assert self.row("done") == CallRow("done", "done", lease.jti, "1")
+        assert self.row("done") == CallRow("done", "done", lease.jti, "1", at=self.clock())
         self.refuse(Code.APPROVAL_VOID, SpendApproval("done", DIGEST))
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 3))
 
@@ -1102,7 +1049,7 @@ class LedgerContract:
     def test_the_status_of_a_token_through_its_life(self) -> None:
         """It lives while its call is claimed, its lease is live and the task unchanged."""
         lease = self.lease()
-        tokens = {state: _new("token") for state in ("done", "failed", "suspended", "unknown", "released", "read")}
+        tokens = {state: unique("token") for state in ("done", "failed", "suspended", "unknown", "released", "read")}
         for key, token in tokens.items():
             assert self.status(token) == "unknown"
             self.do(_claim(key, lease, tokens=(token,)))
@@ -1116,7 +1063,7 @@ class LedgerContract:
     def test_a_token_dies_with_its_lease(self) -> None:
         """As its time runs out, as it ends, as its agent is revoked and as the task changes."""
         leases = [self.lease(("root", name)) for name in "abcd"]
-        tokens = [_new("token") for _ in leases]
+        tokens = [unique("token") for _ in leases]
         for lease, token in zip(leases, tokens, strict=True):
             self.do(_claim(token, lease, tokens=(token,)))
         self.clock.tick(TTL)
@@ -1131,7 +1078,7 @@ class LedgerContract:
     def test_a_call_claimed_again_has_another_token(self) -> None:
         """The first one stays dead, and a refused claim's never lived."""
         first, second = self.lease(), self.lease()
-        old, new, never = _new("token"), _new("token"), _new("token")
+        old, new, never = unique("token"), unique("token"), unique("token")
         self.do(_claim("k", first, tokens=(old,)))
         self.refuse(Code.CALL_IN_PROGRESS, _claim("k", second, tokens=(never,)))
         self.do(ConcludeCall("k", "suspended"), EndLease(first.jti, "suspended"))
@@ -1191,8 +1138,8 @@ class LedgerContract:
 
     def test_sync_and_async_agree(self) -> None:
         """The same commits, loads and statuses give the same answers in both forms."""
-        lease = Lease(_new(), "run", ROOT, 1, int(self.clock()), int(self.clock()) + TTL, GRANT)
-        token = _new("token")
+        lease = Lease(unique(), "run", ROOT, 1, int(self.clock()), int(self.clock()) + TTL, GRANT)
+        token = unique("token")
         script: tuple[tuple[Guard | None, tuple[Change, ...]], ...] = (
             (None, (OpenThread("user:alice"), AdvanceEpoch(1, (_said("pay"),), first=True))),
             (None, (TakeLease(lease),)),
@@ -1217,7 +1164,7 @@ class LedgerContract:
                 yield from (status(self.scope.tenant, jti) for jti in (lease.jti, token))
 
         expected = list(play(""))
-        self.scope = self.scope._replace(tenant="other", thread=_new("thread"))
+        self.scope = self.scope._replace(tenant="other", thread=unique("thread"))
 
         async def wait() -> list[object]:
             return [await cast("Awaitable[object]", answer) for answer in play("a")]
@@ -1232,7 +1179,7 @@ class LedgerContract:
             return await self.ledger.acommit(self.scope, _guard(lease), [_claim("k", lease)])
 
         assert isinstance(asyncio.run(claim()), Committed)
-        assert self.row("k") == CallRow("k", "claimed", lease.jti)
+        assert self.row("k") == CallRow("k", "claimed", lease.jti, at=self.clock())
 
     def test_one_of_many_tasks_wins(self) -> None:
         """Eight tasks of one event loop race for one claim."""
@@ -1268,7 +1215,7 @@ class DurableLedgerContract(LedgerContract):
         seen = self.everything(lease, "k", "q")
         assert (seen.exists, seen.subject, seen.epoch, seen.revoked) == (True, "user:alice", 2, False)
         assert (lease.state, lease.grant, lease.agent) == ("live", GRANT, ROOT)
-        assert (seen.plan, seen.calls["k"]) == (_plan("m1", epoch=2), CallRow("k", "claimed", jti))
+        assert (seen.plan, seen.calls["k"]) == (_plan("m1", epoch=2), CallRow("k", "claimed", jti, at=self.clock()))
         assert seen.approvals["q"] == Approval("q", DIGEST, 2)
         assert [t.text for t in seen.log] == ["pay", "never above 10"]
         assert [t.text for t in seen.pending] == ["never above 10"]

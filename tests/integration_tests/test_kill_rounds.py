@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def play(*args: str) -> dict[str, Any]:
+def play(*args: str, module: str = "kill_rounds") -> dict[str, Any]:
     """Rounds in processes of their own, and what they found."""
-    command = [sys.executable, "-m", "tests.kill_rounds", *args]
+    command = [sys.executable, "-m", f"tests.{module}", *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -42,3 +42,19 @@ def test_a_killed_process_pays_nothing_twice(ledger: str, rounds: int) -> None:
 def test_without_protection_a_killed_process_pays_twice() -> None:
     """The twin: the same graph, the same kills."""
     assert play("--rounds", "60", "--seed", "1", "--twin")["broken"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 12), ("postgres", 5)])
+def test_a_payment_whose_process_died_is_asked_about(ledger: str, rounds: int) -> None:
+    """In every order of entering again: never paid twice, and each new order says that the first has no outcome."""
+    found = play("--ledger", ledger, "--rounds", str(rounds), module="death_rounds")
+    assert found["broken"] == []
+    assert found["rounds"] == rounds
+    assert found["paid"] <= rounds
+
+
+@pytest.mark.timeout(600)
+def test_without_protection_it_is_paid_twice() -> None:
+    """The twin: a new order after the death."""
+    assert play("--rounds", "20", "--seed", "2", "--twin", module="death_rounds")["broken"]

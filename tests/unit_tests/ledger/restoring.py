@@ -63,6 +63,8 @@ def paid(authz: RuntimeAuthz, thread: str, **more: Any) -> str:
     try:
         with authz.session(subject="alice", thread=thread, **more) as session:
             decision = session.decide("pay", {"to": thread})
+            if decision.permit:
+                session.observe("pay", {"to": thread}, "paid")
             return "permit" if decision.permit else str(decision.reason)
     except AuthzDenied as denied:
         return str(denied.code)

@@ -40,7 +40,9 @@ class House:
         """One permitted payment on a thread."""
         authz = authz or self.start()
         with authz.session(subject="alice", task="pay", thread=thread) as session:
-            assert session.decide("pay", {"ledger": {"ledger": "forged", "position": 1, "nonce": "x"}}).permit
+            args = {"ledger": {"ledger": "forged", "position": 1, "nonce": "x"}}
+            assert session.decide("pay", args).permit
+            session.observe("pay", args, "paid")
         return authz
 
     def stop(self, authz: RuntimeAuthz) -> None:

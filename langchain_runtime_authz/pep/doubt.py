@@ -1,0 +1,210 @@
+"""Calls in doubt: a permit and no completion, because the process died or the end was not recorded.
+
+The same deed then asks for `LASTS` seconds, on every thread of its subject. `RuntimeAuthz(on_unknown=...)` may know
+better: it asks the service by the idempotency key that the tool was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import inspect
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.fork import PROCESS
+from langchain_runtime_authz.ledger.base import Conflict, Doubt, Scope, Snapshot
+from langchain_runtime_authz.ledger.calls import ResolveCall
+from langchain_runtime_authz.mandate.binding import Deviation, Standing
+from langchain_runtime_authz.pep.deadline import begun
+from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run
+from langchain_runtime_authz.pep.recording import label, run_event
+from langchain_runtime_authz.telemetry.logs import logger
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.pep.call import Call, DecidedCall
+    from langchain_runtime_authz.pep.thread_memory import TaskWords
+
+__all__ = ["ListDoubts", "OnUnknown", "UnknownCall", "ask_despite", "doubted", "effect_names", "in_doubt", "looked_up",
+           "resolve", "sentences"]  # fmt: skip
+
+_log = logger(__name__)
+
+LASTS: Final = 86_400  # seconds after the claim for which the same deed asks
+DEADLINE: Final = 5.0  # seconds for one answer of `on_unknown`
+_NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
+
+
+class UnknownCall(NamedTuple):
+    """A call whose outcome `on_unknown` is asked for. `at` is ledger time of its permit, in epoch seconds."""
+
+    tool: str
+    idempotency_key: str
+    args_digest: str
+    subject: str
+    thread: str
+    at: float
+
+
+OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
+
+
+def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
+    """Return the counter of calls with the same effect for one turn of the user, and the name of the deed.
+
+    The deed is the same for each call with this effect on this target, whatever the tool, thread and turn. The counter
+    is `""` if the target is not known. The epoch is part of neither. It moves if an approver rejects a call with a
+    reason, or if a machine changes what the task is based on, and neither asks for anything to be done again.
+    """
+    if call.error is not None or not call.profile.side_effect:
+        return "", ""
+    hit = call.atoms.effect_target() if call.profiled else ""
+    if not hit:
+        return "", f"{call.profile.effect}:{call.tool}:{call.args_digest}"
+    return f"same:{words.turns}:{call.tool}:{hit}", f"{call.profile.effect}:{hit}"
+
+
+def in_doubt(run: Run, snapshot: Snapshot, call: Call, deed: str) -> tuple[Doubt, ...]:
+    """Return the same deeds whose outcome nobody knows.
+
+    One that may still be under way counts on its own thread. On others, it counts if another process makes it, and it
+    is a payment or the very same call: a subject may act on one target side by side. Calls of this root entry are its
+    own business.
+    """
+    if call.profile.idempotent:
+        return ()
+    found: tuple[Doubt, ...] = ()
+    for one in snapshot.doubts:
+        about = one.row.about or {}
+        same = call.profile.effect == "pay" or about.get("args_digest") == call.args_digest
+        near = one.scope == run.scope or (same and about.get("process") != PROCESS[0])
+        mine = about.get("run_id") == run.run_id
+        if (
+            one.row.deed == deed
+            and not mine
+            and (near or one.row.state == "unknown")
+            and snapshot.now - one.row.at < LASTS
+        ):
+            found = (*found, one)
+    return found
+
+
+def doubted(standing: Standing) -> Standing:
+    """Return how a call stands to its mandate whose deed may be done: what ordered it may be spent."""
+    if standing.standing != "covered":
+        return standing
+    return standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
+
+
+def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
+    """Return the decision on a call whose deed is in doubt: a permit takes an approver, whatever the policy says."""
+    given = decided.approval is not None and decided.approval.state == "approved"
+    if given or decision.outcome not in ("permit", "approval_required"):
+        return decision
+    asks = decision.outcome == "approval_required"
+    reasons = (str(Code.IN_DOUBT), *decision.reasons)
+    obligations = decision.obligations if asks else ()
+    return replace(decision, outcome="approval_required", reasons=reasons, obligations=obligations)
+
+
+def sentences(run: Run, decided: DecidedCall) -> list[str]:
+    """Return a line for each doubt about a call, for its approver."""
+    lines = []
+    for scope, _, row in decided.doubts:
+        at = dt.datetime.fromtimestamp(row.at, dt.UTC)
+        when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"
+        noun = _NOUNS.get(decided.call.profile.effect, "call")
+        ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
+        where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
+        lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if it did not happen")
+    return lines
+
+
+# --- resolving ------------------------------------------------------------------------------------------
+
+
+def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str = "") -> Flow[None]:
+    """Record what became of a call in doubt, in the ledger and in the audit log.
+
+    Raises:
+        LedgerError: `not_in_doubt`.
+        AuditError: it is in the ledger, but not in the log.
+    """
+    done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code, doubt.row.key)
+    about = doubt.row.about or {}
+    detail = {
+        "author": author,
+        "reason": reason,
+        "happened": happened,
+        "call_key": doubt.row.key,
+        "decision_id": about.get("decision_id", ""),
+        "tool": label(about.get("tool", "")),
+    }
+    yield run_event(of, "resolved", done.now, detail=detail)
+
+
+def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+    """Ask `on_unknown` for each call in doubt that the snapshot shows, and return what is left of them."""
+    own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
+    keys = {one.row.key for one in own}
+    for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
+        about = one.row.about or {}
+        if not about.get("idempotency_key"):
+            continue
+        happened = yield LookUp(
+            UnknownCall(
+                about["tool"], about["idempotency_key"], about["args_digest"], one.subject, one.scope.thread, one.row.at
+            )
+        )
+        if not isinstance(happened, bool):
+            continue
+        try:
+            yield from resolve(run, one, happened=happened, author="on_unknown")
+        except Exception as exc:  # noqa: BLE001  (then it stays in doubt, or somebody else has resolved it)
+            _log.error("call %s was not resolved: %s", about.get("decision_id", ""), type(exc).__name__)
+            continue
+        snapshot.doubts = tuple(d for d in snapshot.doubts if d.row.key != one.row.key)
+        if one.row.key in keys:
+            change, row = ResolveCall(one.row.key, happened, "on_unknown"), one.row
+            snapshot.calls = {**snapshot.calls, row.key: change.resolved(row, snapshot.now)}
+    return snapshot
+
+
+def _look_up(engine: Engine, call: UnknownCall) -> object:
+    try:
+        return begun(lambda: _answered(engine.on_unknown, call), "on_unknown").result(DEADLINE)
+    except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call stays in doubt)
+        return _failed(exc)
+
+
+async def _alook_up(engine: Engine, call: UnknownCall) -> object:
+    try:
+        asked: Any = engine.on_unknown
+        async with asyncio.timeout(DEADLINE):
+            given: Any = await asyncio.wrap_future(begun(lambda: asked(call), "on_unknown"))
+            return await asyncio.create_task(given, context=Context()) if inspect.iscoroutine(given) else given
+    except Exception as exc:  # noqa: BLE001  (likewise)
+        return _failed(exc)
+
+
+def _answered(on_unknown: Any, call: UnknownCall) -> object:
+    given = on_unknown(call)
+    return asyncio.run(given) if inspect.iscoroutine(given) else given
+
+
+def _failed(exc: Exception) -> object:
+    _log.error("`on_unknown` gave no answer: %s", type(exc).__name__)
+    return None
+
+
+LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → whether it happened, or something else
+
+
+ListDoubts: Final = Effect(method="ledger.doubts")  # a tenant, a call's key or `None` → its calls in doubt

@@ -1,0 +1,92 @@
+"""Hold ledgers to the part of their contract that is about calls in doubt; `ledger_suite` has it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import CallRow, Committed, Doubt, Doubted, Lease, Scope
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, ResolveCall
+from langchain_runtime_authz.ledger.changes import OpenThread, TakeLease
+from langchain_runtime_authz.testing.ledger_harness_suite import ROOT, TTL, LedgerHarness, unique
+
+__all__ = ["DoubtContract"]
+
+
+class DoubtContract(LedgerHarness):
+    """Calls with a permit and no completion."""
+
+    def deed(self, thread: Scope, key: str, subject: str = "user:alice", deed: str = "pay:x") -> Lease:
+        """Claim a call of a thread and leave it at that, as a process does that is killed."""
+        now = int(self.clock())
+        lease = Lease(unique(), "run-1", ROOT, 1, now, now + TTL)
+        claim = ClaimCall(key, lease.jti, repeatable=False, deed=deed, about={"tool": "pay", "run": "run-1"})
+        done = self.ledger.commit(thread, None, [OpenThread(subject), TakeLease(lease), claim])
+        assert isinstance(done, Committed), done
+        return lease
+
+    def doubted(self, **query: Any) -> list[tuple[str, str]]:
+        """Return the open calls of a deed that a load of the test's thread finds."""
+        return sorted((one.row.key, one.row.state) for one in self.load(**query).doubts)
+
+    def test_a_deed_without_an_outcome_is_found_by_the_same_subject(self) -> None:
+        """On every thread of the subject and tenant, claimed while the lease lives, unknown from then on."""
+        t, key = self.scope, unique()
+        self.deed(t, key)
+        self.deed(t._replace(thread=unique()), f"{key}-elsewhere")
+        self.deed(t._replace(thread=unique()), f"{key}-bobs", "user:bob")
+        self.deed(t._replace(tenant=unique()), f"{key}-foreign")
+        self.deed(t, f"{key}-other", deed="pay:y")
+        for state in ("claimed", "unknown"):
+            assert self.doubted(deeds=("pay:x",)) == [(key, state), (f"{key}-elsewhere", state)]
+            self.clock.tick(TTL)
+        both = [(key, "unknown"), (f"{key}-elsewhere", "unknown"), (f"{key}-other", "unknown")]
+        assert self.doubted(deeds=("pay:x", "pay:y")) == both
+        assert not self.doubted() + self.doubted(deeds=("send:x",))
+        self.do(ConcludeCall(key, "done"), ReleaseCall(f"{key}-other"))
+        assert self.doubted(deeds=("pay:x", "pay:y")) == [(f"{key}-elsewhere", "unknown")]
+        self.do(ConcludeCall(key, "unknown"))
+        assert (key, "unknown") in self.doubted(deeds=("pay:x",))
+
+    def test_calls_in_doubt_are_listed(self) -> None:
+        """Oldest first, with what is known of them; by key in any state. A read, which may run again, never is."""
+        tenant, key = self.scope.tenant, unique()
+        store = cast("Doubted", self.ledger)
+        lease = self.deed(self.scope, key)
+        self.do(ClaimCall("read", lease.jti, repeatable=True))
+        assert list(store.doubts(tenant)) == []
+        assert [one.row.state for one in store.doubts(tenant, key)] == ["claimed"]
+        at = self.clock()
+        self.clock.tick(TTL)
+        self.deed(self.scope._replace(thread=unique()), f"{key}-later")
+        assert asyncio.run(store.adoubts(tenant)) == [
+            Doubt(self.scope, "user:alice", CallRow(
+                key, "unknown", lease.jti, deed="pay:x", at=at, about={"tool": "pay", "run": "run-1"}
+            ))
+        ]  # fmt: skip
+        self.clock.tick(TTL)
+        assert [one.row.key for one in store.doubts(tenant)] == [key, f"{key}-later"]
+        assert not [*store.doubts(unique()), *store.doubts(tenant, unique())]
+
+    def test_a_call_in_doubt_is_resolved_once(self) -> None:
+        """It happened: then it is done. It did not: then it may run. Never while it is under way, or after its end."""
+        store = cast("Doubted", self.ledger)
+        lease = self.deed(self.scope, "did")
+        self.deed(self.scope, "did-not")
+        for key in ("did", "did-not", "never"):
+            self.refuse(Code.NOT_IN_DOUBT, ResolveCall(key, happened=True, author="user:carol"))
+        self.clock.tick(TTL)
+        self.do(ResolveCall("did", happened=True, author="user:carol", reason="it is on the statement"))
+        self.do(ResolveCall("did-not", happened=False, author="user:carol"))
+        for key in ("did", "did-not"):
+            self.refuse(Code.NOT_IN_DOUBT, ResolveCall(key, happened=True, author="user:mallory"))
+        assert not self.doubted(deeds=("pay:x",))
+        assert not store.doubts(self.scope.tenant)
+        refused = self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("did", lease.jti, repeatable=False)).row
+        assert refused is not None
+        assert refused.state == "done"
+        self.do(ClaimCall("did-not", lease.jti, repeatable=False))
+        ((_, _, row),) = store.doubts(self.scope.tenant, "did")
+        said = {"happened": True, "author": "user:carol", "reason": "it is on the statement", "at": self.clock()}
+        assert (row.about or {})["resolved"] == said

@@ -1,0 +1,171 @@
+"""A process is killed inside a payment, and the thread is entered again in every order: asked, never paid twice.
+
+`python -m tests.death_rounds --ledger sqlite|postgres --rounds N [--seed S]`, with `LRA_POSTGRES_DSN` for PostgreSQL.
+Prints one line of JSON; exits with 1 where anything was broken.
+
+Each round is a process that pays and is killed (SIGKILL) inside the tool, before or after the bank has booked it. Then a
+random sequence of re-entries follows, each in a process of its own: with nothing new, with new text, on another thread;
+at once, after the lease lapsed, or a day later but one minute. Nobody approves. What must hold after each:
+
+- the bank booked the payment at most once;
+- each new order of it was asked about, and the question says why;
+- once the lease has lapsed, the call is listed as in doubt, and as nothing else afterwards.
+
+`--twin` leaves the graph unprotected: the new order pays again, and the rounds stop at the first payment made twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import sqlite3
+import tempfile
+import time
+import warnings
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.errors import Code
+from tests.kill_rounds import World, forked
+
+LAPSE = 61.0
+DAY = 86_340.0
+PROFILES = {
+    "pay": ToolProfile(
+        effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
+    )
+}
+ORDERS = ("Pay 45 EUR to DE21", "Now pay 45 EUR to DE21", "Pay 45 EUR to DE21 for the rent", "Please pay 45 EUR to DE21")
+
+
+class Deaths(World):
+    """The bank and the ledger of `kill_rounds`; its own graph."""
+
+    def worker(self, offset: float) -> RuntimeAuthz:
+        """An instance under the shipped policy."""
+        return RuntimeAuthz(ledger=self.ledger(offset), profiles=PROFILES, tenant="acme")
+
+    def payer(self, number: int, die: str = "") -> Any:
+        """A model that pays what the newest order says, and a tool that may die before or after it has paid."""
+
+        @tool
+        def pay(recipient: str, amount: float) -> str:
+            """Pay: the bank knows no idempotency."""
+            if die == "before":
+                os.kill(os.getpid(), 9)
+            with self.bank() as bank:
+                bank.execute("INSERT INTO booking VALUES (?, '', 'pay')", (f"pay-{number}-0",))
+            if die == "after":
+                os.kill(os.getpid(), 9)
+            return "paid"
+
+        def agent(state: MessagesState) -> dict[str, Any]:
+            last = state["messages"][-1]
+            if isinstance(last, ToolMessage):
+                return {"messages": [AIMessage("done")]}
+            call = {"name": "pay", "args": {"recipient": "DE21", "amount": 45}, "id": f"c{len(state['messages'])}"}
+            return {"messages": [AIMessage("", tool_calls=[{**call, "type": "tool_call"}])]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("agent", agent)
+        builder.add_node("tools", ToolNode([pay]))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
+        builder.add_edge("tools", "agent")
+        conn = sqlite3.connect(self.folder / f"checkpoints-{number}.db", check_same_thread=False, timeout=30)
+        return builder.compile(checkpointer=SqliteSaver(conn), name="bank")
+
+
+def enter(world: Deaths, number: int, offset: float, *, thread: str, text: str | None, die: str = "") -> None:
+    """One process's life; what it was told goes to a file."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    graph, config = world.payer(number, die), {"configurable": {"thread_id": f"{thread}-{number}"}}
+    if not world.twin:
+        authz = world.worker(offset)
+        graph = authz.protect(graph)
+    given = None if text is None else {"messages": [HumanMessage(text)]}
+    if given is None and not graph.get_state(config).next:
+        return
+    with nullcontext() if world.twin else authz.run(subject=f"user-{number}"):
+        out = graph.invoke(given, config)
+    asked = [i.value["action_requests"][0]["description"] for i in out.get("__interrupt__", ())]
+    doubts = [] if world.twin else [one.row.state for one in authz.unknown_calls() if one.subject == f"user:user-{number}"]
+    (world.folder / f"told-{number}.json").write_text(json.dumps({"asked": asked, "doubts": doubts}))
+
+
+def rounds(world: Deaths, count: int, seed: int) -> dict[str, Any]:
+    """Run them all."""
+    rng, broken, entries, began, clock = random.Random(seed), [], Counter[str](), time.monotonic(), 0.0
+    number = paid = 0
+    for number in range(count):
+        clock += 2 * DAY
+        die = rng.choice(("before", "after"))
+        _, status = os.waitpid(forked(enter, world, number, clock, thread="t", text=ORDERS[0], die=die), 0)
+        if not os.WIFSIGNALED(status):
+            broken.append(f"round {number}: the process was not killed")
+        lapsed = 0.0
+        for step in range(rng.randint(2, 4)):
+            lapsed = max(lapsed, rng.choice((0.0, 0.0, LAPSE, DAY)))
+            thread, text = rng.choice((("t", None), ("t", "new"), ("t", "new"), ("other", "new"), (f"other{step}", "new")))
+            order = None if text is None else ORDERS[1 + step % 3]
+            told = world.folder / f"told-{number}.json"
+            told.unlink(missing_ok=True)
+            where = f"round {number}, {die}, +{lapsed:.0f} s, {thread}, {order}"
+            _, status = os.waitpid(
+                forked(enter, world, number, clock + lapsed, thread=thread, text=order), 0
+            )
+            entries[f"{'lapsed' if lapsed else 'at once'}, {'new text' if order else 'nothing new'}, {thread[:5]}"] += 1
+            found = json.loads(told.read_text()) if told.exists() else None
+            booked = world.booked(number).total()
+            if status:
+                broken.append(f"{where}: the entry failed")
+            if booked > (1 if world.twin else die == "after"):
+                broken.append(f"{where}: booked {booked} times")
+            if found is None or world.twin:
+                continue
+            if order and not any("IN DOUBT: the same payment" in q and Code.IN_DOUBT in q for q in found["asked"]):
+                broken.append(f"{where}: not asked, or not told why: {found}")
+            if lapsed and found["doubts"] != ["unknown"]:
+                broken.append(f"{where}: in doubt are {found['doubts']}")
+        paid += world.booked(number).total()
+        if world.twin and broken:  # seen once is seen
+            break
+        for old in world.folder.glob(f"*-{number}.*"):
+            old.unlink()
+    return {
+        "ledger": world.kind, "rounds": number + 1, "entries": sum(entries.values()), "orders": dict(sorted(entries.items())),
+        "paid": paid, "seed": seed, "seconds": round(time.monotonic() - began), "broken": broken,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--twin", action="store_true")
+    given = parser.parse_args()
+    RuntimeAuthz()  # loads the engine once for all processes
+    with tempfile.TemporaryDirectory() as folder:
+        world = Deaths(Path(folder), given.ledger, os.environ.get("LRA_POSTGRES_DSN"), twin=given.twin)
+        found = rounds(world, given.rounds, given.seed)
+    print(json.dumps(found))
+    raise SystemExit(bool(found["broken"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Calls in doubt: asked about in every order, resolved by people or by the service, never repeated unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import secrets
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, fork
+from langchain_runtime_authz.audit.sinks import MemorySink
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from langchain_runtime_authz.pep import doubt
+from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.testing.clock import FrozenClock
+
+PAY = {"recipient": "DE21", "amount": 45}
+SEND = {"to": "bob@x.org", "text": "hello"}
+PROFILES = {
+    "send_money": ToolProfile(
+        effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
+    ),
+    "wire": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}),
+    "send_mail": ToolProfile(effect="send", sink="external", critical={"to": "principal"}),
+    "put": ToolProfile(effect="write", sink="internal", idempotent=True, critical={"recipient": "principal"}),
+}
+TASK, AGAIN = "Pay 45 EUR to DE21", "Now pay 45 EUR to DE21"
+LAPSED = 61
+
+
+class World:
+    """A ledger that several workers share, and the death of one of them between a permit and its end."""
+
+    def __init__(self, folder: Path, ledger: str) -> None:
+        self.clock, self.folder, self.kind = FrozenClock(), folder, ledger
+        self.memory = MemoryLedger(clock=self.clock)
+        self.audit = MemorySink()
+
+    def worker(self, **more: Any) -> RuntimeAuthz:
+        ledger: Any = self.memory if self.kind == "memory" else SqliteLedger(self.folder / "l.db", clock=self.clock)
+        return RuntimeAuthz(ledger=ledger, profiles=PROFILES, audit=self.audit, **more)
+
+    def die(self, tool: str = "send_money", args: Any = PAY, pdp: Any = None) -> None:
+        decision = self.worker(pdp=pdp).session(subject="alice", task=TASK, thread="t").decide(tool, args)
+        assert decision.permit
+        fork.PROCESS[0] = secrets.token_hex(8)  # the next one is another
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    return World(tmp_path, request.param)
+
+
+@pytest.mark.parametrize("lapsed", [0, LAPSED, 3600])
+@pytest.mark.parametrize("thread", ["t", "another"])
+@pytest.mark.parametrize("form", ["sync", "async"])
+def test_the_same_deed_asks_and_says_why(world: World, lapsed: int, thread: str, form: str) -> None:
+    """At once and after the lease lapsed, with new text, on another worker, on the same and on another thread."""
+    world.die()
+    at = f"{dt.datetime.fromtimestamp(world.clock.now, dt.UTC):%H:%M}"
+    world.clock.tick(lapsed)
+
+    async def enter(session: Any) -> Any:
+        return await session.adecide("send_money", PAY)
+
+    session = world.worker().session(subject="alice", task=AGAIN, thread=thread)
+    decision = asyncio.run(enter(session)) if form == "async" else session.decide("send_money", PAY)
+    assert decision.outcome == "approval_required"
+    assert decision.reason == Code.IN_DOUBT
+    assert [o.properties["expires_in"] for o in decision.obligations] == [86400]  # the policy's terms
+    (said,) = [line for line in session.evidence(decision) if "IN DOUBT" in line]
+    assert f"the same payment of {at} UTC has {'an unknown outcome' if lapsed else 'no outcome yet'}" in said
+    assert ("(thread t)" in said) == (thread != "t")
+    assert session.approve(decision).permit
+
+
+def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
+    """The twin: once the first payment has an outcome, a new order is an order."""
+    with world.worker().session(subject="alice", task=TASK, thread="t") as session:
+        assert session.decide("send_money", PAY).permit
+        session.observe("send_money", PAY, "sent")
+    assert world.worker().session(subject="alice", task=AGAIN, thread="t").decide("send_money", PAY).permit
+
+
+@pytest.mark.parametrize(
+    ("subject", "tool", "args", "later"),
+    [
+        ("bob", "send_money", PAY, LAPSED),
+        ("alice", "send_money", {**PAY, "amount": 46}, LAPSED),
+        ("alice", "send_money", PAY, doubt.LASTS),
+    ],
+)
+def test_another_deed_does_not_ask(world: World, subject: str, tool: str, args: Any, later: int) -> None:
+    """Of another subject, on another target, or after a day."""
+    world.die()
+    world.clock.tick(later)
+    task = f"Pay {args['amount']} EUR to DE21"
+    assert world.worker().session(subject=subject, task=task, thread="other").decide(tool, args).permit
+
+
+@pytest.mark.parametrize("args", [PAY, {**PAY, "amount": 45.0}])
+def test_another_tool_with_the_same_effect_asks(world: World, args: Any) -> None:
+    """The deed is its effect and target, not the tool's name or the spelling of a number. No engine permits it."""
+    permits = StaticPDP(permit=True)
+    world.die(pdp=permits)
+    session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="other")
+    decision = session.decide("wire", args)
+    assert (decision.outcome, decision.reasons) == ("approval_required", (Code.IN_DOUBT,))
+    assert session.approve(decision).permit
+
+
+def test_calls_side_by_side_are_not_in_doubt(world: World) -> None:
+    """Mail to one address from two threads is honest work, until one of them dies."""
+    permits = StaticPDP(permit=True)
+    world.die("send_mail", SEND, permits)
+    other = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="other")
+    assert other.decide("send_mail", {**SEND, "text": "more"}).permit
+    assert other.decide("send_mail", SEND).outcome == "approval_required"
+    world.clock.tick(LAPSED)
+    later = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="third")
+    assert later.decide("send_mail", {**SEND, "text": "still more"}).outcome == "approval_required"
+
+
+def test_an_idempotent_call_may_be_repeated(world: World) -> None:
+    """Its tool says that twice is once."""
+    permits = StaticPDP(permit=True)
+    world.die("put", {"recipient": "x"}, permits)
+    world.clock.tick(LAPSED)
+    session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="other")
+    assert session.decide("put", {"recipient": "x"}).permit
+
+
+@pytest.mark.parametrize("happened", [True, False])
+def test_people_resolve_it(world: World, happened: bool) -> None:
+    """With author and reason, in ledger and audit; then the deed is free. Only once, and not while it may be under way."""
+    world.die()
+    authz = world.worker()
+    with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT):
+        authz.resolve_call("sha256:none", happened=True, by="user:carol")
+    world.clock.tick(LAPSED)
+    (found,) = authz.unknown_calls()
+    authz.resolve_call(found.row.key, happened=happened, by="user:carol", reason="asked the bank")
+    assert authz.unknown_calls() == []
+    (record,) = [r for r in world.audit.records if r.get("event") == "resolved"]
+    known = {k: record["detail"][k] for k in ("author", "reason", "happened", "tool")}
+    assert known == {"author": "user:carol", "reason": "asked the bank", "happened": happened, "tool": "send_money"}
+    with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT):
+        authz.resolve_call(found.row.key, happened=happened, by="user:mallory")
+    assert world.worker().session(subject="alice", task=AGAIN, thread="t").decide("send_money", PAY).permit
+
+
+class Bank:
+    """Knows what it has booked, by idempotency key."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.asked = answer, list[Any]()
+
+    def __call__(self, call: doubt.UnknownCall) -> Any:
+        self.asked.append(call)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def later(self, call: doubt.UnknownCall) -> Any:
+        return self(call)
+
+
+@pytest.mark.parametrize("form", ["sync", "async"])
+@pytest.mark.parametrize("method", ["__call__", "later"])
+@pytest.mark.parametrize("answer", [True, False, None, "yes", 1, RuntimeError("down")])
+def test_the_service_is_asked(world: World, answer: Any, method: str, form: str) -> None:
+    """By the key that the tool had. True and False settle it; anything else leaves it in doubt."""
+    world.die()
+    world.clock.tick(LAPSED)
+    bank = Bank(answer)
+    authz = world.worker(on_unknown=getattr(bank, method))
+    session = authz.session(subject="alice", task=AGAIN, thread="other")
+    decision = (
+        asyncio.run(session.adecide("send_money", PAY)) if form == "async" else session.decide("send_money", PAY)
+    )
+    assert bank.asked[0][:1] + bank.asked[0][3:5] == ("send_money", "user:alice", "t")
+    assert bank.asked[0].idempotency_key
+    settled = isinstance(answer, bool)
+    assert decision.outcome == ("permit" if settled else "approval_required")
+    assert len(authz.unknown_calls()) == (0 if settled else 1)
+
+
+def test_a_service_that_hangs_leaves_it_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline ends the wait, and the process does not wait for its thread."""
+    world.die()
+    world.clock.tick(LAPSED)
+    monkeypatch.setattr(doubt, "DEADLINE", 0.05)
+    hangs = threading.Event()
+    authz = world.worker(on_unknown=lambda call: hangs.wait())
+    session = authz.session(subject="alice", task=AGAIN, thread="other")
+    assert session.decide("send_money", PAY).outcome == "approval_required"
+    assert asyncio.run(session.adecide("send_money", PAY)).outcome == "approval_required"
+    hangs.set()
+
+
+def test_on_unknown_is_checked() -> None:
+    """It is called with the doubt, so it must be callable."""
+    with pytest.raises(ConfigError, match="on_unknown"):
+        RuntimeAuthz(on_unknown="bank")  # type: ignore[arg-type]
