@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
-from langchain_runtime_authz import AuthzError, RuntimeAuthz
+from langchain_runtime_authz import AuthzError, Mandate, RuntimeAuthz
+from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.policy.lint import lint_paths
 from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
@@ -112,6 +117,25 @@ def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, 
     assert summary == "1 findings"
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "c := input.subject; c.id\n count([1 | c := input.context; c.now > 1]) > 0",
+        "c := input.context; count([1 | some c in [{}]; c.x]) == 0",
+        'object.get(input.context, name, 1) == 2; name := "x"',
+        "input.context.call.provenance.to.items[0].class",
+        "some i, e in input.context.delegation.edges; e.from; i > 0",
+        "input.context.lease.grant.args.pay.amount.le > 1",
+        "input.context.history.calls[input.resource.id] > 1",
+        "input.resource.properties.reaches[_].effect",
+        "input.context.local.hour > 17",
+    ],
+)
+def test_a_path_that_a_request_may_have_is_no_finding(lines: str) -> None:
+    body = lines.replace("; ", "\n\t")
+    assert list(lint_paths({"own": f"package p\n\nown if {{\n\t{body}\n}}\n"}, opa_binary())) == []
+
+
 def test_the_shipped_rules_read_only_what_a_request_has() -> None:
     """So do those of all examples (`check` above), free members and nested ones included."""
     assert list(lint_paths({"shipped": SHIPPED[0].read_text()}, opa_binary())) == []
@@ -149,6 +173,30 @@ def test_four_eyes_by_amount_asks_two_people(tmp_path: Path) -> None:
         assert paid == [5000.0]
     finally:
         pdp.close()
+
+
+def test_yesterdays_log_flips_alike_in_rego_and_in_cedar(tmp_path: Path) -> None:
+    """Recorded without a zone and sealed: each bank's rules flip the same decisions, for the same reasons."""
+    private = X25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    clock, sink = FrozenClock(1795690800), FileSink(tmp_path / "a.jsonl", seal_to=public, max_bytes=50_000)
+    authz = RuntimeAuthz(audit=sink, profiles=EXAMPLES / "bank" / "profiles.yaml", ledger=MemoryLedger(clock=clock))
+    for n, (hours, tenant, amount) in enumerate(itertools.product((0, 5.99, 6), "ab", (1000, 1000.01))):
+        clock.now = 1795690800 + hours * 3600 + n
+        step = {"id": "p", "tool": "send_money", "args": {"recipient": "DE21", "amount": amount}}
+        alice = {"type": "user", "id": f"alice{n}", "properties": {"tenant": tenant}}
+        session = authz.session(subject=alice, task="Pay", mandate=Mandate.model_validate({"steps": [step]}), thread=f"t{n}")
+        session.decide("send_money", step["args"])
+        session.decide("export_ledger", {})
+    flips = {}
+    for name in ("bank", "bank_cedar"):
+        arguments = ("replay", tmp_path / "a.jsonl", EXAMPLES / name, "--key", tmp_path / "key.pem", "--json")
+        done = CliRunner().invoke(app, ["policy", *map(str, arguments)])
+        assert done.exit_code == 1, done.output
+        flips[name] = [(f["decision_id"], f["after"]["outcome"], f["after"]["reasons"]) for f in json.loads(done.stdout)["flips"]]
+    assert flips["bank"] == flips["bank_cedar"]
+    assert Counter(r for _, _, (r, *_) in flips["bank"]) == {"four_eyes": 4, "after_hours": 4, "tenant_tool": 6}
 
 
 def test_without_its_rule_an_example_permits_the_harm(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path as File
 from typing import Any, Final
@@ -21,7 +22,6 @@ __all__ = ["lint_paths", "lint_rego"]
 
 Json = Mapping[str, Any]
 Path = tuple[str | None, ...]  # None: a name or an index that is not written out
-_MAX_DEPTH: Final = 8
 _NEGATED: Final = re.compile(r"\bnot\s+[^\n{]*?(?:[^=:<>!]|\b)(==|!=|<=|>=|<|>)(?!=)")
 _CALL: Final = re.compile(r"\b([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)\(")
 # Not native to Wasm (openpolicyagent.org/docs/policy-reference, "Wasm Support"): they would need a host function.
@@ -66,23 +66,27 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
 
 
 def _unknown_paths(name: str, module: Json) -> Iterator[str]:
-    schema = request_schema()
+    known, free = _paths(request_schema())
     imported: dict[str, Path] = {}
     for one in module.get("imports", ()):
         if (path := _path(one["path"], {})) is not None:
             imported[one.get("alias") or str(path[-1] if path else "input")] = path
     for rule in module.get("rules", ()):
-        aliases = dict(imported)
+        aliases, bound = dict(imported), Counter[str]()
         for terms in _calls(rule):  # `c := input.context`, `some e in input.context.delegation.edges`
             match [_name_of(term) for term in terms]:
-                case ["assign" | "eq", str(local), *_] if (path := _path(terms[-1], aliases)) is not None:
-                    aliases[local] = path
-                case ["internal.member_2" | "internal.member_3", *_, str(local), _] if (
-                    path := _path(terms[-1], aliases)
-                ) is not None:
-                    aliases[local] = (*path, None)
-        for row, path in _read(rule, aliases):
-            if why := _unknown(schema, path):
+                case ["assign" | "eq", str(local), *_]:
+                    below: Path = ()
+                case ["internal.member_2" | "internal.member_3", *_, str(local), _]:
+                    below = (None,)
+                case _:
+                    continue
+            bound[local] += 1
+            if (path := _path(terms[-1], aliases)) is not None:
+                aliases[local] = (*path, *below)
+        once = {local: path for local, path in aliases.items() if bound[local] < 2}  # noqa: PLR2004  (one name, one meaning)
+        for row, path in _read(rule, once):
+            if path[0] != "requests" and (why := _unknown(known, free, path)):  # those are the input of a rule `batch`
                 yield f"{name}:{row}: {why}"
 
 
@@ -129,44 +133,56 @@ def _read(rule: Json, aliases: Mapping[str, Path]) -> Iterator[tuple[int, Path]]
         if node.get("type") == "ref" and (path := _path(node, aliases)):
             yield node["location"]["row"], path
     for operator, *operands in _calls(rule):
-        if _name_of(operator) != "object.get" or (path := _path(operands[0], aliases)) is None:
-            continue
-        match operands[1]:
-            case {"type": "string", "value": str(key)}:
-                yield operator["location"]["row"], (*path, key)
-            case {"type": "array", "value": [*keys]}:
-                found = (k["value"] if k.get("type") == "string" else None for k in keys)
-                yield operator["location"]["row"], (*path, *found)
+        if _name_of(operator) == "object.get" and (path := _path(operands[0], aliases)) is not None:
+            keys = operands[1]["value"] if operands[1].get("type") == "array" else [operands[1]]
+            found = (key["value"] if key.get("type") == "string" else None for key in keys)
+            yield operator["location"]["row"], (*path, *found)
 
 
-def _unknown(schema: Json, path: Path) -> str:
+def _unknown(known: list[Path], free: list[Path], path: Path) -> str:
     """Return why no request has such a path, with the nearest one that exists; an empty text if one has."""
-    at: list[Json] = [schema]
-    if path[0] == "requests":  # the input of a rule `batch`
-        return ""
-    for depth, key in enumerate(path):
-        found = [child for node in at for child in _members(schema, node, key)]
-        if not found:
-            told = _dotted(path[: depth + 1])
-            near = _nearest(schema, path[:depth], str(key), at)
-            return f"`{told}` is not in a request, so the rule never holds; {near}"
-        at = found
+    for depth in range(1, len(path) + 1):
+        part = path[:depth]
+        if any(_fits(part[: len(root)], root) for root in free):
+            break
+        if not any(_fits(part, one) for one in known):
+            return f"`{_dotted(part)}` is not in a request, so the rule never holds; {_nearest(known, free, part)}"
     return ""
 
 
-def _members(schema: Json, node: Json, key: str | None) -> Iterator[Json]:
-    for shape in _shapes(schema, node):
-        if not shape.keys() & {"type", "properties", "items", "additionalProperties", "enum", "const"}:
-            yield {}  # any JSON
-        properties, free = shape.get("properties", {}), shape.get("additionalProperties", "properties" not in shape)
-        if key is not None and key in properties:
-            yield properties[key]
-        elif key is None:
-            yield from properties.values()
-        if shape.get("type") == "object" and free and key not in properties:
-            yield free if isinstance(free, dict) else {}
-        if shape.get("type") == "array" and key is None:
-            yield shape.get("items", {})
+def _fits(path: Path, other: Path) -> bool:
+    return len(path) == len(other) and all(a is None or b is None or a == b for a, b in zip(path, other, strict=True))
+
+
+def _nearest(known: list[Path], free: list[Path], path: Path) -> str:
+    siblings = [one[-1] for one in known if one[-1] is not None and _fits(one[:-1], path[:-1])]
+    if meant := get_close_matches(str(path[-1]), siblings, 1, 0.7):
+        return f"`{_dotted((*path[:-1], meant[0]))}` is"
+    if moved := [one for one in known if one[-1] == path[-1]]:
+        return f"`{_dotted(min(moved, key=len))}` is"
+    own = ", ".join(f"`{_dotted(one)}`" for one in free if one[-1] != "grant")
+    return f"names of your own are members of {own}"
+
+
+def _paths(schema: Json) -> tuple[list[Path], list[Path]]:
+    """Return the paths that a request may have, and those below which anything may stand."""
+    known: list[Path] = []
+    free: list[Path] = []
+
+    def walk(node: Json, path: Path) -> None:
+        if path:
+            known.append(path)
+        for shape in _shapes(schema, node):
+            for name, child in shape.get("properties", {}).items():
+                walk(child, (*path, name))
+            for child in (shape.get("additionalProperties"), shape.get("items")):
+                if isinstance(child, dict) and {} in _shapes(schema, child):
+                    free.append(path)
+                elif isinstance(child, dict):
+                    walk(child, (*path, None))
+
+    walk(schema, ())
+    return known, free
 
 
 def _shapes(schema: Json, node: Json) -> Iterator[Json]:
@@ -178,37 +194,6 @@ def _shapes(schema: Json, node: Json) -> Iterator[Json]:
             yield from _shapes(schema, one)
     else:
         yield node
-
-
-def _nearest(schema: Json, parent: Path, key: str, at: Iterable[Json]) -> str:
-    siblings = {name for node in at for shape in _shapes(schema, node) for name in shape.get("properties", {})}
-    if meant := get_close_matches(key, siblings, 1, 0.7):
-        return f"`{_dotted((*parent, meant[0]))}` is"
-    known, free = _all_paths(schema)
-    if moved := [path for path in known if path[-1] == key]:
-        return f"`{_dotted(min(moved, key=len))}` is"
-    own = ", ".join(f"`{_dotted(path)}`" for path in free if path[-1] != "grant")
-    return f"names of your own are members of {own}"
-
-
-def _all_paths(schema: Json) -> tuple[list[Path], list[Path]]:
-    """Return the named paths of a request, and those below which any name may stand."""
-    known: list[Path] = []
-    free: list[Path] = []
-
-    def walk(node: Json, path: Path) -> None:
-        for shape in _shapes(schema, node):
-            for name, child in shape.get("properties", {}).items():
-                if len(path) < _MAX_DEPTH:
-                    known.append((*path, name))
-                    walk(child, (*path, name))
-            if isinstance(own := shape.get("additionalProperties"), dict) and {} in _shapes(schema, own):
-                free.append(path)
-            if shape.get("type") == "array":
-                walk(shape.get("items", {}), (*path, None))
-
-    walk(schema, ())
-    return known, free
 
 
 def _dotted(path: Path) -> str:
