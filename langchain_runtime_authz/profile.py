@@ -103,7 +103,8 @@ class ToolProfile(BaseModel):
         prose: free-text fields. A value inside one is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
         intent: words by which a user asks for the tool; only `mandate.words` reads them.
-        reaches: names of other declared tools that a call can start. The policy decides on the chain.
+        reaches: names of other declared tools that a call can start, on whose chain the policy decides; and audiences,
+            as URLs, of the services behind it, for which a call's token may be exchanged.
         resource: the name of what a read returns, with arguments in braces: `file:{path}`. It is the name for
             `RuntimeAuthz.data_changed`.
         version: the field that changes with the content, like an ETag; the whole output if absent.
@@ -180,10 +181,15 @@ class ToolProfile(BaseModel):
         ahead = list(self.reaches)
         while ahead:
             name = ahead.pop(0)
-            if name not in reached:
+            if name in found and name not in reached:  # else an audience
                 reached[name] = as_unprofiled(found[name]) if found[name].draft else found[name]
                 ahead += found[name].reaches
         self._chain = tuple(reached.items())
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The audiences that `reaches` names, over every step."""
+        return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
 
     def chain(self) -> list[JsonValue]:
         """Return the tools that a call can start, over every step of `reaches`."""
@@ -283,7 +289,7 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
                 raise ConfigError(f"{where}: `{name}` is not text; put the tool's name in quotes", Code.PROFILE_INVALID)
             found[name], of[name] = _validate(f"{where}: {name}", fields, name), where
     for name, declared in found.items():
-        if unknown := sorted(set(declared.reaches) - found.keys()):
+        if unknown := sorted(n for n in set(declared.reaches) - found.keys() if "://" not in n):
             raise ConfigError(
                 f"{of[name]}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
             )

@@ -85,6 +85,8 @@ def authorization_details(
     }
     if approved:
         detail[names.APPROVED] = True
+    if behind := profile.behind:
+        detail[names.REACHES] = list(behind)
     if profile.side_effect:
         detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
     decisive = {name: value_at(args, name) for name in _decisive(profile, args)}

@@ -125,6 +125,7 @@ class Ticket:
         idempotency_key: stable over retry, replay, fork and thread copy.
         approval_key: the ledger's key of the approval that the call spent, if it did.
         audiences: for which a token may be minted.
+        reaches: audiences of the services behind the tool, for which a token may be exchanged.
         obligations: what the permit obliges.
         spent: the budgets that the call counts against, given back if it never starts.
         mint: makes the credential for one audience, bound to a key's thumbprint where one is given;
@@ -140,7 +141,7 @@ class Ticket:
     __slots__ = (
         "_lock", "_minted", "_minting", "_others", "_refusals",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "concluded", "decision_id", "epoch",
-        "idempotency_key", "jti", "leaked", "mint", "obligations", "parsed", "raw", "redeemed", "spent", "tool", "tool_ref",
+        "idempotency_key", "jti", "leaked", "mint", "obligations", "parsed", "raw", "reaches", "redeemed", "spent", "tool", "tool_ref",
         "withheld",
     )  # fmt: skip
 
@@ -166,7 +167,9 @@ class Ticket:
         amint: Callable[[str, str | None], Awaitable[Credential]] | None = None,
         approval_key: str = "",
         refusals: Refusals | None = None,
+        reaches: tuple[str, ...] = (),
     ) -> None:
+        self.reaches = reaches
         self.tool = tool
         self._refusals = refusals
         self.approval_key = approval_key

@@ -60,6 +60,7 @@ STANDING: Final = "standing"  # as in `context.call.mandate`
 SOURCE: Final = "source"  # who compiled the mandate, or null
 MANDATE: Final = "mandate"  # its digest, or null
 APPROVED: Final = "approved"  # true if an approver approved the call; absent otherwise
+REACHES: Final = "reaches"  # audiences for which the token may be exchanged; absent if none
 SALT: Final = "salt"  # of the digests
 ARGUMENTS: Final = "arguments"  # name → value; or
 ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or

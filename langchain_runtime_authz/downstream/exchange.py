@@ -268,10 +268,12 @@ class ExchangeAuth(TicketAuth):
     def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
         if not is_under(str(request.url), self._resource):  # this compares the scheme too
             raise CredentialError(Code.AUDIENCE, f"{request.url.host} is not the resource of the exchange")
-        if self._subject_token is None:
-            return self._exchange.audience
-        # INVARIANT: the user's token is exchanged for no service outside the tool's profile and the grant.
+        # INVARIANT: no token is exchanged for a service outside the tool's profile and the grant.
         named = (self._options["audience"], self._resource)
+        if self._subject_token is None:
+            if not any(a in named for a in (*ticket.audiences, *ticket.reaches)):
+                raise CredentialError(Code.AUDIENCE, f"`{ticket.tool}` does not reach {self._resource}")
+            return self._exchange.audience
         if (found := next((a for a in ticket.audiences if a in named), None)) is None:
             raise CredentialError(Code.AUDIENCE, f"the call's audiences do not name {self._resource}")
         return found

@@ -145,6 +145,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         approval_key=approval.call_key if approval is not None else "",
         idempotency_key=intent,
         audiences=tuple(tokens),
+        reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
         spent=spent,
         mint=made.mint if made is not None else None,

@@ -363,7 +363,7 @@ def test_a_legacy_service_gets_the_bearer_token_it_expects(stack: contextlib.Exi
 
     sts_port, crm_port, evil_port = free_port(), free_port(), free_port()
     sts, crm, evil = (f"http://127.0.0.1:{port}" for port in (sts_port, crm_port, evil_port))
-    profiles = {"look_up": ToolProfile(effect="read", sink="none", audience=(f"{sts}/token",))}
+    profiles = {"look_up": ToolProfile(effect="read", sink="none", audience=(f"{sts}/token",), reaches=(crm,))}
     world = World(stack, profiles, (sts,))
     key, seen = SigningKey.generate(), []
     stack.enter_context(serving(token_endpoint(world.authz, f"{sts}/token", key, seen), sts_port))
