@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_runtime_authz.authzen import Obligation
-from langchain_runtime_authz.credential.token import REDACTED, Credential
+from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 if TYPE_CHECKING:  # its module loads the signing library
@@ -35,7 +35,7 @@ class Refusals(Protocol):
         ...
 
 
-class CallCredential:
+class CallCredential(Sealed):
     """The credential of one call, with the key that makes its effect repeatable.
 
     Text forms, copies and pickles never hold the token, nor the key to which it may be bound.
@@ -94,17 +94,8 @@ class CallCredential:
     def __repr__(self) -> str:
         return f"<CallCredential audience={self.audience!r}>"
 
-    def __copy__(self) -> CallCredential:
-        return self
 
-    def __deepcopy__(self, memo: object) -> CallCredential:
-        return self
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return (str, (REDACTED,))
-
-
-class Ticket:
+class Ticket(Sealed):
     """The permit for one call.
 
     Not a dataclass on purpose: serialisers print those field by field. Copies are the ticket itself,
@@ -138,6 +129,7 @@ class Ticket:
         withheld: a part of the output was left out, because it could not be searched for tokens.
     """
 
+    _pickled = "[ticket]"
     __slots__ = (
         "_lock", "_minted", "_minting", "_others", "_refusals",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "concluded", "decision_id", "epoch",
@@ -351,15 +343,6 @@ class Ticket:
     def __repr__(self) -> str:
         state = "concluded" if self.concluded else "redeemed" if self.redeemed else "unused"
         return f"<Ticket {self.tool!r} decision={self.decision_id} {state}>"
-
-    def __copy__(self) -> Ticket:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Ticket:
-        return self
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return (str, ("[ticket]",))
 
 
 class _Minting:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import reduce
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, NoReturn, final
+from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -23,7 +23,7 @@ from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
 
-__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of"]
+__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "Sealed", "TokenRequest", "claims_of"]
 
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT passes for it
 # RFC 9396 §2: `type` of authorization_details
@@ -187,8 +187,24 @@ class _Text:
 _SEAL: Final = object()
 
 
+class Sealed:
+    """Base of what holds a secret: copies are the object itself, and a pickle yields a constant string."""
+
+    __slots__ = ()
+    _pickled: ClassVar = REDACTED
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return (str, (self._pickled,))
+
+
 @final
-class Credential:
+class Credential(Sealed):
     """A token that was verified, or that this process has just had issued.
 
     Only `Verifier.verify` and `issuer.mint` make one, so an unverified credential cannot exist. Text
@@ -298,15 +314,6 @@ class Credential:
 
     def __repr__(self) -> str:
         return f"<Credential jti={self.jti!r} audience={self.audience!r}>"
-
-    def __copy__(self) -> Credential:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Credential:
-        return self
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return (str, (REDACTED,))
 
 
 def seal(token: str, claims: Mapping[str, Any]) -> Credential:

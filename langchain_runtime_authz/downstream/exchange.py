@@ -33,7 +33,7 @@ from langchain_runtime_authz.credential.current_call import current_scope, curre
 from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
 from langchain_runtime_authz.credential.keys import Signer
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
+from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing, is_under
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -63,10 +63,11 @@ MARGIN: Final = 5  # seconds before its end in which a token is not used again
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 _ACTOR: Final = {"actor_token", "actor_token_type"}
-_OPTIONS: Final = _ACTOR | {"subject_token_type", "resource", "audience", "scope", "requested_token_type"}
+_TARGET: Final = frozenset({"resource", "audience", "scope"})
+_OPTIONS: Final = _TARGET | _ACTOR | {"subject_token_type", "requested_token_type"}
 
 
-class ExchangedToken:
+class ExchangedToken(Sealed):
     """A token that the endpoint issued. Text forms, copies and pickles never hold it.
 
     `issued_token_type` is an RFC 8693 §3 identifier, and `expires_at` is in epoch seconds. `scope` is as granted, or
@@ -77,15 +78,6 @@ class ExchangedToken:
 
     def __init__(self, token: str, issued_token_type: str, expires_at: float, scope: str | None) -> None:
         self.token, self.issued_token_type, self.expires_at, self.scope = token, issued_token_type, expires_at, scope
-
-    def __copy__(self) -> ExchangedToken:
-        return self
-
-    def __deepcopy__(self, memo: object) -> ExchangedToken:
-        return self
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return (str, (REDACTED,))
 
 
 class TokenExchange:
@@ -325,10 +317,15 @@ class ExchangeAuth(TicketAuth):
         return kept  # type: ignore[no-any-return]
 
 
-def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
+def _given(options: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - _OPTIONS:
+    if unknown := given.keys() - known:
         raise ConfigError(f"unknown parameters of an exchange: {', '.join(sorted(unknown))}")
+    return given
+
+
+def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
+    given = _given(options, _OPTIONS)
     if len(_ACTOR & given.keys()) == 1:
         raise ConfigError("`actor_token` and `actor_token_type` belong together")
     own = {"grant_type": GRANT, "subject_token": subject_token}
@@ -336,10 +333,7 @@ def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _assertion_form(assertion: str, options: Mapping[str, Any]) -> dict[str, str]:
-    given = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - {"resource", "audience", "scope"}:
-        raise ConfigError(f"unknown parameters of a grant: {', '.join(sorted(unknown))}")
-    return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **given}
+    return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)}
 
 
 def _other_audience(token: str, wanted: set[str]) -> str | None:

@@ -49,6 +49,9 @@ LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
 
 
+_Key = Mapping[str, Any] | CredentialError | None
+
+
 class Caller(NamedTuple):
     """A verified token: its subject, scopes, expiry in epoch seconds, and the provider's session and id of it, if any."""
 
@@ -137,14 +140,27 @@ class OidcVerifier:
 
     def caller(self, token: str, *, now: float | None = None) -> Caller:
         """Return the subject of a token with its scopes and times. Raises like `verify`."""
-        jws = read_jwt(token, self._algorithms)
-        return self._believed(jws, _key(self._known(self._keys.get()), jws), time.time() if now is None else now)
+        return self._believed(*self._keyed(token), now)
 
     async def acaller(self, token: str, *, now: float | None = None) -> Caller:
         """Return what `caller` does, without blocking the event loop."""
+        return self._believed(*await self._akeyed(token), now)
+
+    def logged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
+        """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
+        return self._ended(*self._keyed(token), now)
+
+    async def alogged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
+        """Return what `logged_out` does, without blocking the event loop."""
+        return self._ended(*await self._akeyed(token), now)
+
+    def _keyed(self, token: str) -> tuple[Jws, _Key]:
         jws = read_jwt(token, self._algorithms)
-        key = await _akey(self._known(await self._keys.aget()), jws)
-        return self._believed(jws, key, time.time() if now is None else now)
+        return jws, _key(self._known(self._keys.get()), jws)
+
+    async def _akeyed(self, token: str) -> tuple[Jws, _Key]:
+        jws = read_jwt(token, self._algorithms)
+        return jws, await _akey(self._known(await self._keys.aget()), jws)
 
     def _known(self, keys: JwksClient | None) -> JwksClient:
         if keys is None:
@@ -166,7 +182,7 @@ class OidcVerifier:
         # The same place keeps its copy, so that a new document does not cause a new fetch of the keys.
         return before if before is not None and repr(before) == repr(keys) else keys
 
-    def _genuine(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Mapping[str, Any]:
+    def _genuine(self, jws: Jws, jwk: _Key, now: float | None) -> Mapping[str, Any]:
         """Return the claims of a token that the provider signed and that is valid now."""
         if isinstance(jwk, CredentialError):
             raise AuthzError(Code.IDENTITY_UNAVAILABLE)
@@ -176,10 +192,10 @@ class OidcVerifier:
         claims = jws.claims
         if claims.get(claim.ISSUER) != self.issuer:
             raise refused("its `iss` is another")
-        check_times(claims, now)
+        check_times(claims, time.time() if now is None else now)
         return claims
 
-    def _believed(self, jws: Jws, jwk: Mapping[str, Any] | CredentialError | None, now: float) -> Caller:
+    def _believed(self, jws: Jws, jwk: _Key, now: float | None) -> Caller:
         claims = self._genuine(jws, jwk, now)
         self._check_kind(jws.header, claims)
         scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
@@ -189,19 +205,8 @@ class OidcVerifier:
         subject = _subject(claims, self._provider)
         return Caller(subject, named, float(claims[claim.EXPIRES_AT]), session, name_of(claims.get(claim.TOKEN_ID)))
 
-    def logged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
-        """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
-        jws = read_jwt(token, self._algorithms)
-        key = _key(self._known(self._keys.get()), jws)
-        return self._ended(jws, self._genuine(jws, key, time.time() if now is None else now))
-
-    async def alogged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
-        """Return what `logged_out` does, without blocking the event loop."""
-        jws = read_jwt(token, self._algorithms)
-        key = await _akey(self._known(await self._keys.aget()), jws)
-        return self._ended(jws, self._genuine(jws, key, time.time() if now is None else now))
-
-    def _ended(self, jws: Jws, claims: Mapping[str, Any]) -> LoggedOut:
+    def _ended(self, jws: Jws, key: _Key, now: float | None) -> LoggedOut:
+        claims = self._genuine(jws, key, now)
         events = claims.get("events")
         found = LoggedOut(name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid")))
         if header_type(jws.header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
@@ -333,14 +338,14 @@ def refused(why: str) -> AuthzError:
 # These return the error instead of raising it: an exception's context would quote the token.
 
 
-def _key(keys: JwksClient, jws: Jws) -> Mapping[str, Any] | CredentialError | None:
+def _key(keys: JwksClient, jws: Jws) -> _Key:
     try:
         return keys.get(str(jws.header["kid"]))
     except CredentialError as exc:
         return exc
 
 
-async def _akey(keys: JwksClient, jws: Jws) -> Mapping[str, Any] | CredentialError | None:
+async def _akey(keys: JwksClient, jws: Jws) -> _Key:
     try:
         return await keys.aget(str(jws.header["kid"]))
     except CredentialError as exc:

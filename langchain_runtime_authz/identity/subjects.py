@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 from langchain_runtime_authz._validate import checked_names
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_scope
-from langchain_runtime_authz.credential.token import REDACTED, Credential
+from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 if TYPE_CHECKING:  # its module loads the signing library
@@ -189,16 +189,13 @@ class BearerSubject:
         return _Presented(self._verify, self._shown, authorization)
 
 
-class _Shown:
-    """A verified token and its subject. Its text form shows neither, and copies hold nothing."""
+class _Shown(Sealed):
+    """A verified token and its subject. Its text form shows neither."""
 
     __slots__ = ("subject", "token")
 
     def __init__(self, subject: Subject | Credential, token: str) -> None:
         self.subject, self.token = subject, token
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return (str, (REDACTED,))
 
 
 class _Presented:

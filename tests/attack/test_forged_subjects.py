@@ -268,7 +268,8 @@ def test_the_twin_takes_the_token_for_its_claims() -> None:
 
 def test_an_id_token_proves_an_approver() -> None:
     """What the provider says of a person is what `approve` takes."""
-    subject = bearer()._verifier.verify(id_token(sub="bob"))
+    with bearer().presented(f"Bearer {id_token(sub='bob')}") as subject:
+        pass
     assert (subject.type, subject.id) == ("user", "bob")
 
 

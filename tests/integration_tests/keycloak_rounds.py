@@ -50,8 +50,8 @@ class Rounds:
     def __init__(self, keycloak: Keycloak, crm: str, bank: str) -> None:
         self.kc, self.crm, self.bank = keycloak, crm, bank
         self.rows: dict[str, tuple[Any, Any]] = {}
-        verifier = OidcVerifier(keycloak.issuer, provider="keycloak", audience=AGENT_API, timeout=30)
-        self.caller = BearerSubject(verifier)
+        self.verifier = OidcVerifier(keycloak.issuer, provider="keycloak", audience=AGENT_API, timeout=30)
+        self.caller = BearerSubject(self.verifier)
         profiles = {
             "customers": ToolProfile(effect="read", sink="none", audience=("crm",)),
             "pay": ToolProfile(effect="pay", sink="external", audience=(bank, "crm")),
@@ -232,11 +232,11 @@ class Rounds:
         return "issued"
 
     def _rotation(self, token: str) -> None:
-        self.caller._verifier.verify(token)  # its keys are kept now
+        self.verifier.verify(token)  # its keys are kept now
         self.kc.rotate_keys()
         time.sleep(1.1)  # between two fetches of the keys
         newer = self.kc.sign_in()["access_token"]
-        old, new = (self.caller._verifier.verify(t).type for t in (token, newer))
+        old, new = (self.verifier.verify(t).type for t in (token, newer))
         self.row("Keycloak signs with a new key: the old and the new token", ("user", "user"), (old, new))
 
     def _logout(self, signed_in: dict[str, Any]) -> None:
