@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -14,6 +15,7 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz import _parts as parts
+from langchain_runtime_authz._deadline import begun
 from langchain_runtime_authz._parts import TaskSources, both, like
 from langchain_runtime_authz._threads import Threads
 from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
@@ -39,6 +41,7 @@ from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.doubt import OnUnknown
 from langchain_runtime_authz.pep.engine import Engine, Flow, drive
+from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.on_ask import OnAsk
@@ -207,6 +210,7 @@ class RuntimeAuthz(Threads):
         )
         self._protection = Protection(self.root_entry, self.profiles)
         self._names: set[str] = set()
+        self._health = HealthCheck(self._engine)
         install()
 
     @classmethod
@@ -373,6 +377,21 @@ class RuntimeAuthz(Threads):
         if self._engine.killed:
             return "revoked"
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
+
+    def health(self) -> Health:
+        """Look at ledger, engine, audit log, kill switch and policy, within two seconds. Never raises."""
+        return self._health.look()
+
+    async def ahealth(self) -> Health:
+        """Do what `health` does, without blocking the event loop."""
+        return await asyncio.wrap_future(begun(self._health.look, "health"))
+
+    def health_app(self) -> Callable[..., Awaitable[None]]:
+        """Return an ASGI app for probes, to mount at `/health`: `/health/live` and `/health/ready`.
+
+        Readiness answers 503 and names what is down.
+        """
+        return health_app(self.ahealth)
 
     def explain(self, decision_id: str) -> Explanation:
         """Say in words what a decision was, why, and what to do: of the last decisions of this instance.

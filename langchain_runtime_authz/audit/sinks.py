@@ -179,6 +179,12 @@ class FileSink:
         except OSError as exc:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {exc.strerror}") from None
 
+    def check(self) -> None:
+        """Look whether a record could be written, without writing one. Raises `AuditError`."""
+        self._write(None)
+        if hasattr(os, "statvfs") and not os.statvfs(self.path).f_bavail:
+            raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: the disk is full")
+
     def close(self) -> None:
         """Close the file. A later `write` opens it again."""
         with self._lock:

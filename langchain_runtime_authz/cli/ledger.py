@@ -59,7 +59,7 @@ def status(
     from langchain_runtime_authz.ledger.admin import version
     from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
-    with reporting(), _admin(where, schema, role) as admin:
+    with reporting(), _admin(where, schema, role, look=True) as admin:
         found = version(admin)
     result = "usable"
     try:
@@ -291,11 +291,11 @@ def opened(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
 
 
 @contextmanager
-def _admin(where: str, schema: str, role: str, *, create: bool = False) -> Iterator[Admin]:
+def _admin(where: str, schema: str, role: str, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
     if _is_postgres(where):
         with _needing_postgres():
             from langchain_runtime_authz.ledger import postgres
-        with postgres.administer(where, schema=schema, role=role, create=create) as admin:
+        with postgres.administer(where, schema=schema, role=role, create=create, look=look) as admin:
             yield admin
         return
     from langchain_runtime_authz.ledger import sqlite

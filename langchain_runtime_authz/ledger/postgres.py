@@ -185,7 +185,9 @@ class _Tx:
 
 
 @contextmanager
-def administer(dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create: bool = False) -> Iterator[Admin]:
+def administer(
+    dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create: bool = False, look: bool = False
+) -> Iterator[Admin]:
     """Open the schema for its owner (`ledger.admin`), in one transaction, committed at the end.
 
     Args:
@@ -193,6 +195,7 @@ def administer(dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create:
         schema: of the tables.
         role: the application's role.
         create: make the schema and the role if they are missing, and the owner a member of the role.
+        look: nothing is changed, so the application's role is enough.
 
     Raises:
         LedgerError: the database cannot be reached or used.
@@ -203,7 +206,7 @@ def administer(dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create:
             admin.make()
         admin.run("SELECT set_config('search_path', ?, true)", (schema,))
         tables = admin.tables()
-        if "migration" in tables:  # one operator at a time
+        if "migration" in tables and not look:  # one operator at a time
             admin.run("LOCK TABLE migration IN SHARE ROW EXCLUSIVE MODE")
         yield admin
 

@@ -14,6 +14,7 @@ from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from langchain_runtime_authz._deadline import begun
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.inert import inert
@@ -21,7 +22,6 @@ from langchain_runtime_authz.fork import PROCESS
 from langchain_runtime_authz.ledger.base import Conflict, Doubt, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ResolveCall
 from langchain_runtime_authz.mandate.binding import Deviation, Standing
-from langchain_runtime_authz.pep.deadline import begun
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.telemetry.logs import logger

@@ -161,9 +161,13 @@ class Engine:
     def ledger_failed(self, exc: Exception, run: Run | None = None) -> Decision:
         """Return that deny. The operator's log names the failure, and the run if none is current."""
         decision = deny(self.failed(exc))
-        known = {"run_id": run.run_id, "thread_id": run.scope.thread} if run is not None else {}
-        about = {"decision_id": decision.decision_id, **known}
-        _log.error("ledger or audit failed: %s: %s", type(exc).__name__, exc, extra=about)
+        code, what = failure_code(exc), "audit" if isinstance(exc, AuditError) else "ledger"
+        if (left_out := self.recent.left_out(f"{what} {code}")) is not None:
+            thread, run_id = (run.scope.thread, run.run_id) if run is not None else ("", "")
+            about = {"decision_id": decision.decision_id, **({"run_id": run_id, "thread_id": thread} if run else {})}
+            ids = f"decision {decision.decision_id}, run {run_id}, thread {thread!a}"
+            more = f"; {left_out} more were not logged" if left_out else ""
+            _log.error("%s failed: %s: %s: %s (%s)%s", what, code, type(exc).__name__, exc, ids, more, extra=about)
         return decision
 
 

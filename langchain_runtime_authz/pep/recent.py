@@ -71,7 +71,7 @@ class RecentDecisions:
         """Write one line on a step that was stopped or asked about; few lines per code and minute."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
-        if not _log.isEnabledFor(level) or (left_out := self._left_out(code)) is None:
+        if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:
             return
         _log.log(
             level,
@@ -87,7 +87,7 @@ class RecentDecisions:
             f"; {left_out} more of this code were not logged" if left_out else "",
         )
 
-    def _left_out(self, code: str) -> int | None:
+    def left_out(self, code: str) -> int | None:
         """Return how many lines of the code were left out since the last one; `None` if this one is left out too."""
         now = time.monotonic()
         with self._lock:

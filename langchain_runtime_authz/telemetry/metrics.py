@@ -9,18 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from langchain_runtime_authz._deadline import begun
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import names as n
 
 __all__ = ["Instruments", "count", "count_decision", "instruments", "observe_ledger", "time_engine"]
 
 _ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose questions and doubts are counted → tenant
+
+
+WAIT: Final = 1.0  # seconds for one figure of a ledger
+REST: Final = 30.0  # seconds for which a ledger is left alone that gave none
+_resting: Final[dict[tuple[int, str], float]] = {}
 
 
 class _Recording:
@@ -83,9 +90,16 @@ def _doubts(_: CallbackOptions) -> Iterable[Observation]:
 
 
 def _counted(listing: str) -> Iterable[Observation]:
+    """Ask each ledger in time: a collection waits for none that hangs, and leaves one alone for a while that failed."""
     for ledger, tenant in list(_ledgers.items()):
-        with suppress(Exception):  # if the ledger is down or cannot list, there is no figure
-            yield Observation(len(getattr(ledger, listing)(tenant)), {n.TENANT: tenant})
+        ask, key = getattr(ledger, listing, None), (id(ledger), listing)
+        if ask is None or time.monotonic() < _resting.get(key, 0.0):
+            continue
+        _resting[key] = time.monotonic() + REST
+        with suppress(Exception):  # then there is no figure
+            found = len(begun(partial(ask, tenant), "metrics").result(WAIT))
+            del _resting[key]
+            yield Observation(found, {n.TENANT: tenant})
 
 
 instruments = Instruments(metrics.get_meter("langchain_runtime_authz"))

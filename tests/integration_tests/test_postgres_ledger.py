@@ -271,6 +271,15 @@ def own(dsn: str) -> Iterator[str]:
         conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
 
 
+def test_the_status_is_shown_to_the_applications_role(dsn: str, own: str) -> None:
+    """An operator has that role on hand; a migration still needs the owner's."""
+    with login(dsn) as name:
+        mine = dsn.replace("user=postgres", f"user={name}")
+        shown = CliRunner().invoke(app, ["ledger", "status", mine, "--schema", own])
+        assert (shown.exit_code, "usable" in shown.stdout) == (0, True), shown.output
+        assert CliRunner().invoke(app, ["ledger", "migrate", mine, "--schema", own]).exit_code == 2
+
+
 def test_a_run_survives_what_befalls_its_ledger(dsn: str, own: str) -> None:
     """Put back to an older backup, of another schema, gone: each a deny with its code; the run ends in peace."""
     with PostgresLedger(dsn, schema=own, timeout=2) as made:

@@ -94,7 +94,7 @@ def test_log_records_carry_ids(caplog: pytest.LogCaptureFixture, monkeypatch: py
     graph = authz_with(StaticPDP(permit=True)).protect(hand_written(replying([READ]), [read_tool([])], checkpointer=InMemorySaver()))
     with caplog.at_level(logging.ERROR, "langchain_runtime_authz"), ledger_down(), pytest.raises(AuthzDenied) as denied:
         graph.invoke(human(), THREAD)
-    (record,) = [r for r in caplog.records if r.message.startswith("ledger or audit failed")]
+    (record,) = [r for r in caplog.records if r.message.startswith("ledger failed: ledger_unavailable")]
     about = vars(record)
     assert (about["thread_id"], about["decision_id"]) == ("t1", denied.value.decision_id)
     assert about["run_id"]

@@ -1,0 +1,136 @@
+"""The health of one instance: what of it is up, looked at within a deadline, and an ASGI app that says so."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from langchain_runtime_authz._deadline import begun
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.ledger.base import Query, Scope
+from langchain_runtime_authz.ledger.state import Thread, snapshot
+from langchain_runtime_authz.pep.engine import Engine, Run, new_id
+from langchain_runtime_authz.pep.request import request_json
+
+__all__ = ["Health", "HealthCheck", "health_app"]
+
+DEADLINE: Final = 2.0  # seconds for all parts together
+FRESH: Final = 1.0  # seconds for which an answer stands: many may ask
+_LATE: Final = {"ledger": Code.LEDGER_TIMEOUT, "engine": Code.PDP_TIMEOUT, "audit": Code.AUDIT_UNAVAILABLE}
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The state of an instance's parts.
+
+    Attributes:
+        parts: `ledger`, `engine`, `audit` and `kill_switch`: "" if it is up, else the code of what it would deny with.
+        revision: of the policy.
+        age: seconds since the policy's source was last found in order, if the engine knows.
+    """
+
+    parts: dict[str, str]
+    revision: str
+    age: float | None
+
+    @property
+    def ready(self) -> bool:
+        """True if steps can be permitted."""
+        return not any(self.parts.values())
+
+
+class HealthCheck:
+    """Looks at the parts of one instance, side by side. A part that hangs is asked once, and named meanwhile."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = forkable_lock()
+        self._asked: dict[str, Future[str]] = {}
+        self._last: tuple[float, Health] | None = None
+
+    def look(self) -> Health:
+        """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds. Never raises."""
+        engine = self._engine
+        parts: dict[str, Callable[[], str]] = {"ledger": self._ledger, "engine": self._evaluator, "audit": self._audit}
+        with self._lock:
+            if self._last is not None and time.monotonic() - self._last[0] < FRESH:
+                return self._last[1]
+            for name, part in parts.items():
+                if name not in self._asked or self._asked[name].done():
+                    self._asked[name] = begun(part, f"health-{name}")
+            asked = dict(self._asked)
+        done, _ = wait(asked.values(), DEADLINE)
+        found = {name: str(_LATE[name]) for name in asked}
+        age = None
+        for name, future in asked.items():
+            with suppress(Exception):  # what a foreign part raises past its probe leaves it down
+                found[name] = future.result() if future in done else found[name]
+        with suppress(Exception):
+            age = engine.evaluator.pdp.status().unconfirmed  # type: ignore[attr-defined]  # of a `ReloadingPDP`
+        found["kill_switch"] = str(Code.KILLED) if engine.killed else ""
+        health = Health(found, engine.evaluator.revision, age)
+        with self._lock:
+            self._last = (time.monotonic(), health)
+        return health
+
+    def _ledger(self) -> str:
+        engine = self._engine
+        try:
+            engine.ledger.load(Scope(engine.tenant, engine.issuer.issuer, "health:", ""), Query())
+        except Exception as exc:  # noqa: BLE001  (a foreign store)
+            return str(exc.code if isinstance(exc, LedgerError) else Code.LEDGER_UNAVAILABLE)
+        return ""
+
+    def _evaluator(self) -> str:
+        """Ask about a start: a deny is an answer, unless it stands for a failure."""
+        engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
+        subject, now = Subject(type="service", id="health"), int(time.time())
+        run = Run(engine, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
+        resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
+        body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
+        (decision,) = engine.evaluator.evaluate([body])
+        return decision.reason if decision.failure == "pdp" else ""
+
+    def _audit(self) -> str:
+        check = getattr(self._engine.audit, "check", None)
+        try:
+            if callable(check):
+                check()
+        except Exception as exc:  # noqa: BLE001  (a foreign sink)
+            return str(exc.code if isinstance(exc, AuditError) else Code.AUDIT_UNAVAILABLE)
+        return ""
+
+
+def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI app: a path that ends in `/live` answers 200, any other 200 or 503 with what is down.
+
+    It says codes and the policy's revision, and needs no authentication.
+    """
+
+    async def app(scope: dict[str, Any], receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["type"] != "http":
+            return
+        told: dict[str, Any] = {"live": True}
+        ready = True
+        if not scope["path"].rstrip("/").endswith("/live"):
+            health = await ahealth()
+            down = {name: code for name, code in health.parts.items() if code}
+            ready, told = health.ready, {"ready": health.ready, "down": down, **asdict(health)}
+        body = json.dumps(told).encode()
+        headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200 if ready else 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    return app

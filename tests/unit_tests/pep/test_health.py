@@ -1,0 +1,177 @@
+"""Health names what is down, in time, and takes no part along; alarms name metrics that exist."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pep import health
+from langchain_runtime_authz.telemetry import metrics, names
+from langchain_runtime_authz.testing import StaticPDP
+
+UP = {"ledger": "", "engine": "", "audit": "", "kill_switch": ""}
+ROOT = Path(__file__).parents[3]
+
+
+class Broken(MemoryLedger):
+    """Fails, or hangs."""
+
+    error: Exception | None = LedgerError(Code.LEDGER_ROLLED_BACK)
+    free = threading.Event()
+
+    def load(self, *args: Any) -> Any:
+        if self.error is None:
+            self.free.wait()
+        else:
+            raise self.error
+        return super().load(*args)
+
+
+class Full(FileSink):
+    """Its disk is full."""
+
+    def check(self) -> None:
+        raise AuditError(Code.AUDIT_UNAVAILABLE, "the disk is full")
+
+
+def get(authz: RuntimeAuthz, path: str) -> tuple[int, Any]:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=authz.health_app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get(path)
+
+    answer = asyncio.run(ask())
+    return answer.status_code, answer.json()
+
+
+def test_a_whole_instance_is_ready(tmp_path: Path) -> None:
+    """Under the shipped policy, and without a record of the look."""
+    authz = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
+    found = authz.health()
+    assert (found.parts, found.ready) == (UP, True)
+    assert found.revision.startswith("sha256:")
+    assert (tmp_path / "audit.jsonl").read_text() == ""
+    assert get(authz, "/health/ready") == (200, {"ready": True, "down": {}, "parts": UP, "revision": found.revision, "age": None})
+    assert get(authz, "/health/live") == (200, {"live": True})
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "options"),
+    [
+        ("ledger", Code.LEDGER_ROLLED_BACK, {"ledger": Broken()}),
+        ("engine", Code.PDP_ERROR, {"pdp": StaticPDP(lambda request: 1 / 0)}),
+        ("audit", Code.AUDIT_UNAVAILABLE, {"audit": Full}),
+        ("kill_switch", Code.KILLED, {"kill_switch": "engaged"}),
+    ],
+)
+def test_what_is_down_is_named(tmp_path: Path, part: str, code: Code, options: dict[str, Any]) -> None:
+    """By its own code, and nothing else with it. The process lives."""
+    options = dict(options)
+    if "audit" in options:
+        options["audit"] = Full(tmp_path / "audit.jsonl")
+    if "kill_switch" in options:
+        options["kill_switch"] = tmp_path / "kill"
+        options["kill_switch"].touch()
+    authz = RuntimeAuthz(**options)
+    assert {name: value for name, value in authz.health().parts.items() if value} == {part: code}
+    status, body = get(authz, "/ready")
+    assert (status, body["down"]) == (503, {part: code})
+    assert get(authz, "/live")[0] == 200
+
+
+def test_a_part_that_hangs_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once: later looks do not pile up."""
+    monkeypatch.setattr(health, "DEADLINE", 0.1)
+    monkeypatch.setattr(health, "FRESH", 0.0)
+    ledger = Broken()
+    authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True))
+    ledger.error, ledger.free = None, threading.Event()
+    before, begun = threading.active_count(), time.monotonic()
+    assert [authz.health().parts["ledger"] for _ in range(5)] == [Code.LEDGER_TIMEOUT] * 5
+    assert time.monotonic() - begun < 30
+    assert threading.active_count() <= before + 1
+    ledger.free.set()
+    monkeypatch.setattr(health, "DEADLINE", 10)
+    authz.health()
+    assert authz.health().ready
+
+
+def test_a_full_disk_is_seen_before_a_record_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the space that is left."""
+    sink = FileSink(tmp_path / "audit.jsonl")
+    sink.check()
+    monkeypatch.setattr("os.statvfs", lambda path: type("Full", (), {"f_bavail": 0})())
+    with pytest.raises(AuditError, match="the disk is full"):
+        sink.check()
+
+
+class Failing(MemoryLedger):
+    """Fails at each commit, by turns as the ledger and as the audit log would."""
+
+    def commit(self, *args: Any) -> Any:
+        raise LedgerError(Code.LEDGER_TIMEOUT, "locked")
+
+
+def test_a_failure_is_one_line_with_ids_and_few_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Thread, run, decision and code are in it; the sixth of a minute is left out."""
+    ledger = MemoryLedger()
+    authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", sink="external")})
+    session = authz.session(subject="alice", task="Pay", thread="t1")
+    ledger.__class__ = Failing
+    with caplog.at_level(logging.ERROR):
+        decisions = [session.decide("pay", {"n": n}) for n in range(9)]
+    lines = [r for r in caplog.records if "ledger_timeout" in r.getMessage() and r.levelno == logging.ERROR]
+    assert len(lines) == 5
+    for record, decision in zip(lines, decisions, strict=False):
+        assert decision.reason == Code.LEDGER_TIMEOUT
+        assert decision.decision_id in record.getMessage() and "thread 't1'" in record.getMessage()
+        assert (record.thread_id, record.decision_id) == ("t1", decision.decision_id)  # type: ignore[attr-defined]
+
+
+def test_a_collection_does_not_wait_for_a_ledger_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs costs one wait, then it is left alone for a while."""
+    monkeypatch.setattr(metrics, "WAIT", 0.05)
+    asked, free = [], threading.Event()
+
+    class Hangs(MemoryLedger):
+        def doubts(self, *args: Any) -> Any:
+            asked.append(1)
+            free.wait()
+
+    ledger = Hangs()
+    metrics.observe_ledger(ledger, "hangs")
+    for _ in range(5):
+        figures = [o for o in metrics._counted("doubts") if o.attributes == {names.TENANT: "hangs"}]
+        assert figures == []
+    assert len(asked) == 1
+    free.set()
+
+
+def test_alarms_name_metrics_that_exist() -> None:
+    """As the Prometheus exporter writes the instruments' names."""
+    exported = {
+        *(f"{name}_total" for name in (names.DECISIONS, names.EVENTS, names.ERRORS)),
+        *(f"{name}_seconds_bucket" for name in (names.DECISION_DURATION, names.ENGINE_DURATION)),
+        *(names.LEASES, names.QUESTIONS, names.DOUBTS),
+    }
+    labels = {names.COMPONENT, names.REASON, names.DECISION, names.EVENT, names.TENANT}
+    known = {name.replace(".", "_") for name in exported | labels}
+    (group,) = yaml.safe_load((ROOT / "deploy/alerts/runtime-authz.yml").read_text())["groups"]
+    assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"]) > 5
+    for rule in group["rules"]:
+        used = set(re.findall(r"runtime_authz_\w+", rule["expr"]))
+        assert used and used <= known, rule["alert"]
+        assert rule["labels"]["severity"] in ("page", "ticket") and rule["annotations"]["summary"]
