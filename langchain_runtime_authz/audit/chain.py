@@ -149,7 +149,11 @@ def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
     Raises:
         OSError: a file cannot be read.
     """
-    return verify_files([(f.name, partial(f.open, "rb")) for f in log_files(path)], head)
+    while True:
+        files = log_files(path)
+        report = verify_files([(f.name, partial(f.open, "rb")) for f in files], head)
+        if report.ok or files == log_files(path):  # otherwise a writer closed a segment meanwhile
+            return report
 
 
 def verified(path: str | Path) -> ChainReport:

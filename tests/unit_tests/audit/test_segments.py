@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chain, verify_log
 from langchain_runtime_authz.audit.evidence import verify_pack, write_pack
 from langchain_runtime_authz.audit.retention import drop_segments
@@ -98,6 +99,14 @@ def test_damage_shows(log: Path, name: str) -> None:
         drop_segments(log, 1e12)
 
 
+def test_a_rotation_during_a_verification_is_no_damage(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files were listed before a writer closed one, so they are listed again."""
+    seen = [[f for f in log_files(log) if f != log_files(log)[-2]]]
+    monkeypatch.setattr(chain, "log_files", lambda path: seen.pop() if seen else log_files(path))
+    assert verify_log(log).ok
+    assert seen == []
+
+
 def test_a_file_is_closed_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted from its first record, also by a writer that comes later; an idle file is not closed again."""
     path = tmp_path / "a.jsonl"
@@ -134,9 +143,9 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
 
 
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
-    chain, _ = write_pack(tmp_path / "e.zip", log, {}, {})
-    assert chain.records == 49 + len(log_files(log))
-    assert verify_pack(tmp_path / "e.zip", chain.head)[0] == verify_log(log)
+    packed, _ = write_pack(tmp_path / "e.zip", log, {}, {})
+    assert packed.records == 49 + len(log_files(log))
+    assert verify_pack(tmp_path / "e.zip", packed.head)[0] == verify_log(log)
 
 
 def _write_many(path: str, who: int, count: int) -> None:
