@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, LiteralString, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import errors, sql
@@ -32,24 +33,41 @@ SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"
 _SLOW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PoolTimeout)
 _OTHER: Final = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedObject, errors.InvalidSchemaName)
-_CLOCK: Final[Statement] = ("SELECT extract(epoch FROM clock_timestamp())::float8", ())
+_NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
 _SETTINGS: Final = (
-    "SELECT set_config('role', ?, true), set_config('search_path', ?, true),"
-    " set_config('runtime_authz.tenant', ?, true), set_config('statement_timeout', ?, true),"
-    " set_config('lock_timeout', ?, true),"
+    "SELECT set_config('role', ?, {local}), set_config('search_path', ?, {local}),"
+    " set_config('runtime_authz.tenant', ?, {local}), set_config('statement_timeout', ?, {local}),"
+    " set_config('lock_timeout', ?, {local}),"
     # A commit is the point of no return: it is on the disk when it returns, whatever the server's default.
-    " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
+    " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), {local})"
+)
+# A row to lock, if the thread has none yet. A refused commit takes it back.
+_ROW: Final = (
+    "INSERT INTO thread (tenant, thread, scope, subject, history, at) VALUES (?, ?, '', '\"\"', '{}', 0)"
+    " ON CONFLICT DO NOTHING"
+)
+_LOCK: Final = "SELECT 1 FROM thread WHERE tenant = ? AND thread = ? FOR UPDATE"
+# The thread's row, if it is as it was seen, in place of the statement that puts it.
+_HELD: Final = (
+    "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
+    " WHERE tenant = ? AND thread = ? AND CAST(xmin AS TEXT) = ? RETURNING 1"
+)
+# Its column takes no null: if the thread's row was not held, nothing of the statement happens.
+_ENTRY: Final = (
+    "INSERT INTO journal (tenant, thread, nonce, at)"
+    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM held), ?) RETURNING position"
 )
 
+_BEGIN: Final[Statement] = ("BEGIN", ())
 Connection = psycopg.Connection[Any]
 
 
 class PostgresLedger(SqlLedger):
     """Keeps threads in PostgreSQL (14 or newer).
 
-    A commit locks its thread's row: commits of one thread are serial, those of different threads do not wait
-    for each other. A load is one snapshot (`REPEATABLE READ`). Ledger time is the database's clock. Make the
-    schema with `runtime-authz ledger migrate DSN`, under a role that may create it.
+    A load is one statement. A commit reads with one and writes with another, which does nothing if the thread's row
+    changed meanwhile; then, and for a new thread, it locks the row. Commits of one thread are serial, those of different
+    threads do not wait for each other. Ledger time is the database's clock. Make the schema with `runtime-authz ledger migrate DSN`, under a role that may create it.
 
     Args:
         dsn: a libpq connection string or URL of a role that is a member of `role`, or the caller's pool.
@@ -63,7 +81,8 @@ class PostgresLedger(SqlLedger):
         LedgerError: the database cannot be reached or used.
     """
 
-    _lock_clause = " FOR UPDATE"
+    _dialect = ("json_build_array", _NOW, "CAST(xmin AS TEXT)")
+    _optimistic = True
 
     def __init__(
         self,
@@ -75,10 +94,10 @@ class PostgresLedger(SqlLedger):
         max_size: int = WORKERS,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(clock)
         self._dsn = dsn if isinstance(dsn, str) else None
         self._schema, self._role, self._timeout, self._max_size = schema, role, timeout, max_size
-        self._clock = clock
+        self._as: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # the tenant that each is set up for
         self._left: list[object] = []  # of the parent process: never used, never closed
         self._pool = self._open() if isinstance(dsn, str) else dsn
         try:
@@ -114,22 +133,26 @@ class PostgresLedger(SqlLedger):
 
     @contextmanager
     def _reading(self, tenant: str) -> Iterator[_Tx]:
-        yield from self._transaction(("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()), self._settings(tenant))
+        yield from self._session(tenant, [])
 
     @contextmanager
     def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
-        # A row to lock, if the thread has none yet. A refused commit takes it back.
-        row = "INSERT INTO thread (tenant, thread, scope, subject, history, at) VALUES (?, ?, '', '\"\"', '{}', 0) ON CONFLICT DO NOTHING"
-        yield from self._transaction(("BEGIN", ()), self._settings(tenant), (row, (tenant, key)))
+        yield from self._session(tenant, [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key))])
 
-    def _transaction(self, *prelude: Statement) -> Iterator[_Tx]:
+    def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
         self._here()
         with _failures(), self._pool.connection(self._timeout) as conn:
-            autocommit = conn.autocommit
-            if not autocommit:  # a pool of the caller's
+            own, autocommit = self._dsn is not None, conn.autocommit
+            if not own:  # what is set in a pool of the caller's ends with the transaction
+                prelude = [_BEGIN, self._settings(tenant, local=True), *prelude[1:]]
+            elif self._as.pop(conn, None) != tenant:
+                prelude = [self._settings(tenant, local=False), *prelude]
+            if not autocommit:
                 conn.set_autocommit(True)
+            done = False
             try:
-                yield _Tx(conn, prelude, self._clock)
+                yield _Tx(conn, prelude, commits=_BEGIN in prelude)
+                done = True
             except psycopg.Error:
                 conn.close()  # after a failed pipeline, the driver believes in prepared statements that are not there
                 raise
@@ -137,12 +160,14 @@ class PostgresLedger(SqlLedger):
                 if conn.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
                     with suppress(psycopg.Error):  # the first failure says why
                         conn.execute("ROLLBACK")
+                elif own and done:  # a rollback also takes back what was set
+                    self._as[conn] = tenant
                 if not autocommit and not conn.closed:
                     conn.set_autocommit(False)
 
-    def _settings(self, tenant: str) -> Statement:
+    def _settings(self, tenant: str, *, local: bool) -> Statement:
         limit = f"{int(self._timeout * 1000)}ms"
-        return (_SETTINGS, (self._role, self._schema, f"={tenant}", limit, limit))
+        return _SETTINGS.format(local=str(local).lower()), (self._role, self._schema, f"={tenant}", limit, limit)
 
     def _forked(self) -> None:
         if self._dsn is None:
@@ -155,33 +180,35 @@ class PostgresLedger(SqlLedger):
 
 
 class _Tx:
-    def __init__(self, conn: Connection, prelude: Sequence[Statement], clock: Callable[[], float] | None) -> None:
-        self.conn = conn
-        self.clock = 0.0
-        self._prelude = prelude
-        self._clock = clock
+    def __init__(self, conn: Connection, prelude: Sequence[Statement], *, commits: bool) -> None:
+        self._conn, self._prelude, self._commits = conn, prelude, commits
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        return self._run([*statements])
-
-    def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        return self._run([*statements, ("COMMIT", ())])[:-1]
-
-    def _run(self, statements: list[Statement]) -> list[Sequence[Row]]:
         prelude, self._prelude = self._prelude, ()
-        if prelude:
-            statements.insert(len(statements) - (statements[-1][0] == "COMMIT"), _CLOCK)
-        cursors = []
-        with self.conn.pipeline():  # one round trip
-            for text, values in (*prelude, *statements):
-                cursor = self.conn.cursor(row_factory=tuple_row)
-                cursors.append(cursor.execute(_query(text), values))
-        results: list[Sequence[Row]] = [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
-        if prelude:
-            at = next(i for i, s in enumerate(statements) if s is _CLOCK)
-            ((seconds,),) = results.pop(at)
-            self.clock = self._clock() if self._clock is not None else seconds
-        return results
+        several = [*prelude, *statements]
+        if len(several) == 1:
+            cursors = [self._execute(*several[0])]
+        else:
+            with self._conn.pipeline():  # one round trip
+                cursors = [self._execute(*statement) for statement in several]
+        return [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
+
+    def keep(self, statements: Sequence[Statement], seen: str) -> int | None:
+        """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
+        (_, (tenant, key, *row)), *others, (_, entry) = statements
+        parts, values = [f"held AS ({_HELD})"], [*row, tenant, key, seen]
+        for number, (text, given) in enumerate(others):
+            parts.append(f"w{number} AS ({text})")
+            values += given
+        written = (f"WITH {', '.join(parts)} {_ENTRY}", [*values, *entry])
+        try:
+            ((position,),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
+        except errors.NotNullViolation:
+            return None
+        return int(position)
+
+    def _execute(self, text: str, values: Sequence[Any]) -> psycopg.Cursor[Row]:
+        return self._conn.cursor(row_factory=tuple_row).execute(_query(text), values)
 
 
 @contextmanager
@@ -252,7 +279,7 @@ class _Admin:
             self._named(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
 
     def now(self) -> float:
-        ((seconds,),) = self.run(*_CLOCK)
+        ((seconds,),) = self.run(f"SELECT {_NOW}")
         return float(seconds)
 
     def _named(self, text: LiteralString, table: str = "") -> None:

@@ -1,7 +1,6 @@
-"""A thread's rows in SQL: statements that bring the rows a step needs, and that keep the rows it changed.
+"""A thread's rows in SQL: one statement that brings the rows a step needs, and those that keep what it changed.
 
-Portable between SQLite and PostgreSQL: `?` stands for a parameter. Each function makes statements. A store
-runs all of one list in one round trip.
+Portable between SQLite and PostgreSQL: `?` stands for a parameter.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Edge
@@ -24,6 +22,7 @@ from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
 __all__ = [
+    "JOURNAL",
     "Fetch",
     "Row",
     "Statement",
@@ -44,21 +43,26 @@ CHUNK: Final = 500  # keys in one statement
 _KEY: Final = "tenant, thread"
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
-_LEASE: Final = f"SELECT state, body FROM lease WHERE {_OF} AND "
-_CALL: Final = f"SELECT key, state, jti, result, deed, at, about FROM call WHERE {_OF} AND "
-_APPROVAL: Final = f"SELECT body FROM approval WHERE {_OF} AND "
-_MARK: Final = f"SELECT name, value FROM mark WHERE {_OF} AND "
-_PLAN: Final = f"SELECT body FROM plan WHERE {_OF} AND agent = ? AND "
+_SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
+_LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
+_CALL: Final = f"key, state, jti, result, deed, about FROM call WHERE {_OF} AND "
+_APPROVAL: Final = f"body FROM approval WHERE {_OF} AND "
+_MARK: Final = f"name, value FROM mark WHERE {_OF} AND "
+_PLAN: Final = f"body FROM plan WHERE {_OF} AND agent = ? AND "
 _PLANNED: Final = f"SELECT message, epoch FROM planned WHERE {_OF} AND agent = ? AND call = ? ORDER BY seq DESC LIMIT 1"
 _NEWEST: Final = (
-    "SELECT m.version, m.reader, j.position, j.nonce, j.at"
+    "m.version, m.reader, j.position, j.nonce"
     " FROM (SELECT max(version) AS version, max(min_reader) AS reader FROM migration) m LEFT JOIN"
     " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true"
 )
 _BELOW: Final = (
-    f"WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
-    f" SELECT l.jti FROM lease l JOIN below ON l.parent = below.jti WHERE l.tenant = ? AND l.thread = ?) "
+    f"(WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
+    f" SELECT l.jti FROM lease l JOIN below ON l.parent = below.jti WHERE l.tenant = ? AND l.thread = ?)"
+    f" SELECT jti FROM below)"
 )
+
+
+JOURNAL: Final = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
 
 
 def thread_key(scope: b.Scope) -> bytes:
@@ -70,14 +74,14 @@ def thread_key(scope: b.Scope) -> bytes:
 class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
-    Run `statements` and hand their results to `read`. Then `thread`, `before` (the same rows, to compare with),
-    `position`, `nonce`, `latest` and `version` are set.
+    Run `statement` and hand its rows to `read`. Then `thread`, `before` (the same rows, to compare with), `seen` (which
+    changes with each commit of the thread; empty if it has none), `position`, `nonce`, `latest`, `clock` and `version`
+    are set.
     """
 
     tenant: str
     key: bytes
     needs: Needs
-    locked: str = ""  # behind the thread's row: what locks it
     thread: Thread = field(default_factory=Thread)
     before: Thread = field(init=False)
     version: Version = field(init=False)
@@ -85,79 +89,91 @@ class Fetch:
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
+    clock: float = 0.0
+    seen: str = ""
+    _place: float = 0.0  # of the row that is read: numbers lose digits in JSON
     _takers: list[Callable[..., object]] = field(default_factory=list)
 
-    def statements(self) -> list[Statement]:
-        """Return what to run, in this order."""
+    def statement(self, row: str, clock: str, seen: str) -> Statement:
+        """Return what to run: of each row the number of what takes it, its place among these, and its columns as JSON.
+
+        Args:
+            row: the store's function that makes a JSON list.
+            clock: an expression for the time.
+            seen: an expression over the thread's row that tells its states apart.
+        """
         t, n, of = self.thread, self.needs, (self.tenant, self.key)
-        found: list[Statement] = []
+        parts, given = list[str](), list[Any]()
 
-        def add(taker: Callable[..., object], sql: str, *values: Any) -> None:
+        def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:
+            columns, _, rest = sql.partition(" FROM ")
+            parts.append(f"SELECT {len(self._takers)}, {place}, CAST({row}({columns}) AS TEXT) FROM {rest}")
             self._takers.append(taker)
-            found.append((sql, values))
+            given.extend(values)
 
-        def among(taker: Callable[..., object], sql: str, names: Collection[str]) -> None:
+        def among(taker: Callable[..., object], sql: str, names: Collection[str], place: str = "0.0") -> None:
             if names:
-                add(taker, f"{sql} IN {_in(names)}", *of, *map(_text, names))
+                add(taker, f"{sql} IN {_in(names)}", *of, *map(_text, names), place=place)
 
-        add(self._thread, f"SELECT scope, subject, history FROM thread WHERE {_OF}{self.locked}", *of)
-        newest = "ORDER BY epoch DESC, digest DESC LIMIT 1"
-        add(self._epoch, f"SELECT epoch, digest, body FROM epoch WHERE {_OF} {newest}", *of)
-        add(self._revocation, f"SELECT agent, lifted FROM revocation WHERE {_OF} ORDER BY seq", *of)
-        add(self._journal, _NEWEST, self.tenant)
+        add(self._journal, _NEWEST, self.tenant, place="j.at")
+        add(self._thread, f"scope, subject, history, {seen} FROM thread WHERE {_OF}", *of)
+        newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
+        add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
+        add(self._revocation, f"agent, lifted FROM revocation WHERE {_OF}", *of, place=_SEQ)
         among(self._lease, f"{_LEASE}jti", n.leases)
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
             jtis, below = [*map(_text, n.below)], _BELOW.format(_in(n.below))
-            add(self._lease, f"{below}{_LEASE}jti IN (SELECT jti FROM below)", *of, *jtis, *of, *of)
+            add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
             # A child's lease is never older than its parent's, and a call may be held by a lease that is gone.
-            held = f"(jti IN (SELECT jti FROM below) OR jti IN {_in(n.below)})"
-            add(self._call, f"{below}{_CALL}state = 'claimed' AND {held}", *of, *jtis, *of, *of, *jtis)
-        among(self._call, f"{_CALL}key", n.calls)
+            held = f"(jti IN {below} OR jti IN {_in(n.below)})"
+            add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
+        among(self._call, f"{_CALL}key", n.calls, "at")
         if n.calls:
             holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(n.calls)}"
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *of, *map(_text, n.calls))
         among(self._approval, f"{_APPROVAL}key", n.approvals)
         if n.open:
-            add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved') ORDER BY key", *of)
+            add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
         for agent, message in n.plans:
             add(self._plan, f"{_PLAN}message = ?", *of, _text(agent), _text(message))
         for place in n.by_call:
             where = (*of, _text(place[0]), *of, _text(place[0]), _text(place[1]))
             add(self._planned(place), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
         if n.edges:
-            add(self._edge, f"SELECT parent, child, kind FROM edge WHERE {_OF} ORDER BY seq", *of)
-        among(self._budget, f"SELECT counter, spent FROM budget WHERE {_OF} AND counter", n.budgets)
+            add(self._edge, f"parent, child, kind FROM edge WHERE {_OF}", *of, place=_SEQ)
+        among(self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets)
         for counter, span in n.rates:
-            sql = f"SELECT counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
+            sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
             add(self._rate, sql, *of, _text(counter), span)
         among(self._mark, f"{_MARK}name", n.marks)
         for prefix in n.unmarked:
             begin = _text(prefix)[:-1]  # names are JSON
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
         for some in _chunks(sorted(n.values)):
-            among(self._value, f"SELECT body FROM value WHERE {_OF} AND key", some)
+            among(self._value, f"body FROM value WHERE {_OF} AND key", some)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            add(self._doubt, f"{_DOUBTS}{_OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds))
+            add(self._doubt, f"{_DOUBTS}{_OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
         if n.log:
-            add(_texts(t.log), f"SELECT body FROM said WHERE {_OF} ORDER BY seq", *of)
+            add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
-            add(_texts(t.pending), f"SELECT body FROM delivery WHERE {_OF} ORDER BY seq", *of)
-        return found
+            add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
+        return " UNION ALL ".join([*parts, f"SELECT -1, {clock}, '[]'"]), given
 
-    def read(self, results: Sequence[Sequence[Row]]) -> None:
-        """Take the results of `statements`."""
-        for taker, rows in zip(self._takers, results, strict=True):
-            for row in rows:
-                taker(*row)
+    def read(self, rows: Sequence[Row]) -> None:
+        """Take the rows of `statement`."""
+        rows = sorted((number, place or 0.0, columns) for number, place, columns in rows)
+        self.clock = rows[0][1]
+        for number, self._place, columns in rows[1:]:
+            self._takers[number](*json.loads(columns))
         t = self.thread
         kept: dict[str, Any] = {name: dict(getattr(t, name)) for name in (*_PUTS, "plans", "values")}
         self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending), **kept)
 
-    def _thread(self, scope: str, subject: str, history: str) -> None:
-        t = self.thread
+    def _thread(self, scope: str, subject: str, history: str, seen: str) -> None:
+        t, self.seen = self.thread, seen
         t.exists = bool(scope)  # without a scope it is only a row to lock
         t.subject, t.history = json.loads(subject), History(**_known(History, history))
 
@@ -170,9 +186,9 @@ class Fetch:
         revoked = self.thread.revoked
         (revoked.discard if lifted else revoked.add)(tuple(json.loads(agent)))
 
-    def _journal(self, version: int, reader: int, position: int, nonce: str, at: float) -> None:
+    def _journal(self, version: int, reader: int, position: int, nonce: str) -> None:
         self.version = Version(version or 0, reader or 0)
-        self.position, self.nonce, self.latest = position or 0, nonce or "", at or 0.0
+        self.position, self.nonce, self.latest = position or 0, nonce or "", self._place
 
     def _lease(self, state: str, body: str) -> None:
         grant = json.loads(body)["grant"]
@@ -180,11 +196,11 @@ class Fetch:
         self.thread.leases[held["jti"]] = b.Lease(**held)
 
     def _call(self, *row: Any) -> None:
-        found = _call_row(*row)
+        found = _call_row(*row, self._place)
         self.thread.calls[found.key] = found
 
     def _doubt(self, *row: Any) -> None:
-        self.doubts.append(row)
+        self.doubts.append((*row, self._place))
 
     def _approval(self, body: str) -> None:
         asked = b.Approval(**_known(b.Approval, body))
@@ -217,52 +233,53 @@ class Fetch:
 
 
 def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
-    """Return the statements that keep what `changes.apply` changed in the thread."""
+    """Return the statements that keep what `changes.apply` changed in the thread, its own row first.
+
+    A store may run them in any order: those of one table are one statement.
+    """
     t, before = f.thread, f.before
     of = (f.tenant, f.key)
     found: list[Statement] = []
 
-    def add(sql: str, *values: Any) -> None:
-        found.append((sql, values))
+    def add(sql: str, rows: Sequence[Row]) -> None:
+        if rows:
+            values = f"{', '.join([_in(rows[0])] * len(rows))}"
+            found.append((sql.replace("{}", values), [column for row in rows for column in row]))
 
-    add(_PUT_THREAD, *of, _text(scope), _text(t.subject), _text(_fields(t.history)), now)
+    add(_PUT_THREAD, [(*of, _text(scope), _text(t.subject), _text(_fields(t.history)), now)])
     if (t.epoch, t.task) != (before.epoch, before.task):
         body = _text({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
-        add(_PUT_EPOCH, *of, t.epoch, t.task.digest, body, now)
-    for text in t.log:  # a commit does not bring the earlier ones
-        add(f"INSERT INTO said ({_KEY}, epoch, body) VALUES (?, ?, ?, ?)", *of, t.epoch, _text(_fields(text)))
+        add(_PUT_EPOCH, [(*of, t.epoch, t.task.digest, body, now)])
+    # A commit does not bring the earlier texts.
+    add(_PUT_SAID, [(*of, t.epoch, _text(_fields(text))) for text in t.log])
     if t.pending != before.pending:
-        add(f"DELETE FROM delivery WHERE {_OF}", *of)
-        for text in t.pending:
-            add(f"INSERT INTO delivery ({_KEY}, body) VALUES (?, ?, ?)", *of, _text(_fields(text)))
-    for agent in sorted(t.revoked ^ before.revoked):
-        add(_PUT_REVOCATION, *of, _text(agent), int(agent not in t.revoked), now)
-    for jti, call, lease_jti in t.issued:
-        if call is not None:
-            add(_PUT_TOKEN, f.tenant, _text(jti), f.key, _text(call), _text(lease_jti))
-    for message, plans in t.plans.items():
-        for epoch in plans.keys() - before.plans.get(message, {}).keys():
-            add(_PUT_PLAN, *of, *map(_text, message), epoch, _text(_fields(plans[epoch])))
+        found.append((f"DELETE FROM delivery WHERE {_OF}", of))
+        add(_PUT_DELIVERY, [(*of, _text(_fields(text))) for text in t.pending])
+    turned = sorted(t.revoked ^ before.revoked)
+    add(_PUT_REVOCATION, [(*of, _text(agent), int(agent not in t.revoked), now) for agent in turned])
+    tokens = [(jti, call, lease_jti) for jti, call, lease_jti in t.issued if call is not None]
+    add(_PUT_TOKEN, [(f.tenant, _text(jti), f.key, _text(call), _text(lease)) for jti, call, lease in tokens])
+    plans = [
+        (*of, *map(_text, message), epoch, _text(_fields(plans[epoch])))
+        for message, plans in t.plans.items()
+        for epoch in plans.keys() - before.plans.get(message, {}).keys()
+    ]
+    add(_PUT_PLAN, plans)
     for name, (put, columns) in _PUTS.items():
         rows, old = getattr(t, name), getattr(before, name)
-        for key in [key for key, row in rows.items() if key not in old or old[key] != row]:
-            add(put, *of, *columns(key, rows[key]))
-        for key in old.keys() - rows.keys():
-            add(_DROPS[name], *of, _text(key))
-    for some in _chunks(sorted(key for key, seen in t.values.items() if before.values.get(key) != seen)):
-        values = [column for key in some for column in (*of, _text(key), _text(t.values[key]))]
-        add(_put("value", ("tenant", "thread", "key"), "body", rows=len(some)), *values)
+        add(put, [(*of, *columns(key, row)) for key, row in rows.items() if key not in old or old[key] != row])
+        if gone := old.keys() - rows.keys():
+            found.append((f"{_DROPS[name]} IN {_in(gone)}", (*of, *map(_text, gone))))
+    seen = [(*of, _text(key), _text(seen)) for key, seen in t.values.items() if before.values.get(key) != seen]
+    for some in _chunks(seen):
+        add(_PUT_VALUE, some)
     return found
 
 
-@cache
-def _put(table: str, key: tuple[str, ...], *columns: str, rows: int = 1) -> str:
+def _put(table: str, key: tuple[str, ...], *columns: str) -> str:
     names = (*key, *columns)
     new = ", ".join(f"{c} = excluded.{c}" for c in columns)
-    return (
-        f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([_in(names)] * rows)} "
-        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}"
-    )
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES {{}} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}"
 
 
 def _in(values: Collection[object]) -> str:
@@ -288,10 +305,13 @@ def _of_lease(jti: str, lease: b.Lease) -> Row:
 
 
 _PUT_THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
-_PUT_EPOCH: Final = f"INSERT INTO epoch ({_KEY}, epoch, digest, body, at) VALUES (?, ?, ?, ?, ?, ?){_ONCE}"
-_PUT_REVOCATION: Final = f"INSERT INTO revocation ({_KEY}, agent, lifted, at) VALUES (?, ?, ?, ?, ?)"
+_PUT_EPOCH: Final = f"INSERT INTO epoch ({_KEY}, epoch, digest, body, at) VALUES {{}}{_ONCE}"
+_PUT_SAID: Final = f"INSERT INTO said ({_KEY}, epoch, body) VALUES {{}}"
+_PUT_DELIVERY: Final = f"INSERT INTO delivery ({_KEY}, body) VALUES {{}}"
+_PUT_REVOCATION: Final = f"INSERT INTO revocation ({_KEY}, agent, lifted, at) VALUES {{}}"
+_PUT_VALUE: Final = _put("value", ("tenant", "thread", "key"), "body")
 _PUT_TOKEN: Final = _put("token", ("tenant", "jti"), "thread", "key", "lease")
-_PUT_PLAN: Final = f"INSERT INTO plan ({_KEY}, agent, message, epoch, body) VALUES (?, ?, ?, ?, ?, ?){_ONCE}"
+_PUT_PLAN: Final = f"INSERT INTO plan ({_KEY}, agent, message, epoch, body) VALUES {{}}{_ONCE}"
 # Of each table of a thread: its statement, and the columns of a row behind tenant and thread.
 _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
     "leases": (_put("lease", ("tenant", "thread", "jti"), "parent", "state", "expires", "body"), _of_lease),
@@ -321,23 +341,23 @@ _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
     ),
     "marks": (_put("mark", ("tenant", "thread", "name"), "value"), lambda name, value: (_text(name), _text(value))),
     "by_call": (
-        f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES (?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES {{}}",
         lambda place, plan: (*map(_text, place), _text(plan.id), plan.epoch),
     ),
     "edges": (
-        f"INSERT INTO edge ({_KEY}, parent, child, kind) VALUES (?, ?, ?, ?, ?){_ONCE}",
+        f"INSERT INTO edge ({_KEY}, parent, child, kind) VALUES {{}}{_ONCE}",
         lambda key, _: [*map(_text, key)],
     ),
 }
 _DROPS: Final = {
-    "calls": f"DELETE FROM call WHERE {_OF} AND key = ?",
-    "approvals": f"DELETE FROM approval WHERE {_OF} AND key = ?",
-    "marks": f"DELETE FROM mark WHERE {_OF} AND name = ?",
+    "calls": f"DELETE FROM call WHERE {_OF} AND key",
+    "approvals": f"DELETE FROM approval WHERE {_OF} AND key",
+    "marks": f"DELETE FROM mark WHERE {_OF} AND name",
 }
 
 
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield few enough keys for one statement's parameters."""
+def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield few enough keys or rows for one statement's parameters."""
     for start in range(0, len(keys), CHUNK):
         yield keys[start : start + CHUNK]
 
@@ -377,7 +397,7 @@ def question(row: Row) -> tuple[b.Scope, b.Approval]:
 
 
 _DOUBTS: Final = (
-    "SELECT t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.at, c.about FROM call c"
+    "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about FROM call c"
     " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
     " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
 )
@@ -386,9 +406,10 @@ _OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
 
 def doubtful(tenant: str, key: str | None) -> Statement:
     """Return the statement for a tenant's calls without a completion, or for the call of that key."""
+    columns, _, rest = _DOUBTS.partition(" FROM ")
     if key is not None:
-        return f"{_DOUBTS}c.key = ?", (tenant, _text(key))
-    return f"{_DOUBTS}{_OPEN} ORDER BY c.at", (tenant,)
+        return f"SELECT {columns}, c.at FROM {rest}c.key = ?", (tenant, _text(key))
+    return f"SELECT {columns}, c.at FROM {rest}{_OPEN} ORDER BY c.at", (tenant,)
 
 
 def doubt(row: Row, now: float) -> b.Doubt:
@@ -401,7 +422,7 @@ def doubt(row: Row, now: float) -> b.Doubt:
 
 
 def _call_row(
-    key: str, state: b.CallState, jti: str, result: str | None, deed: str, at: float, about: str
+    key: str, state: b.CallState, jti: str, result: str | None, deed: str, about: str | None, at: float
 ) -> b.CallRow:
     of_json = [None if text is None else json.loads(text) for text in (result, about)]
     return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])

@@ -1,6 +1,6 @@
-"""The base of the SQL ledgers: each verb in one transaction.
+"""The base of the SQL ledgers: a load is one statement.
 
-A store gives transactions (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The
+A store runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The
 async forms run the same code in the ledger's own threads, so that neither a lock nor a disk holds an event
 loop.
 """
@@ -28,30 +28,34 @@ __all__ = ["SqlLedger", "Tx"]
 
 WORKERS: Final = 8  # threads for the async forms
 T = TypeVar("T")
-Run = Callable[[Sequence[Statement]], list[Sequence[Row]]]
 
 
 class Tx(Protocol):
-    """One transaction."""
-
-    clock: float
-    """The time by the ledger's clock, once the first `batch` has returned."""
+    """A connection in use. Each statement is a transaction, unless it was opened by `_writing`."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
         ...
 
-    def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        """Run statements and commit. A transaction that is left without it is undone."""
+    def keep(self, statements: Sequence[Statement], seen: str) -> int | None:
+        """Keep a commit's rows and return its place in the journal.
+
+        The first statement is of the thread's row, the last of the journal. Return None if the thread is not as it was
+        `seen`; then nothing was kept.
+        """
         ...
 
 
 class SqlLedger:
     """Base of the ledgers that outlive their process."""
 
-    _lock_clause = ""
+    # See `Fetch.statement`.
+    _dialect = ("json_array", "0.0", "'seen'")
+    # Whether a commit tries without a lock first.
+    _optimistic = False
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock  # in place of the store's
         self._lock = threading.Lock()
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
@@ -64,26 +68,30 @@ class SqlLedger:
         seen = self._position(scope.tenant)
         with self._reading(scope.tenant) as tx:
             found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
-            now = self._fetch(tx, tx.commit, found, seen)
+            now = self._fetch(tx, found, seen)
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(rows.doubt(row, now) for row in found.doubts)
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
-        key = rows.thread_key(scope)
-        seen = self._position(scope.tenant)
-        with self._writing(scope.tenant, key) as tx:
-            found = Fetch(scope.tenant, key, needs(guard, changes), self._lock_clause)
-            now = self._fetch(tx, tx.batch, found, seen)
-            if (refused := apply(found.thread, guard, changes, now)) is not None:
-                return refused
-            nonce = secrets.token_hex(16)
-            journal = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
-            entry = (journal, (scope.tenant, key, nonce, now))
-            ((position,),) = tx.commit([*rows.keep(found, scope, now), entry])[-1]
-        self._saw(scope.tenant, position, nonce)
-        return b.Committed(now, found.thread.epoch)
+        key, nonce = rows.thread_key(scope), secrets.token_hex(16)
+        wanted = needs(guard, changes)
+        for locked in (False, True) if self._optimistic else (True,):
+            seen = self._position(scope.tenant)
+            with self._writing(scope.tenant, key) if locked else self._reading(scope.tenant) as tx:
+                found = Fetch(scope.tenant, key, wanted)
+                now = self._fetch(tx, found, seen)
+                if not locked and not found.seen:
+                    continue  # a new thread has no row that could tell of others
+                if (refused := apply(found.thread, guard, changes, now)) is not None:
+                    return refused
+                entry = (rows.JOURNAL, (scope.tenant, key, nonce, now))
+                position = tx.keep([*rows.keep(found, scope, now), entry], found.seen)
+            if position is not None:
+                self._saw(scope.tenant, position, nonce)
+                return b.Committed(now, found.thread.epoch)
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread's row changed under its lock")
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
         """See `Ledger.status`."""
@@ -94,7 +102,7 @@ class SqlLedger:
                 return "unknown"
             thread, key, lease_jti = place
             found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
-            now = self._fetch(tx, tx.commit, found, seen)
+            now = self._fetch(tx, found, seen)
         return status(found.thread, lease_jti, key, now)
 
     def anchor(self, tenant: str) -> b.Anchor | None:
@@ -115,8 +123,8 @@ class SqlLedger:
         """See `Asked.asked`."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
-            self._fetch(tx, tx.batch, Fetch(tenant, b"", Needs()), seen)
-            (asked,) = tx.commit([rows.open_questions(tenant)])
+            self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
+            (asked,) = tx.batch([rows.open_questions(tenant)])
         found = [one for row in asked if (one := rows.question(row))[1].id and id in (None, one[1].id)]
         return found[: b.MAX_ASKED]
 
@@ -124,8 +132,8 @@ class SqlLedger:
         """See `Doubted.doubts`."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
-            now = self._fetch(tx, tx.batch, Fetch(tenant, b"", Needs()), seen)
-            (found,) = tx.commit([rows.doubtful(tenant, key)])
+            now = self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
+            (found,) = tx.batch([rows.doubtful(tenant, key)])
         doubts = [rows.doubt(row, now) for row in found]
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
@@ -162,18 +170,19 @@ class SqlLedger:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _fetch(self, tx: Tx, run: Run, found: Fetch, seen: int) -> float:
-        """Bring the rows and return ledger time. `seen` is the newest commit known before the transaction.
+    def _fetch(self, tx: Tx, found: Fetch, seen: int) -> float:
+        """Bring the rows and return ledger time. `seen` is the newest commit known before.
 
         Raises:
             LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
         """
-        found.read(run(found.statements()))
+        found.read(tx.batch([found.statement(*self._dialect)])[0])
         check(found.version)
         if found.position < seen:
             raise LedgerError(Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen} was confirmed")
         self._saw(found.tenant, found.position, found.nonce)
-        now = ledger_time(tx.clock, max(found.latest, self._latest))
+        clock = found.clock if self._clock is None else self._clock()
+        now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
         return now
 

@@ -41,12 +41,11 @@ class SqliteLedger(SqlLedger):
     """
 
     def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
-        super().__init__()
+        super().__init__(clock)
         if sqlite3.sqlite_version_info < OLDEST:
             raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old; {'.'.join(map(str, OLDEST))} is needed")
         self.path = Path(path).absolute()
         self._timeout = timeout
-        self._clock = clock
         self._idle: list[sqlite3.Connection] = []
         self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
         self._closed = False
@@ -75,19 +74,14 @@ class SqliteLedger(SqlLedger):
     @contextmanager
     def _reading(self, tenant: str) -> Iterator[_Tx]:
         with _failures(self.path), self._connection() as conn:
-            conn.execute("BEGIN")
-            try:
-                yield _Tx(conn, self._clock())
-            finally:
-                _undo(conn)
+            yield _Tx(conn)
 
     @contextmanager
     def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
         with _failures(self.path), self._turn(), self._connection() as conn:
             conn.execute("BEGIN IMMEDIATE")
             try:
-                # Read after the lock was taken, so that time goes on from the last commit.
-                yield _Tx(conn, self._clock())
+                yield _Tx(conn)
             finally:
                 _undo(conn)
 
@@ -141,17 +135,16 @@ class SqliteLedger(SqlLedger):
 
 
 class _Tx:
-    def __init__(self, conn: sqlite3.Connection, clock: float) -> None:
+    def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
-        self.clock = clock
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         return [self._conn.execute(sql, values).fetchall() for sql, values in statements]
 
-    def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        results = self.batch(statements)
+    def keep(self, statements: Sequence[Statement], seen: str) -> int:
+        ((position,),) = self.batch(statements)[-1]
         self._conn.execute("COMMIT")
-        return results
+        return int(position)
 
 
 @contextmanager
