@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Edge
@@ -43,6 +44,7 @@ CHUNK: Final = 500  # keys in one statement
 _KEY: Final = "tenant, thread"
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
 _LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
 _CALL: Final = f"key, state, jti, result, deed, about FROM call WHERE {_OF} AND "
@@ -65,6 +67,7 @@ _BELOW: Final = (
 JOURNAL: Final = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
 
 
+@lru_cache(maxsize=4096)
 def thread_key(scope: b.Scope) -> bytes:
     """Return the name of a thread in every table. It is of the JSON form, in which no separator reads as two parts."""
     return hashlib.sha256(json.dumps(scope).encode()).digest()
@@ -74,9 +77,8 @@ def thread_key(scope: b.Scope) -> bytes:
 class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
-    Run `statement` and hand its rows to `read`. Then `thread`, `before` (the same rows, to compare with), `seen` (which
-    changes with each commit of the thread; empty if it has none), `position`, `nonce`, `latest`, `clock` and `version`
-    are set.
+    Run `statement` and hand its rows to `read`. Then `thread`, `seen` (which changes with each commit of the thread; empty
+    if it has none), `position`, `nonce`, `latest`, `clock` and `version` are set. `remember` sets `before`.
     """
 
     tenant: str
@@ -103,11 +105,10 @@ class Fetch:
             seen: an expression over the thread's row that tells its states apart.
         """
         t, n, of = self.thread, self.needs, (self.tenant, self.key)
-        parts, given = list[str](), list[Any]()
+        parts, given = list[tuple[str, str]](), list[Any]()
 
         def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:
-            columns, _, rest = sql.partition(" FROM ")
-            parts.append(f"SELECT {len(self._takers)}, {place}, CAST({row}({columns}) AS TEXT) FROM {rest}")
+            parts.append((place, sql))
             self._takers.append(taker)
             given.extend(values)
 
@@ -160,7 +161,7 @@ class Fetch:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
             add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
-        return " UNION ALL ".join([*parts, f"SELECT -1, {clock}, '[]'"]), given
+        return _union(tuple(parts), row, clock), given
 
     def read(self, rows: Sequence[Row]) -> None:
         """Take the rows of `statement`."""
@@ -168,6 +169,9 @@ class Fetch:
         self.clock = rows[0][1]
         for number, self._place, columns in rows[1:]:
             self._takers[number](*json.loads(columns))
+
+    def remember(self) -> None:
+        """Keep the rows as they are, to compare with."""
         t = self.thread
         kept: dict[str, Any] = {name: dict(getattr(t, name)) for name in (*_PUTS, "plans", "values")}
         self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending), **kept)
@@ -232,6 +236,15 @@ class Fetch:
         self.thread.values[seen[0].key] = seen
 
 
+@lru_cache(maxsize=1024)
+def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str) -> str:
+    several = []
+    for number, (place, sql) in enumerate(parts):
+        columns, _, rest = sql.partition(" FROM ")
+        several.append(f"SELECT {number}, {place}, CAST({row}({columns}) AS TEXT) FROM {rest}")
+    return " UNION ALL ".join([*several, f"SELECT -1, {clock}, '[]'"])
+
+
 def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
     """Return the statements that keep what `changes.apply` changed in the thread, its own row first.
 
@@ -283,20 +296,30 @@ def _put(table: str, key: tuple[str, ...], *columns: str) -> str:
 
 
 def _in(values: Collection[object]) -> str:
-    return f"({','.join('?' * len(values))})"
+    return _marks(len(values))
+
+
+@cache
+def _marks(number: int) -> str:
+    return f"({','.join('?' * number)})"
 
 
 def _text(value: object) -> str:
     """Return any string, or a list of them, in ASCII."""
-    return json.dumps(value, separators=(",", ":"))
+    return _ENCODE(value)
 
 
 def _maybe(value: object) -> str | None:
     return None if value is None else _text(value)
 
 
-def _fields(row: Any) -> dict[str, Any]:
-    return {f.name: getattr(row, f.name) for f in fields(row)}
+def _fields(row: object) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _names(type(row))}  # type: ignore[arg-type]
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 def _of_lease(jti: str, lease: b.Lease) -> Row:
@@ -365,7 +388,7 @@ def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def _known(kind: Any, body: str) -> dict[str, Any]:
     """Return the fields that this version knows. A newer one may have kept more."""
     found = json.loads(body)
-    return {f.name: _frozen(found[f.name]) for f in fields(kind) if f.name in found}
+    return {name: _frozen(found[name]) for name in _names(kind) if name in found}
 
 
 def _frozen(value: Any) -> Any:

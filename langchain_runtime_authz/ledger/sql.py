@@ -27,6 +27,7 @@ from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, s
 __all__ = ["SqlLedger", "Tx"]
 
 WORKERS: Final = 8  # threads for the async forms
+MAX_PLACES: Final = 10_000
 T = TypeVar("T")
 
 
@@ -59,6 +60,7 @@ class SqlLedger:
         self._lock = threading.Lock()
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
+        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # where jtis of this process stand
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
@@ -84,25 +86,34 @@ class SqlLedger:
                 now = self._fetch(tx, found, seen)
                 if not locked and not found.seen:
                     continue  # a new thread has no row that could tell of others
+                found.remember()
                 if (refused := apply(found.thread, guard, changes, now)) is not None:
                     return refused
                 entry = (rows.JOURNAL, (scope.tenant, key, nonce, now))
                 position = tx.keep([*rows.keep(found, scope, now), entry], found.seen)
             if position is not None:
                 self._saw(scope.tenant, position, nonce)
+                for jti, call, lease in found.thread.issued:
+                    self._places[scope.tenant, jti] = key, call, lease
+                if len(self._places) > MAX_PLACES:
+                    self._places.clear()
                 return b.Committed(now, found.thread.epoch)
         raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread's row changed under its lock")
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
         """See `Ledger.status`."""
-        seen = self._position(tenant)
+        seen, here = self._position(tenant), self._places.pop((tenant, jti), None)
         with self._reading(tenant) as tx:
-            place = rows.located(tx.batch(rows.lookup(tenant, jti)), jti)
+            place = here or rows.located(tx.batch(rows.lookup(tenant, jti)), jti)
             if place is None:
                 return "unknown"
             thread, key, lease_jti = place
             found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
             now = self._fetch(tx, found, seen)
+        if here is not None:
+            if not found.thread.leases:  # it was forgotten
+                return self.status(tenant, jti)
+            self._places[tenant, jti] = here
         return status(found.thread, lease_jti, key, now)
 
     def anchor(self, tenant: str) -> b.Anchor | None:
