@@ -42,6 +42,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakeLease,
     TakePending,
 )
+from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.engine import (
     ATTEMPTS,
@@ -152,9 +153,7 @@ def open_entry(
 def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Given) -> Flow[Entry]:
     engine, scope, agent = run.engine, run.scope, run.agent[0]
     try:
-        entry = yield from _take_lease(run, task, given)
-        if ordered is not None:
-            yield from ordered.take(run)
+        entry, known = yield from _take_lease(run, task, ordered, given)
         if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run)
     except AuthzDenied:
@@ -164,7 +163,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
     resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
-    decision = yield from decide_step(run, action, resource)
+    decision = yield from decide_step(run, action, resource, known=known)
     if not decision.permit:
         yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
@@ -195,7 +194,9 @@ def _planned(run: Run) -> Flow[Mandate | None]:
     return None
 
 
-def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
+def _take_lease(
+    run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
+) -> Flow[tuple[Entry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
     query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED))
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
@@ -222,7 +223,9 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
         if fresh:
             # Until a run that saw them ends, an older one may overwrite them in the graph's state.
             opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
-        lease: list[Change] = [TakeLease(lease_of(run))]
+        recall(run, snapshot.marks.get(ORDERED))
+        marks = ordered.take(run) if ordered is not None else []
+        lease: list[Change] = [TakeLease(lease_of(run)), *marks]
         # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
@@ -234,13 +237,26 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
             raise AuthzDenied(done.code, new_id())
         if rotates:
             yield corrected(run, done, fresh, "input" if said else "state")
-        recall(run, snapshot.marks.get(ORDERED))
+        if ordered is not None:
+            ordered.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.asks))
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
+        if marks and run.mandate is not None:
+            yield mandate_event(run, run.mandate)
         count("leases")
-        return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
+        known = _after(snapshot, [*opening, *lease], done.now)
+        return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now), known
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _after(before: Snapshot, changes: Sequence[Change], now: float) -> Snapshot:
+    """Return a thread as the entry's commit left it, so that it is not loaded again."""
+    t = Thread(epoch=before.epoch, task=before.task, history=before.history)
+    for change in changes:
+        change.apply(t, now)
+    (lease,) = t.leases.values()
+    return replace(before, now=now, exists=True, epoch=t.epoch, task=t.task, history=t.history, lease=lease)
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:

@@ -14,7 +14,7 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.binding import Binding, CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.engine import Commit, Flow, Run
+from langchain_runtime_authz.pep.engine import Run
 from langchain_runtime_authz.pep.provenance import forms_of
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.pep.thread_memory import TaskWords
@@ -51,18 +51,17 @@ class Ordered(NamedTuple):
         """Return what an application orders, also if another source compiled it: its key counts over all threads."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
-    def take(self, run: Run) -> Flow[None]:
-        """Give a root entry the mandate, and keep it for entries that are opened without one."""
+    def take(self, run: Run) -> list[SetMark]:
+        """Give a root entry the mandate, and return what keeps it for entries that are opened without one."""
         first = next(iter(self.epochs), run.scope)
-        if self.epochs.setdefault(run.scope, run.epoch) != run.epoch:
-            return
+        if self.epochs.get(run.scope, run.epoch) != run.epoch:
+            return []
         spent_at = first if first != run.scope else None
         if (run.mandate, run.spent_at) == (self.mandate, spent_at):
-            return
+            return []
         run.mandate, run.spent_at = self.mandate, spent_at
         kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}
-        yield Commit(run.scope, None, [SetMark(ORDERED, json.dumps(kept))])
-        yield mandate_event(run, self.mandate)
+        return [SetMark(ORDERED, json.dumps(kept))]
 
 
 def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
@@ -79,6 +78,7 @@ def recall(run: Run, mark: str | None) -> None:
 
     Without it, the user's words would order the same deed once more.
     """
+    run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
         run.mandate = Mandate.model_validate(kept["mandate"])

@@ -38,16 +38,20 @@ def decide_step(
     extra: Callable[[Decision], Sequence[Change]] | None = None,
     prompt: dict[str, Any] | None = None,
     refuse: Code | None = None,
+    known: Snapshot | None = None,
 ) -> Flow[Decision]:
     """Decide a step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
 
-    `extra` gives changes to commit with a permit. `refuse` is why the enforcement point refuses the step itself.
+    `extra` gives changes to commit with a permit. `refuse` is why the enforcement point refuses the step itself. `known`
+    is the thread as a commit has just left it.
     """
     body = None
     started = time.time_ns()
     now = started / 1e9
     try:
-        snapshot: Snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
+        snapshot = known
+        if snapshot is None:
+            snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
         lease = snapshot.lease
         if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
             yield from renewed(run, snapshot)
