@@ -58,6 +58,15 @@ _ENTRY: Final = (
     " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM held), ?) RETURNING position"
 )
 
+# What the role may do with a table, whether anybody may do something, and whether its rows are the tenant's own.
+_SECURED: Final = (
+    "SELECT has_table_privilege(?, c.oid, 'SELECT'), has_table_privilege(?, c.oid, 'INSERT'),"
+    " has_table_privilege(?, c.oid, 'UPDATE'), has_table_privilege(?, c.oid, 'DELETE'),"
+    " has_table_privilege(?, c.oid, 'TRUNCATE, REFERENCES, TRIGGER'),"
+    " EXISTS (SELECT 1 FROM aclexplode(c.relacl) a WHERE a.grantee = 0),"
+    " c.relrowsecurity AND EXISTS (SELECT 1 FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'tenant')"
+    " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ? AND c.relname = ?"
+)
 _BEGIN: Final[Statement] = ("BEGIN", ())
 Connection = psycopg.Connection[Any]
 
@@ -265,12 +274,17 @@ class _Admin:
     def secured(self) -> None:
         self._named("GRANT USAGE ON SCHEMA {schema} TO {role}")
         for table in sorted(self.tables()):
+            plain, state = table in ("meta", "migration"), table in STATE
+            if self.run(_SECURED, (*[self._role] * 5, self._schema, table)) == [
+                (True, not plain, state, state, False, False, not plain)
+            ]:
+                continue  # what follows locks the table against everybody, in another order than theirs
             self._named("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
-            if table in ("meta", "migration"):
+            if plain:
                 self._named("GRANT SELECT ON {table} TO {role}", table)
                 continue
             # A table that this version does not know counts as history.
-            more = ", UPDATE, DELETE" if table in STATE else ""
+            more = ", UPDATE, DELETE" if state else ""
             self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
             self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
             self._named("DROP POLICY IF EXISTS tenant ON {table}", table)

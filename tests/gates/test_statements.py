@@ -1,0 +1,61 @@
+"""Count the statements and the transactions that a ledger's database sees in a turn of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.ledger import sqlite
+from langchain_runtime_authz.ledger.base import Ledger
+from langchain_runtime_authz.testing import StaticPDP
+from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph
+
+PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})}
+
+
+def turn_and_invoke(ledger: Ledger, seen: list[str]) -> tuple[list[str], list[str]]:
+    """Return the statements of one more turn, and of an invoke with one turn; `seen` is where they are noted."""
+    script = Script()
+    graph = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles=PROFILES, ledger=ledger)
+    protected = graph.protect(agent_graph(script))
+    counts: list[list[str]] = []
+    for number, turns in enumerate((1, 1, 2)):  # the first one warms up
+        seen.clear()
+        script.left = turns
+        place = {"configurable": {"thread_id": f"t{number}"}}
+        protected.invoke({"messages": [("user", TASK)]}, graph.run(subject="alice", task=TASK, mandate=MANDATE).config(place))
+        counts.append(list(seen))
+    _, one, two = counts
+    more = list(two)
+    for statement in one:
+        if statement in more:
+            more.remove(statement)
+    return more, one
+
+
+def writes(statements: Sequence[str]) -> int:
+    """Return how many transactions wrote: each has an entry in the journal, and waits once for the disk."""
+    return sum("INSERT INTO journal" in text for text in statements)
+
+
+def kind(text: str) -> str:
+    """Return a statement without its values."""
+    return " ".join(text.split()[:4])
+
+
+def test_sqlite(tmp_path: Path, monkeypatch: object) -> None:
+    """It has no statement that writes to several tables; a statement costs it microseconds, and a commit the disk."""
+    seen: list[str] = []
+    connect: Callable[..., object] = sqlite._connect
+
+    def traced(path: Path, timeout: float) -> object:
+        made = connect(path, timeout)
+        made.set_trace_callback(lambda text: seen.append(kind(text)))  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr(sqlite, "_connect", traced)  # type: ignore[attr-defined]
+    with sqlite.SqliteLedger(tmp_path / "ledger.db") as ledger:
+        turn, invoke = turn_and_invoke(ledger, seen)
+    assert (len(turn) <= 23, writes(turn)) == (True, 3), (len(turn), turn)
+    assert (len(invoke) <= 45, writes(invoke)) == (True, 5), (len(invoke), invoke)
