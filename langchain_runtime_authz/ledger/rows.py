@@ -23,17 +23,16 @@ from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
 __all__ = [
+    "DOUBTS",
     "JOURNAL",
+    "OPEN",
     "Fetch",
     "Row",
     "Statement",
-    "doubt",
-    "doubtful",
+    "call_row",
+    "encoded",
     "keep",
-    "located",
-    "lookup",
-    "open_questions",
-    "question",
+    "known",
     "thread_key",
 ]
 
@@ -114,7 +113,7 @@ class Fetch:
 
         def among(taker: Callable[..., object], sql: str, names: Collection[str], place: str = "0.0") -> None:
             if names:
-                add(taker, f"{sql} IN {_in(names)}", *of, *map(_text, names), place=place)
+                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
 
         add(self._journal, _NEWEST, self.tenant, place="j.at")
         add(self._thread, f"scope, subject, history, {seen} FROM thread WHERE {_OF}", *of)
@@ -125,7 +124,7 @@ class Fetch:
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
-            jtis, below = [*map(_text, n.below)], _BELOW.format(_in(n.below))
+            jtis, below = [*map(encoded, n.below)], _BELOW.format(_in(n.below))
             add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
             # A child's lease is never older than its parent's, and a call may be held by a lease that is gone.
             held = f"(jti IN {below} OR jti IN {_in(n.below)})"
@@ -133,30 +132,30 @@ class Fetch:
         among(self._call, f"{_CALL}key", n.calls, "at")
         if n.calls:
             holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(n.calls)}"
-            add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *of, *map(_text, n.calls))
+            add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *of, *map(encoded, n.calls))
         among(self._approval, f"{_APPROVAL}key", n.approvals)
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
         for agent, message in n.plans:
-            add(self._plan, f"{_PLAN}message = ?", *of, _text(agent), _text(message))
+            add(self._plan, f"{_PLAN}message = ?", *of, encoded(agent), encoded(message))
         for place in n.by_call:
-            where = (*of, _text(place[0]), *of, _text(place[0]), _text(place[1]))
+            where = (*of, encoded(place[0]), *of, encoded(place[0]), encoded(place[1]))
             add(self._planned(place), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
         if n.edges:
             add(self._edge, f"parent, child, kind FROM edge WHERE {_OF}", *of, place=_SEQ)
         among(self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets)
         for counter, span in n.rates:
             sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
-            add(self._rate, sql, *of, _text(counter), span)
+            add(self._rate, sql, *of, encoded(counter), span)
         among(self._mark, f"{_MARK}name", n.marks)
         for prefix in n.unmarked:
-            begin = _text(prefix)[:-1]  # names are JSON
+            begin = encoded(prefix)[:-1]  # names are JSON
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
         for some in _chunks(sorted(n.values)):
             among(self._value, f"body FROM value WHERE {_OF} AND key", some)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            add(self._doubt, f"{_DOUBTS}{_OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
+            add(self._doubt, f"{DOUBTS}{OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
         if n.log:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
@@ -179,7 +178,7 @@ class Fetch:
     def _thread(self, scope: str, subject: str, history: str, seen: str) -> None:
         t, self.seen = self.thread, seen
         t.exists = bool(scope)  # without a scope it is only a row to lock
-        t.subject, t.history = json.loads(subject), History(**_known(History, history))
+        t.subject, t.history = json.loads(subject), History(**known(History, history))
 
     def _epoch(self, epoch: int, digest: str, body: str) -> None:
         told = json.loads(body)
@@ -196,18 +195,18 @@ class Fetch:
 
     def _lease(self, state: str, body: str) -> None:
         grant = json.loads(body)["grant"]
-        held = {**_known(b.Lease, body), "grant": None if grant is None else Grant.from_json(grant), "state": state}
+        held = {**known(b.Lease, body), "grant": None if grant is None else Grant.from_json(grant), "state": state}
         self.thread.leases[held["jti"]] = b.Lease(**held)
 
     def _call(self, *row: Any) -> None:
-        found = _call_row(*row, self._place)
+        found = call_row(*(*row, self._place))
         self.thread.calls[found.key] = found
 
     def _doubt(self, *row: Any) -> None:
         self.doubts.append((*row, self._place))
 
     def _approval(self, body: str) -> None:
-        asked = b.Approval(**_known(b.Approval, body))
+        asked = b.Approval(**known(b.Approval, body))
         self.thread.approvals[asked.call_key] = asked
 
     def _plan(self, body: str) -> None:
@@ -259,21 +258,21 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
             values = f"{', '.join([_in(rows[0])] * len(rows))}"
             found.append((sql.replace("{}", values), [column for row in rows for column in row]))
 
-    add(_PUT_THREAD, [(*of, _text(scope), _text(t.subject), _text(_fields(t.history)), now)])
+    add(_PUT_THREAD, [(*of, encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now)])
     if (t.epoch, t.task) != (before.epoch, before.task):
-        body = _text({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
+        body = encoded({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
         add(_PUT_EPOCH, [(*of, t.epoch, t.task.digest, body, now)])
     # A commit does not bring the earlier texts.
-    add(_PUT_SAID, [(*of, t.epoch, _text(_fields(text))) for text in t.log])
+    add(_PUT_SAID, [(*of, t.epoch, encoded(_fields(text))) for text in t.log])
     if t.pending != before.pending:
         found.append((f"DELETE FROM delivery WHERE {_OF}", of))
-        add(_PUT_DELIVERY, [(*of, _text(_fields(text))) for text in t.pending])
+        add(_PUT_DELIVERY, [(*of, encoded(_fields(text))) for text in t.pending])
     turned = sorted(t.revoked ^ before.revoked)
-    add(_PUT_REVOCATION, [(*of, _text(agent), int(agent not in t.revoked), now) for agent in turned])
+    add(_PUT_REVOCATION, [(*of, encoded(agent), int(agent not in t.revoked), now) for agent in turned])
     tokens = [(jti, call, lease_jti) for jti, call, lease_jti in t.issued if call is not None]
-    add(_PUT_TOKEN, [(f.tenant, _text(jti), f.key, _text(call), _text(lease)) for jti, call, lease in tokens])
+    add(_PUT_TOKEN, [(f.tenant, encoded(jti), f.key, encoded(call), encoded(lease)) for jti, call, lease in tokens])
     plans = [
-        (*of, *map(_text, message), epoch, _text(_fields(plans[epoch])))
+        (*of, *map(encoded, message), epoch, encoded(_fields(plans[epoch])))
         for message, plans in t.plans.items()
         for epoch in plans.keys() - before.plans.get(message, {}).keys()
     ]
@@ -282,8 +281,8 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
         rows, old = getattr(t, name), getattr(before, name)
         add(put, [(*of, *columns(key, row)) for key, row in rows.items() if key not in old or old[key] != row])
         if gone := old.keys() - rows.keys():
-            found.append((f"{_DROPS[name]} IN {_in(gone)}", (*of, *map(_text, gone))))
-    seen = [(*of, _text(key), _text(seen)) for key, seen in t.values.items() if before.values.get(key) != seen]
+            found.append((f"{_DROPS[name]} IN {_in(gone)}", (*of, *map(encoded, gone))))
+    seen = [(*of, encoded(key), encoded(seen)) for key, seen in t.values.items() if before.values.get(key) != seen]
     for some in _chunks(seen):
         add(_PUT_VALUE, some)
     return found
@@ -304,13 +303,13 @@ def _marks(number: int) -> str:
     return f"({','.join('?' * number)})"
 
 
-def _text(value: object) -> str:
+def encoded(value: object) -> str:
     """Return any string, or a list of them, in ASCII."""
     return _ENCODE(value)
 
 
 def _maybe(value: object) -> str | None:
-    return None if value is None else _text(value)
+    return None if value is None else encoded(value)
 
 
 def _fields(row: object) -> dict[str, Any]:
@@ -323,8 +322,8 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def _of_lease(jti: str, lease: b.Lease) -> Row:
-    body = _text({**_fields(lease), "grant": None if lease.grant is None else lease.grant.to_json()})
-    return _text(jti), _maybe(lease.parent), lease.state, lease.expires_at, body
+    body = encoded({**_fields(lease), "grant": None if lease.grant is None else lease.grant.to_json()})
+    return encoded(jti), _maybe(lease.parent), lease.state, lease.expires_at, body
 
 
 _PUT_THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
@@ -341,9 +340,9 @@ _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
     "calls": (
         _put("call", ("tenant", "thread", "key"), "state", "jti", "result", "deed", "at", "about"),
         lambda key, row: (
-            _text(key),
+            encoded(key),
             row.state,
-            _text(row.jti),
+            encoded(row.jti),
             _maybe(row.result),
             row.deed,
             row.at,
@@ -352,24 +351,24 @@ _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
     ),
     "approvals": (
         _put("approval", ("tenant", "thread", "key"), "state", "body"),
-        lambda key, asked: (_text(key), asked.state, _text(_fields(asked))),
+        lambda key, asked: (encoded(key), asked.state, encoded(_fields(asked))),
     ),
     "budgets": (
         _put("budget", ("tenant", "thread", "counter"), "spent"),
-        lambda counter, spent: (_text(counter), spent),
+        lambda counter, spent: (encoded(counter), spent),
     ),
     "rates": (
         _put("rate", ("tenant", "thread", "counter", "span"), "times"),
-        lambda rate, times: (_text(rate[0]), rate[1], _text(times)),
+        lambda rate, times: (encoded(rate[0]), rate[1], encoded(times)),
     ),
-    "marks": (_put("mark", ("tenant", "thread", "name"), "value"), lambda name, value: (_text(name), _text(value))),
+    "marks": (_put("mark", ("tenant", "thread", "name"), "value"), lambda name, value: (encoded(name), encoded(value))),
     "by_call": (
         f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES {{}}",
-        lambda place, plan: (*map(_text, place), _text(plan.id), plan.epoch),
+        lambda place, plan: (*map(encoded, place), encoded(plan.id), plan.epoch),
     ),
     "edges": (
         f"INSERT INTO edge ({_KEY}, parent, child, kind) VALUES {{}}{_ONCE}",
-        lambda key, _: [*map(_text, key)],
+        lambda key, _: [*map(encoded, key)],
     ),
 }
 _DROPS: Final = {
@@ -385,7 +384,7 @@ def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield keys[start : start + CHUNK]
 
 
-def _known(kind: Any, body: str) -> dict[str, Any]:
+def known(kind: Any, body: str) -> dict[str, Any]:
     """Return the fields that this version knows. A newer one may have kept more."""
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind) if name in found}
@@ -397,73 +396,26 @@ def _frozen(value: Any) -> Any:
 
 
 def _plan(body: str) -> PlanRecord:
-    known = _known(PlanRecord, body)
-    calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in known["calls"])
-    return PlanRecord(**{**known, "calls": calls})
+    told = known(PlanRecord, body)
+    calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in told["calls"])
+    return PlanRecord(**{**told, "calls": calls})
 
 
 def _texts(texts: list[HumanText]) -> Callable[[str], None]:
-    return lambda body: texts.append(HumanText(**_known(HumanText, body)))
+    return lambda body: texts.append(HumanText(**known(HumanText, body)))
 
 
-def open_questions(tenant: str) -> Statement:
-    """Return the statement for every open question of a tenant, least recently used thread first."""
-    same = "t.tenant = a.tenant AND t.thread = a.thread"
-    sql = f"SELECT t.scope, a.body FROM approval a JOIN thread t ON {same} WHERE a.tenant = ? AND a.state = 'asked'"
-    return f"{sql} ORDER BY t.at, a.thread, a.key", (tenant,)
-
-
-def question(row: Row) -> tuple[b.Scope, b.Approval]:
-    """Read one row of `open_questions`."""
-    scope, body = row
-    return b.Scope(*json.loads(scope)), b.Approval(**_known(b.Approval, body))
-
-
-_DOUBTS: Final = (
+DOUBTS: Final = (
     "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about FROM call c"
     " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
     " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
 )
-_OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
+OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
 
 
-def doubtful(tenant: str, key: str | None) -> Statement:
-    """Return the statement for a tenant's calls without a completion, or for the call of that key."""
-    columns, _, rest = _DOUBTS.partition(" FROM ")
-    if key is not None:
-        return f"SELECT {columns}, c.at FROM {rest}c.key = ?", (tenant, _text(key))
-    return f"SELECT {columns}, c.at FROM {rest}{_OPEN} ORDER BY c.at", (tenant,)
-
-
-def doubt(row: Row, now: float) -> b.Doubt:
-    """Read one row of `doubtful`."""
-    scope, subject, expires, *call = row
-    found = _call_row(*call)
-    if found.state == "claimed" and (expires is None or now >= expires):
-        found = found._replace(state="unknown")
-    return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
-
-
-def _call_row(
+def call_row(
     key: str, state: b.CallState, jti: str, result: str | None, deed: str, about: str | None, at: float
 ) -> b.CallRow:
+    """Read one row of a call."""
     of_json = [None if text is None else json.loads(text) for text in (result, about)]
     return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])
-
-
-def lookup(tenant: str, jti: str) -> list[Statement]:
-    """Return the statements that find a jti: as a token (thread, call, lease), and as a lease (thread)."""
-    of = (tenant, _text(jti))
-    return [
-        ("SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?", of),
-        ("SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1", of),
-    ]
-
-
-def located(results: Sequence[Sequence[Row]], jti: str) -> tuple[bytes, str | None, str] | None:
-    """Read the results of `lookup`: the thread, the call whose token it is, the lease."""
-    for thread, key, lease in results[0]:
-        return bytes(thread), json.loads(key), json.loads(lease)
-    for (thread,) in results[1]:
-        return bytes(thread), None, jti
-    return None

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger import rows
+from langchain_runtime_authz.ledger import rows, tenant_rows
 from langchain_runtime_authz.ledger.changes import Change, apply, needs
 from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
@@ -72,7 +72,7 @@ class SqlLedger:
             found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
             now = self._fetch(tx, found, seen)
         snap = snapshot(found.thread, query, now)
-        snap.doubts = tuple(rows.doubt(row, now) for row in found.doubts)
+        snap.doubts = tuple(tenant_rows.doubt(row, now) for row in found.doubts)
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
@@ -104,7 +104,7 @@ class SqlLedger:
         """See `Ledger.status`."""
         seen, here = self._position(tenant), self._places.pop((tenant, jti), None)
         with self._reading(tenant) as tx:
-            place = here or rows.located(tx.batch(rows.lookup(tenant, jti)), jti)
+            place = here or tenant_rows.located(tx.batch(tenant_rows.lookup(tenant, jti)), jti)
             if place is None:
                 return "unknown"
             thread, key, lease_jti = place
@@ -135,8 +135,8 @@ class SqlLedger:
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
             self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
-            (asked,) = tx.batch([rows.open_questions(tenant)])
-        found = [one for row in asked if (one := rows.question(row))[1].id and id in (None, one[1].id)]
+            (asked,) = tx.batch([tenant_rows.open_questions(tenant)])
+        found = [one for row in asked if (one := tenant_rows.question(row))[1].id and id in (None, one[1].id)]
         return found[: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
@@ -144,8 +144,8 @@ class SqlLedger:
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
             now = self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
-            (found,) = tx.batch([rows.doubtful(tenant, key)])
-        doubts = [rows.doubt(row, now) for row in found]
+            (found,) = tx.batch([tenant_rows.doubtful(tenant, key)])
+        doubts = [tenant_rows.doubt(row, now) for row in found]
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
     async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:

@@ -49,12 +49,7 @@ def decide_step(
     started = time.time_ns()
     now = started / 1e9
     try:
-        snapshot = known
-        if snapshot is None:
-            snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
-        lease = snapshot.lease
-        if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
-            yield from renewed(run, snapshot)
+        snapshot = known if known is not None else (yield from _loaded(run))
         now = snapshot.now
         dead = lease_refusal(run, snapshot) or refuse
         if dead is not None:
@@ -86,6 +81,15 @@ def decide_step(
     except AuditError as exc:
         return _unrecorded(decision, exc)
     return decision
+
+
+def _loaded(run: Run) -> Flow[Snapshot]:
+    """Load what a step needs, and renew the lease if it is about to lapse."""
+    snapshot: Snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
+    lease = snapshot.lease
+    if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
+        yield from renewed(run, snapshot)
+    return snapshot
 
 
 def _obliged(run: Run, decision: Decision) -> list[Change]:
