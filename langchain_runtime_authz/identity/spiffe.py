@@ -147,9 +147,10 @@ class SpiffeIdentity(WorkloadIdentity):
             self._miss(str(exc))
             return False
         try:
+            # An API that knows no JWT-SVIDs is still good for X.509-SVIDs, so the library tries the bundles by itself.
             streams = [
                 client.stream_x509_contexts(renewed, over, retry_connect=False),
-                client.stream_jwt_bundles(self._bundled, over, retry_connect=False),
+                client.stream_jwt_bundles(self._bundled, lambda _: None),
             ]
             self._client = client
             while not ended.wait(0.2) and not self._closed.is_set():

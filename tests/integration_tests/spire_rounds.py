@@ -1,6 +1,6 @@
 """Two workloads under a real SPIRE: rotation in one run, outages of the agent, wrong selectors, a lost entry.
 
-`python -m tests.integration_tests.spire_rounds [SECONDS]` prints what was seen; `test_spire.py` asserts it.
+`python -m tests.integration_tests.spire_rounds [SECONDS]` prints what was seen, and fails if it is not as it should be.
 """
 
 from __future__ import annotations
@@ -132,10 +132,27 @@ def _rounds(spire: Spire, seen: dict[str, Any], payer: Process, reader: Process,
     seen["workload's log"] = payer.errors.read_text().splitlines()[:8]
 
 
+def check(seen: dict[str, Any]) -> None:
+    assert seen["workloads"] == ["spiffe://bank.example/agent/payer", "spiffe://bank.example/agent/reader"]
+    assert seen["agent in the token"].startswith("spiffe://bank.example/agent/payer#")
+    assert (seen["denied in it"], seen["runs in it"], seen["tokens that outlive their SVID"]) == (0, 1, 0)
+    assert seen["SVIDs in it"] >= 2
+    assert seen["verified by the other workload"] == seen["workloads"][0]
+    assert seen["for another audience"] == "identity_invalid"
+    assert seen["a step while the agent is down"] == "permit"
+    assert seen["no entry for the process"][0] == "workload_unproven"
+    assert "PERMISSION_DENIED" in seen["no entry for the process"][1]
+    for name in ("agent down: denied after the SVID's end", "entry deleted: denied", "registered as another workload"):
+        assert seen[name][0] == "workload_unproven"
+    assert seen["reader, all the while"] == "permit"
+
+
 def main() -> None:
-    for name, value in play(float(sys.argv[1]) if len(sys.argv) > 1 else 15.0).items():
+    seen = play(float(sys.argv[1]) if len(sys.argv) > 1 else 15.0)
+    for name, value in seen.items():
         print(f"{name:48} {round(value, 2) if isinstance(value, float) else value}")
     print(f"(trust domain {DOMAIN}, SVIDs of {TTL} s)")
+    check(seen)
 
 
 if __name__ == "__main__":
