@@ -50,6 +50,8 @@ class ClaimCall(Change):
             if ("call", self.key) in used:
                 return Conflict(Code.CALL_IN_PROGRESS)
             row = t.call(self.key, now) if self.key in t.calls else None
+            if row is None and t.forgotten is not None and self.key in t.forgotten:
+                return Conflict(Code.OUTCOME_UNKNOWN)
             if row is not None and row.state not in ("suspended", "void"):
                 code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
                 return Conflict(code, row if row.state == "done" else None)
@@ -92,7 +94,7 @@ class ReleaseCall(Unrefusable):
         if (used := t.approvals.get(asked)) is not None and used.state == "spent":
             t.approvals[asked] = replace(used, state="approved")
         for counter, by in self.refund:
-            t.budgets[counter] = max(t.budgets.get(counter, 0) - by, 0)
+            _spend(t, counter, -by)
 
 
 @dataclass(slots=True)
@@ -153,6 +155,17 @@ class ResolveCall(Change):
         )
 
 
+def _lost(t: Thread, counter: str) -> bool:
+    """Return True if a counter was dropped to bound the thread: nobody knows what is left of it."""
+    return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
+
+
+def _spend(t: Thread, counter: str, by: int) -> None:
+    # The counter moves to the end, so that the ones that nobody uses are dropped first.
+    if by > 0 or not _lost(t, counter):
+        t.budgets[counter] = max(t.budgets.pop(counter, 0) + by, 0)
+
+
 @dataclass(slots=True)
 class SpendBudget(Change):
     """Spend `by` of the counter, at most `maximum` in all; else `budget_exhausted`. A negative `by` gives back."""
@@ -166,6 +179,8 @@ class SpendBudget(Change):
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         held = t.budgets.get(self.counter, 0)
+        if self.by > 0 and _lost(t, self.counter):
+            return Conflict(Code.BUDGET_EXHAUSTED)
         spent = max(held + used.get(("budget", self.counter), 0) + self.by, 0)
         if self.by > 0 and spent > self.maximum:
             return Conflict(Code.BUDGET_EXHAUSTED)
@@ -173,8 +188,7 @@ class SpendBudget(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        # Each by its own name: budgets that share a counter would not be kept.
-        t.budgets[self.counter] = max(t.budgets.get(self.counter, 0) + self.by, 0)
+        _spend(t, self.counter, self.by)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,8 @@ MAX_JTIS: Final = 100_000
 MAX_PLANS: Final = 4096  # messages with calls, per thread
 MAX_DEAD: Final = 256  # leases, per thread
 MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
+MAX_ROWS: Final = 4096  # calls that are over, and counters, per thread
+_AT_ONCE: Final = MAX_ROWS // 8
 
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
 
@@ -77,6 +79,8 @@ class MemoryLedger:
                 or len(thread.values) > MAX_VALUES
                 or len(thread.plans) > MAX_PLANS
                 or len(thread.leases) > MAX_DEAD
+                or len(thread.calls) > MAX_ROWS
+                or len(thread.budgets) > MAX_ROWS
             ):
                 _forget(thread)
             self._threads[scope] = thread
@@ -166,7 +170,20 @@ class MemoryLedger:
 
 
 def _forget(t: Thread) -> None:
-    """Bound a long thread. A forgotten plan's calls count as unplanned, a forgotten jti is dead."""
+    """Bound a long thread. A forgotten plan's calls count as unplanned, a forgotten jti is dead.
+
+    A forgotten call does not run again, and a forgotten counter is spent (`Forgotten`).
+    """
+    # Many at a time: a dictionary finds its oldest key slowly after each that was taken out.
+    if len(t.calls) > MAX_ROWS:
+        over = (key for key, row in t.calls.items() if row.state in ("done", "failed", "void"))
+        for key in list(islice(over, _AT_ONCE)):
+            t.drop(key)
+            t.forget(key)
+    if len(t.budgets) > MAX_ROWS:
+        for counter in list(islice(t.budgets, _AT_ONCE)):
+            del t.budgets[counter]
+            t.forget(counter)
     while len(t.marks) > b.MAX_MARKS:
         t.marks.pop(next(iter(t.marks)))
     while len(t.values) > MAX_VALUES:

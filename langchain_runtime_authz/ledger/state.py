@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from struct import unpack
 from typing import Final, TypeVar
 
 from langchain_runtime_authz.authzen import Edge
@@ -18,7 +20,7 @@ from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger import base as b
 
-__all__ = ["Needs", "Thread", "ledger_time", "snapshot", "status"]
+__all__ = ["Forgotten", "Needs", "Thread", "ledger_time", "snapshot", "status"]
 
 CLOCK_SLACK: Final = 5.0  # seconds that a clock may be set back and time only stands still
 _NO_TASK: Final = Task()
@@ -26,6 +28,34 @@ _NO_TASK: Final = Task()
 EdgeKey = tuple[str, str, str]
 PlanKey = tuple[b.AgentPath, str]
 V = TypeVar("V")
+
+
+UNKNOWN_COUNT: Final = 1_000_000  # of a counter that was forgotten
+
+
+class Forgotten:
+    """Names of rows that a store in memory has dropped, in constant space. It may name others too, and misses none.
+
+    A dropped call counts as one whose outcome is unknown, and a dropped counter as spent.
+    """
+
+    __slots__ = ("_bits",)
+
+    def __init__(self) -> None:
+        self._bits = bytearray(1 << 18)
+
+    def add(self, name: str) -> None:
+        """Name a row."""
+        for at in self._places(name):
+            self._bits[at >> 3] |= 1 << (at & 7)
+
+    def __contains__(self, name: str) -> bool:
+        return all(self._bits[at >> 3] & 1 << (at & 7) for at in self._places(name))
+
+    @staticmethod
+    def _places(name: str) -> tuple[int, ...]:
+        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=28).digest()
+        return tuple(place & 0x1FFFFF for place in unpack("<7I", digest))
 
 
 @dataclass(slots=True)
@@ -58,6 +88,7 @@ class Thread:
     scope: b.Scope | None = None
     # Of the whole store, if it is in memory: deed → call key → the thread, for calls without a completion.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
+    forgotten: Forgotten | None = None
 
     def is_revoked(self, agent: b.AgentPath) -> bool:
         """Return True if `agent`, or an agent above it, is revoked."""
@@ -89,6 +120,11 @@ class Thread:
         """Forget a call."""
         self.put(key, self.calls[key]._replace(state="void"))
         del self.calls[key]
+
+    def forget(self, name: str) -> None:
+        """Note that a row was dropped to bound the thread."""
+        self.forgotten = self.forgotten or Forgotten()
+        self.forgotten.add(name)
 
 
 @dataclass(slots=True)
@@ -183,6 +219,9 @@ def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
         values=_found(t.values, query.values) if t.values else {},
         counters=_found(t.budgets, query.counters) if t.budgets else {},
     )
+    if t.forgotten is not None:
+        lost = {name: UNKNOWN_COUNT for name in query.counters if name not in t.budgets and name in t.forgotten}
+        found.counters = {**found.counters, **lost}
     if query.asks:
         found.asks = tuple(a for a in t.approvals.values() if a.state == "asked")
     if query.log:

@@ -19,6 +19,7 @@ import math
 import os
 import struct
 import threading
+import time
 import weakref
 from collections import deque
 from ctypes import byref
@@ -85,6 +86,19 @@ _CALL: Final = """(module
 # Wasmtime's C functions, as its Python package declares them: its own wrappers of these four make fifty calls.
 _C: Final = _ffi.dll
 _TRAP: Final = ctypes.POINTER(_ffi.wasm_trap_t)
+_set_late: Final = _C.wasmtime_store_epoch_deadline_callback
+_Late, _Freed = _set_late.argtypes[1], _set_late.argtypes[3]
+_own = threading.local()  # `until`: the CPU time of the thread at which its evaluation is over
+
+
+@_Late  # type: ignore[untyped-decorator]
+def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
+    """Let an evaluation go on that was kept waiting for a CPU. Called on its thread, when its ticks are over."""
+    left = _own.until - time.thread_time()
+    if left <= 0:
+        return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)
+    more[0] = math.ceil(left / TICK)
+    return 0
 
 
 class PolicyFailed(RuntimeError):
@@ -191,7 +205,7 @@ class Program:
         code: the output of `opa build -t wasm`. Programs of the same code share its compiled form.
         data: the data document as JSON.
         pool_size: evaluations that may run at the same time, apart from those on event loops.
-        timeout: seconds to wait for a free instance, and then for the evaluation.
+        timeout: seconds of CPU for one evaluation. Waiting for a CPU or for a free instance does not count.
 
     Raises:
         PolicyFailed: the module is not such a policy.
@@ -204,8 +218,7 @@ class Program:
     def __init__(self, code: bytes, data: bytes, *, pool_size: int, timeout: float) -> None:
         self.clock = _the_clock()
         self.data = data
-        self._size = min(pool_size, MAX_POOL)
-        self._timeout = timeout
+        self._size, self.timeout = min(pool_size, MAX_POOL), timeout
         self.ticks = max(1, math.ceil(timeout / TICK))
         self.closed = False
         self.module, self.pages = _compiled(code)
@@ -241,7 +254,7 @@ class Program:
         On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own.
 
         Raises:
-            TimeoutError: no instance was free, or the evaluation did not end.
+            TimeoutError: the evaluation did not end.
             PDPError: `pdp_undefined`: the rule has no value for this input.
             PolicyFailed: the evaluation failed, or the program was closed.
         """
@@ -257,7 +270,7 @@ class Program:
                 instance = self._free.pop()
             except IndexError:
                 instance = _Instance(self)
-            text = instance.evaluate(self.entrypoints[entrypoint], body, self.ticks)
+            text = instance.evaluate(self.entrypoints[entrypoint], body, self)
             defined = text.startswith(_BEGIN) and text.endswith(_END)
             if not defined and text != b"[]":
                 raise PolicyFailed("the answer is not a result set")
@@ -279,10 +292,10 @@ class Program:
         else:
             return None
         places = self._places
-        try:
-            places.get(timeout=self._timeout)
-        except Empty:
-            raise TimeoutError from None
+        places.get()
+        if self.closed:
+            places.put(None)
+            raise PolicyFailed("closed")
         return places
 
     def close(self) -> None:
@@ -301,6 +314,8 @@ class _Instance:
         self._store = wasmtime.Store(clock.engine)
         self._store.set_limits(memory_size=MAX_PAGES * _PAGE)
         self._store.set_epoch_deadline(program.ticks)
+        _set_late(self._store.ptr(), _late, None, _Freed())
+        _own.until = time.thread_time() + program.timeout
         linker = wasmtime.Linker(clock.engine)
         try:
             self._memory = wasmtime.Memory(
@@ -333,12 +348,13 @@ class _Instance:
         if not self._data:
             raise PolicyFailed("the data is not JSON to OPA")
 
-    def evaluate(self, entrypoint: int, body: bytes, ticks: int) -> bytes:
+    def evaluate(self, entrypoint: int, body: bytes, program: Program) -> bytes:
         """Evaluate once, and return the result set as JSON."""
         given = self._heap + _ARGUMENTS.size
         end = given + len(body)
         try:
-            _C.wasmtime_context_set_epoch_deadline(self._context, ticks)
+            _own.until = time.thread_time() + program.timeout
+            _C.wasmtime_context_set_epoch_deadline(self._context, program.ticks)
             self._write(self._heap, _ARGUMENTS.pack(entrypoint, self._data, given, len(body), end) + body)
             trap = _TRAP()
             if error := self._evaluate(byref(trap)):
@@ -348,10 +364,10 @@ class _Instance:
             answer = ctypes.string_at(self._base() + self._heap, 4)
             return self._text(int.from_bytes(answer, "little", signed=True))
         except wasmtime.Trap as exc:
-            if exc.trap_code == wasmtime.TrapCode.INTERRUPT:
-                raise TimeoutError from exc
             raise PolicyFailed(f"the evaluation trapped: {exc.trap_code}") from exc
         except wasmtime.WasmtimeError as exc:
+            if time.thread_time() >= _own.until:
+                raise TimeoutError from exc
             raise PolicyFailed("the evaluation failed") from exc
         except struct.error as exc:  # the policy's own word, as every address is
             raise PolicyFailed("an address outside the memory") from exc

@@ -109,7 +109,8 @@ class Evaluator:
 
     Args:
         pdp: the engine.
-        deadline: seconds within which all requests of one batch must be answered; by default the PDP's own.
+        deadline: seconds within which all requests of one batch must be answered; by default the PDP's own. For a PDP
+            with `in_process`, seconds of CPU of the asking thread.
     """
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
@@ -120,6 +121,8 @@ class Evaluator:
         given = getattr(pdp, "deadline", DEFAULT_DEADLINE) if deadline is None else deadline
         self.deadline = checked_seconds("deadline", given)
         self.in_process = getattr(pdp, "in_process", False) is True
+        # What never waits is stopped by its work: a process that gets no CPU is slow, and denies nothing for it.
+        self._now = time.thread_time if self.in_process else time.monotonic
         # Observing is done here, within the one deadline, so that late answers are observed too. A class derived
         # from `ObserveOnly` may permit less and is asked itself.
         self._observes = type(pdp) is ObserveOnly
@@ -144,7 +147,7 @@ class Evaluator:
         time (`time.monotonic`), if that comes before the deadline. Raises only what stops the process.
         """
         began = time.monotonic()
-        until = min(until, began + self.deadline)
+        until = time.thread_time() + self.deadline if self.in_process else min(until, began + self.deadline)
         asked: list[bytes] = []
         for body in bodies:
             if body is not None and len(body) <= MAX_REQUEST_BYTES:
@@ -172,7 +175,7 @@ class Evaluator:
 
     def _ask(self, ask: Callable[[Any], object], what: object, until: float) -> object:
         """Return the answer, or the exception that stands for it."""
-        if time.monotonic() >= until:
+        if self._now() >= until:
             return TimeoutError()
         try:
             return ask(what)
@@ -206,7 +209,7 @@ class Evaluator:
             if isinstance(answer, PDPError):
                 return self._failed(answer.code, answer)
             return self._failed(Code.PDP_TIMEOUT if isinstance(answer, TimeoutError) else Code.PDP_ERROR, answer)
-        if time.monotonic() > until:
+        if self._now() > until:
             return self._failed(Code.PDP_TIMEOUT)
         if isinstance(answer, Decision):
             return answer

@@ -50,8 +50,8 @@ class WasmPDP(InProcess):
             entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
             calls of a message are decided in one evaluation.
         pool_size: evaluations that may run at the same time, apart from those on event loops.
-        timeout: seconds after which an evaluation is stopped (and denied).
-        deadline: seconds within which the calls of one message must be answered.
+        timeout: seconds of CPU after which an evaluation is stopped (and denied). Waiting for a CPU does not count.
+        deadline: seconds of CPU within which the calls of one message must be answered.
 
     Raises:
         ConfigError: `policy_invalid`, saying what is wrong with the policy or the data.
@@ -113,7 +113,7 @@ class WasmPDP(InProcess):
         """Answer one request.
 
         Raises:
-            TimeoutError: no engine was free, or the evaluation did not end, within `timeout`.
+            TimeoutError: the evaluation did not end within `timeout`.
             RuntimeError: the evaluation failed, or the PDP was closed.
         """
         if len(body) > MAX_BATCH_BYTES:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +19,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from opentelemetry import trace
 
 import langchain_runtime_authz
+from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
 from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.per_call import MORE, Pair, agent_graph, book, loop_graph, node_graph
 
@@ -127,6 +128,33 @@ def test_calls() -> None:
     print(f"tool call: enters {len(ours)} functions in {len({code.co_filename for code in ours})} files of the package")
     assert python <= BUDGETS["tool call"]
     assert c <= TOOL_CALL_C
+
+
+def nothing() -> None:
+    """Do what waste does."""
+
+
+def fresh() -> BaseTool:
+    """Return a tool like `book`, of a function that nothing has looked at."""
+    func = FunctionType(book.func.__code__, book.func.__globals__, "book", book.func.__defaults__)
+    func.__annotations__ = dict(book.func.__annotations__)
+    return StructuredTool.from_function(func, name="book", description=book.description)
+
+
+@pytest.mark.parametrize("c", [False, True], ids=["python", "c"])
+def test_the_gate_catches_a_tenth_more(c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted on the road of each call: the budgets leave less room than that."""
+    before = added(tool_call(fresh()))
+    more = round(before[c] / 10)
+    entered = ToolExecution.begin
+
+    def waste(self: ToolExecution, *args: Any) -> Any:
+        for _ in range(more):
+            len("") if c else nothing()
+        return entered(self, *args)
+
+    monkeypatch.setattr(ToolExecution, "begin", waste)
+    assert added(tool_call(fresh()))[c] > (TOOL_CALL_C if c else BUDGETS["tool call"]) >= before[c]
 
 
 def main() -> None:

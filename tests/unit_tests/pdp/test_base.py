@@ -106,7 +106,7 @@ def test_what_stops_the_process_is_not_swallowed(error: type[BaseException]) -> 
 def test_a_late_answer_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """A permit after the deadline is a deny, and the rest of the batch is not asked."""
     now = [0.0]
-    monkeypatch.setattr("langchain_runtime_authz.pdp.base.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("langchain_runtime_authz.pdp.base.time", SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0]))
 
     def late(_: EvaluationRequest) -> object:
         now[0] += 3

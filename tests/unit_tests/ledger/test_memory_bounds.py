@@ -1,0 +1,82 @@
+"""What a ledger in memory keeps of long threads and of many, and that what it drops denies."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
+from langchain_runtime_authz.ledger.memory import MAX_ROWS, MemoryLedger
+from langchain_runtime_authz.ledger.state import UNKNOWN_COUNT
+
+SCOPE = Scope("t", "i", "g", "thread")
+CALLS = 20_000
+
+
+def run(ledger: MemoryLedger, scope: Scope, calls: range) -> None:
+    """Carry out calls that have an effect, each with a counter of its own."""
+    for n in calls:
+        claim = [ClaimCall(f"call {n}", "jti", repeatable=False), SpendBudget(f"counter {n}", 1), SpendBudget("all", 10**6)]
+        assert isinstance(ledger.commit(scope, None, claim), Committed), n
+        ledger.commit(scope, None, [ConcludeCall(f"call {n}", "done", "ok")])
+
+
+@pytest.fixture(scope="module")
+def long() -> MemoryLedger:
+    ledger = MemoryLedger()
+    run(ledger, SCOPE, range(CALLS))
+    return ledger
+
+
+def test_a_long_thread_is_flat() -> None:
+    """The second half of its calls adds nothing to the first."""
+    ledger, sizes = MemoryLedger(), []
+    tracemalloc.start()
+    try:
+        for half in (range(CALLS // 2), range(CALLS // 2, CALLS)):
+            run(ledger, SCOPE, half)
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    (thread,) = ledger._threads.values()
+    assert len(thread.calls) <= MAX_ROWS and len(thread.budgets) <= MAX_ROWS
+    assert sizes[1] < sizes[0] * 1.1
+    assert thread.budgets["all"] == CALLS, "a counter in use is kept"
+
+
+def test_many_threads_are_flat() -> None:
+    """However many come and go."""
+    ledger = MemoryLedger(max_threads=500)
+    for n in range(10_000):
+        run(ledger, Scope("t", "i", "g", str(n)), range(1))
+        assert len(ledger._threads) <= 500 and len(ledger._order) <= 500
+
+
+@pytest.mark.parametrize("n", [0, 1, CALLS // 2, CALLS - 1])
+def test_a_dropped_call_never_runs_again(long: MemoryLedger, n: int) -> None:
+    """Nor one that is kept; a new call does, and so does a dropped read or what its profile declares idempotent."""
+    verdict = long.commit(SCOPE, None, [ClaimCall(f"call {n}", "jti", repeatable=False)])
+    assert isinstance(verdict, Conflict) and verdict.code == Code.OUTCOME_UNKNOWN
+    assert isinstance(long.commit(SCOPE, None, [ClaimCall("new", "jti", repeatable=False)]), Committed)
+    long.commit(SCOPE, None, [ReleaseCall("new")])
+
+
+@pytest.mark.parametrize("n", [0, CALLS // 2])
+def test_a_dropped_counter_is_spent(long: MemoryLedger, n: int) -> None:
+    """For policies that look at it, for claims, and after something is given back."""
+    name = f"counter {n}"
+    assert long.load(SCOPE, Query(counters=(name, "never"))).counters == {name: UNKNOWN_COUNT}
+    for give in ([SpendBudget(name, 10, -1)], [ReleaseCall("call 0", refund=((name, 1),))]):
+        long.commit(SCOPE, None, give)
+        verdict = long.commit(SCOPE, None, [SpendBudget(name, 10**9)])
+        assert isinstance(verdict, Conflict) and verdict.code == Code.BUDGET_EXHAUSTED
+
+
+def test_few_new_calls_are_taken_for_dropped_ones(long: MemoryLedger) -> None:
+    """The names of dropped rows take constant space, so a few others look like them."""
+    (thread,) = long._threads.values()
+    assert thread.forgotten is not None
+    assert sum(f"other {n}" in thread.forgotten for n in range(10_000)) < 3
