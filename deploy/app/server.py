@@ -1,0 +1,87 @@
+"""A protected graph behind HTTP, configured by the environment as deploy/helm, deploy/compose and deploy/systemd do.
+
+Replace `graph()` by your own. `uvicorn --factory server:application` serves it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Header, HTTPException, Response
+from langchain_core.messages import AIMessage
+from langgraph.graph import START, MessagesState, StateGraph
+
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.keyring import KeyDirectory
+from langchain_runtime_authz.errors import AuthzDenied, LedgerError
+from langchain_runtime_authz.ledger import SqliteLedger
+from langchain_runtime_authz.ledger.base import Query, Scope
+from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.pep.kill_switch import KillSwitch
+
+
+def instance(env: Mapping[str, str] = os.environ) -> RuntimeAuthz:
+    """Return the instance that the environment describes. Raises `ConfigError`."""
+    where = env["AUTHZ_LEDGER"]
+    if "=" in where or where.startswith("postgres"):
+        from langchain_runtime_authz.ledger.postgres import PostgresLedger
+
+        ledger: Any = PostgresLedger(where)
+    else:
+        ledger = SqliteLedger(where)
+    opa, ca = env.get("AUTHZ_OPA"), env.get("AUTHZ_OPA_CA")
+    return RuntimeAuthz.production(
+        pdp=OpaPDP(opa, **({"ca_file": ca} if ca else {})) if opa else None,  # None: the policy in the process
+        ledger=ledger,
+        audit=FileSink(env["AUTHZ_AUDIT"], durable=env.get("AUTHZ_AUDIT_DURABLE", "true") == "true"),
+        issuer=LocalIssuer(KeyDirectory(env["AUTHZ_KEYS"])),
+    )
+
+
+def graph() -> Any:
+    """Return your graph. This one only greets."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("greet", lambda _: {"messages": [AIMessage("Good morning.")]})
+    builder.add_edge(START, "greet")
+    return builder.compile()
+
+
+def application() -> FastAPI:
+    """Serve the graph, and the probes."""
+    authz = instance()
+    protected = authz.protect(graph())
+    app = FastAPI()
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Say that the process answers. A ledger or an engine that is down is no reason to restart it."""
+        return {"process": "ok"}
+
+    @app.get("/readyz")
+    def readyz(response: Response) -> dict[str, str]:
+        """Say what is down. Requests would be denied meanwhile."""
+        parts = {"engine": "ok" if getattr(authz.pdp, "healthy", lambda: True)() else "down", "ledger": "ok", "kill_switch": "ok"}
+        try:
+            authz.ledger.load(Scope(authz.tenant, "", "", ""), Query())
+        except LedgerError as exc:
+            parts["ledger"] = str(exc.code)
+        if (switch := KillSwitch.from_environment()) is not None and switch.engaged:
+            parts["kill_switch"] = "engaged"
+        response.status_code = 200 if set(parts.values()) == {"ok"} else 503
+        return parts
+
+    @app.post("/chat")
+    async def chat(text: str, x_user: str = Header()) -> dict[str, str]:
+        """Stand in for your API. Verify the user by your identity provider: this header proves nothing."""
+        try:
+            async with authz.run(subject=x_user):
+                state = await protected.ainvoke({"messages": [("user", text)]})
+        except AuthzDenied as denied:
+            raise HTTPException(403, {"decision_id": denied.decision_id}) from None
+        return {"answer": state["messages"][-1].text}
+
+    return app

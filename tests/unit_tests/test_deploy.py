@@ -1,0 +1,129 @@
+"""What `deploy/` ships: the chart's values, the compose file and the systemd units."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from langchain_runtime_authz.credential.keyring import KeyDirectory
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy" / "helm" / "langchain-runtime-authz"
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose" / "compose.yaml").read_text())
+UNITS = sorted((ROOT / "deploy" / "systemd").iterdir())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+PINNED = dict(re.findall(r"^(\w+)_VERSION=v(\S+)", (ROOT / ".ci" / "services").read_text(), re.MULTILINE))
+
+
+def values(path: str, value: Any) -> dict[str, Any]:
+    """The chart's own values with one changed."""
+    changed = node = copy.deepcopy(VALUES)
+    *way, last = path.split(".")
+    for step in way:
+        node = node[step]
+    node[last] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("engine.kind", "wasm"),
+        ("engine", {"kind": "service", "url": "https://opa.policy:8443", "caSecret": "opa-ca"}),
+        ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
+        ("replicas", 1),
+    ],
+)
+def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> None:
+    jsonschema.validate(VALUES, SCHEMA)
+    jsonschema.validate(values(path, value), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("audit.enabled", False),
+        ("development", True),
+        ("engine.kind", "none"),
+        ("engine", {"kind": "service", "url": "http://opa.policy:8181"}),
+        ("engine", {"kind": "service"}),
+        ("ledger", {}),
+        ("keys.secret", ""),
+        ("killSwitch.configMap", ""),
+        ("image.tag", "latest"),
+        ("networkPolicy.from", []),
+        ("networkPolicy.from", [{}]),
+        ("networkPolicy.egress", [{}]),
+        ("env", [{"name": "AUTHZ_OPA", "value": "http://elsewhere"}]),
+        ("env", [{"name": "RUNTIME_AUTHZ_KILL_SWITCH", "value": "/tmp/none"}]),
+        ("unknown", 1),
+    ],
+)
+def test_a_value_that_weakens_enforcement_is_refused(path: str, value: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values(path, value), SCHEMA)
+
+
+def test_the_compose_file_names_the_versions_that_are_tested_and_opens_nothing() -> None:
+    """Ports are this machine's only, and each volume and file that is named exists."""
+    services = COMPOSE["services"]
+    images = {name: service["image"] for name, service in services.items()}
+    assert images["opa"] == f"openpolicyagent/opa:{PINNED['OPA']}-static"
+    assert VALUES["engine"]["tag"] == f"{PINNED['OPA']}-static"
+    jaeger = yaml.safe_load((ROOT / "examples" / "jaeger" / "compose.yaml").read_text())["services"]["jaeger"]["image"]
+    assert images["jaeger"] == jaeger
+    assert f"Jaeger {jaeger.rpartition(':')[2].removesuffix('.0')}\n" in (ROOT / ".ci" / "services").read_text()
+    assert all(re.fullmatch(r"[\w./-]+:\d[\w.-]+", image) for image in images.values())
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
+    for service in services.values():
+        assert service.keys() <= {"image", "environment", "volumes", "ports", "healthcheck", "command", "read_only", "cap_drop", "security_opt"}
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            if source.startswith(".."):
+                assert (ROOT / "deploy" / "compose" / source).is_file()
+            else:
+                assert source.startswith("./") or source in COMPOSE["volumes"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_systemd_units_verify(tmp_path: Path) -> None:
+    """With programs that exist here in the place of those that they name."""
+    for unit in UNITS:
+        text = re.sub(r"/opt/runtime-authz/\S+", "/bin/true", unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+    names = [str(tmp_path / unit.name) for unit in UNITS]
+    done = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_application_is_configured_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the probes that the chart asks, and is not ready while the kill switch is engaged."""
+    probes = set(re.findall(r"path: (/\w+z)", (CHART / "templates" / "app.yaml").read_text()))
+    named = set(re.findall(r"AUTHZ_[A-Z_]+", "".join(file.read_text() for file in [CHART / "templates" / "app.yaml", *UNITS])))
+    served = (ROOT / "deploy" / "app" / "server.py").read_text()
+    assert {name for name in named if name not in served} == {"AUTHZ_KILL_SWITCH"}  # RUNTIME_…, which the package reads
+    KeyDirectory.create(tmp_path / "keys")
+    (tmp_path / "run").mkdir()
+    kill = tmp_path / "run" / "engaged"
+    monkeypatch.setenv("AUTHZ_LEDGER", str(tmp_path / "ledger.db"))
+    monkeypatch.setenv("AUTHZ_AUDIT", str(tmp_path / "audit.jsonl"))
+    monkeypatch.setenv("AUTHZ_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("RUNTIME_AUTHZ_KILL_SWITCH", str(kill))
+    client = TestClient(runpy.run_path(str(ROOT / "deploy" / "app" / "server.py"))["application"]())
+    ask = {"url": "/chat", "params": {"text": "Hello"}, "headers": {"x-user": "alice"}}
+    assert [client.get(path).status_code for path in sorted(probes)] == [200, 200]
+    assert client.post(**ask).json() == {"answer": "Good morning."}
+    kill.touch()
+    assert [client.get("/livez").status_code, client.get("/readyz").status_code, client.post(**ask).status_code] == [200, 503, 403]
