@@ -54,6 +54,7 @@ Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
+Verdicts = tuple[Literal["approve", "edit", "reject", "respond"], ...]
 
 
 def _names(value: object) -> object:
@@ -108,6 +109,8 @@ class ToolProfile(BaseModel):
         resource: the name of what a read returns, with arguments in braces: `file:{path}`. It is the name for
             `RuntimeAuthz.data_changed`.
         version: the field that changes with the content, like an ETag; the whole output if absent.
+        question: what an approver is asked above the exact arguments, like `Pay {amount} to {recipient}?`.
+        decisions: what an approver may answer: `approve` and `reject`, and if you like `edit` and `respond`.
         audience: audiences for which a per-call token may be minted.
         token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
         idempotent: True if a call whose outcome is unknown may run again.
@@ -135,6 +138,8 @@ class ToolProfile(BaseModel):
     reaches: Names = ()
     resource: str | None = None
     version: str | None = None
+    question: str | None = None
+    decisions: Annotated[Verdicts, BeforeValidator(_names)] | None = None
     audience: Names = ()
     token: Literal["digest", "plain"] = "digest"  # noqa: S105  (a mode)
     idempotent: bool = False
@@ -159,19 +164,22 @@ class ToolProfile(BaseModel):
         for one, other in combinations(("critical", "when", "text", "free"), 2):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
-        self._arguments_of_resource()
+        if self.decisions is not None and not {"approve", "reject"} <= set(self.decisions):
+            raise ValueError("`decisions` needs `approve` and `reject`: a question can be answered by both")
+        for field in ("resource", "question"):
+            self._arguments_of(field)
         return self
 
-    def _arguments_of_resource(self) -> list[str]:
-        fields = [f for _, f, _, _ in string.Formatter().parse(self.resource or "") if f is not None]
+    def _arguments_of(self, field: str) -> list[str]:
+        fields = [f for _, f, _, _ in string.Formatter().parse(getattr(self, field) or "") if f is not None]
         if wrong := [f for f in fields if not f.isidentifier()]:
-            raise ValueError(f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces")
+            raise ValueError(f"`{field}` names `{{{wrong[0]}}}`; put an argument's name in the braces")
         return fields
 
     def named(self) -> dict[str, Sequence[str]]:
         """Return the arguments that the profile names, as paths, by the field that names them."""
         fields = {field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}
-        return {**fields, "resource": self._arguments_of_resource()}
+        return {**fields, **{field: self._arguments_of(field) for field in ("resource", "question")}}
 
     _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
 

@@ -19,6 +19,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, PDPError
 __all__ = ["doctor"]
 
 EXPORTER: Final = "opentelemetry.exporter"
+TAIL: Final = 1 << 20  # bytes of a log that are looked at
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -50,7 +51,7 @@ def doctor(
         *_versions(),
         _checked("engine", _engine, "reinstall the package"),
         _checked("ledger", lambda: _ledger(ledger), f"runtime-authz ledger migrate {ledger}"),
-        _audit(audit),
+        _checked("audit log", lambda: _audit(audit, ledger), "runtime-authz codes CODE"),
         _checked("keys", lambda: _keys(keys), f"runtime-authz keys generate {keys}"),
         _checked("kill switch", _kill_switch, "name a file in a folder that exists"),
         _tracing(),
@@ -130,12 +131,32 @@ def _ledger(where: str | None) -> Line:
     return Line("ok", "ledger", f"{where.rpartition('@')[2]} can be used")
 
 
-def _audit(file: Path | None) -> Line:
+def _audit(file: Path | None, ledger: str | None) -> Line:
     if file is None:
         return Line("note", "audit log", "not named: the default ends with the process", "give `audit=`, and --audit")
     if not _writable(file):
         return Line("fail", "audit log", f"{file} cannot be written", "make its folder, or let this user write there")
-    return Line("ok", "audit log", f"{file} can be written")
+    if not file.exists() or not file.stat().st_size:
+        return Line("ok", "audit log", f"{file} can be written")
+    if not file.is_file() or not _is_chain(file):
+        return Line("fail", "audit log", f"{file} is not a decision log", "name another file, or move it away")
+    if ledger is not None:
+        from langchain_runtime_authz._parts import refuse_older
+        from langchain_runtime_authz.audit.sinks import FileSink
+        from langchain_runtime_authz.cli.ledger import opened
+
+        with opened(ledger, "runtime_authz", "runtime_authz_app") as held:
+            refuse_older(held, FileSink(file), "default")
+    return Line("ok", "audit log", f"{file} can be continued")
+
+
+def _is_chain(file: Path) -> bool:
+    """Return True if one of the last lines is a record."""
+    from langchain_runtime_authz.audit.chain import parse_line
+
+    with file.open("r+b") as log:
+        log.seek(max(0, file.stat().st_size - TAIL))
+        return any(parse_line(line.rstrip(b"\n")) is not None for line in log)
 
 
 def _writable(file: Path) -> bool:

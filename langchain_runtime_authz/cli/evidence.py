@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting, show
 from langchain_runtime_authz.cli.audit import POLICIES, controls_document
 from langchain_runtime_authz.cli.story import LOG, Log
 
@@ -24,6 +24,7 @@ def pack(
         Path | None, typer.Option("--policy", metavar="PATH", help="The policy that decided; default: the shipped one.")
     ] = None,
     opa: Annotated[str | None, typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write an evidence pack: the log, its head, the policy with its data, the controls, and the digest of each.
 
@@ -54,7 +55,10 @@ def pack(
         named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
         about = {"made_by": f"langchain-runtime-authz {__version__}", "policy": named}
         chain, manifest = write_pack(output, log, texts, about)
-    typer.echo(f"records   {chain.records}\nhead      {chain.head}\npolicy    {revision}\nmanifest  {manifest}")
-    if other := seen.keys() - {revision}:
-        typer.echo(f"note      other policies decided too: {', '.join(sorted(other))}")
-    typer.echo(f"wrote     {output}")
+    found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": manifest}
+    other = sorted(seen.keys() - {revision})
+    note = f"other policies decided too: {', '.join(other)}" if other else None
+    show(
+        {**found, "other": other, "wrote": str(output)} if as_json else {**found, "note": note, "wrote": output},
+        as_json,
+    )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting, show
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.profile import load_profiles
 
@@ -43,6 +43,7 @@ def learn(
         Path, typer.Option("--profiles", metavar="FILE", help="The file to complete; it need not exist.")
     ] = Path("authz.yaml"),
     write: Annotated[bool, typer.Option("--write", help="Write the drafts into FILE.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Propose profiles and a mandate from recorded runs, as a diff to review.
 
@@ -72,6 +73,12 @@ def learn(
         if write:
             profiles.write_text(after, encoding="utf-8")
             load_profiles(profiles)
+    if as_json:
+        show(
+            {"called": {n: one.outcomes for n, one in seen.items()}, "drafts": list(stanzas), "proposed": after},
+            as_json,
+        )
+        return
     old = before if profiles.exists() else ""
     diff = difflib.unified_diff(old.splitlines(True), after.splitlines(True), str(profiles), f"{profiles} (proposed)")
     typer.echo("".join(diff), nl=False)

@@ -127,6 +127,7 @@ def prune(
     older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")],
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Forget the histories of threads that ended, and nothing else.
 
@@ -149,8 +150,7 @@ def prune(
         with reporting(), _admin(where, schema, role) as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
-    typer.echo(f"threads  {threads}")
-    typer.echo(f"commits  {commits}")
+    show({"threads": threads, "commits": commits}, as_json)
 
 
 @app.command("clock")

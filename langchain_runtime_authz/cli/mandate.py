@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
@@ -57,7 +57,7 @@ def explain(
             "--graph", metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what is understood of a text: the steps, and what is dropped and why.
 
@@ -111,6 +111,7 @@ def explain(
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A mandate (YAML or JSON).")],
     profiles: Profiles,
+    as_json: Json = False,
 ) -> None:
     """Find what is wrong or careless in a mandate, and say it in plain words.
 
@@ -127,12 +128,15 @@ def check(
     with reporting():
         declared = load_profiles(profiles)
         found = load_mandate(file)
-    for sentence in told(found, declared):
+    sentences, findings = list(told(found, declared)), list(check_mandate(found, declared))
+    if as_json:
+        show({"steps": len(found.steps), "told": sentences, "findings": findings}, as_json)
+    for sentence in () if as_json else sentences:
         typer.echo(sentence)
-    findings = list(check_mandate(found, declared))
-    for finding in findings:
+    for finding in () if as_json else findings:
         typer.echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
-    typer.echo(f"{len(found.steps)} steps, {len(findings)} findings")
+    if not as_json:
+        typer.echo(f"{len(found.steps)} steps, {len(findings)} findings")
     if findings:
         raise typer.Exit(FINDING)
 

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.cli._errors import FINDING, Json, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.profile import (
     EFFECTS,
@@ -43,6 +43,7 @@ def suggest(
         Path | None,
         typer.Option("--write", metavar="FILE", help="Write the YAML to a new file instead of printing it."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Propose a profile for each tool of a graph that has none.
 
@@ -73,12 +74,14 @@ def suggest(
         ]
         stanzas = "\n".join(propose(t).yaml() for t in open_)
         text = "\n".join(header) + ("\ntools:\n" + stanzas + "\n" if open_ else "\ntools: {}\n")
-        if write is None:
-            typer.echo(text, nl=False)
-        else:
+        if write is not None:
             with write.open("x", encoding="utf-8") as file:  # never overwrite a review
                 file.write(text)
             typer.echo(f"{write}: {len(open_)} drafts", err=True)
+        if as_json:
+            show({"drafts": [t.name for t in open_], "proposed": text}, as_json)
+        elif write is None:
+            typer.echo(text, nl=False)
 
 
 @app.command("check")

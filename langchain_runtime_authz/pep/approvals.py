@@ -18,6 +18,8 @@ An edit, a response and a rejection with a reason change the task: such an answe
 from __future__ import annotations
 
 import json
+import string
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -35,45 +37,34 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
     from langchain_runtime_authz.pep.call import Call, DecidedCall
     from langchain_runtime_authz.pep.engine import Run
+    from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["allowed", "answer_event", "answers", "asked_event", "corrections", "edited_action", "is_ours",
            "is_partial", "open_questions", "payload", "questions", "record_answers", "reviews"]  # fmt: skip
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
+MAX_SHOWN: Final = 200  # characters of an argument in a question's own words
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 PLAIN: Final = ("yes", "no")  # what a question of an app's own takes, that names a call and says nothing of answers
 TAKES_ANY: Final = ("answer",)  # what a tool's own question takes: any answer, which the tool receives
 OWN: Final = "own:"  # in front of a call's key: the question that its tool asks by itself
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
-_YES: Final = frozenset(
-    [
-        "yes",
-        "y",
-        "ok",
-        "okay",
-        "true",
-        "approve",
-        "approved",
-        "accept",
-        "accepted",
-        "confirm",
-        "confirmed",
-        "continue",
-        "proceed",
-    ]
-)
+_YES: Final = frozenset([
+    "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
+    "continue", "proceed"])  # fmt: skip
 _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in which a form may say yes or no
 
 
-def allowed(plan_id: str | None, needed: int = 1) -> tuple[str, ...]:
-    """Return the decisions that a question takes.
+def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return the decisions that a question takes: those that the profile declares, of those that are possible.
 
     A call that no message planned cannot be replaced. If several people must approve, they approve the same call.
     """
-    return DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
+    possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
+    return possible if declared is None else tuple(d for d in possible if d in declared)
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
@@ -125,14 +116,26 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 
 
 def _question(judged: DecidedCall) -> str:
-    """One line that asks, and one for each bound argument. Made of the call alone, never of a model's words."""
-    asked = f"Approve {inert(judged.call.tool)}? ({', '.join(map(inert, judged.decision.reasons))})"
+    """One line that asks, and one for each bound argument. Made of profile and call, never of a model's words."""
+    call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
+    asked = f"{_worded(call.profile, call.args) or f'Approve {inert(call.tool)}?'} ({reasons})"
     if judged.terms.needed > 1:
         asked += f" {judged.terms.needed} people must."
     lines = judged.evidence[:MAX_LINES]
     left = len(judged.evidence) - len(lines)
     more = [f"- and {left} more arguments; the call's digest is {judged.call.args_digest}"] if left else []
     return "\n".join([asked, *(f"- {line}" for line in lines), *more])
+
+
+def _worded(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
+    """Return the profile's question with the call's arguments in it, if it has one and they fit."""
+    if profile.question is None:
+        return None
+    shown = {name: inert(textwrap.shorten(str(value), MAX_SHOWN)) for name, value in args.items()}
+    try:
+        return string.Formatter().vformat(profile.question, (), shown)
+    except (KeyError, IndexError, ValueError):
+        return None
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
@@ -160,7 +163,9 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             expires_at=j.expires_at,
             source="interrupt" if run.engine.on_ask is None else "application",
             # An edit or a response changes the task, which takes a root entry.
-            allowed=allowed(j.call.plan_id if run.engine.on_ask is None else None, j.terms.needed),
+            allowed=allowed(
+                j.call.plan_id if run.engine.on_ask is None else None, j.terms.needed, j.call.profile.decisions
+            ),
             id=new_id(),
             subject=run.subject.principal,
             run_id=run.run_id,

@@ -26,6 +26,10 @@ def main() -> None:
     logging.disable()
     warnings.filterwarnings("ignore")
     shapes = [each for each in available() if args.shape in each.name]
+    if not shapes:
+        parser.error(f"no shape's name holds {args.shape!r}; there are: {', '.join(each.name for each in available())}")
+    if unknown := [name for name in args.configurations if name not in names]:
+        parser.error(f"there is no configuration {unknown[0]!r}; there are: {', '.join(names)}")
     chosen = [names[name] for name in args.configurations] or list(CONFIGURATIONS)
     if args.each:
         plays = ((s, c, t, u) for c in chosen for s in shapes for t in (*s.tasks, s.attack) for u in USERS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli import doctor as command
 from langchain_runtime_authz.credential.keyring import KeyDirectory
@@ -57,6 +58,21 @@ def test_what_is_named_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert code == 0
     assert {line["state"] for what, line in seen.items() if what != "tracing"} == {"ok"}
     assert not Path("audit.jsonl").exists()
+
+
+def test_the_log_is_opened_and_held_against_the_ledger() -> None:
+    """A log that goes on is usable; one of something else and a ledger that is older than its log are not."""
+    authz = RuntimeAuthz(ledger=SqliteLedger("ledger.db"), audit="audit.jsonl")
+    authz.session(subject="alice", thread="t").close()
+    authz.ledger.close()  # type: ignore[attr-defined]
+    assert lines("--ledger", "ledger.db", "--audit", "audit.jsonl")[1]["audit log"]["found"] == "audit.jsonl can be continued"
+    before = Path("audit.jsonl").read_bytes()
+    SqliteLedger("new.db").close()
+    code, seen = lines("--ledger", "new.db", "--audit", "audit.jsonl")
+    assert (code, seen["audit log"]["found"][:18]) == (1, "ledger_rolled_back")
+    assert Path("audit.jsonl").read_bytes() == before
+    Path("notes.txt").write_text("bread\nmilk\n")
+    assert lines("--audit", "notes.txt")[1]["audit log"]["found"] == "notes.txt is not a decision log"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command
+from pydantic import ValidationError
 
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.ledger.calls import AnswerApproval
@@ -262,3 +270,49 @@ def test_a_word_of_langchains_review_is_not_authenticated() -> None:
     asks = [replace(ask("a"), source="hitl", allowed=("approve",))]
     (change,) = answers(asks, YES, ALICE)
     assert (change.state, change.authenticated) == ("approved", False)
+
+
+def asking(**fields: Any) -> Any:
+    """A graph whose one call asks, and its question."""
+
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        """Pay."""
+        return "paid"
+
+    call = {"name": "pay", "args": {"recipient": "DE21\u202e", "amount": 45.0}, "id": "c"}
+    builder = StateGraph(MessagesState).add_node("model", lambda _: {"messages": [AIMessage("", tool_calls=[call])]})
+    builder.add_node("tools", ToolNode([pay])).add_edge(START, "model").add_edge("model", "tools")
+    authz = RuntimeAuthz(profiles={"pay": {"effect": "pay", "critical": {"recipient": "principal", "amount": "amount"}, **fields}})
+    graph, config = authz.protect(builder.compile(checkpointer=InMemorySaver())), {"configurable": {"thread_id": "t"}}
+
+    def go(value: Any) -> Any:
+        with authz.run(subject="alice"):
+            return graph.invoke(value, config)
+
+    return go, go({"messages": [("user", "Pay the bill")]})["__interrupt__"][0].value
+
+
+def test_a_profile_words_the_question_and_says_what_may_be_answered() -> None:
+    """The exact arguments stand below it, and a decision that it leaves out does not count."""
+    go, question = asking(question="Pay {amount} to {recipient}?", decisions=["approve", "reject"])
+    assert question["action_requests"][0]["description"].startswith("Pay 45.0 to DE21\\u202e? (")
+    assert question["review_configs"] == [{"action_name": "pay", "allowed_decisions": ["approve", "reject"]}]
+    edited = {"type": "edit", "edited_action": {"name": "pay", "args": {"recipient": "DE99", "amount": 1.0}}}
+    after = go(Command(resume={"decisions": [edited]}))
+    assert "paid" not in [m.content for m in after["messages"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "begins"), [({}, "Approve pay? ("), ({"question": "Sure?"}, "Sure? (")]
+)
+def test_a_question_names_no_argument_of_itself(fields: dict[str, Any], begins: str) -> None:
+    _, question = asking(**fields)
+    assert question["action_requests"][0]["description"].startswith(begins)
+    assert question["review_configs"][0]["allowed_decisions"] == ["approve", "edit", "reject", "respond"]
+
+
+@pytest.mark.parametrize("fields", [{"question": "Pay {a.b}?"}, {"question": "Pay {"}, {"decisions": ["approve"]}, {"decisions": []}], ids=str)
+def test_words_that_cannot_be_asked_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ToolProfile(**fields)
