@@ -54,7 +54,6 @@ Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
-Verdicts = tuple[Literal["approve", "edit", "reject", "respond"], ...]
 
 
 def _names(value: object) -> object:
@@ -139,7 +138,7 @@ class ToolProfile(BaseModel):
     resource: str | None = None
     version: str | None = None
     question: str | None = None
-    decisions: Annotated[Verdicts, BeforeValidator(_names)] | None = None
+    decisions: Names = ()
     audience: Names = ()
     token: Literal["digest", "plain"] = "digest"  # noqa: S105  (a mode)
     idempotent: bool = False
@@ -164,10 +163,9 @@ class ToolProfile(BaseModel):
         for one, other in combinations(("critical", "when", "text", "free"), 2):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
-        if self.decisions is not None and not {"approve", "reject"} <= set(self.decisions):
-            raise ValueError("`decisions` needs `approve` and `reject`: a question can be answered by both")
-        for field in ("resource", "question"):
-            self._arguments_of(field)
+        if (d := {*self.decisions}) and not {"approve", "reject"} <= d <= {"approve", "edit", "reject", "respond"}:
+            raise ValueError("`decisions` holds `approve` and `reject`, and if you like `edit` and `respond`")
+        self.named()
         return self
 
     def _arguments_of(self, field: str) -> list[str]:
@@ -178,8 +176,8 @@ class ToolProfile(BaseModel):
 
     def named(self) -> dict[str, Sequence[str]]:
         """Return the arguments that the profile names, as paths, by the field that names them."""
-        fields = {field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}
-        return {**fields, **{field: self._arguments_of(field) for field in ("resource", "question")}}
+        worded = {field: self._arguments_of(field) for field in ("resource", "question")}
+        return {**{field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}, **worded}
 
     _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
 
@@ -226,15 +224,9 @@ def as_unprofiled(declared: ToolProfile) -> ToolProfile:
 
 
 class AgentProfile(BaseModel):
-    """The ceiling of an agent, wherever it stands in a graph or is delegated to.
-
-    Attributes:
-        grant: limits every run of the agent, besides the grants of the run and of the agents above it.
-        audience: the server of a remote graph. The graph is sent a credential for it, as `Authorization` header.
-    """
+    """The ceiling of an agent, wherever it stands: `grant` limits each of its runs, with the grants above it."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
     grant: Grant = Grant()
     audience: str | None = None
 

@@ -58,13 +58,13 @@ _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denie
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in which a form may say yes or no
 
 
-def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] | None = None) -> tuple[str, ...]:
+def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question takes: those that the profile declares, of those that are possible.
 
     A call that no message planned cannot be replaced. If several people must approve, they approve the same call.
     """
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
-    return possible if declared is None else tuple(d for d in possible if d in declared)
+    return tuple(d for d in possible if d in declared) if declared else possible
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ graph = StateGraph(MessagesState).add_node("tools", ToolNode([look])).add_edge(S
 MANDATE = {"steps": [{"id": "a", "tool": "look", "args": {"place": "here"}}]}
 # They change something and say so in a sentence, or print a document of their own.
 WITHOUT = {
-    "approvals approve", "approvals deny", "init", "keys compromise", "keys generate", "keys rotate", "kill engage", "kill release",
+    "approvals approve", "approvals deny", "audit prune", "init", "keys compromise", "keys generate", "keys rotate", "kill engage", "kill release",
     "ledger clock", "ledger downgrade", "ledger migrate", "mandate schema", "policy init", "policy schema", "reinstate", "report", "revoke",
 }  # fmt: skip
 
@@ -76,4 +76,4 @@ def test_every_command_that_answers_has_it() -> None:
         if not hasattr(command, "commands"):
             yield path, any("--json" in option.opts for option in command.params)
 
-    assert {path for path, has in walk(get_command(app), "") if not has} - {"policy check", "policy test", "policy build"} <= WITHOUT
+    assert {path for path, has in walk(get_command(app), "") if not has} - {"policy check", "policy test", "policy build", "policy try"} <= WITHOUT
