@@ -96,6 +96,8 @@ def _rounds(spire: Spire, seen: dict[str, Any], payer: Process, reader: Process,
         time.sleep(0.1)
     seen["steps of one run"] = len(steps)
     seen["denied in it"] = sum(step["outcome"] != "permit" for step in steps)
+    seen["codes of denials"] = sorted({step["code"] for step in steps if step["outcome"] != "permit"})
+    steps = [step for step in steps if step["outcome"] == "permit"]
     seen["runs in it"] = len({step["run_id"] for step in steps})
     seen["SVIDs in it"] = len({step["expires_at"] for step in steps})
     seen["tokens that outlive their SVID"] = sum(step["exp"] > max(step["expires_at"], step["now"] + 1) for step in steps)
@@ -126,9 +128,9 @@ def _rounds(spire: Spire, seen: dict[str, Any], payer: Process, reader: Process,
     found, took = stranger.until("start", outcome="permit")
     seen["entry for the stranger: permitted (s)"] = took
     seen["reader, all the while"] = reader.ask("start")["outcome"]
-    lines = [*spire.log("agent", "Renewing"), *spire.log("agent", "no identity issued"), *spire.log("server", "Signed X509 SVID")]
-    seen["log"] = lines[:3]
-    seen["log, counts"] = {words: len(spire.log(name, words)) for name, words in (("agent", "Renewing X509-SVID"), ("agent", "no identity issued"), ("server", "Signed X509 SVID"))}
+    for words in ("Creating X509-SVID", "Renewing X509-SVID", "No identity issued"):
+        lines = spire.log("agent", words)
+        seen[f"agent's log, {words} ({len(lines)})"] = lines[-1] if lines else ""
     seen["workload's log"] = payer.errors.read_text().splitlines()[:8]
 
 

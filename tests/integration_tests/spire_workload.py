@@ -16,6 +16,7 @@ from langchain_core.tools import tool
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.errors import AuthzError
 from langchain_runtime_authz.identity.spiffe import SpiffeIdentity, SvidVerifier
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 from .spire import DOMAIN
 
@@ -33,7 +34,8 @@ def look() -> str:
 class Workload:
     def __init__(self, socket: str, wait: float) -> None:
         self.identity = SpiffeIdentity(DOMAIN, socket=socket, wait=wait)
-        self.authz = RuntimeAuthz(identity=self.identity)
+        often = {"max_per_minute": 1_000_000, "max_steps": 1_000_000, "max_denials": 1_000_000, "max_streak": 1_000_000}
+        self.authz = RuntimeAuthz(pdp=WasmPDP(data={"attested": ["read"], "anomaly": often}), identity=self.identity)
         self.tool, self.open, self.run = self.authz.guard(look), contextlib.ExitStack(), None
         self.steps = 0
 
