@@ -33,14 +33,14 @@ def sealer(recipient: str | bytes | Path) -> Change:
     jwe, key = _key("seal_to", recipient)
     header = {"alg": "ECDH-ES", "enc": "A256GCM", "kid": key.thumbprint()}
 
-    def seal(record: dict[str, Any]) -> dict[str, Any]:
+    def sealed(record: dict[str, Any]) -> dict[str, Any]:
         left, contents = _split(record)
         if not contents:
             return record
         text = json.dumps({"of": _digest(left), "contents": contents}, allow_nan=False)
         return {**left, SEALED: jwe.encrypt_compact(header, text.encode(), key)}
 
-    return seal
+    return sealed
 
 
 def opener(private: str | bytes | Path) -> Change:

@@ -1,7 +1,4 @@
-"""Count the work of a start: what is imported, and what is derived of the tools of a graph that is built anew.
-
-`python -m tests.benchmarks.page start` prints the times.
-"""
+"""Count the work of a start: what is imported, and what is derived of the tools of a graph that is built anew."""
 
 from __future__ import annotations
 

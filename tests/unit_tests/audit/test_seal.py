@@ -132,7 +132,7 @@ def test_what_is_sealed_is_bound_to_its_record(tmp_path: Path) -> None:
         list(read_log(log, opened=opener(PRIVATE)))
 
 
-@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), None], ids=str)
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), None], ids=["p256", "p384", "p521", "x25519"])
 def test_a_record_comes_back_whole(curve: Any) -> None:
     """Of each kind that holds contents, for each kind of key, as PEM text or bytes."""
     private, public = pair(ec.generate_private_key(curve) if curve else x25519.X25519PrivateKey.generate())
