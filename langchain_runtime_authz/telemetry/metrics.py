@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from langchain_runtime_authz._deadline import begun
-from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.authzen import Decision, Subject
 from langchain_runtime_authz.telemetry import names as n
 
 __all__ = ["Instruments", "count", "count_decision", "instruments", "observe_ledger", "time_engine"]
@@ -26,6 +26,7 @@ _ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose ques
 
 
 WAIT: Final = 1.0  # seconds for one figure of a ledger
+SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # others are counted together
 REST: Final = 30.0  # seconds for which a ledger is left alone that gave none
 _resting: Final[dict[tuple[int, str], float]] = {}
 
@@ -51,10 +52,11 @@ class Instruments:
         meter.create_observable_gauge(n.DOUBTS, [_doubts], "{call}", "Calls whose outcome nobody knows")
 
 
-def count_decision(decision: Decision, action: str, started: int | None) -> None:
+def count_decision(decision: Decision, action: str, started: int | None, subject: Subject) -> None:
     """Count a decision; `started` is when it was begun, in nanoseconds since the epoch."""
     with suppress(Exception):  # telemetry must not stop the call
-        about = {n.ACTION: action, n.DECISION: decision.outcome, n.REASON: decision.reason}
+        kind = subject.type if subject.type in SUBJECT_TYPES else "other"
+        about = {n.ACTION: action, n.DECISION: decision.outcome, n.REASON: decision.reason, n.SUBJECT_TYPE: kind}
         instruments.decisions.add(1, about)
         if started is not None:
             instruments.deciding.record((time.time_ns() - started) / 1e9, {n.ACTION: action})

@@ -145,7 +145,7 @@ def record_decision(
     epoch. `question` is the `traceparent` of the question that this decides anew.
     """
     if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
-        metrics.count_decision(decision, action, started)
+        metrics.count_decision(decision, action, started, run.subject)
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
     with suppress(Exception):

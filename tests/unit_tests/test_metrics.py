@@ -53,8 +53,8 @@ def test_a_run_is_counted(reader: InMemoryMetricReader) -> None:
     graph = authz.protect(hand_written(replying([READ], [PAY]), [read_tool([]), pay_tool([])], checkpointer=InMemorySaver()))
     graph.invoke(human("SECRET"), THREAD)
     decided = points(reader, "decisions")
-    assert ({"action": "tools/call", "decision": "permit", "reason": ""}, 1) in decided
-    assert ({"action": "tools/call", "decision": "approval_required", "reason": "effect"}, 1) in decided
+    assert ({"action": "tools/call", "decision": "permit", "reason": "", "subject.type": "anonymous"}, 1) in decided
+    assert ({"action": "tools/call", "decision": "approval_required", "reason": "effect", "subject.type": "anonymous"}, 1) in decided
     (_, asked), = [p for p in points(reader, "decision.duration") if p[0]["action"] == "tools/call"]
     assert asked == 2
     assert points(reader, "engine.duration")[0][0] == {"pdp": "static"}
@@ -65,6 +65,17 @@ def test_a_run_is_counted(reader: InMemoryMetricReader) -> None:
     authz.revoke("t1")
     assert {about["event"]: count for about, count in points(reader, "events")}["revoked"] == 1
     assert "SECRET" not in str(reader.get_metrics_data())
+
+
+@pytest.mark.parametrize(("kind", "counted"), [("service", "service"), ("agent", "agent"), ("cron-4711", "other")])
+def test_denials_of_crons_are_told_apart(reader: InMemoryMetricReader, kind: str, counted: str) -> None:
+    """By the subject's type, of which a metric knows a few."""
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call"))
+    graph = authz.protect(hand_written(replying([PAY]), [pay_tool([])]))
+    with authz.run(subject={"type": kind, "id": "nightly"}):
+        graph.invoke(human())
+    denied = [about for about, _ in points(reader, "decisions") if about["decision"] == "deny"]
+    assert {about["subject.type"] for about in denied} == {counted}
 
 
 def test_a_live_run_has_a_lease(reader: InMemoryMetricReader) -> None:

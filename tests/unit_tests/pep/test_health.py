@@ -167,7 +167,7 @@ def test_alarms_name_metrics_that_exist() -> None:
         *(f"{name}_seconds_bucket" for name in (names.DECISION_DURATION, names.ENGINE_DURATION)),
         *(names.LEASES, names.QUESTIONS, names.DOUBTS),
     }
-    labels = {names.COMPONENT, names.REASON, names.DECISION, names.EVENT, names.TENANT}
+    labels = {names.COMPONENT, names.REASON, names.DECISION, names.EVENT, names.TENANT, names.SUBJECT_TYPE}
     known = {name.replace(".", "_") for name in exported | labels}
     (group,) = yaml.safe_load((ROOT / "deploy/alerts/runtime-authz.yml").read_text())["groups"]
     assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"]) > 5
