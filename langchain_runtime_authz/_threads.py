@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langgraph.pregel import Pregel
@@ -12,7 +12,8 @@ from langchain_runtime_authz._validate import optional_text
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
-from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.facts.task import CORRECTION, HumanText, content_digest
+from langchain_runtime_authz.langgraph.reentry import Reentry, reentry
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Scope
@@ -53,7 +54,7 @@ class Threads:
         """
         author = Subject.of(by) if by is not None else None
         optional_text("text", text)
-        said = HumanText(content_digest(text), text, f"correction-{new_id()}")
+        said = HumanText(content_digest(text), text, CORRECTION + new_id())
         return correct(self._scope(thread_id, graph), said, author.principal if author else None)
 
     correct, acorrect = both(_correct)
@@ -135,6 +136,27 @@ class Threads:
         yield from resolve(found[0].scope, found[0], happened=happened, author=by, reason=reason)
 
     resolve_call, aresolve_call = both(_resolve_call)
+
+    def _reenter(
+        self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
+    ) -> Flow[Reentry]:
+        """Say how a thread goes on after an outage, and with `go_on`, go on if nothing new must be said.
+
+        Args:
+            graph: the protected graph.
+            config: names the thread, as in the entry that was denied.
+            input: what that entry was given. Without it, an input counts as lost only if the ledger knows of it.
+            go_on: enter the graph if `how` is `continue`. The result has what it returned. Open the run as always,
+                with `authz.run(...)` around this.
+
+        Raises:
+            ConfigError: the graph keeps no threads, or the config names none.
+            AuthzDenied: the thread went on and was denied again.
+        """
+        thread = str((config.get("configurable") or {}).get("thread_id"))
+        return reentry(self._engine, self._scope(thread, graph), graph, config, input, go_on=go_on)
+
+    reenter, areenter = both(_reenter)
 
     def _data_changed(self, resource: str) -> Flow[None]:
         """Record that a resource changed outside, by the name that the `resource` of profiles gives it.

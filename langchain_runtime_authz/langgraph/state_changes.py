@@ -14,7 +14,7 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, ToolMessage
 from langgraph.constants import START
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
-from langgraph.types import Command, StateSnapshot
+from langgraph.types import Command, Interrupt, StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.errors import AuthzDenied, Code, MappingError
@@ -31,12 +31,13 @@ from langchain_runtime_authz.langgraph.messages import (
     unanswered,
     with_messages,
 )
+from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, is_ours, remaining
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
 from langchain_runtime_authz.pep.entry import Entry
 
-__all__ = ["WATCHED", "answered_elsewhere", "brought", "delivered", "differ", "others", "removals", "resumed", "said",
+__all__ = ["WATCHED", "answered_elsewhere", "brought", "delivered", "differ", "open_questions", "others", "removals", "resumed", "said",
            "said_by", "taken_out", "unheard", "watched", "writes"]  # fmt: skip
 
 WATCHED: Final = ("messages", "todos", "files")
@@ -169,9 +170,15 @@ def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
     LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
     again. The value says nothing: the enforcement point reads the ledger.
     """
-    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
-    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
+    waiting = open_questions(state, entry.asks, entry.now)
+    ours = [i.id for i in state.interrupts if i not in waiting]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
+
+
+def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
+    """Return the interrupts of a state that wait for an answer: of ours, those with a question in the ledger."""
+    waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}
+    return tuple(i for i in state.interrupts if not is_ours(i.value) or i.id in waiting)
 
 
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:

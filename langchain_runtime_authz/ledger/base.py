@@ -171,7 +171,7 @@ class Query:
         planned_call: (agent path, call id) whose newest record is wanted, if the message is not known.
         calls: keys of calls whose rows and approvals are wanted.
         agent: the agent whose revocation is wanted.
-        log: add the pinned texts and whether a root entry is under way. Only root entries need it.
+        log: add the pinned texts and whether a root entry is under way or live. Only root entries need it.
         asks: add the open questions. Only root entries need them.
         marks: names of marks.
         values: keys (`facts.provenance.forms.key`) whose sightings are wanted.
@@ -196,7 +196,8 @@ class Query:
 class Snapshot:
     """One consistent view. `now` is ledger time, which is authoritative (epoch seconds).
 
-    `underway`: a root entry took a lease and has not ended it, or its process died not long ago.
+    `underway`: a root entry took a lease and has not ended it, or its process died not long ago. `live`: that lease has
+    not expired.
     """
 
     now: float
@@ -216,6 +217,7 @@ class Snapshot:
     asks: tuple[Approval, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
     underway: bool = False
+    live: bool = False
     values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[Doubt, ...] = ()

@@ -226,7 +226,8 @@ def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
         found.asks = tuple(a for a in t.approvals.values() if a.state == "asked")
     if query.log:
         found.log, found.pending = tuple(t.log), tuple(t.pending)
-        found.underway = any(_underway(lease, now) for lease in t.leases.values())
+        found.live = any(_underway(lease, now) and now < lease.expires_at for lease in t.leases.values())
+        found.underway = found.live or any(_underway(lease, now) for lease in t.leases.values())
     return found
 
 

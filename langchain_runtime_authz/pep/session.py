@@ -11,7 +11,7 @@ from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.provenance.atoms import atoms_of
-from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.facts.task import CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval
@@ -240,7 +240,7 @@ class Session:
 
     def _correct(self, text: str) -> Flow[int]:
         run = self._run
-        yield from correct(run.scope, HumanText(content_digest(text), text, f"correction-{new_id()}"))
+        yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
         return (yield from self._reopen())
 
     def _reopen(self) -> Flow[int]:

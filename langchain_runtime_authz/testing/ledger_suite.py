@@ -401,12 +401,12 @@ class LedgerContract(DoubtContract):
         assert self.load(log=True).underway is False
         root = self.lease()
         self.lease(("root", "child"), parent=root)
-        assert self.load(log=True).underway is True
+        assert (self.load(log=True).underway, self.load(log=True).live) == (True, True)
         self.do(EndLease(root.jti, "suspended"))
         assert self.load(log=True).underway is False
         self.lease()
         self.clock.tick(TTL + 1)
-        assert self.load(log=True).underway is True
+        assert (self.load(log=True).underway, self.load(log=True).live) == (True, False)
         self.clock.tick(LAPSED)
         assert self.load(log=True).underway is False
 

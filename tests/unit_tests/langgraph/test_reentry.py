@@ -1,0 +1,180 @@
+"""After an outage: what `reenter` says of a thread, and that it goes on where nothing new must be said."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.langgraph.reentry import Reentry
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.testing.clock import FrozenClock
+
+from ...attack._graphs import (
+    ASK,
+    PAID,
+    PAY,
+    READ,
+    authz_with,
+    hand_written,
+    human,
+    ledger_down,
+    pay_tool,
+    read_tool,
+    replying,
+)
+
+THREAD = {"configurable": {"thread_id": "t"}}
+
+
+class Outage:
+    """A graph that reads and pays. While `down` holds the name of an action, the engine fails on it."""
+
+    def __init__(self, *turns: Any, **compiled: Any) -> None:
+        self.down, self.asks, self.clock, self.ran = "", False, FrozenClock(), list[Any]()
+        self.authz = authz_with(StaticPDP(self.answer), ledger=MemoryLedger(clock=self.clock))
+        tools = [read_tool([]), pay_tool(self.ran)]
+        graph = hand_written(replying(*(turns or ([READ], [PAY]))), tools, checkpointer=InMemorySaver(), **compiled)
+        self.graph = self.authz.protect(graph)
+
+    def answer(self, request: Any) -> object:
+        if self.down and request.action.name.startswith(self.down):
+            raise TimeoutError
+        asked = self.asks and request.resource.id == "pay" and request.context.approval is None
+        return ASK if asked else True
+
+    def enter(self, given: Any) -> Any:
+        return self.graph.invoke(given, THREAD)
+
+    def denied(self, given: Any, down: str) -> AuthzDenied:
+        self.down = down
+        with pytest.raises(AuthzDenied) as denied:
+            self.enter(given)
+        self.down = ""
+        return denied.value
+
+
+@pytest.fixture(params=["sync", "async"])
+def reenter(request: pytest.FixtureRequest) -> Any:
+    def ask(world: Outage, **options: Any) -> Reentry:
+        if request.param == "sync":
+            return world.authz.reenter(world.graph, THREAD, **options)
+        return asyncio.run(world.authz.areenter(world.graph, THREAD, **options))
+
+    return ask
+
+
+def test_denied_on_the_way_it_continues(reenter: Any) -> None:
+    """With `None`, and by itself if it is told to; the payment is made once."""
+    world = Outage()
+    assert world.denied(human(), "model").code == Code.PDP_TIMEOUT
+    found = reenter(world, input=human())
+    assert (found.how, found.output) == ("continue", None)
+    assert "`None`" in str(found)
+    assert world.ran == []
+    found = reenter(world, go_on=True)
+    assert found.output["messages"][-1].content == "done"
+    assert world.ran == [PAID]
+    assert reenter(world, go_on=True) == Reentry("done")
+    assert world.ran == [PAID]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("knows", [False, True])
+def test_denied_at_the_root_it_is_sent_again(reenter: Any, before: bool, knows: bool) -> None:
+    """On a thread that is empty or has ended. LangGraph refuses `None` on the first."""
+    world = Outage([])
+    if before:
+        world.enter(human("Hello"))
+    world.denied(human(), "run/")
+    found = reenter(world, input=human() if knows else None, go_on=True)
+    assert (found.how, found.output) == ("send again", None)
+    assert [m.content for m in world.enter(human())["messages"] if m.type == "human"] == ["Hello", "Pay the bill"][not before :]
+    assert reenter(world).how == "done"
+
+
+def test_an_input_that_a_stopped_thread_never_got_is_sent_again(reenter: Any) -> None:
+    """The thread stopped on the way, and the next words were denied at the root: `None` would lose them."""
+    world = Outage()
+    world.denied(human(), "model")
+    world.denied(human("Pay now"), "run/")
+    assert reenter(world).how == "send again"
+
+
+def test_the_ledger_itself_was_down(reenter: Any) -> None:
+    """It knows nothing of the denial, so the input tells."""
+    world = Outage([])
+    with ledger_down(), pytest.raises(AuthzDenied):
+        world.enter(human())
+    assert reenter(world).how == "send again"
+    world.enter(human("Hello"))
+    with ledger_down(), pytest.raises(AuthzDenied):
+        world.enter(human())
+    assert reenter(world, input=human()).how == "send again"
+    assert reenter(world).how == "done"
+    assert "denied since" in str(reenter(world))
+
+
+def test_a_question_waits_for_its_answer(reenter: Any) -> None:
+    """Until it is answered, here or elsewhere."""
+    world = Outage()
+    world.asks = True
+    world.enter(human())
+    found = reenter(world, go_on=True)
+    assert (found.how, found.output) == ("answer", None)
+    ((question,), (approval,)) = found.questions, world.authz.approvals()
+    assert question.id == approval.interrupt_id
+    world.denied(Command(resume={"decisions": [{"type": "approve"}]}), "run/")
+    world.authz.approve(approval.id, by={"type": "user", "id": "carol"})
+    assert reenter(world, go_on=True).output["messages"][-1].content == "done"
+    assert world.ran == [PAID]
+
+
+def test_nobody_passes_a_breakpoint_unseen(reenter: Any) -> None:
+    """LangGraph pauses there for a person to look."""
+    world = Outage(interrupt_before=["tools"])
+    world.enter(human())
+    assert reenter(world, go_on=True) == Reentry("answer")
+
+
+def test_a_call_in_doubt_comes_first(reenter: Any) -> None:
+    """The process died inside the payment: wait for its lease, resolve it, then go on. It is not made again."""
+    world = Outage([PAY])
+
+    class Died(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        world.ran.append(PAID)
+        world.authz.ledger.commit = world.authz.ledger.acommit = fails
+        raise Died
+
+    def fails(*_: Any) -> None:
+        raise OSError
+
+    world.graph.nodes["tools"].bound.tools_by_name["pay"].func = die
+    with pytest.raises(Died):
+        world.enter(human())
+    del world.authz.ledger.commit, world.authz.ledger.acommit
+    assert reenter(world, go_on=True).how == "wait"
+    world.clock.tick(61)
+    found = reenter(world, go_on=True)
+    assert (found.how, [*found.doubts]) == ("resolve", world.authz.unknown_calls())
+    world.authz.resolve_call(found.doubts[0].row.key, happened=True, by="user:carol")
+    assert reenter(world, go_on=True).output["messages"][-1].content == "done"
+    assert world.ran == [PAID]
+
+
+def test_only_a_thread_is_entered_again() -> None:
+    """Without a checkpointer or a thread there is none."""
+    world = Outage()
+    with pytest.raises(ConfigError, match="thread_id"):
+        world.authz.reenter(world.graph, {})
+    world.graph.checkpointer = None
+    with pytest.raises(ConfigError, match="checkpointer"):
+        world.authz.reenter(world.graph, THREAD)
