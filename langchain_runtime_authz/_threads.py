@@ -146,8 +146,7 @@ class Threads:
             graph: the protected graph.
             config: names the thread, as in the entry that was denied.
             input: what that entry was given. Without it, an input counts as lost only if the ledger knows of it.
-            go_on: enter the graph if `how` is `continue`. The result has what it returned. Open the run as always,
-                with `authz.run(...)` around this.
+            go_on: enter the graph if `how` is `continue`, in the run that `authz.run(...)` opens around this.
 
         Raises:
             ConfigError: the graph keeps no threads, or the config names none.

@@ -38,8 +38,7 @@ class Reentry:
     """Tell how a thread goes on.
 
     Attributes:
-        how: `continue` (enter with `None`), `send again` (the input), `answer` (a question), `resolve` (a call in
-            doubt), `wait` (somebody is at it) or `done`.
+        how: what to do, or `done`.
         questions: LangGraph's interrupts that wait for an answer. There are none at a breakpoint.
         doubts: the calls of the thread that are in doubt.
         output: what the graph returned, if it went on.
@@ -58,11 +57,7 @@ class Reentry:
 def reentry(
     engine: Engine, scope: Scope, graph: Any, config: Mapping[str, Any], input: Any, *, go_on: bool
 ) -> Flow[Reentry]:
-    """Return how the thread of `config` goes on; with `go_on`, enter the graph if that takes nothing new.
-
-    Raises:
-        ConfigError: the graph keeps no threads, or the config names none.
-    """
+    """Return how the thread of `config` goes on; with `go_on`, enter the graph if that takes nothing new."""
     place = thread_config(config)
     if place is None or not graph.checkpointer:
         raise ConfigError("only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`")
@@ -84,23 +79,17 @@ def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, i
         return "resolve"
     if state.created_at is None or _never_entered(snapshot, state, input):
         return "send again"
+    if not state.next:
+        return "done"
     # At a breakpoint somebody looks before the next node; a node that failed has begun.
-    breakpoints = graph.interrupt_before_nodes or graph.interrupt_after_nodes
-    if found.questions or (state.next and breakpoints and not any(task.error for task in state.tasks)):
-        return "answer"
-    return "continue" if state.next else "done"
+    pauses = (graph.interrupt_before_nodes or graph.interrupt_after_nodes) and not any(t.error for t in state.tasks)
+    return "answer" if found.questions or pauses else "continue"
 
 
 def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
-    """Return True if the newest text of a user is not in the state.
-
-    The input tells. Without it, the ledger knows a text of an entry that ended before its graph began.
-    """
+    """Return True if the newest text is not in the state: the input's, or that of an entry which ended at the root."""
     given = [t for t in human_texts(written(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]
     heard = human_texts(messages_in(state.values))
-    if not given:
-        return False
-    newest = given[-1]
-    return not any(newest.key == t.key if newest.key else newest.digest == t.digest for t in heard)
+    return bool(given) and not any((given[-1].key or t.key) == t.key and given[-1].digest == t.digest for t in heard)

@@ -170,8 +170,7 @@ def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
     LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
     again. The value says nothing: the enforcement point reads the ledger.
     """
-    waiting = open_questions(state, entry.asks, entry.now)
-    ours = [i.id for i in state.interrupts if i not in waiting]
+    ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
