@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
@@ -29,12 +28,6 @@ def look(place: str) -> str:
 graph = StateGraph(MessagesState).add_node("tools", ToolNode([look])).add_edge(START, "tools").compile()
 """
 MANDATE = {"steps": [{"id": "a", "tool": "look", "args": {"place": "here"}}]}
-# They change something and say so in a sentence, or print a document of their own.
-WITHOUT = {
-    "approvals approve", "approvals deny", "audit prune", "init", "keys compromise", "keys generate", "keys rotate", "kill engage", "kill release",
-    "ledger clock", "ledger downgrade", "ledger migrate", "mandate schema", "policy init", "policy schema", "reinstate", "report", "revoke",
-}  # fmt: skip
-
 
 @pytest.fixture(autouse=True)
 def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +60,3 @@ def test_a_command_prints_one_document(command: str, code: int, said: dict[str, 
     plain = CliRunner().invoke(app, [word.replace("pack.zip", "again.zip") for word in command.split()])
     assert plain.exit_code == code
     assert not plain.stdout.startswith("{")
-
-
-def test_every_command_that_answers_has_it() -> None:
-    def walk(command: Any, path: str) -> Any:
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, f"{path} {name}".strip())
-        if not hasattr(command, "commands"):
-            yield path, any("--json" in option.opts for option in command.params)
-
-    assert {path for path, has in walk(get_command(app), "") if not has} - {"policy check", "policy test", "policy build", "policy try"} <= WITHOUT
