@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import FastAPI, Header, HTTPException
 from langchain_core.messages import AIMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -17,11 +17,9 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory
-from langchain_runtime_authz.errors import AuthzDenied, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.ledger import SqliteLedger
-from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.pdp.opa import OpaPDP
-from langchain_runtime_authz.pep.kill_switch import KillSwitch
 
 
 def instance(env: Mapping[str, str] = os.environ) -> RuntimeAuthz:
@@ -56,23 +54,7 @@ def application() -> FastAPI:
     protected = authz.protect(graph())
     app = FastAPI()
 
-    @app.get("/livez")
-    async def livez() -> dict[str, str]:
-        """Say that the process answers. A ledger or an engine that is down is no reason to restart it."""
-        return {"process": "ok"}
-
-    @app.get("/readyz")
-    def readyz(response: Response) -> dict[str, str]:
-        """Say what is down. Requests would be denied meanwhile."""
-        parts = {"engine": "ok" if getattr(authz.pdp, "healthy", lambda: True)() else "down", "ledger": "ok", "kill_switch": "ok"}
-        try:
-            authz.ledger.load(Scope(authz.tenant, "", "", ""), Query())
-        except LedgerError as exc:
-            parts["ledger"] = str(exc.code)
-        if (switch := KillSwitch.from_environment()) is not None and switch.engaged:
-            parts["kill_switch"] = "engaged"
-        response.status_code = 200 if set(parts.values()) == {"ok"} else 503
-        return parts
+    app.mount("/health", authz.health_app())  # /health/live, /health/ready
 
     @app.post("/chat")
     async def chat(text: str, x_user: str = Header()) -> dict[str, str]:

@@ -97,6 +97,14 @@ def test_the_compose_file_names_the_versions_that_are_tested_and_opens_nothing()
                 assert source.startswith("./") or source in COMPOSE["volumes"]
 
 
+def test_each_alert_names_its_page() -> None:
+    groups = yaml.safe_load((ROOT / "deploy" / "alerts" / "runtime-authz.yml").read_text())["groups"]
+    pages = {re.sub(r"\W+", "-", title.lower()) for title in re.findall(r"^## (.+)$", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)}
+    named = [rule["annotations"]["runbook"].partition("#") for group in groups for rule in group["rules"]]
+    assert named
+    assert all(file == "docs/runbooks.md" and anchor in pages for file, _, anchor in named)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_the_systemd_units_verify(tmp_path: Path) -> None:
     """With programs that exist here in the place of those that they name."""
@@ -110,7 +118,7 @@ def test_the_systemd_units_verify(tmp_path: Path) -> None:
 
 def test_the_application_is_configured_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers the probes that the chart asks, and is not ready while the kill switch is engaged."""
-    probes = set(re.findall(r"path: (/\w+z)", (CHART / "templates" / "app.yaml").read_text()))
+    probes = set(re.findall(r"path: (/health/\w+)", (CHART / "templates" / "app.yaml").read_text()))
     named = set(re.findall(r"AUTHZ_[A-Z_]+", "".join(file.read_text() for file in [CHART / "templates" / "app.yaml", *UNITS])))
     served = (ROOT / "deploy" / "app" / "server.py").read_text()
     assert {name for name in named if name not in served} == {"AUTHZ_KILL_SWITCH"}  # RUNTIME_…, which the package reads
@@ -126,4 +134,5 @@ def test_the_application_is_configured_by_the_environment(tmp_path: Path, monkey
     assert [client.get(path).status_code for path in sorted(probes)] == [200, 200]
     assert client.post(**ask).json() == {"answer": "Good morning."}
     kill.touch()
-    assert [client.get("/livez").status_code, client.get("/readyz").status_code, client.post(**ask).status_code] == [200, 503, 403]
+    monkeypatch.setattr("langchain_runtime_authz.pep.health.FRESH", 0)
+    assert [client.get("/health/live").status_code, client.get("/health/ready").status_code, client.post(**ask).status_code] == [200, 503, 403]
