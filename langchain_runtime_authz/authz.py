@@ -28,7 +28,7 @@ from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import effect as effects
 from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, protect
+from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, misspelt, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
@@ -245,8 +245,8 @@ class RuntimeAuthz(Threads):
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder) in place, with every graph that it can reach.
 
-        Returns the same object; a second call changes nothing. Warns once about tools without a profile, and where
-        nobody can be asked.
+        Returns the same object; a second call changes nothing. Warns once about tools without a profile, where
+        nobody can be asked, and about a name in `agents` that looks like a misspelt name of an agent.
 
         Raises:
             AlreadyProtected: another instance protects it or a part of it.
@@ -264,6 +264,8 @@ class RuntimeAuthz(Threads):
                 "`runtime-authz profile suggest module:graph` proposes profiles to review",
                 stacklevel=2,
             )
+        for name, meant in misspelt(self._engine.agents, protected):
+            warnings.warn(f"`agents[{name!r}]` limits no agent: is `{meant}` meant?", stacklevel=2)
         served = "langgraph_api" in sys.modules  # the Agent Server brings a checkpointer
         if tools and not (protected.checkpointer or served or self._engine.on_ask):
             warnings.warn(

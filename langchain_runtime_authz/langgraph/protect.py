@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Generator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +34,7 @@ from langchain_runtime_authz.langgraph._private import (
     reset_node,
 )
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
-from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, reached, roots_of, walk
+from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.remote import gate_remote, is_remote
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
@@ -44,7 +44,7 @@ from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_he
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
 
-__all__ = ["Protection", "guarded_tools", "owner_of", "protect"]
+__all__ = ["Protection", "agent_names", "guarded_tools", "misspelt", "owner_of", "protect"]
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 
@@ -92,6 +92,21 @@ def protect(target: Any, protection: Protection) -> Any:
 def guarded_tools(graph: AnyGraph) -> Iterator[BaseTool]:
     """Return the guarded tools of a protected graph and of every graph below it."""
     return (value for value in reached(graph) if isinstance(value, BaseTool) and is_guarded(value))
+
+
+def agent_names(graph: AnyGraph) -> frozenset[str]:
+    """Return the names that the agents in a graph have when it runs, remote ones too."""
+    held = ((v, v.label if isinstance(v, Found) else getattr(v, "name", "")) for v in reached(graph, deep=True))
+    return frozenset(str(name) for value, name in held if isinstance(value, Found) or is_remote(value))
+
+
+def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
+    """Yield names that no agent here has, with the nearly equal name of one that is not among them."""
+    if agents:  # a name that resembles none may be an agent's in another graph
+        from difflib import get_close_matches
+
+        known = agent_names(graph)
+        yield from ((n, m) for n in {*agents} - known for m in get_close_matches(n, known - {*agents}, n=1))
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:

@@ -45,7 +45,7 @@ from langchain_runtime_authz.langgraph.object_graph import (
     walk,
 )
 from langchain_runtime_authz.langgraph.observer import Observed, limits
-from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.protect import agent_names, owner_of
 from langchain_runtime_authz.langgraph.remote import gates_remote, is_remote
 from langchain_runtime_authz.langgraph.store import governs_stores
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
@@ -96,10 +96,11 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     pdp = engine.evaluator.pdp.name
     if protection.root_entry.development:
         pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
-    if engine.observer is None:
-        return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)))
-    rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
-    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), limits())
+    if engine.observer is not None:
+        rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
+    unknown = sorted({*engine.agents} - agent_names(graph) - {row.graph for row in rows}) if engine.agents else ()
+    blind = limits() if engine.observer is not None else ""
+    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), blind, tuple(unknown))
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:

@@ -146,6 +146,8 @@ class CoverageReport:
     rows: tuple[Row, ...]
     limits: str = ""
     """What `observe_process` cannot see, if it is on."""
+    unknown_agents: tuple[str, ...] = ()
+    """Names in `RuntimeAuthz(agents=...)` that no agent of this graph has."""
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -184,13 +186,14 @@ class CoverageReport:
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `{graph, pdp, rows, dynamic, unseen}`: rows with `id` and `governed`; the last two are ids."""
+        """Return `{graph, pdp, rows, dynamic, unseen, unknown_agents}`: rows with `id` and `governed`; two of ids."""
         rows = [
             {"id": r.id, **asdict(r), "layers": list(r.layers), "seen": r.seen._asdict(), "governed": r.governed}
             for r in self.rows
         ]
         dynamic, unseen = [r.id for r in self.dynamic], [r.id for r in self.unseen]
-        return {"graph": self.graph, "pdp": self.pdp, "rows": rows, "dynamic": dynamic, "unseen": unseen}
+        found = {"graph": self.graph, "pdp": self.pdp, "rows": rows, "dynamic": dynamic, "unseen": unseen}
+        return {**found, "unknown_agents": list(self.unknown_agents)}
 
     def baseline(self) -> Baseline:
         """Return a baseline that accepts the present ungoverned rows: `report.baseline().write(path)`."""
@@ -238,6 +241,8 @@ class CoverageReport:
             counts += f"; {_nodes(effects, 'has', 'have')} effects that nobody declared"
         if self.plain:
             counts += f"; {_nodes(len(self.plain), 'runs', 'run')} code that is not seen"
+        if self.unknown_agents:
+            counts += f"; `agents` limits no agent here by the name {', '.join(self.unknown_agents)}"
         return "; ".join(filter(None, (f"coverage of `{self.graph}`: {counts}", f"decided by {self.pdp}", self.limits)))
 
     def _repr_html_(self) -> str:

@@ -338,6 +338,22 @@ def test_remote_graphs_are_named() -> None:
     assert findings(node_graph(lambda s: remote.invoke(s))) == [("remote graph", "far", "step")]
 
 
+def test_a_misspelt_agent_in_the_limits_is_named() -> None:
+    """`protect` warns of a name that is nearly an agent's; coverage names each that no agent of the graph has."""
+    limits = {"iner": {}, "outer": {}, "far": {}, "payments": {}}
+    authz = authz_with(StaticPDP(True), agents=limits)
+    inner, far = agent(), RemoteGraph("far", url="http://127.0.0.1:1")
+    graph = node_graph(lambda s: far.invoke(inner.invoke(s)))
+    with pytest.warns(UserWarning, match="'iner'.* limits no agent: is `inner` meant") as warned:
+        authz.protect(graph)
+    assert not [w for w in warned if "payments" in str(w.message)], "it may be an agent of another graph"
+    report = authz.coverage(graph)
+    assert report.unknown_agents == ("iner", "payments")
+    assert "limits no agent here by the name iner, payments" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["unknown_agents"] == ["iner", "payments"]
+    assert covered(agent()).unknown_agents == ()
+
+
 def test_tools_that_act_in_a_way_of_their_own_are_no_ambient_hooks() -> None:
     """A class with an `invoke` or `run` of its own announces nothing: held by plain code it is not governed at all."""
 
