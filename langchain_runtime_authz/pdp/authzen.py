@@ -57,8 +57,8 @@ class AuthzenPDP(RemotePDP):
     Args:
         url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
         evaluation: path of the evaluation endpoint, below `url`.
-        evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none:
-            then they are asked side by side.
+        evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none. Then, and if two
+            calls are of one resource, they are asked side by side: some PDPs answer both as the first one.
         obligations_supported: obligation types told to the PDP in each request (obligations profile).
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_link.Connection`.
@@ -155,7 +155,7 @@ class AuthzenPDP(RemotePDP):
         return self._heard(_decision(document, sent_id))
 
     async def _ask_all(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
-        if self._batch_url is None:
+        if self._batch_url is None or (semantic == "execute_all" and _alike(bodies)):
             if semantic != "execute_all":
                 raise PDPError(Code.PDP_UNDEFINED, "the PDP has no evaluations endpoint")
             return await super()._ask_all(bodies)
@@ -190,6 +190,11 @@ class AuthzenPDP(RemotePDP):
         request = json.loads(body)
         request.setdefault("context", {})["obligations_supported"] = self._supported
         return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _alike(bodies: Sequence[bytes]) -> bool:
+    resources = [request.get("resource", {}) for request in map(json.loads, bodies)]
+    return len({(r.get("type"), r.get("id")) for r in resources}) < len(resources)
 
 
 def _private(link: Link, url: str) -> Link:

@@ -28,6 +28,8 @@ from tests.integration_tests.services import Authority, OpaServer, free_port
 
 REQUEST = example_request()
 DENIED = example_request({"context.lease.exp": 1})
+# Of three resources: only such are sent as one batch.
+THREE = [example_request({"resource.id": "read_file", "context.lease.exp": 1}), REQUEST, example_request({"resource.id": "send_mail"})]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,9 @@ def test_the_published_vectors(todo: AuthzenServer) -> None:
         bodies = [json.dumps(r).encode() for r in requests]
         given = pdp.evaluate_batch(bodies)
         assert [d.permit for d in given] == expected  # type: ignore[attr-defined]
+        given = pdp.evaluate_batch(bodies, "deny_on_first_deny")  # in one request, although some are of one resource
+        stop = expected.index(False) + 1 if False in expected else len(expected)
+        assert [d.permit for d in given] == [*expected[:stop], *[False] * (len(expected) - stop)]  # type: ignore[attr-defined]
         path, _, sent = todo.asked[-1]
         assert (path, len(sent["evaluations"])) == ("/access/v1/evaluations", 2)
     pdp.close()
@@ -117,11 +122,19 @@ def test_the_published_vectors(todo: AuthzenServer) -> None:
 def test_the_calls_of_a_message_are_one_request(server: AuthzenServer) -> None:
     """Answers in order, one exchange, all executed."""
     pdp = AuthzenPDP(server.url, timeout=5)
-    given = decisions(pdp, [REQUEST, DENIED, REQUEST])
-    assert [d.permit for d in given] == [True, False, True]
-    assert given[1].reason == Code.LEASE_INVALID
+    given = decisions(pdp, THREE)
+    assert [d.permit for d in given] == [False, True, False]
+    assert [d.reason for d in (given[0], given[2])] == [Code.LEASE_INVALID, Code.GRANT_TOOL]
     assert [path for path, _, _ in server.asked] == ["/access/v1/evaluations"] * 2
     assert server.asked[0][2]["options"] == {"evaluations_semantic": "execute_all"}
+    pdp.close()
+
+
+def test_two_calls_of_one_resource_are_not_one_request(server: AuthzenServer) -> None:
+    """A PDP that answers both as the first one (Cerbos 0.55 does) permits no call that it never looked at."""
+    pdp = AuthzenPDP(server.url, timeout=5)
+    assert [d.permit for d in decisions(pdp, [REQUEST, DENIED, REQUEST])] == [True, False, True]
+    assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
     pdp.close()
 
 
@@ -153,7 +166,7 @@ def test_one_malformed_answer_denies_its_own_request() -> None:
     answers = iter([{"decision": True}, {"decision": "true"}, {"decision": True, "context": 1}, {"decision": True}] * 2)
     with AuthzenServer(lambda _: next(answers)) as server:
         pdp = AuthzenPDP(server.url, timeout=5)
-        given = decisions(pdp, [REQUEST] * 4)
+        given = decisions(pdp, [*THREE, example_request({"resource.id": "list_files"})])
         assert [d.reason or d.outcome for d in given] == ["permit", Code.PDP_MALFORMED, Code.PDP_MALFORMED, "permit"]
         pdp.close()
 
@@ -169,8 +182,8 @@ def test_another_number_of_answers_denies_all(count: int, semantic: Any) -> None
         )
         pdp = AuthzenPDP(faulty.url, timeout=5)
         with pytest.raises(Exception, match="pdp_malformed"):
-            pdp.evaluate_batch([REQUEST.to_json()] * 2, semantic)
-        assert {d.reason for d in Evaluator(pdp).evaluate([REQUEST.to_json()] * 2)} == {Code.PDP_MALFORMED}
+            pdp.evaluate_batch([r.to_json() for r in THREE[:2]], semantic)
+        assert {d.reason for d in Evaluator(pdp).evaluate([r.to_json() for r in THREE[:2]])} == {Code.PDP_MALFORMED}
         pdp.close()
 
 
