@@ -58,3 +58,19 @@ def test_a_payment_whose_process_died_is_asked_about(ledger: str, rounds: int) -
 def test_without_protection_it_is_paid_twice() -> None:
     """The twin: a new order after the death."""
     assert play("--rounds", "20", "--seed", "2", "--twin", module="death_rounds")["broken"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
+def test_eight_processes_stop(ledger: str) -> None:
+    """A revocation and the kill switch: no process is permitted what it asks afterwards."""
+    found = play("--ledger", ledger, "--trials", "6", module="revocation_rounds")
+    assert found["broken"] == []
+    assert found["trials"] == 6
+    assert found["decisions"] > 6 * found["workers"] * 2
+
+
+@pytest.mark.timeout(600)
+def test_without_a_revocation_they_go_on() -> None:
+    """The twin: another thread is revoked."""
+    assert play("--trials", "1", "--twin", module="revocation_rounds")["broken"]

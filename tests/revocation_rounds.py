@@ -1,0 +1,171 @@
+"""Eight processes decide on one ledger while a ninth revokes their thread, or engages the kill switch.
+
+`python -m tests.revocation_rounds --ledger sqlite|postgres --trials N`, with `LRA_POSTGRES_DSN` for PostgreSQL.
+Prints one line of JSON; exits with 1 where anything was broken.
+
+Each trial is a thread on which every process decides one call after the other; the engine permits all.
+After a random while the thread is revoked, or the file of the kill switch appears, by turns. Then:
+
+- a call whose decision began after the revocation had returned is denied, in each process, and so are those after it;
+- the reason is `revoked`, or `killed`.
+
+The figures are milliseconds from the moment at which the revocation returned (`acknowledged`) or was called (`called`) to
+the last permit of all processes. `--twin` revokes another thread and makes another file: the calls go on being permitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing as mp
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.pep.kill_switch import KillSwitch
+from langchain_runtime_authz.testing import StaticPDP
+from tests.kill_rounds import World
+
+WORKERS = 8
+MORE = 1  # decisions after the first denial
+PATIENCE = 1.0  # seconds after a revocation at which a process that is still permitted gives up
+EXPECTED = {"revoke": Code.REVOKED, "kill": Code.KILLED}
+PROFILES = {"look": ToolProfile(effect="read")}
+
+
+def instance(world: World) -> RuntimeAuthz:
+    """One process's own."""
+    about = {"ledger": world.ledger(0), "profiles": PROFILES, "tenant": "acme", "kill_switch": world.folder / "kill"}
+    return RuntimeAuthz(pdp=StaticPDP(permit=True), **about)
+
+
+def decide_on(world: World, pipe: Connection) -> None:
+    """One process's life: on each thread that it is told, decide until it is denied, and say when and why."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    authz = instance(world)
+    while thread := pipe.recv():
+        session = authz.session(subject="alice", task="Look around", agent="bank", thread=thread)
+        pipe.send("ready")
+        pipe.recv()  # go
+        until = float("inf")
+        denials, permits = list[tuple[float, str]](), list[tuple[float, float]]()
+        while len(denials) <= MORE:
+            begun = time.monotonic()
+            decision = session.decide("look", {"at": str(len(permits))})
+            if decision.permit:
+                permits.append((begun, time.monotonic()))
+                session.observe("look", {"at": str(len(permits) - 1)}, "seen")
+                if begun > until:
+                    break
+            else:
+                denials.append((begun, decision.reason))
+            if until == float("inf") and pipe.poll():
+                until = pipe.recv() + PATIENCE
+        if until == float("inf"):
+            pipe.recv()
+        pipe.send((permits, denials))
+        session.close()
+
+
+def heard(pipe: Connection) -> Any:
+    """Return what a process says; it has died if it says nothing for a minute."""
+    if not pipe.poll(60):
+        raise SystemExit("a process is silent")
+    return pipe.recv()
+
+
+def trial(authz: RuntimeAuthz, world: World, pipes: list[Connection], number: int, wait: float) -> dict[str, Any]:
+    """Revoke one thread, and return what each process was answered."""
+    what, thread = ("revoke", "kill")[number % 2], f"trial-{number}"
+    for pipe in pipes:
+        pipe.send(thread)
+    for pipe in pipes:
+        heard(pipe)
+    for pipe in pipes:
+        pipe.send("go")
+    time.sleep(wait)
+    called = time.monotonic()
+    if what == "kill":
+        KillSwitch(world.folder / ("other" if world.twin else "kill")).engage("trial")
+    else:
+        authz.revoke("other" if world.twin else thread, graph="bank")
+    acknowledged = time.monotonic()
+    for pipe in pipes:
+        pipe.send(acknowledged)
+    found = [heard(pipe) for pipe in pipes]
+    KillSwitch(world.folder / "kill").release()
+    broken = []
+    for worker, (permits, denials) in enumerate(found):
+        late = [begun for begun, _ in permits if begun > acknowledged]
+        after = [begun for begun, _ in permits if denials and begun > denials[0][0]]
+        if late or after:
+            broken.append(f"{thread}, {what}: process {worker} was permitted {len(late)} times after it, {len(after)} after a denial")
+        if len(denials) <= MORE or {reason for _, reason in denials} != {EXPECTED[what]}:
+            broken.append(f"{thread}, {what}: process {worker} was told {sorted({reason for _, reason in denials})}")
+    newest = max((ended for permits, _ in found for _, ended in permits), default=called)
+    decided = sum(len(permits) + len(denials) for permits, denials in found)
+    return {"what": what, "called": newest - called, "acknowledged": newest - acknowledged, "decided": decided, "broken": broken}
+
+
+def figures(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds. A last permit before the moment itself counts as 0."""
+    sorted_ms = sorted(max(0.0, 1000 * s) for s in seconds)
+    at = lambda share: round(sorted_ms[min(len(sorted_ms) - 1, int(share * len(sorted_ms)))], 1)
+    return {"p50": round(statistics.median(sorted_ms), 1), "p99": at(0.99), "max": round(sorted_ms[-1], 1)}
+
+
+def rounds(world: World, count: int, seed: int) -> dict[str, Any]:
+    """Run them all."""
+    rng, fork, began = random.Random(seed), mp.get_context("fork"), time.monotonic()
+    ends = [fork.Pipe() for _ in range(WORKERS)]
+    workers = [fork.Process(target=decide_on, args=(world, there), daemon=True) for _, there in ends]
+    for worker in workers:
+        worker.start()
+    pipes, authz = [here for here, _ in ends], instance(world)
+    done: list[dict[str, Any]] = []
+    for number in range(count):
+        done.append(trial(authz, world, pipes, number, 0.02 + rng.random() * 0.05))
+        if world.twin and done[-1]["broken"]:  # seen once is seen
+            break
+    for pipe in pipes:
+        pipe.send(None)
+    for worker in workers:
+        worker.join(30)
+    by = {what: [d for d in done if d["what"] == what] for what in EXPECTED}
+    return {
+        "ledger": world.kind, "trials": len(done), "workers": WORKERS, "decisions": sum(d["decided"] for d in done),
+        **{what: {m: figures([d[m] for d in of]) for m in ("called", "acknowledged")} for what, of in by.items() if of},
+        "seed": seed, "seconds": round(time.monotonic() - began), "machine": f"{os.cpu_count()} cores, {platform.platform()}",
+        "load": round(os.getloadavg()[0], 1), "broken": [b for d in done for b in d["broken"]],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--twin", action="store_true")
+    given = parser.parse_args()
+    RuntimeAuthz()  # loads the libraries once for all processes
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder), given.ledger, os.environ.get("LRA_POSTGRES_DSN"), twin=given.twin)
+        found = rounds(world, given.trials, given.seed)
+    print(json.dumps(found))
+    raise SystemExit(bool(found["broken"]))
+
+
+if __name__ == "__main__":
+    main()
