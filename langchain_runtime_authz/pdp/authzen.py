@@ -155,9 +155,9 @@ class AuthzenPDP(RemotePDP):
         return self._heard(_decision(document, sent_id))
 
     async def _ask_all(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
-        if self._batch_url is None or (semantic == "execute_all" and _alike(bodies)):
+        if self._batch_url is None or _alike(bodies):
             if semantic != "execute_all":
-                raise PDPError(Code.PDP_UNDEFINED, "the PDP has no evaluations endpoint")
+                raise PDPError(Code.PDP_UNDEFINED, "no evaluations endpoint, or two calls of one resource")
             return await super()._ask_all(bodies)
         options = json.dumps({"evaluations_semantic": semantic}).encode()
         items = b",".join(self._told(body) for body in bodies)

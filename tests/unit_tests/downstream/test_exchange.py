@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import time
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -122,6 +124,34 @@ def test_a_correction_drops_what_was_exchanged(end: str) -> None:
             made.ask(2)
     assert refused.value.code == "credential_revoked"
     assert made.sent == ["t0"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_correction_while_the_endpoint_answers_sends_nothing(end: str) -> None:
+    """The endpoint may take seconds, and the task may change in them."""
+    sts = issued()
+    made = OnBehalf(sts)
+
+    def subject_token() -> str:
+        run = current_scope.get().run  # as another process does, after the status was asked
+        made.authz.ledger.commit(run.scope, None, ENDS[end](run.epoch))
+        return made.caller.token()
+
+    made = OnBehalf(sts, subject_token=subject_token)
+    with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"), pytest.raises(CredentialError) as refused:
+        made.ask()
+    assert refused.value.code == "credential_revoked"
+    assert (len(sts.got), made.crm.got) == (1, [])
+
+
+def test_a_token_that_outlives_its_lifetime_is_not_sent() -> None:
+    """It is a bearer token, so its own `exp` counts and not only what the endpoint says about it."""
+    for life, sent in ((86_400, 0), (300, 1)):
+        made = OnBehalf(issued(access_token=jwt(aud="crm", exp=int(time.time()) + life)))
+        with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
+            with contextlib.nullcontext() if sent else pytest.raises(CredentialError, match="exchange_failed"):
+                made.ask()
+        assert len(made.crm.got) == sent
 
 
 def test_another_users_token_is_not_exchanged() -> None:

@@ -110,6 +110,31 @@ def test_an_access_token_is_not_an_id_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("name", ["entra 1.0", "okta"])
+def test_an_access_token_is_not_an_id_token_by_any_profile(name: str, provider: str) -> None:
+    """Also where the application asks for ID tokens only and sets no profile; it names no `azp`, which would tell."""
+    assert code_and_text(made(ACCESS[name], aud=APP), provider=provider, audience=None)[0] == "identity_invalid"
+
+
+def test_a_clients_own_token_is_no_users_id_token() -> None:
+    assert code_and_text(made(SERVICE["okta"], aud=APP), audience=None)[0] == "identity_invalid"
+
+
+@pytest.mark.parametrize("sub", ["spiffe://bank.example/payer", "system:serviceaccount:default:payer"])
+def test_a_workload_by_its_platforms_issuer_is_no_user(sub: str) -> None:
+    """SPIRE's OpenID Connect discovery and Kubernetes: the token has the shape of an ID token."""
+    text = token(header={"typ": "JWT"}, **NO_DEFAULTS, aud=APP, sub=sub)
+    found = verifier(audience=None).verify(text, now=NOW)
+    assert (found.type, found.id) == ("service", sub)
+
+
+def test_a_token_bound_to_a_key_is_refused() -> None:
+    """Whoever stole it cannot use it without the key, and nothing here asks for the key."""
+    assert code_and_text(token(cnf={"jkt": "x"}))[0] == "identity_invalid"
+    assert code_and_text(token(cnf={"x5t#S256": "x"}))[0] == "identity_invalid"
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("missing", ["azp", "appid", "cid", "client_id", "jti", "tid", "ver", "scp", "typ"])
 def test_a_token_without_what_its_profile_demands(provider: str, missing: str) -> None:
     for name, (typ, claims) in ACCESS.items():

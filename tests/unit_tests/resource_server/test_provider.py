@@ -77,6 +77,13 @@ def test_a_refusal_names_what_is_wanted(name: str) -> None:
     assert 'resource_metadata="https://bank.example/.well-known/oauth-protected-resource/api"' in challenge(answer)
 
 
+@pytest.mark.parametrize("options", [{}, {"audience": None}], ids=str)
+def test_a_service_takes_no_id_tokens(options: dict[str, Any]) -> None:
+    """A verifier that accepts them, for sign-in or logout, is refused."""
+    with pytest.raises(ConfigError):
+        ProviderServer(verifier(**options))
+
+
 def test_a_provider_that_is_down_is_not_the_callers_fault() -> None:
     idp = Provider()
     idp.keys = httpx.Response(503)
