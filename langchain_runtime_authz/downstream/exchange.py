@@ -122,9 +122,8 @@ class TokenExchange:
         if client_id is not None and client_secret is not None:
             self._headers["Authorization"] = basic(client_id, client_secret)
         self._assertion = client_assertion
-        self._client = {"client_assertion_type": client_assertion_type}
-        if client_id is not None:
-            self._client["client_id"] = client_id
+        named = {} if client_id is None else {"client_id": client_id}
+        self._client = {"client_assertion_type": client_assertion_type, **named}
         self._fetcher = Fetcher(timeout=timeout, client=client, async_client=async_client)
 
     def exchange(self, subject_token: str, **options: Any) -> ExchangedToken:
@@ -170,11 +169,8 @@ class TokenExchange:
 
     def _read(self, answer: Answer | None, form: Mapping[str, str]) -> ExchangedToken:
         wanted = form.get("requested_token_type", ACCESS_TOKEN)
-        if answer is None:
-            _fail("no answer in time, or a redirect, or too long a one")
-        body = answer.body
-        if body is None:
-            _fail("the answer is not a JSON object")
+        if answer is None or (body := answer.body) is None:
+            _fail("no answer in time, or a redirect, or too long a one, or not a JSON object")
         if answer.status != httpx.codes.OK:
             error = body.get("error")
             known = error if isinstance(error, str) and _ERROR.fullmatch(error) else "no error code"
@@ -186,7 +182,8 @@ class TokenExchange:
             _fail("`issued_token_type` is not the requested one")
         if str(body.get("token_type")).lower() != ("n_a" if wanted == ID_JAG else "bearer"):
             _fail("`token_type` is not Bearer")
-        if other := _other_audience(token, {form[name] for name in ("audience", "resource") if name in form}):
+        latest = time.time() + self._max_lifetime + 60  # as its clock may be ahead
+        if other := _unfit(token, {form[name] for name in ("audience", "resource") if name in form}, latest):
             _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")
@@ -276,6 +273,7 @@ class ExchangeAuth(TicketAuth):
         exchanged = kept.get(self)
         if exchanged is None or exchanged.expires_at - MARGIN <= time.time():
             exchanged = yield from self._exchanged(ticket, audience)
+            yield from self._kept()  # the endpoint may take seconds, in which the task may change
             kept[self] = exchanged
         else:
             ticket.track(exchanged.token)
@@ -336,15 +334,17 @@ def _assertion_form(assertion: str, options: Mapping[str, Any]) -> dict[str, str
     return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)}
 
 
-def _other_audience(token: str, wanted: set[str]) -> str | None:
-    """Return why a token must not be sent to the service: it says itself that it is for others too.
+def _unfit(token: str, wanted: set[str], latest: float) -> str | None:
+    """Return why a token must not be sent: it says itself that it is for others too, or ends after `latest`.
 
-    A token that is not a JWT, or names no audience, says nothing.
+    A token that is not a JWT, or has neither claim, says nothing.
     """
     parts = token.split(".")
     payload = decoded(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
     claims = json_object(payload) if payload is not None else None
-    found = None if claims is None else claims.get("aud")
+    found, ends = (None, None) if claims is None else (claims.get("aud"), claims.get("exp"))
+    if isinstance(ends, int | float) and ends > latest:
+        return "the token's `exp` is later than `max_lifetime` permits"
     if found is None or not wanted:
         return None
     named = found if isinstance(found, list) else [found]
