@@ -47,7 +47,7 @@ DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discove
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
-
+OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token has; Entra ID and Okta
 
 _Key = Mapping[str, Any] | CredentialError | None
 
@@ -110,7 +110,7 @@ class OidcVerifier:
         if not algorithms or not set(algorithms) <= set(ALGORITHMS):
             raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
         self.issuer, self._provider = checked_url(issuer, "issuer"), provider_of(provider)
-        self._audience, self._client_id, self._algorithms = audience, client_id, frozenset(algorithms)
+        self._audience, self.client_id, self._algorithms = audience, client_id, frozenset(algorithms)
         self._keys_at = partial(
             JwksClient, timeout=timeout, client=client, async_client=async_client, monotonic=monotonic
         )
@@ -198,11 +198,12 @@ class OidcVerifier:
     def _believed(self, jws: Jws, jwk: _Key, now: float | None) -> Caller:
         claims = self._genuine(jws, jwk, now)
         self._check_kind(jws.header, claims)
+        if claim.CONFIRMATION in claims:  # a stolen one would be as good as the holder's own (RFC 9449 §7.2)
+            raise refused("it is bound to a key (`cnf`), and no proof of the key is taken here")
         scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
         scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
         named = frozenset(s for s in scopes if isinstance(s, str))
-        session = name_of(claims.get("sid"))  # OpenID Connect Back-Channel Logout §2.1
-        subject = _subject(claims, self._provider)
+        session, subject = name_of(claims.get("sid")), _subject(claims, self._provider)
         return Caller(subject, named, float(claims[claim.EXPIRES_AT]), session, name_of(claims.get(claim.TOKEN_ID)))
 
     def _ended(self, jws: Jws, key: _Key, now: float | None) -> LoggedOut:
@@ -213,8 +214,8 @@ class OidcVerifier:
             raise refused("expected a logout token")
         if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or found == (None, None):
             raise refused("expected a logout token with a session or a subject")
-        if self._client_id is None or self._client_id not in audiences_of(claims):
-            raise refused(f"expected `aud` {self._client_id}, found {shown(claims.get(claim.AUDIENCE))}")
+        if self.client_id is None or self.client_id not in audiences_of(claims):
+            raise refused(f"expected `aud` {self.client_id}, found {shown(claims.get(claim.AUDIENCE))}")
         return found
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
@@ -222,8 +223,8 @@ class OidcVerifier:
         wrong = self._provider.mismatch(header, claims)
         if wrong is None:
             wrong = self._other_audience(claims)
-        elif self._client_id is not None and header_type(header) in OF_ID:
-            other = self._other_client(claims, self._client_id)
+        elif self.client_id is not None and header_type(header) in OF_ID and not OF_ACCESS & claims.keys():
+            other = self._other_client(claims, self.client_id)
             wrong = None if other is None else f"{other}; {wrong}"
         if wrong is not None:
             raise refused(wrong)
@@ -272,8 +273,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
         if (own := name or client) is None:
             raise refused("it has neither a subject nor a client")
         return Subject(type="service", id=own, properties=properties)
-    email = name_of(claims.get("email"))
-    if email is not None and claims.get("email_verified") is True:
+    if (email := name_of(claims.get("email"))) is not None and claims.get("email_verified") is True:
         properties["identifiers"] = [email]
     return Subject(type="user", id=name, properties=properties)
 
@@ -285,6 +285,7 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)
         or claims.get("gty") == "client-credentials"  # Auth0, with the suffix of `sub`
         or str(claims.get(claim.SUBJECT)).endswith("@clients")
+        or str(claims.get(claim.SUBJECT)).startswith(("spiffe://", "system:serviceaccount:"))  # SPIRE, Kubernetes
         or str(claims.get("preferred_username", "")).startswith("service-account-")  # Keycloak
     )
 

@@ -30,7 +30,7 @@ class ProviderServer(BearerServer[Caller]):
     """Decides which callers of an identity provider may use this service. A FastAPI dependency: `Depends(server)`.
 
     Args:
-        verifier: verifies the provider's access tokens for this service.
+        verifier: verifies the provider's access tokens for this service; without `client_id`, so no ID tokens.
         scopes: that a token must have. A refusal names them (RFC 6750 §3.1).
         status: the provider's introspection endpoint, asked for each request: it knows of a logout at once. Without it,
             a token is accepted until it expires.
@@ -49,6 +49,8 @@ class ProviderServer(BearerServer[Caller]):
     ) -> None:
         if not isinstance(verifier, OidcVerifier):
             raise ConfigError("`verifier` is an `OidcVerifier`")
+        if verifier.client_id is not None:
+            raise ConfigError("a service takes no ID tokens: its verifier has an `audience` and no `client_id`")
         super().__init__(realm=realm, metadata=metadata)
         self._verifier, self._status, self._scopes = verifier, status, checked_scopes(scopes)
 
