@@ -85,7 +85,7 @@ class Terms(NamedTuple):
             props.get("expires_in", 0),
             approvers.get("min", 1),
             approvers.get("distinct_from_subject", False),
-            tuple(approvers.get("who", ())),
+            tuple(approvers.get("who", ())) or ("",) * ("who" in approvers),  # an empty list names nobody
             tuple(fallback.get("who", ())),
             fallback.get("after", 0),
             asks.get("run"),

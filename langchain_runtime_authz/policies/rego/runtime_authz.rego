@@ -789,7 +789,7 @@ people_apart(_) if {
 	}
 }
 
-people_eligible(term) if object.get(term.approvers, "who", []) == []
+people_eligible(term) if not "who" in object.keys(term.approvers)
 
 people_eligible(term) if {
 	others := object.get(object.get(term, "fallback", {}), "who", [])

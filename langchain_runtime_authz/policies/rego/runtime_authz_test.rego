@@ -607,6 +607,10 @@ test_who_approves if {
 	answer.decision == false
 	some obligation in answer.context.obligations
 	obligation.properties == {"approvers": rule.pay.approvers, "fallback": rule.pay.fallback}
+	nobody := object.union(rule, {"pay": {"approvers": {"who": []}}})
+	unapproved := patched(object.union(approved_by(["user:dave"]), pay))
+		with data.runtime_authz_data.approvals as nobody
+	unapproved.decision == false
 }
 
 test_an_approval_lifts_an_ask if {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.ledger.calls import SpendBudget, SpendRate
-from langchain_runtime_authz.pep.obligations import REDACTED, demands, obliged_fields, redact
+from langchain_runtime_authz.pep.obligations import REDACTED, Terms, demands, obliged_fields, redact
 
 SECRET = "DE89-SECRET"
 
@@ -233,3 +233,11 @@ def test_no_named_field_survives(value: Any) -> None:
     assert redact(clean, ["iban", "pin"]) == clean
     text = json.dumps(value)
     assert SECRET not in redact(text, ["iban", "pin"])
+
+
+def test_a_list_of_nobody_is_not_anybody() -> None:
+    """A rule may find nobody who may approve. Then only those may who are named for later."""
+    term = Terms.of({"approvers": {"who": []}, "fallback": {"after": 60, "who": ["user:carol"]}})
+    assert term is not None
+    assert [term.admits(who) for who in ("user:bob", "user:carol")] == [False, True]
+    assert Terms().strictest(term).eligible and not Terms().eligible
