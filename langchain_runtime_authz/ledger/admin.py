@@ -161,18 +161,19 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
         LedgerError: `ledger_schema`.
     """
     check(version(admin))
-    now = admin.now()
+    tenants, now = _renewed(admin)[1], admin.now()
     latest = f"SELECT max(epoch) FROM epoch e WHERE {_SAME.format('e')}"
     sql = (
         "INSERT INTO epoch (tenant, thread, epoch, digest, body, at)"
         f" SELECT t.tenant, t.thread, coalesce(({latest}), 1) + 1, '', ?, ? FROM thread t RETURNING epoch"
     )
     threads = admin.run(sql, (json.dumps({}), now))
-    return len(threads), _renewed(admin)[1]
+    return len(threads), tenants
 
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
     """End every living lease and give each tenant a new newest commit. Return the count, and the tenants."""
+    admin.run("UPDATE thread SET at = at")  # commits that have read, but not written yet, begin anew (`Tx.keep`)
     ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")
     tenants = [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal ORDER BY tenant")]
     for tenant in tenants:

@@ -61,8 +61,6 @@ _BELOW: Final = (
     f" SELECT l.jti FROM lease l JOIN below ON l.parent = below.jti WHERE l.tenant = ? AND l.thread = ?)"
     f" SELECT jti FROM below)"
 )
-
-
 JOURNAL: Final = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
 
 

@@ -25,7 +25,8 @@ from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.admin import migrate, prune
+from langchain_runtime_authz.ledger import sql as statements
+from langchain_runtime_authz.ledger.admin import accept_clock, accept_restore, migrate, prune
 from langchain_runtime_authz.ledger.base import Committed, Guard, Lease, Ledger, Query, Scope
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
@@ -498,3 +499,27 @@ def test_a_turn_takes_few_statements(dsn: str, schema: str, monkeypatch: pytest.
         turn, invoke = turn_and_invoke(ledger, seen)
     assert (len(turn) <= 9, writes(turn)) == (True, 3), turn
     assert (len(invoke) <= 22, writes(invoke)) == (True, 5), invoke
+
+
+@pytest.mark.parametrize(("accept", "code"), [(accept_restore, Code.STALE_EPOCH), (accept_clock, Code.LEASE_ENDED)])
+def test_a_commit_does_not_outrun_its_operator(
+    dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch, accept: Callable[[Any], object], code: Code
+) -> None:
+    """What the operator ends between the read and the write of a commit stays ended."""
+    place, keep, calls = scope(), statements.rows.keep, []
+
+    def meanwhile(*args: Any) -> Any:
+        if not calls:
+            calls.append(1)
+            with administer(dsn, schema=schema) as admin:
+                accept(admin)
+        return keep(*args)
+
+    with PostgresLedger(dsn, schema=schema) as ledger:
+        now = int(time.time())
+        lease = Lease("jti", "run", ("root",), 1, now, now + 60)
+        ledger.commit(place, None, [OpenThread("user:alice"), TakeLease(lease)])
+        monkeypatch.setattr(statements.rows, "keep", meanwhile)
+        done = ledger.commit(place, Guard("jti", 1), [RecordStep(call="pay")])
+        assert getattr(done, "code", None) == code
+    assert calls
