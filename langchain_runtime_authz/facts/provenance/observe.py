@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.provenance.forms import (
     remembered,
     said_forms,
 )
-from langchain_runtime_authz.facts.provenance.values import MAX_CHARS, MAX_DEPTH, MAX_NODES, Held, held
+from langchain_runtime_authz.facts.provenance.values import MAX_CHARS, MAX_DEPTH, MAX_NODES, SHORT, Held, held
 from langchain_runtime_authz.profile import FieldTrust, ToolProfile, Trust, field_trust
 
 __all__ = ["SHORT", "Observation", "Prose", "Reading", "Sighting", "observe_output"]
@@ -37,7 +37,6 @@ SHORTEST: Final = 4  # a shorter text mentions nothing
 MAX_FIELDS: Final = 1024
 MAX_FLAT: Final = 64  # arguments
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
-SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
 
 
 class Sighting(NamedTuple):
@@ -200,9 +199,10 @@ class Reading:
         field, source = self._field(path)
         prose = False
         if isinstance(value, str):
-            value = value[: max(0, min(MAX_LEAF, MAX_CHARS - self.chars))]
+            room = max(0, min(MAX_LEAF, MAX_CHARS - self.chars))
+            prose = field.prose or self.failed or len(value) > min(SHORT, room) or "\n" in value
+            value = value[:room]
             self.chars += len(value)
-            prose = field.prose or self.failed or len(value) > SHORT or "\n" in value
         whole = forms(value) if not prose else ()
         says = said_forms(value, whole)
         if not self.echo.intersection(whole):

@@ -12,12 +12,13 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import members
 
-__all__ = ["LARGEST", "MAX_CHARS", "MAX_DEPTH", "MAX_NODES", "NODE", "Held", "Projection", "held", "parsed"]
+__all__ = ["LARGEST", "MAX_CHARS", "MAX_DEPTH", "MAX_NODES", "NODE", "SHORT", "Held", "Projection", "held", "parsed"]
 
 MAX_NODES: Final = 20_000  # of one output
 MAX_CHARS: Final = 400_000
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
+SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
 LARGEST: Final = 10**30  # a greater whole number has no form
 NODE: Final = 48  # what a node weighs, in characters
 
@@ -74,7 +75,8 @@ class Projection:
             self.chars += len(value)  # type: ignore[arg-type]
             if self.chars > self.most_chars:
                 self._cut()
-                return value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
+                kept = value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
+                return kept if len(kept) > SHORT else None  # the beginning of a short text is not what it says
             return value
         if kind is int:
             return value if -LARGEST < value < LARGEST else self._cut()  # type: ignore[operator]

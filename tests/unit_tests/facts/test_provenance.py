@@ -17,6 +17,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Observation, Sighting, observe_output
 from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
+from langchain_runtime_authz.facts.provenance.values import MAX_CHARS
 from langchain_runtime_authz.facts.provenance.words import UserWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -383,3 +384,15 @@ def test_keys_that_an_attacker_makes_up_are_not_names() -> None:
     """A source is told by names of fields; a key that is not a name is a value."""
     found = read({"x y\n{evil}": "value-1", "ok": {"a" * 300: "value-2"}}, BOOK)
     assert {s.source for s in found.sightings} <= {"mail", "mail/ok"}
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(("whole", "cut"), [("DE21999988887777", "DE219999"), ("4500", "450"), ("a@bank.com.evil.org", "a@bank.com")])
+def test_the_beginning_of_a_value_that_was_cut_is_not_asserted(whole: str, cut: str, text: bool) -> None:
+    """Who pads an output chooses where it is cut, and would have a trusted field say something else."""
+    pad = MAX_CHARS - len(cut) - (0 if text else len("notesiban"))
+    notes = ["y" * 90_000] * 4
+    output: Any = {"notes": [*notes, "z" * (pad - 360_000)], "iban": whole}
+    seen = observe_output("read", ToolProfile(effect="read", trust="system"), {}, json.dumps(output) if text else output)
+    found = [*seen.sightings, *(seen.rest.read().sightings if seen.rest is not None else ())]
+    assert not [one for one in found if one.asserted and one.source == "read/iban"]
