@@ -71,9 +71,8 @@ def opener(private: str | bytes | Path) -> Change:
             for step in way:
                 node = node[step]
             node[last] = value
-        return (
-            {**left, "erased": [], "seq": record.get("seq"), "prev": record.get("prev")} if "erased" in left else left
-        )
+        left.update({"erased": []} if "erased" in left else {}, seq=record.get("seq"), prev=record.get("prev"))
+        return left
 
     return opened
 

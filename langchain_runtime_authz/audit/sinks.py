@@ -139,9 +139,8 @@ class FileSink:
         self.path, self.durable = Path(path), durable
         if content and seal_to is not None:
             raise ConfigError("contents are kept in clear (`content`) or sealed (`seal_to`); give one of them")
-        self.content = (
-            content or seal_to is not None
-        )  # records are built with contents, and sealed before they are written
+        # Records are built with contents, and sealed before they are written.
+        self.content = content or seal_to is not None
         self._seal = None if seal_to is None else sealer(seal_to)
         self._max_bytes = None if max_bytes is None else checked_count("max_bytes", max_bytes)
         self._max_age = None if max_age is None else checked_seconds("max_age", max_age)
@@ -264,6 +263,8 @@ class FileSink:
             new.replace(self.path)
             if self.durable:
                 _sync(self.path.parent)
+        except FileNotFoundError:  # retention removed a segment meanwhile: the next record closes the file
+            return False
         except (OSError, AttributeError) as exc:  # no record is lost, so nothing is denied
             _log.error("%s cannot be closed as a segment and grows on: %s", self.path.name, exc)
             self._max_bytes = self._max_age = None

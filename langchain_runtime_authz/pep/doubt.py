@@ -205,6 +205,4 @@ def _failed(exc: Exception) -> object:
 
 
 LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → whether it happened, or something else
-
-
 ListDoubts: Final = Effect(method="ledger.doubts")  # a tenant, a call's key or `None` → its calls in doubt

@@ -228,3 +228,35 @@ def test_a_file_of_another_owner_is_one_sentence_and_a_code(tmp_path: Path) -> N
 def test_a_limit_that_makes_no_sense_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         FileSink(tmp_path / "a", **settings)
+
+
+def test_a_removed_segment_leaves_the_newest_anchors(tmp_path: Path) -> None:
+    """Otherwise an older copy of the ledger would be accepted. One that a later segment holds is not repeated."""
+    log = tmp_path / "audit.jsonl"
+    sink = FileSink(log, max_bytes=1500)
+    anchors = [{"tenant": t, "ledger": "l", "position": n, "nonce": "n"} for t, n in (("a", 1), ("b", 1), ("a", 2))]
+    for n, anchor in enumerate(anchors):
+        sink.write({"v": 1, "kind": "ledger", "ts": 1.0 + n, "ledger": anchor})
+        write(log, 15)
+    assert len(drop_segments(log, 1e9)) > 3
+    assert verify_log(log).ok
+    assert [FileSink(log).anchor(tenant) for tenant in ("a", "b", "c")] == [anchors[2], anchors[1], None]
+    assert [r["ledger"]["position"] for r in read_log(log, "ledger") if r and r["kind"] == "ledger"].count(2) == 1
+
+
+def test_a_segment_that_is_removed_meanwhile_does_not_end_rotation(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention may remove one while a writer looks for its segments."""
+    sink, seen = FileSink(log, max_bytes=1500), Path.samefile
+    first = log_files(log)[0]
+
+    def removed(one: Path, other: Path) -> bool:
+        if one == first:  # it is among those that were found just now
+            one.unlink()
+        return seen(one, other)
+
+    before = len(log_files(log))
+    monkeypatch.setattr(Path, "samefile", removed)
+    for n in range(50):
+        sink.write({"v": 1, "kind": "completion", "ts": 1.0, "n": n, "pad": "x" * 20})
+    assert not first.exists()
+    assert len(log_files(log)) > before + 3
