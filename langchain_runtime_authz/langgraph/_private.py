@@ -81,7 +81,6 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
     "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
 }
 
-
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000
 INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes that holds questions

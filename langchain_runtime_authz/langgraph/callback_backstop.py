@@ -68,7 +68,6 @@ from langchain_runtime_authz.pep.obligations import obliged_fields
 
 __all__ = ["hearing", "install"]
 
-
 Due = tuple[Engine, Flow[None]] | None
 
 

@@ -29,7 +29,6 @@ EdgeKey = tuple[str, str, str]
 PlanKey = tuple[b.AgentPath, str]
 V = TypeVar("V")
 
-
 UNKNOWN_COUNT: Final = 1_000_000  # of a counter that was forgotten
 
 

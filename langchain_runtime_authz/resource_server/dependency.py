@@ -86,7 +86,6 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     Code.STATUS_UNAVAILABLE: (503, None),
 }
 
-
 Arguments = Mapping[str, Any]
 Demanded = Callable[[Request], Arguments | Awaitable[Arguments]]
 """Reads the arguments that a service is about to act on from its request."""

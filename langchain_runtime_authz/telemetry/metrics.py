@@ -24,7 +24,6 @@ __all__ = ["Instruments", "count", "count_decision", "instruments", "observe_led
 
 _ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose questions and doubts are counted → tenant
 
-
 WAIT: Final = 1.0  # seconds for one figure of a ledger
 SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # others are counted together
 REST: Final = 30.0  # seconds for which a ledger is left alone that gave none
