@@ -33,7 +33,12 @@ class Place:
         raise NotImplementedError
 
     def start(self, log: str = "audit.jsonl") -> RuntimeAuthz:
-        return RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES, ledger=self.ledger(), audit=FileSink(self.folder / log))
+        ledger = self.ledger()
+        try:
+            return RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES, ledger=ledger, audit=FileSink(self.folder / log))
+        except AuthzError:
+            ledger.close()
+            raise
 
     def cli(self, *args: str) -> Any:
         return CliRunner().invoke(app, ["ledger", *args], env={"COLUMNS": "120"})
