@@ -163,7 +163,8 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
                 about["tool"], about["idempotency_key"], about["args_digest"], one.subject, one.scope.thread, one.row.at
             )
         )
-        if not isinstance(happened, bool):
+        # It happened, but nobody was told. Whether to do it again is for a person to say.
+        if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
             yield from resolve(run, one, happened=happened, author="on_unknown")
