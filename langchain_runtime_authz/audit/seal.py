@@ -63,16 +63,21 @@ def opener(private: str | bytes | Path) -> Change:
             inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
         except Exception:  # noqa: BLE001  (whatever the library raises for another key or damaged text)
             raise ConfigError("the key does not open this log; give the private key that it was sealed to") from None
-        if inner["of"] != _digest(left):
+        whole = json.loads(json.dumps(left))
+        try:
+            for place, value in inner["contents"].items():
+                *way, last = place[1:].split("/")
+                node = whole
+                for step in way:
+                    node = node[step]
+                node[last] = value
+            whole.update({"erased": []} if "erased" in left else {})
+            own = inner["of"] == _digest(left) and _split(whole) == (left, inner["contents"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            own = False
+        if not own:  # anybody can seal to a public key: only what a record leaves out may come back
             raise ConfigError(f"record {record.get('seq')} holds the sealed contents of another one; verify the log")
-        for place, value in inner["contents"].items():
-            *way, last = place[1:].split("/")
-            node = left
-            for step in way:
-                node = node[step]
-            node[last] = value
-        left.update({"erased": []} if "erased" in left else {}, seq=record.get("seq"), prev=record.get("prev"))
-        return left
+        return {**whole, "seq": record.get("seq"), "prev": record.get("prev")}
 
     return opened
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from joserfc import jwe
+from joserfc.jwk import OKPKey
 from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
@@ -130,6 +133,17 @@ def test_what_is_sealed_is_bound_to_its_record(tmp_path: Path) -> None:
     assert verify_log(log).ok
     with pytest.raises(ConfigError, match="sealed contents of another one"):
         list(read_log(log, opened=opener(PRIVATE)))
+
+
+@pytest.mark.parametrize("contents", [None, [], {"/decision_id": "forged"}, {"/request/x": 1}, {"/a/b": 1}], ids=str)
+def test_a_stranger_seals_nothing_that_counts(contents: Any) -> None:
+    """The key is public. What comes back is what a record leaves out, and nothing else."""
+    record = json.loads(json.dumps(a_record(a_request())))
+    inner = {"of": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest(), "contents": contents}
+    header = {"alg": "ECDH-ES", "enc": "A256GCM"}
+    blob = jwe.encrypt_compact(header, json.dumps(inner).encode(), OKPKey.import_key(PUBLIC))
+    with pytest.raises(ConfigError, match="sealed contents of another one"):
+        opener(PRIVATE)({**record, "sealed": blob, "seq": 0, "prev": ""})
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), None], ids=["p256", "p384", "p521", "x25519"])
