@@ -4,7 +4,7 @@ An approver reads values that a model wrote and sentences that a stranger wrote.
 would be read as something else. That is written as `\uXXXX`: newlines, control characters and escape sequences, bidirectional
 overrides (Trojan Source, CVE-2021-42574), invisible and default-ignorable characters (UTS #39 §3.1) and piled-up accents.
 It is not known what renders a text, so punctuation is escaped where HTML, Markdown or a terminal would act on it. Markdown's
-own escape, a backslash, serves emphasis and code: a command stays readable. A backslash and a quotation mark are escaped, so a
+own escape, a backslash, serves emphasis: a command stays readable. A backslash and a quotation mark are escaped, so a
 text has one reading. Letters of every script stay: a look-alike is named in words.
 """
 
@@ -24,7 +24,7 @@ MAX_SHOWN: Final = 240  # characters of one value
 _TAIL: Final = 60
 _ENTITY: Final = 34  # characters of the longest name of a character in HTML, and its ends
 _ACCENTS: Final = 2  # on one letter; more are drawn over the lines around
-_MARKDOWN: Final = "*~_`"  # a backslash is enough: neither HTML nor a terminal acts on them
+_MARKDOWN: Final = "*~_"  # a backslash is enough: neither HTML nor a terminal acts on them
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
 # Drawn as nothing though their category says letter, symbol or mark.
 _BLANK: Final = re.compile("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")

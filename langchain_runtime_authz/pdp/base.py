@@ -140,14 +140,14 @@ class Evaluator:
             return ""
         return revision if isinstance(revision, str) else ""
 
-    def evaluate(self, bodies: Sequence[bytes | None], *, until: float = math.inf) -> list[Decision]:
+    def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
         """Return one decision for each request's JSON, in order.
 
-        `None` stands for a request that has no JSON form, which is denied. `until` is the end of the caller's own
-        time (`time.monotonic`), if that comes before the deadline. Raises only what stops the process.
+        `None` stands for a request that has no JSON form, which is denied. `within` is what is left of the
+        caller's own seconds, if that is less than the deadline. Raises only what stops the process.
         """
         began = time.monotonic()
-        until = time.thread_time() + self.deadline if self.in_process else min(until, began + self.deadline)
+        until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []
         for body in bodies:
             if body is not None and len(body) <= MAX_REQUEST_BYTES:

@@ -65,8 +65,9 @@ class DenyOverrides(Composed):
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests."""
-        until = time.monotonic() + self.deadline
-        given = [e.evaluate(bodies, until=until) for e in self._all]
+        now = time.thread_time if self.in_process else time.monotonic
+        until = now() + self.deadline
+        given = [e.evaluate(bodies, within=until - now()) for e in self._all]
         return [self._combined(ds) for ds in zip(*given, strict=True)]
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:

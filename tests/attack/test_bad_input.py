@@ -549,7 +549,7 @@ def _late(_: Any) -> object:
 def time_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluator's clock, on which `_late` takes an hour."""
     real = time.monotonic
-    clock = SimpleNamespace(monotonic=lambda: real() + _passed[0])
+    clock = SimpleNamespace(monotonic=lambda: real() + _passed[0], thread_time=lambda: real() + _passed[0])
     monkeypatch.setattr("langchain_runtime_authz.pdp.base.time", clock)
 
 

@@ -56,7 +56,9 @@ def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
 
     def freed(thread: Any, guard: Any, changes: Any, now: float) -> Any:
         refused = apply(thread, guard, changes, now)
-        thread.calls = {k: row for k, row in thread.calls.items() if row.state != "unknown"}
+        for key, row in list(thread.calls.items()):
+            if row.state == "unknown":
+                thread.put(key, row._replace(state="void"))
         return refused
 
     patch.setattr(memory, "apply", freed)

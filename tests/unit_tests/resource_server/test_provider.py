@@ -54,16 +54,16 @@ def test_a_token_with_the_scope_is_served() -> None:
 
 
 REFUSED = {
-    "no token": ({}, 401, ""),
-    "without the scope": (bearer(token(**now(scope="openid"))), 403, 'error="insufficient_scope"'),
-    "no scopes": (bearer(token(**now())), 403, 'scope="crm.read"'),
-    "scopes of another shape": (bearer(token(**now(scope={"crm.read": 1}))), 403, 'scope="crm.read"'),
-    "another audience": (bearer(token(**now(scope="crm.read", aud="https://else.example"))), 401, 'error="invalid_token"'),
-    "an ID token": (bearer(id_token(**now(aud="https://agent.example"))), 401, 'error="invalid_token"'),
-    "our own token": (bearer(own_token()), 401, 'error="invalid_token"'),
-    "expired": (bearer(token(scope="crm.read")), 401, 'error="invalid_token"'),
-    "dpop": ({"Authorization": f"DPoP {token(**now(scope='crm.read'))}"}, 401, ""),
-    "two": ([("Authorization", "Bearer a"), ("Authorization", "Bearer b")], 400, 'error="invalid_request"'),
+    "no token": (dict, 401, ""),
+    "without the scope": (lambda: bearer(token(**now(scope="openid"))), 403, 'error="insufficient_scope"'),
+    "no scopes": (lambda: bearer(token(**now())), 403, 'scope="crm.read"'),
+    "scopes of another shape": (lambda: bearer(token(**now(scope={"crm.read": 1}))), 403, 'scope="crm.read"'),
+    "another audience": (lambda: bearer(token(**now(scope="crm.read", aud="https://else.example"))), 401, 'error="invalid_token"'),
+    "an ID token": (lambda: bearer(id_token(**now(aud="https://agent.example"))), 401, 'error="invalid_token"'),
+    "our own token": (lambda: bearer(own_token()), 401, 'error="invalid_token"'),
+    "expired": (lambda: bearer(token(scope="crm.read")), 401, 'error="invalid_token"'),
+    "dpop": (lambda: {"Authorization": f"DPoP {token(**now(scope='crm.read'))}"}, 401, ""),
+    "two": (lambda: [("Authorization", "Bearer a"), ("Authorization", "Bearer b")], 400, 'error="invalid_request"'),
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ REFUSED = {
 def test_a_refusal_names_what_is_wanted(name: str) -> None:
     """RFC 6750 §3.1 and RFC 9728 §5.1: the error, the scopes, and where a token can be had."""
     headers, status, said = REFUSED[name]
-    answer = asked(crm(), headers)
+    answer = asked(crm(), headers())
     assert answer.status_code == status
     assert said in challenge(answer)
     assert 'resource_metadata="https://bank.example/.well-known/oauth-protected-resource/api"' in challenge(answer)
