@@ -110,7 +110,7 @@ def test_it_decides_by_its_own_policy(cerbos: str, case: str) -> None:
 
 
 def test_the_context_is_decided_by_another_engine(cerbos: str) -> None:
-    """A lease that ended: Cerbos does not see it, and the shipped rules beside it deny."""
+    """Deny after a lease ended: Cerbos does not see it, and the shipped rules do."""
     ended = example_request({"context.lease.exp": 1}).to_json()
     with closing(AuthzenPDP.discover(cerbos, timeout=5)) as alone:
         assert alone.evaluate(ended).permit

@@ -57,7 +57,7 @@ def claims(token: str) -> dict[str, Any]:
 
 
 def grant(token: dict[str, Any], names: set[str]) -> Grant:
-    """Say what a token of theirs permits. Cumulative bounds are counters; others limit an argument of each tool."""
+    """Say what the peer's token permits. Cumulative bounds are counters; others limit an argument of each tool."""
     (detail,) = token["authorization_details"]
     below = tuple(scope.removesuffix("*") for scope in detail["scopes"] if scope.endswith(".*"))
     tools = {name for name in names if name in detail["scopes"] or name.startswith(below)}

@@ -1,4 +1,4 @@
-"""Terms of approvals joined: whoever satisfies both may answer, and nobody else."""
+"""Terms of approvals joined: an approver must satisfy both."""
 
 from __future__ import annotations
 

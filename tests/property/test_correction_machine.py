@@ -1,7 +1,7 @@
 """Humans, nodes, tools, prompts, other processes and operators act on one thread in any order, at any time.
 
 Whatever they do: no side effect under an epoch older than the task, none twice, and no machine's text is
-ever a human's word. An answer in words is good for the call that asked, in the epoch that it opens. What may run is the test's own account (`good_in`), not the product's.
+ever the user's word. An answer in words is good for the call that asked, in the epoch that it opens. What may run is the test's own account (`good_in`), not the product's.
 """
 
 from __future__ import annotations

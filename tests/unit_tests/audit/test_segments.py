@@ -153,7 +153,7 @@ def _write_many(path: str, who: int, count: int) -> None:
 
 
 def test_processes_rotate_one_log(tmp_path: Path) -> None:
-    """Each record is there once and in its writer's order, whoever closed the file."""
+    """Each record is there once and in its writer's order, if any process closed the file."""
     path, context = tmp_path / "a.jsonl", multiprocessing.get_context("spawn")
     workers = [context.Process(target=_write_many, args=(str(path), who, 150)) for who in range(3)]
     for worker in workers:

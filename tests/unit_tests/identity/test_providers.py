@@ -129,7 +129,7 @@ def test_a_workload_by_its_platforms_issuer_is_no_user(sub: str) -> None:
 
 
 def test_a_token_bound_to_a_key_is_refused() -> None:
-    """Whoever stole it cannot use it without the key, and nothing here asks for the key."""
+    """A thief cannot use it without the key, and nothing here asks for the key."""
     assert code_and_text(token(cnf={"jkt": "x"}))[0] == "identity_invalid"
     assert code_and_text(token(cnf={"x5t#S256": "x"}))[0] == "identity_invalid"
 

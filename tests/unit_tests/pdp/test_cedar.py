@@ -359,7 +359,7 @@ LATE = {"zone": "Europe/Berlin", "date": "2026-11-26", "weekday": 4, "hour": 18,
     ids=str,
 )
 def test_arguments_properties_amount_and_time_can_be_asked_for(overrides: dict[str, object], reasons: tuple[str, ...]) -> None:
-    """What is not a number is no small amount; a list's items count each, and the other texts exactly."""
+    """A value that is not a number counts as the largest amount. Items of a list count each."""
     pdp = CedarPDP(
         policies=SAMPLE + RULES,
         schema=(FOLDER / "runtime_authz.cedarschema").read_text(),
