@@ -64,46 +64,8 @@ def agent_as_tool(*tools: BaseTool) -> Edged:
     return Edged(hand_written(parent, [ask_agent], name="root", checkpointer=InMemorySaver()), ran, model, parent)
 
 
-def task(*tools: BaseTool) -> Edged:
-    """The task tool of deepagents starts the child."""
-    from deepagents import create_deep_agent
-
-    ran: list[Any] = []
-    child, model = payer(ran, *tools)
-    parent = ScriptedChatModel(
-        script=[says(call("task", {"description": "pay bob", "subagent_type": "payer"}, "t1")), says(text="done")] * 4
-    )
-    spec = {"name": "payer", "description": "pays", "runnable": child}
-    graph = create_deep_agent(model=parent, tools=[], subagents=[spec], checkpointer=InMemorySaver(), name="root")
-    return Edged(graph, ran, model, parent)
-
-
-def supervisor(*tools: BaseTool) -> Edged:
-    """A supervisor hands over."""
-    from langgraph_supervisor import create_supervisor
-
-    ran: list[Any] = []
-    child, model = payer(ran, *tools)
-    parent = ScriptedChatModel(script=[says(call("transfer_to_payer", {}, "h1")), says(text="done")] * 4)
-    built = create_supervisor([child], model=parent).compile(name="root", checkpointer=InMemorySaver())
-    return Edged(built, ran, model, parent)
-
-
-def swarm(*tools: BaseTool) -> Edged:
-    """A peer hands over."""
-    from langgraph_swarm import create_handoff_tool, create_swarm
-
-    ran: list[Any] = []
-    child, model = payer(ran, *tools)
-    parent = ScriptedChatModel(script=[says(call("transfer_to_payer", {}, "h1")), says(text="done")] * 4)
-    front = hand_written(parent, [create_handoff_tool(agent_name="payer")], name="front")
-    built = create_swarm([front, child], default_active_agent="front").compile(name="root", checkpointer=InMemorySaver())
-    return Edged(built, ran, model, parent)
-
-
 # The graph → the kind of its edge, and the agent from which it leads.
 KINDS: dict[Callable[..., Edged], tuple[str, str]] = {
     subgraph: ("subgraph", "root"), send: ("send", "root"), nested: ("subgraph", "root"),
-    agent_as_tool: ("agent_as_tool", "root"), task: ("task", "root"),
-    supervisor: ("handoff", "supervisor"), swarm: ("handoff", "front"),
+    agent_as_tool: ("agent_as_tool", "root"),
 }  # fmt: skip
