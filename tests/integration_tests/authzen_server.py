@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 Engine = Callable[[dict[str, Any]], dict[str, Any]]
-MEMBERS = ("subject", "action", "resource", "context")
 
 
 class AuthzenServer(ThreadingHTTPServer):
@@ -55,11 +54,18 @@ def evaluations(engine: Engine, request: dict[str, Any]) -> list[dict[str, Any]]
     stops_at = {"execute_all": None, "deny_on_first_deny": False, "permit_on_first_permit": True}[semantic]
     answers = []
     for item in request["evaluations"]:
-        merged = {m: item.get(m, request.get(m)) for m in MEMBERS if m in item or m in request}
-        answers.append(engine(merged))
+        try:
+            answers.append(engine(merged(item, request)))
+        except ValueError:  # §7.1.2: one that fails is a deny
+            answers.append({"decision": False})
         if answers[-1]["decision"] is stops_at:
             break
     return answers
+
+
+def merged(item: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return one evaluation in full. It inherits the members that it omits; unknown members of the whole stay with it."""
+    return {**{name: value for name, value in defaults.items() if name not in ("evaluations", "options")}, **item}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,11 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
             request = json.loads(body)
             self.server.asked.append((self.path, self.headers.get("X-Request-ID"), request))
             match self.path.removeprefix(self.server.metadata.get("prefix", "")):
-                case "/access/v1/evaluation":
+                case "/access/v1/evaluations" if request.get("evaluations"):
+                    self._reply(200, {"evaluations": evaluations(self.server.engine, request)})
+                case "/access/v1/evaluation" | "/access/v1/evaluations":
                     assert {"subject", "action", "resource"} <= request.keys()
                     self._reply(200, self.server.engine(request))
-                case "/access/v1/evaluations":
-                    self._reply(200, {"evaluations": evaluations(self.server.engine, request)})
                 case _:
                     self._reply(404, {})
         except (ValueError, KeyError, AssertionError):

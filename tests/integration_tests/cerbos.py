@@ -25,6 +25,7 @@ from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from langchain_runtime_authz.testing.requests import example_request
+from tests.integration_tests.authzen_certification import CERBOS, KNOWN, ROWS, passes, play
 from tests.integration_tests.services import free_port
 
 POLICY = """
@@ -44,7 +45,7 @@ def serving(folder: Path, policy: str) -> Iterator[str]:
     """Start it with one policy, and give its URL once it answers."""
     port, policies, config = free_port(), folder / "policies", folder / "cerbos.json"
     policies.mkdir()
-    (policies / "tool.yaml").write_text(policy)
+    (policies / "policy.yaml").write_text(policy)
     server = {"httpListenAddr": f"127.0.0.1:{port}", "grpcListenAddr": f"127.0.0.1:{free_port()}"}
     disk = {"driver": "disk", "disk": {"directory": str(policies), "watchForChanges": False}}
     config.write_text(json.dumps({"server": server, "storage": disk, "telemetry": {"disabled": True}}))
@@ -117,3 +118,11 @@ def test_the_context_is_decided_by_another_engine(cerbos: str) -> None:
         both = DenyOverrides(alone, WasmPDP())
         given = Evaluator(both, deadline=10).evaluate([ended, example_request().to_json()])
         assert [(d.permit, d.reason) for d in given] == [(False, Code.LEASE_INVALID), (True, given[1].reason)]
+
+
+def test_the_certification_scenario(tmp_path: Path) -> None:
+    """Its rows pass through the client, but for those that Cerbos cannot decide; each of these is a deny."""
+    with serving(tmp_path, CERBOS) as url, closing(AuthzenPDP.discover(url, timeout=5)) as pdp:
+        failed = {row["id"]: play(pdp, row) for row in ROWS if not passes(row, play(pdp, row))}
+    assert failed.keys() == KNOWN["cerbos"]
+    assert not any(d.permit for decisions in failed.values() for d in decisions)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.authzen import ACTIONS, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp import authzen
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
@@ -22,8 +22,18 @@ from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from langchain_runtime_authz.testing.requests import example_request
+from tests.integration_tests.authzen_certification import (
+    DATA,
+    ROWS,
+    SCHEMAS,
+    TODO_POLICY,
+    USERS,
+    fixture,
+    merged,
+    passes,
+    play,
+)
 from tests.integration_tests.authzen_server import AuthzenServer
-from tests.integration_tests.authzen_vectors import POLICY, USERS, batches, singles
 from tests.integration_tests.fault_server import FaultServer
 from tests.integration_tests.services import Authority, OpaServer, free_port
 
@@ -83,8 +93,8 @@ class TestAuthzenContract(PDPContract):
 def todo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthzenServer]:
     """The interop scenario's PDP: its policy in a real OPA, behind AuthZEN."""
     folder = tmp_path_factory.mktemp("todo")
-    (folder / "todo.rego").write_text(POLICY)
-    (folder / "data.json").write_text(json.dumps({"users": {ident: name for name, (ident, _, _) in USERS.items()}}))
+    (folder / "todo.rego").write_text(TODO_POLICY)
+    (folder / "data.json").write_text(json.dumps({"users": USERS}))
     with OpaServer(folder / "todo.rego", folder / "data.json") as opa:
         engine = OpaPDP(opa.url, path="todo/decision", timeout=5)
 
@@ -98,25 +108,43 @@ def todo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthzenServer]:
         engine.close()
 
 
-def test_the_published_vectors(todo: AuthzenServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_vectors(todo: AuthzenServer) -> None:
     """Forty single requests and three batches are decided as published."""
-    pdp = AuthzenPDP(todo.url, timeout=5)
-    for request, expected in singles():
-        decision = pdp.evaluate(json.dumps(request).encode())
-        assert isinstance(decision, Decision)
-        assert decision.permit is expected, request
-    for requests, expected in batches():
-        bodies = [json.dumps(r).encode() for r in requests]
-        given = pdp.evaluate_batch(bodies)
-        assert [d.permit for d in given] == expected  # type: ignore[attr-defined]
-        with monkeypatch.context() as together:  # in one request, although some are of one resource
-            together.setattr(authzen, "_alike", lambda _: False)
+    with closing(AuthzenPDP(todo.url, timeout=5)) as pdp:
+        for row in DATA["todo"]["evaluation"]:
+            decision = pdp.evaluate(json.dumps(row["request"]).encode())
+            assert isinstance(decision, Decision)
+            assert decision.permit is row["expected"], row
+        for row in DATA["todo"]["evaluations"]:
+            expected = [e["decision"] for e in row["expected"]]
+            bodies = [json.dumps(merged(item, row["request"])).encode() for item in row["request"]["evaluations"]]
+            assert [d.permit for d in pdp.evaluate_batch(bodies)] == expected  # type: ignore[attr-defined]
             given = pdp.evaluate_batch(bodies, "deny_on_first_deny")
-        stop = expected.index(False) + 1 if False in expected else len(expected)
-        assert [d.permit for d in given] == [*expected[:stop], *[False] * (len(expected) - stop)]  # type: ignore[attr-defined]
-        path, _, sent = todo.asked[-1]
-        assert (path, len(sent["evaluations"])) == ("/access/v1/evaluations", 2)
-    pdp.close()
+            stop = expected.index(False) + 1 if False in expected else len(expected)
+            assert [d.permit for d in given] == [*expected[:stop], *[False] * (len(expected) - stop)]  # type: ignore[attr-defined]
+            path, _, sent = todo.asked[-1]
+            assert (path, len(sent["evaluations"])) == ("/access/v1/evaluations", 2)
+
+
+def test_the_rows_of_the_certification_scenario() -> None:
+    """The client asks what a PDP must accept, and asking again changes nothing. A refused question is a deny."""
+    with AuthzenServer(fixture) as server, closing(AuthzenPDP.discover(server.url, timeout=5)) as pdp:
+        for row in ROWS:
+            server.asked.clear()
+            assert passes(row, play(pdp, row)), row
+            assert passes(row, play(pdp, row)), row
+            sent = [item for _, _, asked in server.asked for item in asked.get("evaluations", [asked])]
+            fits = row["expected"] != 400 and not row["id"].startswith("3.4.1")
+            assert all(SCHEMAS["request"].is_valid(item) for item in sent) is fits, row
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_our_requests_and_answers_fit_the_published_schemas(wasm: WasmPDP, action: str) -> None:
+    """Every request of ours is an AuthZEN request, and every answer of the shipped policy an AuthZEN answer."""
+    for changes in ({}, {"context.lease.exp": 1}):
+        body = example_request({"action.name": action, **changes}).to_json()
+        SCHEMAS["request"].validate(json.loads(body))
+        SCHEMAS["response"].validate(wasm.document(body))
 
 
 # --- evaluations and their semantics ----------------------------------------------------------------
