@@ -8,8 +8,6 @@ from contextvars import Context
 from threading import Thread
 from typing import TypeVar
 
-__all__ = ["begun"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from typing import Generic, TypeVar
 from langchain_runtime_authz._validate import checked_path, wrong
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 
-__all__ = ["Renewed", "bearer_token", "tls_context"]
-
 T = TypeVar("T")
 
 

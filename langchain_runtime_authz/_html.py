@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-__all__ = ["printable", "table"]
-
 MAX_CELL: Final = 2000  # characters
 
 

@@ -25,8 +25,6 @@ import httpx
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["Answer", "Fetcher", "basic", "checked_url", "is_loopback"]
-
 MAX_OPEN: Final = 32  # exchanges of one fetcher at the same time, blocking form
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 

@@ -33,8 +33,6 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Connection", "Link", "Reply", "split_url"]
-
 KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection is kept
 _GRACE: Final = 0.25  # seconds beyond the deadline for the other thread to say so
 _OK: Final = 200

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import Issuer
 
-__all__ = ["Revised", "TaskSources", "audit_sink", "both", "compiler", "ephemeral", "granted", "like", "refuse_older"]
-__all__ += ["revised"]
-
 T = TypeVar("T")
 P = ParamSpec("P")
 

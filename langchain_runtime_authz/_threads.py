@@ -25,8 +25,6 @@ from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question
 
-__all__ = ["GraphLike", "Threads"]
-
 GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 

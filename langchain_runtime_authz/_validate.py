@@ -10,9 +10,6 @@ from typing import Any
 
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 
-__all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "optional_text"]
-__all__ += ["checked_names", "read_yaml", "wrong"]
-
 _SHOWN = 60  # characters of a value in an error
 
 

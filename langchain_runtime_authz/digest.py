@@ -28,9 +28,6 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
 
-__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "json_encoder", "members", "parse_object", "project"]
-__all__ += ["project_arguments"]
-
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
 _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON

@@ -18,8 +18,6 @@ try:
 except ImportError:  # no such locks on this platform: one process only
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PROCESS", "file_lock", "forkable_lock"]
-
 PROCESS = [os.urandom(8).hex()]
 """Holds a name for this process, another one in each fork."""
 

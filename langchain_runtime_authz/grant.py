@@ -15,8 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from langchain_runtime_authz.errors import Code
 
-__all__ = ["Constraint", "Grant"]
-
 Scalar = str | int | float | bool
 
 

@@ -17,8 +17,6 @@ from typing import IO, Any, Final
 from langchain_runtime_authz.audit.chain import ChainReport, log_files, verified, verify_files
 from langchain_runtime_authz.errors import AuditError, Code
 
-__all__ = ["verify_pack", "write_pack"]
-
 MANIFEST: Final = "manifest.json"
 LOG: Final = "audit.jsonl"
 MAX_MANIFEST: Final = 1 << 20

@@ -11,8 +11,6 @@ from langchain_runtime_authz.errors import RETRY, Code, told
 from langchain_runtime_authz.facts.inert import inert, quoted
 from langchain_runtime_authz.facts.provenance.trace import SAYS
 
-__all__ = ["DEVIATIONS", "Argument", "Explanation", "Reason", "explain"]
-
 WIDTH: Final = 80
 _QUOTES: Final = str.maketrans('`"', "''")
 _OUTCOMES: Final = {"permit": "Permitted", "deny": "Denied", "approval_required": "Asks about", "halt": "Stopped"}

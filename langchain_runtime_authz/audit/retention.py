@@ -8,8 +8,6 @@ from pathlib import Path
 from langchain_runtime_authz.audit.chain import DROPPED, log_files, parse_line, verified, verify_chain
 from langchain_runtime_authz.audit.sinks import ANCHOR, FileSink
 
-__all__ = ["drop_segments"]
-
 
 def drop_segments(log: str | Path, before: float) -> list[str]:
     """Remove the closed segments whose last record is older than `before` (epoch seconds); return their names.

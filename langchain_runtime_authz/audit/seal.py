@@ -15,8 +15,6 @@ from typing import Any, Final
 from langchain_runtime_authz.audit.record import ERASED
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
-__all__ = ["opener", "sealer"]
-
 SEALED: Final = "sealed"
 # Places of contents, as `record` leaves them out. For these events and observations a digest stands there instead.
 _PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")

@@ -16,8 +16,6 @@ from typing import Final
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz.audit.story import SIGNS, Lane, Step, Story
 
-__all__ = ["fragment", "page"]
-
 ROW: Final = 44  # pixels of a lane
 TOP: Final = 34
 NAMES: Final = 170

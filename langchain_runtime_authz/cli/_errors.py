@@ -12,8 +12,6 @@ import typer
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence
 
-__all__ = ["FINDING", "UNUSABLE", "Json", "Key", "fail", "reporting", "show"]
-
 FINDING: Final = 1
 UNUSABLE: Final = 2
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

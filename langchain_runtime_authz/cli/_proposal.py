@@ -22,8 +22,6 @@ from langchain_runtime_authz.langgraph._private import injected_names
 from langchain_runtime_authz.langgraph.tool_profiles import digest_of
 from langchain_runtime_authz.profile import EFFECTS, UNPROFILED, Effect, raise_by_hints
 
-__all__ = ["Doubt", "Proposal", "flow", "propose"]
-
 MAX_DEPTH: Final = 4
 
 

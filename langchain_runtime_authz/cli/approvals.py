@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approval_statement import Verdict
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="""List the questions of agents, and answer them by signed statements.
 

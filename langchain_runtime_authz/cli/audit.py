@@ -17,8 +17,6 @@ import typer
 from langchain_runtime_authz.cli._errors import FINDING, Json, fail, reporting, show
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
-__all__ = ["app", "controls", "controls_document", "load", "own_test", "rule_lines"]
-
 app = typer.Typer(help="Read the decision log.", no_args_is_help=True, rich_markup_mode=None)
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
 _WORST: Final = ("failed", "skipped", "not run", "passed")

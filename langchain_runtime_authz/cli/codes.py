@@ -10,8 +10,6 @@ import typer
 from langchain_runtime_authz.cli._errors import Json, reporting
 from langchain_runtime_authz.errors import GROUPS, RETRY, Code, ConfigError
 
-__all__ = ["codes", "page"]
-
 _HEAD = """# Reason codes
 
 Made by `runtime-authz codes` from [`errors.py`](../langchain_runtime_authz/errors.py). A code is stable: search for it in

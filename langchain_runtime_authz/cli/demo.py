@@ -13,8 +13,6 @@ import typer
 
 from langchain_runtime_authz.cli._errors import reporting
 
-__all__ = ["demo"]
-
 SERVICE = "runtime-authz-demo"
 EXPORT = 5  # seconds for a receiver to take the traces
 

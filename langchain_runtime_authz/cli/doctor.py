@@ -16,8 +16,6 @@ import typer
 from langchain_runtime_authz.cli._errors import FINDING, Json
 from langchain_runtime_authz.errors import AuthzError, Code, PDPError
 
-__all__ = ["doctor"]
-
 EXPORTER: Final = "opentelemetry.exporter"
 TAIL: Final = 1 << 20  # bytes of a log that are looked at
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"

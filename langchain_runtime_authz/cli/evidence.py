@@ -14,8 +14,6 @@ from langchain_runtime_authz.cli._errors import Json, reporting, show
 from langchain_runtime_authz.cli.audit import POLICIES, controls_document
 from langchain_runtime_authz.cli.story import LOG, Log
 
-__all__ = ["pack"]
-
 
 def pack(
     log: Log = LOG,

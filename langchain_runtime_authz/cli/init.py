@@ -27,8 +27,6 @@ from langchain_runtime_authz.profile import (
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-__all__ = ["completed", "init", "outcomes"]
-
 WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
 """A decision's outcome in one word, as `tests` names it."""
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     Graph = Pregel[Any, Any, Any, Any]
 
-__all__ = ["graph_tools", "inspect", "load_graph", "load_object", "tools_of"]
-
 
 def inspect(
     target: Annotated[

@@ -14,8 +14,6 @@ from langchain_runtime_authz.cli._errors import Json, reporting
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
-__all__ = ["Password", "app"]
-
 app = typer.Typer(help="Make, rotate and withdraw signing keys.", no_args_is_help=True, rich_markup_mode=None)
 
 Directory = Annotated[Path, typer.Argument(help="The key directory.")]

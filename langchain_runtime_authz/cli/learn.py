@@ -16,8 +16,6 @@ from langchain_runtime_authz.cli._errors import Json, reporting, show
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.profile import load_profiles
 
-__all__ = ["learn"]
-
 ENOUGH: Final = 3  # questions that must all have been approved
 CHOICES: Final = 5  # values of an argument that a mandate lists
 LEARNED: Final = "draft_learned"

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.schema import Version
     from langchain_runtime_authz.ledger.sql import SqlLedger
 
-__all__ = ["Role", "Schema", "Where", "app", "opened"]
-
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 app = typer.Typer(

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from langchain_runtime_authz.mandate.compiled import Compiled
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="""Show what a user's text orders, and check mandates in files.
 

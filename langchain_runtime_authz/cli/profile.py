@@ -26,8 +26,6 @@ from langchain_runtime_authz.profile import (
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Write and check tool profiles.", no_args_is_help=True, rich_markup_mode=None)
 Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.pdp.wasm import WasmPDP
     from langchain_runtime_authz.report.trace import Replayed, Step
 
-__all__ = ["replay_trace"]
-
 MAX_ARGS: Final = 120  # characters shown of a call's arguments
 _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED", "halt": "HALTED"}
 

@@ -14,8 +14,6 @@ from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
-__all__ = ["kill", "reinstate", "revoke"]
-
 kill = typer.Typer(
     help="""Stop everything at once, by a file that every process watches.
 

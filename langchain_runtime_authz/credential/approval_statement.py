@@ -19,8 +19,6 @@ from langchain_runtime_authz.credential.token import APPROVAL_TYP
 from langchain_runtime_authz.credential.verifier import LEEWAY, KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["Approvers", "Question", "Statement", "sign_statement"]
-
 MAX_LIFE: Final = 300  # seconds for which a statement may be presented
 HERE: Final = "urn:langchain-runtime-authz:approvals"  # `iss` of statements that `Approvers` signs
 _CODE: Final = Code.APPROVAL_STATEMENT

@@ -13,9 +13,6 @@ from typing import Any, Final
 from langchain_runtime_authz.credential.ticket import CallCredential, Refusals, Ticket
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
-__all__ = ["NO_SCOPE", "CodeScope", "CurrentCall", "arefused_outside", "current_call", "current_scope",
-           "current_ticket", "refused_outside", "tell_by", "ticket_scope"]  # fmt: skip
-
 
 @dataclass(slots=True, eq=False, repr=False)
 class CodeScope:

@@ -20,8 +20,6 @@ from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, r
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["MAX_AGE", "Proof", "ProofKey", "normal_target", "read_proof", "token_digest"]
-
 TYP: Final = "dpop+jwt"  # §4.2
 HEADER: Final = ("typ", "alg", "jwk")
 _CODE: Final = Code.PROOF_INVALID

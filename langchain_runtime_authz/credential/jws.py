@@ -21,8 +21,6 @@ from langchain_runtime_authz.credential.token import MAX_TOKEN
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 
-__all__ = ["KEY_TYPES", "Jws", "decoded", "is_signed", "json_object", "public_key", "read", "refuse", "sign_compact"]
-
 KEY_TYPES: Final = {"ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519"), "RS256": ("RSA", None)}
 # RFC 7518 §6.2.2, §6.3.2, §6.4, RFC 8037 §2: members of private or symmetric keys only
 PRIVATE_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})

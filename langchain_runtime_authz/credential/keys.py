@@ -27,8 +27,6 @@ from jwt.utils import base64url_encode
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["ALGORITHMS", "Alg", "Secret", "Signer", "SigningKey", "thumbprint"]
-
 Alg = Literal["ES256", "EdDSA", "RS256"]
 ALGORITHMS: Final[tuple[Alg, ...]] = get_args(Alg)
 

@@ -19,8 +19,6 @@ from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-__all__ = ["REDACTED", "UNSEARCHED", "Search"]
-
 REDACTED: Final = "[redacted credential]"
 UNSEARCHED: Final = "[not searched for credentials]"
 MAX_NODES: Final = 1_000_000

@@ -20,8 +20,6 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.dpop import ProofKey
 
-__all__ = ["CallCredential", "Refusals", "Ticket"]
-
 
 class Refusals(Protocol):
     """Hears of each refused mint before the caller does. Raising is a refusal too."""

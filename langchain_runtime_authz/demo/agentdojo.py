@@ -39,9 +39,6 @@ from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
-__all__ = ["Condition", "Outcome", "Report", "World", "attack_texts", "judge", "load_mandates", "load_suite", "render"]
-__all__ += ["replay"]
-
 VERSION: Final = "v1.2.2"
 SUITE: Final = "banking"
 PROFILES: Final = Path(__file__).with_name("banking.yaml")

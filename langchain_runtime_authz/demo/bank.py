@@ -33,8 +33,6 @@ from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
-__all__ = ["Bank", "Payment", "Performance", "Row", "perform", "play"]
-
 SUPPLIER: Final = "DE21 5001 0517 5407 3249 31"
 PLUMBER: Final = "DE02 1203 0000 0000 2020 51"
 ATTACKER: Final = "US13 3000 0001 2121 2121 212"

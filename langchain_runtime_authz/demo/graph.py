@@ -18,8 +18,6 @@ from langgraph.types import Command
 
 from langchain_runtime_authz.errors import AuthzDenied
 
-__all__ = ["Graph", "agent_graph", "converse"]
-
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 _NOTHING: Final = object()  # `None` tells a graph to continue
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]

@@ -11,8 +11,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["CLOSED", "OFFERS", "free_text"]
-
 CLOSED: Final = frozenset(
     (  # noqa: SIM905  (words)
         "yes no y n ok okay true false approve approved accept accepted reject rejected deny denied cancel cancelled "

@@ -11,8 +11,6 @@ from typing import Any
 
 from langchain_runtime_authz.authzen import Edge, EdgeKind
 
-__all__ = ["HANDOFF_KEY", "edge", "handoff_edge", "kind_of_child", "to_context"]
-
 HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgraph-swarm on handoff tools
 
 

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["MAX_NAMES", "MINUTE", "RECENT", "RESOURCES", "TIMES", "Confined", "History", "Step", "confine", "count",
-           "handed_down", "held", "left", "to_context"]  # fmt: skip
-
 RECENT: Final = 10  # steps kept by name
 MAX_NAMES: Final = 256  # distinct counters; what a hostile model invents beyond is counted as `*`
 RESOURCES: Final = 64  # of what was read, the newest

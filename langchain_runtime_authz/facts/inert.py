@@ -17,8 +17,6 @@ import re
 import unicodedata
 from typing import Final
 
-__all__ = ["MAX_SHOWN", "inert", "quoted", "scripts"]
-
 MAX_SHOWN: Final = 240  # characters of one value
 
 _TAIL: Final = 60

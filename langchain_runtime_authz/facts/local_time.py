@@ -8,8 +8,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["checked_zone", "local_time"]
-
 
 def checked_zone(name: object) -> ZoneInfo:
     """Return a time zone by its IANA name, like `Europe/Berlin`.

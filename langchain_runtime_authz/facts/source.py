@@ -11,8 +11,6 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["UNREAD", "changed_since", "content_version", "read_mark", "resource_of", "sources"]
-
 _PIECE: Final = 65_536  # characters that are encoded at once
 UNREAD: Final = "0"  # the version of a resource that nobody reported as changed
 

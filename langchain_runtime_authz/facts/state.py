@@ -12,9 +12,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["BELOW", "HEAD", "MEMORY", "OF_TASK", "UNKNOWN", "Below", "ChildMark", "Head", "Standing"]
-__all__ += ["below_key", "fork_key", "memory_key", "outside_key", "standing"]
-
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
 MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
 BELOW: Final = "below"  # the mark that holds the digest of what the waiting children of a thread's runs held

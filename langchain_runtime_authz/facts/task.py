@@ -15,8 +15,6 @@ from typing import Any, Final
 
 from langchain_runtime_authz.digest import fingerprint
 
-__all__ = ["ANSWER", "CORRECTION", "HumanText", "Task", "changed", "content_digest", "content_text", "extend"]
-
 CORRECTION: Final = "correction-"  # keys of texts of `correct`
 ANSWER: Final = "answer:"  # keys of texts that a user said in answer to a question
 MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request; the digest covers all

@@ -7,8 +7,6 @@ from typing import Any
 
 from langchain_runtime_authz.langgraph._private import interrupt_id, keep_answers, scratchpad_of
 
-__all__ = ["answer_to", "answers_left", "skip_answers", "skip_answers_to"]
-
 
 def answers_left(config: Mapping[str, Any], had: int) -> bool:
     """Return True if the task of `config` has answers beyond the first `had`, for its later questions."""

@@ -20,8 +20,6 @@ from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.profile import UNPROFILED
 
-__all__ = ["Malformed", "describe", "parse", "parses_alike", "supplied", "unchanged", "unknown", "without"]
-
 _EMPTY = digest({})
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _MAX_NAME = 128  # characters kept of a tool's name that a model made up

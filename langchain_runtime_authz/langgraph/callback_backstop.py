@@ -58,15 +58,12 @@ from langchain_runtime_authz.langgraph.model_types import DECISIONS, decision_mo
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
-from langchain_runtime_authz.langgraph.tool_guard import is_guarded
-from langchain_runtime_authz.langgraph.tool_profiles import Guard
+from langchain_runtime_authz.langgraph.tool_profiles import Guard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.model import ModelCall
 from langchain_runtime_authz.pep.obligations import obliged_fields
-
-__all__ = ["hearing", "install"]
 
 Due = tuple[Engine, Flow[None]] | None
 

@@ -16,8 +16,6 @@ from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_profiles import is_guarded
 from langchain_runtime_authz.telemetry.spans import record_observation
 
-__all__ = ["AuthzCallbackHandler"]
-
 What = Literal["tool", "model", "graph", "chain"]
 
 

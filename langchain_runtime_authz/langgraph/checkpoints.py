@@ -38,9 +38,6 @@ from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.entry import edited
 
-__all__ = ["check_child", "is_below", "mark_child", "mark_of", "moved", "read_head", "read_memory", "read_state",
-           "read_waiting", "said_more", "saver_of", "thread_config", "updates_during"]  # fmt: skip
-
 MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
 _UPDATES: Final = {"source": "update"}
 

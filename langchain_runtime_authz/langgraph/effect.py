@@ -32,14 +32,12 @@ from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.node_calls import DecideInNode
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, Pending, ToolExecution, answer
-from langchain_runtime_authz.langgraph.tool_guard import guard_of, guard_tool
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Flow, adrive, drive
 from langchain_runtime_authz.profile import METADATA_KEY, ToolProfile, load_profiles
-
-__all__ = ["LAYER", "DeclaredEffect", "EffectTool", "Together", "arrive", "declared_tool", "effect"]
 
 LAYER: Final = "declared effect"
 _SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # values that LangGraph gives

@@ -11,8 +11,6 @@ from langgraph.types import Command
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.messages import USER, as_message, is_human, messages_in, written
 
-__all__ = ["human_texts"]
-
 
 def human_texts(value: object) -> list[HumanText]:
     """Return the `user`-role entries of a root input, in order, from any form that LangChain accepts."""

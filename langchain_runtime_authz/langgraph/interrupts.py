@@ -54,9 +54,6 @@ from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.recording import record_asks
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["decide_message", "decide_one_of", "decide_together", "newest_plan", "note_failed", "note_question",
-           "note_review", "reviewed_tools"]  # fmt: skip
-
 _log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
 

@@ -38,11 +38,6 @@ from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 from langchain_runtime_authz.pep.recording import label, run_event
 
-__all__ = ["USER", "ai_messages", "answers_had", "as_message", "denial_message", "edit_note", "foreign_plans",
-           "is_human", "messages_in", "only_asked", "overwritten", "place_of", "planned_message", "plans_of", "record",
-           "record_plans", "recorded", "removed_by", "replay_message", "said", "unanswered", "with_messages",
-           "with_note", "written"]  # fmt: skip
-
 _SPOKEN: Mapping[str, str] = {
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
     Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",

@@ -60,8 +60,6 @@ from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Perform, Run, adrive, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, withheld
 
-__all__ = ["AuthzMiddleware"]
-
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
 _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "

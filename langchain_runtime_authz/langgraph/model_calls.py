@@ -18,16 +18,6 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle
 from langchain_runtime_authz.pep.engine import Flow, Run
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown
 
-__all__ = [
-    "call_as_sent",
-    "call_of_request",
-    "decide_shown",
-    "decided_scope",
-    "held_by_model",
-    "shown_by",
-    "tool_names",
-]
-
 _KEEP: Final = 256  # model outputs remembered per root entry
 
 # Parameters that let a provider act by itself: servers that it calls, its own search.

@@ -7,8 +7,6 @@ from typing import Final
 
 from langchain_core.language_models import BaseLanguageModel
 
-__all__ = ["DECISIONS", "decision_models", "model_types"]
-
 DECISIONS: Final = "langchain_core.decisions.base"  # dear to import, and in few processes
 
 

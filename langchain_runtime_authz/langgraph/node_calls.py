@@ -37,8 +37,6 @@ from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run, adrive, drive
 
-__all__ = ["DecideInNode", "Describe", "NodeCalls", "Place"]
-
 Place = tuple[str, int]  # a message's id, and a call's position in it
 Describe = Callable[[ToolFacts, Any], Call]  # gives the call of these arguments
 _PAUSE: Final = 0.005  # seconds

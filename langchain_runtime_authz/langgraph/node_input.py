@@ -7,8 +7,6 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, ToolMessage
 
-__all__ = ["answered_calls", "newest_messages", "sent_calls"]
-
 
 def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
     fields = value if isinstance(value, (dict, Mapping)) else getattr(value, "__dict__", None) or {"": value}

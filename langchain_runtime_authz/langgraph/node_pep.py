@@ -25,8 +25,6 @@ from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive
 from langchain_runtime_authz.pep.obligations import keepable
 from langchain_runtime_authz.pep.steps import decide_step, still_live
 
-__all__ = ["gate_bound", "is_gated"]
-
 
 def is_gated(bound: object) -> bool:
     """Return True if a node's bound runnable is protected."""

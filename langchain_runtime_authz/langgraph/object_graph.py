@@ -31,9 +31,6 @@ from langchain_runtime_authz.langgraph._private import (
 )
 from langchain_runtime_authz.langgraph.model_types import model_types
 
-__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "held_by", "is_workflow", "loaded", "module_of", "reached", "roots_of",
-           "validators_of", "walk"]  # fmt: skip
-
 AnyGraph = Pregel[Any, Any, Any, Any]
 
 MAX_HELD: Final = 1000  # a longer list or mapping in a closure is data, not agents

@@ -31,8 +31,6 @@ from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.engine import Flow, Run, Write
 
-__all__ = ["Observed", "Observer", "limits", "observe_process"]
-
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _PACKAGE: Final = __name__.split(".", 1)[0]
 Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]

@@ -25,8 +25,6 @@ from langchain_runtime_authz.credential.leak import Search
 from langchain_runtime_authz.langgraph._private import is_async_callable, with_outlets, with_streams
 from langchain_runtime_authz.pep.obligations import redact
 
-__all__ = ["Cleaner", "acleaned", "cleaned", "watched_args", "watched_callbacks", "watched_config"]
-
 Clean = Callable[[Any], Any]
 _NONE: frozenset[str] = frozenset()
 _SHOWN: Final = ("content", "artifact")  # what an obligation hides of a message

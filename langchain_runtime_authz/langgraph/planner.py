@@ -22,8 +22,6 @@ from langchain_runtime_authz.mandate.own_words import MAX_OWN, material
 from langchain_runtime_authz.pep.engine import Tools
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["ModelPlanner", "planner_schema"]
-
 _log: Final = logging.getLogger(__name__)
 _NOT_ITS: Final = {"Mandate": ("source", "key"), "Const": ("said",)}  # what the library fills in
 _INSTRUCTION: Final = f"""\

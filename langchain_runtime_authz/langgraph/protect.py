@@ -44,8 +44,6 @@ from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_he
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
 
-__all__ = ["Protection", "agent_names", "guarded_tools", "misspelt", "owner_of", "protect"]
-
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 
 

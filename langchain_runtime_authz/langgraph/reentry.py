@@ -20,8 +20,6 @@ from langchain_runtime_authz.ledger.base import Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.doubt import ListDoubts
 from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Perform
 
-__all__ = ["Reentry", "reentry"]
-
 How = Literal["continue", "send again", "answer", "resolve", "wait", "done"]
 _SENTENCES: Final[Mapping[How, str]] = {
     "continue": "the thread stopped on the way; enter it again with `None` as input",

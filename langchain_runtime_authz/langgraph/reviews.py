@@ -11,8 +11,6 @@ from typing import Any, Final
 
 from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
 
-__all__ = ["shown_calls"]
-
 _FLAGS: Final = {
     "allow_accept": "approve",
     "allow_edit": "edit",

@@ -77,8 +77,6 @@ from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.spans import is_idle
 
-__all__ = ["AtCall", "ChildEntry", "Entering", "RootEntry"]
-
 T = TypeVar("T")
 _log = logger(__name__)
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())

@@ -40,9 +40,6 @@ from langchain_runtime_authz.pep.mandates import Ordered
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
 
-__all__ = ["HANDLE_KEY", "AuthzHalt", "Caller", "Handle", "RunHandle", "SubjectLike", "caller", "current_node", "find_run", "gated_task", "handle_in",
-           "note_question", "opened", "run_scope", "running", "settled", "step_scope", "with_run"]  # fmt: skip
-
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential

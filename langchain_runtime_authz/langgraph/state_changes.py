@@ -37,9 +37,6 @@ from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
 from langchain_runtime_authz.pep.entry import Entry
 
-__all__ = ["WATCHED", "answered_elsewhere", "brought", "delivered", "differ", "open_questions", "others", "removals", "resumed", "said",
-           "said_by", "taken_out", "unheard", "watched", "writes"]  # fmt: skip
-
 WATCHED: Final = ("messages", "todos", "files")
 
 

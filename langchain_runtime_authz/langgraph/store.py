@@ -27,8 +27,6 @@ from langchain_runtime_authz.langgraph.tool_arrival import Arrival
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 
-__all__ = ["gate_store", "governs_stores"]
-
 PREFIX: Final = "store."
 _PROPERTIES: Final[Mapping[str, Any]] = {"namespace": {"type": "string"}, "key": {"type": "string"}, "value": {}}
 _classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()

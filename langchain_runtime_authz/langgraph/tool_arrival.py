@@ -47,8 +47,6 @@ from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts,
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run
 
-__all__ = ["Arrival", "arrival", "arrival_by_hand", "arrival_unguarded"]
-
 Parser = Callable[[Any, str | None], Any]
 
 

@@ -38,9 +38,6 @@ from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
-__all__ = ["FUNCTION", "Outcome", "Pending", "Stage", "ToolExecution", "answer", "current_execution", "denied",
-           "hand_on", "pending", "returns_text", "waiting"]  # fmt: skip
-
 State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
 Outcome = tuple[Any, BaseException | None]  # what the tool gave or raised; a flow cannot raise a `StopIteration`

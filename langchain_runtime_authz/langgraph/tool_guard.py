@@ -42,8 +42,6 @@ from langchain_runtime_authz.langgraph.tool_profiles import (
 )
 from langchain_runtime_authz.pep.engine import adrive, drive
 
-__all__ = ["GUARDED", "acts_by_itself", "guard_in_place", "guard_of", "guard_tool", "is_guarded"]
-
 # How a tool is called, other than by `invoke`. LangChain's own forms come down to it.
 _FORMS: Final = (
     "__call__",

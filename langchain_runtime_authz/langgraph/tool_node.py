@@ -23,7 +23,7 @@ from langchain_runtime_authz.langgraph.interrupts import reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_guard import GUARDED, guard_tool, is_guarded
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_pep import (
     MessageCalls,
     Turn,
@@ -35,10 +35,8 @@ from langchain_runtime_authz.langgraph.tool_pep import (
     open_tickets,
     undecided,
 )
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
-
-__all__ = ["AuthzParts", "AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
 
 _turns: ContextVar[Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 

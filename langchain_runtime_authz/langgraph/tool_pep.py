@@ -43,23 +43,10 @@ from langchain_runtime_authz.langgraph.messages import (
     with_note,
 )
 from langchain_runtime_authz.langgraph.tool_execution import Pending, hand_on
-from langchain_runtime_authz.langgraph.tool_guard import GUARDED, guard_of, guard_tool
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool
+from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
-
-__all__ = [
-    "MessageCalls",
-    "ToolCallPEP",
-    "Turn",
-    "Turns",
-    "answer_of",
-    "give_back",
-    "instead_of",
-    "noted",
-    "open_tickets",
-    "undecided",
-]
 
 MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
 

@@ -29,11 +29,6 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = ["GUARDED", "IN_PLACE", "Guard", "Guards", "Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of",
-           "facts_of", "foreign", "guard_of"]  # fmt: skip
-__all__ += ["is_guarded", "known_by_code", "model_arguments", "package_of", "parameters_of", "signature_of"]
-
-
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
 # over the wire can claim. What they lead to (the other agent's steps) is decided there.
 _COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")

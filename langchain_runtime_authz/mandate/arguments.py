@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS, absent
 from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
-from langchain_runtime_authz.facts.provenance.observe import SHORT
+from langchain_runtime_authz.facts.provenance.values import SHORT
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, compare, meets, same, within
 from langchain_runtime_authz.mandate.model import (
     Argument,
@@ -38,8 +38,6 @@ from langchain_runtime_authz.mandate.outputs import (
 from langchain_runtime_authz.mandate.texts import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.profile import argument as argument_of
-
-__all__ = ["FITS", "Finding", "Reader", "kind_of", "quoted"]
 
 _QUOTED: Final = 120
 _MAX_ALLOWED: Final = 100_000  # characters that may back a text

@@ -47,8 +47,6 @@ from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
 from langchain_runtime_authz.profile import EFFECTS, ToolProfile
 
-__all__ = ["arguments", "backed"]
-
 LONG: Final = 400  # characters of a text beyond which a planner's riskiest steps are confirmed
 _MAX_NEEDS: Final = 256  # values of one mandate
 

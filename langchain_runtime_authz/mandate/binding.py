@@ -22,8 +22,6 @@ from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, M
 from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["CONFIRMED", "MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
-
 MAX_VALUES: Final = 1000  # of one argument, for what is forbidden and for sums
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
 _UNBOUNDED: Final = 2**53

@@ -17,8 +17,6 @@ from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span,
 from langchain_runtime_authz.mandate.phrases import Phrase, Vocabulary
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["MAX_NAME", "Tool"]
-
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
 _TRIES: Final = 500  # assignments looked at

@@ -19,8 +19,6 @@ from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, REMEMBERED
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
 from langchain_runtime_authz.mandate.outputs import scalar_forms
 
-__all__ = ["SHORT_KINDS", "compare", "known_same", "meets", "reading", "same", "within"]
-
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
 _DATED: Final = ("when", "value", "")  # kinds whose date may leave the time or the year open
 _SPELLED: Final = ("object", "name", "value", "")  # kinds of which another spelling may be something else

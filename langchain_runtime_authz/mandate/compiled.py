@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from langchain_runtime_authz.mandate.model import Mandate
 
-__all__ = ["Compiled", "Dropped"]
-
 
 class Dropped(NamedTuple):
     """Something that was not taken over into the mandate: a step, a limit or a sentence, and the reason."""

@@ -30,8 +30,6 @@ from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
 from langchain_runtime_authz.profile import ToolProfile, field_trust
 
-__all__ = ["Output", "Outputs", "loose", "nodes_at", "scalar_forms", "scalars", "text_of", "worth"]
-
 MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them

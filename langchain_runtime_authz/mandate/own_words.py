@@ -18,8 +18,6 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, masked, tidy
 from langchain_runtime_authz.facts.task import content_digest
 
-__all__ = ["MAX_OWN", "Place", "Segment", "Texts", "continues", "material", "stated"]
-
 MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
 _MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
 _MAX_SEGMENTS: Final = 256

@@ -13,8 +13,6 @@ from typing import Final
 
 from langchain_runtime_authz.mandate.languages import Language, Token, singular
 
-__all__ = ["Phrase", "Vocabulary"]
-
 MAX_PHRASES: Final = 8  # of one clause
 MAX_PURPOSE: Final = 6  # words behind "for"
 _NAMES: Final = 4  # words of one name

@@ -13,8 +13,6 @@ from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.own_words import Place, Texts
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["RISKY", "Claim", "Need", "Placing", "hull"]
-
 RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
 # Between the choices of one argument, or the ends of its range: "from 45 to 90 EUR", "Anna or Bob".

@@ -12,8 +12,6 @@ from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import fold, mentions
 
-__all__ = ["MAX_TEXT", "Words", "borrowed", "unbacked"]
-
 MAX_TEXT: Final = 8192  # characters of one text argument
 RUN: Final = 6  # words in a row that count as copied
 _LETTERS: Final = 12  # the same for writing without blanks

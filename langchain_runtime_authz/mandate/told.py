@@ -33,8 +33,6 @@ from langchain_runtime_authz.mandate.model import (
 )
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["told", "told_step"]
-
 _LONGEST: Final = 200  # characters shown of one value
 
 

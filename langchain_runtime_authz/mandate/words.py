@@ -24,8 +24,6 @@ from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Span, Step
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["compile_words"]
-
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
 MAX_LINES: Final = 20
 MAX_WORDS: Final = 100  # of one sentence

@@ -39,8 +39,6 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.signature import DATA, MANIFEST, SIGNATURES, Keys, verified
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-__all__ = ["Bundle", "Case", "assemble", "pack", "read_bundle", "read_files"]
-
 WASM: Final = "policy.wasm"
 CEDAR: Final = ("policies.cedar", "policies.cedarschema", "obligations.json", "entities.json")
 MAX_BYTES: Final = 32 * 1024 * 1024

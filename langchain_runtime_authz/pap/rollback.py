@@ -20,8 +20,6 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.fork import file_lock
 from langchain_runtime_authz.pap.bundle import Bundle
 
-__all__ = ["HighestRevision"]
-
 _log = logging.getLogger(__name__)
 VERSION: Final = 1
 

@@ -12,8 +12,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError
 
-__all__ = ["ALGORITHMS", "Keys", "sign", "trusted", "verified"]
-
 MANIFEST: Final = ".manifest"
 SIGNATURES: Final = ".signatures.json"
 DATA: Final = "data.json"

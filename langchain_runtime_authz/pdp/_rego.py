@@ -34,8 +34,6 @@ from wasmtime import _ffi
 from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.fork import forkable_lock
 
-__all__ = ["PolicyFailed", "Program"]
-
 TICK: Final = 0.01  # seconds: how exactly an evaluation is stopped
 MAX_PAGES: Final = 4096  # of 64 KiB: memory of one instance
 MAX_RESULT: Final = 1024 * 1024

@@ -11,8 +11,6 @@ from langchain_runtime_authz._validate import checked_seconds
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import PDPError
 
-__all__ = ["RemotePDP"]
-
 
 class RemotePDP:
     """A PDP that is asked through a `Link`.

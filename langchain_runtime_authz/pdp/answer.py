@@ -17,8 +17,6 @@ from langchain_runtime_authz.authzen import (
     strict_json,
 )
 
-__all__ = ["misspelt", "parse_answer", "parse_obligation"]
-
 
 class _Open(BaseModel):
     # A PDP may say more about a reason than its code.

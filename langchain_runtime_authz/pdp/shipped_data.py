@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.errors import Code, ConfigError
 
-__all__ = ["check_data", "wrong_data"]
-
 _TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists all
 
 Verdict = Literal["permit", "ask", "deny"]

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.pep.engine import Run
     from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["allowed", "answer_event", "answers", "asked_event", "corrections", "edited_action", "is_ours",
-           "is_partial", "open_questions", "payload", "questions", "record_answers", "reviews"]  # fmt: skip
-
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
 MAX_SHOWN: Final = 200  # characters of an argument in a question's own words

@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.facts.task import HumanText
     from langchain_runtime_authz.pep.engine import Engine
 
-__all__ = ["ListAsked", "answer_beside", "open_question"]
-
 
 def _store(engine: Engine) -> Asked:
     if not isinstance(engine.ledger, Asked):

@@ -20,8 +20,6 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.obligations import Terms
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["NO_STANDING", "Call", "DecidedCall", "Denial", "Replay", "Verdict"]
-
 _NO_TASK: Final = Task()
 NO_STANDING: Final = Standing("none", None, (), ())
 

@@ -58,8 +58,6 @@ from langchain_runtime_authz.pep.recording import (
 )
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["claim_again", "claim_call", "claim_once", "conclude", "counted", "deny_call"]
-
 _log = logger(__name__)
 
 Spent = tuple[tuple[str, int], ...]

@@ -33,8 +33,6 @@ from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Run
 from langchain_runtime_authz.pep.entry import lease_of
 from langchain_runtime_authz.pep.recording import corrected, run_event
 
-__all__ = ["altered", "answer", "carried", "correct", "data_changed", "reinstate", "reply", "revoke"]
-
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 

@@ -33,8 +33,6 @@ from langchain_runtime_authz.pep.request import call_request
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["data_scope", "decide_calls", "lease_refusal", "renewed", "review_key"]
-
 _log = logger(__name__)
 
 _CALL_OBLIGATIONS: Final = frozenset(

@@ -40,9 +40,6 @@ if TYPE_CHECKING:  # its module loads the signing library, which an import shoul
     from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["ATTEMPTS", "Ask", "Commit", "Effect", "Engine", "Evaluate", "Flow", "KnownTools", "Load", "Notify",
-           "Perform", "Planner", "Record", "Run", "Tools", "Write", "adrive", "anchored", "drive", "new_id"]  # fmt: skip
-
 _log = logger(__name__)
 
 LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive

@@ -62,8 +62,6 @@ from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
-__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_entry"]
-
 _log = logger(__name__)
 
 

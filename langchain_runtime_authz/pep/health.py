@@ -19,8 +19,6 @@ from langchain_runtime_authz.ledger.state import Thread, snapshot
 from langchain_runtime_authz.pep.engine import Engine, Run, new_id
 from langchain_runtime_authz.pep.request import request_json
 
-__all__ = ["Health", "HealthCheck", "health_app"]
-
 DEADLINE: Final = 2.0  # seconds for all parts together
 FRESH: Final = 1.0  # seconds for which an answer stands: many may ask
 _LATE: Final = {"ledger": Code.LEDGER_TIMEOUT, "engine": Code.PDP_TIMEOUT, "audit": Code.AUDIT_UNAVAILABLE}

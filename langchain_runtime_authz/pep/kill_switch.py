@@ -13,8 +13,6 @@ from typing import Final
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["KILL_SWITCH", "KillSwitch"]
-
 MAX_REASON: Final = 500  # characters that are shown
 KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
 

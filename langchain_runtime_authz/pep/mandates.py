@@ -20,19 +20,6 @@ from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = [
-    "ORDERED",
-    "Ordered",
-    "binding_of",
-    "mandate_event",
-    "mandate_json",
-    "mandate_of",
-    "occasion",
-    "recall",
-    "standing_of",
-]
-__all__ += ["task_name"]
-
 _log = logger(__name__)
 ORDERED: Final = "mandate:application"  # the mark that keeps an application's mandate, and the epoch at which it counts
 

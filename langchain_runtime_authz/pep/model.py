@@ -18,8 +18,6 @@ from langchain_runtime_authz.pep.engine import Flow, Run
 from langchain_runtime_authz.pep.obligations import keepable
 from langchain_runtime_authz.pep.steps import decide_step
 
-__all__ = ["ModelCall", "decide_model", "withheld"]
-
 MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
 
 

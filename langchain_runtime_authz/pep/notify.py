@@ -14,8 +14,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["LogNotifier", "Notifier"]
-
 
 @runtime_checkable
 class Notifier(Protocol):

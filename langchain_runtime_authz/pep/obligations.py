@@ -27,8 +27,6 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.calls import SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change
 
-__all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "owed", "redact", "understood"]
-
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
 # What an obligation may say. `revoke` and `rotate` say all by their names, and are not made less by words.

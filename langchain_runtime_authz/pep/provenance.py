@@ -29,8 +29,6 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.profile import argument
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["Observe", "ReadOn", "arguments", "backed", "forms_of", "observe", "sentences", "small", "wants_more"]
-
 _log = logger(__name__)
 
 MAX_SENTENCE: Final = 240

@@ -18,8 +18,6 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, sentence
 from langchain_runtime_authz.fork import forkable_lock
 
-__all__ = ["RecentDecisions"]
-
 _log = logging.getLogger("langchain_runtime_authz.decisions")
 
 MAX_DECISIONS: Final = 512

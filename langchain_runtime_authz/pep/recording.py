@@ -16,9 +16,6 @@ from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
-__all__ = ["call_record", "corrected", "is_judgement", "label", "obliged_events", "record_asks", "run_event",
-           "step_record", "tell"]  # fmt: skip
-
 MAX_LABEL: Final = 128
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
 _CIRCUMSTANCES: Final = frozenset(

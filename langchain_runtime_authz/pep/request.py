@@ -26,8 +26,6 @@ from langchain_runtime_authz.pep.mandates import mandate_json
 from langchain_runtime_authz.pep.provenance import arguments, backed
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-__all__ = ["call_request", "request_json"]
-
 _TOOLS_CALL: Final = {"name": "tools/call"}
 _SHORT: Final = frozenset((int, float, bool, type(None)))
 JSON = dict[str, Any]

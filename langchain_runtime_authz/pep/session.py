@@ -29,8 +29,6 @@ from langchain_runtime_authz.pep.mandates import Ordered
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
 
-__all__ = ["Session"]
-
 
 class Session:
     """One agent's run, step by step: `decide`, run the tool yourself, `observe`.

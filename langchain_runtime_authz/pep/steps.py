@@ -20,8 +20,6 @@ from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, 
 from langchain_runtime_authz.pep.request import request_json
 from langchain_runtime_authz.telemetry.logs import logger
 
-__all__ = ["decide_step", "still_live"]
-
 _log = logger(__name__)
 
 _STEP_OBLIGATIONS: Final = {

@@ -13,8 +13,6 @@ from langchain_runtime_authz.fork import forkable_lock
 if TYPE_CHECKING:
     from langchain_runtime_authz.pep.engine import Run
 
-__all__ = ["Counted", "Gate", "Tally"]
-
 Key = tuple[str, str, str, str, str]  # as `Gate`
 MAX_KEYS: Final = 10_000  # tools may be made at run time, so their number has no bound of its own
 

@@ -23,8 +23,6 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
 from langchain_runtime_authz.mandate.own_words import continues, stated
 
-__all__ = ["TaskWords", "ThreadMemory", "Turn", "turn"]
-
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
 MAX_PAYEES: Final = 1024  # destinations remembered, per thread

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["FrozenClock"]
-
 
 class FrozenClock:
     """Epoch seconds that stand still: `MemoryLedger(clock=FrozenClock())`."""

@@ -11,8 +11,6 @@ from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, Releas
 from langchain_runtime_authz.ledger.changes import OpenThread, TakeLease
 from langchain_runtime_authz.testing.ledger_harness_suite import ROOT, TTL, LedgerHarness, unique
 
-__all__ = ["DoubtContract"]
-
 
 class DoubtContract(LedgerHarness):
     """Calls with a permit and no completion."""

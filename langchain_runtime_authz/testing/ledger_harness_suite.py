@@ -12,8 +12,6 @@ from langchain_runtime_authz.ledger.base import CallRow, Committed, Conflict, Gu
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.testing.clock import FrozenClock
 
-__all__ = ["ROOT", "TTL", "LedgerHarness", "unique"]
-
 ROOT: Final = ("root",)
 TTL: Final = 60
 

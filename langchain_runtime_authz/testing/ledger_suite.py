@@ -75,8 +75,6 @@ from langchain_runtime_authz.ledger.changes import (
 from langchain_runtime_authz.testing.doubt_suite import DoubtContract
 from langchain_runtime_authz.testing.ledger_harness_suite import ROOT, TTL, unique
 
-__all__ = ["DurableLedgerContract", "LedgerContract"]
-
 THREADS: Final = 8
 DIGEST: Final = "sha256:" + "0" * 64
 _MOST: Final = 2**53 - 1

@@ -26,8 +26,6 @@ from pydantic import Field, PrivateAttr, SkipValidation
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["ScriptedChatModel", "Turn"]
-
 Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
 """The model's next answer: a message, or a function of the messages that it was given."""
 

@@ -20,8 +20,6 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.testing.requests import example_request
 
-__all__ = ["PDPContract"]
-
 
 class PDPContract:
     """Inherit from it, name the class `Test…`, and override `make_pdp`."""

@@ -9,8 +9,6 @@ from typing import Final
 
 from langchain_runtime_authz.authzen import EvaluationRequest
 
-__all__ = ["NOW", "example_request"]
-
 NOW: Final = 1764000000
 _EXAMPLE: Final = Path(__file__).with_name("request.json").read_text(encoding="utf-8")
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from langchain_runtime_authz.authzen import EvaluationRequest, parse_request
 
-__all__ = ["StaticPDP"]
-
 
 class StaticPDP:
     """Answer every request alike, or as a callable says.

@@ -16,8 +16,6 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["DESTINATIONS", "FIELD", "NO_ATOMS", "Atom", "CallAtoms", "Item", "absent", "atoms_of"]
-
 MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
 DESTINATIONS: Final = ("principal", "url", "channel")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")

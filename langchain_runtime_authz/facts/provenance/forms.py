@@ -24,9 +24,6 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["MAX_VALUE", "REMEMBERED", "TELLING", "canonical", "decimals", "fold", "forms", "identifiers", "key"]
-__all__ += ["located", "masked", "mentions", "remembered", "said_forms", "skeleton", "tidy"]
-
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are remembered
 _DIGITS: Final = 15  # beyond that a number is a name

@@ -26,8 +26,6 @@ from langchain_runtime_authz.facts.provenance.forms import (
 from langchain_runtime_authz.facts.provenance.values import MAX_CHARS, MAX_DEPTH, MAX_NODES, SHORT, Held, held
 from langchain_runtime_authz.profile import FieldTrust, ToolProfile, Trust, field_trust
 
-__all__ = ["SHORT", "Observation", "Prose", "Reading", "Sighting", "observe_output"]
-
 MAX_SIGHTINGS: Final = 4096  # per output
 HEAD_NODES: Final = 96  # read at once
 HEAD_CHARS: Final = 4000

@@ -33,8 +33,6 @@ from langchain_runtime_authz.facts.provenance.forms import key, tidy
 from langchain_runtime_authz.facts.provenance.observe import Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import UserWords
 
-__all__ = ["NO_MEMORY", "SAYS", "Attribution", "Evidence", "Memory", "Provenance", "trace"]
-
 # From most to least believed.
 SAYS: Final = {
     "human": "the user said it",

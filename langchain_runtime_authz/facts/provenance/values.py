@@ -12,8 +12,6 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import members
 
-__all__ = ["LARGEST", "MAX_CHARS", "MAX_DEPTH", "MAX_NODES", "NODE", "SHORT", "Held", "Projection", "held", "parsed"]
-
 MAX_NODES: Final = 20_000  # of one output
 MAX_CHARS: Final = 400_000
 MAX_DEPTH: Final = 24

@@ -12,8 +12,6 @@ from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import fold, forms, mentions, skeleton, tidy
 
-__all__ = ["UserWords"]
-
 MAX_TEXT: Final = 20_000  # characters looked at, the newest
 MAX_KNOWN: Final = 128  # values of which it is remembered whether they were said
 _TRIES: Final = 64

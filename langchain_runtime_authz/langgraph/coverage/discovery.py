@@ -56,8 +56,6 @@ from langchain_runtime_authz.profile import ANY_AGENT
 if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.protect import Protection
 
-__all__ = ["coverage_of"]
-
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
     ("middleware",): "models that middleware before ours calls are not seen: call `authz.protect` on the root graph",

@@ -10,8 +10,6 @@ from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.langgraph.coverage.report import Row
 
-__all__ = ["provider_rows", "tools_in"]
-
 # Descriptions of tools that run here, in the forms that LangChain's model integrations accept.
 _RUN_HERE: Final = frozenset(("function", "custom"))
 _DESCRIBES_A_FUNCTION: Final = frozenset(

@@ -24,8 +24,6 @@ from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pep.tally import Counted
 
-__all__ = ["Baseline", "CoverageReport", "Row"]
-
 VERSION: Final = 1  # of a baseline
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 UNSEEN: Final = "its code is not seen"  # the note of a node that runs code of the application

@@ -25,8 +25,6 @@ from langchain_runtime_authz.langgraph.effect import effect
 from langchain_runtime_authz.langgraph.model_types import model_types
 from langchain_runtime_authz.langgraph.object_graph import LIBRARIES, AnyGraph, graphs_in, held_by, loaded, roots_of
 
-__all__ = ["Sighting", "acting_nodes", "code_of"]
-
 MAX_FUNCTIONS: Final = 2000  # looked at from one node
 # Kinds of effects by the modules, and by the functions of `os` and `asyncio`, that have them.
 _NETWORK = "aiohttp curl_cffi ftplib grpc http.client httplib2 httpx paramiko pycurl requests urllib.request urllib3 websockets"

@@ -19,8 +19,6 @@ from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph.object_graph import LIBRARIES, functions_of, module_of
 
-__all__ = ["secrets_of"]
-
 MAX_ITEMS: Final = 100
 MAX_DEPTH: Final = 4
 MIN_LENGTH: Final = 8  # of a text under a secret's name: shorter ones are examples and placeholders

@@ -16,8 +16,6 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions
 
-__all__ = ["NUMBER", "PARTS", "Language", "Phrases", "Token", "languages", "read_number", "singular", "words_of"]
-
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _PLAIN: Final = re.compile(
     r"(?:0|[1-9]\d{0,14})(?:[.,]\d{1,2})?|[1-9]\d{0,2}(?:(?:,\d{3}){1,4}\.|(?:\.\d{3}){1,4},|(?:['’]\d{3}){1,4}\.)\d{1,2}"

@@ -1,4 +1,4 @@
-# Run with the shipped data: opa test langchain_runtime_authz/policies
+# Run with the shipped policy and data: opa test langchain_runtime_authz/policies tests/data/runtime_authz_test.rego
 package runtime_authz_test
 
 import data.runtime_authz
