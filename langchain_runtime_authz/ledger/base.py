@@ -40,6 +40,7 @@ MAX_EDGES: Final = 256  # per thread; every request tells them
 MAX_MARKS: Final = 10_000  # per thread
 MAX_ASKED: Final = 1000  # questions in one answer of `Asked`, calls in one of `Doubted`
 OPEN: Final = ("claimed", "unknown")  # states of a call that has a permit and no completion
+LASTS: Final = 86_400  # seconds after its claim for which a call in doubt makes the same deed ask
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -101,6 +102,23 @@ class Doubt(NamedTuple):
     scope: Scope
     subject: str
     row: CallRow
+
+    def concerns(self, scope: Scope | None, deed: str, about: Mapping[str, Any], now: float) -> bool:
+        """Return True if a call of that deed, of the same subject, must ask because of this one.
+
+        One that may still be under way counts on its own thread. On others, it counts if another process makes it, and
+        it is a payment or the very same call: a subject may act on one target side by side. Calls of one root entry do
+        not concern each other.
+        """
+        known = self.row.about or {}
+        same = deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
+        near = self.scope == scope or (same and known.get("process") != about["process"])
+        return (
+            self.row.deed == deed
+            and known.get("run_id") != about["run_id"]
+            and (near or self.row.state == "unknown")
+            and now - self.row.at < LASTS
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from hashlib import sha256
+from typing import Any, Final, Literal
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
-from langchain_runtime_authz.ledger.state import Needs, Thread
+from langchain_runtime_authz.ledger.state import Needs, Thread, opened
 
 __all__ = [
     "AnswerApproval",
@@ -24,6 +25,8 @@ __all__ = [
     "SpendRate",
 ]
 
+TURNS: Final = 1024  # per tenant; deeds that share one wait for each other
+
 
 @dataclass(slots=True)
 class ClaimCall(Change):
@@ -33,6 +36,7 @@ class ClaimCall(Change):
     `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
     `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of
     the tokens to be minted for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`.
+    `subject`, if given, is the thread's: a new call is refused as `in_doubt` if one in doubt concerns it.
     """
 
     key: str
@@ -41,11 +45,19 @@ class ClaimCall(Change):
     tokens: tuple[str, ...] = ()
     deed: str = ""
     about: Mapping[str, Any] | None = None
+    subject: str = ""
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
+        if self.subject and self.about is not None:
+            n.deeds.add(self.deed)
+            same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
+            place = json.dumps([self.subject, self.deed, same])
+            n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        if self.subject and self.deed in t.open and self.key not in t.calls and self._doubted(t, now):
+            return Conflict(Code.IN_DOUBT)
         if not self.repeatable:
             if ("call", self.key) in used:
                 return Conflict(Code.CALL_IN_PROGRESS)
@@ -66,6 +78,11 @@ class ClaimCall(Change):
             t.open[self.deed][self.key] = t
         for token in self.tokens:
             t.issued.append((token, self.key, self.jti))
+
+    def _doubted(self, t: Thread, now: float) -> bool:
+        scope, about = t.scope, self.about or {}
+        others = opened(t.open, scope.tenant, self.deed, now, self.subject) if scope is not None else ()
+        return any(one.concerns(scope, self.deed, about, now) for one in others)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.changes import Change, apply
-from langchain_runtime_authz.ledger.state import Thread, ledger_time, snapshot, status
+from langchain_runtime_authz.ledger.state import Thread, ledger_time, opened, snapshot, status
 
 __all__ = ["MemoryLedger"]
 
@@ -32,8 +32,8 @@ class MemoryLedger:
 
     Args:
         clock: ledger time, epoch seconds.
-        max_threads: threads kept. The least recently used thread without a live lease or a revocation is
-            forgotten first. It then counts as new and its old plans as unplanned, so forgetting denies.
+        max_threads: threads kept. The least recently used thread without a live lease, a revocation or a call in
+            doubt is forgotten first. It then counts as new and its old plans as unplanned, so forgetting denies.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -61,7 +61,7 @@ class MemoryLedger:
             found = snapshot(thread, query, now)
             for deed in query.deeds:
                 if deed in self._open:
-                    found.doubts += self._doubts(scope.tenant, now, deed, thread.subject)
+                    found.doubts += opened(self._open, scope.tenant, deed, now, thread.subject)
             return found
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
@@ -119,16 +119,9 @@ class MemoryLedger:
             if key is not None:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
                 return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
-            found = [one for deed in [*self._open] for one in self._doubts(tenant, now, deed)]
+            found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
             unknown = sorted((one for one in found if one.row.state == "unknown"), key=lambda one: one.row.at)
             return unknown[: b.MAX_ASKED]
-
-    def _doubts(self, tenant: str, now: float, deed: str, subject: str | None = None) -> tuple[b.Doubt, ...]:
-        return tuple(
-            b.Doubt(t.scope, t.subject, t.call(key, now))
-            for key, t in self._open[deed].items()
-            if t.scope is not None and t.scope.tenant == tenant and subject in (None, t.subject)
-        )
 
     async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
         """Do as `doubts`: memory does not block."""
@@ -164,7 +157,11 @@ class MemoryLedger:
         while (scope := next(iter(self._order))) != committed:
             del self._order[scope]
             thread = self._threads[scope]
-            if not thread.revoked and not any(lease.state == "live" for lease in thread.leases.values()):
+            if (
+                not thread.revoked
+                and not any(lease.state == "live" for lease in thread.leases.values())
+                and not any(row.deed and row.state in b.OPEN for row in thread.calls.values())
+            ):
                 del self._threads[scope]
                 return
 

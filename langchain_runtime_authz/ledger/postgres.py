@@ -8,7 +8,7 @@ transaction's tenant.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, LiteralString, cast
@@ -55,8 +55,14 @@ _HELD: Final = (
 # Its column takes no null: if the thread's row was not held, nothing of the statement happens.
 _ENTRY: Final = (
     "INSERT INTO journal (tenant, thread, nonce, at)"
-    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM held), ?) RETURNING position"
+    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position"
 )
+# A turn is a row that a commit changes only if it is as it was seen. It waits for who changes it, behind the thread's row.
+_TURN: Final = (
+    "INSERT INTO mark (tenant, thread, name, value) {} ON CONFLICT (tenant, thread, name) DO UPDATE SET value ="
+)
+_TAKEN: Final = _TURN.format("SELECT ?, ?, ?, ? FROM held") + " excluded.value WHERE mark.value = ? RETURNING 1"
+_TURN_LOCK: Final = _TURN.format("VALUES (?, ?, ?, '')") + " mark.value"
 
 # What the role may do with a table, whether anybody may do something, and whether its rows are the tenant's own.
 _SECURED: Final = (
@@ -145,8 +151,9 @@ class PostgresLedger(SqlLedger):
         yield from self._session(tenant, [])
 
     @contextmanager
-    def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
-        yield from self._session(tenant, [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key))])
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> Iterator[_Tx]:
+        locks: list[Statement] = [(_TURN_LOCK, (tenant, b"", name)) for name in sorted(turns)]
+        yield from self._session(tenant, [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *locks])
 
     def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
         self._here()
@@ -202,14 +209,18 @@ class _Tx:
                 cursors = [self._execute(*statement) for statement in several]
         return [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
 
-    def keep(self, statements: Sequence[Statement], seen: str) -> int | None:
+    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int | None:
         """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
         (_, (tenant, key, *row)), *others, (_, entry) = statements
         parts, values = [f"held AS ({_HELD})"], [*row, tenant, key, seen]
+        for number, (name, value) in enumerate(turns.items()):
+            parts.append(f"t{number} AS ({_TAKEN})")
+            values += [tenant, b"", name, entry[2], value]
         for number, (text, given) in enumerate(others):
             parts.append(f"w{number} AS ({text})")
             values += given
-        written = (f"WITH {', '.join(parts)} {_ENTRY}", [*values, *entry])
+        won = ", ".join(["held", *(f"t{number}" for number in range(len(turns)))])
+        written = (f"WITH {', '.join(parts)} {_ENTRY.format(won)}", [*values, *entry])
         try:
             ((position,),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
         except errors.NotNullViolation:

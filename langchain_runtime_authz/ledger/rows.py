@@ -88,6 +88,7 @@ class Fetch:
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
+    turns: dict[str, str] = field(default_factory=dict)
     clock: float = 0.0
     seen: str = ""
     _place: float = 0.0  # of the row that is read: numbers lose digits in JSON
@@ -154,6 +155,11 @@ class Fetch:
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
             add(self._doubt, f"{DOUBTS}{OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
+        for name in sorted(n.turns):
+            self.turns[name] = ""
+            add(
+                self._turn, "name, value FROM mark WHERE tenant = ? AND thread = ? AND name = ?", self.tenant, b"", name
+            )
         if n.log:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
@@ -202,6 +208,9 @@ class Fetch:
 
     def _doubt(self, *row: Any) -> None:
         self.doubts.append((*row, self._place))
+
+    def _turn(self, name: str, value: str) -> None:
+        self.turns[name] = value
 
     def _approval(self, body: str) -> None:
         asked = b.Approval(**known(b.Approval, body))

@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -38,11 +38,11 @@ class Tx(Protocol):
         """Run statements in order and return their rows."""
         ...
 
-    def keep(self, statements: Sequence[Statement], seen: str) -> int | None:
+    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int | None:
         """Keep a commit's rows and return its place in the journal.
 
         The first statement is of the thread's row, the last of the journal. Return None if the thread is not as it was
-        `seen`; then nothing was kept.
+        `seen`, or somebody else has had one of its `turns` since; then nothing was kept.
         """
         ...
 
@@ -79,18 +79,21 @@ class SqlLedger:
         """See `Ledger.commit`."""
         key, nonce = rows.thread_key(scope), secrets.token_hex(16)
         wanted = needs(guard, changes)
+        if not self._optimistic:
+            wanted.turns.clear()  # its commits are serial
         for locked in (False, True) if self._optimistic else (True,):
             seen = self._position(scope.tenant)
-            with self._writing(scope.tenant, key) if locked else self._reading(scope.tenant) as tx:
+            with self._writing(scope.tenant, key, wanted.turns) if locked else self._reading(scope.tenant) as tx:
                 found = Fetch(scope.tenant, key, wanted)
                 now = self._fetch(tx, found, seen)
                 if not locked and not found.seen:
                     continue  # a new thread has no row that could tell of others
+                found.thread.scope, found.thread.open = scope, tenant_rows.opened(found.doubts, now)
                 found.remember()
                 if (refused := apply(found.thread, guard, changes, now)) is not None:
                     return refused
                 entry = (rows.JOURNAL, (scope.tenant, key, nonce, now))
-                position = tx.keep([*rows.keep(found, scope, now), entry], found.seen)
+                position = tx.keep([*rows.keep(found, scope, now), entry], found.seen, found.turns)
             if position is not None:
                 self._saw(scope.tenant, position, nonce)
                 for jti, call, lease in found.thread.issued:
@@ -237,7 +240,7 @@ class SqlLedger:
     def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         raise NotImplementedError
 
-    def _writing(self, tenant: str, key: bytes) -> AbstractContextManager[Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> AbstractContextManager[Tx]:
         raise NotImplementedError
 
     def _forked(self) -> None:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -77,7 +77,7 @@ class SqliteLedger(SqlLedger):
             yield _Tx(conn)
 
     @contextmanager
-    def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> Iterator[_Tx]:
         with _failures(self.path), self._turn(), self._connection() as conn:
             conn.execute("BEGIN IMMEDIATE")
             try:
@@ -141,7 +141,7 @@ class _Tx:
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         return [self._conn.execute(sql, values).fetchall() for sql, values in statements]
 
-    def keep(self, statements: Sequence[Statement], seen: str) -> int:
+    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int:
         ((position,),) = self.batch(statements)[-1]
         self._conn.execute("COMMIT")
         return int(position)

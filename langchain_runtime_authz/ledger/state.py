@@ -20,7 +20,7 @@ from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger import base as b
 
-__all__ = ["Forgotten", "Needs", "Thread", "ledger_time", "snapshot", "status"]
+__all__ = ["Forgotten", "Needs", "Thread", "ledger_time", "opened", "snapshot", "status"]
 
 CLOCK_SLACK: Final = 5.0  # seconds that a clock may be set back and time only stands still
 _NO_TASK: Final = Task()
@@ -85,7 +85,7 @@ class Thread:
     values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
-    # Of the whole store, if it is in memory: deed → call key → the thread, for calls without a completion.
+    # Deed → call key → its thread, for calls without a completion: of the whole store, or those that `Needs` names.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
 
@@ -132,7 +132,7 @@ class Needs:
 
     `leases` and `calls` are by jti and key, with the lease that holds each call. `below` adds the leases below
     these, and the calls that they hold. `living` names all live leases, `open` all questions that are open or
-    approved, `unmarked` the prefixes of marks.
+    approved, `unmarked` the prefixes of marks. A commit is alone among those that have one of its `turns`.
     """
 
     leases: set[str] = field(default_factory=set)
@@ -152,6 +152,7 @@ class Needs:
     unmarked: set[str] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
     deeds: set[str] = field(default_factory=set)
+    turns: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:
@@ -172,6 +173,17 @@ class Needs:
             values=set(query.values),
             deeds=set(query.deeds),
         )
+
+
+def opened(
+    found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
+) -> tuple[b.Doubt, ...]:
+    """Return the calls of a deed without a completion, of `Thread.open`."""
+    return tuple(
+        b.Doubt(t.scope, t.subject, t.call(key, now))
+        for key, t in found[deed].items()
+        if t.scope is not None and t.scope.tenant == tenant and subject in (None, t.subject)
+    )
 
 
 def ledger_time(clock: float, latest: float) -> float:

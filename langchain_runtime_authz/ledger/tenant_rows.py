@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.rows import DOUBTS, OPEN, Row, Statement, call_row, encoded, known
+from langchain_runtime_authz.ledger.state import Thread
 
-__all__ = ["doubt", "doubtful", "located", "lookup", "open_questions", "question"]
+__all__ = ["doubt", "doubtful", "located", "lookup", "open_questions", "opened", "question"]
 
 
 def open_questions(tenant: str) -> Statement:
@@ -39,6 +40,14 @@ def doubt(row: Row, now: float) -> b.Doubt:
     if found.state == "claimed" and (expires is None or now >= expires):
         found = found._replace(state="unknown")
     return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
+
+
+def opened(rows: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
+    """Return rows of doubts as `Thread.open`."""
+    found: dict[str, dict[str, Thread]] = {}
+    for scope, subject, call in (doubt(row, now) for row in rows):
+        found.setdefault(call.deed, {})[call.key] = Thread(scope=scope, subject=subject, calls={call.key: call})
+    return found
 
 
 def lookup(tenant: str, jti: str) -> list[Statement]:

@@ -77,12 +77,13 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 
 
 def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Decide a call anew of which others have used something up meanwhile, and claim it."""
+    """Decide a call anew of which others have used something up or begun the same meanwhile, and claim it."""
     verdict: Verdict | Conflict = conflict
     tries = RACES
     while isinstance(verdict, Conflict):
         anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
-        if anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing:
+        same = anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing
+        if same and (not tries or verdict.code != Code.IN_DOUBT):
             return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
         decided, tries = anew, tries - 1
         verdict = yield from claim_once(run, decided)
@@ -90,7 +91,7 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 
 def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Like `claim_call`, once. A conflict is about what others have used up meanwhile."""
+    """Like `claim_call`, once. A conflict is about what others have used up or begun meanwhile."""
     call, decision, engine = decided.call, decided.decision, run.engine
     killed = engine.kill_switch is not None and engine.killed  # since it was decided
     if decided.replay or decision.outcome != "permit" or killed:
@@ -178,7 +179,9 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             "process": PROCESS[0],
             "idempotency_key": intent,
         }
-    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about)]
+    # INVARIANT: no doubt about the same deed has come since it was decided. An approver has been told of doubts.
+    alone = run.subject.principal if decided.deed and not approved and not profile.idempotent else ""
+    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, alone)]
     if decided.decision.obligations:
         changes += owed(decided.decision)
     if run.grant is not None:
@@ -228,7 +231,7 @@ def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
 def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Verdict | Conflict]:
     if conflict.row is not None:
         return Replay(decided.call, conflict.row.result)
-    if conflict.code == Code.BUDGET_EXHAUSTED:
+    if conflict.code in (Code.BUDGET_EXHAUSTED, Code.IN_DOUBT):
         return conflict
     return (yield from deny_call(run, decided.under(deny(conflict.code))))
 

@@ -19,7 +19,7 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.fork import PROCESS
-from langchain_runtime_authz.ledger.base import Conflict, Doubt, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import LASTS, Conflict, Doubt, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ResolveCall
 from langchain_runtime_authz.mandate.binding import Deviation, Standing
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run
@@ -35,7 +35,6 @@ __all__ = ["ListDoubts", "OnUnknown", "UnknownCall", "ask_despite", "doubted", "
 
 _log = logger(__name__)
 
-LASTS: Final = 86_400  # seconds after the claim for which the same deed asks
 DEADLINE: Final = 5.0  # seconds for one answer of `on_unknown`
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
@@ -70,28 +69,11 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
 
 
 def in_doubt(run: Run, snapshot: Snapshot, call: Call, deed: str) -> tuple[Doubt, ...]:
-    """Return the same deeds whose outcome nobody knows.
-
-    One that may still be under way counts on its own thread. On others, it counts if another process makes it, and it
-    is a payment or the very same call: a subject may act on one target side by side. Calls of this root entry are its
-    own business.
-    """
+    """Return the same deeds whose outcome nobody knows. `ClaimCall` looks again, for those since then."""
     if call.profile.idempotent:
         return ()
-    found: tuple[Doubt, ...] = ()
-    for one in snapshot.doubts:
-        about = one.row.about or {}
-        same = call.profile.effect == "pay" or about.get("args_digest") == call.args_digest
-        near = one.scope == run.scope or (same and about.get("process") != PROCESS[0])
-        mine = about.get("run_id") == run.run_id
-        if (
-            one.row.deed == deed
-            and not mine
-            and (near or one.row.state == "unknown")
-            and snapshot.now - one.row.at < LASTS
-        ):
-            found = (*found, one)
-    return found
+    about = {"args_digest": call.args_digest, "process": PROCESS[0], "run_id": run.run_id}
+    return tuple(one for one in snapshot.doubts if one.concerns(run.scope, deed, about, snapshot.now))
 
 
 def doubted(standing: Standing) -> Standing:

@@ -13,7 +13,7 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import Guard, Lease, Ledger, Query, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, SpendBudget
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ResolveCall, SpendBudget
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     EndLease,
@@ -77,13 +77,19 @@ def test_an_old_thread_without_a_live_lease_is_forgotten_first() -> None:
     assert (ledger.status("acme", ended.jti), ledger.status("acme", live.jti)) == ("ended", "live")
 
 
-def test_a_revoked_thread_is_never_forgotten() -> None:
-    """Otherwise many new threads would reinstate it."""
+def test_a_revoked_thread_and_one_in_doubt_are_never_forgotten() -> None:
+    """Otherwise many new threads would reinstate it, or permit the same deed again. Once it has an outcome, they are."""
     ledger = MemoryLedger(max_threads=1)
     ledger.commit(scope("revoked"), None, [Revoke(())])
+    ledger.commit(scope("doubt"), None, [OpenThread("user:alice"), ClaimCall("k", "jti", repeatable=False, deed="pay:x")])
+    ledger.commit(scope("doubt"), None, [ConcludeCall("k", "unknown")])
     for number in range(5):
         living(ledger, str(number))
     assert ledger.load(scope("revoked"), Query(agent=("root",))).revoked
+    assert [one.row.key for one in ledger.doubts("acme")] == ["k"]
+    ledger.commit(scope("doubt"), None, [ResolveCall("k", happened=True, author="user:carol")])
+    living(ledger, "more")
+    assert not exists(ledger, "doubt")
 
 
 def test_a_reinstated_thread_may_be_forgotten() -> None:

@@ -14,6 +14,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, fork
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.ledger.calls import ClaimCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pep import doubt
@@ -78,6 +79,27 @@ def test_the_same_deed_asks_and_says_why(world: World, lapsed: int, thread: str,
     assert f"the same payment of {at} UTC has {'an unknown outcome' if lapsed else 'no outcome yet'}" in said
     assert ("(thread t)" in said) == (thread != "t")
     assert session.approve(decision).permit
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_two_processes_that_decide_at_once(world: World, monkeypatch: pytest.MonkeyPatch, *, alone: bool) -> None:
+    """The one that claims second asks, though nothing was in doubt when it was decided. The twin has no second look."""
+    if not alone:
+        monkeypatch.setattr(ClaimCall, "_doubted", lambda *_: False)
+    first = world.worker(pdp=StaticPDP(permit=True)).session(subject="alice", task=TASK, thread="t")
+    decided: list[Any] = []
+
+    def meanwhile(request: Any) -> bool:
+        if request.action.name == "tools/call" and not decided:
+            decided.append(first.decide("send_money", PAY))
+            fork.PROCESS[0] = secrets.token_hex(8)
+        return True
+
+    second = world.worker(pdp=StaticPDP(meanwhile)).session(subject="alice", task=TASK, thread="another")
+    decision = second.decide("send_money", PAY)
+    assert decided[0].permit
+    assert (decision.outcome, decision.reason) == (("approval_required", Code.IN_DOUBT) if alone else ("permit", ""))
+    assert not alone or second.approve(decision).permit
 
 
 def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
