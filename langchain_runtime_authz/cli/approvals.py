@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting
 from langchain_runtime_authz.cli.keys import Password
 from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
+from langchain_runtime_authz.cli.revocation import Audit, Tenant
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
@@ -35,20 +36,18 @@ app = typer.Typer(
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The question, as `approvals list` names it.")]
-Tenant = Annotated[str, typer.Option("--tenant", help="The tenant of the questions.")]
 Person = Annotated[str, typer.Option("--as", help="The approver: the name of a user.")]
 Key = Annotated[Path, typer.Option("--key", help="The approver's private key: PEM.")]
 Known = Annotated[
     Path, typer.Option("--approvers", help="The approvers' public keys: JSON, `user:<name>` to JWK set (RFC 7517).")
 ]
-Audit = Annotated[Path | None, typer.Option("--audit", help="A hash-chained file for the record of the answer.")]
 
 
 @app.command("list")
 def list_(
     where: Where,
     tenant: Tenant = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+    as_json: Json = False,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:

@@ -15,14 +15,7 @@ import yaml
 from langchain_runtime_authz.cli._errors import reporting
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.inert import inert
-from langchain_runtime_authz.profile import (
-    EFFECTS,
-    SHIPPED,
-    SWITCHES,
-    ToolProfile,
-    check_arguments,
-    load_profiles,
-)
+from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SWITCHES, ToolProfile, check_arguments, load_profiles
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool

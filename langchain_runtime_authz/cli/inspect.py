@@ -40,8 +40,7 @@ def inspect(
         bool, typer.Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
     ] = False,
     baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE."),
+        Path | None, typer.Option("--baseline", metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE.")
     ] = None,
     write_baseline: Annotated[
         Path | None,

@@ -34,8 +34,7 @@ Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builde
 def suggest(
     target: Annotated[str, Target],
     profiles: Annotated[
-        str | None,
-        typer.Option("--profiles", metavar="FILE", help="Existing profiles: only other tools are proposed."),
+        str | None, typer.Option("--profiles", metavar="FILE", help="Existing profiles: only other tools are proposed.")
     ] = None,
     write: Annotated[
         Path | None,

@@ -316,10 +316,7 @@ class _Instance:
         _own.until = time.thread_time() + program.timeout
         linker = wasmtime.Linker(clock.engine)
         try:
-            self._memory = wasmtime.Memory(
-                self._store,
-                wasmtime.MemoryType(wasmtime.Limits(program.pages, MAX_PAGES)),
-            )
+            self._memory = wasmtime.Memory(self._store, wasmtime.MemoryType(wasmtime.Limits(program.pages, MAX_PAGES)))
             self._context, memory = self._store._context(), byref(self._memory._memory)
             self._pointer = partial(_C.wasmtime_memory_data, self._context, memory)
             self._size = partial(_C.wasmtime_memory_data_size, self._context, memory)

@@ -42,7 +42,7 @@ HEALTH: Final = json.dumps(
         "action": {"name": "health"},
         "resource": {"type": "service", "id": "langchain-runtime-authz"},
         "context": {},
-    },
+    }
 ).encode()
 VENDOR: Final = "langchain-runtime-authz"  # whose `custom` obligations are ours
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]

@@ -86,12 +86,7 @@ class WasmPDP(InProcess):
         """Return the fingerprint of the policy and its data."""
         return self._loaded.revision
 
-    def replace(
-        self,
-        *,
-        wasm: str | Path | bytes | None = None,
-        data: Json | str | Path | None = None,
-    ) -> str:
+    def replace(self, *, wasm: str | Path | bytes | None = None, data: Json | str | Path | None = None) -> str:
         """Put another policy and its data in place of this one, at once, and return the new revision.
 
         Give both anew, as to the constructor. They are compiled and tried while the present policy serves.

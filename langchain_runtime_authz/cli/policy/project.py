@@ -348,25 +348,10 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
         for name, text in zip(names, rego.values(), strict=True):
             (at / name).write_text(text, encoding="utf-8")
         run_opa(opa, "check", "--strict", *names, cwd=at)
-        batch = entrypoint.rpartition("/")[0] + "/batch"
-        batches = (
-            ("--entrypoint", batch)
-            if any(line.startswith("batch :=") for t in rego.values() for line in t.splitlines())
-            else ()
-        )
-        run_opa(
-            opa,
-            "build",
-            "--target",
-            "wasm",
-            "--entrypoint",
-            entrypoint,
-            *batches,
-            "--output",
-            "b.tar.gz",
-            *names,
-            cwd=at,
-        )
+        options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
+        if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
+            options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
+        run_opa(opa, "build", *options, *names, cwd=at)
         return read_files(at / "b.tar.gz")[WASM]
 
 
