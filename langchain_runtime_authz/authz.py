@@ -37,6 +37,7 @@ from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.doubt import OnUnknown
@@ -46,7 +47,7 @@ from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.profile import AgentProfile, Source, load_agents, load_profiles
+from langchain_runtime_authz.profile import Source, load_profiles
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
@@ -76,7 +77,8 @@ class RuntimeAuthz(Threads):
         identity: names agents; the default does not attest.
         profiles: tool name → `ToolProfile` or a word like `ask`, the path of a YAML file, a set of the package like
             `deepagents`, or a list of these, in which the later profile of a tool counts. The default is the profiles of the `pdp` (`ReloadingPDP`).
-        agents: agent name → `AgentProfile`, whose grant limits that agent in every graph and session.
+        agents: agent name → `AgentProfile`, whose grant limits that agent in every graph and session. `*` is for each
+            child agent that no other name fits.
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config. The caller can write `configurable`
             and metadata, so believe only what a server has verified (`identity.subjects`).

@@ -187,6 +187,7 @@ class Code(StrEnum):
     IDENTITY_UNAVAILABLE = "identity_unavailable", "the identity provider cannot be asked; check its discovery document and key set", "the identity provider is down, or its address is wrong", "later"
     WORKLOAD_UNPROVEN = "workload_unproven", "the workload has no current proof of its identity; check the SPIRE agent and its registration entry, or the token file", "the agent of SPIRE is down, no entry selects this process, or the proof is of another trust domain", "later"
     AUDIENCE = "audience", "the audience is not in the tool's profile or not in the grant; add it there", "the tool asks for a token for a service that nobody listed", "fixed"
+    REMOTE_URL = "remote_url", "the request would carry an agent's credential to another place than its `url`, so it was not sent; correct the `url` in `agents`, or the client's address", "the client of the remote graph has another URL, or its server redirects", "fixed"
     CHAIN_BROKEN = "chain_broken", "the audit chain does not verify; keep it as evidence and compare it with a copy", "the file was edited, cut or written by something else", "never"
     CONFIG = "config", "a setting is wrong; correct it", "an argument of a constructor or a setting has a wrong type or value", "fixed"
     POLICY_INVALID = "policy_invalid", "the policy cannot be loaded; correct it", "a file of the policy is damaged or incomplete", "fixed"

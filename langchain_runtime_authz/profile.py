@@ -30,7 +30,6 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -38,11 +37,10 @@ from pydantic import (
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
-from langchain_runtime_authz.grant import Grant
 
-__all__ = ["ANY_AGENT", "EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "AgentProfile", "FieldTrust", "Source",
-           "ToolProfile", "argument", "as_unprofiled", "check_arguments", "field_trust", "load_agents", "load_profiles",
-           "profile", "raise_by_hints", "tool_digest"]  # fmt: skip
+__all__ = ["EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "FieldTrust", "Source", "ToolProfile", "argument",
+           "as_unprofiled", "check_arguments", "field_trust", "load_profiles", "profile", "raise_by_hints",
+           "tool_digest"]  # fmt: skip
 
 METADATA_KEY: Final = "runtime_authz"
 
@@ -221,31 +219,6 @@ def as_unprofiled(declared: ToolProfile) -> ToolProfile:
     """Return the profile of a tool whose own one does not count. A verdict that asks or denies stays."""
     strict = declared.verdict in ("ask", "deny")
     return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
-
-
-class AgentProfile(BaseModel):
-    """The ceiling of an agent, wherever it stands: `grant` limits each of its runs, with the grants above it."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-    grant: Grant = Grant()
-    audience: str | None = None
-
-
-ANY_AGENT: Final = AgentProfile()
-
-
-def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
-    """Return agent profiles by agent name.
-
-    Raises:
-        ConfigError: `profile_invalid`, naming the agent and the field.
-    """
-    try:
-        return TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
-    except ValidationError as exc:
-        raise ConfigError(f"agents: {wrong_field(exc, 'agent profile')}", Code.PROFILE_INVALID) from exc
-    except (TypeError, ValueError):
-        raise ConfigError("`agents` must be a mapping of names to `AgentProfile`", Code.PROFILE_INVALID) from None
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from jwt.utils import base64url_encode
 
+from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -26,10 +25,6 @@ _CODE: Final = Code.PROOF_INVALID
 MAX_AGE: Final = 30  # seconds for which a proof is accepted; then its `jti` may be forgotten
 LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_NAME: Final = 512  # characters of `jti` and `nonce`
-_PORTS: Final = {"http": 80, "https": 443}
-_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
-_BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class ProofKey(Secret):
@@ -145,27 +140,6 @@ def read_proof(
 def token_digest(token: str) -> str:
     """Return `ath` (§4.2): base64url of SHA-256 over the token's ASCII."""
     return base64url_encode(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()).decode()
-
-
-def normal_target(url: str) -> str | None:
-    """Return `url` normalised (RFC 3986 §6.2.2, §6.2.3), without query and fragment; `None` if it is not http(s)."""
-    try:
-        parts = urlsplit(url)
-        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
-    except ValueError:
-        return None
-    if scheme not in _PORTS or not host or parts.username is not None or not url.isascii() or not url.isprintable():
-        return None
-    if _BROKEN.search(parts.path):  # `%%32e` would become another URL each time it is normalised
-        return None
-    host = f"[{host}]" if ":" in host else host
-    netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"
-    return f"{scheme}://{netloc}{_ESCAPE.sub(_unescaped, parts.path) or '/'}"
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    char = chr(int(match[1], 16))
-    return char if char in _UNRESERVED else match[0].upper()
 
 
 def _thumbprint(jws: Jws) -> str | None:

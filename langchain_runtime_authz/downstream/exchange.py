@@ -28,13 +28,14 @@ from typing import Any, Final, NoReturn
 import httpx
 
 from langchain_runtime_authz._http import Answer, Fetcher, basic, checked_url
+from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
 from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
 from langchain_runtime_authz.credential.keys import Signer
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
-from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing, is_under
+from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = [

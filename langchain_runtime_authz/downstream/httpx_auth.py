@@ -16,32 +16,28 @@ If the client follows a redirect, the token stays behind. Requests kept by respo
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
-import unicodedata
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Final, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from langchain_runtime_authz._http import checked_url, is_loopback
+from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential.current_call import arefused_outside, current_ticket, refused_outside
-from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.telemetry.spans import inject
 
-__all__ = ["CallAuth", "Step", "TicketAuth", "bearing", "is_under"]
+__all__ = ["CallAuth", "Step", "TicketAuth", "bearing"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
-_SLASH: Final = re.compile(r"[/\\]")
-_AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
 
 
 class Step:
@@ -202,25 +198,3 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
     request.headers.update(credential)
     request.__class__ = _Bearing
     return request
-
-
-def is_under(url: str, place: str) -> bool:
-    """Return True if `url` is `place` or lies below it; False if either is not a URL."""
-    target, root = normal_target(url), normal_target(place)
-    if target is None or root is None or not _is_plain(urlsplit(target).path):
-        return False
-    return target == root or target.startswith(root if root.endswith("/") else root + "/")
-
-
-def _is_plain(path: str) -> bool:
-    """Return True if every server reads the same path, and no part of it leads up.
-
-    Servers differ in how often they decode, and in how they treat broken or overlong UTF-8, backslashes, parameters
-    and compatibility characters. Some resolve dot segments first, some last.
-    """
-    try:
-        read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
-    except UnicodeDecodeError:
-        return False
-    heads = (_AFTER.split(segment, 1)[0] for segment in _SLASH.split(read))
-    return read.isprintable() and "%" not in read and not any(head and not head.strip(". ") for head in heads)

@@ -10,7 +10,7 @@ Names that a client writes into `configurable` or metadata are not identities. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, overload
@@ -19,7 +19,7 @@ from langchain_runtime_authz._validate import checked_names
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.token import Credential, Sealed
-from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.verifier import Verifier
@@ -148,10 +148,17 @@ class BearerSubject:
     Args:
         verifier: of the users' tokens. With a `credential.verifier.Verifier`, the callers are agents of another server,
             and the run takes over the credential's subject, grant and chain of agents.
-        audience: this server's name in these credentials.
+        audience: this server's own URL, or several, as the callers name it in these credentials.
+
+    Raises:
+        ConfigError: a `credential.verifier.Verifier` without `audience`.
     """
 
-    def __init__(self, verifier: TokenVerifier | Verifier, *, audience: str | None = None) -> None:
+    def __init__(self, verifier: TokenVerifier | Verifier, *, audience: str | Collection[str] | None = None) -> None:
+        from langchain_runtime_authz.credential.verifier import Verifier
+
+        if isinstance(verifier, Verifier) and not audience:
+            raise ConfigError("`BearerSubject` of agents of other servers needs this server's URL as its `audience`")
         given: dict[str, Any] = {} if audience is None else {"audience": audience}
         self._verify = partial(verifier.verify, **given), partial(verifier.averify, **given)
         self._shown: ContextVar[_Shown | None] = ContextVar("runtime_authz_caller", default=None)

@@ -42,6 +42,7 @@ from langchain_runtime_authz.langgraph.store import gate_store
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
+from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
@@ -104,7 +105,7 @@ def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, st
         from difflib import get_close_matches
 
         known = agent_names(graph)
-        yield from ((n, m) for n in {*agents} - known for m in get_close_matches(n, known - {*agents}, n=1))
+        yield from ((n, m) for n in {*agents} - known - {ANY} for m in get_close_matches(n, known - {*agents}, n=1))
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:

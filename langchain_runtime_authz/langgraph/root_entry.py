@@ -383,6 +383,7 @@ class ChildEntry(Entering[Any]):
     """The entry of an agent below another one; see `RootEntry.enter_child`."""
 
     remote = False
+    refuse: Code | None = None
 
     def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(root_entry, name, config, graph)
@@ -405,7 +406,8 @@ class ChildEntry(Entering[Any]):
             kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
             kind = "remote" if self.remote else kind
             mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
-            self.run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)
+            call_id = ticket.call_id if ticket is not None and mine else None
+            self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
             given = yield from self._given(self.run)
         except AuthzDenied as denied:
             if ticket is not None:  # a tool edge: the tool's answer carries the denial

@@ -1,6 +1,6 @@
 """Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
 
-A child's grant is the meet of its parent's, its own (`RuntimeAuthz(agents=...)`) and the one that was asked for.
+A child's grant is the meet of its parent's, its own (`pep.agents`) and the one that was asked for.
 The budgets of all are counted in the thread, so the whole tree spends them once.
 """
 
@@ -22,7 +22,6 @@ from langchain_runtime_authz.pep.engine import Flow, Run, new_id
 from langchain_runtime_authz.pep.entry import lease_of
 from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.pep.steps import decide_step
-from langchain_runtime_authz.profile import ANY_AGENT
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
@@ -32,18 +31,24 @@ INVOKE: Final = "agent/invoke"
 
 
 def open_child(
-    parent: Run, name: str, kind: EdgeKind, request: Grant | None = None, *, call_id: str | None = None
+    parent: Run,
+    name: str,
+    kind: EdgeKind,
+    request: Grant | None = None,
+    *,
+    call_id: str | None = None,
+    refuse: Code | None = None,
 ) -> Flow[Run]:
     """Open a child agent's run below `parent`.
 
     `request` is the grant that was asked for. `call_id` is the parent's call in which the child runs, if it does in
-    one.
+    one. `refuse` says why the caller refuses it, whatever the policy says.
 
     Raises:
         AuthzDenied: the delegation is denied.
     """
     opened = edge(parent.agent, name, kind)
-    audience = parent.engine.agents.get(name, ANY_AGENT).audience if kind == "remote" else None
+    profile = parent.engine.child_profile(name)
     if kind == "subgraph":
         opened = parent.handed.get(name, opened)
     child = Run(
@@ -57,7 +62,7 @@ def open_child(
         started_at=parent.started_at,
         expires_at=parent.expires_at,
         steps_before=parent.steps_before,
-        grant=parent.engine.granted(name, parent.grant, request),
+        grant=parent.engine.granted(profile, parent.grant, request),
         mandate=parent.mandate,
         spent_at=parent.spent_at,
         planned=parent.planned,
@@ -72,8 +77,9 @@ def open_child(
     changes: list[Change] = [RecordEdge(opened), TakeLease(lease_of(child))]
     if child.grant is not None and INVOKE in child.grant.budgets:
         changes.append(SpendBudget(INVOKE, child.grant.budgets[INVOKE]))
-    outside = audience is not None and not audiences_of(child, (audience,))
-    decision = yield from _invited(parent, opened, changes, Code.AUDIENCE if outside else None)
+    if kind == "remote" and profile is not None and profile.named and not audiences_of(child, (profile.named,)):
+        refuse = refuse or Code.AUDIENCE
+    decision = yield from _invited(parent, opened, changes, refuse)
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
     child.parts["invited"] = decision.decision_id

@@ -25,12 +25,13 @@ from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pep.agents import ANY, AgentProfile
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.recent import RecentDecisions
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
-from langchain_runtime_authz.profile import AgentProfile, ToolProfile
+from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.telemetry.metrics import count, observe_ledger
 from langchain_runtime_authz.telemetry.names import COMPONENT, ERROR_TYPE
 from langchain_runtime_authz.telemetry.spans import OpenSpan
@@ -137,9 +138,14 @@ class Engine:
         """True if the kill switch is engaged: then nothing is permitted."""
         return self.kill_switch is not None and self.kill_switch.engaged
 
-    def granted(self, agent: str, *grants: Grant | None) -> Grant | None:
-        """Return the meet of grants and of the agent's own; `None` if none is given."""
-        found = self.agents[agent].grant if agent in self.agents else None
+    def child_profile(self, agent: str) -> AgentProfile | None:
+        """Return the profile of a child agent: its own, else the one for any."""
+        return self.agents.get(agent) or self.agents.get(ANY)
+
+    @staticmethod
+    def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
+        """Return the meet of grants and of an agent's own; `None` if none is given."""
+        found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
         return found

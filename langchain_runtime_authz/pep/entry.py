@@ -135,7 +135,7 @@ def open_entry(
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
-    granted = engine.granted(agent, grant)
+    granted = engine.granted(engine.agents.get(agent), grant)
     run = Run(
         engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept, upstream=upstream
     )

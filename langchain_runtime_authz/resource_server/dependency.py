@@ -45,8 +45,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.details import ORDERED, check_call
-from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError

@@ -19,7 +19,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from langchain_runtime_authz.credential.dpop import LEEWAY, MAX_AGE, Proof, normal_target, read_proof
+from langchain_runtime_authz._url import normal_target
+from langchain_runtime_authz.credential.dpop import LEEWAY, MAX_AGE, Proof, read_proof
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 

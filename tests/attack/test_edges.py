@@ -75,6 +75,20 @@ def test_a_childs_grant_is_its_own_under_its_parents(build, how):
     assert edged.ran == []
 
 
+@pytest.mark.parametrize("default", [True, False], ids=["default role", "twin: none"])
+def test_an_agent_that_no_role_names_gets_the_default_role(build, default):
+    """`*` limits a child under a name that `agents` does not know. Without it, the child has its parent's grant."""
+    agents = {"*": {"grant": {"tools": ["read"]}}} if default else {"renamed": {"grant": {"tools": ["read"]}}}
+    agents |= {name: {} for name in ("supervisor", "front")}
+    authz, edged, pdp = play(build, agents=agents)
+    assert edged.ran == ([] if default else [PAID])
+    shown = next(r.context.lease.grant for r in pdp.requests if r.context.agent.path[-1] == "payer")
+    assert shown == ({"tools": ["read"]} if default else None)
+    assert next(r.context.lease.grant for r in pdp.requests if len(r.context.agent.path) == 1) is None
+    unknown = authz.coverage(edged.graph).unknown_agents
+    assert ("*" in unknown, "renamed" in unknown) == (False, not default)
+
+
 def test_a_revoked_agent_is_not_invoked_again(build):
     """`revoke` of the agent on the thread ends its subtree; the edge to it is refused until it is reinstated."""
     authz, edged, pdp = play(build)

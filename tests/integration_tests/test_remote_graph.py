@@ -99,7 +99,11 @@ def home(far: RemoteGraph, how: str, pdp: StaticPDP | None = None, **options: An
 
 INPUT = {"messages": [{"type": "human", "content": "pay bob", "role": "user"}]}
 PLACES = ("node", "function", "tool")
-AGENTS = {"far": {"audience": FAR, "grant": Grant(tools=("pay",), max_depth=3)}}
+
+
+def named(port: int, audience: str = FAR) -> dict[str, Any]:
+    """The other server's place and name."""
+    return {"far": {"url": f"http://127.0.0.1:{port}", "audience": audience, "grant": Grant(tools=("pay",), max_depth=3)}}
 
 
 def go(authz: RuntimeAuthz, graph: Any, **run: Any) -> None:
@@ -122,7 +126,7 @@ def test_the_unenforced_twin_pays(how: str, port: int) -> None:
 def test_the_other_server_acts_under_the_credential(how: str, port: int) -> None:
     """It sees the user as subject, the agents as chain, at most their grant, and nobody's words as the user's."""
     remote = RemoteGraph("far", url=f"http://127.0.0.1:{port}")
-    authz, graph = home(remote, how, agents=AGENTS)
+    authz, graph = home(remote, how, agents=named(port))
     authz.protect(graph)
     far = Far(authz)
     with serving(far.app, port):
@@ -151,7 +155,7 @@ def test_a_denied_edge_sends_nothing(how: str, port: int) -> None:
     """No request reaches the other server."""
     authz, graph = home(
         RemoteGraph("far", url=f"http://127.0.0.1:{port}"), how, StaticPDP(lambda r: r.resource.id != "far"),
-        agents=AGENTS,
+        agents=named(port),
     )  # fmt: skip
     authz.protect(graph)
     far = Far(authz)
@@ -162,7 +166,7 @@ def test_a_denied_edge_sends_nothing(how: str, port: int) -> None:
 
 def test_a_grant_without_the_audience_sends_nothing(port: int) -> None:
     """The edge is refused with a code, on record."""
-    authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "node", agents=AGENTS)
+    authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "node", agents=named(port))
     authz.protect(graph)
     far = Far(authz)
     with serving(far.app, port):
@@ -171,7 +175,7 @@ def test_a_grant_without_the_audience_sends_nothing(port: int) -> None:
     assert "audience" in str([r for r in authz.audit.records if r.get("action") == "agent/invoke"])
 
 
-def test_no_audience_no_credential(port: int) -> None:
+def test_no_url_no_credential(port: int) -> None:
     """Where no profile names the server, the edge is decided and nothing is sent along: the server refuses."""
     authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "node")
     authz.protect(graph)
@@ -193,12 +197,12 @@ def test_the_other_server_refuses_a_bad_chain(token: str, port: int) -> None:
     """A changed chain, a tool's token, another audience or tenant, another issuer: nothing runs."""
     import base64
 
-    authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "function", agents=AGENTS)
+    authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "function", agents=named(port))
     authz.protect(graph)
     far = Far(authz)
     made = RuntimeAuthz(pdp=StaticPDP(True), issuer=None if token == "other issuer" else authz.issuer,
                         tenant="other" if token == "tenant" else "default", ledger=authz.ledger,
-                        profiles={"pay": ToolProfile(audience=(FAR,))}, agents={"far": {"audience": BANK if token == "audience" else FAR}})  # fmt: skip
+                        profiles={"pay": ToolProfile(audience=(FAR,))}, agents=named(port, BANK if token == "audience" else FAR))  # fmt: skip
     sent: list[str] = []
 
     class Caught(RemoteGraph):

@@ -15,14 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz._http import basic
-from langchain_runtime_authz.credential.dpop import normal_target, read_proof
+from langchain_runtime_authz._url import is_under, normal_target
+from langchain_runtime_authz.credential.dpop import read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import PRIVATE_MEMBERS
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import TokenExchange
-from langchain_runtime_authz.downstream.httpx_auth import is_under
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier

@@ -50,8 +50,8 @@ from langchain_runtime_authz.langgraph.remote import gates_remote, is_remote
 from langchain_runtime_authz.langgraph.store import governs_stores
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
+from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.tally import Counted, Gate
-from langchain_runtime_authz.profile import ANY_AGENT
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.protect import Protection
@@ -60,7 +60,7 @@ _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
     ("middleware",): "models that middleware before ours calls are not seen: call `authz.protect` on the root graph",
 }
-_ELSEWHERE: Final = "runs elsewhere, its steps are not seen: protect it there, and name its `audience` in `agents`"
+_ELSEWHERE: Final = "runs elsewhere, its steps are not seen: protect it there, and name its `url` in `agents`"
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
 _UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
 _DECLARE: Final = "declare it with `authz.effect`"
@@ -96,7 +96,9 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
     if engine.observer is not None:
         rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
-    unknown = sorted({*engine.agents} - agent_names(graph) - {row.graph for row in rows}) if engine.agents else ()
+    unknown = (
+        sorted({*engine.agents} - {ANY, *agent_names(graph), *(row.graph for row in rows)}) if engine.agents else ()
+    )
     blind = limits() if engine.observer is not None else ""
     return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), blind, tuple(unknown))
 
@@ -278,7 +280,8 @@ class _Look:
         elif is_remote(value):
             name = str(getattr(value, "name", None) or type(value).__name__)
             entry = self.protection.root_entry
-            sent = gates_remote(value) is entry and entry.engine.agents.get(name, ANY_AGENT).audience
+            profile = entry.engine.child_profile(name)
+            sent = gates_remote(value) is entry and profile is not None and profile.url
             yield Row("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
 
     def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Row]:

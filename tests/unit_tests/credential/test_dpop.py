@@ -12,7 +12,8 @@ from typing import Any
 import jwt
 import pytest
 
-from langchain_runtime_authz.credential.dpop import Proof, ProofKey, normal_target, read_proof, token_digest
+from langchain_runtime_authz._url import normal_target
+from langchain_runtime_authz.credential.dpop import Proof, ProofKey, read_proof, token_digest
 from langchain_runtime_authz.credential.keys import SigningKey, thumbprint
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier

@@ -10,11 +10,12 @@ from urllib.parse import parse_qsl
 import httpx
 import pytest
 
+from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential.current_call import current_call, ticket_scope
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
-from langchain_runtime_authz.downstream.httpx_auth import CallAuth, is_under
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from tests.unit_tests.credential.tokens import BANK, a_request
 

@@ -1,0 +1,58 @@
+"""Compare URLs: a credential is for one place, and servers read paths differently."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+_PORTS: Final = {"http": 80, "https": 443}
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SLASH: Final = re.compile(r"[/\\]")
+_AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
+
+
+def normal_target(url: str) -> str | None:
+    """Return `url` normalised (RFC 3986 §6.2.2, §6.2.3), without query and fragment; `None` if it is not http(s)."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+    except ValueError:
+        return None
+    if scheme not in _PORTS or not host or parts.username is not None or not url.isascii() or not url.isprintable():
+        return None
+    if _BROKEN.search(parts.path):  # `%%32e` would become another URL each time it is normalised
+        return None
+    host = f"[{host}]" if ":" in host else host
+    netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"
+    return f"{scheme}://{netloc}{_ESCAPE.sub(_unescaped, parts.path) or '/'}"
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    char = chr(int(match[1], 16))
+    return char if char in _UNRESERVED else match[0].upper()
+
+
+def is_under(url: str, place: str) -> bool:
+    """Return True if `url` is `place` or lies below it; False if either is not a URL."""
+    target, root = normal_target(url), normal_target(place)
+    if target is None or root is None or not _is_plain(urlsplit(target).path):
+        return False
+    return target == root or target.startswith(root if root.endswith("/") else root + "/")
+
+
+def _is_plain(path: str) -> bool:
+    """Return True if every server reads the same path, and no part of it leads up.
+
+    Servers differ in how often they decode, and in how they treat broken or overlong UTF-8, backslashes, parameters
+    and compatibility characters. Some resolve dot segments first, some last.
+    """
+    try:
+        read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
+    except UnicodeDecodeError:
+        return False
+    heads = (_AFTER.split(segment, 1)[0] for segment in _SLASH.split(read))
+    return read.isprintable() and "%" not in read and not any(head and not head.strip(". ") for head in heads)

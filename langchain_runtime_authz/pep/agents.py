@@ -1,0 +1,59 @@
+"""Limit agents by name (`RuntimeAuthz(agents=...)`), and name the servers to which their credentials go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from langchain_runtime_authz._http import checked_url
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+from langchain_runtime_authz.grant import Grant
+
+__all__ = ["ANY", "AgentProfile", "load_agents"]
+
+ANY: Final = "*"
+"""The name under which `agents` has the profile of each child agent that no other name fits."""
+
+
+class AgentProfile(BaseModel):
+    """The ceiling of an agent, wherever it stands.
+
+    Attributes:
+        grant: limits each of its runs, with the grants above it.
+        url: of the deployment, if another server runs the agent (`RemoteGraph`): https, or http on this machine. The
+            credential of a call goes there and to what lies below, and nowhere else. Without it, none is sent.
+        audience: the audience of that credential; by default the `url`.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    grant: Grant = Grant()
+    url: str | None = None
+    audience: str | None = None
+
+    @property
+    def named(self) -> str | None:
+        """The audience of its credential; `None` if it gets none."""
+        return None if self.url is None else self.audience or self.url
+
+
+def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
+    """Return agent profiles by agent name.
+
+    Raises:
+        ConfigError: `profile_invalid`, naming the agent and the field.
+    """
+    try:
+        found = TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
+    except ValidationError as exc:
+        raise ConfigError(f"agents: {wrong_field(exc, 'agent profile')}", Code.PROFILE_INVALID) from exc
+    except (TypeError, ValueError):
+        raise ConfigError("`agents` must be a mapping of names to `AgentProfile`", Code.PROFILE_INVALID) from None
+    for name, profile in found.items():
+        if profile.url is not None:
+            checked_url(profile.url, f"agents[{name!r}].url")
+        elif profile.audience is not None:
+            msg = f"`agents[{name!r}].audience` needs the `url` to which the credential goes"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+    return found

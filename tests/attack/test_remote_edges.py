@@ -1,0 +1,199 @@
+"""The credential of an agent on another server: for one deployment's URL, and sent nowhere else."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+
+import httpx
+from langchain_core.messages import message_to_dict
+from langgraph.pregel.remote import RemoteGraph
+from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
+
+from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.errors import AuthzError
+from langchain_runtime_authz.identity.subjects import BearerSubject
+
+from ._kit import *
+
+PAYER, ADMIN = "https://far.example/payer", "https://far.example/admin"  # two deployments of one host
+PAYS = call("pay", {"to": "bob", "amount": 5.0}, "p1")
+how = params("sync", "async")
+
+
+class Deployment:
+    """A protected agent behind the part of the Agent Server's API that `RemoteGraph` uses."""
+
+    def __init__(self, home: RuntimeAuthz, audience: Any) -> None:
+        self.ran: list[Any] = []
+        self.seen: list[str | None] = []
+        self.codes: list[str] = []
+        self.graph = hand_written(replying([PAYS]), [pay_tool(self.ran)], name="payer")
+        self.caller = BearerSubject(Verifier(issuer=home.issuer.issuer, jwks=home.issuer.jwks), audience=audience)
+        protecting(self.graph, StaticPDP(True), subject_from=self.caller)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        """Answer as another process does: nothing of the caller's context is there."""
+        return contextvars.Context().run(self._answer, request)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        """Run the graph, or take the change of its state, as whom the header says."""
+        self.seen.append(request.headers.get("Authorization"))
+        try:
+            with self.caller.presented(self.seen[-1]):
+                if request.url.path.endswith("/state"):
+                    return httpx.Response(200, json={"checkpoint": {"thread_id": "t", "checkpoint_id": "c", "checkpoint_ns": ""}})
+                state = self.graph.invoke({"messages": [("user", "pay bob")]})
+        except AuthzError as exc:
+            self.codes.append(exc.code)
+            return httpx.Response(403, json={"code": exc.code})
+        found = {"messages": [{**message_to_dict(m)["data"], "type": m.type} for m in state["messages"]]}
+        sse = {"Content-Type": "text/event-stream"}
+        return httpx.Response(200, text=f"event: values\ndata: {json.dumps(found)}\n\n", headers=sse)
+
+
+def remote(url: str, serve: Any, **client: Any) -> RemoteGraph:
+    """A remote graph at `url`; `serve` answers each request, wherever it goes."""
+    given: dict[str, Any] = {"base_url": url, "transport": httpx.MockTransport(serve), **client}
+    clients = {"sync_client": SyncLangGraphClient(httpx.Client(**given)), "client": LangGraphClient(httpx.AsyncClient(**given))}
+    return RemoteGraph("far", **clients)
+
+
+def home(far: RemoteGraph, act: Any = None, pdp: Any = None, **options: Any) -> tuple[RuntimeAuthz, Any]:
+    """A protected graph whose only step is the remote agent, or what `act` does with it."""
+    given = {"agents": {"far": {"url": PAYER}}, **options}
+    builder = StateGraph(MessagesState).add_node("far", act or far).add_edge(START, "far")
+    if act is not None:
+        builder.add_node("held", far)  # nothing leads to it
+    return protecting(builder.compile(name="home"), pdp or StaticPDP(True), **given)
+
+
+def go(authz: RuntimeAuthz, graph: Any, way: str = "sync") -> str:
+    """Run it, and return the code that ended it."""
+    try:
+        run_as(authz, graph, {"messages": [("user", "pay bob")]}, how=way)
+    except Exception as exc:
+        return str(getattr(exc, "code", type(exc).__name__))
+    return ""
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["bound to its url", "twin: one name for both"])
+def test_a_credential_for_one_deployment_is_refused_by_another(bound: bool) -> None:
+    """A deployment that replays what it got is refused, since the audience is its own URL. By a shared name it pays."""
+    stolen: list[httpx.Request] = []
+
+    def steal(request: httpx.Request) -> httpx.Response:
+        stolen.append(request)
+        answers.append(payer(httpx.Request("POST", f"{PAYER}/runs/stream", headers=request.headers)))
+        return httpx.Response(200, text="event: end\ndata: {}\n\n", headers={"Content-Type": "text/event-stream"})
+
+    answers: list[httpx.Response] = []
+    shared = {} if bound else {"audience": "agents"}
+    authz, graph = home(remote(ADMIN, steal), agents={"far": {"url": ADMIN, **shared}})
+    payer = Deployment(authz, PAYER if bound else "agents")
+    go(authz, graph)
+    assert len(stolen) == 1
+    assert payer.ran == ([] if bound else [PAID])
+    assert payer.codes == (["audience"] if bound else [])
+
+
+def test_the_deployment_itself_accepts_it(how: str) -> None:
+    """Its URL is the audience, unless the developer names another for that URL."""
+    for extra, audience in (({}, PAYER), ({"audience": "urn:payer"}, ["urn:payer", "urn:old"])):
+        serving: list[Any] = []
+        far = remote(PAYER, lambda request, serving=serving: serving[0](request))
+        authz, graph = home(far, agents={"far": {"url": PAYER, **extra}})
+        serving.append(Deployment(authz, audience))
+        assert go(authz, graph, how) == ""
+        assert serving[0].ran == [PAID]
+
+
+@pytest.mark.parametrize("url", [
+    ADMIN, "https://far.example", "https://other.example/payer", "http://far.example/payer", "https://far.example:444/payer",
+    "https://far.example/payerx", "https://far.example/payer/../admin", "https://far.example/payer/%2e%2e/admin",
+])  # fmt: skip
+def test_a_client_of_another_url_sends_nothing(url: str, how: str) -> None:
+    """Another path, host, port or scheme: the edge is refused with a code, on record, and no request leaves."""
+    seen: list[Any] = []
+    authz, graph = home(remote(url, lambda request: seen.append(request) or httpx.Response(500)))
+    assert go(authz, graph, how) == "remote_url"
+    assert seen == []
+    assert "remote_url" in str([r for r in authz.audit.records if r.get("action") == "agent/invoke"])
+
+
+@pytest.mark.parametrize("wrong", [
+    {"url": "http://far.example/payer"}, {"url": "ftp://far.example"}, {"url": "far.example"}, {"url": "https://a:b@far.example"},
+    {"audience": "https://far.example"},
+])  # fmt: skip
+def test_a_credential_is_never_promised_to_plain_http(wrong: dict[str, str]) -> None:
+    """Plain HTTP off this machine, something else than a URL, or a name without a URL: refused as it is configured."""
+    with pytest.raises(ConfigError):
+        RuntimeAuthz(agents={"far": wrong})
+
+
+def test_a_server_that_does_not_name_itself_is_not_configured() -> None:
+    """It would accept credentials for others."""
+    issuer = RuntimeAuthz().issuer
+    with pytest.raises(ConfigError, match="URL"):
+        BearerSubject(Verifier(issuer=issuer.issuer, jwks=issuer.jwks))
+
+
+@pytest.mark.parametrize("target", [f"{ADMIN}/threads/t/runs/r/stream", "https://other.example/payer"])
+@pytest.mark.parametrize("by", ["redirect", "reconnect"])
+def test_a_redirect_does_not_carry_it(target: str, by: str, how: str) -> None:
+    """The client follows redirects, or its server names where to ask for the run; the credential stays at home.
+
+    The twin is the same client without protection. Its token goes along within the host.
+    """
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.path, "Authorization" in request.headers))
+        if len(seen) > 1:
+            return httpx.Response(404)
+        if by == "redirect":
+            return httpx.Response(307, headers={"Location": target})
+        sse = {"Content-Type": "text/event-stream", "Location": target}
+        return httpx.Response(200, text="event: values\ndata: {}\n\n", headers=sse)
+
+    seen: list[tuple[str, bool]] = []
+    authz, graph = home(remote(PAYER, serve, follow_redirects=True))
+    ended = go(authz, graph, how)
+    assert [path for path, carries in seen if carries] == ["/payer/runs/stream"]
+    if target.startswith(ADMIN):
+        assert ended == ("remote_url" if by == "redirect" else "")
+        seen.clear()
+        with contextlib.suppress(Exception):
+            remote(PAYER, serve, follow_redirects=True).invoke({}, headers={"Authorization": "Bearer own"})
+        assert [carries for _, carries in seen] == [True, True]
+
+
+@pytest.mark.parametrize("permit", [True, False])
+def test_an_agent_that_writes_a_remote_state_is_decided(permit: bool, how: str) -> None:
+    """`update_state` of a node or tool directs the remote agent: the edge is decided, and its credential sent."""
+    config = {"configurable": {"thread_id": "t"}}
+
+    def act(state: Any) -> dict[str, Any]:
+        far.update_state(config, {"messages": [("user", "pay eve")]})
+        return {}
+
+    async def aact(state: Any) -> dict[str, Any]:
+        await far.aupdate_state(config, {"messages": [("user", "pay eve")]})
+        return {}
+
+    serving: list[Any] = []
+    far = remote(PAYER, lambda request: serving[0](request))
+    authz, graph = home(far, act if how == "sync" else aact, StaticPDP(lambda r: permit or r.action.name != "agent/invoke"))
+    serving.append(Deployment(authz, PAYER))
+    go(authz, graph, how)
+    assert [bool(header) for header in serving[0].seen] == ([True] if permit else [])
+    assert serving[0].codes == []
+    invited = [r.resource.properties["kind"] for r in authz.pdp.requests if r.action.name == "agent/invoke"]
+    assert invited == ["remote"]
+
+
+def test_events_of_a_remote_graph_are_refused_in_a_run_only() -> None:
+    """In a run, nothing decides them. Outside of every run, the application acts itself."""
+    far = remote(PAYER, lambda request: httpx.Response(500))
+    authz, graph = home(far, lambda state: far.stream_events({}, version="v3") and {})
+    assert go(authz, graph) == "config"
+    assert far.stream_events({}, version="v3") is not None
