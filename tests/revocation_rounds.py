@@ -110,7 +110,7 @@ def trial(authz: RuntimeAuthz, world: World, pipes: list[Connection], number: in
     if what == "kill":
         KillSwitch(world.folder / ("other" if world.twin else "kill")).engage("trial")
     else:
-        patient(authz.revoke, "other" if world.twin else thread, graph="bank")
+        authz.revoke("other" if world.twin else thread, graph="bank")
     acknowledged = time.monotonic()
     for pipe in pipes:
         pipe.send(acknowledged)

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger import rows, tenant_rows
-from langchain_runtime_authz.ledger.changes import Change, apply, needs
+from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
 from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
 from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, status
@@ -27,6 +27,7 @@ from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, s
 __all__ = ["SqlLedger", "Tx"]
 
 WORKERS: Final = 8  # threads for the async forms
+URGENT: Final = 6  # tries of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
 T = TypeVar("T")
 
@@ -76,7 +77,17 @@ class SqlLedger:
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        """See `Ledger.commit`."""
+        """See `Ledger.commit`. A revocation must not lose to other writers, so it is tried again if they hold it up."""
+        tries = URGENT if any(type(change) is Revoke for change in changes) else 1
+        while True:
+            tries -= 1
+            try:
+                return self._commit(scope, guard, changes)
+            except LedgerError as exc:
+                if not tries or exc.code != Code.LEDGER_TIMEOUT:
+                    raise
+
+    def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), secrets.token_hex(16)
         wanted = needs(guard, changes)
         if not self._optimistic:

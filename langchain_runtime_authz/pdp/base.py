@@ -217,8 +217,10 @@ class Evaluator:
 
     def _failed(self, code: str, exc: BaseException | None = None) -> Decision:
         # The type of the exception only: its text may quote the request.
-        _log.warning("PDP %s: %s%s", self.pdp.name, code, f" ({type(exc).__name__})" if exc else "")
-        return deny(code, "pdp", self.revision)
+        decision = deny(code, "pdp", self.revision)
+        what, ids = f"{code} ({type(exc).__name__})" if exc else code, {"decision_id": decision.decision_id}
+        _log.warning("PDP %s: %s (decision %s)", self.pdp.name, what, decision.decision_id, extra=ids)
+        return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
         """Return the decisions in the requests' order, with a mapping error for each that was not asked."""

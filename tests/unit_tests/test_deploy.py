@@ -6,8 +6,6 @@ import copy
 import json
 import re
 import runpy
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +101,6 @@ def test_each_alert_names_its_page() -> None:
     named = [rule["annotations"]["runbook"].partition("#") for group in groups for rule in group["rules"]]
     assert named
     assert all(file == "docs/runbooks.md" and anchor in pages for file, _, anchor in named)
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_systemd_units_verify(tmp_path: Path) -> None:
-    """With programs that exist here in the place of those that they name."""
-    for unit in UNITS:
-        text = re.sub(r"/opt/runtime-authz/\S+", "/bin/true", unit.read_text())
-        (tmp_path / unit.name).write_text(text)
-    names = [str(tmp_path / unit.name) for unit in UNITS]
-    done = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_application_is_configured_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from langchain_runtime_authz.cli._errors import Key, reporting
+from langchain_runtime_authz.cli._errors import Json, Key, reporting, show
 from langchain_runtime_authz.errors import AuthzError, ConfigError, sentence
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.authzen import Decision
+    from langchain_runtime_authz.authzen import Decision, EvaluationRequest
     from langchain_runtime_authz.cli.policy.replay import Recorded
 
-__all__ = ["AsJson", "Opa", "PolicyPath", "explain", "recorded_in", "said", "try_request"]
+__all__ = ["Opa", "PolicyPath", "explain", "recorded_in", "said", "try_request"]
 
 POLL: Final = 0.3  # seconds between looks at files
 PolicyPath = Annotated[Path | None, typer.Argument(metavar="[POLICY]", help="Project, bundle or data.json.")]
 Opa = Annotated[str | None, typer.Option("--opa", metavar="FILE", help="The OPA to call; default: $OPA, then PATH.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def try_request(
@@ -36,6 +35,7 @@ def try_request(
     log: Annotated[Path | None, typer.Option("--log", metavar="LOG", help="Take the request from this log.")] = None,
     decision_id: Annotated[str | None, typer.Option("--decision", metavar="ID", help="The decision to take.")] = None,
     key: Key = None,
+    as_json: Json = False,
     opa: Opa = None,
 ) -> None:
     """Decide a request in a file. Edit the file or the policy, and see the answer again.
@@ -54,16 +54,16 @@ def try_request(
             found = None if log is None else _find(recorded_in(log, key)[0], decision_id or "", log, as_json=False)
             body = (example_request() if found is None else found.request).to_json()
             request.write_text(json.dumps(json.loads(body), indent=2) + "\n", encoding="utf-8")
-            typer.echo(f"wrote     {request}")
+            typer.echo(f"wrote     {request}", err=as_json)
         seen = _stamps(request, policy)
         if not watch:
-            _try(request, policy, opa)
+            _try(request, policy, opa, as_json)
             return
         while True:
             try:
-                _try(request, policy, opa)
+                _try(request, policy, opa, as_json)
             except AuthzError as exc:
-                typer.echo(f"error     {exc}")
+                typer.echo(f"error     {exc}", err=as_json)
             typer.echo("")
             while (now := _stamps(request, policy)) == seen:
                 time.sleep(POLL)
@@ -76,7 +76,7 @@ def _stamps(*paths: Path | None) -> list[tuple[str, int]]:
     return [(str(f), f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 
-def _try(source: Path, policy: Path | None, opa: str | None) -> None:
+def _try(source: Path, policy: Path | None, opa: str | None, as_json: bool) -> None:
     from langchain_runtime_authz.cli.policy.project import open_policy
     from langchain_runtime_authz.cli.policy.replay import asked, decide, read_request, rules, zoned
 
@@ -84,8 +84,12 @@ def _try(source: Path, policy: Path | None, opa: str | None) -> None:
     request = zoned(opened, read_request(source))
     with closing(opened.pdp()) as pdp:
         (decision,) = decide(pdp, [request])
+    fired = {code: rules(opened, code, decision.outcome) for code in decision.reasons}
+    if as_json:
+        show(_explained(decision, request, fired), as_json)
+        return
     typer.echo(f"{decision.outcome:<9} {request.action.name} {asked(request)}")
-    _because({code: rules(opened, code, decision.outcome) for code in decision.reasons}, decision)
+    _because(fired, decision)
 
 
 def explain(
@@ -94,7 +98,7 @@ def explain(
         str | None, typer.Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", metavar="POLICY", help="Ask this policy.")] = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
     key: Key = None,
     opa: Opa = None,
 ) -> None:
@@ -127,7 +131,12 @@ def explain(
             otherwise = changes(pdp, request, decision)
     fired = {code: rules(opened, code, decision.outcome) for code in decision.reasons}
     if as_json:
-        typer.echo(json.dumps(_explained(decision, recorded, fired, otherwise, request), indent=2))
+        was: dict[str, Any] | None = None
+        if recorded is not None:
+            reasons, revision = list(recorded.reasons), recorded.revision
+            was = {"outcome": recorded.outcome, "reasons": reasons, "policy_revision": revision}
+        more = [{"if": list(words), "outcome": outcome} for words, outcome in otherwise]
+        show({**_explained(decision, request, fired), "recorded": was, "changes": more}, as_json)
         return
     typer.echo(f"{request.action.name} {asked(request)} by {request.subject.type} {request.subject.id}")
     typer.echo(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
@@ -167,19 +176,15 @@ def _find(recorded: list[Recorded], wanted: str | None, log: Path, as_json: bool
     return next(reversed([r for r in recorded if r.decision_id in found]))
 
 
-def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request: Any) -> dict[str, Any]:
+def _explained(decision: Decision, request: EvaluationRequest, fired: Mapping[str, list[str]]) -> dict[str, Any]:
     return {
         "action": request.action.name,
         "resource": request.resource.id,
         "subject": request.subject.principal,
         "outcome": decision.outcome,
         "policy_revision": decision.policy_revision,
-        "recorded": None
-        if recorded is None
-        else {"outcome": recorded.outcome, "reasons": list(recorded.reasons), "policy_revision": recorded.revision},
         "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
         "obligations": [asdict(o) for o in decision.obligations],
-        "changes": [{"if": list(words), "outcome": outcome} for words, outcome in otherwise],
     }
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, Key, reporting
-from langchain_runtime_authz.cli.policy.asking import AsJson, Opa, PolicyPath, explain, recorded_in, said, try_request
+from langchain_runtime_authz.cli._errors import FINDING, Json, Key, reporting, show
+from langchain_runtime_authz.cli.policy.asking import Opa, PolicyPath, explain, recorded_in, said, try_request
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def init(
 
 
 @app.command("check")
-def check(policy: PolicyPath = None, opa: Opa = None) -> None:
+def check(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None) -> None:
     """Find what is wrong with a policy, without running it.
 
     Checks the shape of data and profiles, and finds what OPA does not report: a file in the wrong place, a negated
@@ -106,9 +106,10 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
             found += [] if opened.cedar else _wrong(opened, own, opa)
             if not found:
                 opened.pdp().close()
-    for line in found:
-        typer.echo(line)
-    typer.echo(f"{len(found)} findings" if found else "nothing found")
+    if as_json:
+        show({"findings": found}, as_json)
+    else:
+        typer.echo("\n".join([*found, f"{len(found)} findings" if found else "nothing found"]))
     if found:
         raise typer.Exit(FINDING)
 
@@ -128,7 +129,7 @@ def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]
 
 
 @app.command("test")
-def run_tests(policy: PolicyPath = None, opa: Opa = None) -> None:
+def run_tests(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None) -> None:
     """Run a policy's cases on its Wasm, and its Rego tests (rego/*_test.rego) with OPA.
 
     A policy without rules of its own does not need OPA. Exit code 1 if a case is decided differently.
@@ -144,34 +145,39 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None) -> None:
         opened = open_policy(policy, opa)
         if not opened.cases:
             raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
-        failed = _run_cases(opened)
+        cases, failed = _run_cases(opened, as_json)
         rego = _run_rego_tests(policy, opened, opa)
-    typer.echo(f"{len(opened.cases) - failed} of {len(opened.cases)} cases as expected{rego}")
+    if as_json:
+        show({"cases": cases, "failed": failed, "opa": rego}, as_json)
+    else:
+        typer.echo(f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}")
     if failed:
         raise typer.Exit(FINDING)
 
 
-def _run_cases(policy: Policy) -> int:
+def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
+    """Return each case with what is wrong with its decision, and the number of those that are; say so, unless `quiet`."""
     from langchain_runtime_authz.cli.policy.replay import decide
 
     with closing(policy.pdp()) as pdp:
         decided = decide(pdp, [c.request for c in policy.cases])
-    failed = 0
+    cases: list[dict[str, str | None]] = []
     for case, decision in zip(policy.cases, decided, strict=True):
-        wrong = case.unlike(decision)
-        failed += bool(wrong)
-        typer.echo(f"{'FAIL' if wrong else 'ok  '}  {case.name}{f': {wrong}' if wrong else ''}")
-    return failed
+        wrong = case.unlike(decision) or None
+        cases.append({"case": case.name, "wrong": wrong})
+        if not quiet:
+            typer.echo(f"{'FAIL' if wrong else 'ok  '}  {case.name}{f': {wrong}' if wrong else ''}")
+    return cases, sum(case["wrong"] is not None for case in cases)
 
 
-def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str:
+def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
     import tempfile
 
     from langchain_runtime_authz.cli.policy.project import read_rego, run_opa
 
     tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
     if not tests:
-        return ""
+        return None
     with tempfile.TemporaryDirectory() as work:
         at = Path(work)
         for name, text in policy.rego.items():
@@ -179,7 +185,7 @@ def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str
         for file in tests:
             (at / file.name).write_text(read_rego(file), encoding="utf-8")
         (at / "data.json").write_text(json.dumps(dict(policy.data)), encoding="utf-8")
-        return "; opa: " + run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
+        return run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
 
 
 @app.command("diff")
@@ -188,7 +194,7 @@ def diff(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The policy today.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="The edited policy.")],
     key: Key = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
     opa: Opa = None,
 ) -> None:
     """List the decisions of a recorded log that an edited policy would change, before it ships.
@@ -212,7 +218,7 @@ def diff(
 
 
 @app.command("replay")
-def replay(log: Log, policy: PolicyPath = None, key: Key = None, as_json: AsJson = False, opa: Opa = None) -> None:
+def replay(log: Log, policy: PolicyPath = None, key: Key = None, as_json: Json = False, opa: Opa = None) -> None:
     """Decide a recorded log again by a policy of today, and list the changes.
 
     Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one. Refusals by the enforcement point itself are
@@ -289,6 +295,7 @@ def build(
     key: Annotated[Path | None, typer.Option("--key", metavar="PEM", help="Private key to sign it with.")] = None,
     algorithm: Annotated[str, typer.Option("--alg", help="ES256, EdDSA, RS256 or a relative.")] = "ES256",
     key_id: Annotated[str, typer.Option("--key-id", help="The id under which the key is trusted.")] = "default",
+    as_json: Json = False,
     opa: Opa = None,
 ) -> None:
     """Make one revision of policy, data, profiles, grants and cases: an OPA bundle, signed with --key.
@@ -314,8 +321,10 @@ def build(
             raise ConfigError(
                 f"`{opened.name}` is not a project; `runtime-authz policy init` makes one", Code.POLICY_INVALID
             )
-        failed = _run_cases(opened)
+        cases, failed = _run_cases(opened, as_json)
         if failed:
+            if as_json:
+                show({"wrote": None, "cases": cases}, as_json)
             typer.echo(f"{failed} cases are decided differently: nothing was written", err=True)
             raise typer.Exit(FINDING)
         files = bundle_files(opened, revision or opened.number)
@@ -327,9 +336,9 @@ def build(
         new = output.with_name(output.name + ".new")
         new.write_bytes(pack(files))
         new.replace(output)
-    typer.echo(f"wrote     {output}")
-    typer.echo(f"revision  {made.revision}")
-    typer.echo(f"signed    {f'by {key_id} ({algorithm})' if key is not None else 'no; give --key'}")
+    signed = f"by {key_id} ({algorithm})" if key is not None else "no; give --key"
+    told = {"wrote": str(output), "revision": made.revision, "signed": signed}
+    show({**told, "cases": cases} if as_json else told, as_json)
 
 
 @app.command("schema")

@@ -39,6 +39,10 @@ def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with authz.session(subject="alice", thread="t") as session:
         session.decide("look", {"place": "here"})
     authz.ledger.close()  # type: ignore[attr-defined]
+    for name, outcome in (("project", "deny"), ("mended", "permit")):
+        Path(name).mkdir()
+        Path(name, "policy.yaml").write_text("revision: 1\n")
+        Path(name, "cases.yaml").write_text(f"cases:\n  - name: books\n    expect: {outcome}\n")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,11 @@ def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("learn audit.jsonl --profiles new.yaml", 0, {"called": {"look": {"permit": 1, "outside": 0}}, "drafts": ["look"]}),
         ("audit pack --log audit.jsonl -o pack.zip", 0, {"records": 4, "other": ["static"], "wrote": "pack.zip"}),
         ("profile suggest a_graph.py:graph", 0, {"drafts": ["look"]}),
+        ("policy check project", 0, {"findings": []}),
+        ("policy test project", 1, {"failed": 1, "opa": None}),
+        ("policy build project -o policy.tar.gz", 1, {"wrote": None}),
+        ("policy build mended -o policy.tar.gz", 0, {"wrote": "policy.tar.gz", "signed": "no; give --key"}),
+        ("policy try request.json", 0, {"outcome": "permit", "resource": "book_invoice", "reasons": []}),
     ],
 )
 def test_a_command_prints_one_document(command: str, code: int, said: dict[str, Any]) -> None:

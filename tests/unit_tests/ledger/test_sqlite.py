@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger import sqlite
 from langchain_runtime_authz.ledger.base import Committed, Query, Scope
 from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke
+from langchain_runtime_authz.ledger.sql import URGENT
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 from tests.threads import together
@@ -304,3 +306,30 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             ledger.load(SCOPE._replace(thread="1"), Query())
 
     assert code(use) == Code.LEDGER_UNAVAILABLE
+
+
+@pytest.mark.parametrize("given_up", [3, 100])
+def test_a_revocation_does_not_lose_to_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: int) -> None:
+    """It is tried again while another process holds the file, and not for ever. Any other commit gives up at once."""
+    tries: list[int] = []
+    with SqliteLedger(tmp_path / "l.db", timeout=0.01) as ledger, closing(sqlite3.connect(tmp_path / "l.db")) as other:
+        once = ledger._commit
+
+        def counted(*args: Any) -> Any:
+            tries.append(1)
+            if len(tries) == given_up:
+                other.rollback()
+            return once(*args)
+
+        monkeypatch.setattr(ledger, "_commit", counted)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="ledger_timeout"):
+            ledger.commit(SCOPE, None, [OpenThread("user:alice")])
+        assert len(tries) == 1
+        if given_up > URGENT:
+            with pytest.raises(LedgerError, match="ledger_timeout"):
+                ledger.commit(SCOPE, None, [Revoke(())])
+            assert len(tries) == 1 + URGENT
+        else:
+            ledger.commit(SCOPE, None, [OpenThread("user:alice"), Revoke(())])
+            assert ledger.load(SCOPE, Query()).revoked

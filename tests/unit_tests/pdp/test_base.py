@@ -90,6 +90,9 @@ def test_what_the_engine_raises_denies(error: BaseException, caplog: pytest.LogC
     assert {(d.outcome, d.failure) for d in decisions} == {("deny", "pdp")}
     assert {d.reason for d in decisions} <= {Code.PDP_ERROR, Code.PDP_TIMEOUT}
     assert "secret" not in caplog.text
+    (line,) = caplog.records[-1:]
+    assert line.decision_id == decisions[-1].decision_id  # type: ignore[attr-defined]
+    assert line.getMessage().endswith(f"(decision {decisions[-1].decision_id})")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
