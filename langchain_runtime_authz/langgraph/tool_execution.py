@@ -273,7 +273,7 @@ class ToolExecution(CodeScope):
         self.refusals, self.counts, self.task = RefusedMints((run, None, None)), {}, before.task
         current_scope.set(self)
         decision = self.ticket.decision_id if self.ticket is not None else ""
-        self._span = execute_tool_span(run, self.call.tool, self.call_id, decision)
+        self._span = execute_tool_span(run, self.call.tool, self.call_id, decision, self.call.args)
         if self._span is not None:
             self._span.enter()
 

@@ -48,6 +48,7 @@ from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
 from langchain_runtime_authz.pep.recording import (
+    anomaly,
     call_record,
     is_judgement,
     label,
@@ -408,8 +409,7 @@ def conclude(
         )
         yield (Write, written)
         if leaked:
-            detail = {"author": "", "reason": "credential_leaked", "decision_id": ticket.decision_id}
-            yield run_event(run, "revoked", getattr(done, "now", 0.0), detail=detail)
+            yield anomaly(run, "credential_leaked", ticket.decision_id, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
 

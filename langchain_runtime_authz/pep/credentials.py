@@ -14,12 +14,12 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Record, adrive, drive
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Record, Run, adrive, drive
+from langchain_runtime_authz.telemetry.spans import record_event
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.pep.call import DecidedCall
-    from langchain_runtime_authz.pep.engine import Run
 
 __all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minted", "minter"]
 
@@ -94,18 +94,21 @@ class RefusedMints(tuple[Asking, "DecidedCall | None", "float | None"]):
         reason = code
         if code == Code.AUDIENCE:
             reason = "outside_grant" if known or audience is None else "outside_profile"
+        detail = {
+            "decision_id": decided.decision.decision_id if decided is not None else "",
+            "audience": audience if known else None,
+            "tool": decided.call.tool if decided is not None else "",
+        }
+        about = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch, "agent": run.agent}
+        whole = run if isinstance(run, Run) else None
+        record_event("mint_refused", whole and whole.scope, detail, about, run=whole)
         yield Record(
             refused_mint_record,
             now=time.time() if offset is None else offset + time.monotonic(),
-            decision_id=decided.decision.decision_id if decided is not None else "",
-            reason=reason,
-            audience=audience if known else None,
             # An audience that the profile does not declare is the tool's own text: record its digest.
             asked_digest=None if known or audience is None else content_digest(audience),
-            tool=decided.call.tool if decided is not None else "",
-            epoch=run.epoch,
-            run_id=run.run_id,
-            agent=run.agent,
+            **detail,
+            **about,
         )
 
 
@@ -152,6 +155,7 @@ def minted(
         **request,
     )
     credential: Credential = yield Mint(asked)
+    record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
     yield Record(
         mint_record,
         now=now,

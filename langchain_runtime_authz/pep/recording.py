@@ -120,11 +120,16 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
+def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
+    """Show what revoked a run by itself in the trace; return the effect that records it. It raises `AuditError`."""
+    record_event("anomaly", run.scope, {"decision_id": decision_id}, {"reason": reason}, run=run)
+    return run_event(run, "revoked", now, detail={"author": "", "reason": reason, "decision_id": decision_id})
+
+
 def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
     """Record a revocation that a decision obliged, and the epoch to which it rotated. Raises `AuditError`."""
     if any(o.type == "revoke" for o in decision.obligations):
-        detail: dict[str, Any] = {"author": "", "reason": decision.reason, "decision_id": decision.decision_id}
-        yield run_event(run, "revoked", now, detail=detail)
+        yield anomaly(run, decision.reason, decision.decision_id, now)
     if rotated is not None:
         detail = {"from_epoch": run.epoch, "from_jti": run.jti, "decision_id": decision.decision_id}
         yield run_event(run, "rotated", now, detail=detail, epoch=rotated)

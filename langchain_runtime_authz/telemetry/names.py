@@ -23,6 +23,7 @@ WORKFLOW_NAME: Final = "gen_ai.workflow.name"
 TOOL_NAME: Final = "gen_ai.tool.name"
 TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
 TOOL_TYPE: Final = "gen_ai.tool.type"
+TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"  # opt-in
 AGENT_NAME: Final = "gen_ai.agent.name"
 AGENT_ID: Final = "gen_ai.agent.id"
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
@@ -31,6 +32,10 @@ OPENINFERENCE_SPAN_KIND: Final = "openinference.span.kind"
 AGENT: Final = "AGENT"
 CHAIN: Final = "CHAIN"
 GUARDRAIL: Final = "GUARDRAIL"
+
+# --- the environment variable by which an operator asks for contents on spans, and what it says then ---
+CAPTURE_CONTENT: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+ON_SPANS: Final = frozenset({"true", "span_only", "span_and_event"})
 
 # --- attributes of ours ---
 PREFIX: Final = "runtime_authz."
@@ -53,6 +58,7 @@ EPOCH: Final = "runtime_authz.credential.epoch"
 EPOCH_BEFORE: Final = "runtime_authz.credential.epoch.before"
 OBLIGATION_TYPES: Final = "runtime_authz.obligation.types"
 REQUEST_HASH: Final = "runtime_authz.request.hash"
+TASK_TEXT: Final = "runtime_authz.task.text"  # opt-in
 LINK: Final = "runtime_authz.link"  # of a span link: decision | question
 
 # --- events ---
@@ -75,7 +81,7 @@ TENANT: Final = "runtime_authz.tenant"
 # the audit log.
 SHOWN: Final = frozenset(
     {
-        "approval", "authenticated", "decision_id", "happened", "kind", "model", "plan", "questions", "refused", "source", "steps", "texts",
-        "to", "tool", "tools", "verdict",
+        "approval", "audience", "authenticated", "decision_id", "happened", "kind", "model", "plan", "questions", "refused", "source",
+        "steps", "texts", "to", "tool", "tools", "verdict",
     }
 )  # fmt: skip

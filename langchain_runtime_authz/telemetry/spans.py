@@ -1,7 +1,8 @@
 """Record spans and their events.
 
 Only the OpenTelemetry API is used: while no SDK is set up, nothing is built and nothing is kept. Recording never
-raises into the traced code. Arguments, results and texts of exceptions are never recorded.
+raises into the traced code. Results, tokens and texts of exceptions are never recorded. Arguments and the user's words
+are, if the environment asks for them (`names.CAPTURE_CONTENT`).
 
 One entry is one trace: `invoke_workflow` or `invoke_agent` around it, and below that what it decides and runs. A span is
 current only while code of its run runs, and never for the consumer of a stream.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
+import re
 import secrets
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -33,6 +36,7 @@ __all__ = ["OpenSpan", "execute_tool_span", "inject", "is_idle", "record_decisio
 _HASH_KEY: Final = secrets.token_bytes(32)
 _MAX_NAME: Final = 128  # a model may make up a tool's name
 _W3C: Final = TraceContextTextMapPropagator()
+_JWT: Final = re.compile(r"\beyJ[\w-]+\.[\w-]+(\.[\w-]*)*")
 
 _tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
 
@@ -112,11 +116,14 @@ def run_span(run: Any, *, workflow: bool = False, decision: str = "") -> OpenSpa
     return _open(operation, name, run, run.parent, decision, about)
 
 
-def execute_tool_span(run: Any, tool: str, call_id: str | None = None, decision: str = "") -> OpenSpan | None:
+def execute_tool_span(
+    run: Any, tool: str, call_id: str | None = None, decision: str = "", args: Mapping[str, Any] | None = None
+) -> OpenSpan | None:
     """Start the span of one tool execution; return `None` if no SDK records. `decision` is the id of its permit."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
+    about[n.TOOL_CALL_ARGUMENTS] = _content(args)
     return _open(n.EXECUTE_TOOL, tool, run, run, decision, about)
 
 
@@ -166,8 +173,8 @@ def record_event(
 ) -> None:
     """Add an event to the span of what is under way; outside every span it is a span of its own.
 
-    Of the `detail` of its audit record, `names.SHOWN` is shown; `about` are the record's `run_id`, `epoch` and `agent`.
-    `question` is the `traceparent` of the question that it answers.
+    Of the `detail` of its audit record, `names.SHOWN` is shown; `about` are the record's `run_id`, `epoch` and `agent`,
+    and a `reason` that is a code. `scope` is `None` if the thread is not known. `question` is the `traceparent` of the question that it answers.
     """
     metrics.count("events", {n.EVENT: event})
     if is_idle():
@@ -232,15 +239,25 @@ def _describe(
     if body is not None:
         request = json.loads(body)
         context = request["context"]
+        call = context.get("call") or {}
         attributes = {
             n.REQUEST_HASH: hmac.digest(_HASH_KEY, body, "sha256").hex(),
             n.SUBJECT_TYPE: request["subject"]["type"],
             n.ACTOR_ID: context["agent"]["id"],
             n.DELEGATION_DEPTH: context["delegation"]["depth"],
             n.EPOCH: context["lease"]["epoch"],
-            n.TOOL_CALL_ID: (context.get("call") or {}).get("id"),
+            n.TOOL_CALL_ID: call.get("id"),
+            n.TOOL_CALL_ARGUMENTS: _content(call.get("args")),
+            n.TASK_TEXT: _content(context["task"]["text"]),
         }
         _set(span, attributes)
+
+
+def _content(value: Any) -> str | None:
+    """Return a text, or arguments as JSON, without tokens; `None` unless the environment asks for contents."""
+    if value is None or os.environ.get(n.CAPTURE_CONTENT, "").lower() not in n.ON_SPANS:
+        return None
+    return _JWT.sub("[token]", value if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def _of(run: Any) -> dict[str, Any]:
@@ -257,8 +274,9 @@ def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run:
     """Return the attributes of an event. Of a list of records, their number is shown."""
     agent: Sequence[str] = about.get("agent") or ()
     found = {
-        n.CONVERSATION_ID: scope.thread,
+        n.CONVERSATION_ID: scope.thread if scope is not None else None,
         n.RUN_ID: about.get("run_id") or None,
+        n.REASON: about.get("reason"),
         n.AGENT_NAME: agent[-1] if agent else None,
         **(_of(run) if run is not None else {}),
         n.EPOCH: about.get("epoch", run.epoch if run is not None else None),

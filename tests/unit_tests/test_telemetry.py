@@ -366,7 +366,7 @@ def test_names_stay_in_our_own_space() -> None:
     constants = {v for k, v in vars(names).items() if k.isupper() and isinstance(v, str)}
     dotted = {v for v in constants if "." in v}
     theirs = {
-        "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type",
+        "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type", "gen_ai.tool.call.arguments",
         "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id", "gen_ai.workflow.name",
         "error.type", "openinference.span.kind",
     }  # fmt: skip

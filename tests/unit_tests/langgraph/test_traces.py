@@ -6,10 +6,12 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, tool
@@ -22,7 +24,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from langchain_runtime_authz import AuthzHalt
+from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
+from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.profile import profile
@@ -289,6 +294,57 @@ def test_a_service_is_told_the_trace(exporter: InMemorySpanExporter) -> None:
     span = named(exporter, "execute_tool look")
     assert heard[0]["traceparent"].startswith(f"00-{span.trace}-{span.id}-")
     assert heard[1]["traceparent"] == "mine"
+
+
+def revoking(request: Any) -> dict[str, Any]:
+    """Answer as a policy that revokes whoever pays."""
+    obliged = [{"id": "o1", "type": "revoke", "properties": {}}]
+    pays = request.resource.id == "pay"
+    return {"decision": not pays, "context": {"reasons": [{"code": "too_many"}], "obligations": obliged}} if pays else {"decision": True}
+
+
+def test_credentials_and_anomalies_are_events(exporter: InMemorySpanExporter) -> None:
+    """Of a token its audience is shown if the profile names it, of a refusal and an anomaly the code; never the token."""
+    tokens = []
+
+    @profile(effect="read", sink="none", audience=("https://bank.example",))
+    @tool
+    def look() -> str:
+        """Look at the account."""
+        tokens.append(current_call().credential().token)
+        with pytest.raises(CredentialError):
+            current_call().credential("https://SECRET.example")
+        return "seen"
+
+    graph = protected(agent_graph(replying([call("look", {}, "c1")], [PAY]), [look, pay_tool([])]), StaticPDP(revoking))
+    with suppress(AuthzHalt):
+        graph.invoke(human())
+    events = {name.removeprefix("runtime_authz."): (s.name, about) for s in spans(exporter) for name, about in s.events}
+    assert events["mint"][0] == events["mint_refused"][0] == "execute_tool look"
+    permit, denied = (named(exporter, f"authorize {t}").attributes["runtime_authz.decision.id"] for t in ("look", "pay"))
+    told = {e: {k.removeprefix("runtime_authz."): v for k, v in events[e][1].items()} for e in ("mint", "mint_refused", "anomaly")}
+    assert (told["mint"]["audience"], told["mint"]["decision_id"]) == ("https://bank.example", permit)
+    assert (told["mint_refused"]["reason"], told["mint_refused"]["decision_id"]) == ("outside_profile", permit)
+    assert (told["anomaly"]["reason"], told["anomaly"]["decision_id"]) == ("too_many", denied)
+    assert "revoked" in events
+    whole = " ".join(s.to_json() for s in exporter.get_finished_spans())
+    assert tokens[0] not in whole
+    assert "SECRET" not in whole
+
+
+@pytest.mark.parametrize("asked", ["", "NO_CONTENT", "EVENT_ONLY", "true", "SPAN_ONLY", "span_and_event"])
+def test_contents_are_shown_to_who_asks(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """By OpenTelemetry's own switch, and then without tokens."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", asked)
+    token = jwt.encode({"sub": "alice"}, "0" * 32)
+    reading = call("read", {"path": f"a?t={token}"}, "c1")
+    protected(hand_written(replying([reading]), [read_tool([])])).invoke(human(f"Read a for me, {token}"))
+    about = named(exporter, "authorize read").attributes | named(exporter, "execute_tool read").attributes
+    shown = (about.get("gen_ai.tool.call.arguments"), about.get("runtime_authz.task.text"))
+    given = asked.lower() in ("true", "span_only", "span_and_event")
+    assert shown == ('{"path": "a?t=[token]"}', "Read a for me, [token]") if given else shown == (None, None)
+    assert named(exporter, "execute_tool read").attributes.get("gen_ai.tool.call.arguments") == shown[0]
+    assert token not in " ".join(s.to_json() for s in exporter.get_finished_spans())
 
 
 class Hanging(SpanExporter):
