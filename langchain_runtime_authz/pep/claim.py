@@ -128,7 +128,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         if decision.obligations:
             yield from tell(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
-        return (yield from _given_back(run, decided, spent, exc if recorded else None))
+        return (yield from _given_back(run, decided, spent, exc, recorded))
     approval, made = decided.approval, minter(run, decided, tokens, done.now) if tokens else None
     return Ticket(
         tool=call.tool,
@@ -237,12 +237,12 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
     return (yield from deny_call(run, decided.under(deny(conflict.code))))
 
 
-def _given_back(run: Run, decided: DecidedCall, spent: Spent, untold: AuditError | None) -> Flow[Denial]:
-    """Release a claim that was not recorded, or of which those who must be told cannot be (`untold`)."""
-    if untold is None:
-        denial = Denial(decided.call, deny(Code.AUDIT_UNAVAILABLE))
+def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
+    """Release a claim that was not `recorded`, or of which those who must be told cannot be."""
+    if recorded:
+        denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
-        denial = yield from deny_call(run, decided.under(deny(untold.code)))
+        denial = Denial(decided.call, run.engine.ledger_failed(failure, run))
     approval = decided.approval
     try:
         back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
