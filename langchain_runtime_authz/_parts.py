@@ -1,12 +1,12 @@
-"""The parts of a `RuntimeAuthz`: checks before it is made, and methods that drive its flows."""
+"""The parts of a `RuntimeAuthz`: checks before it is made."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, runtime_checkable
 
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
@@ -15,7 +15,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
-from langchain_runtime_authz.pep.engine import Engine, Flow, Planner, Tools, adrive, drive
+from langchain_runtime_authz.pep.engine import Planner, Tools
 from langchain_runtime_authz.profile import ToolProfile
 
 if TYPE_CHECKING:
@@ -24,15 +24,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import Issuer
 
-T = TypeVar("T")
 P = ParamSpec("P")
-
-
-class _Driven(Protocol):
-    _engine: Engine
-
-
-S = TypeVar("S", bound=_Driven)
 
 
 @dataclass(frozen=True)
@@ -159,26 +151,6 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
         raise wrong(parameter, "a sequence of names", names)
     return tuple(names)
-
-
-def both(
-    flow: Callable[Concatenate[S, P], Flow[T]],
-) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a method that runs a flow, and the one that runs it without blocking the event loop."""
-    name = flow.__name__.removeprefix("_")
-
-    @functools.wraps(flow)
-    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return drive(self._engine, flow(self, *args, **kwargs))
-
-    @functools.wraps(flow)
-    async def arun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await adrive(self._engine, flow(self, *args, **kwargs))
-
-    run.__name__, arun.__name__ = name, f"a{name}"
-    run.__qualname__, arun.__qualname__ = f"RuntimeAuthz.{name}", f"RuntimeAuthz.a{name}"
-    arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
-    return run, arun
 
 
 def like(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph.pregel import Pregel
 
-from langchain_runtime_authz._parts import both
 from langchain_runtime_authz._validate import optional_text
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.authzen import Subject
@@ -20,7 +19,7 @@ from langchain_runtime_authz.ledger.base import Approval, Doubt, Scope
 from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, open_question
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.doubt import ListDoubts, resolve
-from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
+from langchain_runtime_authz.pep.engine import Engine, Flow, both, drive, new_id
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question

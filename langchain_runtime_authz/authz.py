@@ -16,7 +16,7 @@ from langgraph.pregel import Pregel
 
 from langchain_runtime_authz import _parts as parts
 from langchain_runtime_authz._deadline import begun
-from langchain_runtime_authz._parts import TaskSources, both, like
+from langchain_runtime_authz._parts import TaskSources, like
 from langchain_runtime_authz._threads import Threads
 from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, recorded
@@ -41,7 +41,7 @@ from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.doubt import OnUnknown
-from langchain_runtime_authz.pep.engine import Engine, Flow, drive
+from langchain_runtime_authz.pep.engine import Engine, Flow, both, drive
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier

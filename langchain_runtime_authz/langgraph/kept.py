@@ -1,10 +1,10 @@
-"""Keep what is found out about classes and functions, and keep none of them alive."""
+"""Keep what is found out about classes and functions, and keep none of them alive; make classes that look like others."""
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -24,3 +24,10 @@ def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
         return found[thing]
 
     return known
+
+
+def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
+    """Make a subclass of a class with these members, which shows the class's own name, module and docstring."""
+    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (*before, base), {**shown, **members})

@@ -57,7 +57,7 @@ from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Perform, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Perform, Run, adrive, both, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, withheld
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
@@ -131,23 +131,8 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     # --- the run, if the graph is not protected ---
 
-    def before_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+    def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
         """Open the run of an unprotected graph."""
-        return drive(self._engine, self._begin(state, runtime))
-
-    async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Open the run of an unprotected graph."""
-        return await adrive(self._engine, self._begin(state, runtime))
-
-    def after_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
-        return drive(self._engine, self._end(runtime))
-
-    async def aafter_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Close it."""
-        return await adrive(self._engine, self._end(runtime))
-
-    def _begin(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
         config = get_config()
         if _gated_run(config) is not None:
             return None
@@ -160,11 +145,16 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         told = [m for m in entered[0]["messages"] if id(m) not in own]
         return {"messages": told} if told else None
 
-    def _end(self, runtime: Any) -> Flow[None]:
+    before_agent, abefore_agent = both(_before_agent)
+
+    def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
+        """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
         entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
         if entering is not None:
             over = (None, None, None)
             yield Perform(partial(entering.__exit__, *over), partial(entering.__aexit__, *over))
+
+    after_agent, aafter_agent = both(_after_agent)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
         """Return the run of this agent, and whether it is ours; a resumed one is opened by the first gate it meets."""
@@ -209,18 +199,13 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             await adrive(self._engine, _planned_by(run, request, response))
         return response
 
-    def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+    def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
         """Record a plan that no model was seen to announce; in a protected graph its own gate has."""
-        return drive(self._engine, self._after(state, runtime))
-
-    async def aafter_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Record a plan that no model was seen to announce; in a protected graph its own gate has."""
-        return await adrive(self._engine, self._after(state, runtime))
-
-    def _after(self, state: Any, runtime: Any) -> Flow[None]:
         run, ours = yield from self._run(get_config(), runtime)
         if ours:
             yield from _planned(run, state["messages"])
+
+    after_model, aafter_model = both(_after_model)
 
     # --- the tool's call ---
 
@@ -392,7 +377,8 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     place = {"thread_id": thread, "checkpoint_ns": agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
-    found = yield ReadPaused(saver, {"configurable": place})
+    at = {"configurable": place}
+    found = yield Perform(partial(_read_paused, saver, at), partial(_aread_paused, saver, at))
     if found is None:
         return
     message = newest_plan(found.checkpoint["channel_values"])
@@ -402,11 +388,11 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
                 yield from note_question(run, message, question, task)
 
 
-def _read_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
+def _read_paused(saver: Any, place: Mapping[str, Any]) -> Any:
     return next((t for t in saver.list(place, limit=MAX_STEPS) if _paused(t)), None)
 
 
-async def _aread_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
+async def _aread_paused(saver: Any, place: Mapping[str, Any]) -> Any:
     async for found in saver.alist(place, limit=MAX_STEPS):
         if _paused(found):
             return found
@@ -415,8 +401,5 @@ async def _aread_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
 
 # saver, place → the checkpoint at which a thread paused last, or `None`. Later steps are younger and perhaps not
 # written yet; the pause was written before the thread was resumed.
-ReadPaused: Final = Effect(_read_paused, _aread_paused)
-
-
 def _paused(found: Any) -> bool:
     return any(channel == INTERRUPTS for _, channel, _ in found.pending_writes or ())

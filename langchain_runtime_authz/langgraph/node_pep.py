@@ -17,6 +17,7 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, task_id
 from langchain_runtime_authz.langgraph.interrupts import note_review
+from langchain_runtime_authz.langgraph.kept import lookalike
 from langchain_runtime_authz.langgraph.messages import plans_of, record
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
@@ -99,21 +100,10 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     async def atransform(self: Any, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         yield await self.ainvoke(_joined([chunk async for chunk in input]), config, **kwargs)
 
-    namespace = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "__runtime_authz_node__": name,
-        "invoke": invoke,
-        "ainvoke": ainvoke,
-        "stream": stream,
-        "astream": astream,
-        "transform": transform,
-        "atransform": atransform,
-    }
+    own: dict[str, Any] = {f.__name__: f for f in (invoke, ainvoke, stream, astream, transform, atransform)}
     if isinstance(bound, RunnableSequence | RunnableSeq):
-        namespace["steps"] = property(lambda self: [_Whole(self)])
-    return type(base)(base.__name__, (base,), namespace)
+        own["steps"] = property(lambda self: [_Whole(self)])
+    return lookalike(base, {"__runtime_authz_node__": name, **own})
 
 
 def _run(_: Engine, scope: run_scope, base: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:

@@ -33,6 +33,7 @@ from langchain_runtime_authz.langgraph._private import (
     node_of_task,
     reset_node,
 )
+from langchain_runtime_authz.langgraph.kept import lookalike
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.remote import gate_remote, is_remote
@@ -153,9 +154,7 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
     def compile_(self: Any, *args: Any, **kwargs: Any) -> Any:
         return protect(base.compile(self, *args, **kwargs), protection)
 
-    namespace = {"__module__": base.__module__, "__runtime_authz__": protection, "compile": compile_}
-    metaclass: Any = type(base)
-    builder.__class__ = metaclass(base.__name__, (base,), namespace)
+    builder.__class__ = lookalike(base, {"__runtime_authz__": protection, "compile": compile_})
     return builder
 
 
@@ -294,19 +293,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         return await adrive(root_entry.engine, written(self, config, supersteps))
 
-    namespace = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "__runtime_authz__": protection,
-        "__deepcopy__": _deep_copied,
-        "stream": stream,
-        "astream": astream,
-        "bulk_update_state": bulk_update_state,
-        "abulk_update_state": abulk_update_state,
-    }
-    metaclass: Any = type(base)
-    return metaclass(base.__name__, (base,), namespace)
+    own = {f.__name__: f for f in (stream, astream, bulk_update_state, abulk_update_state)}
+    return lookalike(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:

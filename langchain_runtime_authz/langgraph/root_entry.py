@@ -242,26 +242,24 @@ class Entering(Generic[T]):
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        note_question(self.run, exc[0])
-        self._tell(exc[0])
-        if self.run is not None:
-            if kind is not None and self.run.span is not None:
-                self.run.span.fail(kind)
-            drive(self.engine, self._leave(self.run, raised=kind is not None, cut=False))
+        if (over := self._over(kind, exc[0], cut=False)) is not None:
+            drive(self.engine, over)
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        note_question(self.run, exc[0])
-        self._tell(exc[0])
-        if self.run is not None:
-            if kind is not None and self.run.span is not None:
-                self.run.span.fail(kind)
-            await adrive(self.engine, self._leave(self.run, raised=kind is not None, cut=kind is GeneratorExit))
+        if (over := self._over(kind, exc[0], cut=kind is GeneratorExit)) is not None:
+            await adrive(self.engine, over)
 
-    def _tell(self, exc: object) -> None:
-        """Tell of a denial that leaves the graph, if no enforcement point has told of it."""
-        if isinstance(exc, AuthzDenied):
+    def _over(self, kind: type[BaseException] | None, exc: object, *, cut: bool) -> Flow[None] | None:
+        """Note what the entry came to, and return the flow that closes its run."""
+        note_question(self.run, exc)
+        if isinstance(exc, AuthzDenied):  # told here, if no enforcement point has told of it
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
+        if (run := self.run) is None:
+            return None
+        if kind is not None and run.span is not None:
+            run.span.fail(kind)
+        return self._leave(run, raised=kind is not None, cut=cut)
 
     def _enter(self) -> Flow[T]:
         raise NotImplementedError

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import functools
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -22,6 +21,7 @@ from langgraph.store.base import BaseStore, PutOp
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.langgraph.effect import Together, arrive, declared_tool
+from langchain_runtime_authz.langgraph.kept import kept, lookalike
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
@@ -29,7 +29,6 @@ from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 
 PREFIX: Final = "store."
 _PROPERTIES: Final[Mapping[str, Any]] = {"namespace": {"type": "string"}, "key": {"type": "string"}, "value": {}}
-_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
 def governs_stores(profiles: Profiles) -> bool:
@@ -45,11 +44,10 @@ def gate_store(store: object, profiles: Profiles) -> None:
     base: Any = type(store)
     gated = getattr(base, "__runtime_authz_store__", False)
     if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
-        if base not in _classes:
-            _classes[base] = _gated_class(base)
-        store.__class__ = _classes[base]
+        store.__class__ = _gated_class(base)
 
 
+@kept
 def _gated_class(base: Any) -> Any:
     @functools.wraps(base.batch)
     def batch(self: Any, ops: Iterable[Any]) -> list[Any]:
@@ -84,8 +82,7 @@ def _gated_class(base: Any) -> Any:
             return await base.adelete(self, namespace, key) if left.ops else None
 
     own: dict[str, Any] = {f.__name__: f for f in (batch, abatch, put, aput, delete, adelete)}
-    kept = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__, "__slots__": ()}
-    return type(base)(base.__name__, (base,), {**own, **kept, "__runtime_authz_store__": True})
+    return lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
 
 
 class _Writes(Together):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from collections.abc import Callable
 from typing import Any, Final, cast, get_type_hints
 
@@ -26,7 +25,7 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
-from langchain_runtime_authz.langgraph.kept import kept
+from langchain_runtime_authz.langgraph.kept import kept, lookalike
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
@@ -88,28 +87,18 @@ def guard_in_place(tool: BaseTool) -> None:
     object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": Guards()})
 
 
-_classes: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.WeakKeyDictionary()
-_in_place: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.WeakKeyDictionary()
-
-
-def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
-    """Return the guarded subclass of a tool class, made once per class."""
-    if base not in _classes:
-        _classes[base] = _make_guarded_class(base)
-    return _classes[base]
-
-
-def _in_place_class(base: type[BaseTool]) -> type[BaseTool]:
+@kept
+def _in_place_class(base: type[BaseTool]) -> Any:
     """Return the subclass of a tool class that is guarded inside runs only, made once per class."""
-    if base not in _in_place:
-        guarded = _make_guarded_class(base, every_stage=True)
-        forms = ("run", "arun", "_run", "_arun", "_parse_input")
-        own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
-        own |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-        own |= {"__annotations__": {"_authz_guard": Any}, "_authz_guard": PrivateAttr(default=None), IN_PLACE: base}
-        made: Any = type(base)(base.__name__, (base,), own)  # type: ignore[misc]  # its own metaclass
-        _in_place[base] = made
-    return _in_place[base]
+    guarded = _make_guarded_class(base, every_stage=True)
+    forms = ("run", "arun", "_run", "_arun", "_parse_input")
+    own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
+    return lookalike(base, {**_guard_field(), **own, IN_PLACE: base})
+
+
+def _guard_field() -> dict[str, Any]:
+    """Return the members of a class that give its tools a private attribute for the guard."""
+    return {"__annotations__": {"_authz_guard": Any}, "_authz_guard": PrivateAttr(default=None)}
 
 
 def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
@@ -123,7 +112,7 @@ def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
     return method
 
 
-def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> type[BaseTool]:
+def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> Any:
     own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
 
     def run(
@@ -160,17 +149,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> t
             raise execution.parsed.error
         return execution.parsed
 
-    namespace: dict[str, Any] = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "__annotations__": {"_authz_guard": Any},
-        GUARDED: base,
-        "_authz_guard": PrivateAttr(default=None),
-        "run": run,
-        "arun": arun,
-        "_parse_input": _parse_input,
-    }
+    own: dict[str, Any] = {**_guard_field(), GUARDED: base, "run": run, "arun": arun, "_parse_input": _parse_input}
     # LangChain's own `_run` and `_arun` of a tool that was made of functions come down to these, which are guarded.
     if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
@@ -178,7 +157,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> t
         def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
             return _called(self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
 
-        namespace["_run"] = _run
+        own["_run"] = _run
     if base._arun not in ((BaseTool._arun,) if every_stage else (BaseTool._arun, StructuredTool._arun, Tool._arun)):
 
         @_wraps(base._arun)
@@ -188,10 +167,11 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> t
                 return await base._arun(self, *args, **kwargs)
             return await _acalled(self, guard_of(self), "_arun", functools.partial(base._arun, self), args, kwargs)
 
-        namespace["_arun"] = _arun
-    namespace |= _own_forms(base)
-    made: type[BaseTool] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]  # its own metaclass
-    return made
+        own["_arun"] = _arun
+    return lookalike(base, {**own, **_own_forms(base)})
+
+
+_guarded_class: Final = kept(_make_guarded_class)  # made once per class
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:

@@ -20,6 +20,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.interrupts import reviewed_tools
+from langchain_runtime_authz.langgraph.kept import lookalike
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
@@ -136,9 +137,8 @@ def is_gated_tool_node(node: object) -> bool:
 
 def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
     """Return a gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
-    base = type(node)
     gated = copy.copy(node)
-    gated.__class__ = type(base.__name__, (_Gate, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+    gated.__class__ = lookalike(type(node), {}, _Gate)
     return _equip(cast("_Gate", gated), profiles)
 
 

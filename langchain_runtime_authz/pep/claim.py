@@ -43,10 +43,10 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, 
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.delegate import hand_off
-from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
+from langchain_runtime_authz.pep.engine import Block, Commit, Flow, Run, Write
 from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
-from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
+from langchain_runtime_authz.pep.provenance import SMALL, observe, small
 from langchain_runtime_authz.pep.recording import (
     anomaly,
     call_record,
@@ -383,7 +383,7 @@ def conclude(
         if (type(output) is str and len(output) < SMALL) or small(output):
             found = observe(call, output, failed)
         else:
-            found = yield (Observe, call, output, failed)
+            found = yield Block(observe, call, output, failed)
         _remember(run, call, found, output, done=state == "done")
         if found.sightings:
             changes.append(RecordValues(found.sightings))

@@ -25,10 +25,10 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.doubt import ask_despite, doubted, effect_names, in_doubt, looked_up
-from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Block, Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
-from langchain_runtime_authz.pep.provenance import ReadOn, sentences, wants_more
+from langchain_runtime_authz.pep.provenance import sentences, wants_more
 from langchain_runtime_authz.pep.request import call_request
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
@@ -120,7 +120,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     if words is None or words.digest != snapshot.task.digest:
         words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
     if (unread := run.engine.memory.unread) and run.scope in unread and wants_more(words, calls):
-        yield (ReadOn, run.scope)
+        yield Block(run.engine.memory.read_on, run.scope)
     if words.compiled and not words.recorded:
         words.recorded = True
         yield mandate_event(run, words.compiled)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from operator import attrgetter
 from os import urandom
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
@@ -337,27 +337,36 @@ async def adrive(engine: Engine, flow: Flow[T]) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
+class _Driven(Protocol):
+    @property
+    def _engine(self) -> Engine: ...
+
+
+P = ParamSpec("P")
+S = TypeVar("S", bound=_Driven)
+
+
+def both(
+    flow: Callable[Concatenate[S, P], Flow[T]],
+) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
+    """Return a method that runs a flow, and the one that runs it without blocking the event loop."""
+    owner, _, name = flow.__qualname__.rpartition("._")
+
+    @wraps(flow)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return drive(self._engine, flow(self, *args, **kwargs))
+
+    @wraps(flow)
+    async def arun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await adrive(self._engine, flow(self, *args, **kwargs))
+
+    run.__name__, arun.__name__ = name, f"a{name}"
+    run.__qualname__, arun.__qualname__ = f"{owner}.{name}", f"{owner}.a{name}"
+    arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
+    return run, arun
+
+
 # --- the effects of this room ----------------------------------------------------------------------
-
-
-def _ask(engine: Engine, texts: Sequence[str]) -> Mandate | None:
-    try:
-        return engine.planner.plan(texts) if engine.planner is not None else None
-    except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
-        _no_plan(exc)
-        return None
-
-
-async def _aask(engine: Engine, texts: Sequence[str]) -> Mandate | None:
-    try:
-        return await engine.planner.aplan(texts) if engine.planner is not None else None
-    except Exception as exc:  # noqa: BLE001  (likewise)
-        _no_plan(exc)
-        return None
-
-
-def _no_plan(exc: Exception) -> None:
-    _log.warning("the planner failed, so the task orders nothing: %s", type(exc).__name__)
 
 
 def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
@@ -368,10 +377,6 @@ def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
         raise
     except Exception as exc:  # a foreign sink's own failure is a failed record like any other
         raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
-
-
-async def _awrite(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
-    await asyncio.to_thread(engine.write, build)
 
 
 def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:
@@ -386,17 +391,16 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-async def _aperform(_: Engine, _blocking: Callable[[], T], awaiting: Callable[[], Awaitable[T]]) -> T:
-    return await awaiting()
-
-
-Perform: Final = Effect(lambda _, blocking, _awaiting: blocking(), _aperform)  # a call of another's part, in both forms
+# A call of another's part, in both forms: one that blocks, and one that gives an awaitable.
+Perform: Final = Effect(lambda _, blocking, _awaiting: blocking(), lambda _, _blocking, awaiting: awaiting())
+# A function that blocks, and its arguments: on an event loop it gets a thread of its own.
+Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
 Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
 Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
-Ask: Final = Effect(_ask, _aask)  # the user's texts of one turn → `Mandate` or `None`, by the planner
 Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
-Write: Final = Effect(ado=_awrite, method="write")  # a function that builds one audit record
+# A function that builds one audit record.
+Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
 
 
 def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, ...]:  # noqa: N802  (reads as an effect)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Subject
@@ -44,16 +45,7 @@ from langchain_runtime_authz.ledger.changes import (
 )
 from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.engine import (
-    ATTEMPTS,
-    Ask,
-    Commit,
-    Engine,
-    Flow,
-    Load,
-    Run,
-    new_id,
-)
+from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, mandate_event, recall
 from langchain_runtime_authz.pep.recording import corrected, run_event
 from langchain_runtime_authz.pep.steps import decide_step
@@ -153,7 +145,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
     try:
         entry, known = yield from _take_lease(run, task, ordered, given)
         if engine.planner is not None and run.mandate is None:
-            run.planned = yield from _planned(run)
+            run.planned = yield from _planned(run, engine.planner)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
@@ -168,7 +160,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
     return entry
 
 
-def _planned(run: Run) -> Flow[Mandate | None]:
+def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
     """Ask the planner what the newest turn orders, once; the ledger keeps the first answer.
 
     It is asked before anything of this entry runs, and is shown the user's own words only.
@@ -183,13 +175,22 @@ def _planned(run: Run) -> Flow[Mandate | None]:
         if name in kept.marks:
             return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
         if attempt == 0:
-            found: Mandate | None = yield Ask(texts)
+            found = yield from _ask(planner, texts)
             if found is not None:
                 found = found.of("planner", name)
             yield Commit(run.scope, None, [SetMark(name, found.model_dump_json() if found else "", once=True)])
             if found is not None:
                 yield mandate_event(run, found)
     return None
+
+
+def _ask(planner: Planner, texts: Sequence[str]) -> Flow[Mandate | None]:
+    try:
+        found: Mandate | None = yield Perform(partial(planner.plan, texts), partial(planner.aplan, texts))
+    except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
+        _log.warning("the planner failed, so the task orders nothing: %s", type(exc).__name__)
+        return None
+    return found
 
 
 def _take_lease(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -19,12 +18,12 @@ from langchain_runtime_authz.facts.provenance.trace import (
     Provenance,
     trace,
 )
-from langchain_runtime_authz.ledger.base import Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Snapshot
 from langchain_runtime_authz.mandate.binding import CONFIRMED
 from langchain_runtime_authz.mandate.told import told, told_step
 from langchain_runtime_authz.pep import doubt
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.engine import Effect, Engine, Run
+from langchain_runtime_authz.pep.engine import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.profile import argument
 from langchain_runtime_authz.telemetry.logs import logger
@@ -80,28 +79,6 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
     except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
         _log.warning("an output was not read for provenance: %s", type(exc).__name__)
         return Observation()
-
-
-def _observe(_engine: Engine, call: Call, output: object, failed: bool) -> Observation:
-    return observe(call, output, failed)
-
-
-async def _aobserve(_engine: Engine, call: Call, output: object, failed: bool) -> Observation:
-    return await asyncio.to_thread(observe, call, output, failed)
-
-
-Observe: Final = Effect(_observe, _aobserve)  # call, a large output, whether it failed → `Observation`
-
-
-def _read_on(engine: Engine, scope: Scope) -> None:
-    engine.memory.read_on(scope)
-
-
-async def _aread_on(engine: Engine, scope: Scope) -> None:
-    await asyncio.to_thread(engine.memory.read_on, scope)
-
-
-ReadOn: Final = Effect(_read_on, _aread_on)  # scope: read the rest of its outputs
 
 
 def small(output: object) -> bool:

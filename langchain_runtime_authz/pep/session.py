@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep.claim import claim_call, conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.delegate import open_child
-from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, both, new_id
 from langchain_runtime_authz.pep.entry import close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
 from langchain_runtime_authz.pep.provenance import sentences
@@ -82,17 +82,9 @@ class Session:
         """The epoch of the task that the session works on."""
         return self._run.epoch
 
-    def decide(self, tool: str, args: Mapping[str, Any]) -> Decision:
-        """Decide one call. On a permit the call is claimed: run it, then `observe` it.
-
-        Never raises for what the policy or the state says; arguments without an exact JSON form are
-        a deny `uncanonical_argument`.
-        """
-        return drive(self._run.engine, self._decide(tool, args))
-
-    async def adecide(self, tool: str, args: Mapping[str, Any]) -> Decision:
-        """Like `decide`."""
-        return await adrive(self._run.engine, self._decide(tool, args))
+    @property
+    def _engine(self) -> Engine:
+        return self._run.engine
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
         """Explain to the operator each argument that the user did not say: its source and a sentence.
@@ -103,61 +95,6 @@ class Session:
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
             return ()
         return sentences(self._run, last)
-
-    def approve(self, decision: Decision) -> Decision:
-        """Approve a call that was `approval_required`, as the subject; decide it again."""
-        return drive(self._run.engine, self._approve(decision))
-
-    async def aapprove(self, decision: Decision) -> Decision:
-        """Like `approve`."""
-        return await adrive(self._run.engine, self._approve(decision))
-
-    def observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None) -> None:
-        """Record what a permitted call returned, or that it failed.
-
-        Raises:
-            AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
-        """
-        drive(self._run.engine, self._observe(tool, args, output, error))
-
-    async def aobserve(
-        self,
-        tool: str,
-        args: Mapping[str, Any],
-        output: object,
-        error: BaseException | None = None,
-    ) -> None:
-        """Like `observe`."""
-        await adrive(self._run.engine, self._observe(tool, args, output, error))
-
-    def correct(self, text: str) -> int:
-        """Change the task as the user: epoch + 1, and the session goes on under a new lease.
-
-        Open calls stay under way; earlier questions are void. Return the new epoch.
-        """
-        return drive(self._run.engine, self._correct(text))
-
-    async def acorrect(self, text: str) -> int:
-        """Like `correct`."""
-        return await adrive(self._run.engine, self._correct(text))
-
-    def delegate(self, to: str, grant: Grant | None = None) -> Session:
-        """Open a child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
-        child = drive(self._run.engine, open_child(self._run, to, "subgraph", grant))
-        return Session(child, self._profiles, self, grant)
-
-    async def adelegate(self, to: str, grant: Grant | None = None) -> Session:
-        """Like `delegate`."""
-        child = await adrive(self._run.engine, open_child(self._run, to, "subgraph", grant))
-        return Session(child, self._profiles, self, grant)
-
-    def close(self) -> None:
-        """End the lease; every jti of the session is dead when this returns."""
-        drive(self._run.engine, close(self._run, "ended"))
-
-    async def aclose(self) -> None:
-        """Like `close`."""
-        await adrive(self._run.engine, close(self._run, "ended"))
 
     def __repr__(self) -> str:
         return f"<Session {'/'.join(self._run.agent)} run_id={self._run.run_id} epoch={self.epoch}>"
@@ -175,6 +112,11 @@ class Session:
         await self.aclose()
 
     def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
+        """Decide one call. On a permit the call is claimed: run it, then `observe` it.
+
+        Never raises for what the policy or the state says; arguments without an exact JSON form are
+        a deny `uncanonical_argument`.
+        """
         self._steps += 1
         call = self._call(tool, args, f"{self._run.run_id}:{self._run.jti}:{self._steps}")
         if call.error is None and call.plan_id is not None:
@@ -185,6 +127,8 @@ class Session:
             except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
                 return self._run.engine.ledger_failed(exc, self._run)
         return (yield from self._settle(call))
+
+    decide, adecide = both(_decide)
 
     def _settle(self, call: Call) -> Flow[Decision]:
         (judged,) = yield from decide_calls(self._run, [call])
@@ -201,6 +145,7 @@ class Session:
         return getattr(verdict, "decision", judged.decision)
 
     def _approve(self, decision: Decision) -> Flow[Decision]:
+        """Approve a call that was `approval_required`, as the subject; decide it again."""
         asked = self._asked.pop(decision.decision_id, None)
         if asked is None:
             return deny(Code.APPROVAL_VOID)
@@ -229,17 +174,47 @@ class Session:
             return self._run.engine.ledger_failed(exc, self._run)
         return (yield from self._settle(call))
 
-    def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:
+    approve, aapprove = both(_approve)
+
+    def _observe(
+        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
+    ) -> Flow[None]:
+        """Record what a permitted call returned, or that it failed.
+
+        Raises:
+            AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
+        """
         found = self._open.get(_open_key(tool, digest(project(dict(args)))))
         if not found:
             raise AuthzError(Code.NO_CALL, f"`{tool}`")
         call, ticket = found.pop(0)
         yield from conclude(self._run, ticket, call, "failed" if error is not None else "done", output=output)
 
+    observe, aobserve = both(_observe)
+
     def _correct(self, text: str) -> Flow[int]:
+        """Change the task as the user: epoch + 1, and the session goes on under a new lease.
+
+        Open calls stay under way; earlier questions are void. Return the new epoch.
+        """
         run = self._run
         yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
         return (yield from self._reopen())
+
+    correct, acorrect = both(_correct)
+
+    def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
+        """Open a child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
+        child = yield from open_child(self._run, to, "subgraph", grant)
+        return Session(child, self._profiles, self, grant)
+
+    delegate, adelegate = both(_delegate)
+
+    def _close(self) -> Flow[None]:
+        """End the lease; every jti of the session is dead when this returns."""
+        return close(self._run, "ended")
+
+    close, aclose = both(_close)
 
     def _reopen(self) -> Flow[int]:
         """Open the whole line of sessions anew, each under its parent's grant: a change ends every lease."""
