@@ -21,7 +21,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import closing, suppress
-from functools import partial
+from functools import cache, partial
+from types import CodeType
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -93,6 +94,7 @@ class TicketAuth(httpx.Auth):
         finally:  # responses and errors keep their request
             if isinstance(request, _Bearing):
                 request.headers = _without_credential(request.headers)
+                request.__class__ = type(request).__bases__[1]
 
 
 class CallAuth(TicketAuth):
@@ -165,29 +167,35 @@ class CallAuth(TicketAuth):
         return response.status_code == httpx.codes.UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
 
 
-class _Bearing(httpx.Request):
+class _Bearing:
     """A request that hides its credential from the code that turns it into a redirect.
 
     Transports and instrumentation, which may copy or replace the headers, see all of them.
     """
 
+    _redirect: CodeType
+
     @property
     def headers(self) -> httpx.Headers:
         headers: httpx.Headers = self.__dict__["headers"]
-        return _without_credential(headers) if sys._getframe(1).f_code is _REDIRECT else headers  # noqa: SLF001
+        return _without_credential(headers) if sys._getframe(1).f_code is self._redirect else headers  # noqa: SLF001
 
     @headers.setter
     def headers(self, value: httpx.Headers) -> None:
         self.__dict__["headers"] = value
 
 
-# Both clients copy a request's headers here. They keep `Authorization` within one origin and `DPoP` everywhere.
-# httpx neither asks an `Auth` again for a redirect nor tells it that one is followed.
-_REDIRECT: Final = httpx.Client._redirect_headers.__code__  # noqa: SLF001
+@cache
+def _bearing(kind: type) -> type:
+    """Return the class of bearing requests of httpx, or of httpx2, its successor."""
+    # Both clients copy a request's headers here. They keep `Authorization` within one origin and `DPoP` everywhere.
+    # httpx neither asks an `Auth` again for a redirect nor tells it that one is followed.
+    module = sys.modules[kind.__module__.partition(".")[0]]
+    return type("_Bearing", (_Bearing, kind), {"_redirect": module.Client._redirect_headers.__code__})  # noqa: SLF001
 
 
 def _without_credential(headers: httpx.Headers) -> httpx.Headers:
-    return httpx.Headers([(k, v) for k, v in headers.raw if k.lower() not in (b"authorization", b"dpop")])
+    return type(headers)([(k, v) for k, v in headers.raw if k.lower() not in (b"authorization", b"dpop")])
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
@@ -196,5 +204,6 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
     An audience may be a path of its origin, and the other paths belong to other services.
     """
     request.headers.update(credential)
-    request.__class__ = _Bearing
+    if not isinstance(request, _Bearing):
+        request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash
     return request

@@ -17,6 +17,12 @@ client = MultiServerMCPClient(
 )
 ```
 
+`langchain.mcp` and FastMCP 4 use httpx2, and open a client for each call by themselves:
+
+```python
+adapter = MCPAdapter(fastmcp.Client("https://bank.example/mcp", auth=httpx2_auth(CallAuth(outside="anonymous"))))
+```
+
 MCP's clients follow redirects within one origin with all their headers. Neither way gives them a token to keep: it
 goes to URLs under its audience, and a redirect to another URL is refused.
 
@@ -33,13 +39,14 @@ import httpx
 
 from langchain_runtime_authz._http import checked_url
 from langchain_runtime_authz.credential.current_call import current_call
-from langchain_runtime_authz.downstream.httpx_auth import CallAuth
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth, TicketAuth
 from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
+    import httpx2
     from langchain_mcp_adapters.interceptors import MCPToolCallRequest, MCPToolCallResult
 
-__all__ = ["CredentialInterceptor", "credential_client"]
+__all__ = ["CredentialInterceptor", "credential_client", "httpx2_auth"]
 
 TIMEOUT: Final = httpx.Timeout(30, read=300)  # as in MCP's own client: a stream of answers may pause
 
@@ -109,3 +116,12 @@ def credential_client(
             raise ConfigError("an MCP connection has `auth` or the interceptor, not both")
         auth = CallAuth({value.audience: value.audience})
     return httpx.AsyncClient(headers=kept, timeout=timeout or TIMEOUT, auth=auth)
+
+
+def httpx2_auth(auth: TicketAuth) -> httpx2.Auth:
+    """Return the auth for clients of httpx2: of MCP SDK 2, FastMCP 4 and `langchain.mcp`."""
+    import httpx2
+
+    made = httpx2.Auth()
+    made.sync_auth_flow, made.async_auth_flow = auth.sync_auth_flow, auth.async_auth_flow  # type: ignore[method-assign,assignment]
+    return made

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 CLOSED: Final = frozenset(
     (  # noqa: SIM905  (words)
-        "yes no y n ok okay true false approve approved accept accepted reject rejected deny denied cancel cancelled "
-        "confirm confirmed continue proceed ignore"
+        "yes no y n ok okay true false approve approved accept accepted reject rejected deny denied decline "
+        "declined cancel cancelled confirm confirmed continue proceed ignore"
     ).split()
 )
 OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists what it takes

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+import json
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, Final, Literal
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.details import check_whole_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import parse_object
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
 from langchain_runtime_authz.resource_server.introspection import read_body
 
 __all__ = ["OPEN", "ProtectedMcp"]
 
 # Clients send these besides tool calls; none of them reaches a tool.
-OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "tools/list"})
+OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
+_EVENT: Final = re.compile(rb"(?:\r\n|\r|\n){2}")  # what ends a server-sent event
 
 
 class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
-    The token's tool and arguments must be those of the request (`credential.details.check_whole_call`). `initialize`, `ping` and the listing
-    of tools are open. Every other request needs a token.
+    The token's tool and arguments must be those of the request (`credential.details.check_whole_call`). `initialize`, `server/discover`, `ping` and
+    the listing of tools are open. Every other request needs a token.
 
     Args:
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).
@@ -33,6 +39,10 @@ class ProtectedMcp(ProtectedApp):
         prefix: the prefix that the client gives the tools' names (`tool_name_prefix` of the adapters).
         open_methods: JSON-RPC methods that need no token.
         accept: standings of calls that are served, as in `credential.details.check_call`; `None` for each.
+        listing: the tools that `tools/list` shows. `open`: all, to everybody. `granted`: those in the grant of the caller's
+            token, and without a token none. A PDP: of the granted ones, those that it permits the caller, or that it
+            would ask about. It gets the default question of AuthZEN's MCP binding for each tool. A tool about which
+            there is no decision is not shown.
     """
 
     def __init__(
@@ -43,13 +53,21 @@ class ProtectedMcp(ProtectedApp):
         prefix: str = "",
         open_methods: Collection[str] = OPEN,
         accept: Collection[str] | None = None,
+        listing: Literal["open", "granted"] | PDP = "open",
     ) -> None:
         super().__init__(app, server)
-        self._of_tools = server.for_tools
+        if isinstance(listing, str) and listing not in ("open", "granted"):
+            raise ConfigError("`listing` is `open`, `granted` or a PDP")
+        self._of_tools, self._filters = server.for_tools, listing != "open"
+        self._evaluator = None if isinstance(listing, str) else Evaluator(listing)
         self._open, self._prefix, self._accept = frozenset(open_methods), prefix, accept
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
+            # A stream that is resumed tells again what was told, and could hold a list that was not filtered.
+            if self._filters and any(name.lower() == b"last-event-id" for name, _ in scope["headers"]):
+                await refuse(self._server.refusal(BAD_REQUEST), scope, send)
+                return
             await super()._guarded(scope, receive, send)
             return
         body = await read_body(receive, MAX_BODY)
@@ -61,6 +79,9 @@ class ProtectedMcp(ProtectedApp):
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
             return
         again, method, params = _again(body, receive), message.get("method"), message.get("params")
+        if method == "tools/list" and self._filters:
+            await self._admit(scope, again, self._listed(scope, send), self._server.of)
+            return
         if isinstance(method, str) and method in self._open:
             await self._app(scope, again, self._with_nonce(send))
             return
@@ -82,6 +103,84 @@ class ProtectedMcp(ProtectedApp):
             return credential
 
         await self._admit(scope, again, send, of)
+
+    def _listed(self, scope: Scope, send: Send) -> Send:
+        """Return a `send` that takes tools out of the answer. A refusal goes through as it is."""
+        start: Message = {}
+        body = bytearray()
+
+        async def sending(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+            body.extend(message.get("body", b""))
+            if message["type"] != "http.response.body" or message.get("more_body", False):
+                return
+            data: bytes | None = bytes(body)
+            if start["status"] < 400:  # noqa: PLR2004
+                data = await self._shown(start, bytes(body), scope.get("state", {}).get("credential"))
+            if data is None:
+                await refuse(self._server.refusal(Code.STATUS_UNAVAILABLE), scope, send)
+                return
+            headers = [(k, v) for k, v in start.get("headers", ()) if k.lower() != b"content-length"]
+            await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(data))]})
+            await send({"type": "http.response.body", "body": data})
+
+        return sending
+
+    async def _shown(self, start: Message, body: bytes, credential: object) -> bytes | None:
+        """Return the body of an answer with the tools that the caller may see; `None` if it cannot be read."""
+        kinds = [v.partition(b";")[0].strip() for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
+        try:
+            if not isinstance(credential, Credential):
+                return None
+            if kinds == [b"text/event-stream"]:
+                events = [await self._event(event, credential) for event in _EVENT.split(body) if event]
+                return b"".join(event + b"\n\n" for event in events)
+            return await self._message(body, credential) if kinds == [b"application/json"] else None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+
+    async def _event(self, event: bytes, credential: Credential) -> bytes:
+        lines = event.splitlines()
+        data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+        if not data:
+            return event
+        rest = [line for line in lines if not line.startswith(b"data:")]
+        return b"\n".join([*rest, b"data: " + await self._message(data, credential)])
+
+    async def _message(self, data: bytes, credential: Credential) -> bytes:
+        """Return a JSON-RPC message without the tools that are not for the caller."""
+        message = json.loads(data)
+        if "result" in message:
+            result = message["result"]
+            tools = {tool["name"]: tool for tool in result["tools"]}
+            shown = await self._permitted(credential, list(tools))
+            own = {"ttlMs": 0, "cacheScope": "private"}  # MCP 2026-07-28: a cache must not show it to another caller
+            result.update({"tools": [tools[name] for name in shown], **{k: v for k, v in own.items() if k in result}})
+        return json.dumps(message, ensure_ascii=False).encode()
+
+    async def _permitted(self, credential: Credential, names: Sequence[str]) -> Sequence[str]:
+        granted = credential.grant.tools
+        named = [name for name in names if granted is None or self._prefix + name in granted]
+        if self._evaluator is None:
+            return named
+        decided = await self._evaluator.aevaluate([self._question(credential, name) for name in named])
+        seen = zip(named, decided, strict=True)
+        return [name for name, d in seen if d.permit or d.outcome == "approval_required"]
+
+    def _question(self, credential: Credential, name: str) -> bytes:
+        """Return the default mapping of `tools/call` (AuthZEN COAZ, MCP binding), with the names of our subjects."""
+        claims = credential.claims
+        properties: dict[str, Any] = {"tenant": credential.tenant, "agents": list(credential.actors)}
+        subject = {"type": claims[claim.SUBJECT_TYPE], "id": credential.subject, "properties": properties}
+        question = {
+            "subject": subject,
+            "action": {"name": "tools/call"},
+            "resource": {"type": "tool", "id": self._prefix + name},
+            "context": {"agent": credential.actor},
+        }
+        return json.dumps(question).encode()
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

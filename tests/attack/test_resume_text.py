@@ -214,7 +214,7 @@ def test_what_a_form_sends_back_is_no_humans_word() -> None:
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["yes", " NO ", "Cancel", "later", "Not Now"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["yes", " NO ", "Cancel", "decline", "later", "Not Now"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), inner),
     max_leaves=8,
 )

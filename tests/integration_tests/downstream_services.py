@@ -15,11 +15,10 @@ from urllib.parse import parse_qsl
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
-from mcp.server.fastmcp import Context, FastMCP
-from mcp.server.transport_security import TransportSecuritySettings
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.credential.details import ORDERED
+from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
@@ -33,8 +32,10 @@ from langchain_runtime_authz.resource_server.introspection import (
     IntrospectionClient,
     IntrospectionEndpoint,
 )
-from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
+from langchain_runtime_authz.testing import StaticPDP
+
+from .services import free_port
 
 SECRET = "a secret of a service"
 
@@ -123,6 +124,23 @@ def resource_server(
     )
 
 
+class World:
+    """An issuer's endpoints and one `RuntimeAuthz`, for tests that bring their own services."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, profiles: dict[str, Any], audiences: tuple[str, ...], permit: Any = True
+    ) -> None:
+        self.stack, self.port = stack, free_port()
+        self.authz = RuntimeAuthz(
+            pdp=StaticPDP(permit), profiles=profiles, issuer=LocalIssuer(issuer="https://issuer.example")
+        )
+        self.issuer_url = stack.enter_context(serving(issuer_app(self.authz, audiences), self.port))
+        self.codes = stack.enter_context(Codes())
+
+    def server(self, audience: str, **options: Any) -> Any:
+        return resource_server(self.authz, self.issuer_url, audience, **options)
+
+
 def bank_app(server: ResourceServer, served: list[Credential] | None = None, accept: Any = ORDERED) -> FastAPI:
     """A payment service that knows nothing of LangGraph. `/transfers` demands the call, `/only-transfer` the tool."""
     app = FastAPI()
@@ -160,32 +178,6 @@ def starlette_app(server: ResourceServer) -> Any:
         return {"for": request.state.credential.subject}
 
     return ProtectedApp(app, server)
-
-
-def mcp_app(server: ResourceServer, served: list[str], prefix: str = "") -> Any:
-    """A real MCP server with two tools."""
-    mcp = FastMCP(
-        "bank",
-        stateless_http=True,
-        json_response=True,
-        log_level="WARNING",  # it would set up the process's logging, and httpx would log URLs with tokens in them
-        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-    )
-
-    @mcp.tool()
-    async def pay(recipient: str, ctx: Context) -> str:
-        """Pay somebody."""
-        credential = ctx.request_context.request.state.credential  # type: ignore[union-attr]
-        served.append(f"{credential.subject} pays {recipient}")
-        return f"paid {recipient} for {credential.subject}"
-
-    @mcp.tool()
-    async def wipe(ctx: Context) -> str:
-        """Wipe everything."""
-        served.append("wiped")
-        return "wiped"
-
-    return ProtectedMcp(mcp.streamable_http_app(), server, prefix=prefix)
 
 
 def token_endpoint(authz: RuntimeAuthz, url: str, key: SigningKey, seen: list[dict[str, str]], **lies: Any) -> FastAPI:

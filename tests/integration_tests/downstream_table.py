@@ -24,7 +24,8 @@ from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import call, hand_written, human, replying
-from .downstream_services import Codes, bank_app, issuer_app, mcp_app, resource_server, serving
+from .downstream_services import Codes, bank_app, issuer_app, resource_server, serving
+from .mcp_services import mcp_app
 from .services import free_port
 
 STATUSES = ("ledger", "introspection", "offline")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -21,29 +20,26 @@ from rich.console import Console
 from rich.table import Table
 from starlette.responses import Response
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz import ToolProfile, current_call
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.downstream.exchange import ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.downstream.mcp import CredentialInterceptor, credential_client
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import agent_graph, answer_to, call, hand_written, human, replying
 from .downstream_services import (
     SECRET,
-    Codes,
+    World,
     bank_app,
-    issuer_app,
     legacy_app,
-    mcp_app,
     resource_server,
     serving,
     starlette_app,
     token_endpoint,
 )
 from .downstream_table import COLUMNS, ONLINE, Scene
+from .mcp_services import mcp_app
 from .services import free_port
 
 DEAD = ("after a correction", "after the call", "after the run", "once its key is withdrawn")
@@ -75,21 +71,6 @@ def test_a_service_refuses_the_same_token_one_step_later(status: str, dpop: bool
             "with a proof used before": "401 proof_replayed",
         }
     assert expected == rows
-
-
-class World:
-    """An issuer's endpoints and one `RuntimeAuthz`, for tests that bring their own services."""
-
-    def __init__(self, stack: contextlib.ExitStack, profiles: dict[str, ToolProfile], audiences: tuple[str, ...]) -> None:
-        self.stack, self.port = stack, free_port()
-        self.authz = RuntimeAuthz(
-            pdp=StaticPDP(True), profiles=profiles, issuer=LocalIssuer(issuer="https://issuer.example")
-        )
-        self.issuer_url = stack.enter_context(serving(issuer_app(self.authz, audiences), self.port))
-        self.codes = stack.enter_context(Codes())
-
-    def server(self, audience: str, **options: Any) -> Any:
-        return resource_server(self.authz, self.issuer_url, audience, **options)
 
 
 @pytest.fixture
@@ -166,45 +147,6 @@ def test_a_service_refuses_a_call_whose_arguments_are_not_the_steps(stack: conte
     expected = [200, 200, 403, 403, 403, 403] if path == "/transfers" else [200] * 6
     assert answers == {"bob": expected, "carol": expected}
     assert set(world.codes.seen) == ({"credential_call"} if path == "/transfers" else set())
-
-
-@pytest.mark.parametrize("how", ["interceptor", "dpop"])
-async def test_an_mcp_server_believes_the_call(stack: contextlib.ExitStack, how: str) -> None:
-    """A real MCP server lists its tools to everybody, and runs one for the token of this very call."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/mcp"
-    world = World(
-        stack,
-        {
-            "pay": ToolProfile(effect="pay", sink="external", audience=(url,)),
-            "wipe": ToolProfile(effect="read", sink="none"),  # no audience: it gets no token
-        },
-        (url,),
-    )
-    served: list[str] = []
-    server = resource_server(world.authz, world.issuer_url, url, status="introspection", origin=f"http://127.0.0.1:{port}")
-    stack.enter_context(serving(mcp_app(server, served), port))
-    connection: dict[str, Any] = {"transport": "http", "url": url}
-    interceptors: list[Any] = []
-    if how == "dpop":
-        connection["auth"] = CallAuth(dpop=True, outside="anonymous")
-    else:
-        connection["httpx_client_factory"] = credential_client
-        interceptors.append(CredentialInterceptor({"bank": url}))
-    client = MultiServerMCPClient({"bank": connection}, tool_interceptors=interceptors)
-    tools = await client.get_tools()
-    assert {t.name for t in tools} == {"pay", "wipe"}
-    turns = [[call("pay", {"recipient": "bob"}, "c1")], [call("wipe", {}, "c2")]]
-    graph = world.authz.protect(hand_written(replying(*turns), tools, handle_tool_errors=True))
-    async with world.authz.run(subject="alice", task="Pay bob"):
-        state = await graph.ainvoke(human())
-    assert served == ["alice pays bob"]
-    assert "paid bob for alice" in str(answer_to(state["messages"], "c1").content)
-    assert answer_to(state["messages"], "c2").status == "error"
-    # Outside a protected call nobody is believed.
-    with pytest.raises(BaseException):
-        await next(t for t in tools if t.name == "pay").ainvoke({"recipient": "mallory"})
-    assert served == ["alice pays bob"]
 
 
 class Redirecting:
@@ -314,46 +256,6 @@ async def test_an_interceptor_sends_nothing_by_another_client(stack: contextlib.
     assert app.neighbour == []
     with pytest.raises(ConfigError):
         CredentialInterceptor({"bank": "urn:bank"})
-
-
-@pytest.mark.parametrize("name", ["wipe", "pay"])
-async def test_an_mcp_token_is_for_its_own_tool(stack: contextlib.ExitStack, name: str) -> None:
-    """The token of a `pay` call runs `pay` with its arguments and not `wipe`; two methods in one body are none."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/mcp"
-    world = World(stack, {"pay": ToolProfile(effect="pay", sink="external", audience=(url,))}, (url,))
-    served: list[str] = []
-    server = resource_server(world.authz, world.issuer_url, url, origin=f"http://127.0.0.1:{port}")
-    stack.enter_context(serving(mcp_app(server, served), port))
-    answers: dict[str, int] = {}
-
-    @tool
-    def pay(recipient: str) -> str:
-        """Pay."""
-        headers = {**current_call().credential(url).headers("POST", url), "Accept": "application/json, text/event-stream"}
-        params = {"name": name, "arguments": {"recipient": "bob"} if name == "pay" else {}}
-        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        smuggled = json.dumps(message)[:-1] + ', "method": "tools/list"}'
-        hidden = json.dumps(message).replace('"tools/call"', '"tools\\u002fcall"')
-        with httpx.Client() as client:
-            answers["own"] = client.post(url, json=message, headers=headers).status_code
-            other = {**message, "params": {**params, "arguments": {"recipient": "mallory"}}}
-            answers["other"] = client.post(url, json=other, headers=headers).status_code
-            bare = {k: v for k, v in headers.items() if k != "Authorization"}
-            answers["none"] = client.post(url, json=message, headers=bare).status_code
-            kind = {**bare, "Content-Type": "application/json"}
-            answers["smuggled"] = client.post(url, content=smuggled, headers=kind).status_code
-            answers["hidden"] = client.post(url, content=hidden, headers=kind).status_code
-            answers["batch"] = client.post(url, json=[message], headers=bare).status_code
-            answers["stream"] = client.get(url, headers=bare).status_code
-        return "done"
-
-    graph = world.authz.protect(hand_written(replying([call("pay", {"recipient": "bob"}, "c1")]), [pay]))
-    with world.authz.run(subject="alice", task="Pay bob"):
-        graph.invoke(human())
-    own = 200 if name == "pay" else 403
-    assert answers == {"own": own, "other": 403, "none": 401, "smuggled": 400, "hidden": 401, "batch": 400, "stream": 401}
-    assert served == (["alice pays bob"] if name == "pay" else [])
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])

@@ -16,6 +16,7 @@ from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
+from langchain_runtime_authz.downstream.mcp import httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from tests.unit_tests.credential.tokens import BANK, a_request
 
@@ -215,6 +216,33 @@ async def test_what_is_left_of_a_request_holds_no_credential(road: str, how: str
         assert request.headers["X-Other"] == "kept"
         assert not {"authorization", "dpop"} & set(request.headers)
         assert not any(token.encode() in pickle.dumps(request) for token in ticket.minted_tokens())
+
+
+@pytest.mark.parametrize("to", ["/v1/b", "/v2"])
+async def test_a_client_of_httpx2_is_a_client(to: str) -> None:
+    """It sends a nonce when it is asked for one. A redirect takes nothing along, and what is left holds no credential."""
+    httpx2 = pytest.importorskip("httpx2")
+    asks = {"DPoP-Nonce": "n", "WWW-Authenticate": 'DPoP error="use_dpop_nonce"'}
+    answers = iter([httpx2.Response(401, headers=asks), httpx2.Response(307, headers={"Location": to}), httpx2.Response(200)])
+    got: list[dict[str, str]] = []
+
+    def serve(request: Any) -> Any:
+        got.append(dict(request.headers))
+        return next(answers)
+
+    auth = httpx2_auth(CallAuth(dpop=True))
+    with ticket_scope(a_ticket(BANK + "/v1")):
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(serve), auth=auth, follow_redirects=True) as client:
+            response = await client.post(BANK + "/v1/a")
+    assert response.status_code == 200
+    assert [{"authorization", "dpop"} <= headers.keys() for headers in got] == [True, True, False]
+    for request in (response.request, *(r.request for r in response.history)):
+        assert type(request) is httpx2.Request
+        assert not {"authorization", "dpop"} & set(request.headers)
+    with pytest.raises(CredentialError):
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(serve), auth=auth) as client:
+            await client.post(BANK + "/v1/a")
+    assert len(got) == 3
 
 
 @ROADS
