@@ -76,3 +76,8 @@ def put(path: Path, made: Mapping[str, bytes]) -> Path:
     new.write_bytes(pack(made))
     os.replace(new, path)
     return path
+
+
+def policy_data(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entity that holds data for the shipped Cedar policies."""
+    return {"uid": {"type": "Data", "id": "policy"}, "attrs": dict(attrs), "parents": []}

@@ -57,7 +57,7 @@ class CedarPDP(InProcess):
     Args:
         policies: text or path; the shipped sample when absent.
         schema: text or path of a Cedar schema (not the JSON form); with `policies` of your own required.
-        entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say.
+        entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say, or `Data::"policy"`.
         obligations: name → `{"type": …, "properties": {…}}`, for `@obligation`.
         to_cedar: makes `{principal, action, resource, context}` of a request's JSON, as `cedar_request` does. `entities`
             next to them are this request's own.
@@ -261,6 +261,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
             "schema_version": ctx["schema_version"],
             "now": ctx["now"],
             "subject": {"kind": request["subject"]["type"], "properties": _ref("Texts", "subject")},
+            "agent": {"attested": ctx["agent"]["attested"]},
             "task": {"epoch": ctx["task"]["epoch"], "corrections": ctx["task"]["corrections"]},
             "lease": {key: lease[key] for key in ("epoch", "exp", "seconds", "steps")},
             "grant_refusal": _refusal(action, name, properties, ctx),

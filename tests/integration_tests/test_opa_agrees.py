@@ -26,6 +26,7 @@ from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from tests.bundles import policy_data
 from tests.integration_tests.mutants import ANYTHING, type_preserving, wild
 from tests.integration_tests.services import POLICIES, OpaServer, opa_binary
 
@@ -123,14 +124,19 @@ def readable(request: EvaluationRequest) -> bool:
 def test_every_engine_decides_alike(server: OpaServer, kind: Callable[[random.Random], Any]) -> None:
     """Wasm and the OPA client give equal decisions; Cedar permits nothing that Rego denies, and nearly all it permits."""
     wasm, opa, cedar = WasmPDP(pool_size=1), OpaPDP(server.url, timeout=10), CedarPDP()
+    proof = {"attested": ["write", "pay"]}
+    strict = WasmPDP(data=proof, pool_size=1), CedarPDP(entities=[policy_data(proof)])
     asked = list(requests(kind, REQUESTS))
-    permitted = both = alike = 0
+    permitted = both = alike = proven = 0
     blank = {"decision_id": "", "pdp_decision_id": "", "policy_revision": ""}
     for first in range(0, len(asked), 8):
         batch = asked[first : first + 8]
         ours, theirs, rust = (Evaluator(p, deadline=20).evaluate([r.to_json() for r in batch]) for p in (wasm, opa, cedar))
         assert [replace(d, **blank) for d in ours] == [replace(d, **blank) for d in theirs]
-        for request, rego, other in zip(batch, ours, rust, strict=True):
+        ours, rust = [*ours], [*rust]
+        for pdp, given in zip(strict, (ours, rust), strict=True):
+            given += Evaluator(pdp, deadline=20).evaluate([r.to_json() for r in batch])
+        for request, rego, other in zip([*batch, *batch], ours, rust, strict=True):
             assert rego.permit or not other.permit, request
             # A question where Rego denies would let a human lift what nobody may.
             assert other.outcome != "approval_required" or rego.outcome in ("approval_required", "permit"), request
@@ -138,8 +144,10 @@ def test_every_engine_decides_alike(server: OpaServer, kind: Callable[[random.Ra
             permitted += matching
             both += matching and other.permit
             alike += (rego.outcome, rego.reasons) == (other.outcome, other.reasons)
-    for pdp in (wasm, opa):
+            proven |= (other.reasons == ("not_attested",)) and rego.reasons == other.reasons
+    for pdp in (wasm, opa, strict[0]):
         pdp.close()
+    assert proven
     print(f"{kind.__name__}: {len(asked)} requests, Rego permits {permitted}, Cedar {both} of them; {alike} alike to the code")
     assert permitted > len(asked) / 50
     assert both >= 0.9 * permitted

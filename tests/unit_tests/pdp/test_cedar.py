@@ -19,6 +19,7 @@ from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import EFFECTS
 from langchain_runtime_authz.testing.requests import NOW, example_request
+from tests.bundles import policy_data
 
 FOLDER = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 SAMPLE = (FOLDER / "runtime_authz.cedar").read_text()
@@ -51,6 +52,30 @@ def wasm() -> Iterator[WasmPDP]:
     pdp = WasmPDP(pool_size=1)
     yield pdp
     pdp.close()
+
+
+@pytest.mark.parametrize("attested", [[], ["pay", "send"], None], ids=str)
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_proof_of_the_workload_is_demanded_as_in_rego(attested: list[str] | None, proven: bool) -> None:
+    """By the data of the same name."""
+    rego = WasmPDP(data={} if attested is None else {"attested": attested}, pool_size=1)
+    cedar = CedarPDP(entities=[] if attested is None else [policy_data({"attested": attested})])
+    for effect in EFFECTS:
+        request = {EFFECT: effect, STANDING: "covered", "context.agent.attested": proven}
+        (known,) = Evaluator(rego).evaluate([example_request(request).to_json()])
+        assert ("not_attested" in known.reasons) is (not proven and effect in (attested or ()))
+        given = ask(cedar, request)
+        assert (given.outcome, given.reasons) == (known.outcome, known.reasons)
+    rego.close()
+
+
+def test_a_demand_that_is_misspelt_is_not_lost() -> None:
+    """An effect that there is not demands a proof for each, and another shape is not loaded."""
+    demanding = CedarPDP(entities=[policy_data({"attested": ["payments"]})])
+    assert ask(demanding, {"context.agent.attested": False}).reasons == ("not_attested",)
+    for wrong in ("pay", [1], {"pay": True}):
+        with pytest.raises(ConfigError):
+            CedarPDP(entities=[policy_data({"attested": wrong})])
 
 
 @pytest.mark.parametrize(
