@@ -8,12 +8,13 @@ plans anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.state import (
     BELOW,
@@ -150,6 +151,9 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
         raise
     except Exception as exc:  # a ledger that fails denies
         decision = engine.ledger_failed(exc, run)
+        if isinstance(exc, AuditError):  # nothing runs under the lease that was taken, and nobody need wait for it
+            with suppress(Exception):
+                yield Commit(scope, None, [EndLease(run.jti, "ended")])
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
     resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}

@@ -234,3 +234,5 @@ def test_a_full_audit_disk_is_not_called_a_broken_ledger(tmp_path: Any) -> None:
         graph.invoke(_said("x"), CONFIG)
     assert denied.value.code == "audit_unavailable"
     assert authz.explain(denied.value.decision_id).reasons[0].code == "audit_unavailable"
+    sink.full = False
+    assert authz.reenter(graph, CONFIG, input=_said("x")).how == "send again"  # at once: no lease is left behind
