@@ -69,12 +69,13 @@ class Endless(list):
 
 def turn(messages: list[Any]) -> AIMessage:
     """Read the bill, pay what it says, say so."""
-    order = next(m for m in reversed(messages) if m.type == "human")
-    done = [m for m in messages[messages.index(order) :] if m.type == "tool"]
-    name, args = "read_bill", {"number": int(re.search(r"DE(\d+)", order.content)[1])}  # type: ignore[index]
-    if len(done) == 1:
+    done = [m for m in messages if m.type == "tool"]
+    if len(done) > 1:
+        return AIMessage("Done.")
+    name, args = "read_bill", {"number": int(messages[0].content.partition("DE")[2])}
+    if done:
         name, args = "send_money", {"recipient": done[0].content.split()[-1], "amount": 45}
-    return AIMessage("Done." if len(done) > 1 else "", tool_calls=[{"name": name, "args": args, "id": secrets.token_hex(4)}] if len(done) < 2 else [])
+    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": secrets.token_hex(4)}])
 
 
 class Place:
@@ -187,6 +188,11 @@ class Workers:
         one.start()
         return one
 
+    def warm(self) -> None:
+        """Wait until each has ended a run."""
+        while len({e["worker"] for e in self.place.told() if e["end"] in ENDS}) < WORKERS:
+            time.sleep(0.5)
+
     def kill(self) -> None:
         """The first one, and start another."""
         os.kill(self.running[0].pid, signal.SIGKILL)
@@ -235,8 +241,7 @@ def faults(place: Place, opa: OpaServer, at_once: int, hold: float) -> list[str]
         "workers' clock +1 h": (lambda: workers.signal(signal.SIGUSR1), lambda: workers.signal(signal.SIGHUP)),
         "workers' clock -1 h": (lambda: workers.signal(signal.SIGUSR2), lambda: workers.signal(signal.SIGHUP)),
     }
-    while len({e["worker"] for e in place.told() if e["end"] in ENDS}) < WORKERS:
-        time.sleep(0.5)
+    workers.warm()
     print(f"{at_once} at once, each fault for {hold:g} s; {machine()}\n")
     print("| fault | ended | clients saw | first end after it | last failure after it | log lines | one of them |\n|---|---|---|---|---|---|---|")
     for name, (begin, end) in played.items():
@@ -245,7 +250,7 @@ def faults(place: Place, opa: OpaServer, at_once: int, hold: float) -> list[str]
         time.sleep(hold)
         end()
         over = time.monotonic()
-        while True:  # every worker has ended a run that it began after it, or its patience has
+        while True:  # until every worker has ended a run that it began afterwards
             time.sleep(0.5)
             told = place.told(lines)
             began = {e["run"] for e in told if e["end"] == "begun" and e["at"] > over}
@@ -300,6 +305,7 @@ def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float
     rows: list[list[float]] = []
     columns = ("runs", "RSS MB", "descriptors", "threads", "rows", "tables MB", "log MB")
     print(f"{rate:g} runs/s wanted, {at_once} at once, {WORKERS} workers; {machine()}\n\n| minute | {' | '.join(columns)} |\n|---|" + "---|" * len(columns))
+    workers.warm()
     began = time.monotonic()
     while time.monotonic() < began + seconds:
         time.sleep(min(60, seconds / 12))
@@ -328,7 +334,7 @@ def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float
         one.kill()
     third = max(1, len(rows) // 3)
     grew = {
-        name: statistics.median(r[n] for r in rows[-third:]) / statistics.median(r[n] for r in rows[third : 2 * third] or rows)
+        name: statistics.median(r[n] for r in rows[-third:]) / max(1, statistics.median(r[n] for r in rows[third : 2 * third] or rows))
         for n, name in enumerate(columns) if n
     }  # fmt: skip
     print("\nthe last third over the second: " + ", ".join(f"{name} ×{by:.2f}" for name, by in grew.items()))
