@@ -101,13 +101,10 @@ class Ticket(Sealed):
 
     Attributes:
         tool: the tool's name.
-        tool_ref: the tool object for which the call was decided; compared by identity.
         call_id: the model's id of the call, where it gave one.
         call_key: the ledger's key of the call.
         agent: path from the root agent.
         epoch: of the task, at the commit.
-        args_digest: `digest.digest` of the decided arguments.
-        parsed: the parsed arguments object that the tool receives.
         raw: the arguments as decided, without injected ones.
         decision_id: finds the audit record.
         jti: id of the tokens minted for the call.
@@ -129,26 +126,22 @@ class Ticket(Sealed):
 
     _pickled = "[ticket]"
     __slots__ = (
-        "_lock", "_minted", "_minting", "_others", "_refusals",
-        "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "concluded", "decision_id", "epoch",
-        "idempotency_key", "jti", "leaked", "mint", "obligations", "parsed", "raw", "reaches", "redeemed", "spent", "tool", "tool_ref",
-        "withheld",
+        "_lock", "_minted", "_minting", "_others", "_refusals", "agent", "amint", "approval_key", "audiences", "call_id",
+        "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "raw",
+        "reaches", "redeemed", "spent", "tool", "withheld",
     )  # fmt: skip
 
     def __init__(
         self,
         *,
         tool: str,
-        tool_ref: object,
         call_id: str | None,
         call_key: str,
         agent: tuple[str, ...],
         epoch: int,
-        args_digest: str,
         decision_id: str,
         jti: str,
         idempotency_key: str,
-        parsed: Mapping[str, Any] | str | None = None,
         raw: Mapping[str, Any] | str | None = None,
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
@@ -163,16 +156,13 @@ class Ticket(Sealed):
         self.tool = tool
         self._refusals = refusals
         self.approval_key = approval_key
-        self.tool_ref = tool_ref
         self.call_id = call_id
         self.call_key = call_key
         self.agent = agent
         self.epoch = epoch
-        self.args_digest = args_digest
         self.decision_id = decision_id
         self.jti = jti
         self.idempotency_key = idempotency_key
-        self.parsed = parsed
         self.raw = raw
         self.audiences = audiences
         self.obligations = obligations
@@ -329,14 +319,6 @@ class Ticket(Sealed):
     def minted_tokens(self) -> tuple[str, ...]:
         """Return the tokens handed out, to search the tool's output for them."""
         return (*(c.token for c in tuple(self._minted.values())), *self._others)
-
-    def accuse(self) -> None:
-        """Note that a token of the call was seen in an output."""
-        self.leaked = True
-
-    def withhold(self) -> None:
-        """Note that a part of the output was withheld."""
-        self.withheld = True
 
     def __repr__(self) -> str:
         state = "concluded" if self.concluded else "redeemed" if self.redeemed else "unused"

@@ -116,7 +116,7 @@ def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:
     """Return a digest of a message's calls, for recognising the same calls elsewhere."""
-    return _sha256(list(calls))
+    return hashlib.sha256(json.dumps(list(calls)).encode()).hexdigest()
 
 
 class Intended(Protocol):
@@ -211,7 +211,3 @@ def idempotency_key(intent: str, plan_id: str, position: int, tool: str, args_di
     """
     text = f"{intent}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sha256(parts: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

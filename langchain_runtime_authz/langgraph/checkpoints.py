@@ -81,11 +81,6 @@ def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
     return saver if isinstance(saver, BaseCheckpointSaver) else None
 
 
-def is_below(config: Mapping[str, Any]) -> bool:
-    """Return True if a root config names a child's checkpoint, as `get_state(subgraphs=True)` gives it."""
-    return bool((config.get("configurable") or {}).get("checkpoint_ns"))
-
-
 def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any] | None:
     """Return where a thread's checkpoints are; `None` for a call without a thread."""
     configurable = config.get("configurable") or {}

@@ -196,7 +196,9 @@ def _asked(
     # What is asked late would come before a tool's own question, and take the answer to it.
     # A call that code makes by itself and that never ran comes after every question that was answered.
     before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
-    late = before_answers and answers_left(config, had() if had else rounds + sum(_reviewed_by(j, me) for j in judged))
+    # A review in this task had an answer about its call before the code that asks now.
+    answered = had() if had else rounds + sum(_by_review(j, me) and not j.call.reviewed for j in judged)
+    late = before_answers and answers_left(config, answered)
     refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
     here = run.engine.on_ask is not None
     if fresh and late and had and can_ask(config) and not here:
@@ -231,11 +233,6 @@ def _asked_before(judged: DecidedCall, me: str) -> bool:
 def _by(ask: Approval, me: str) -> bool:
     """Return True if an enforcement point of ours asked, in this task."""
     return ask.task_id == me and ask.source != "hitl"
-
-
-def _reviewed_by(judged: DecidedCall, me: str) -> bool:
-    """Return True if a review in this task had an answer about the call before the code that asks now."""
-    return _by_review(judged, me) and not judged.call.reviewed
 
 
 def _by_review(judged: DecidedCall, me: str) -> bool:

@@ -207,13 +207,11 @@ def messages_in(value: Any) -> list[Any]:
     state = written(value)
     found = state.get("messages") if isinstance(state, (dict, Mapping)) else getattr(state, "messages", None)
     _, found = overwritten(found)
-    if isinstance(found, list) or (isinstance(found, tuple) and not _is_pair(found)):
+    if isinstance(found, list) or (
+        isinstance(found, tuple) and not (len(found) == _PAIR and all(isinstance(part, str) for part in found))
+    ):
         return list(found)
     return [] if found is None else [found]
-
-
-def _is_pair(entry: Sequence[Any]) -> bool:
-    return len(entry) == _PAIR and all(isinstance(part, str) for part in entry)
 
 
 def as_message(entry: object) -> BaseMessage | None:

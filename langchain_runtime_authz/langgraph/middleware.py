@@ -35,6 +35,7 @@ from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, deny
+from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.langgraph import callback_backstop
 from langchain_runtime_authz.langgraph._private import (
@@ -51,7 +52,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, gated_task, run_scope
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import waiting
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
@@ -243,7 +244,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
     """Return the run of a protected graph, if one of its own gates is around this node."""
-    return find_run(config) if task_id(config) == gated_task() else None
+    return find_run(config) if task_id(config) == current_scope.get().task else None
 
 
 def _opened(entering: Entering[Any]) -> Run:

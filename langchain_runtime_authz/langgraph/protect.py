@@ -41,7 +41,7 @@ from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
 from langchain_runtime_authz.langgraph.store import gate_store
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
-from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
+from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
@@ -130,7 +130,7 @@ def _gate_node(name: str, node: PregelNode, protection: Protection, channels: fr
     bound = node.bound
     if bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound):
         return
-    if isinstance(bound, ToolNode) and not is_gated_tool_node(bound):
+    if isinstance(bound, ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
         bound = gate_tool_node(bound, protection.profiles)
     for held in walk(roots_of(node)):
         if isinstance(held, ToolNode) and held is not node.bound:

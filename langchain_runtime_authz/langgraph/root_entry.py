@@ -28,7 +28,6 @@ from langchain_runtime_authz.langgraph._private import (
 )
 from langchain_runtime_authz.langgraph.checkpoints import (
     check_child,
-    is_below,
     mark_child,
     mark_of,
     moved,
@@ -346,7 +345,9 @@ class _Root(Entering[tuple[Any, Any]]):
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
             state = yield read_state(self.graph, self.config)
-            given = yield from resumed(entry, given, state, below=is_below(self.config))
+            # A root config may name a child's checkpoint, as `get_state(subgraphs=True)` gives it.
+            below = bool(self.config["configurable"].get("checkpoint_ns"))
+            given = yield from resumed(entry, given, state, below=below)
         elif given is None and saver_of(self.graph) is not None:
             given = answered_elsewhere(entry, (yield read_state(self.graph, self.config)))
         if entry.pending:

@@ -26,7 +26,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langchain_runtime_authz.audit.sinks import told
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
-from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential
+from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -56,10 +56,14 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
     """
 
 
-class Handle:
-    """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened."""
+class Handle(Sealed):
+    """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened.
+
+    Unpickles as a constant string, which does not count as a handle.
+    """
 
     __slots__ = ("__weakref__", "target")
+    _pickled = _PLACEHOLDER
 
     def __init__(self, target: Run | RunHandle) -> None:
         self.target = target
@@ -76,16 +80,6 @@ class Handle:
 
     def __repr__(self) -> str:
         return ""
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        # Unpickles as a constant string, which does not count as a handle.
-        return str, (_PLACEHOLDER,)
-
-    def __copy__(self) -> Handle:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
-        return self
 
 
 # Set by `with authz.run(...)`, read by root entries at the call.
@@ -161,11 +155,6 @@ def find_run(config: Mapping[str, Any] | None) -> Run | None:
 def running() -> Run | None:
     """Return the run of the enforcement point around the current code."""
     return current_scope.get().run  # type: ignore[no-any-return]
-
-
-def gated_task() -> str:
-    """Return the task of the innermost node enforcement point around the current code."""
-    return current_scope.get().task
 
 
 def current_node(run: Run | None) -> Any:

@@ -105,12 +105,6 @@ def waiting() -> bool:
     return type(one) is Pending and (one.left or not one.used)
 
 
-def current_execution() -> ToolExecution | None:
-    """Return the execution of the guarded tool around the current code."""
-    one = current_scope.get()
-    return one if type(one) is ToolExecution else None
-
-
 def hand_on(one: Pending | None) -> CodeScope:
     """Hand `one` to the guard of the one call made next. Return the scope before, to be put back."""
     before = current_scope.get()
@@ -204,11 +198,6 @@ class ToolExecution(CodeScope):
         stages.append(stage)
         return True
 
-    @property
-    def invoked(self) -> bool:
-        """True if only the tool's own `invoke` has started."""
-        return self.stages == ["invoke"]
-
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the options of `run`, with the callbacks that stand in them filtered if a token can be written to them."""
         if not self.mints or not given.get("callbacks"):
@@ -259,10 +248,8 @@ class ToolExecution(CodeScope):
     def _tell(self, cleaner: Cleaner | None) -> None:
         """Note what was found, for the end of the call."""
         if self.ticket is not None and cleaner is not None:
-            if cleaner.found:
-                self.ticket.accuse()
-            if cleaner.withheld:
-                self.ticket.withhold()
+            self.ticket.leaked |= cleaner.found
+            self.ticket.withheld |= cleaner.withheld
 
     # --- around it ---
 

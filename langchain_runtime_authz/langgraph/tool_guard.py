@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.kept import kept, lookalike
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution, current_execution
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
 from langchain_runtime_authz.langgraph.tool_profiles import (
     GUARDED,
     IN_PLACE,
@@ -346,7 +346,7 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
 
 def _within_own_invoke(tool: BaseTool) -> bool:
     """Return True once if the tool's own `invoke`, which was decided, comes down to `run` as LangChain's does."""
-    execution = current_execution()
-    if execution is None or execution.guard is not guard_of(tool) or not execution.invoked:
+    execution = current_scope.get()
+    if type(execution) is not ToolExecution or execution.guard is not guard_of(tool) or execution.stages != ["invoke"]:
         return False
     return execution.admits("run")

@@ -130,11 +130,6 @@ class _Gate(ToolNode):
         return request
 
 
-def is_gated_tool_node(node: object) -> bool:
-    """Return True for a tool node with our enforcement point."""
-    return getattr(type(node), "__runtime_authz_gated__", False) is True
-
-
 def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
     """Return a gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
     gated = copy.copy(node)

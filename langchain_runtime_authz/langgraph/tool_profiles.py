@@ -166,7 +166,9 @@ def foreign(tool: BaseTool, declared: ToolProfile) -> str:
     """Return why the profile is for another tool of the same name: other code, or other arguments."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
-    if declared.arguments is not None and (given := model_arguments(tool)) != frozenset(declared.arguments):
+    if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
+        declared.arguments
+    ):
         other = ", ".join(sorted(given ^ frozenset(declared.arguments)))
         return f"its profile is for other arguments ({other})"
     return ""
@@ -177,11 +179,6 @@ def package_of(tool: BaseTool) -> str:
     function = next((f for f in _functions(tool) if f is not None), None)
     made = getattr(type(tool), GUARDED, type(tool)) if function is None else function
     return str(getattr(made, "__module__", "")).partition(".")[0]
-
-
-def model_arguments(tool: BaseTool) -> frozenset[str]:
-    """Return the names of the arguments that a model gives a tool."""
-    return frozenset(arguments_of(tool)) - injected_names(tool)
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:

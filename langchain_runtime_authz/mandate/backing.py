@@ -15,33 +15,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms
+from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
-from langchain_runtime_authz.mandate.model import (
-    MAX_ROWS,
-    MAX_STEPS,
-    Argument,
-    AtLeast,
-    AtMost,
-    Between,
-    Condition,
-    Const,
-    Contains,
-    Each,
-    Eq,
-    Extract,
-    Field,
-    Free,
-    Mandate,
-    Not,
-    OneOf,
-    Pick,
-    Span,
-    StartsWith,
-    Step,
-    Text,
-    Where,
-    Within,
-)
 from langchain_runtime_authz.mandate.outputs import worth
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
@@ -52,7 +27,7 @@ _MAX_NEEDS: Final = 256  # values of one mandate
 
 
 def backed(
-    mandate: Mandate,
+    mandate: model.Mandate,
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
@@ -80,7 +55,7 @@ def backed(
     for step in steps:
         if check.doubtful(step) or (wary and profiles[step.tool].effect in RISKY):
             confirm.append(step.id)
-    kept = Mandate(
+    kept = model.Mandate(
         steps=steps,
         limits=mandate.limits,
         never=mandate.never,
@@ -93,7 +68,7 @@ def backed(
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
     """Return what is confirmed, each once; whole effects if the steps are too many to be named."""
     found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
-    return found if len(found) <= MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
+    return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,7 +82,7 @@ class _Check:
 
     def __init__(
         self,
-        mandate: Mandate,
+        mandate: model.Mandate,
         words: Texts,
         profiles: Mapping[str, ToolProfile],
         signatures: Mapping[str, Mapping[str, Any]],
@@ -117,11 +92,11 @@ class _Check:
         self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
         self.placing = Placing(words)
         self.needs = 0
-        self.kept: dict[str, Step] = {}
+        self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
         self.behind: dict[str, dict[str, None]] = {}  # the reads that a step takes values from, over every step
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[model.Step, ...]:
         """Return the steps that are left, without those that depend on a lost one."""
         for step in self.mandate.steps:
             for needed in (*step.sources, *([step.after] if step.after else [])):
@@ -129,13 +104,13 @@ class _Check:
                     self.lost[step.id] = f"it depends on `{needed}`"
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
-    def anchored(self, step: Step) -> bool:
+    def anchored(self, step: model.Step) -> bool:
         """Return True if the words hold a value of the step, or of a read that it takes values from."""
         return any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))
 
-    def doubtful(self, step: Step) -> bool:
+    def doubtful(self, step: model.Step) -> bool:
         """Return True if nothing in the words is about a step that does great harm, or whose target is looked up."""
-        looked_up = any(isinstance(argument, Field | Pick | Each) for argument in step.args.values())
+        looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
         profile = self.profiles[step.tool]
         return profile.side_effect and (looked_up or profile.effect in RISKY) and not self.anchored(step)
 
@@ -144,7 +119,7 @@ class _Check:
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 
-    def take(self, step: Step) -> None:
+    def take(self, step: model.Step) -> None:
         """Take a step over, or note why not."""
         why = self._unfit(step)
         if why is None:
@@ -154,7 +129,7 @@ class _Check:
 
     # --- what a step may not be, whatever the words are
 
-    def _unfit(self, step: Step) -> str | None:
+    def _unfit(self, step: model.Step) -> str | None:
         profile, known = self.profiles.get(step.tool), self.signatures.get(step.tool)
         if profile is None or profile.draft:
             return f"`{step.tool}` has no reviewed profile"
@@ -171,23 +146,25 @@ class _Check:
                 return f"`{name}`: {why}"
         return None
 
-    def _unfit_argument(self, profile: ToolProfile, name: str, argument: Argument) -> str | None:
+    def _unfit_argument(self, profile: ToolProfile, name: str, argument: model.Argument) -> str | None:
         harmless = name in profile.free or name in profile.when
-        if isinstance(argument, Free) and (name in profile.critical or (profile.side_effect and not harmless)):
+        if isinstance(argument, model.Free) and (name in profile.critical or (profile.side_effect and not harmless)):
             return "it decides what the call hits, so it cannot be free"
-        if isinstance(argument, Text) and name not in profile.text:
+        if isinstance(argument, model.Text) and name not in profile.text:
             return "it is not a text argument"
-        sources: tuple[str, ...] = (argument.step,) if isinstance(argument, Field | Pick | Each | Extract) else ()
-        if isinstance(argument, Text):
+        sources: tuple[str, ...] = (
+            (argument.step,) if isinstance(argument, model.Field | model.Pick | model.Each | model.Extract) else ()
+        )
+        if isinstance(argument, model.Text):
             sources = tuple(i.partition(".")[0] for i in argument.inputs)
         for source in sources:
             if self.profiles[self.kept[source].tool].side_effect:
                 return f"`{source}` is not a read"
-        if isinstance(argument, Field | Pick | Each):
+        if isinstance(argument, model.Field | model.Pick | model.Each):
             read = self.profiles[self.kept[argument.step].tool]
             wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
-            chosen = [] if isinstance(argument, Field) else [*argument.where]
-            if isinstance(argument, Pick):
+            chosen = [] if isinstance(argument, model.Field) else [*argument.where]
+            if isinstance(argument, model.Pick):
                 chosen += [field for field in (argument.max, argument.min) if field]
             for path, least in [(argument.path, 2 if wanted else 1), *((p, 1) for p in chosen)]:
                 if worth(read, path) < least:
@@ -196,7 +173,7 @@ class _Check:
 
     # --- where the words say it
 
-    def _place(self, step: Step) -> str | None:
+    def _place(self, step: model.Step) -> str | None:
         profile = self.profiles[step.tool]
         args = {n: a for n, a in step.args.items() if not self._default(step.tool, n, a)}
         needs = list(self._needs(step, profile, args))
@@ -216,15 +193,20 @@ class _Check:
         said: dict[str, list[Place]] = {}
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
-        marked = {n: self._marked(a, said[n]) if isinstance(a, Const) and n in said else a for n, a in args.items()}
-        plain = {n: Const(value=a.value) if isinstance(a, Const) and n not in said else a for n, a in marked.items()}
+        marked = {
+            n: self._marked(a, said[n]) if isinstance(a, model.Const) and n in said else a for n, a in args.items()
+        }
+        plain = {
+            n: model.Const(value=a.value) if isinstance(a, model.Const) and n not in said else a
+            for n, a in marked.items()
+        }
         self.kept[step.id] = step.model_copy(update={"args": plain})
         return None
 
-    def _default(self, tool: str, name: str, argument: Argument) -> bool:
+    def _default(self, tool: str, name: str, argument: model.Argument) -> bool:
         """Return True if the argument is the default that its schema has: it says nothing."""
         schema = self.signatures[tool].get(name)
-        if not isinstance(argument, Const) or not isinstance(schema, Mapping) or "default" not in schema:
+        if not isinstance(argument, model.Const) or not isinstance(schema, Mapping) or "default" not in schema:
             return False
         default = schema["default"]
         value = list(argument.value) if isinstance(argument.value, tuple) else argument.value
@@ -235,7 +217,7 @@ class _Check:
         listed = schema.get("enum") if isinstance(schema, Mapping) else None
         return isinstance(value, bool) or (isinstance(listed, list | tuple) and value in listed)
 
-    def _needs(self, step: Step, profile: ToolProfile, args: Mapping[str, Argument]) -> Iterator[Need]:
+    def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
         for name, argument in args.items():
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             for value in _values(argument):
@@ -250,46 +232,48 @@ class _Check:
                     dictated=name in profile.text,
                     ends=command and long,
                     strict=profile.effect in RISKY,
-                    shares=isinstance(argument, OneOf),
-                    joined=isinstance(argument, OneOf | Between),
+                    shares=isinstance(argument, model.OneOf),
+                    joined=isinstance(argument, model.OneOf | model.Between),
                 )
-            if isinstance(argument, Pick | Each):
+            if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
                     yield Need(f"{argument.step} {field}", value, shares=True)
-            if isinstance(argument, Each) and argument.limit > MAX_ROWS:
+            if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
                 yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
         if step.times > 1:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
 
-    def _marked(self, argument: Const, places: Sequence[Place]) -> Const:
+    def _marked(self, argument: model.Const, places: Sequence[Place]) -> model.Const:
         n, start, end = hull(places)
         segment = self.words.segments[n]
-        return Const(value=argument.value, said=Span(segment.digest, segment.offset + start, segment.offset + end))
+        return model.Const(
+            value=argument.value, said=model.Span(segment.digest, segment.offset + start, segment.offset + end)
+        )
 
 
-def _values(argument: Argument) -> tuple[object, ...]:
+def _values(argument: model.Argument) -> tuple[object, ...]:
     """Return the values that an argument states."""
-    if isinstance(argument, Const):
+    if isinstance(argument, model.Const):
         return argument.value if isinstance(argument.value, tuple) else (argument.value,)
-    if isinstance(argument, OneOf):
+    if isinstance(argument, model.OneOf):
         return argument.values
-    if isinstance(argument, Between):
+    if isinstance(argument, model.Between):
         return argument.low, argument.high
-    if isinstance(argument, Within):
+    if isinstance(argument, model.Within):
         return (argument.prefix,)
-    return argument.quote if isinstance(argument, Text) else ()
+    return argument.quote if isinstance(argument, model.Text) else ()
 
 
-def _wanted(where: Where) -> Iterator[tuple[str, object]]:
+def _wanted(where: model.Where) -> Iterator[tuple[str, object]]:
     for field, conditions in where.items():
         for condition in conditions:
             yield field, _value_of(condition)
 
 
-def _value_of(condition: Condition) -> object:
-    while isinstance(condition, Not):
+def _value_of(condition: model.Condition) -> object:
+    while isinstance(condition, model.Not):
         condition = condition.condition
-    if isinstance(condition, Eq | AtLeast | AtMost):
+    if isinstance(condition, model.Eq | model.AtLeast | model.AtMost):
         return condition.value
-    assert isinstance(condition, Contains | StartsWith)  # noqa: S101  (for the type checker)
+    assert isinstance(condition, model.Contains | model.StartsWith)  # noqa: S101  (for the type checker)
     return condition.text

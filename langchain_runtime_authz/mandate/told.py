@@ -5,38 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from langchain_runtime_authz.mandate.model import (
-    Argument,
-    AtLeast,
-    AtMost,
-    Between,
-    Condition,
-    Const,
-    Contains,
-    Each,
-    Eq,
-    Extract,
-    Field,
-    Free,
-    Limit,
-    Mandate,
-    Never,
-    Not,
-    OneOf,
-    Own,
-    Pick,
-    StartsWith,
-    Step,
-    Text,
-    Where,
-    Within,
-)
+from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.profile import ToolProfile
 
 _LONGEST: Final = 200  # characters shown of one value
 
 
-def told(mandate: Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
+def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
     """Return a sentence for each step, limit and prohibition, and for what is confirmed.
 
     With profiles, a step begins with its effect.
@@ -47,11 +22,11 @@ def told(mandate: Mandate, profiles: Mapping[str, ToolProfile] | None = None) ->
     return said + ([f"ask before: {', '.join(mandate.confirm)}"] if mandate.confirm else [])
 
 
-def told_step(step: Step, profile: ToolProfile | None = None) -> str:
+def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:
     """Return a step in plain words: `pay: send_money, recipient = Bob (you said it), amount = 45`."""
     parts = [f"{profile.effect}: {step.tool}" if profile is not None else step.tool]
     parts += [f"{name} = {_argument(argument)}" for name, argument in step.args.items()]
-    each = any(isinstance(argument, Each) for argument in step.args.values())
+    each = any(isinstance(argument, model.Each) for argument in step.args.values())
     if step.times > 1:
         parts.append(f"{step.times} times{' each' if each else ''}")
     if step.after is not None:
@@ -61,33 +36,33 @@ def told_step(step: Step, profile: ToolProfile | None = None) -> str:
     return ", ".join(parts)
 
 
-def _argument(argument: Argument) -> str:
+def _argument(argument: model.Argument) -> str:
     match argument:
-        case Const(value=value, said=said):
+        case model.Const(value=value, said=said):
             values = value if isinstance(value, tuple) else (value,)
             return f"{_listed(values, 'and')}{' (you said it)' if said is not None else ''}"
-        case Own():
+        case model.Own():
             return "your own"
-        case OneOf(values=values):
+        case model.OneOf(values=values):
             return _listed(values, "or")
-        case Between(low=low, high=high):
+        case model.Between(low=low, high=high):
             return f"from {_value(low)} to {_value(high)}"
-        case Within(prefix=prefix):
+        case model.Within(prefix=prefix):
             return f"within {_value(prefix)}"
-        case Field(step=step, path=path):
+        case model.Field(step=step, path=path):
             return _of(path, step)
-        case Pick(step=step, path=path, where=where, max=greatest, min=least):
+        case model.Pick(step=step, path=path, where=where, max=greatest, min=least):
             by = f", with the greatest `{greatest}`" if greatest else f", with the least `{least}`" if least else ""
             return f"{_of(path, step)}, of the one record{_where(where)}{by}"
-        case Each(step=step, path=path, where=where, limit=limit):
+        case model.Each(step=step, path=path, where=where, limit=limit):
             return f"{_of(path, step)}, of each record{_where(where)}, at most {limit}"
-        case Extract(step=step, path=path):
+        case model.Extract(step=step, path=path):
             return f"a value in the text of {_of(path, step)}; you will be shown it"
-        case Text(quote=quote, inputs=inputs):
+        case model.Text(quote=quote, inputs=inputs):
             parts = [f"the words {_listed(quote, 'and')}"] if quote else []
             parts += [f"what {_listed(inputs, 'and')} returned"] if inputs else []
             return " and ".join(parts) or "free text without data of others"
-        case Free():
+        case model.Free():
             return "anything"
     raise AssertionError(argument)
 
@@ -96,32 +71,32 @@ def _of(path: str, step: str) -> str:
     return f"`{path}` of `{step}`" if path else f"the output of `{step}`"
 
 
-def _where(where: Where) -> str:
+def _where(where: model.Where) -> str:
     conditions = [f"`{field}` {_condition(c)}" for field, several in where.items() for c in several]
     return f" whose {' and '.join(conditions)}" if conditions else ""
 
 
-def _condition(condition: Condition) -> str:
+def _condition(condition: model.Condition) -> str:
     match condition:
-        case Eq(value=value):
+        case model.Eq(value=value):
             return f"is {_value(value)}"
-        case Contains(text=text):
+        case model.Contains(text=text):
             return f"contains {_value(text)}"
-        case StartsWith(text=text):
+        case model.StartsWith(text=text):
             return f"starts with {_value(text)}"
-        case AtLeast(value=value):
+        case model.AtLeast(value=value):
             return f"is at least {_value(value)}"
-        case AtMost(value=value):
+        case model.AtMost(value=value):
             return f"is at most {_value(value)}"
-    assert isinstance(condition, Not)  # noqa: S101  (for the type checker)
+    assert isinstance(condition, model.Not)  # noqa: S101  (for the type checker)
     return f"is not so that it {_condition(condition.condition)}"
 
 
-def _limit(limit: Limit) -> str:
+def _limit(limit: model.Limit) -> str:
     return f"{limit.effect}: at most {_value(limit.total)} in all"
 
 
-def _never(never: Never) -> str:
+def _never(never: model.Never) -> str:
     roles = [f"{role} = {_listed(values, 'or')}" for role, values in never.values.items()]
     return f"never {never.effect}: {', '.join(roles) if roles else 'anything'}"
 

@@ -194,8 +194,9 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     per_run: list[Change] = [
         SpendBudget(f"asks:{run.run_id}", cap) for j in asked if (cap := j.terms.per_run) is not None
     ]
+    asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # for every thread
     # Separate commits: a refusal opens nothing, and the run's cap spares the subject's.
-    for scope, counted in ((run.scope, per_run), (_asks_of(run), hourly)):
+    for scope, counted in ((run.scope, per_run), (asks, hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
             return True
     return False
@@ -266,11 +267,6 @@ def record_answers(
     by_key = {a.call_key: a for a in asks}
     for given in answered:
         yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
-
-
-def _asks_of(run: Run) -> Scope:
-    """Return the scope in which the questions for a subject are counted, for every thread."""
-    return Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)
 
 
 def reviews(

@@ -132,13 +132,10 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     approval, made = decided.approval, minter(run, decided, tokens, done.now) if tokens else None
     return Ticket(
         tool=call.tool,
-        tool_ref=call.tool_ref,
         call_id=call.call_id,
         call_key=decided.key,
         agent=run.agent,
         epoch=run.epoch,
-        args_digest=call.args_digest,
-        parsed=call.parsed,
         raw=call.raw,
         decision_id=decision.decision_id,
         jti=run.jti,

@@ -204,11 +204,7 @@ def _marks(value: object, kind: str) -> Iterator[str]:
         found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found
     elif isinstance(value, str) and kind == "amount":
         found = [f for f in mentions(value) if f.startswith("num:")] or found
-        found = [max(found, key=_worth)] if found else []
+        found = [max(found, key=lambda f: Decimal(f[4:] if f.startswith("num:") else -1))] if found else []
     for form in found or [repr(value)]:
         signless = "".join(c for c in skeleton(form.partition(":")[2]) if c.isalnum())
         yield form if kind == "amount" or not signless else signless
-
-
-def _worth(form: str) -> Decimal:
-    return Decimal(form.removeprefix("num:")) if form.startswith("num:") else Decimal(-1)

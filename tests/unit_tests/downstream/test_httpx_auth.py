@@ -27,7 +27,7 @@ CRM = "https://crm.example"
 
 def a_ticket(*audiences: str, refusals: Any = None) -> Ticket:
     ticket = Ticket(
-        tool="pay", tool_ref=object(), call_id="c", call_key="k", agent=("root",), epoch=1, args_digest="d",
+        tool="pay", call_id="c", call_key="k", agent=("root",), epoch=1,
         decision_id="d-1", jti="j", idempotency_key="k", audiences=audiences, refusals=refusals, reaches=(CRM, CRM + "/v1"),
         mint=lambda audience, jkt: mint(ISSUER, a_request(audience=audience, cnf_jkt=jkt)),
     )  # fmt: skip
