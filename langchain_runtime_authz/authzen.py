@@ -44,7 +44,7 @@ Standing = Literal["told", "known", "outside"]
 ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
 _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
-DeviationCode = Literal[_OfValue, "spent", "after", "confirm", "limit", "suspended"]
+DeviationCode = Literal[_OfValue, "spent", "after", "part", "confirm", "limit", "suspended"]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 

@@ -122,6 +122,7 @@ class Grant(_Frozen):
         data_classes: classes of data whose tools may be used.
         sinks: sinks (`none`, `internal`, `external`) whose tools may be used.
         audiences: audiences for which a tool may have a token minted. The tool also runs without a token.
+        steps: ids of the mandate's steps that may be spent. A call of another step deviates: a person is asked.
         max_depth: the greatest delegation depth at which the grant holds.
         budgets: counter → number of permitted calls, counted once for the run and every agent below it. A counter is a
             tool's name, `effect:<effect>`, or `agent/invoke` for delegations.
@@ -133,6 +134,7 @@ class Grant(_Frozen):
     data_classes: Names | None = None
     sinks: Names | None = None
     audiences: Names | None = None
+    steps: Names | None = None
     max_depth: Limit | None = None
     budgets: dict[str, Limit] = {}
     expires_at: int | None = None
@@ -162,6 +164,7 @@ class Grant(_Frozen):
             data_classes=_intersect(self.data_classes, other.data_classes),
             sinks=_intersect(self.sinks, other.sinks),
             audiences=_intersect(self.audiences, other.audiences),
+            steps=_intersect(self.steps, other.steps),
             max_depth=_bound(min, self.max_depth, other.max_depth),
             budgets=_union(self.budgets, other.budgets, min),
             expires_at=_bound(min, self.expires_at, other.expires_at),

@@ -41,6 +41,7 @@ DEVIATIONS: Final = {
     "text": "the text holds something that the user did not say",
     "spent": "this step of the order is used up",
     "after": "another step of the order comes first",
+    "part": "this step of the order is another agent's",
     "confirm": "a person confirms the whole order first",
     "limit": "the order's limit is reached",
     "suspended": "a correction suspended the order",

@@ -69,6 +69,7 @@ class CallFacts(NamedTuple):
         own: forms of the subject's own identifiers.
         words: the user's own words.
         task: names the task, whose observations count.
+        steps: ids of the steps that the agent may spend; `None` for all.
     """
 
     tool: str
@@ -78,6 +79,7 @@ class CallFacts(NamedTuple):
     own: frozenset[str]
     words: str
     task: str = ""
+    steps: Collection[str] | None = None
 
 
 _NONE: Final = Standing("none")
@@ -262,6 +264,8 @@ def bind(
             shape = plan.shape = _shape(step, call.profile)
         deviations, rows = _compare(shape, call, reader)
         deviations += common
+        if call.steps is not None and step.id not in call.steps:
+            deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
         confirm = effect in mandate.confirm or step.id in mandate.confirm
         after = None
         if plan.after is not None and plan.after.id not in taken:

@@ -11,7 +11,7 @@ from langchain_runtime_authz.grant import Constraint
 from langchain_runtime_authz.ledger.changes import Revoke
 
 from ._kit import *
-from .edges import KINDS, payer
+from .edges import KINDS, payer, subgraph
 
 build, how = params(*KINDS, ids=[k.__name__ for k in KINDS]), params("sync", "async")
 SERVICE = "https://bank.example"
@@ -87,6 +87,23 @@ def test_an_agent_that_no_role_names_gets_the_default_role(build, default):
     assert next(r.context.lease.grant for r in pdp.requests if len(r.context.agent.path) == 1) is None
     unknown = authz.coverage(edged.graph).unknown_agents
     assert ("*" in unknown, "renamed" in unknown) == (False, not default)
+
+
+@pytest.mark.parametrize("part", [None, ["rent"], []], ids=["twin: no part", "its part", "another's part"])
+def test_a_child_spends_its_part_of_the_mandate_unasked(part):
+    """What the task orders of another agent asks. Approved, it has spent the step all the same: nobody pays once more."""
+    edged = subgraph()
+    authz, graph = protecting(edged.graph, WasmPDP(), agents={"payer": {"grant": {"steps": part}}})
+    mandate = {"steps": [{"id": "rent", "tool": "pay", "args": {"recipient": "bob", "amount": 5}}], "key": "December"}
+    out = told(authz, graph, {"messages": [("user", "pay bob")]}, THREAD, mandate=mandate)
+    assert ("__interrupt__" in out) == (part == [])
+    if part == []:
+        assert edged.ran == []
+        told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD, mandate=mandate)
+    assert edged.ran == [PAID]
+    other = {"configurable": {"thread_id": "t2"}}
+    assert "__interrupt__" in told(authz, graph, {"messages": [("user", "pay bob")]}, other, mandate=mandate)
+    assert edged.ran == [PAID]
 
 
 def test_a_revoked_agent_is_not_invoked_again(build):

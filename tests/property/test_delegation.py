@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz import Grant, RuntimeAuthz
+from langchain_runtime_authz import Grant, Mandate, RuntimeAuthz
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
@@ -60,3 +60,32 @@ def test_a_tree_spends_a_budget_once(budgets, roles, work):
             done[tool] += 1
             agents[place].observe(tool, {"n": i}, "ok")
     assert all(done[tool] <= limit for tool, limit in budgets.items())
+
+
+parts = st.none() | st.lists(st.sampled_from(NAMES), max_size=3)
+
+
+@MANY
+@given(first=parts, own=st.dictionaries(st.sampled_from(NAMES), parts), tree=st.lists(
+    st.tuples(st.integers(0, 5), st.sampled_from(NAMES), parts), max_size=5),
+    work=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(NAMES)), max_size=20), times=st.integers(1, 2))  # fmt: skip
+def test_a_tree_spends_a_step_once_and_each_agent_its_part(first, own, tree, work, times):
+    """A child spends the steps that everybody above it, its role and its request leave it; all together no more than ordered."""
+    writes = {name: ToolProfile(effect="write") for name in NAMES}
+    mandate = Mandate(steps=[{"id": n, "tool": n, "args": {"n": {"kind": "free"}}, "times": times} for n in NAMES])
+    unasked = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.mandate.standing == "covered")
+    agents = {name: {"grant": {"steps": part}} for name, part in own.items()}
+    authz = RuntimeAuthz(pdp=unasked, profiles=writes, agents=agents)
+    made = [(authz.session(subject="alice", agent="root", mandate=mandate, grant=Grant(steps=first)), [first])]
+    for place, name, asked in tree:
+        above, path = made[place % len(made)]
+        made.append((above.delegate(name, Grant(steps=asked)), [*path, own.get(name), asked]))
+    spent: Counter[str] = Counter()
+    for i, (place, step) in enumerate(work):
+        session, path = made[place % len(made)]
+        theirs = all(part is None or step in part for part in path)
+        decision = session.decide(step, {"n": i})
+        assert decision.permit == (theirs and spent[step] < times)
+        if decision.permit:
+            spent[step] += 1
+            session.observe(step, {"n": i}, "ok")

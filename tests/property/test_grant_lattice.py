@@ -26,7 +26,7 @@ constraints = st.builds(
 maybe_names = st.none() | st.lists(names, max_size=3)
 grants = st.builds(
     Grant, tools=maybe_names, args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
-    data_classes=maybe_names, sinks=maybe_names, audiences=maybe_names, max_depth=st.none() | st.integers(0, 3),
+    data_classes=maybe_names, sinks=maybe_names, audiences=maybe_names, steps=maybe_names, max_depth=st.none() | st.integers(0, 3),
     budgets=st.dictionaries(names, st.integers(0, 3), max_size=2), expires_at=st.none() | st.integers(NOW - 1, NOW + 1),
 )
 calls = st.fixed_dictionaries(

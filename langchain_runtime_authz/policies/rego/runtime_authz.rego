@@ -153,11 +153,11 @@ grant := input.context.lease.grant if is_object(input.context.lease.grant)
 grant_known if input.context.lease.grant == null
 
 # A field that this policy does not know would be a limit that it does not keep. `audiences` is kept where
-# tokens are minted.
+# tokens are minted, and `steps` where a call is compared with the mandate.
 grant_known if {
 	is_object(input.context.lease.grant)
 	every field, _ in grant {
-		field in {"tools", "args", "data_classes", "sinks", "audiences", "max_depth", "budgets", "expires_at"}
+		field in {"tools", "args", "data_classes", "sinks", "audiences", "steps", "max_depth", "budgets", "expires_at"}
 	}
 }
 
