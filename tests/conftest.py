@@ -1,27 +1,31 @@
 """Shared by every tier: how many examples the property tests draw, and whether they are new ones.
 
-By default, the profile `ci`, they are the same each time and a third of what a test says, or twenty: what a tier says of a
+By default, the profile `ci`, they are the same each time and a fifth of what a test says, or twelve: what a tier says of a
 commit is true of it tomorrow too. The search is the long tier's: `HYPOTHESIS_PROFILE=new` draws new ones, all that a test says;
 `HYPOTHESIS_PROFILE=long` draws ten times as many.
 
 No property fails for its time: a machine may be slow, or do other things too.
 
-What hosts compute again at each call is kept for the process: typer's commands, and what pydantic asks of a default
-factory for each field of each message that is shown. The tests of a file share a worker, so what a file keeps is made once.
+What hosts compute again at each call is kept for the process: typer's commands, what pydantic asks of a default factory for
+each field of each message that is shown, and the schema of a tool that is defined again by the same code. The tests of a file
+share a worker, so what a file keeps is made once.
 """
 
 from __future__ import annotations
 
+import gc
 from functools import cache
+from typing import Any
 
 import pytest
 import typer.testing
 from hypothesis import HealthCheck, settings
+from langchain_core.tools import base, structured
 from pydantic import fields
 
 from tests.tier import PROFILE
 
-_FACTORS = {"ci": 1 / 3, "new": 1, "long": 10}
+_FACTORS = {"ci": 1 / 5, "new": 1, "long": 10}
 
 for _name in _FACTORS:
     settings.register_profile(_name, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=_name == "ci")
@@ -31,21 +35,53 @@ typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[a
 fields._fields.takes_validated_data_argument = cache(fields._fields.takes_validated_data_argument)  # type: ignore[attr-defined]
 
 
+_schemas: dict[Any, Any] = {}
+
+
+def _schema(name: str, func: Any, _make: Any = base.create_schema_from_function, **options: Any) -> Any:
+    """Return the schema of a tool's function: functions of one code object and equal annotations share it."""
+    code, told = getattr(func, "__code__", func), getattr(func, "__annotations__", {})
+    key = (name, code, func.__doc__, repr([getattr(func, "__defaults__", None), options]), *told.items())
+    try:
+        known = key in _schemas
+    except TypeError:  # an annotation that is not hashable
+        return _make(name, func, **options)
+    if not known:
+        _schemas[key] = _make(name, func, **options)
+    return _schemas[key]
+
+
+structured.create_schema_from_function = _schema
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Hand out whole files, the largest first."""
+    """Hand out whole files, in the order of collection."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """Multiply each test's own number of examples."""
+    """Multiply each test's own number of examples, and put the longest files first."""
     # By function: all items of a parametrized test share one.
     tests = {id(test): test for test in (getattr(item, "obj", None) for item in items)}
     for test in tests.values():
         inner = getattr(test, "_hypothesis_internal_use_settings", None)
         if inner is not None:
             said = inner.max_examples
-            number = max(round(said * _FACTORS[PROFILE]), min(said, 20))
+            number = max(round(said * _FACTORS[PROFILE]), min(said, 12))
             test._hypothesis_internal_use_settings = settings(inner, max_examples=number)
+    lengths: dict[Any, float] = {}
+    for item in items:
+        examples = getattr(getattr(item.obj, "_hypothesis_internal_use_settings", None), "max_examples", 0)
+        length = 500 if item.get_closest_marker("timeout") else 1 + examples
+        lengths[item.path] = lengths.get(item.path, 0) + length
+    items.sort(key=lambda item: -lengths[item.path])  # stable, so that a file's tests stay in their order
+
+
+def pytest_collection_finish():
+    """Leave what was collected out of every collection of garbage."""
+    gc.collect()
+    gc.freeze()

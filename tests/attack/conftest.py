@@ -7,6 +7,8 @@ from typing import Any
 
 import blockbuster
 import pytest
+import tenacity
+from langchain_core.runnables import retry
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.testing import StaticPDP
@@ -32,6 +34,12 @@ def _nothing_blocks_the_loop() -> Iterator[None]:
     detector.activate()
     yield
     detector.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def _no_retry_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry what a host retries at once."""
+    monkeypatch.setattr(retry, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def play(*args: str, module: str = "kill_rounds") -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 30), ("postgres", 10)])
+@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 12), ("postgres", 4)])
 def test_a_killed_process_pays_nothing_twice(ledger: str, rounds: int) -> None:
     """Bookings, revocations, dead jtis, the audit chain and its anchor, after every round."""
     found = play("--ledger", ledger, "--rounds", str(rounds))

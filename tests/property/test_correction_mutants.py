@@ -96,7 +96,7 @@ def corrections_open_no_epoch(patch: pytest.MonkeyPatch) -> None:
 def test_the_machine_catches_a_product_without_the_rule(
     mutate: Mutate, caught_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within 1,200 examples, by what is there for it. CI plays 300 of the product itself, the long tier more."""
+    """Within 1,200 examples, by what is there for it. CI plays 100 of the product itself, the long tier more."""
     mutate(monkeypatch)
     with pytest.raises(AssertionError) as caught:
         run_state_machine_as_test(

@@ -6,10 +6,8 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "langchain_runtime_authz"
@@ -32,8 +30,7 @@ CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whether|Where|That|How|Which|Wh
 # Exact sentences that quote a standard: they may hold a banned phrase.
 QUOTED: frozenset[str] = frozenset()
 
-FILES = {str(p.relative_to(PACKAGE)): p for p in sorted(PACKAGE.rglob("*.py"))}
-PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md"))}
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md"))
 
 
 def _texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -64,35 +61,40 @@ def _findings(path: Path) -> list[str]:
     return found + [f"{line}: a clause as subject: {text}" for line, text in _clauses(path)]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_package(name: str) -> None:
-    assert _findings(FILES[name]) == []
+def _each(find: Callable[[Path], list[str]], paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Return what is found in each file in which something is found."""
+    return {str(path.relative_to(ROOT)): found for path in sorted(paths) if (found := find(path))}
 
 
-@pytest.mark.parametrize("name", sorted(PAGES))
-def test_docs(name: str) -> None:
-    """Prose only: generated tables between their marks, code and quotes are left out."""
-    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", PAGES[name].read_text(encoding="utf-8"), flags=re.DOTALL)
-    prose = re.sub(r"^```.*?^```|`[^`]*`", "", text, flags=re.DOTALL | re.MULTILINE)
-    assert _banned(prose) == []
+def test_package() -> None:
+    assert _each(_findings, PACKAGE.rglob("*.py")) == {}
 
 
-POLICY_TEXTS = sorted(p for d in (PACKAGE, ROOT / "examples") for e in ("rego", "cedar", "yaml") for p in d.rglob(f"*.{e}"))
+def _in_prose(path: Path) -> list[str]:
+    """Return what is found outside generated tables, code and quotes."""
+    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return _banned(re.sub(r"^```.*?^```|`[^`]*`", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
-@pytest.mark.parametrize("path", POLICY_TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_policies_and_profiles(path: Path) -> None:
-    assert _banned(path.read_text(encoding="utf-8")) == []
+def test_docs() -> None:
+    assert _each(_in_prose, PAGES) == {}
+
+
+def test_policies_and_profiles() -> None:
+    texts = [p for d in (PACKAGE, ROOT / "examples") for e in ("rego", "cedar", "yaml") for p in d.rglob(f"*.{e}")]
+    assert _each(lambda path: _banned(path.read_text(encoding="utf-8")), texts) == {}
 
 
 SENTENCE = 25  # words
 
 
-@pytest.mark.parametrize("name", sorted(n for n in PAGES if not n.startswith("docs/_generated")))
-def test_sentences_are_short(name: str) -> None:
-    text = re.sub(r"^```.*?^```", "", PAGES[name].read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+def _long(path: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     paragraphs = re.split(r"\n\s*\n|\n(?=[-#|>]|\d+\. )", text)
     prose = [" ".join(p.split()) for p in paragraphs if not p.lstrip().startswith("|")]
     prose = [re.sub(r"\]\([^)]*\)|`[^`]*`", " x ", p) for p in prose]
-    long = [s for p in prose for s in re.split(r"(?<=[.:;?!])\s", p) if len(re.findall(r"\w+(?:['’-]\w+)*", s)) > SENTENCE]
-    assert long == []
+    return [s for p in prose for s in re.split(r"(?<=[.:;?!])\s", p) if len(re.findall(r"\w+(?:['’-]\w+)*", s)) > SENTENCE]
+
+
+def test_sentences_are_short() -> None:
+    assert _each(_long, (path for path in PAGES if "_generated" not in path.parts)) == {}
