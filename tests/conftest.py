@@ -2,7 +2,8 @@
 
 By default, the profile `ci`, they are the same each time and a fifth of what a test says, or twelve: what a tier says of a
 commit is true of it tomorrow too. The search is the long tier's: `HYPOTHESIS_PROFILE=new` draws new ones, all that a test says;
-`HYPOTHESIS_PROFILE=long` draws ten times as many.
+`HYPOTHESIS_PROFILE=long` draws ten times as many. A test of four cases or more, each of them sync and async, plays in CI the
+one of the first case, the other of the second, and so on; the long tier plays both of each.
 
 No property fails for its time: a machine may be slow, or do other things too.
 
@@ -63,6 +64,26 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+_FORMS = {"sync": "sync", "async": "sync", "invoke": "invoke", "ainvoke": "invoke"}
+
+
+def _in_turn(items: list[Any]) -> list[Any]:
+    """Leave out the one or the other form of each case, in turn, of tests with four cases or more."""
+    cases: dict[str, dict[str, list[Any]]] = {}
+    for item in items:
+        test, _, ids = item.nodeid.partition("[")
+        case = "-".join(_FORMS.get(each, each) for each in ids.rstrip("]").split("-"))
+        cases.setdefault(test, {}).setdefault(case, []).append(item)
+    left = {
+        both[number % 2]
+        for test in cases.values()
+        if len(test) >= 4
+        for number, both in enumerate(test.values())
+        if len(both) == 2
+    }
+    return [item for item in items if item not in left]
+
+
 def pytest_collection_modifyitems(items):
     """Multiply each test's own number of examples, and put the longest files first."""
     # By function: all items of a parametrized test share one.
@@ -73,6 +94,8 @@ def pytest_collection_modifyitems(items):
             said = inner.max_examples
             number = max(round(said * _FACTORS[PROFILE]), min(said, 12))
             test._hypothesis_internal_use_settings = settings(inner, max_examples=number)
+    if PROFILE == "ci":
+        items[:] = _in_turn(items)
     lengths: dict[Any, float] = {}
     for item in items:
         examples = getattr(getattr(item.obj, "_hypothesis_internal_use_settings", None), "max_examples", 0)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain_core.tools import BaseTool, tool
+from langchain_core.tools import BaseTool, base, structured, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
@@ -97,8 +97,9 @@ def test_a_tool_that_looks_otherwise_is_unprofiled(change: Callable[[BaseTool], 
     assert authz.profiles.of(first).declared
 
 
-def test_nothing_keeps_the_schema_classes_of_a_request() -> None:
+def test_nothing_keeps_the_schema_classes_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that makes tools anew for each request does not grow by them."""
+    monkeypatch.setattr(structured, "create_schema_from_function", base.create_schema_from_function)  # not what tests keep
     authz = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles={"add": ToolProfile(effect="read")})
     authz.protect(graph(made(["add"])))
     gone = []
