@@ -18,6 +18,7 @@ mail = httpx.Client(auth=ExchangeAuth(exchange, resource="https://mail.example",
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import time
@@ -183,15 +184,18 @@ class TokenExchange:
             _fail("`issued_token_type` is not the requested one")
         if str(body.get("token_type")).lower() != ("n_a" if wanted == ID_JAG else "bearer"):
             _fail("`token_type` is not Bearer")
-        latest = time.time() + self._max_lifetime + 60  # as its clock may be ahead
-        if other := _unfit(token, {form[name] for name in ("audience", "resource") if name in form}, latest):
+        now = time.time()
+        claims = _claims(token)
+        wanted_for = {form[name] for name in ("audience", "resource") if name in form}
+        if other := _unfit(claims, wanted_for, now + MARGIN, now + self._max_lifetime + 60):  # its clock may be ahead
             _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")
         # Track it before it is handed out, so that it is found in the tool's output.
         if (ticket := current_ticket()) is not None:
             ticket.track(token)
-        return ExchangedToken(token, wanted, time.time() + lifetime, scope if isinstance(scope, str) else None)
+        expires_at = min(now + lifetime, claims.get("exp", math.inf))  # the service counts the token's own `exp`
+        return ExchangedToken(token, wanted, expires_at, scope if isinstance(scope, str) else None)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenExchange cannot be copied or pickled")
@@ -335,19 +339,26 @@ def _assertion_form(assertion: str, options: Mapping[str, Any]) -> dict[str, str
     return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)}
 
 
-def _unfit(token: str, wanted: set[str], latest: float) -> str | None:
-    """Return why a token must not be sent: it says itself that it is for others too, or ends after `latest`.
-
-    A token that is not a JWT, or has neither claim, says nothing.
-    """
+def _claims(token: str) -> Mapping[str, Any]:
+    """Return the claims of a JWT, unverified; of any other token none."""
     parts = token.split(".")
     payload = decoded(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
-    claims = json_object(payload) if payload is not None else None
-    found, ends = (None, None) if claims is None else (claims.get("aud"), claims.get("exp"))
-    if isinstance(ends, int | float) and ends > latest:
+    return (json_object(payload) if payload is not None else None) or {}
+
+
+def _unfit(claims: Mapping[str, Any], wanted: set[str], earliest: float, latest: float) -> str | None:
+    """Return why a JWT must not be sent: by its own claims it is for others too, or does not end in these seconds.
+
+    A claim that it does not have says nothing.
+    """
+    ends = claims.get("exp", latest)
+    if type(ends) not in (int, float) or not ends > earliest:
+        return "the token's `exp` is not a time, or has passed, or is about to"
+    if ends > latest:
         return "the token's `exp` is later than `max_lifetime` permits"
-    if found is None or not wanted:
+    if "aud" not in claims or not wanted:
         return None
+    found = claims["aud"]
     named = found if isinstance(found, list) else [found]
     if named and all(isinstance(a, str) and a in wanted for a in named):
         return None

@@ -63,10 +63,15 @@ class Caller(NamedTuple):
 
 
 class LoggedOut(NamedTuple):
-    """A verified logout token: it names a session, or a subject whose sessions all ended, or both."""
+    """A verified logout token: it names a session, or a subject whose sessions all ended, or both.
+
+    `token_id` and `expires_at` are the token's own `jti` and `exp`.
+    """
 
     subject: str | None
     session: str | None
+    token_id: str
+    expires_at: float
 
 
 class OidcVerifier:
@@ -209,14 +214,17 @@ class OidcVerifier:
     def _ended(self, jws: Jws, key: _Key, now: float | None) -> LoggedOut:
         claims = self._genuine(jws, key, now)
         events = claims.get("events")
-        found = LoggedOut(name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid")))
+        subject, session = name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid"))
+        token_id = name_of(claims.get(claim.TOKEN_ID))
         if header_type(jws.header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
             raise refused("expected a logout token")
-        if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or found == (None, None):
+        if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or (subject, session) == (None, None):
             raise refused("expected a logout token with a session or a subject")
+        if token_id is None:
+            raise refused("expected a logout token with `jti`")
         if self.client_id is None or self.client_id not in audiences_of(claims):
             raise refused(f"expected `aud` {self.client_id}, found {shown(claims.get(claim.AUDIENCE))}")
-        return found
+        return LoggedOut(subject, session, token_id, float(claims[claim.EXPIRES_AT]))
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
         """Check an access token, or an ID token if it is not one. Neither ever passes for the other."""

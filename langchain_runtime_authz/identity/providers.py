@@ -4,8 +4,8 @@
 |---|---|---|---|
 | `rfc9068` | `at+jwt` | `client_id` | `jti` |
 | `keycloak` | `JWT` or `at+jwt` | `azp` | `jti`; payload `typ` is `Bearer` |
-| `entra` | `JWT` | `azp` (v2.0) or `appid` (v1.0) | `tid`, `ver`; `scp` in a user's tokens only |
-| `auth0` | `JWT` or `at+jwt` | `azp` or `client_id` | |
+| `entra` | `JWT` | `azp` (v2.0) or `appid` (v1.0) | `tid`, `ver`, `azpacr` or `appidacr`; `scp` in a user's tokens only |
+| `auth0` | `JWT` or `at+jwt` | `azp` or `client_id` | with `JWT`: `scope`, `permissions` or `gty` |
 | `okta` | none or `JWT` | `cid` | `jti`, `scp`, of a custom authorization server |
 """
 
@@ -39,6 +39,7 @@ class Provider:
         payload: value of the payload's `typ`; empty if there is none.
         user: a claim that only a user's tokens have; empty if there is none.
         id_only: claims that an ID token may have and an access token never has.
+        some: claims of which each access token has one, and an ID token none, if the header's type does not tell them apart.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Provider:
     payload: str = ""
     user: str = ""
     id_only: tuple[str, ...] = ID_ONLY
+    some: tuple[str, ...] = ()
 
     def mismatch(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str | None:
         """Return why it is not an access token of this provider: what was expected, and what was found."""
@@ -66,6 +68,8 @@ class Provider:
             return self._expected(f"`{'` or `'.join(self.client)}` to name the client", found)
         if missing := [name for name in self.required if not claims.get(name)]:
             return self._expected(f"`{missing[0]}`", "none")
+        if self.some and typ not in _AT and not any(name in claims for name in self.some):
+            return self._expected(f"`{'` or `'.join(self.some)}`, which an ID token does not have", "none")
         return None
 
     def client_of(self, claims: Mapping[str, Any]) -> str | None:
@@ -84,8 +88,8 @@ PROVIDERS: Final = {
         # INVARIANT: the header's type is the proof, so an ID token's claims need not be looked for.
         Provider("rfc9068", _AT, (claim.CLIENT_ID,), (claim.TOKEN_ID,), id_only=()),
         Provider("keycloak", _JWT | _AT, (AUTHORIZED_PARTY,), (claim.TOKEN_ID,), payload="Bearer", id_only=()),
-        Provider("entra", _JWT, (AUTHORIZED_PARTY, "appid"), ("tid", "ver"), user="scp"),
-        Provider("auth0", _JWT | _AT, (AUTHORIZED_PARTY, claim.CLIENT_ID)),
+        Provider("entra", _JWT, (AUTHORIZED_PARTY, "appid"), ("tid", "ver"), user="scp", some=("azpacr", "appidacr")),
+        Provider("auth0", _JWT | _AT, (AUTHORIZED_PARTY, claim.CLIENT_ID), some=("scope", "permissions", "gty")),
         Provider("okta", _JWT | {""}, ("cid",), (claim.TOKEN_ID, "scp")),
     )
 }

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz.errors import AuthzError, Code
-from langchain_runtime_authz.identity.oidc import LoggedOut, OidcVerifier
+from langchain_runtime_authz.identity.oidc import LEEWAY, LoggedOut, OidcVerifier
 from langchain_runtime_authz.resource_server.introspection import form_field, send_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _FRESH: Final = [("cache-control", "no-store")]
 class BackchannelLogout:
     """The endpoint to which a provider posts logout tokens (§2.5), an ASGI application.
 
+    A process takes each token once (§2.6). Several processes that share the endpoint can compare `LoggedOut.token_id`.
+
     Args:
         verifier: with the `client_id` for which logout tokens are made.
         ended: is told of each logout; it may be asynchronous. If it raises, the provider is told to try again.
@@ -40,6 +43,7 @@ class BackchannelLogout:
 
     def __init__(self, verifier: OidcVerifier, ended: Callable[[LoggedOut], Awaitable[None] | None]) -> None:
         self._verifier, self._ended = verifier, ended
+        self._told: dict[str, float] = {}  # id of a token → when it is refused for its age
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve an ASGI request."""
@@ -62,11 +66,20 @@ class BackchannelLogout:
             _log.info("refused a logout: %s", exc)
             later = exc.code == Code.IDENTITY_UNAVAILABLE
             return (503, {"error": "temporarily_unavailable"}) if later else (400, {"error": "invalid_request"})
+        now = time.time()
+        self._told = {token_id: until for token_id, until in self._told.items() if until > now}
+        if out.token_id in self._told:
+            _log.info("refused a logout: its token was told before")
+            return 400, {"error": "invalid_request"}
+        self._told[out.token_id] = out.expires_at + LEEWAY
         try:
             told = self._ended(out)
             if inspect.isawaitable(told):
                 await told
-        except Exception as exc:  # noqa: BLE001  (the application's own code)
+        except BaseException as exc:  # the application's own code; the provider may send the token again
+            self._told.pop(out.token_id, None)
+            if not isinstance(exc, Exception):
+                raise
             _log.error("a logout was not carried out: %s", type(exc).__name__)
             return 503, {"error": "temporarily_unavailable"}
         return 200, {}

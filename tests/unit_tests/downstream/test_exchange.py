@@ -144,14 +144,21 @@ def test_a_correction_while_the_endpoint_answers_sends_nothing(end: str) -> None
     assert (len(sts.got), made.crm.got) == (1, [])
 
 
-def test_a_token_that_outlives_its_lifetime_is_not_sent() -> None:
+def test_a_token_that_outlives_its_lifetime_or_has_ended_is_not_sent() -> None:
     """It is a bearer token, so its own `exp` counts and not only what the endpoint says about it."""
-    for life, sent in ((86_400, 0), (300, 1)):
-        made = OnBehalf(issued(access_token=jwt(aud="crm", exp=int(time.time()) + life)))
+    now = time.time()
+    for ends, sent in ((now + 86_400, 0), (now + 300, 1), (now - 1, 0), (now + 1, 0), (0, 0), (True, 0), (str(now + 60), 0), (None, 0)):
+        made = OnBehalf(issued(access_token=jwt(aud="crm", exp=ends)))
         with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
             with contextlib.nullcontext() if sent else pytest.raises(CredentialError, match="exchange_failed"):
                 made.ask()
         assert len(made.crm.got) == sent
+
+
+def test_a_token_is_kept_no_longer_than_it_says_itself() -> None:
+    """The endpoint's `expires_in` may be the longer one."""
+    ends = int(time.time()) + 30
+    assert exchange_with(issued(access_token=jwt(exp=ends))).exchange("mine").expires_at == ends
 
 
 def test_another_users_token_is_not_exchanged() -> None:

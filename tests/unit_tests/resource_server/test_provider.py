@@ -161,7 +161,7 @@ EVENTS = {"http://schemas.openid.net/event/backchannel-logout": {}}
 
 
 def logout_token(key: Any = None, typ: str | None = "logout+jwt", **claims: Any) -> str:
-    own = {"aud": APP, "client_id": None, "events": EVENTS, "sid": "s1", **now(), **claims}
+    own = {"aud": APP, "client_id": None, "events": EVENTS, "sid": "s1", "jti": "out-1", **now(), **claims}
     return token(*([key] if key else []), header={"typ": typ}, **own)
 
 
@@ -174,8 +174,9 @@ def told(text: str, **options: Any) -> tuple[int, list[LoggedOut]]:
 
 
 def test_a_logout_is_told() -> None:
-    assert told(logout_token()) == (200, [LoggedOut("248289761001", "s1")])
-    assert told(logout_token(typ="JWT", sid=None)) == (200, [LoggedOut("248289761001", None)])
+    for claims in ({}, {"typ": "JWT", "sid": None}):
+        status, (out,) = told(logout_token(**claims))
+        assert (status, out.subject, out.session, out.token_id) == (200, "248289761001", claims.get("sid", "s1"), "out-1")
 
 
 BAD_LOGOUTS = {
@@ -185,6 +186,8 @@ BAD_LOGOUTS = {
     "another event": logout_token(events={"x": {}}),
     "an id token": id_token(**now()),
     "with a nonce": logout_token(nonce="n"),
+    "without an id": logout_token(jti=None),
+    "with an id that is no text": logout_token(jti=7),
     "of nobody": logout_token(sub=None, sid=None),
     "an access token": logout_token(typ="at+jwt"),
     "expired": logout_token(iat=1, exp=2),
@@ -195,6 +198,21 @@ BAD_LOGOUTS = {
 @pytest.mark.parametrize("name", BAD_LOGOUTS)
 def test_a_logout_that_is_not_the_providers(name: str) -> None:
     assert told(BAD_LOGOUTS[name]) == (400, [])
+
+
+def test_a_logout_token_is_told_once() -> None:
+    """A replay is refused while the token is valid, and is not one if the logout was not carried out."""
+    heard: list[LoggedOut] = []
+
+    def ended(out: LoggedOut) -> None:
+        heard.append(out)
+        if len(heard) == 1:
+            raise OSError("the ledger is down")
+
+    app = BackchannelLogout(verifier(), ended)
+    texts = [logout_token(), logout_token(), logout_token(), logout_token(jti="out-2")]
+    assert [asked(app, data={"logout_token": text}).status_code for text in texts] == [503, 200, 400, 200]
+    assert [out.token_id for out in heard] == ["out-1", "out-1", "out-2"]
 
 
 def test_a_logout_token_signs_nobody_in() -> None:
