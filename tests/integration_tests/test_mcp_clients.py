@@ -27,7 +27,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 from ..attack._graphs import answer_to, call, hand_written, human, replying
 from .downstream_services import World, serving
-from .mcp_services import SDK, bare_mcp, mcp_app, tools_of
+from .mcp_services import FORGED, SDK, bare_mcp, mcp_app, tools_of
 from .services import free_port
 
 OTHER = os.environ.get("LRA_MCP_PYTHON")
@@ -269,3 +269,27 @@ if SDK == 2:  # by SDK 1 the application's own function answers, and no run wait
         assert bank.served == served
         decisions = [r["request"] for r in bank.authz.audit.records if r["kind"] == "decision"]  # type: ignore[attr-defined]
         assert decisions[-1]["context"]["task"]["corrections"] == corrects
+
+    @pytest.mark.parametrize("protected", [True, False], ids=["protected", "unenforced"])
+    async def test_an_elicitations_answer_approves_nothing(bank: Bank, protected: bool) -> None:
+        """A server asks as if about the payment that comes next. The user's yes to it is none to the payment, but for the twin's policy."""
+
+        def asks(request: Any) -> Any:
+            pays = request.action.name == "tools/call" and request.resource.id == "pay"
+            approval = {"id": "a", "type": "require_approval", "properties": {}}
+            denied = {"decision": False, "context": {"reasons": [{"code": "x"}], "obligations": [approval]}}
+            return denied if pays and request.context.approval is None else True
+
+        bank.start(permit=asks if protected else True)
+        args = {"recipient": "mallory"}
+        turns = [[call("note", args, "c1")], [call("pay", args, "c2")]]
+        graph = bank.graph(await tools_of(bank.url), *turns, checkpointer=InMemorySaver())
+        config: Any = {"configurable": {"thread_id": "t"}}
+        async with bank.authz.run(subject="alice", task="Note for mallory"):
+            (question,) = (await graph.ainvoke(human(), config))["__interrupt__"]
+            (asked,) = question.value["requests"]
+            assert asked["message"] == FORGED
+            answer = {"action": "accept", "content": {"memo": "yes"}}
+            state = await graph.ainvoke(Command(resume={"responses": {asked["key"]: answer}}), config)
+            assert bool(state.get("__interrupt__")) is protected
+        assert ("alice pays mallory" in bank.served) is not protected
