@@ -172,4 +172,4 @@ def _table(story: Story, *, linked: bool) -> str:
             f"<td>{escape(step.epoch)}</td></tr>"
         )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("time", "agent", "step", "what, and why", "epoch"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<table class='steps'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
