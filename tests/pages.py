@@ -1,6 +1,7 @@
-"""Run each start page from an empty environment: a copy of the repository, its files, its commands in order.
+"""Run each start page and how-to from an empty environment: a copy of the repository, its files, its blocks in order.
 
-`python -m tests.pages [PAGE]...`; a page is a Markdown file whose program blocks have a title.
+`python -m tests.pages [PAGE]...`; a page is a Markdown file whose program blocks have a title. Other Python blocks run with what
+the page's `main.py` defines. A page may use the files of another one: it then links to it by the name of one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STARTS = sorted([*ROOT.glob("docs/start/*.md"), ROOT / "docs/recipes/mail.md", ROOT / "docs/SKILL.md"])
+STARTS = sorted([*ROOT.glob("docs/start/*.md"), ROOT / "docs/start.md", ROOT / "docs/recipes/mail.md", ROOT / "docs/SKILL.md"])
+HOWTOS = [ROOT / "docs/howto.md", ROOT / "docs/recipes/webhook.md"]
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ."
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "long-results*")
 
 
@@ -29,29 +32,58 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def run(page: Path) -> None:
-    """Run one page. Raises `CalledProcessError`: a command failed."""
+def needed(page: Path) -> list[str]:
+    """Return the pages whose files a page uses: those that it links by a file's name, and then itself."""
     text = page.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory(prefix="page-") as folder:
-        clone = Path(folder) / "clone"
-        shutil.copytree(ROOT, clone, ignore=LEFT_OUT)
+    linked = re.findall(r"\[`\w+\.py`\]\(([\w/.]+\.md)", text)
+    return [*((page.parent / other).read_text(encoding="utf-8") for other in linked), text]
+
+
+def run(page: Path, made: dict[str, Path], folder: Path) -> None:
+    """Run one page in a folder. Raises `CalledProcessError`: a command failed.
+
+    `made` are the environments that earlier pages installed, by their command: a page with the same command shares one.
+    """
+    clone = folder / page.stem
+    shutil.copytree(ROOT, clone, ignore=LEFT_OUT)
+    env = {k: v for k, v in os.environ.items() if k in {"HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "SSL_CERT_FILE"}}
+
+    def play(*command: str) -> None:
+        subprocess.run(command, cwd=clone, env={**env, "PATH": os.defpath + ":/usr/local/bin"}, check=True)
+
+    texts = needed(page)
+    for text in texts:
         for name, content in files(text).items():
             (clone / name).write_text(content, encoding="utf-8")
-        env = {k: v for k, v in os.environ.items() if k in {"HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "SSL_CERT_FILE"}}
-        for command in commands(text):
-            subprocess.run(["bash", "-euc", command], cwd=clone, env={**env, "PATH": os.defpath + ":/usr/local/bin"}, check=True)
+    blocks = [block for text in texts for block in re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    first = next((code for language, code in blocks if language == "bash"), "")
+    install = first.partition("\n")[0] if ".venv/bin/pip install" in first else INSTALL
+    if install in made:
+        (clone / ".venv").symlink_to(made[install])
+    else:
+        play("bash", "-euc", install)
+        made[install] = clone / ".venv"
+    before = "from main import *\n" if (clone / "main.py").exists() else ""
+    for language, code in blocks:
+        if language == "bash":
+            play("bash", "-euc", code.removeprefix(install))
+        else:
+            play(".venv/bin/python", "-c", before + code)
 
 
 def main(names: list[str]) -> int:
-    failed = 0
-    for page in [Path(name).resolve() for name in names] or STARTS:
-        began = time.monotonic()
-        try:
-            run(page)
-            said = "passed"
-        except subprocess.CalledProcessError as exc:
-            failed, said = failed + 1, f"FAILED: {exc.cmd[-1]}"
-        print(f"{page.relative_to(ROOT)}: {said} ({time.monotonic() - began:.0f} s)", flush=True)
+    failed, made, told = 0, dict[str, Path](), []
+    with tempfile.TemporaryDirectory(prefix="pages-") as folder:
+        for page in [Path(name).resolve() for name in names] or [*STARTS, *HOWTOS]:
+            began = time.monotonic()
+            try:
+                run(page, made, Path(folder))
+                said = "passed"
+            except subprocess.CalledProcessError as exc:
+                failed, said = failed + 1, f"FAILED: {exc.cmd[-1]}"
+            told.append(f"{page.relative_to(ROOT)}: {said} ({time.monotonic() - began:.0f} s)")
+            print(told[-1], flush=True)
+    print("\n".join(["", *told]))
     return failed > 0
 
 

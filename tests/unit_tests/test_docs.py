@@ -6,6 +6,7 @@ import ast
 import re
 import runpy
 import shlex
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def test_start_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, content in pages.files(text).items():
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)  # of another page
         (tmp_path / name).write_text(content, encoding="utf-8")
     install, *rest = pages.commands(text)
     assert install.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
@@ -213,16 +215,17 @@ def test_credential_snippets_run() -> None:
 
 
 def test_commands_exist() -> None:
-    """Each `runtime-authz` command that a page names is one."""
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    named = {(m[1], m[2]) for t in TEXTS.values() for m in re.finditer(r"runtime-authz ([a-z-]+)(?: ([a-z][a-z-]*))?", t)}
+    """Each `runtime-authz` command that a page names is one, and has the options that it is shown with."""
+    named = {line for text in TEXTS.values() for line in re.findall(r"runtime-authz ([a-z][^`\n|&#]*)", text)}
     assert named
-    for command, sub in sorted(named, key=str):
-        if command == "authz":
-            continue
-        assert command in commands, command
-        below = getattr(commands[command], "commands", None)
-        assert not (below and sub) or sub in below, f"{command} {sub}"
+    for line in sorted(named):
+        command: Any = get_command(app)
+        words = line.split()
+        while words and hasattr(command, "commands") and re.fullmatch("[a-z-]+", words[0]) and words[0] != "authz":
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        options = {"--help", *(option for param in command.params for option in param.opts)}
+        assert {word.partition("=")[0].strip("[].,;:)'") for word in words if word.startswith(("-", "[-"))} <= options, line
 
 
 def test_yaml_blocks_load(tmp_path: Path) -> None:
