@@ -82,12 +82,7 @@ class Fetcher:
         return self._apart(exchange)
 
     async def asend(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        data: Mapping[str, Any] | None = None,
+        self, method: str, url: str, *, headers: Mapping[str, str], data: Mapping[str, Any] | None = None
     ) -> Answer | None:
         """Like `send`."""
         request = _Request(method, url, {**headers, **_PLAIN}, data)

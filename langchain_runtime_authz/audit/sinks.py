@@ -16,18 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz._validate import checked_count, checked_seconds
-from langchain_runtime_authz.audit.chain import (
-    CONTINUED,
-    DIGITS,
-    GENESIS,
-    TORN,
-    first_record,
-    line_hash,
-    log_files,
-    make_line,
-    parse_line,
-    read_log,
-)
+from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.seal import sealer
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 from langchain_runtime_authz.telemetry.logs import logger
@@ -150,7 +139,7 @@ class FileSink:
         self._file: tuple[int, int] | None = None  # device and inode of the file written so far
         # Size of the file after our last look, number of its next line, hash of its last. One value, so that an
         # interrupt finds either the old or the new.
-        self._at = (0, 0, GENESIS)
+        self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away
         self._anchors: dict[str, object] = {}  # by tenant, from their last records
         if hasattr(os, "register_at_fork"):
@@ -170,7 +159,7 @@ class FileSink:
     def anchor(self, tenant: str) -> dict[str, Any] | None:
         """Return the newest anchor of a tenant's ledger in the file. Raises `AuditError`."""
         try:
-            for part in reversed(log_files(self.path)):
+            for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
                     if (found := _newest_anchor(file, tenant)) is not None:
                         return found
@@ -225,11 +214,11 @@ class FileSink:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name} is not a regular file")
         file = _inode(opened)
         if self._file is not None and file != self._file:
-            self._left, self._at = self.head, (0, 0, GENESIS)
+            self._left, self._at = self.head, (0, 0, chain.GENESIS)
         self._file = file
         if self.durable and opened.st_size == 0 and fcntl is not None:
             _sync(self.path.parent)
-        self._born = float(first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
+        self._born = float(chain.first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
 
     def _named(self) -> bool:
         """Return True if the path still names the open file."""
@@ -247,13 +236,15 @@ class FileSink:
     def _rotate(self) -> bool:
         """Close the file as a segment, and put one that continues it in its place. The path names a file all the time."""
         try:
-            closed = [int(part.suffix[1:]) for part in log_files(self.path)[:-1]]
-            number = 1 + max(closed, default=int(first_record(self.path).get("segment", 0)))
-            new, segment = (self.path.with_name(f"{self.path.name}.{end}") for end in ("new", f"{number:0{DIGITS}}"))
-            first = {"v": 1, "kind": CONTINUED, "ts": time.time(), "after": self.head, "segment": number}
+            closed = [int(part.suffix[1:]) for part in chain.log_files(self.path)[:-1]]
+            number = 1 + max(closed, default=int(chain.first_record(self.path).get("segment", 0)))
+            new, segment = (
+                self.path.with_name(f"{self.path.name}.{end}") for end in ("new", f"{number:0{chain.DIGITS}}")
+            )
+            first = {"v": 1, "kind": chain.CONTINUED, "ts": time.time(), "after": self.head, "segment": number}
             with new.open("wb") as file:
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
-                file.write(make_line(first, 0, GENESIS) + b"\n")
+                file.write(chain.make_line(first, 0, chain.GENESIS) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             with suppress(FileExistsError):  # of a writer that died here: it names this file
@@ -283,32 +274,32 @@ class FileSink:
             lines.pop()
         fragments: list[str] = []
         record = None
-        while lines and (record := parse_line(lines[-1])) is None:
-            fragments.insert(0, line_hash(lines.pop()))
+        while lines and (record := chain.parse_line(lines[-1])) is None:
+            fragments.insert(0, chain.line_hash(lines.pop()))
         if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
         if open_end:
             # One byte cannot be torn. If only the newline was missing, the record is whole.
             self._put(b"\n")
-        after = GENESIS if record is None else line_hash(lines[-1])
+        after = chain.GENESIS if record is None else chain.line_hash(lines[-1])
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
         self._at = (os.fstat(self._fd).st_size, seq, fragments[-1] if fragments else after)
         if fragments:
-            self._append({"v": 1, "kind": TORN, "ts": time.time(), "fragments": fragments, "after": after})
+            self._append({"v": 1, "kind": chain.TORN, "ts": time.time(), "fragments": fragments, "after": after})
 
     def _continue(self) -> None:
         """Begin a new file with the head of the one that was moved away."""
         if self._left is not None and self._at[0] == 0:
-            self._append({"v": 1, "kind": CONTINUED, "ts": time.time(), "after": self._left})
+            self._append({"v": 1, "kind": chain.CONTINUED, "ts": time.time(), "after": self._left})
             for anchor in list(self._anchors.values()):
                 self._append({"v": 1, "kind": ANCHOR, "ts": time.time(), ANCHOR: anchor})
         self._left = None
 
     def _append(self, record: Mapping[str, Any]) -> None:
         size, seq, head = self._at
-        line = make_line(dict(record), seq, head)
+        line = chain.make_line(dict(record), seq, head)
         self._put(line + b"\n")
-        self._at = (size + len(line) + 1, seq + 1, line_hash(line))
+        self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line))
         if (tenant := _tenant_of(record)) is not None:
             self._anchors[tenant] = record[ANCHOR]
 
@@ -330,7 +321,7 @@ class FileSink:
         # The parent's lock stays as it is when the child closes its copy.
         self._lock = threading.Lock()
         self._close()
-        self._at = (0, 0, GENESIS)
+        self._at = (0, 0, chain.GENESIS)
 
     def _repr_html_(self) -> str:
         return told(self)
@@ -361,7 +352,7 @@ def told(sink: AuditSink, run_id: str | None = None) -> str:
 def _records(sink: AuditSink, mark: str) -> Iterable[dict[str, Any] | None]:
     if isinstance(sink, MemorySink):
         return sink.records
-    return read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
+    return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
 
 
 def _sync(directory: Path) -> None:
@@ -415,7 +406,7 @@ def _last_lines(fd: int, size: int) -> list[bytes]:
             if start == 0:
                 return lines
             lines = lines[1:]  # the first may begin before `start`
-            if len(lines) > MAX_FRAGMENTS + 2 or any(parse_line(line) for line in reversed(lines[:-1])):
+            if len(lines) > MAX_FRAGMENTS + 2 or any(chain.parse_line(line) for line in reversed(lines[:-1])):
                 return lines
             length *= 4
 
@@ -435,7 +426,7 @@ def _newest_anchor(file: BinaryIO, tenant: str) -> dict[str, Any] | None:
         while (at := text.rfind(mark, 0, at)) >= 0:
             start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
             # A request may have such a member too. Only the record's own counts.
-            record = parse_line(text[start : end if end >= 0 else len(text)]) or {}
+            record = chain.parse_line(text[start : end if end >= 0 else len(text)]) or {}
             if _tenant_of(record) == tenant:
                 return dict(record[ANCHOR])
             at = start

@@ -16,7 +16,7 @@ from langchain_runtime_authz.profile import ToolProfile, load_profiles
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from langchain_runtime_authz.mandate.compiled import Compiled
+    from langchain_runtime_authz.mandate.model import Compiled
 
 app = typer.Typer(
     help="""Show what a user's text orders, and check mandates in files.

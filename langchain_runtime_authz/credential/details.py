@@ -29,14 +29,7 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = [
-    "ORDERED",
-    "argument_digest",
-    "authorization_details",
-    "check_call",
-    "check_whole_call",
-    "hashed",
-]
+__all__ = ["ORDERED", "argument_digest", "authorization_details", "check_call", "check_whole_call", "hashed"]
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
 ORDERED: Final = ("covered", names.APPROVED)

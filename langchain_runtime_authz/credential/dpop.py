@@ -56,12 +56,7 @@ class ProofKey(Secret):
         if target is None:
             raise ConfigError("a proof is for an absolute http(s) URL")
         jwk = {k: v for k, v in self._key.public_jwk().items() if k not in ("kid", "alg", "use")}
-        claims: dict[str, Any] = {
-            "jti": secrets.token_urlsafe(16),
-            "htm": htm,
-            "htu": target,
-            "iat": int(time.time()),
-        }
+        claims: dict[str, Any] = {"jti": secrets.token_urlsafe(16), "htm": htm, "htu": target, "iat": int(time.time())}
         if token is not None:
             claims["ath"] = token_digest(token)
         if nonce is not None:

@@ -15,16 +15,6 @@ from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import Secret, Signer, SigningKey
-from langchain_runtime_authz.credential.token import (
-    MAX_TOKEN,
-    MAX_TTL,
-    TYP,
-    Credential,
-    TokenRequest,
-    claims_of,
-    frozen,
-    seal,
-)
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 if TYPE_CHECKING:
@@ -44,11 +34,11 @@ class Issuer(Protocol):
         """Return the `iss` of its tokens."""
         ...
 
-    def issue(self, request: TokenRequest) -> str:
+    def issue(self, request: names.TokenRequest) -> str:
         """Return the compact JWT for `request`. Raises `CredentialError` to refuse."""
         ...
 
-    async def aissue(self, request: TokenRequest) -> str:
+    async def aissue(self, request: names.TokenRequest) -> str:
         """Issue like `issue`, without blocking the event loop."""
         ...
 
@@ -72,7 +62,7 @@ class LocalIssuer(Secret):
         self.issuer = issuer
         self._keys: Signer | KeyRing = SigningKey.generate() if key is None else key
 
-    def issue(self, request: TokenRequest) -> str:
+    def issue(self, request: names.TokenRequest) -> str:
         """Return the compact JWT for `request`.
 
         Raises:
@@ -80,15 +70,15 @@ class LocalIssuer(Secret):
                 `keys_unavailable`.
         """
         # INVARIANT: exp - iat ≤ 60 s.
-        if not 0 < request.expires_at - request.issued_at <= MAX_TTL:
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {MAX_TTL} seconds")
-        token = sign_compact(TYP, claims_of(request, self.issuer), self._key)
-        if len(token) > MAX_TOKEN:
-            detail = f"the grant is too large for a token of {MAX_TOKEN} characters"
+        if not 0 < request.expires_at - request.issued_at <= names.MAX_TTL:
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {names.MAX_TTL} seconds")
+        token = sign_compact(names.TYP, names.claims_of(request, self.issuer), self._key)
+        if len(token) > names.MAX_TOKEN:
+            detail = f"the grant is too large for a token of {names.MAX_TOKEN} characters"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
         return token
 
-    async def aissue(self, request: TokenRequest) -> str:
+    async def aissue(self, request: names.TokenRequest) -> str:
         """Issue like `issue`. A signer outside this process runs in a thread."""
         if isinstance(self._key, SigningKey):
             return self.issue(request)
@@ -116,7 +106,7 @@ class LocalIssuer(Secret):
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"
 
 
-def mint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:
+def mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> names.Credential:
     """Have `request` signed.
 
     A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was
@@ -126,19 +116,19 @@ def mint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = N
         CredentialError: the issuer refused, or answered with another credential.
         ConfigError: another issuer than a `LocalIssuer`, and no verifier.
     """
-    asked = claims_of(request, issuer.issuer)
+    asked = names.claims_of(request, issuer.issuer)
     if type(issuer) is LocalIssuer:
-        return seal(issuer.issue(request), asked)
+        return names.seal(issuer.issue(request), asked)
     verify = _required(verifier).verify
     token = issuer.issue(request)
     return _echoed(verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at), asked)
 
 
-async def amint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:
+async def amint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> names.Credential:
     """Mint like `mint`, without blocking the event loop."""
-    asked = claims_of(request, issuer.issuer)
+    asked = names.claims_of(request, issuer.issuer)
     if type(issuer) is LocalIssuer:
-        return seal(await issuer.aissue(request), asked)
+        return names.seal(await issuer.aissue(request), asked)
     verify = _required(verifier).averify
     token = await issuer.aissue(request)
     return _echoed(await verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at), asked)
@@ -154,8 +144,8 @@ def _required(verifier: Verifier | None) -> Verifier:
     return verifier
 
 
-def _echoed(got: Credential, asked: Mapping[str, Any]) -> Credential:
-    asked = frozen(asked)
+def _echoed(got: names.Credential, asked: Mapping[str, Any]) -> names.Credential:
+    asked = names.frozen(asked)
     same = all(got.claims.get(name) == asked.get(name) for name in {*asked, names.CONFIRMATION} - _OWN)
     if not same or got.actor != asked[names.ACTOR][names.SUBJECT]:
         raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")

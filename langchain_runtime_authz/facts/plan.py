@@ -161,10 +161,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 
 
 def carry(
-    plan: PlanRecord,
-    epoch: int,
-    instead: Mapping[int, PlannedCall | None],
-    announced: Collection[int] = (),
+    plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
     """Return the plan as an approver's answer leaves it, for the epoch that the answer opens.
 

@@ -22,11 +22,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.tools.base import (
-    _get_runnable_config_param,
-    _is_injected_arg_type,
-    get_all_basemodel_annotations,
-)
+from langchain_core.tools.base import _get_runnable_config_param, _is_injected_arg_type, get_all_basemodel_annotations
 from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns

@@ -246,11 +246,7 @@ def mark_child(graph: Any, place: Place, *, known: bool, again: bool) -> Flow[li
 
 
 def updates_during(
-    run: Run,
-    graph: Any,
-    place: Mapping[str, Any],
-    namespaces: Sequence[str],
-    watch: Callable[[Any], Sequence[str]],
+    run: Run, graph: Any, place: Mapping[str, Any], namespaces: Sequence[str], watch: Callable[[Any], Sequence[str]]
 ) -> Flow[list[HumanText]]:
     """Return the state updates made while a root entry was in flight, as texts to pin; they give no authority.
 

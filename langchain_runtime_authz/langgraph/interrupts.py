@@ -35,17 +35,7 @@ from langchain_runtime_authz.langgraph.reviews import shown_calls
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.calls import AskApproval
-from langchain_runtime_authz.pep.approvals import (
-    answers,
-    asked_event,
-    is_ours,
-    open_questions,
-    over_cap,
-    payload,
-    questions,
-    record_answers,
-    reviews,
-)
+from langchain_runtime_authz.pep import approvals
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls, review_key
@@ -102,7 +92,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     if not fresh or run.engine.on_ask is not None or not can_ask(config):
         return judged
     try:
-        capped = yield from over_cap(run, fresh)
+        capped = yield from approvals.over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
         return [_denied(j, run.engine.failed(exc)) for j in judged]
@@ -110,12 +100,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
 
 
-def decide_one_of(
-    run: Run,
-    judged: Sequence[DecidedCall],
-    position: int,
-    config: Mapping[str, Any],
-) -> Flow[Pending]:
+def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
     """Each call of the message is a task of its own; this is the task of `judged[position]`.
 
     Permitted ones run at once. The task of the first asked position raises the one interrupt with
@@ -184,7 +169,7 @@ def _asked(
     withdrawn: set[str] = set()
     for number in range(rounds):
         again = [(j, a) for a, j in before if a.round == number]
-        answer = yield Interrupt(payload(again))
+        answer = yield Interrupt(approvals.payload(again))
         answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
         yield from _resolve(run, me, number, answer)
         withdrawn |= _withdrawn([a for _, a in again], answer, run)
@@ -205,11 +190,11 @@ def _asked(
         raise GraphInterrupt(())
     if fresh and (here or (can_ask(config) and not late)):
         yield from record_asks(run, fresh)
-        opened = questions(run, fresh, rounds, me, interrupt_id(config))
-        if (here or not counted or rounds) and (yield from over_cap(run, fresh)):
+        opened = approvals.questions(run, fresh, rounds, me, interrupt_id(config))
+        if (here or not counted or rounds) and (yield from approvals.over_cap(run, fresh)):
             refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-        elif (yield from open_questions(run, fresh, opened)):
-            answer = yield (AskHere if here else Interrupt)(payload(list(zip(fresh, opened, strict=True))))
+        elif (yield from approvals.open_questions(run, fresh, opened)):
+            answer = yield (AskHere if here else Interrupt)(approvals.payload(list(zip(fresh, opened, strict=True))))
             yield from _resolve(run, opened[0].task_id, rounds, answer)
         judged = yield from decide_calls(run, calls)  # where the run is over, this says so
     # A call that still asks: nobody can be asked about it, or the answer does not suffice.
@@ -221,7 +206,7 @@ def _asked(
 def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
     """Return the calls that were approved outside the graph and that the resume value rejects."""
     approved = {a.call_key for a in asks if a.state == "approved"}
-    return {a.call_key for a in answers(asks, answer, run.subject) if a.state == "rejected"} & approved
+    return {a.call_key for a in approvals.answers(asks, answer, run.subject) if a.state == "rejected"} & approved
 
 
 def _asked_before(judged: DecidedCall, me: str) -> bool:
@@ -263,11 +248,11 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
     still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
     if still:
         # Only an entry can open an epoch, so a correction does not count as an answer here.
-        given = answers(still, answer, run.subject)
+        given = approvals.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
         done = yield Commit(run.scope, None, plain)
         if isinstance(done, Committed):
-            yield from record_answers(run, still, plain, done.now)
+            yield from approvals.record_answers(run, still, plain, done.now)
 
 
 def _replaced(judged: DecidedCall) -> bool:
@@ -295,7 +280,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 
     If the note cannot be written, the tool node asks by itself.
     """
-    if message is None or not message.id or is_ours(asked.value):
+    if message is None or not message.id or approvals.is_ours(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
     calls = _asked_about(requests, message)
@@ -308,10 +293,10 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
             return
         origin = record.origin or record.epoch
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
-        opened = reviews(run, noted, asked.id, task)
+        opened = approvals.reviews(run, noted, asked.id, task)
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
         if isinstance(done, Committed):
-            yield asked_event(run, opened, done.now)
+            yield approvals.asked_event(run, opened, done.now)
     except Exception as exc:  # noqa: BLE001  (it only spares a question)
         _log.error("a review was not noted: %s", type(exc).__name__)
 

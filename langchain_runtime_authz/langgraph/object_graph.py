@@ -22,13 +22,7 @@ from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 from langgraph.pregel.protocol import PregelProtocol
 
-from langchain_runtime_authz.langgraph._private import (
-    DEFAULT_BOUND,
-    Pregel,
-    PregelNode,
-    ToolNode,
-    is_task_function,
-)
+from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, PregelNode, ToolNode, is_task_function
 from langchain_runtime_authz.langgraph.model_types import model_types
 
 AnyGraph = Pregel[Any, Any, Any, Any]
@@ -116,11 +110,7 @@ def roots_of(node: PregelNode) -> list[Any]:
 
 
 def walk(
-    roots: Iterable[Any],
-    *,
-    deep: bool = False,
-    into_tools: bool = True,
-    walked: dict[Any, Any] | None = None,
+    roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
     """Yield everything that `roots` hold, each once, nearest first. Walks that must not repeat share `walked`."""
     # By identity, and kept: an object that is made on the way may not give its id to another.

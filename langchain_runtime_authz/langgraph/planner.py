@@ -16,8 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_runtime_authz.mandate.backing import arguments, backed
-from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Mandate, json_schema, load_mandate
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate, json_schema, load_mandate
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, material
 from langchain_runtime_authz.pep.engine import Tools
 from langchain_runtime_authz.profile import ToolProfile

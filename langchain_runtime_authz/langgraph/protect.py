@@ -246,11 +246,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return _astream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
 
     async def _astream(
-        self: Any,
-        input: Any,
-        config: Any,
-        at_call: AtCall,
-        options: dict[str, Any],
+        self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
             async with (

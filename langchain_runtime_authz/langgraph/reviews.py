@@ -11,12 +11,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
 
-_FLAGS: Final = {
-    "allow_accept": "approve",
-    "allow_edit": "edit",
-    "allow_ignore": "reject",
-    "allow_respond": "respond",
-}
+_FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
 _TOOL: Final = ("tool", "tool_name", "name", "action", "function")
 _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
 _DEPTH: Final = 3

@@ -19,27 +19,8 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
-from langchain_runtime_authz.langgraph._private import (
-    Place,
-    counted_graph,
-    graph_at,
-    is_sent,
-    place_below,
-)
-from langchain_runtime_authz.langgraph.checkpoints import (
-    check_child,
-    mark_child,
-    mark_of,
-    moved,
-    read_head,
-    read_memory,
-    read_state,
-    read_waiting,
-    said_more,
-    saver_of,
-    thread_config,
-    updates_during,
-)
+from langchain_runtime_authz.langgraph import checkpoints, state_changes
+from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_sent, place_below
 from langchain_runtime_authz.langgraph.human_texts import human_texts
 from langchain_runtime_authz.langgraph.messages import foreign_plans, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
@@ -53,18 +34,6 @@ from langchain_runtime_authz.langgraph.run_context import (
     opened,
     running,
     with_run,
-)
-from langchain_runtime_authz.langgraph.state_changes import (
-    answered_elsewhere,
-    brought,
-    delivered,
-    others,
-    removals,
-    resumed,
-    said_by,
-    taken_out,
-    unheard,
-    writes,
 )
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
@@ -138,7 +107,7 @@ class RootEntry:
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
         """Return the digest of what the store remembers for a subject, as far as it counts as the task."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
-        return read_memory(getattr(graph, "store", None), own)
+        return checkpoints.read_memory(getattr(graph, "store", None), own)
 
     def enter(
         self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
@@ -175,9 +144,9 @@ class RootEntry:
             AuthzDenied: the ledger failed. The state is written, and the next root entry finds the edit.
         """
         opener = opened(config or {})
-        before: StateSnapshot = yield read_state(graph, config)
+        before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
-        if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
+        if not (yield from checkpoints.said_more(graph, before, place, self.watch(graph_at(graph, place)))):
             return place
         texts: list[HumanText] = []
         if opener is not None and opener.human and not opener.closed:
@@ -185,7 +154,7 @@ class RootEntry:
         by = opener.subject.principal if opener is not None else ""
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
-        waiting = yield from read_waiting(graph, place, self.watch(graph))
+        waiting = yield from checkpoints.read_waiting(graph, place, self.watch(graph))
         try:
             yield from altered(scope, texts, by, found["checkpoint_id"], waiting.digest if waiting else None)
         except AuthzDenied:
@@ -205,7 +174,7 @@ class RootEntry:
         handle = handle_in(config)
         run = handle.run if handle is not None else running()
         if run is not None:
-            mark = mark_of(place, graph.get_name())
+            mark = checkpoints.mark_of(place, graph.get_name())
             try:
                 yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
             except Exception as exc:
@@ -282,8 +251,8 @@ class _Root(Entering[tuple[Any, Any]]):
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         thread = (config.get("configurable") or {}).get("thread_id")
-        saver, update = saver_of(graph), written(self.input)
-        head = (yield from read_head(saver, config)) if saver is not None and thread is not None else None
+        saver, update = checkpoints.saver_of(graph), written(self.input)
+        head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
         texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
             engine,
@@ -299,8 +268,10 @@ class _Root(Entering[tuple[Any, Any]]):
                 kept=saver is not None and thread is not None,
                 head=head,
                 memory=(yield from owner.memory(graph, handle.subject)) if saver is not None else None,
-                waiting=None if head is None else lambda: read_waiting(graph, config, owner.watch(graph)),
-                moved=None if head is None else lambda left: moved(graph, config, head.id, left, owner.watch(graph)),
+                waiting=None if head is None else lambda: checkpoints.read_waiting(graph, config, owner.watch(graph)),
+                moved=None
+                if head is None
+                else lambda left: checkpoints.moved(graph, config, head.id, left, owner.watch(graph)),
             ),
             grant=handle.grant,
             upstream=handle.upstream,
@@ -324,53 +295,59 @@ class _Root(Entering[tuple[Any, Any]]):
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return what the user says by an input, and the digests of the user's texts in the state already."""
         channels, texts = self.root_entry.channels, human_texts(update)
-        edited = any(writes(update, name) for name in others(channels))
-        removes, standing = head is not None and bool(removals(update)), frozenset[str]()
+        edited = any(state_changes.writes(update, name) for name in state_changes.others(channels))
+        removes, standing = head is not None and bool(state_changes.removals(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
-            state = (yield read_state(self.graph, self.config)).values if head is not None else {}
+            state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
             standing = frozenset(t.digest for t in human_texts(state))
-            texts = unheard(texts, state)
-            edits = brought(update, state, channels) if edited else []
-            edits += taken_out(update, state) if removes else []
+            texts = state_changes.unheard(texts, state)
+            edits = state_changes.brought(update, state, channels) if edited else []
+            edits += state_changes.taken_out(update, state) if removes else []
             # On a new thread only what the user declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
         if not texts and not self.root_entry.speaks(self.graph):
             # Such an input may change the task, but its words are not known to be the user's.
-            texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
+            texts = [HumanText(raw_digest(state_changes.said_by(update)), "", "channel:input")]
         return texts, standing
 
     def _told(self, entry: Entry) -> Flow[Any]:
         """Put the answers in the input into the ledger, and the pending corrections into the input; return it."""
         given = self.input
-        known = saver_of(self.graph) is not None and thread_config(self.config) is not None
+        known = checkpoints.saver_of(self.graph) is not None and checkpoints.thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
-            state = yield read_state(self.graph, self.config)
+            state = yield checkpoints.read_state(self.graph, self.config)
             # A root config may name a child's checkpoint, as `get_state(subgraphs=True)` gives it.
             below = bool(self.config["configurable"].get("checkpoint_ns"))
-            given = yield from resumed(entry, given, state, below=below)
-        elif given is None and saver_of(self.graph) is not None:
-            given = answered_elsewhere(entry, (yield read_state(self.graph, self.config)))
+            given = yield from state_changes.resumed(entry, given, state, below=below)
+        elif given is None and checkpoints.saver_of(self.graph) is not None:
+            given = state_changes.answered_elsewhere(entry, (yield checkpoints.read_state(self.graph, self.config)))
         if entry.pending:
-            state = (yield read_state(self.graph, self.config)) if known else None
+            state = (yield checkpoints.read_state(self.graph, self.config)) if known else None
             asked = [i.id for i in state.interrupts] if state is not None else []
-            given = delivered(entry, given, state.values if state is not None else None, asked)
+            given = state_changes.delivered(entry, given, state.values if state is not None else None, asked)
         return given
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
-        saver, place, watch = saver_of(self.graph), thread_config(self.config), self.root_entry.watch
+        saver, place, watch = (
+            checkpoints.saver_of(self.graph),
+            checkpoints.thread_config(self.config),
+            self.root_entry.watch,
+        )
         if saver is not None and place is not None:
             try:
                 waiting = None
                 if not cut:
-                    head = yield from read_head(saver, place)
+                    head = yield from checkpoints.read_head(saver, place)
                     memory = yield from self.root_entry.memory(self.graph, run.subject)
                     # A tool's child waits only if a user is asked; after a failure its own mark tells.
-                    waiting = yield from read_waiting(self.graph, place, watch(self.graph), nodes_only=not run.paused)
+                    waiting = yield from checkpoints.read_waiting(
+                        self.graph, place, watch(self.graph), nodes_only=not run.paused
+                    )
                     left = Left(head.id if head is not None else None, memory, waiting.digest if waiting else None)
                     # Every task has ended, and with it the use of the marks of tasks' children.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
-                edits = yield from updates_during(
+                edits = yield from checkpoints.updates_during(
                     run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
                 )
             except Exception as exc:  # noqa: BLE001  (likewise if the run was cut)
@@ -401,7 +378,7 @@ class ChildEntry(Entering[Any]):
         try:
             if self.place is not None:
                 watch = self.root_entry.watch(self.graph)
-                self.marked = yield from check_child(parent, self.graph, self.place, watch)
+                self.marked = yield from checkpoints.check_child(parent, self.graph, self.place, watch)
             kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
             kind = "remote" if self.remote else kind
             mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
@@ -428,7 +405,7 @@ class ChildEntry(Entering[Any]):
             )
         if self.place is not None and not cut:
             try:
-                marks = yield from mark_child(self.graph, self.place, known=self.marked, again=raised)
+                marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)
             except Exception as exc:  # noqa: BLE001  (as of a root's)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
         yield from close(run, _ending(run), also=marks)

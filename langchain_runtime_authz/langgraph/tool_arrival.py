@@ -20,6 +20,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph._private import injected_names, task_id
 from langchain_runtime_authz.langgraph.answers import skip_answers
 from langchain_runtime_authz.langgraph.arguments import (
@@ -34,15 +35,6 @@ from langchain_runtime_authz.langgraph.arguments import (
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.node_calls import DecideInNode, Describe, NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, opened, settled
-from langchain_runtime_authz.langgraph.tool_execution import (
-    Outcome,
-    Pending,
-    ToolExecution,
-    answer,
-    denied,
-    pending,
-    returns_text,
-)
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run
@@ -81,7 +73,7 @@ class Arrival:
     opener: RunHandle | None = None
     verdict: Verdict | None = None
     counts: dict[str, int] | None = None
-    front: Pending | None = None
+    front: tool_execution.Pending | None = None
     call_id: str | None = None
     parser: Parser | None = None
     given: Any = None
@@ -103,7 +95,7 @@ class Arrival:
             try:
                 self.run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # nothing may start here
-                return denied(self.call, exc)
+                return tool_execution.denied(self.call, exc)
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
@@ -141,7 +133,7 @@ class Arrival:
         if self.node is not None and isinstance(self.verdict, Ticket):
             self.node.ended(self.call, self.place, output, exc)
 
-    def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
+    def execution(self, guard: object, verdict: Verdict) -> tool_execution.ToolExecution | None:
         """Return the execution of the call, or `None` if only an answer is left.
 
         Malformed arguments go the stock road: the tool's own parsing raises the stored error before the tool runs,
@@ -154,9 +146,9 @@ class Arrival:
         if ticket is not None and not self.exact:
             parsed = self._own(parsed)
         place = self.front.place if self.front is not None else None
-        if self.front is None and (one := pending()) is not None:
+        if self.front is None and (one := tool_execution.pending()) is not None:
             place = one.place
-        return ToolExecution(
+        return tool_execution.ToolExecution(
             guard,
             run,
             call,
@@ -168,13 +160,13 @@ class Arrival:
             place=place,
         )
 
-    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+    def start(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         """Return the flow that decides the call, runs it by `code`, and closes it."""
         if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
             return execution.flow(code)
         return self._flow(guard, code)
 
-    def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+    def _flow(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         if self.node is None:
             return (yield from self._run(guard, code))
         self.node.running += 1
@@ -183,17 +175,17 @@ class Arrival:
         finally:
             self.node.running -= 1
 
-    def _run(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+    def _run(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         verdict = yield from self.decide()
         execution = self.execution(guard, verdict)
         if execution is not None:
             return (yield from execution.flow(code))
         text = self.call_id is None and self.place is not None and self.text()
-        return answer(verdict, self.call_id, text=text), None
+        return tool_execution.answer(verdict, self.call_id, text=text), None
 
     def refuse(self) -> Any:
         """Answer a call outside every run."""
-        return answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
+        return tool_execution.answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
         """Return the arguments that were decided, with what the framework supplies for this very call."""
@@ -215,18 +207,12 @@ def _any_supplied(args: Mapping[str, Any], injected: frozenset[str]) -> bool:
     return False
 
 
-def arrival(
-    tool: BaseTool,
-    tool_input: Any,
-    config: Any,
-    call_id: str | None,
-    parser: Parser,
-) -> Arrival:
+def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
     """Return the arrival of a call of `tool.run`, whose input `parser` (the tool's own) makes its arguments of."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
         config = ensure_config(config)  # LangChain's `invoke` has done it already
     scope = current_scope.get()
-    one = scope if type(scope) is Pending else None
+    one = scope if type(scope) is tool_execution.Pending else None
     if one is not None and one.call.call_id != call_id:
         one = None  # a call that a wrapper makes on its own; the verdict waits for the call that it is on
     mine = one if one is not None and not one.used and one.take() else None
@@ -250,8 +236,8 @@ def _anew(
     config: Mapping[str, Any],
     call_id: str | None,
     parser: Parser,
-    one: Pending | None,
-    mine: Pending | None,
+    one: tool_execution.Pending | None,
+    mine: tool_execution.Pending | None,
 ) -> Arrival:
     """Return the arrival of a call that is to be decided as it would run."""
     # After an enforcement point, what differs from its call differs from the plan. Without one no message is at hand,
@@ -281,7 +267,7 @@ def _anew(
 
     found = _arrival(tool, config, call_id, facts, described, tool_input, one)
     found.front, found.parser = mine, parser
-    found.text = partial(returns_text, tool)
+    found.text = partial(tool_execution.returns_text, tool)
     return found
 
 
@@ -322,7 +308,7 @@ def _arrival(
     facts: ToolFacts,
     described: Describe,
     given: Any,
-    one: Pending | None = None,
+    one: tool_execution.Pending | None = None,
 ) -> Arrival:
     if one is not None:
         call = described(facts, given)

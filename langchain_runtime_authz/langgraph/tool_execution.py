@@ -23,13 +23,7 @@ from langchain_runtime_authz.credential.current_call import CodeScope, current_s
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
-from langchain_runtime_authz.langgraph.messages import (
-    denial_message,
-    only_asked,
-    recorded,
-    replay_message,
-    said,
-)
+from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.claim import conclude

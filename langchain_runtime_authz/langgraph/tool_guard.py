@@ -270,12 +270,7 @@ async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..
 
 
 def _by_hand(
-    tool: BaseTool,
-    guard: Guard,
-    stage: Stage,
-    code: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arrival:
     """Return the arrival of a call as its code receives it: arguments by name, but what the framework supplies."""
     given = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}

@@ -17,6 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph import tool_pep
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.interrupts import reviewed_tools
@@ -25,21 +26,10 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_pep import (
-    MessageCalls,
-    Turn,
-    Turns,
-    answer_of,
-    give_back,
-    instead_of,
-    noted,
-    open_tickets,
-    undecided,
-)
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
-_turns: ContextVar[Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
+_turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
 class _Gate(ToolNode):
@@ -61,12 +51,12 @@ class _Gate(ToolNode):
             for one in waiting:
                 if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
                     run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
-            _turns.set(Turns(config, message.calls, waiting))
+            _turns.set(tool_pep.Turns(config, message.calls, waiting))
             return super()._func(input, config, runtime)
         finally:
             _turns.set(before)
-            if open_tickets(waiting):
-                drive(run.engine, give_back(waiting))
+            if tool_pep.open_tickets(waiting):
+                drive(run.engine, tool_pep.give_back(waiting))
 
     async def _agated(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
@@ -75,42 +65,46 @@ class _Gate(ToolNode):
             for one in waiting:
                 if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
                     run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
-            _turns.set(Turns(config, message.calls, waiting))
+            _turns.set(tool_pep.Turns(config, message.calls, waiting))
             return await super()._afunc(input, config, runtime)
         finally:
             _turns.set(before)
-            if open_tickets(waiting):
-                await adrive(run.engine, give_back(waiting))
+            if tool_pep.open_tickets(waiting):
+                await adrive(run.engine, tool_pep.give_back(waiting))
 
-    def _message(self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool) -> tuple[Run, MessageCalls]:
+    def _message(
+        self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
+    ) -> tuple[Run, tool_pep.MessageCalls]:
         run = find_run(config)
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         wrappers = (self._wrap_tool_call, self._awrap_tool_call)
         reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
-        return run, MessageCalls(
+        return run, tool_pep.MessageCalls(
             self, self._authz_profiles, input, config, runtime, reviewed=reviewed, standalone=standalone
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         if (turns := _turns.get()) is None:
-            return undecided(call)
-        with Turn(turns, call) as one:
+            return tool_pep.undecided(call)
+        with tool_pep.Turn(turns, call) as one:
             if one is not None and type(one.verdict) is Ticket and not one.call.amends:
                 return super()._run_one(call, input_type, tool_runtime)
-            if (answer := answer_of(one, call, turns.config)) is not None:
+            if (answer := tool_pep.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return noted(one, super()._run_one(instead_of(one, call), input_type, tool_runtime))
+            return tool_pep.noted(one, super()._run_one(tool_pep.instead_of(one, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         if (turns := _turns.get()) is None:
-            return undecided(call)
-        async with Turn(turns, call) as one:
+            return tool_pep.undecided(call)
+        async with tool_pep.Turn(turns, call) as one:
             if one is not None and type(one.verdict) is Ticket and not one.call.amends:
                 return await super()._arun_one(call, input_type, tool_runtime)
-            if (answer := answer_of(one, call, turns.config)) is not None:
+            if (answer := tool_pep.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return noted(one, await super()._arun_one(instead_of(one, call), input_type, tool_runtime))
+            return tool_pep.noted(
+                one, await super()._arun_one(tool_pep.instead_of(one, call), input_type, tool_runtime)
+            )
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         if getattr(type(request.tool), GUARDED, None) is None:

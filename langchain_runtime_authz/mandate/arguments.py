@@ -9,22 +9,8 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS, absent
 from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
 from langchain_runtime_authz.facts.provenance.values import SHORT
+from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, compare, meets, same, within
-from langchain_runtime_authz.mandate.model import (
-    Argument,
-    Between,
-    Const,
-    Each,
-    Extract,
-    Field,
-    Free,
-    OneOf,
-    Own,
-    Pick,
-    Step,
-    Text,
-    Within,
-)
 from langchain_runtime_authz.mandate.outputs import (
     Output,
     Outputs,
@@ -43,8 +29,8 @@ _QUOTED: Final = 120
 _MAX_ALLOWED: Final = 100_000  # characters that may back a text
 _MAX_EXTRACT: Final = 8  # values, outputs
 _MAX_SEARCHED: Final = 100_000
-_FIXED: Final = (Const, Own, Field, Pick)  # one value each, so that the step's read is one call
-_BOUND: Final = (*_FIXED, OneOf, Each)  # values that the mandate gives; the model chooses all others
+_FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # one value each, so that the step's read is one call
+_BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gives; the model chooses all others
 
 
 class Finding(NamedTuple):
@@ -102,7 +88,7 @@ class Reader:
     __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
     def __init__(
-        self, steps: Mapping[str, Step], outputs: Outputs, own: frozenset[str], words: str, task: str = ""
+        self, steps: Mapping[str, model.Step], outputs: Outputs, own: frozenset[str], words: str, task: str = ""
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[Output]] = {}
@@ -111,14 +97,14 @@ class Reader:
 
     # --- one argument ---------------------------------------------------------------------------------
 
-    def check(self, argument: Argument, value: object, kind: str) -> Finding:
+    def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
         """Compare a value with what an argument must be.
 
         `kind` is the profile's kind, "when", "text", or "" for an argument that the profile does not name.
         """
-        if isinstance(argument, Free):
+        if isinstance(argument, model.Free):
             return FITS
-        if isinstance(argument, Text):
+        if isinstance(argument, model.Text):
             if kind not in ("text", ""):
                 return Finding("text", "a value; this argument decides what the call hits, and is not free text")
             return self.text(argument, value)
@@ -127,29 +113,34 @@ class Reader:
             return Finding("missing", _described(argument))
         if items is None:
             return Finding("value", _described(argument))
-        if isinstance(argument, Field):
+        if isinstance(argument, model.Field):
             return self._field(argument, items, kind)
-        if isinstance(argument, Pick | Each):
+        if isinstance(argument, model.Pick | model.Each):
             return self._record(argument, items, kind)
-        if isinstance(argument, Extract):
+        if isinstance(argument, model.Extract):
             return self._extract(argument, items)
         return FITS if self._plain(argument, items, kind) else Finding("value", _described(argument))
 
-    def _plain(self, argument: Const | Own | OneOf | Between | Within, items: Sequence[Any], kind: str) -> bool:
-        if isinstance(argument, Const):
+    def _plain(
+        self,
+        argument: model.Const | model.Own | model.OneOf | model.Between | model.Within,
+        items: Sequence[Any],
+        kind: str,
+    ) -> bool:
+        if isinstance(argument, model.Const):
             return _equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
-        if isinstance(argument, Own):
+        if isinstance(argument, model.Own):
             return all(not self._own.isdisjoint(scalar_forms(item)) for item in items)
-        if isinstance(argument, Within):
+        if isinstance(argument, model.Within):
             return all(within(item, argument.prefix) for item in items)
         if len(items) != 1:
             return False
-        if isinstance(argument, OneOf):
+        if isinstance(argument, model.OneOf):
             return any(same(items[0], choice, kind) for choice in argument.values)
         low, high = compare(items[0], argument.low), compare(items[0], argument.high)
         return low is not None and high is not None and low >= 0 >= high
 
-    def text(self, argument: Text, value: object, *, copied: bool = True) -> Finding:
+    def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
         """Compare a free text with the user's words, the quotes and the named fields.
 
         `copied`: look in all outputs for runs of its words.
@@ -171,7 +162,7 @@ class Reader:
             return Finding("text", f"a text whose identifiers and quotations come from the user's words{named}")
         return FITS
 
-    def _inputs(self, argument: Text) -> Iterator[str]:
+    def _inputs(self, argument: model.Text) -> Iterator[str]:
         for name in argument.inputs:
             step, _, path = name.partition(".")
             for output in self.fitting(step):
@@ -190,14 +181,14 @@ class Reader:
             self._fitting[name] = known
         return known
 
-    def _fits(self, step: Step, output: Output) -> bool:
+    def _fits(self, step: model.Step, output: Output) -> bool:
         """Return True if a read is fully bound: what the step does not name was not sent, or decides nothing."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
             return False
         for name, argument in step.args.items():
             value = argument_of(output.args, name)
-            if isinstance(argument, Text):
+            if isinstance(argument, model.Text):
                 code = self.text(argument, value, copied=False).code
             else:
                 code = self.check(argument, value, kind_of(output.profile, name)).code
@@ -224,7 +215,7 @@ class Reader:
                 return False
         return True
 
-    def _field(self, argument: Field, items: Sequence[Any], kind: str) -> Finding:
+    def _field(self, argument: model.Field, items: Sequence[Any], kind: str) -> Finding:
         where = f"`{argument.path or 'the output'}` of step `{argument.step}`"
         least = 2 if kind in DESTINATIONS else 1
         known = ""
@@ -244,8 +235,8 @@ class Reader:
             return Finding(code, f"{where}, if a trusted source wrote it")
         return Finding(code, where + known)
 
-    def _record(self, argument: Pick | Each, items: Sequence[Any], kind: str) -> Finding:
-        where = f"`{argument.path or 'the item'}` of {'the' if isinstance(argument, Pick) else 'a'} record that the conditions choose from step `{argument.step}`"
+    def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
+        where = f"`{argument.path or 'the item'}` of {'the' if isinstance(argument, model.Pick) else 'a'} record that the conditions choose from step `{argument.step}`"
         found = self._found.get(id(argument))
         if found is None:
             found = self._found[id(argument)] = self._choose(argument)
@@ -255,7 +246,7 @@ class Reader:
         keys, code, known = set(), "value", ""
         for row in found.rows:
             values = _values(row, row.path)
-            if not values or not (isinstance(argument, Pick) or _equal(items, values, kind)):
+            if not values or not (isinstance(argument, model.Pick) or _equal(items, values, kind)):
                 continue
             trusted = self._trusts(argument.step, row.output, _joined(row.base, row.path), values, least)
             trusted = trusted and all(self._chooses(argument.step, row, name) for name in _conditions(argument))
@@ -273,7 +264,7 @@ class Reader:
         path = _within(row, name)
         return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
 
-    def _choose(self, argument: Pick | Each) -> _Found:
+    def _choose(self, argument: model.Pick | model.Each) -> _Found:
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return _Found("unread")
@@ -288,11 +279,11 @@ class Reader:
                 if False in meeting:
                     continue
                 if None in meeting:
-                    if isinstance(argument, Pick):
+                    if isinstance(argument, model.Pick):
                         return _Found("ambiguous")
                     continue
                 chosen.append(row)
-        if isinstance(argument, Each):
+        if isinstance(argument, model.Each):
             return _Found(rows=chosen)
         for name, sign in ((argument.max, 1), (argument.min, -1)):
             if name is not None:
@@ -309,12 +300,12 @@ class Reader:
         varied = {n: a for n, a in step.args.items() if not isinstance(a, _FIXED)}
         if not varied:
             return True
-        if len(varied) != 1 or not isinstance(argument := next(iter(varied.values())), OneOf):
+        if len(varied) != 1 or not isinstance(argument := next(iter(varied.values())), model.OneOf):
             return False
         read = [argument_of(output.args, next(iter(varied))) for output in self.fitting(name)]
         return all(any(_equal(scalars(v, 1) or (), (choice,), "value") for v in read) for choice in argument.values)
 
-    def _extract(self, argument: Extract, items: Sequence[Any]) -> Finding:
+    def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
         where = f"a value in what step `{argument.step}` returned"
         outputs = self.fitting(argument.step)
         if not outputs:
@@ -344,14 +335,14 @@ def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
     )
 
 
-def _described(argument: Argument) -> str:
+def _described(argument: model.Argument) -> str:
     """Return what an argument must be, in words."""
     describe: Mapping[type, Callable[[Any], str]] = {
-        Const: lambda a: quoted(a.value),
-        Own: lambda _: "one of the user's own identifiers",
-        OneOf: lambda a: f"one of {quoted(a.values)}",
-        Between: lambda a: f"between {quoted(a.low)} and {quoted(a.high)}",
-        Within: lambda a: f"inside {quoted(a.prefix)}",
+        model.Const: lambda a: quoted(a.value),
+        model.Own: lambda _: "one of the user's own identifiers",
+        model.OneOf: lambda a: f"one of {quoted(a.values)}",
+        model.Between: lambda a: f"between {quoted(a.low)} and {quoted(a.high)}",
+        model.Within: lambda a: f"inside {quoted(a.prefix)}",
     }
     if (known := describe.get(type(argument))) is not None:
         return known(argument)
@@ -407,9 +398,9 @@ def _values(row: _Row, path: str) -> list[Any]:
     return scalars(nodes, MAX_ITEMS, mappings=False) or []
 
 
-def _conditions(argument: Pick | Each) -> Collection[str]:
+def _conditions(argument: model.Pick | model.Each) -> Collection[str]:
     names = set(argument.where)
-    if isinstance(argument, Pick):
+    if isinstance(argument, model.Pick):
         names.update(name for name in (argument.max, argument.min) if name is not None)
     return names
 

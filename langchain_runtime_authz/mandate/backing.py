@@ -16,7 +16,6 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate import model
-from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.outputs import worth
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
@@ -32,7 +31,7 @@ def backed(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
     own: frozenset[str] = frozenset(),
-) -> Compiled:
+) -> model.Compiled:
     """Return the part of a planner's mandate that the user's words back: none if they are too long to be read.
 
     Args:
@@ -44,7 +43,9 @@ def backed(
     """
     words = Texts(texts)
     if words.too_long:
-        return Compiled(None, (Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),))
+        return model.Compiled(
+            None, (model.Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),)
+        )
     check = _Check(mandate, words, profiles, signatures, {f for o in own for f in forms(o)})
     for step in mandate.steps:
         check.take(step)
@@ -62,7 +63,7 @@ def backed(
         confirm=_few(confirm, {s.id: profiles[s.tool].effect for s in steps}),
         source="planner",
     )
-    return Compiled(kept, tuple(Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
+    return model.Compiled(kept, tuple(model.Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:

@@ -277,14 +277,7 @@ def bind(
             if keys:
                 groups.append([f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
         matches.append(
-            _Match(
-                plan,
-                deviations,
-                groups,
-                shape.counts,
-                after,
-                f"{CONFIRMED}{mandate.digest}" if confirm else None,
-            )
+            _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
         )
     return Binding(None, matches, limit)
 

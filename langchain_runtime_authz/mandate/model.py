@@ -27,7 +27,7 @@ from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
 from langchain_runtime_authz.profile import Kind, ToolProfile
 
-__all__ = ["Argument", "AtLeast", "AtMost", "Between", "Condition", "Const", "Contains", "Each", "Eq", "Extract",
+__all__ = ["Argument", "AtLeast", "AtMost", "Between", "Compiled", "Condition", "Const", "Contains", "Dropped", "Each", "Eq", "Extract",
            "Field"]  # fmt: skip
 __all__ += ["Free", "Limit", "Mandate", "Never", "Not", "OneOf", "Own", "Pick", "Span", "StartsWith", "Step", "Text"]
 __all__ += ["Within", "check_mandate", "json_schema", "load_mandate"]
@@ -396,3 +396,17 @@ def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iter
         for name in (*profile.critical, *profile.when):
             if isinstance(step.args.get(name), Free):
                 yield f"step `{step.id}`: `{name}` decides what the call hits, and is free"
+
+
+class Dropped(NamedTuple):
+    """Something that was not taken over into the mandate: a step, a limit or a sentence, and the reason."""
+
+    what: str
+    why: str
+
+
+class Compiled(NamedTuple):
+    """A mandate, or None if nothing was ordered, and what was left out."""
+
+    mandate: Mandate | None
+    dropped: tuple[Dropped, ...] = ()

@@ -121,12 +121,12 @@ def _marked(text: str) -> Iterator[tuple[int, int]]:
 _QUOTED: Final = re.compile(
     r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
     r"|\u00ab([^\u00ab\u00bb]{1,2000})\u00bb|`([^`\n]{1,2000})`|\u300c([^\u300c\u300d]{1,2000})\u300d"
-    r"|(?<!\w)'((?:[^'\n]|(?<=\w)'(?=\w)){1,2000})'(?!\w)|(?<!\w)\u2018((?:[^\u2018\u2019\n]|(?<=\w)\u2019(?=\w)){1,2000})\u2019(?!\w)",
+    r"|(?<!\w)'((?:[^'\n]|(?<=\w)'(?=\w)){1,2000})'(?!\w)|(?<!\w)\u2018((?:[^\u2018\u2019\n]|(?<=\w)\u2019(?=\w)){1,2000})\u2019(?!\w)"
 )
 _EDGE: Final = " \t\n.,;:!?\u2026"
 _END: Final = re.compile(
     r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
-    r"|[\u3002\uff01\uff1f\uff1b]|\n",
+    r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
 # What a sentence says of itself. Short on purpose: a planner reads the meaning, and this only doubts it.

@@ -19,9 +19,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
-from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Span, Step
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Span, Step
 from langchain_runtime_authz.profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material

@@ -270,10 +270,7 @@ def record_answers(
 
 
 def reviews(
-    run: Run,
-    asked: Sequence[tuple[str, str, Call, tuple[str, ...]]],
-    interrupt_id: str,
-    task_id: str = "",
+    run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
     """Return the questions of another review, LangChain's HITL middleware, as the ledger keeps them.
 

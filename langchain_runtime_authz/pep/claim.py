@@ -18,11 +18,7 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.delegation import handoff_edge
 from langchain_runtime_authz.facts.provenance.observe import Observation
-from langchain_runtime_authz.facts.source import (
-    content_version,
-    read_mark,
-    resource_of,
-)
+from langchain_runtime_authz.facts.source import content_version, read_mark, resource_of
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.fork import PROCESS
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
@@ -38,6 +34,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakePending,
 )
 from langchain_runtime_authz.mandate.binding import MANDATE
+from langchain_runtime_authz.pep import recording
 from langchain_runtime_authz.pep.approvals import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
@@ -47,16 +44,6 @@ from langchain_runtime_authz.pep.engine import Block, Commit, Flow, Run, Write
 from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, observe, small
-from langchain_runtime_authz.pep.recording import (
-    anomaly,
-    call_record,
-    is_judgement,
-    label,
-    obliged_events,
-    run_event,
-    step_record,
-    tell,
-)
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -120,13 +107,13 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     recorded = False
     try:
         started, asked = decided.started or None, decided.approval
-        yield step_record(run, decision, "tools/call", call.tool, decided.body, started, done.now, asked)
+        yield recording.step_record(run, decision, "tools/call", call.tool, decided.body, started, done.now, asked)
         recorded = True
         if call.metadata and type(edge := changes[-1]) is RecordEdge:
             detail = {"to": edge.edge.to, "kind": edge.edge.kind, "decision_id": decision.decision_id}
-            yield run_event(run, "delegated", done.now, detail=detail)
+            yield recording.run_event(run, "delegated", done.now, detail=detail)
         if decision.obligations:
-            yield from tell(run, decision, "tools/call", call.tool, done.now)
+            yield from recording.tell(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
         return (yield from _given_back(run, decided, spent, exc, recorded))
     approval, made = decided.approval, minter(run, decided, tokens, done.now) if tokens else None
@@ -161,7 +148,7 @@ def _refused_hand_off(run: Run, decided: DecidedCall) -> Flow[Denial | None]:
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
-    call, approval, row, name = decided.call, decided.approval, decided.row, label(decided.call.tool)
+    call, approval, row, name = decided.call, decided.approval, decided.row, recording.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure approves running it again.
     again = approved and row is not None and row.state in ("failed", "unknown")
@@ -295,9 +282,9 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         _log.error("denial %s of %s was not counted: %s", decision.decision_id, call.tool, type(exc).__name__)
     now = getattr(done, "now", 0.0) or time.time()
     try:
-        yield call_record(run, decided, now)
+        yield recording.call_record(run, decided, now)
         if done is not None:
-            yield from obliged_events(run, decision, now, rotated=rotated)
+            yield from recording.obliged_events(run, decision, now, rotated=rotated)
     except Exception as exc:  # noqa: BLE001  (likewise of its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
     for change in owed(decision):
@@ -307,7 +294,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
             _log.error("an obligation of denial %s was not carried out: %s", decision.decision_id, type(exc).__name__)
     if decision.outcome != "approval_required":  # of a question it was told when it was asked
         try:
-            yield from tell(run, decision, "tools/call", call.tool, time.time())
+            yield from recording.tell(run, decision, "tools/call", call.tool, time.time())
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
     return Denial(call, decision, message)
@@ -334,12 +321,12 @@ def counted(decided: DecidedCall, by: int = 1) -> RecordStep:
 
     An outage, a correction or a kill switch is not misbehaviour.
     """
-    call, counts = decided.call, is_judgement(decided.decision)
+    call, counts = decided.call, recording.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
     return RecordStep(
         denials=by * counts,
-        recent=f"deny:{label(call.tool)}" if by > 0 else None,
+        recent=f"deny:{recording.label(call.tool)}" if by > 0 else None,
         unplanned=by * (acts and decided.match is not None and not decided.match.planned),
         tainted=by * tainted,
     )
@@ -406,7 +393,7 @@ def conclude(
         )
         yield (Write, written)
         if leaked:
-            yield anomaly(run, "credential_leaked", ticket.decision_id, getattr(done, "now", 0.0))
+            yield recording.anomaly(run, "credential_leaked", ticket.decision_id, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
 

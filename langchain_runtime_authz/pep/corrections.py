@@ -68,11 +68,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         return
     plans = yield from carried(run.scope, run.epoch, asks, answered)
     texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
-    change = AdvanceEpoch(
-        run.epoch,
-        texts,
-        keep=tuple(a.call_key for a in answered if a.state == "approved"),
-    )
+    change = AdvanceEpoch(run.epoch, texts, keep=tuple(a.call_key for a in answered if a.state == "approved"))
     done = yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
     yield from record_answers(run, asks, answered, done.now)
 

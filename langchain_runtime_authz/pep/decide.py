@@ -14,10 +14,7 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.provenance.trace import Provenance
-from langchain_runtime_authz.facts.source import (
-    UNREAD,
-    resource_of,
-)
+from langchain_runtime_authz.facts.source import UNREAD, resource_of
 from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.mandate.binding import Binding
@@ -36,7 +33,7 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 
 _CALL_OBLIGATIONS: Final = frozenset(
-    ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate"),
+    ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate")
 )
 _BEGUN: Final[Mapping[CallState, Code]] = {
     "suspended": Code.STALE_EPOCH,
@@ -384,12 +381,7 @@ def data_scope(scope: Scope) -> Scope:
 
 
 def _refusal(
-    run: Run,
-    snapshot: Snapshot,
-    call: Call,
-    match: plan.Match,
-    approval: Approval | None,
-    row: CallRow | None,
+    run: Run, snapshot: Snapshot, call: Call, match: plan.Match, approval: Approval | None, row: CallRow | None
 ) -> Decision | None:
     """Return the PEP's own refusal, which no policy can lift; `None` without one."""
     if call.error is not None:

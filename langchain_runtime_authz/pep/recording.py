@@ -19,14 +19,7 @@ from langchain_runtime_authz.telemetry.spans import record_decision, record_even
 MAX_LABEL: Final = 128
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
 _CIRCUMSTANCES: Final = frozenset(
-    {
-        Code.DATA_CHANGED,
-        Code.STALE_EPOCH,
-        Code.STALE_PLAN,
-        Code.KILLED,
-        Code.LEDGER_UNAVAILABLE,
-        Code.AUDIT_UNAVAILABLE,
-    },
+    {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
 )
 
 

@@ -38,11 +38,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        run: Run,
-        profiles: Mapping[str, ToolProfile],
-        parent: Session | None = None,
-        grant: Grant | None = None,
+        self, run: Run, profiles: Mapping[str, ToolProfile], parent: Session | None = None, grant: Grant | None = None
     ) -> None:
         self._run = run
         self._parent, self._requested = parent, grant

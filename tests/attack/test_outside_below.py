@@ -234,14 +234,14 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
     family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
     family.go(human())
     reads = [OSError("a database that is away for a moment")]
-    whole = root_entry.read_state
+    whole = root_entry._Root._told
 
-    def read(*args: Any) -> Any:
+    def told(*args: Any) -> Any:
         if reads:
             raise reads.pop()
-        return whole(*args)
+        return (yield from whole(*args))
 
-    monkeypatch.setattr(root_entry, "read_state", read)
+    monkeypatch.setattr(root_entry._Root, "_told", told)
     with pytest.raises(OSError, match="away"):
         family.go(None, how=how)
     assert marks(tmp_path / "ledger.db") == ["task"]

@@ -31,15 +31,13 @@ _LOCAL, _DOMAIN = 64, 253  # characters before and behind the sign of an address
 _EMAIL: Final = re.compile(
     rf"(?<![\w.%+\-@])[a-z0-9._%+\-]{{1,{_LOCAL}}}@[a-z0-9.\-]{{1,{_DOMAIN}}}(?![\w@])", re.IGNORECASE | re.ASCII
 )
-_URL: Final = re.compile(
-    r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}",
-)
+_URL: Final = re.compile(r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}")
 _IBAN: Final = re.compile(
-    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])",
+    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])"
 )
 # As people type one; only its check digits tell it from words (ISO 7064).
 _TYPED_IBAN: Final = re.compile(
-    r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])",
+    r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
 _NATION: Final = re.compile(r"\d(?<=[A-Za-z]{2}\d)\d")  # what stands at the beginning of each of the two
 _SHORTEST_IBAN: Final = 15
@@ -49,7 +47,7 @@ _NUMBER: Final = re.compile(
     rf"[-+\d](?:(?<![\w.,\-/].)|(?<=\b{_CURRENCY}.))"
     r"(?:(?:(?<=\d)\d{0,2}|(?<=[-+])\d{1,3})(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?"
     r"|(?:(?<=\d)\d{0,14}|(?<=[-+])\d{1,15})(?:[.,]\d{1,10})?)"
-    rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))",
+    rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))"
 )
 TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")

@@ -83,12 +83,7 @@ _NOTHING: Final = Observation()
 
 
 def observe_output(
-    tool: str,
-    profile: ToolProfile,
-    args: Mapping[str, Any],
-    output: object,
-    *,
-    failed: bool = False,
+    tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
     """Read the head of one output.
 

@@ -18,6 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
 
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph._private import (
     DEFAULT_BOUND,
     Pregel,
@@ -34,16 +35,6 @@ from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool
 from langchain_runtime_authz.langgraph.model_calls import held_by_model
 from langchain_runtime_authz.langgraph.model_types import model_types
 from langchain_runtime_authz.langgraph.node_pep import is_gated
-from langchain_runtime_authz.langgraph.object_graph import (
-    MAX_WALKED,
-    Found,
-    functions_of,
-    graphs_in,
-    loaded,
-    roots_of,
-    validators_of,
-    walk,
-)
 from langchain_runtime_authz.langgraph.observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import agent_names, owner_of
 from langchain_runtime_authz.langgraph.remote import gates_remote, is_remote
@@ -80,11 +71,11 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     """
     if not isinstance(graph, Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
-    found = list(graphs_in(graph, deep=True))
+    found = list(object_graph.graphs_in(graph, deep=True))
     look = _Look(
         protection,
         hooked=owner_of(graph) is protection,
-        reached=frozenset(id(f.graph) for f in graphs_in(graph)),
+        reached=frozenset(id(f.graph) for f in object_graph.graphs_in(graph)),
         bound=_Bound(f.graph for f in found),
         functions=_functions(found),
     )
@@ -121,7 +112,7 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
     yield "retry_policy", graph.retry_policy
     yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
-        for name, function in validators_of(schema):
+        for name, function in object_graph.validators_of(schema):
             yield f"{schema.__name__}.{name}", function
     callbacks = (graph.config or {}).get("callbacks")
     for handler in getattr(callbacks, "handlers", callbacks) or ():
@@ -130,14 +121,14 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
                 yield f"callback {type(handler).__name__}.{name}", getattr(handler, name)
 
 
-def _functions(found: Iterable[Found]) -> dict[int, str]:
+def _functions(found: Iterable[object_graph.Found]) -> dict[int, str]:
     """Return the functions of all tools of the graphs, by identity, with the tools' names."""
     known: dict[int, str] = {}
     for one in found:
         for node in one.graph.nodes.values():
-            for tool in walk(roots_of(node), deep=True):
+            for tool in object_graph.walk(object_graph.roots_of(node), deep=True):
                 if isinstance(tool, BaseTool):
-                    known.update((i, tool.name) for i in _identities(functions_of(tool)))
+                    known.update((i, tool.name) for i in _identities(object_graph.functions_of(tool)))
     return known
 
 
@@ -156,13 +147,13 @@ class _Bound:
     def __init__(self, graphs: Iterable[Any]) -> None:
         nodes = [node.bound for g in graphs for node in g.nodes.values() if isinstance(node.bound, ToolNode)]
         self._tools = [tool for node in nodes for tool in node.tools_by_name.values()]
-        self._made_of = {(tool.name, i) for tool in self._tools for i in _identities(functions_of(tool))}
+        self._made_of = {(tool.name, i) for tool in self._tools for i in _identities(object_graph.functions_of(tool))}
 
     def __contains__(self, tool: BaseTool) -> bool:
         """Return True if it is one of them, or one that a guarded copy was made of."""
         if any(tool is t for t in self._tools):
             return True
-        made_of = {(tool.name, i) for i in _identities(functions_of(tool))}
+        made_of = {(tool.name, i) for i in _identities(object_graph.functions_of(tool))}
         return not is_guarded(tool) and bool(made_of) and made_of <= self._made_of
 
 
@@ -175,7 +166,7 @@ class _Look:
     functions: Mapping[int, str] = field(repr=False)
     searched: dict[int, BaseTool] = field(default_factory=dict)
 
-    def graph(self, found: Found, *, root: bool) -> Iterator[Row]:
+    def graph(self, found: object_graph.Found, *, root: bool) -> Iterator[Row]:
         graph, label = found.graph, found.label
         owner = owner_of(graph)
         layers: tuple[str, ...] = ()
@@ -206,9 +197,9 @@ class _Look:
         bound = node.bound
         if bound is not DEFAULT_BOUND and (node.cache_policy is not None or graph.cache_policy is not None):
             yield Row("cached node", name, label, (), _CACHED, name)
-        held = list(walk(roots_of(node), deep=True, into_tools=False))
-        if len(held) >= MAX_WALKED:
-            note = f"its code holds more than {MAX_WALKED} values: not all were looked at"
+        held = list(object_graph.walk(object_graph.roots_of(node), deep=True, into_tools=False))
+        if len(held) >= object_graph.MAX_WALKED:
+            note = f"its code holds more than {object_graph.MAX_WALKED} values: not all were looked at"
             yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
         if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its own
@@ -237,7 +228,7 @@ class _Look:
         """Yield the tools that the graph's own loop would call between nodes: only the callback backstop decides these."""
         outside = route in _OUTSIDE_RUNS
         look = replace(self, hooked=False) if outside else self
-        for tool in walk([value], deep=True, into_tools=False):
+        for tool in object_graph.walk([value], deep=True, into_tools=False):
             if isinstance(tool, BaseTool):
                 for row in look._tool(tool, label, route, None):
                     unseen = outside and row.kind == "tool" and not row.layers
@@ -293,7 +284,7 @@ class _Look:
         if layers:
             profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
             note = "" if profiled.declared else f"unprofiled: {profiled.why}"
-            if names := ", ".join(dict(validators_of(tool.args_schema))):
+            if names := ", ".join(dict(object_graph.validators_of(tool.args_schema))):
                 note = "; ".join(filter(None, (note, f"its schema's validators run before the decision: {names}")))
         elif self.hooked and acts_by_itself(tool):
             note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
@@ -306,7 +297,7 @@ class _Look:
             if hasattr(type(tool), IN_PLACE):
                 layers = ("tool guard",)
                 note = note if profiled.declared else f"unprofiled: {profiled.why}; {note}"
-        held = list(walk(functions_of(tool), deep=True, into_tools=False))
+        held = list(object_graph.walk(object_graph.functions_of(tool), deep=True, into_tools=False))
         keeping = [v for v in held if isinstance(v, Pregel) and isinstance(v.checkpointer, BaseCheckpointSaver)]
         note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
         yield Row("tool", tool.name, label, layers, note, route)
@@ -323,7 +314,7 @@ class _Look:
 
         Functions in a list are left out: models are bound to lists of functions.
         """
-        known = {i for t in own for i in _identities(functions_of(t))}
+        known = {i for t in own for i in _identities(object_graph.functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
         for value in held:
             if isinstance(value, FunctionType | MethodType):
@@ -345,7 +336,11 @@ def _unpickles(saver: Any) -> str:
             return "pickle_fallback: a checkpoint can run code: leave it off"
         loads = getattr(type(serde), "loads_typed", None)
         known = type(serde).__module__.startswith("langgraph.checkpoint.serde.")
-        if not known and isinstance(loads, FunctionType) and any(v is u for v in loaded(loads) for u in _UNPICKLERS):
+        if (
+            not known
+            and isinstance(loads, FunctionType)
+            and any(v is u for v in object_graph.loaded(loads) for u in _UNPICKLERS)
+        ):
             return f"{type(serde).__name__} unpickles, so a checkpoint can run code: use JsonPlusSerializer"
         if imports_anything(serde) and not isinstance(saver, InMemorySaver):
             return (

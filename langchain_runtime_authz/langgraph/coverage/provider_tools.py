@@ -13,7 +13,7 @@ from langchain_runtime_authz.langgraph.coverage.report import Row
 # Descriptions of tools that run here, in the forms that LangChain's model integrations accept.
 _RUN_HERE: Final = frozenset(("function", "custom"))
 _DESCRIBES_A_FUNCTION: Final = frozenset(
-    ("input_schema", "inputSchema", "function_declarations", "toolSpec", "parameters", "properties"),
+    ("input_schema", "inputSchema", "function_declarations", "toolSpec", "parameters", "properties")
 )
 # Types of content blocks, messages and JSON schemas, which stand in lists of their own.
 _BLOCKS = (

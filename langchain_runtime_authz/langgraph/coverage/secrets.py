@@ -25,7 +25,7 @@ MIN_LENGTH: Final = 8  # of a text under a secret's name: shorter ones are examp
 
 _NAMES: Final = re.compile(
     r"(^|_)(api_?keys?|access_?keys?|private_?keys?|secret_?keys?|signing_?keys?|secrets?|tokens?|passwords?|passwd"
-    r"|passphrase|pwd|credentials?|authorization|auth|bearer|cookies?)$",
+    r"|passphrase|pwd|credentials?|authorization|auth|bearer|cookies?)$"
 )
 _FORMS: Final = re.compile(
     r"""\b(?:sk|pk|rk)[-_](?:live|test|proj|ant)?[-_]?[A-Za-z0-9_-]{16,}   # OpenAI, Anthropic, Stripe

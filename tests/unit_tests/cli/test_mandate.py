@@ -13,8 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
-from langchain_runtime_authz.mandate.model import Mandate, Step
+from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 
 PROFILES = """
 tools:

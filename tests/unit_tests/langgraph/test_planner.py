@@ -124,7 +124,7 @@ def test_a_paste_that_hijacks_it_gains_nothing(plan: Plan) -> None:
 def test_without_the_check_the_hijack_would_order(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """The unenforced twin."""
     from langchain_runtime_authz.langgraph import planner as module
-    from langchain_runtime_authz.mandate.compiled import Compiled
+    from langchain_runtime_authz.mandate.model import Compiled
 
     monkeypatch.setattr(module, "backed", lambda mandate, *_: Compiled(mandate))
     found, _ = planner(answer(pay("Eve", 9000)))

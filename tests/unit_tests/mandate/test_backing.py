@@ -9,9 +9,9 @@ import pytest
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.backing import backed
-from langchain_runtime_authz.mandate.compiled import Compiled
 from langchain_runtime_authz.mandate.model import (
     Between,
+    Compiled,
     Const,
     Contains,
     Each,
