@@ -28,7 +28,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from langchain_runtime_authz._files import bearer_token, tls_context
 from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
-from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, PDPError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,6 +50,7 @@ class Connection(TypedDict, total=False):
         ca_file: PEM file of the only authorities believed; the system's when absent.
         client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are read
             again when they change; while they do not fit each other, everything is denied.
+        tls: returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does, in place of both.
         token_file: file whose content is sent as bearer token; read again when it changes.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time (10).
@@ -58,6 +59,7 @@ class Connection(TypedDict, total=False):
     timeout: float
     ca_file: str | Path | None
     client_cert: str | Path | tuple[str | Path, str | Path] | None
+    tls: Callable[[], ssl.SSLContext] | None
     token_file: str | Path | None
     proxy: str | None
     pool_size: int
@@ -132,6 +134,7 @@ class Link:
         timeout: float = 1.0,
         ca_file: str | Path | None = None,
         client_cert: str | Path | tuple[str | Path, str | Path] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         token_file: str | Path | None = None,
         proxy: str | None = None,
         pool_size: int = 10,
@@ -156,8 +159,12 @@ class Link:
                 f"the PDP's URL must be http, https or unix, not {url!r}",
             ),
             (
-                (ca_file is not None or client_cert is not None) and not secure,
-                "`ca_file` and `client_cert` need an https URL",
+                (ca_file, client_cert, tls) != (None, None, None) and not secure,
+                "`ca_file`, `client_cert` and `tls` need an https URL",
+            ),
+            (
+                tls is not None and (ca_file, client_cert) != (None, None),
+                "`tls` takes the place of `ca_file` and `client_cert`; give one of them",
             ),
             (
                 token_file is not None and not self.private,
@@ -174,7 +181,7 @@ class Link:
         self.socket_path = parts.path if unix else None
         self.root = "http://localhost" if unix else f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         importlib.import_module("aiohttp")  # slow, so here rather than in the first decision
-        self._tls = tls_context(ca_file, client_cert) if secure else None
+        self._tls = (tls or tls_context(ca_file, client_cert).read) if secure else None
         self._token = bearer_token(token_file) if token_file is not None else None
         self._proxy = proxy
         self._lock = threading.Lock()
@@ -280,7 +287,10 @@ class Link:
             headers = {**headers, "Authorization": f"Bearer {self._token.read()}"}
         if self._tls is not None:
             # Connections are kept by context, so those of a replaced certificate are not used again.
-            options["ssl"] = self._tls.read()
+            try:
+                options["ssl"] = self._tls()
+            except AuthzError as exc:  # of an identity, or of the files
+                raise PDPError(exc.code, exc.detail) from exc
         options |= {"headers": headers, "allow_redirects": False, "proxy": self._proxy}
         try:
             async with self._session.request(method, url, **options) as response:

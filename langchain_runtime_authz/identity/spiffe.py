@@ -4,6 +4,7 @@
 identity = SpiffeIdentity("bank.example")  # asks the Workload API at SPIFFE_ENDPOINT_SOCKET
 authz = RuntimeAuthz(identity=identity)
 
+pdp = OpaPDP("https://opa.bank.example", tls=identity.tls("spiffe://bank.example/opa"))  # X.509-SVIDs on both sides
 callers = SvidVerifier("bank.example", audience="https://agent.example", keys=identity.jwt_keys)
 authz = RuntimeAuthz(identity=identity, subject_from=BearerSubject(callers))
 ```
@@ -16,6 +17,8 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,7 +35,7 @@ from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 if TYPE_CHECKING:  # it loads gRPC
     from cryptography.x509 import Certificate
-    from spiffe import WorkloadApiClient
+    from spiffe import WorkloadApiClient, X509Svid
     from spiffe.workloadapi.x509_context import X509Context
 
 __all__ = ["SpiffeIdentity", "SvidVerifier", "bundle_keys", "checked_domain", "trust_domain_of"]
@@ -85,6 +88,7 @@ class SpiffeIdentity(WorkloadIdentity):
         self._wanted, self._socket, self._timeout = spiffe_id, socket, timeout
         self._client: WorkloadApiClient | None = None
         self._jwt_keys: dict[str, Keys] = {}
+        self._x509: X509Context | None = None  # the one that proves the workload
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
@@ -114,6 +118,34 @@ class SpiffeIdentity(WorkloadIdentity):
     def assertion(self, audience: str) -> Callable[[], str]:
         """Return a function that fetches JWT-SVIDs for one audience: for `TokenExchange(client_assertion=...)`."""
         return lambda: self.jwt_svid(audience)
+
+    def tls(self, peer: str) -> Callable[[], ssl.SSLContext]:
+        """Return a function that gives the context of mutual TLS with one workload: `OpaPDP(url, tls=identity.tls(...))`.
+
+        This workload shows its X.509-SVID. The peer's must be of the SPIFFE id `peer`, and end in the bundle of its trust
+        domain; its host name does not count. Each rotation gives a new context, so ask for it at each connection.
+
+        Raises:
+            ConfigError: `peer` is not a SPIFFE id.
+            AuthzError: from the function: `workload_unproven`, also if the peer's bundle is not at hand.
+        """
+        domain = trust_domain_of(peer)
+        if domain is None:
+            raise ConfigError("`peer` must be a SPIFFE id, like `spiffe://bank.example/opa`")
+        kept: list[Any] = [None, None]
+
+        def context() -> ssl.SSLContext:
+            shown = self._x509
+            if shown is None or not self.attested:
+                self._unproven()
+            if kept[0] is not shown:
+                kept[:] = shown, mutual_tls(self._own(shown)[0], _bundle(shown, str(domain)), peer)
+            return kept[1]  # type: ignore[no-any-return]
+
+        return context
+
+    def _own(self, context: X509Context) -> list[X509Svid]:
+        return [s for s in context.x509_svids if self._wanted in (None, str(s.spiffe_id))]
 
     def _watch(self) -> None:
         pause = 0.1
@@ -164,7 +196,7 @@ class SpiffeIdentity(WorkloadIdentity):
 
     def _took(self, context: X509Context) -> None:
         """Judge an update of the Workload API."""
-        svids = [s for s in context.x509_svids if self._wanted in (None, str(s.spiffe_id))]
+        svids = self._own(context)
         if not svids:
             self._refuse("the Workload API gives no SVID with the wanted SPIFFE id")
             return
@@ -172,13 +204,11 @@ class SpiffeIdentity(WorkloadIdentity):
         if svid.spiffe_id.trust_domain.name != self.trust_domain:
             self._refuse(f"expected an SVID of `{self.trust_domain}`, found `{svid.spiffe_id.trust_domain.name}`")
             return
-        bundle = context.x509_bundle_set.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
-        chain = svid.cert_chain
-        wrong = "the trust domain has no bundle" if bundle is None else unproven(chain, bundle.x509_authorities)
-        if wrong is not None:
+        if (wrong := unproven(svid.cert_chain, _bundle(context, self.trust_domain))) is not None:
             self._refuse(wrong)
             return
-        self._accept(Proof(str(svid.spiffe_id), chain[0].not_valid_after_utc.timestamp()))
+        self._accept(Proof(str(svid.spiffe_id), svid.cert_chain[0].not_valid_after_utc.timestamp()))
+        self._x509 = context if self.attested else None  # not of another workload
 
     def _bundled(self, bundles: Any) -> None:
         from jwt.algorithms import ECAlgorithm, RSAAlgorithm
@@ -192,6 +222,47 @@ class SpiffeIdentity(WorkloadIdentity):
         }
 
 
+def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
+    """Return the authorities of a trust domain; none if it is not known."""
+    from spiffe import TrustDomain
+
+    found = context.x509_bundle_set.get_bundle_for_trust_domain(TrustDomain(trust_domain))
+    return set() if found is None else found.x509_authorities
+
+
+def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
+    """Return a client's context that shows an SVID, and believes one SPIFFE id of these authorities.
+
+    Raises:
+        AuthzError: `workload_unproven`: there are no authorities.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    if not authorities:
+        raise AuthzError(Code.WORKLOAD_UNPROVEN, f"the bundle of `{trust_domain_of(peer)}` is not at hand")
+
+    def checking(base: Any) -> Any:
+        def do_handshake(self: Any, *args: Any) -> None:
+            base.do_handshake(self, *args)
+            found = [value for kind, value in (self.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
+            if found != [peer]:
+                raise ssl.SSLCertVerificationError(f"expected `{peer}`, found {shown(found[0] if found else None)}")
+
+        return type(base.__name__, (base,), {"do_handshake": do_handshake})
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # a workload is named by its SPIFFE id
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an authority need not be self-signed
+    context.sslobject_class, context.sslsocket_class = checking(ssl.SSLObject), checking(ssl.SSLSocket)
+    context.load_verify_locations(cadata=b"".join(a.public_bytes(Encoding.DER) for a in authorities))
+    with tempfile.NamedTemporaryFile() as file:  # for this user only; Python reads keys from files alone
+        file.write(svid.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        file.write(b"".join(certificate.public_bytes(Encoding.PEM) for certificate in svid.cert_chain))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
 def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | None:
     """Return why a chain, leaf first, does not prove its leaf now; `None` if it does."""
     from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
@@ -202,7 +273,7 @@ def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | N
     if now >= leaf.not_valid_after_utc.timestamp():
         return "the SVID has expired"
     if not authorities:
-        return "the trust domain's bundle is empty"
+        return "the trust domain has no bundle"
     at = max(now, leaf.not_valid_before_utc.timestamp())
     policy = PolicyBuilder().store(Store(list(authorities))).time(datetime.datetime.fromtimestamp(at, datetime.UTC))
     # The library that parsed the leaf checked it by X509-SVID §4, which asks for other extensions than the Web's.

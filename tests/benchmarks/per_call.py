@@ -81,12 +81,12 @@ class FixedPDP:
 
 
 def shipped_pdp() -> Any:
-    """Return the shipped policy without its limits on how fast and how long a run is: a benchmark is both."""
+    """Return the shipped policy without its limits on how fast, long and deep a run is: a benchmark is all of it."""
     from langchain_runtime_authz.pdp.wasm import WasmPDP
 
     data = json.loads((resources.files("langchain_runtime_authz") / "policies/data.json").read_text())
     anomaly = data["runtime_authz_data"]["anomaly"]
-    return WasmPDP(data={"anomaly": {**anomaly, "max_per_minute": None, "max_steps": None}})
+    return WasmPDP(data={"anomaly": {**anomaly, "max_per_minute": None, "max_steps": None, "max_depth": None}})
 
 
 def message(calls: int) -> AIMessage:
@@ -147,6 +147,15 @@ def node_graph(script: Script) -> Any:
     builder.add_edge(START, "step")
     builder.add_conditional_edges("step", lambda _: "step" if script.left > 0 else END, ["step", END])
     return builder.compile()
+
+
+def nested_graph(depth: int) -> Any:
+    """Build an agent that hands over to an agent below it, and so on."""
+    graph: Any = lambda _: {}
+    for i in range(depth, -1, -1):
+        builder = StateGraph(MessagesState).add_node("child", graph)
+        graph = builder.add_edge(START, "child").compile(name=f"agent{i}")
+    return graph
 
 
 def agent_graph(script: Script) -> Any:
@@ -250,6 +259,25 @@ class TurnRow:
         return {"plain": plain, "added": ours - plain, "entry": entry}
 
 
+class EdgeRow:
+    """Time invokes of a chain of agents, and take the difference to one agent alone."""
+
+    def __init__(self, depth: int, pdp: Any) -> None:
+        self.pairs = [Pair(lambda _, depth=d: nested_graph(depth), pdp) for d in (0, depth)]
+
+    def sample(self, rounds: int) -> dict[str, float]:
+        """Return nanoseconds of all hand-offs of an invoke, plain and added."""
+        taken: dict[tuple[str, int], list[int]] = {(side, i): [] for side in self.pairs[0].sides for i in (0, 1)}
+        for _ in range(rounds * 3):
+            for (side, i), times in taken.items():
+                start = time.process_time_ns()
+                self.pairs[i].invoke(side, 1)
+                times.append(time.process_time_ns() - start)
+        medians = {key: statistics.median(times) for key, times in taken.items()}
+        plain, ours = (medians[side, 1] - medians[side, 0] for side in self.pairs[0].sides)
+        return {"plain": plain, "added": ours - plain}
+
+
 def child(invokes: int) -> None:
     """Answer each line of the standard input with the figures of one round."""
     import langchain_runtime_authz
@@ -264,6 +292,8 @@ def child(invokes: int) -> None:
             rows[f"8 calls in a message, {name}{mode}"] = CallRow(8, pdp, loop=where)
         rows[f"create_agent turn, {name}"] = TurnRow(agent_graph, pdp)
         rows[f"node, {name}"] = TurnRow(node_graph, pdp)
+        for depth in (1, 10):
+            rows[f"{depth} hand-off{'s' * (depth > 1)}, {name}"] = EdgeRow(depth, pdp)
     rows["denied tool call, static"] = CallRow(1, FixedPDP(b'"tools/call"'), "error")
     for row in rows.values():
         row.sample(2)  # fills the caches
@@ -312,6 +342,10 @@ def table_rows(here: list[Round], there: list[Round]) -> list[list[str]]:
         single = name.replace("8 calls in a message", "tool call")
         if single != name:
             return f"{over(here, lambda r: r[name]['added'] / r[single]['added']):.2f} of a single, ≤ 0.60"
+        if "hand-off" in name:
+            times = over(here, lambda r: sum(r[name].values()) / r[name]["plain"])
+            one = over(here, lambda r: sum(r[name].values()) / sum(r[f"1 hand-off, {name.partition(', ')[2]}"].values()))
+            return f"{times:.1f} × plain ones, {one:.1f} × one"
         if name.startswith("denied"):
             share = over(here, lambda r: sum(r[name].values()) / sum(r[SINGLE].values()))
             return f"{share:.2f} of a permit, ≤ 1"

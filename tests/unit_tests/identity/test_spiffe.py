@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError
+from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, PDPError
 from langchain_runtime_authz.identity.spiffe import SpiffeIdentity, SvidVerifier, bundle_keys, trust_domain_of
 from langchain_runtime_authz.identity.static import Identity
+from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
 from tests.workload_api import Authority, WorkloadApi
@@ -263,3 +269,105 @@ def test_a_spiffe_id_has_one_spelling(domain: str, path: str) -> None:
         segments = text.removeprefix(f"spiffe://{found}/").split("/")
         assert found == found.lower()
         assert all(s not in ("", ".", "..") and not set(s) & set("#%?@ ") for s in segments)
+
+
+class Opa:
+    """An engine that permits, and demands an SVID: it shows its own and notes the clients' ids and certificates."""
+
+    def __init__(self, authority: Authority, path: str, folder: Path) -> None:
+        noted = self.noted = list[tuple[str, str]]()
+
+        class Answer(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                shown = self.connection.getpeercert()
+                noted.append((shown["subjectAltName"][0][1], shown["serialNumber"]))
+                body = b'{"result": {"decision": true}}'
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        own, file = authority.svid(path), folder / "opa.pem"
+        file.write_text("".join(map(ssl.DER_cert_to_PEM_cert, [own.x509_svid])) + serialization.load_der_private_key(
+            own.x509_svid_key, None).private_bytes(*PEM).decode())  # fmt: skip
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=BANK.svid("/any").bundle)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Opa:
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+PEM = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def test_the_pdp_is_asked_by_mutual_tls(api: WorkloadApi, identify: Callable[..., SpiffeIdentity], tmp_path: Path) -> None:
+    """Both sides show their SVIDs. A rotation is shown at the next request; without a proof, nothing is sent."""
+    api.give(BANK.svid("/payer"))
+    identity = identify()
+    with Opa(BANK, "/opa", tmp_path) as opa:
+        tls = identity.tls("spiffe://bank.example/opa")
+        authz = RuntimeAuthz(pdp=OpaPDP(opa.url, tls=tls), identity=identity)
+        with authz.session(subject="alice") as session:
+            assert session.decide("read", {}).permit
+            first, before = opa.noted[-1], identity.expires_at
+            assert tls() is tls()
+            api.give(BANK.svid("/payer", ends=600))
+            until(lambda: identity.expires_at > before)
+            assert session.decide("read", {}).permit
+        assert {name for name, _ in opa.noted} == {PAYER}
+        assert opa.noted[-1] != first
+        assert httpx.Client(verify=tls()).post(opa.url, json={}).status_code == 200
+        asked = len(opa.noted)
+        api.give(ELSE.svid("/payer"))
+        until(lambda: not identity.attested)
+        with pytest.raises(PDPError) as refused:
+            authz.pdp.evaluate(b"{}")
+        assert refused.value.code == "workload_unproven"
+        assert len(opa.noted) == asked
+
+
+@pytest.mark.parametrize(("authority", "path"), [(BANK, "/other"), (ELSE, "/opa")], ids=["another workload", "another domain"])
+def test_another_workload_is_not_asked(
+    authority: Authority, path: str, api: WorkloadApi, identify: Callable[..., SpiffeIdentity], tmp_path: Path
+) -> None:
+    """It stands at the PDP's address, and its certificate is current: `pdp_tls`, before a request is sent."""
+    api.give(BANK.svid("/payer"))
+    tls = identify().tls("spiffe://bank.example/opa")
+    with Opa(authority, path, tmp_path) as opa:
+        with pytest.raises(PDPError) as refused:
+            OpaPDP(opa.url, tls=tls).evaluate(b"{}")
+        assert refused.value.code == "pdp_tls"
+        with pytest.raises(httpx.ConnectError):
+            httpx.Client(verify=tls()).post(opa.url, json={})
+    assert opa.noted == []
+
+
+def test_a_peer_is_named_by_its_spiffe_id(api: WorkloadApi, identify: Callable[..., SpiffeIdentity]) -> None:
+    """A host name proves no workload, plain HTTP none, and a domain whose bundle is not at hand neither."""
+    api.give(BANK.svid("/payer"))
+    identity = identify()
+    for wrong in ("opa.bank.example", "https://opa", "spiffe://bank.example"):
+        with pytest.raises(ConfigError):
+            identity.tls(wrong)
+    with pytest.raises(ConfigError):
+        OpaPDP("http://127.0.0.1:1", tls=identity.tls("spiffe://bank.example/opa"))
+    with pytest.raises(AuthzError) as unknown:
+        identity.tls("spiffe://else.example/opa")()
+    assert unknown.value.code == "workload_unproven"
