@@ -14,7 +14,7 @@ from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.details import check_whole_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import parse_object
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
 from langchain_runtime_authz.resource_server.introspection import read_body
@@ -138,7 +138,7 @@ class ProtectedMcp(ProtectedApp):
                 events = [await self._event(event, credential) for event in _EVENT.split(body) if event]
                 return b"".join(event + b"\n\n" for event in events)
             return await self._message(body, credential) if kinds == [b"application/json"] else None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (AuthzError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     async def _event(self, event: bytes, credential: Credential) -> bytes:
@@ -151,7 +151,7 @@ class ProtectedMcp(ProtectedApp):
 
     async def _message(self, data: bytes, credential: Credential) -> bytes:
         """Return a JSON-RPC message without the tools that are not for the caller."""
-        message = json.loads(data)
+        message = parse_object(data)
         if "result" in message:
             result = message["result"]
             tools = {tool["name"]: tool for tool in result["tools"]}

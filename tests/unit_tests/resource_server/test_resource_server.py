@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
@@ -502,6 +504,63 @@ def test_an_mcp_call_has_the_arguments_of_its_token(arguments: Any, facts: Any, 
     body = {"method": "tools/call", "params": {"name": "send_money", "arguments": arguments}}
     assert asked(app, headers, "/mcp", json=body).status_code == status
     assert len(reached) == (status == 200)
+
+
+LISTED = {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "pay"}, {"name": "wipe"}], "ttlMs": 9, "cacheScope": "public"}}
+SHOWN = {"tools": [{"name": "pay"}], "ttlMs": 0, "cacheScope": "private"}
+JSON, EVENTS = "application/json", "text/event-stream"
+ANSWERS: dict[str, tuple[int, str, bytes, int]] = {
+    # of the application: status, type and body; and the status that its caller gets
+    "json": (200, JSON, json.dumps(LISTED).encode(), 200),
+    "json, with a charset": (200, f"{JSON}; charset=utf-8", json.dumps(LISTED).encode(), 200),
+    "events": (200, EVENTS, b"id: 1\r\ndata:\r\n\r\nevent: message\r\ndata: " + json.dumps(LISTED).encode() + b"\r\n\r\n", 200),
+    "an event in two lines": (200, EVENTS, b"data: " + json.dumps(LISTED).replace(', "id"', ',\ndata: "id"').encode() + b"\n\n", 200),
+    "an error": (200, JSON, b'{"jsonrpc": "2.0", "id": 1, "error": {"code": -32601, "message": "no tools"}}', 200),
+    "a refusal": (404, JSON, b'{"error": "no session"}', 404),
+    "a batch": (200, JSON, json.dumps([LISTED]).encode(), 503),
+    "two results": (200, JSON, json.dumps(LISTED)[:-1].encode() + b', "result": {"tools": [{"name": "wipe"}]}}', 503),
+    "a tool without a name": (200, JSON, b'{"result": {"tools": [{"title": "wipe"}]}}', 503),
+    "no tools": (200, JSON, b'{"result": {"text": "wipe"}}', 503),
+    "another type": (200, "text/plain", json.dumps(LISTED).encode(), 503),
+    "compressed": (200, JSON, gzip.compress(json.dumps(LISTED).encode()), 503),
+    "nothing": (200, JSON, b"", 503),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_a_listing_shows_nothing_that_cannot_be_read(case: str) -> None:
+    """Only the granted tools of an answer in either form, for no other caller's cache; any other answer is withheld."""
+    status, kind, body, expected = ANSWERS[case]
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]})
+        for part, more in ((body[:7], True), (body[7:], False)):
+            await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    app = ProtectedMcp(inner, server(), listing="granted")
+    given = {"Authorization": f"Bearer {token(grant=Grant(tools=['pay']))}"}
+    answer = asked(app, given, "/mcp", json={"method": "tools/list"})
+    assert answer.status_code == expected
+    assert "wipe" not in answer.text
+    if expected == 200 and "error" not in answer.text:
+        (data,) = [line.removeprefix("data: ") for line in answer.text.splitlines() if "result" in line]
+        assert json.loads(data)["result"] == SHOWN
+    assert asked(app, {}, "/mcp", json={"method": "tools/list"}).status_code == 401
+
+
+def test_a_stream_is_not_resumed_where_the_list_is_filtered() -> None:
+    """What it tells again could hold the whole list."""
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def got(listing: Any) -> int:
+        app = ProtectedMcp(inner, server(), listing=listing)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK) as client:
+            return (await client.get("/mcp", headers={"Authorization": f"Bearer {token()}", "Last-Event-ID": "1"})).status_code
+
+    assert [asyncio.run(got(listing)) for listing in ("open", "granted")] == [200, 400]
 
 
 # --- introspection -------------------------------------------------------------------------------------
