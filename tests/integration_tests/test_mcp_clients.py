@@ -63,7 +63,7 @@ class Bank:
         with self._printed.open("wb") as out:
             process = self.stack.enter_context(subprocess.Popen(command, stdout=out, cwd=Path(__file__).parents[2]))
         self.stack.callback(process.kill)
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 180
         while True:
             assert process.poll() is None, "the other server did not start"
             assert time.monotonic() < ends
