@@ -23,6 +23,7 @@ from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, re
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from tests import generated
+from tests.tier import part
 
 from ._kit import *
 from .routes import ALL, PROFILES, ROUTES, Bank, Kit, Outcome, Route, play
@@ -135,10 +136,11 @@ def _likely(entered: list[str]) -> str:
 
 
 def cell(route: Route, layer: Layer) -> str:
-    """`closed`, `open`, or which of the two forms is closed."""
-    closed = {m: played(route, layer, m)[0].closed for m in route.modes}
+    """`closed`, `open`, or which of the two forms is closed. In CI a layer that no other test plays has one form."""
+    modes = part(route.modes, 2) if layer in LAYERS[2:-2] else route.modes
+    closed = {m: played(route, layer, m)[0].closed for m in modes}
     if len(set(closed.values())) == 1:
-        return "closed" if closed[route.modes[0]] else "–"
+        return "closed" if closed[modes[0]] else "–"
     return f"{next(m for m, c in closed.items() if c)} only"
 
 

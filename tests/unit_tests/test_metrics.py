@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
@@ -36,6 +37,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> InMemoryMetricReader:
     reader = InMemoryMetricReader()
     meter = MeterProvider([reader]).get_meter("test")
     monkeypatch.setattr(metrics, "instruments", metrics.Instruments(meter))
+    monkeypatch.setattr(metrics, "_ledgers", WeakKeyDictionary())  # not those that other tests have in use
     return reader
 
 
