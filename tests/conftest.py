@@ -99,8 +99,8 @@ def pytest_collection_modifyitems(items):
     lengths: dict[Any, float] = {}
     for item in items:
         examples = getattr(getattr(item.obj, "_hypothesis_internal_use_settings", None), "max_examples", 0)
-        length = 500 if item.get_closest_marker("timeout") else 1 + examples
-        lengths[item.path] = lengths.get(item.path, 0) + length
+        slow = 500 if item.get_closest_marker("timeout") else 20 if item.get_closest_marker("integration") else 1
+        lengths[item.path] = lengths.get(item.path, 0) + slow + examples
     items.sort(key=lambda item: -lengths[item.path])  # stable, so that a file's tests stay in their order
 
 

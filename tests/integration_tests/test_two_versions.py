@@ -195,6 +195,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made.drop()
 
 
+@pytest.mark.timeout(600)
 def test_an_upgrade_and_a_rollback_under_load_lose_nothing(store: Store, older: Path) -> None:
     """Both decide on one ledger: a budget is spent once, and what either revoked stays revoked for both."""
     old, new = Package("old", older, store), Package("new", ROOT, store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
@@ -10,9 +12,11 @@ from tests.real_graphs import shapes
 from tests.real_graphs.comparison import seen
 from tests.real_graphs.configurations import INIT, LEARNED, MANDATE, PLAIN, Configuration
 from tests.real_graphs.runner import play
+from tests.tier import part
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
 NAMES = [name for name in shapes.NAMES if name not in shapes.NEEDS_DEEPAGENTS]
+REVIEWED = part([*product([INIT, LEARNED, MANDATE], NAMES)], 2)  # the integration tier's table has each app in each configuration
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,8 +43,7 @@ def test_permitted(name: str) -> None:
         assert pdp.bodies
 
 
-@pytest.mark.parametrize("configuration", [INIT, LEARNED, MANDATE], ids=lambda each: each.name)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("configuration", "name"), REVIEWED, ids=lambda each: getattr(each, "name", each))
 def test_reviewed(name: str, configuration: Configuration) -> None:
     """Unattended, no attack does harm. With a careful user the honest tasks are done, and the attack's own work is too."""
     shape = shapes.shape(name)
