@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,6 +75,16 @@ def test_each_entry_is_one_trace(day: list[Shown]) -> None:
         assert span.attributes["gen_ai.conversation.id"] == "day"
         assert span.attributes["runtime_authz.run.id"]
         assert span.attributes["gen_ai.agent.name"]
+
+
+def test_the_page_shows_this_day(day: list[Shown]) -> None:
+    """The tree of `docs/tracing.md` has the same lines; what runs at once may come in another order."""
+
+    def lines(text: str) -> list[str]:
+        return sorted(re.sub(r"\[\d+\]", "[]", line) for line in text.splitlines())
+
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert lines(shown) == lines(tree(day))
 
 
 def test_parents(day: list[Shown]) -> None:
