@@ -84,7 +84,10 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 
 def team() -> Any:
-    """A graph of a subgraph with a tool node, then an agent with a tool, and an agent as a tool."""
+    """A graph of a subgraph with a tool node, then an agent with a tool, and an agent as a tool.
+
+    One call a message: two tasks that enter a node at once may both ask for its permit.
+    """
     child = hand_written(replying([READ]), [read_tool([])], name="child")
 
     @tool
@@ -92,7 +95,7 @@ def team() -> Any:
         """Ask another agent."""
         return str(child.invoke(human(question))["messages"][-1].text)
 
-    boss = agent_graph(replying([READ], [PAY, call("ask_agent", {"question": "x"}, "c1")]), [pay_tool([]), ask_agent], name="boss")
+    boss = agent_graph(replying([READ], [PAY], [call("ask_agent", {"question": "x"}, "c1")]), [pay_tool([]), ask_agent], name="boss")
     return chain({"first": hand_written(replying([READ]), [read_tool([])], name="first"), "boss": boss}, name="outer")
 
 
