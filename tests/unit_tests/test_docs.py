@@ -228,6 +228,16 @@ def test_commands_exist() -> None:
         assert {word.partition("=")[0].strip("[].,;:)'") for word in words if word.startswith(("-", "[-"))} <= options, line
 
 
+def test_programs_exist() -> None:
+    """Each module of `tests`, script of `.ci` and example that a page runs is there."""
+    text = "\n".join(TEXTS.values())
+    modules = {name.replace(".", "/") for name in re.findall(r"python -m (tests[.\w]+)", text)}
+    files = set(re.findall(r"`(\.ci/\w+)", text)) | set(re.findall(r"python (examples/[\w/]+\.py)", text))
+    assert modules and files
+    assert [m for m in sorted(modules) if not ((ROOT / f"{m}.py").exists() or (ROOT / m / "__main__.py").exists())] == []
+    assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
+
+
 def test_yaml_blocks_load(tmp_path: Path) -> None:
     """The profiles and mandates that are shown are ones."""
     shown = [text for t in TEXTS.values() for text in _blocks("yaml", t)]

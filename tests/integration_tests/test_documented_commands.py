@@ -1,0 +1,181 @@
+"""Each `runtime-authz` line of README, docs and examples runs, in a folder that holds what the pages speak of.
+
+A line is played as it stands; `HELD` says what its metavariables are there. The lines of a page run in order, in a folder of
+their own. Text may name a command without what it needs: then its help opens. `pytest -s` prints how many ran.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from langchain_runtime_authz.testing import StaticPDP
+from tests import pages
+from tests.integration_tests.services import opa_binary
+from tests.unit_tests.test_docs import _blocks as blocks
+
+ROOT = Path(__file__).parents[2]
+PAGES = {str(p.relative_to(ROOT)): p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"))}
+
+LISTED = {
+    "demo --agentdojo": "half a minute; `test_demo_agentdojo.py` plays it",
+    "demo --otlp URL": "needs a receiver; `test_jaeger.py` sends to a real Jaeger",
+    "demo --otlp http://127.0.0.1:4318": "the same",
+    "policy try request.json my-policy --watch": "does not end by itself; `test_policy.py` watches",
+}
+FINDS = {  # leave with 1: what they find is what their pages speak of
+    "kill status --file /run/agents/kill",
+    "policy diff audit.jsonl OLD NEW",
+    "policy replay audit.jsonl POLICY",
+    "policy replay audit.jsonl examples/policies/read_only",
+    "profile check profiles.yaml my_agent:graph",  # of drafts
+}
+MAKES = {"init": "authz.yaml", "keys generate": "keys", "policy init": "my-policy", "profile suggest": "profiles.yaml"}  # anew
+
+MODELS = """
+from langchain_core.messages import AIMessage
+from langchain_runtime_authz.testing import ScriptedChatModel
+
+pay = {"id": "bob", "tool": "send_money", "args": {n: {"kind": "const", "value": v} for n, v in (("recipient", "Bob"), ("amount", 45))}}
+planner = ScriptedChatModel(script=[AIMessage("", tool_calls=[{"name": "Mandate", "args": {"steps": [pay]}, "id": "1"}])])
+"""
+MANDATE = "steps:\n  - {id: pay, tool: send_money, args: {recipient: DE21, amount: 45}}\n"
+
+
+def cli(*args: object) -> Any:
+    done = CliRunner().invoke(app, [str(a) for a in args], input="y" + 20 * "\n", env={"COLUMNS": "120", "OPA": opa_binary()})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def lines(text: str) -> list[tuple[str, bool]]:
+    """Return the lines that a page shows, and whether each stands in a block: then it is complete."""
+    text = re.sub(
+        r"runtime-authz (\w+) (\w+(?: \| \w+)+)", lambda m: " `".join(f"runtime-authz {m[1]} {verb}`" for verb in m[2].split(" | ")), text,
+    )  # fmt: skip
+    return [
+        (line.strip(), number % 2 == 1)
+        for number, part in enumerate(re.split(r"^ *```", text, flags=re.MULTILINE))
+        for line in re.findall(r"(?<![\w-])runtime-authz ([a-z][^`\n|&#]*)", part)
+    ]
+
+
+def printed(text: str) -> dict[str, set[str]]:
+    """Return what a page shows that its lines print."""
+    found = re.findall(r"^```console\n\$ runtime-authz ([^\n]+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return {line: set(output.splitlines()) - {"..."} for line, output in found}
+
+
+def fresh(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Work in the folder, and import its modules."""
+    patch.chdir(folder)
+    patch.syspath_prepend(str(folder))
+    for file in folder.glob("*.py"):
+        patch.setitem(sys.modules, file.stem, None)  # so that what is imported goes afterwards
+        patch.delitem(sys.modules, file.stem)
+
+
+def left(page: Path) -> str:
+    """Return a page's text; without the blocks of a start page, which `test_start_pages_run` plays."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```bash\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL) if page in pages.STARTS else text
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder, and what the pages' words are in it."""
+    folder = tmp_path_factory.mktemp("documented")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, content in pages.files((ROOT / "docs/start.md").read_text(encoding="utf-8")).items():
+            (folder / name).write_text(content, encoding="utf-8")
+        fresh(patch, folder)
+        assert cli("init", "my_agent.py:graph", "--yes").exit_code == 0
+        runpy.run_path("main.py", run_name="__main__")  # writes the log of `thread-1`
+        shown = blocks("yaml", PAGES["docs/profiles.md"].read_text(encoding="utf-8"))
+        (folder / "profiles.yaml").write_text(next(block for block in shown if "critical:" in block))
+        (folder / "langgraph.json").write_text('{"dependencies": ["."], "graphs": {"agent": "./my_agent.py:graph"}}')
+        for command in ("demo --audit audit.jsonl", "keys generate keys", "policy init my-policy"):
+            assert cli(*command.split()).exit_code == 0, command
+        shutil.copytree(ROOT / "examples", folder / "examples")
+        (folder / "my_models.py").write_text(MODELS)
+        (folder / "mandate.yaml").write_text(MANDATE)
+        (folder / "request.json").write_text(cli("policy", "schema", "--example").stdout)
+        (folder / "release.pem").write_bytes(SigningKey.generate().to_pem())
+        with SqliteLedger("ledger.db") as ledger:
+            authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger, profiles={"pay": ToolProfile(effect="pay", sink="external")})
+            with authz.session(subject="alice", task="pay", thread="thread-1", agent="agent") as session:
+                assert session.decide("pay", {"n": 1}).permit  # and nobody knows its outcome
+        steps = json.loads(cli("audit", "who-approved", "--json").stdout)["steps"]
+        held = {
+            "LEDGER": "ledger.db", "DSN": "migrated.db", "/run/agents/kill": "kill", "296e3f65": steps[0]["decision_id"][:8],
+            "KEYS": "keys", "KID": json.loads(cli("keys", "list", "keys", "--json").stdout)["keys"][0]["kid"],
+            "CALL": json.loads(cli("calls", "list", "ledger.db", "--json").stdout)[0]["call"],
+            "$(cat pinned-head)": json.loads(cli("audit", "verify", "audit.jsonl", "--json").stdout)["head"],
+            "THREAD": "thread-1", "NAME": "agent", "PATH": "agent", "TYPE:ID": "user:carol", "WHY": "a drill", "CODE": "no_permit",
+            "ID": steps[0]["decision_id"], "VERSION": "1",
+            "OLD": "examples/policies/read_only", "NEW": "examples/policies/spend_limit", "POLICY": "examples/policies/read_only",
+        }  # fmt: skip
+    return folder, held
+
+
+def played(line: str, held: dict[str, str]) -> list[str]:
+    words = shlex.split(line.replace("[", "").replace("]", ""))
+    file = "kill" if words[0] == "kill" else "mandate.yaml" if words[0] == "mandate" else "audit.jsonl"
+    return [{**held, "FILE": file}.get(word, word) for word in words]
+
+
+pytestmark = pytest.mark.integration
+ran: Counter[str] = Counter()
+
+
+@pytest.mark.filterwarnings("ignore:.*without a profile")
+@pytest.mark.filterwarnings("ignore:the graph has no checkpointer")
+@pytest.mark.parametrize("page", sorted(name for name, path in PAGES.items() if lines(left(path))))
+def test_documented_lines_run(
+    page: str, prepared: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each line of the page, in order."""
+    folder, held = prepared
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for name, content in pages.files(PAGES[page].read_text(encoding="utf-8")).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    monkeypatch.setattr("langchain_runtime_authz.cli.init._interactive", lambda: True)
+    fresh(monkeypatch, tmp_path)
+    failed, shown = [], printed(PAGES[page].read_text(encoding="utf-8"))
+    for line, complete in lines(left(PAGES[page])):
+        if line in LISTED:
+            ran["listed"] += 1
+            continue
+        words = played(line, held)
+        for made in (Path(made) for command, made in MAKES.items() if line.startswith(command)):
+            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+        done, kind = cli(*words), "ran"
+        if done.exit_code == 2 and re.search("^Usage: | requires an argument", done.output) and not complete:
+            options = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+            done, kind = cli(*words[:options], "--help", *words[options:], "--help"), "named"
+        if done.exit_code != (line in FINDS) or (complete and shown.get(line, set()) - set(done.stdout.splitlines())):
+            failed.append((line, done.exit_code, done.output[-300:]))
+        ran[kind] += 1
+    assert failed == []
+
+
+def test_listed_lines_are_documented() -> None:
+    """A line that no page shows any more is not listed either."""
+    shown = {line for page in PAGES.values() for line, _ in lines(left(page))}
+    assert (LISTED.keys() | FINDS) - shown == set()
+    print("\n" + ", ".join(f"{count} {kind}" for kind, count in sorted(ran.items())))
