@@ -43,10 +43,10 @@ def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     raise typer.Exit(code)
 
 
-def show(document: dict[str, Any], as_json: bool) -> None:
-    """Print a command's answer: JSON, or a line for each member that has a value."""
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
+def show(document: dict[str, Any], as_json: bool, text: str | None = None) -> None:
+    """Print a command's answer: JSON, or the text, or a line for each member that has a value."""
+    if as_json or text is not None:
+        typer.echo(json.dumps(document, indent=2) if as_json else text)
         return
     for name, value in document.items():
         if value is not None:

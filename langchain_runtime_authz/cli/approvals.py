@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_runtime_authz.cli._errors import Json, reporting
+from langchain_runtime_authz.cli._errors import Json, reporting, show
 from langchain_runtime_authz.cli.keys import Password
 from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.cli.revocation import Audit, Tenant
@@ -99,6 +99,7 @@ def approve(
     audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Approve one call: exactly its tool and arguments, on its thread, for the task as it is now.
 
@@ -108,8 +109,9 @@ def approve(
     """  # noqa: D301
     with reporting(), _authz(where, tenant, approvers, audit, schema, role) as authz:
         waits = authz.approve(id, statement=_signed(authz, id, person, key, password, "approve"))
-    typer.echo(f"approved   by user:{person}")
-    typer.echo(f"waits for  {waits} more" if waits else "complete   resume the graph")
+    rest = f"waits for  {waits} more" if waits else "complete   resume the graph"
+    done = {"id": id, "verdict": "approve", "approver": f"user:{person}", "missing": waits}
+    show(done, as_json, f"approved   by user:{person}\n{rest}")
 
 
 @app.command("deny")
@@ -127,6 +129,7 @@ def deny(
     audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Reject one call. One approver is enough.
 
@@ -138,7 +141,8 @@ def deny(
     """  # noqa: D301
     with reporting(), _authz(where, tenant, approvers, audit, schema, role) as authz:
         authz.deny_approval(id, statement=_signed(authz, id, person, key, password, "deny"), message=message)
-    typer.echo(f"rejected   by user:{person}")
+    done = {"id": id, "verdict": "deny", "approver": f"user:{person}"}
+    show(done, as_json, f"rejected   by user:{person}")
 
 
 def _signed(authz: RuntimeAuthz, id: str, person: str, key: Path, password: str | None, verdict: Verdict) -> str:

@@ -68,6 +68,7 @@ def verify(
 def prune(
     log: Annotated[Path, typer.Option("--log", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="The log.")],
     days: Annotated[float, typer.Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
+    as_json: Json = False,
 ) -> None:
     """Remove old closed segments of a log (`FileSink(max_bytes=, max_age=)`). Without this command all are kept.
 
@@ -81,11 +82,12 @@ def prune(
 
     with reporting():
         dropped = drop_segments(log, time.time() - days * DAY)
-    for name in dropped:
-        typer.echo(f"removed  {name}")
-    typer.echo(f"{len(dropped)} segments removed")
+    show(
+        {"removed": dropped}, as_json, "".join(f"removed  {n}\n" for n in dropped) + f"{len(dropped)} segments removed"
+    )
     if days < SIX_MONTHS:
-        typer.echo("note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months")
+        note = "note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months"
+        typer.echo(note, err=as_json)
 
 
 def controls(

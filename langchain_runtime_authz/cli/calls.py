@@ -99,6 +99,7 @@ def resolve(
     audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Say of a call in doubt whether it happened.
 
@@ -113,7 +114,8 @@ def resolve(
     with reporting(), opened(where, schema, role) as ledger:
         authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=audit)
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
-    typer.echo(f"{'happened' if happened else 'did not happen'}, says {by}")
+        told = _told(ledger.doubts(tenant, key)[0])
+    show(told, as_json, f"{'happened' if happened else 'did not happen'}, says {by}")
 
 
 def _told(one: Doubt) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, Json
+from langchain_runtime_authz.cli._errors import FINDING, Json, show
 from langchain_runtime_authz.errors import AuthzError, Code, PDPError
 
 EXPORTER: Final = "opentelemetry.exporter"
@@ -57,10 +56,8 @@ def doctor(
     if target is not None:
         lines.append(_checked("graph", lambda: _graph(target), "name it as `module:graph`"))
     failed = any(line.state == "fail" for line in lines)
-    if as_json:
-        typer.echo(json.dumps({"ok": not failed, "lines": [line._asdict() for line in lines]}, indent=2))
-    for line in () if as_json else lines:
-        typer.echo(f"{line.state:<5} {line.what:<12} {line.found}" + f"\n{'':<5} {'do':<12} {line.do}" * bool(line.do))
+    told = [f"{n.state:<5} {n.what:<12} {n.found}" + f"\n{'':<5} {'do':<12} {n.do}" * bool(n.do) for n in lines]
+    show({"ok": not failed, "lines": [line._asdict() for line in lines]}, as_json, "\n".join(told))
     if failed:
         raise typer.Exit(FINDING)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 import yaml
 
-from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli._errors import Json, reporting, show
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SWITCHES, ToolProfile, check_arguments, load_profiles
@@ -50,6 +50,14 @@ _TESTS: Final = """
 # What the policy answers to a call that nobody ordered. `runtime-authz profile check` runs these.
 tests:
 """
+_NEXT: Final = """\
+{lines}{file}: {added} tools added, {kept} kept. Add to your code:
+
+  from langchain_runtime_authz import RuntimeAuthz
+  authz = RuntimeAuthz(profiles="{file}")
+  graph = authz.protect(graph)  # compiled with a checkpointer, so that questions can wait
+
+and call it inside `with authz.run(subject="alice"):`. See docs/start.md."""
 
 
 def init(
@@ -66,6 +74,7 @@ def init(
     file: Annotated[Path, typer.Option("--write", metavar="FILE", help="The file to write or complete.")] = Path(
         "authz.yaml"
     ),
+    as_json: Json = False,
 ) -> None:
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
 
@@ -83,8 +92,9 @@ def init(
         from langchain_runtime_authz.cli._proposal import flow
         from langchain_runtime_authz.cli.inspect import graph_tools
 
-        if not (yes or answers or _interactive()):
-            raise ConfigError("there is no terminal to ask at; give `--yes`, or `--answers FILE`")
+        if not (yes or answers or (_interactive() and not as_json)):
+            why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
+            raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         kept = load_profiles(file) if text else {}
         given = load_profiles(answers)
@@ -101,15 +111,10 @@ def init(
         text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
         file.write_text(text, encoding="utf-8")
         load_profiles(file)
-    for tool, said in zip(new, told, strict=True):
-        typer.echo(
-            f"  {inert(tool.name)}: {declared[tool.name].effect}; to a call that nobody ordered the answer is {said}"
-        )
-    typer.echo(f"{file}: {len(new)} tools added, {len(kept)} kept. Add to your code:\n")
-    typer.echo("  from langchain_runtime_authz import RuntimeAuthz")
-    typer.echo(f'  authz = RuntimeAuthz(profiles="{file}")')
-    typer.echo("  graph = authz.protect(graph)  # compiled with a checkpointer, so that questions can wait")
-    typer.echo('\nand call it inside `with authz.run(subject="alice"):`. See docs/start.md.')
+    added = [{"tool": t.name, "effect": declared[t.name].effect, "expect": e} for t, e in zip(new, told, strict=True)]
+    lines = [f"  {inert(a['tool'])}: {a['effect']}; without an order the answer is {a['expect']}\n" for a in added]
+    text = _NEXT.format(lines="".join(lines), file=file, added=len(new), kept=len(kept))
+    show({"wrote": str(file), "added": added, "kept": [*kept]}, as_json, text)
 
 
 def _interactive() -> bool:
@@ -122,7 +127,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> 
 
     if (ready := _ready(tool)) is not None:
         name, fields = ready
-        typer.echo(f"{tool.name}: taken from the ready set `{name}`.")
+        typer.echo(f"{tool.name}: taken from the ready set `{name}`.", err=True)
         return fields
     facts = _fields(given[tool.name]) if tool.name in given else "ask" if yes else _asked(tool)
     if isinstance(facts, str):

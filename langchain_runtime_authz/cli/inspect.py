@@ -171,7 +171,7 @@ def graph_tools(target: str) -> list[BaseTool]:
     from langchain_runtime_authz.langgraph.tool_profiles import digest_of, known_by_code
 
     found: dict[str, BaseTool] = {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         graph = load_graph(target)
         for tool in tools_of(graph):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langchain_runtime_authz.cli._errors import Json, reporting
+from langchain_runtime_authz.cli._errors import Json, reporting, show
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
@@ -33,6 +33,7 @@ def generate(
     directory: Directory,
     alg: Annotated[str, typer.Option("--alg", help="ES256, EdDSA or RS256.")] = "ES256",
     password: Password = None,
+    as_json: Json = False,
 ) -> None:
     """Make a directory with a signing key and the next one.
 
@@ -44,7 +45,8 @@ def generate(
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     with reporting():
-        _show(KeyDirectory.create(directory, alg, _bytes(password)))  # type: ignore[arg-type]  # checked there
+        ring = KeyDirectory.create(directory, alg, _bytes(password))  # type: ignore[arg-type]  # checked there
+        _show(ring, as_json, wrote=str(directory))
 
 
 @app.command("list")
@@ -65,15 +67,12 @@ def list_(
         ring = _opened(directory, password)
         if jwks:
             typer.echo(json.dumps(ring.jwks(), indent=1))
-        elif as_json:
-            keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": _time(k.since)} for k in ring.infos()]
-            typer.echo(json.dumps({"keys": keys}, indent=2))
         else:
-            _show(ring)
+            _show(ring, as_json)
 
 
 @app.command("rotate")
-def rotate(directory: Directory, password: Password = None) -> None:
+def rotate(directory: Directory, password: Password = None, as_json: Json = False) -> None:
     """Sign with the next key from now on. Verifiers have it already.
 
     \b
@@ -82,8 +81,7 @@ def rotate(directory: Directory, password: Password = None) -> None:
     """  # noqa: D301
     with reporting():
         ring = _opened(directory, password)
-        ring.rotate()
-        _show(ring)
+        _show(ring, as_json, active=ring.rotate().kid)
 
 
 @app.command("compromise")
@@ -91,6 +89,7 @@ def compromise(
     directory: Directory,
     kid: Annotated[str, typer.Argument(help="The key, as `keys list` names it.")],
     password: Password = None,
+    as_json: Json = False,
 ) -> None:
     """Withdraw a key for good: remove it from the key set, and refuse every token that it signed.
 
@@ -103,10 +102,11 @@ def compromise(
     with reporting():
         ring = _opened(directory, password)
         done = ring.compromise(kid)
-        _show(ring)
-    typer.echo(f"withdrawn  {done.kid}")
-    typer.echo(f"signing    {done.active}")
-    typer.echo(f"refused    at once by the issuer and by introspection; everywhere by {_time(done.refused_by)}")
+        by = _time(done.refused_by)
+        _show(ring, as_json, withdrawn=done.kid, active=done.active, refused_by=by)
+    if not as_json:
+        typer.echo(f"withdrawn  {done.kid}\nsigning    {done.active}")
+        typer.echo(f"refused    at once by the issuer and by introspection; everywhere by {by}")
 
 
 def _opened(directory: Path, password: str | None) -> KeyDirectory:
@@ -119,9 +119,10 @@ def _bytes(password: str | None) -> bytes | None:
     return password.encode() if password else None
 
 
-def _show(ring: KeyDirectory) -> None:
-    for info in ring.infos():
-        typer.echo(f"{info.kid}  {info.alg:<5}  {info.state:<11}  since {_time(info.since)}")
+def _show(ring: KeyDirectory, as_json: bool, **done: Any) -> None:
+    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": _time(k.since)} for k in ring.infos()]
+    lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
+    show({**done, "keys": keys}, as_json, "\n".join(lines))
 
 
 def _time(at: float) -> str:

@@ -38,6 +38,7 @@ app = typer.Typer(
 Where = Annotated[str, typer.Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
 Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of the tables.")]
 Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @app.command("status")
@@ -70,7 +71,9 @@ def status(
 
 
 @app.command("migrate")
-def migrate(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
+def migrate(
+    where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app", as_json: Json = False
+) -> None:
     """Migrate a ledger's schema to this package, or create it.
 
     It is one transaction. Versions only add, so processes of an older package continue to work if their version is
@@ -86,7 +89,7 @@ def migrate(where: Where, schema: Schema = "runtime_authz", role: Role = "runtim
 
     with reporting(), _admin(where, schema, role, create=True) as admin:
         found = do.migrate(admin)
-    show(_told(found), as_json=False)
+    show(_told(found), as_json)
 
 
 @app.command("downgrade")
@@ -95,9 +98,10 @@ def downgrade(
     to: Annotated[
         int, typer.Option("--to", min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
 
@@ -113,10 +117,10 @@ def downgrade(
         found = do.version(admin)
         if to > found.version:
             raise ConfigError(f"the ledger has version {found.version}; `migrate` goes up")
-        if to < found.version and not yes:
-            typer.confirm(f"Drop what versions {to + 1} to {found.version} hold?", abort=True)
+        if to < found.version:
+            _confirm(f"Drop what versions {to + 1} to {found.version} hold?", yes, as_json)
         found = do.migrate(admin, to)
-    show(_told(found), as_json=False)
+    show(_told(found), as_json)
 
 
 @app.command("prune")
@@ -154,9 +158,10 @@ def prune(
 @app.command("clock")
 def clock(
     where: Where,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
@@ -170,10 +175,9 @@ def clock(
     from langchain_runtime_authz.ledger import admin as do
 
     with reporting(), _admin(where, schema, role) as admin:
-        if not yes:
-            typer.confirm("Is the clock correct, and may every run end?", abort=True)
+        _confirm("Is the clock correct, and may every run end?", yes, as_json)
         ended = do.accept_clock(admin)
-    typer.echo(f"leases   {ended} ended")
+    show({"leases": ended}, as_json, f"leases   {ended} ended")
 
 
 @app.command("restored")
@@ -184,7 +188,7 @@ def restored(
     ],
     by: Annotated[str, typer.Option("--by", help="Who does it, for the record: type:id, like user:carol.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
     as_json: Json = False,
@@ -207,8 +211,7 @@ def restored(
     from langchain_runtime_authz.pep.engine import anchored
 
     with reporting(), ExitStack() as stack:
-        if not yes:
-            typer.confirm("Is the application stopped, and is there no newer copy of the ledger?", abort=True)
+        _confirm("Is the application stopped, and is there no newer copy of the ledger?", yes, as_json)
         revoked = _revoked(audit)
         sinks = [stack.enter_context(closing(FileSink(file))) for file in audit]  # before anything changes
         with _admin(where, schema, role) as admin:
@@ -243,6 +246,13 @@ def _revoked(files: list[Path]) -> list[tuple[Scope, tuple[str, ...]]]:
                     events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), what))
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     return [named for named, event in last.items() if event == "revoked"]
+
+
+def _confirm(question: str, yes: bool, as_json: bool) -> None:
+    if as_json and not yes:
+        raise ConfigError("`--json` asks nothing; give `--yes`")
+    if not yes:
+        typer.confirm(question, abort=True)
 
 
 def _told(found: Version) -> dict[str, Any]:

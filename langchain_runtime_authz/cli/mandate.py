@@ -127,14 +127,10 @@ def check(
         declared = load_profiles(profiles)
         found = load_mandate(file)
     sentences, findings = list(told(found, declared)), list(check_mandate(found, declared))
-    if as_json:
-        show({"steps": len(found.steps), "told": sentences, "findings": findings}, as_json)
-    for sentence in () if as_json else sentences:
-        typer.echo(sentence)
     for finding in () if as_json else findings:
         typer.echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
-    if not as_json:
-        typer.echo(f"{len(found.steps)} steps, {len(findings)} findings")
+    text = "\n".join([*sentences, f"{len(found.steps)} steps, {len(findings)} findings"])
+    show({"steps": len(found.steps), "told": sentences, "findings": findings}, as_json, text)
     if findings:
         raise typer.Exit(FINDING)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,10 +120,8 @@ def check(
     for name in () if as_json else idle:
         typer.echo(f"note: {name}: the graph has no such tool", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
-    if as_json:
-        typer.echo(json.dumps({**counts, "findings": findings, "idle": idle}, indent=2))
-    else:
-        typer.echo(", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items()))
+    text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
+    show({**counts, "findings": findings, "idle": idle}, as_json, text)
     if findings:
         raise typer.Exit(FINDING)
 

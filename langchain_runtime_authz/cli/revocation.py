@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from langchain_runtime_authz.cli._errors import FINDING, Json, reporting
+from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
 from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
@@ -52,6 +51,7 @@ def revoke(
     audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Stop a thread, or an agent's subtree on it, until it is reinstated.
 
@@ -62,7 +62,7 @@ def revoke(
       runtime-authz revoke ledger.db thread-1 --graph payments
       runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
     """  # noqa: D301  (`\b` keeps the lines apart)
-    _commit("revoked", (where, schema, role), (tenant, issuer, graph, thread), agent, (by, reason), audit)
+    _commit("revoked", (where, schema, role), (tenant, issuer, graph, thread), agent, (by, reason), audit, as_json)
 
 
 def reinstate(
@@ -77,6 +77,7 @@ def reinstate(
     audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
+    as_json: Json = False,
 ) -> None:
     """Lift every revocation of a thread, or of an agent's subtree on it.
 
@@ -86,7 +87,7 @@ def reinstate(
     Examples:
       runtime-authz reinstate ledger.db thread-1 --graph payments
     """  # noqa: D301
-    _commit("reinstated", (where, schema, role), (tenant, issuer, graph, thread), agent, (by, reason), audit)
+    _commit("reinstated", (where, schema, role), (tenant, issuer, graph, thread), agent, (by, reason), audit, as_json)
 
 
 def _commit(
@@ -96,6 +97,7 @@ def _commit(
     agent: str,
     said: tuple[str, str],
     audit: Path | None,
+    as_json: bool,
 ) -> None:
     """Commit the change to a thread that the ledger knows: a mistyped name must not look like a stop."""
     from langchain_runtime_authz.audit.record import run_record
@@ -122,12 +124,15 @@ def _commit(
                 detail = dict(zip(("author", "reason"), said, strict=True))
                 record = run_record(now=done.now, event=event, scope=scope, agent=path, detail=detail)
                 sink.write(anchored(record, ledger, scope.tenant))
-    typer.echo(f"{event:<11} {scope.thread} {agent}".rstrip())
+    told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}
+    show(told, as_json, f"{event:<11} {scope.thread} {agent}".rstrip())
 
 
 @kill.command("engage")
 def engage(
-    file: Watched, reason: Annotated[str, typer.Option(help="Shown to a person who finds it engaged.")] = ""
+    file: Watched,
+    reason: Annotated[str, typer.Option(help="Shown to a person who finds it engaged.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Deny every step from here on.
 
@@ -138,15 +143,15 @@ def engage(
     with reporting():
         switch = KillSwitch(file)
         switch.engage(reason)
-    typer.echo(f"engaged: {switch.reason()}")
+    show({"engaged": True, "reason": switch.reason()}, as_json, f"engaged: {switch.reason()}")
 
 
 @kill.command("release")
-def release(file: Watched) -> None:
+def release(file: Watched, as_json: Json = False) -> None:
     """Let steps be decided again."""
     with reporting():
         released = KillSwitch(file).release()
-    typer.echo("released" if released else "was not engaged")
+    show({"released": released}, as_json, "released" if released else "was not engaged")
 
 
 @kill.command("status")
@@ -156,7 +161,6 @@ def status(file: Watched, as_json: Json = False) -> None:
         switch = KillSwitch(file)
         engaged = switch.engaged
         reason = switch.reason() if engaged else ""
-    text = f"engaged: {reason}" if engaged else "not engaged"
-    typer.echo(json.dumps({"engaged": engaged, "reason": reason}) if as_json else text)
+    show({"engaged": engaged, "reason": reason}, as_json, f"engaged: {reason}" if engaged else "not engaged")
     if engaged:
         raise typer.Exit(FINDING)

@@ -12,6 +12,7 @@ import typer
 
 from langchain_runtime_authz.audit.story import SIGNS, Step, Story, clock, shown, tell
 from langchain_runtime_authz.cli._errors import Json, Key, reporting
+from langchain_runtime_authz.cli._errors import show as answer
 from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["explain", "report", "show", "story", "who_approved"]
@@ -114,6 +115,7 @@ def report(
     ),
     everything: Everything = False,
     key: Key = None,
+    as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page of what happened.
 
@@ -131,7 +133,8 @@ def report(
             log, thread = Path(thread), None
         told = _thread(log, thread, everything, key)
         output.write_text(page(told), encoding="utf-8")
-    typer.echo(f"wrote {output}: {len(told.steps)} of {told.total} steps")
+    found = {"wrote": str(output), "steps": len(told.steps), "total": told.total}
+    answer(found, as_json, f"wrote {output}: {len(told.steps)} of {told.total} steps")
 
 
 def explain(

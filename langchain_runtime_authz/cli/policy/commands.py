@@ -51,6 +51,7 @@ _STARTER = Path(__file__).with_name("starter")
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
     engine: Annotated[Literal["rego", "cedar"], typer.Option("--engine", help="The language of your rules.")] = "rego",
+    as_json: Json = False,
 ) -> None:
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
 
@@ -68,6 +69,7 @@ def init(
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ConfigError(f"`{directory.name}` is not empty; name a new directory")
         directory.mkdir(parents=True, exist_ok=True)
+        wrote = []
         other = "data.json" if engine == "cedar" else "cedar/own.cedar"
         for file in sorted(f for f in _STARTER.rglob("*") if f.is_file()):
             if (name := file.relative_to(_STARTER).as_posix()) == other:
@@ -76,8 +78,9 @@ def init(
             text += "engine: cedar\n" if engine == "cedar" and name == "policy.yaml" else ""
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(text, encoding="utf-8")
-            typer.echo(f"wrote  {directory / name}")
-    typer.echo(f"next   runtime-authz policy test {directory}")
+            wrote.append(str(directory / name))
+    lines = [*(f"wrote  {file}" for file in wrote), f"next   runtime-authz policy test {directory}"]
+    show({"wrote": str(directory), "files": wrote}, as_json, "\n".join(lines))
 
 
 @app.command("check")
@@ -106,10 +109,8 @@ def check(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None) -> 
             found += [] if opened.cedar else _wrong(opened, own, opa)
             if not found:
                 opened.pdp().close()
-    if as_json:
-        show({"findings": found}, as_json)
-    else:
-        typer.echo("\n".join([*found, f"{len(found)} findings" if found else "nothing found"]))
+    text = "\n".join([*found, f"{len(found)} findings" if found else "nothing found"])
+    show({"findings": found}, as_json, text)
     if found:
         raise typer.Exit(FINDING)
 
@@ -147,10 +148,8 @@ def run_tests(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None)
             raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
         cases, failed = _run_cases(opened, as_json)
         rego = _run_rego_tests(policy, opened, opa)
-    if as_json:
-        show({"cases": cases, "failed": failed, "opa": rego}, as_json)
-    else:
-        typer.echo(f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}")
+    text = f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}"
+    show({"cases": cases, "failed": failed, "opa": rego}, as_json, text)
     if failed:
         raise typer.Exit(FINDING)
 
