@@ -238,6 +238,12 @@ def test_programs_exist() -> None:
     assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
 
 
+def test_each_example_policy_is_listed() -> None:
+    folder = ROOT / "examples" / "policies"
+    rows = re.findall(r"^\| \[`(\w+)`\]", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == sorted(project.name for project in folder.iterdir() if project.is_dir())
+
+
 def test_yaml_blocks_load(tmp_path: Path) -> None:
     """The profiles and mandates that are shown are ones."""
     shown = [text for t in TEXTS.values() for text in _blocks("yaml", t)]
