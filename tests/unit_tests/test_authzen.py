@@ -108,7 +108,7 @@ REQUEST_V2 = {
                 "deviations: list[…] = []": {
                     "argument": "str",
                     "code": "'value' | 'missing' | 'undeclared' | 'unordered' | 'unread' | 'ambiguous' | 'untrusted' | 'extract' "
-                    "| 'text' | 'spent' | 'after' | 'confirm' | 'limit' | 'suspended'",
+                    "| 'text' | 'spent' | 'after' | 'part' | 'confirm' | 'limit' | 'suspended'",
                 },
             },
             "sink": "'none' | 'internal' | 'external' | null = None",
