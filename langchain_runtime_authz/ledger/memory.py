@@ -23,6 +23,7 @@ MAX_DEAD: Final = 256  # leases, per thread
 MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
 MAX_ROWS: Final = 4096  # calls that are over, and counters, per thread
 _AT_ONCE: Final = MAX_ROWS // 8
+_LOOKS: Final = 16  # threads that a commit looks at to forget one
 
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
 
@@ -32,8 +33,8 @@ class MemoryLedger:
 
     Args:
         clock: ledger time, epoch seconds.
-        max_threads: threads kept. The least recently used thread without a live lease, a revocation or a call in
-            doubt is forgotten first. It then counts as new and its old plans as unplanned, so forgetting denies.
+        max_threads: threads kept. The least recently used thread without a live lease, a revocation or a doubt that
+            `LASTS` is forgotten first. It then counts as new and its old plans as unplanned, so forgetting denies.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -44,7 +45,8 @@ class MemoryLedger:
         self._max = max_threads
         self._threads: dict[b.Scope, Thread] = {}
         # Threads that may be forgotten, least recently used first. A thread that may not leaves it when it is looked
-        # at and returns with its next commit; otherwise each commit would look at all revoked threads.
+        # at and returns with its next commit; otherwise each commit would look at all revoked threads. One in doubt
+        # goes to the end: its doubt ends without a commit.
         self._order: OrderedDict[b.Scope, None] = OrderedDict()
         # Leases that were taken and tokens of claimed calls. (A plain dict finds its oldest key slowly.)
         self._leases: Jtis = OrderedDict()
@@ -87,7 +89,7 @@ class MemoryLedger:
             self._order[scope] = None
             self._order.move_to_end(scope)
             if len(self._threads) > self._max:
-                self._evict(scope)
+                self._evict(scope, now)
             return b.Committed(now, thread.epoch)
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
@@ -153,17 +155,20 @@ class MemoryLedger:
                 jtis.popitem(last=False)
         thread.issued.clear()
 
-    def _evict(self, committed: b.Scope) -> None:
-        while (scope := next(iter(self._order))) != committed:
-            del self._order[scope]
-            thread = self._threads[scope]
-            if (
-                not thread.revoked
-                and not any(lease.state == "live" for lease in thread.leases.values())
-                and not any(row.deed and row.state in b.OPEN for row in thread.calls.values())
-            ):
-                del self._threads[scope]
+    def _evict(self, committed: b.Scope, now: float) -> None:
+        for _ in range(_LOOKS):
+            if len(self._threads) <= self._max or (scope := next(iter(self._order))) == committed:
                 return
+            thread = self._threads[scope]
+            opened = [(key, row) for key, row in thread.calls.items() if row.deed and row.state in b.OPEN]
+            if thread.revoked or any(lease.state == "live" for lease in thread.leases.values()):
+                del self._order[scope]
+            elif any(now - row.at < b.LASTS for _, row in opened):
+                self._order.move_to_end(scope)
+            else:
+                for key, _ in opened:
+                    thread.drop(key)
+                del self._order[scope], self._threads[scope]
 
 
 def _forget(t: Thread) -> None:

@@ -165,8 +165,8 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             "idempotency_key": intent,
         }
     # INVARIANT: no doubt about the same deed has come since it was decided. An approver has been told of doubts.
-    alone = run.subject.principal if decided.deed and not approved and not profile.idempotent else ""
-    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, alone)]
+    subject, despite = run.subject.principal if decided.deed else "", approved or profile.idempotent
+    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, subject, despite)]
     if decided.decision.obligations:
         changes += owed(decided.decision)
     if run.grant is not None:

@@ -11,6 +11,7 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import LASTS, CallRow, Committed, Conflict, Doubt, Doubted, Guard, Lease, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, ResolveCall
 from langchain_runtime_authz.ledger.changes import OpenThread, TakeLease
+from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.testing.ledger_harness_suite import ROOT, TTL, LedgerHarness, unique
 
 
@@ -49,13 +50,16 @@ class DoubtContract(LedgerHarness):
         self.do(ConcludeCall(key, "unknown"))
         assert (key, "unknown") in self.doubted(deeds=("pay:x",))
 
-    def claimed(self, thread: str, *, deed: str = "pay:x", process: str = "p1", args: str = "d") -> Code | None:
+    def claimed(
+        self, thread: str, process: str = "p1", args: str = "d", kind: Any = ClaimCall, **more: Any
+    ) -> Code | None:
         """Claim a call whose decision knew of no doubt, in a run of its own; return why it was refused."""
         about = {"args_digest": args, "process": process, "run_id": unique()}
         scope, now = self.scope._replace(thread=thread), int(self.clock())
         lease = Lease(unique(), about["run_id"], ROOT, 1, now, now + TTL)
         self.ledger.commit(scope, None, [OpenThread("user:alice"), TakeLease(lease)])
-        claim = ClaimCall(unique(), lease.jti, False, (), deed, about, "user:alice")
+        more = {"deed": "pay:x", "about": about, "subject": "user:alice", **more}
+        claim = kind(unique(), lease.jti, repeatable=False, **more)
         done = self.ledger.commit(scope, Guard(lease.jti, 1), [claim])
         return done.code if isinstance(done, Conflict) else None
 
@@ -82,6 +86,25 @@ class DoubtContract(LedgerHarness):
 
             with ThreadPoolExecutor(6) as pool:
                 assert sorted(pool.map(one, range(6)), key=str) == [None, *[Code.IN_DOUBT] * 5]
+
+    def test_a_claim_sees_one_that_runs_despite_doubts(self) -> None:
+        """An approved one is not refused. Another that looked before it and commits after it is."""
+        looked, over = threading.Event(), threading.Event()
+
+        class Slow(ClaimCall):
+            def apply(self, t: Thread, now: float) -> None:
+                looked.set()
+                over.wait(0.5)  # a store whose commits are serial lets nobody in meanwhile
+                super().apply(t, now)
+
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(self.claimed, "slow", kind=Slow)
+            assert looked.wait(30)
+            assert self.claimed("approved", "p2", despite=True) is None
+            overtaken = not slow.done()
+            over.set()
+            assert slow.result(30) == (Code.IN_DOUBT if overtaken else None)
+        assert self.claimed("late", "p3") == Code.IN_DOUBT
 
     def test_calls_in_doubt_are_listed(self) -> None:
         """Oldest first, with what is known of them; by key in any state. A read, which may run again, never is."""

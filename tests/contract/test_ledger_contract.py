@@ -12,7 +12,7 @@ import pytest
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Guard, Lease, Ledger, Query, Scope
+from langchain_runtime_authz.ledger.base import LASTS, Guard, Lease, Ledger, Query, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ResolveCall, SpendBudget
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
@@ -26,6 +26,7 @@ from langchain_runtime_authz.ledger.changes import (
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from langchain_runtime_authz.testing.clock import FrozenClock
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract, LedgerContract
 
 
@@ -90,6 +91,21 @@ def test_a_revoked_thread_and_one_in_doubt_are_never_forgotten() -> None:
     ledger.commit(scope("doubt"), None, [ResolveCall("k", happened=True, author="user:carol")])
     living(ledger, "more")
     assert not exists(ledger, "doubt")
+
+
+def test_a_thread_is_kept_for_as_long_as_its_doubt_counts() -> None:
+    """Then it is forgotten as others are, though nobody commits to it, and its doubt is not listed."""
+    clock = FrozenClock()
+    ledger = MemoryLedger(clock=clock, max_threads=10)
+    claim = ClaimCall("k", "jti", repeatable=False, deed="pay:x")
+    for number in range(200):
+        ledger.commit(scope(str(number)), None, [OpenThread("user:alice"), claim, ConcludeCall("k", "unknown")])
+    assert len(ledger.doubts("acme", "k")) == 200
+    clock.tick(LASTS)
+    for number in range(30):
+        ledger.commit(scope(f"new {number}"), None, [OpenThread("user:alice")])
+    assert ledger.doubts("acme") == []
+    assert [exists(ledger, n) for n in ("0", "199", "new 19", "new 20", "new 29")] == [False, False, False, True, True]
 
 
 def test_a_reinstated_thread_may_be_forgotten() -> None:

@@ -102,6 +102,25 @@ def test_two_processes_that_decide_at_once(world: World, monkeypatch: pytest.Mon
     assert not alone or second.approve(decision).permit
 
 
+@pytest.mark.parametrize("world", ["sqlite"], indirect=True)
+def test_a_claim_that_is_not_checked_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approved one and one that is idempotent: others must see it, or wait for it."""
+    seen, needs = [], ClaimCall.needs
+
+    def noted(self: ClaimCall, n: Any) -> None:
+        needs(self, n)
+        seen.append((len(n.turns), len(n.deeds)))
+
+    monkeypatch.setattr(ClaimCall, "needs", noted)
+    permits = StaticPDP(permit=True)
+    world.die(pdp=permits)
+    session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
+    world.clock.tick(LAPSED)
+    assert session.approve(session.decide("send_money", PAY)).permit
+    assert session.decide("put", {"recipient": "DE21"}).permit
+    assert seen == [(1, 1), (1, 0), (1, 0)]
+
+
 def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
     """The twin: once the first payment has an outcome, a new order is an order."""
     with world.worker().session(subject="alice", task=TASK, thread="t") as session:
