@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal
 
@@ -24,14 +25,18 @@ __all__ = ["OPEN", "ProtectedMcp"]
 # Clients send these besides tool calls; none of them reaches a tool.
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
-_EVENT: Final = re.compile(rb"(?:\r\n|\r|\n){2}")  # what ends a server-sent event
+MAX_LEFT: Final = 1024  # ids of requests whose client left before the answer
+_STANDING: Final = "_GET_stream"  # what the SDKs call a session's stream that answers no request
+_BOM: Final = b"\xef\xbb\xbf"
+_EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # what ends a server-sent event
 
 
 class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
     The token's tool and arguments must be those of the request (`credential.details.check_whole_call`). `initialize`, `server/discover`, `ping` and
-    the listing of tools are open. Every other request needs a token.
+    the listing of tools are open. Every other request needs a token. A session's requests under way have ids of their
+    own: the SDKs send an answer to the newest request of its id, which could be another caller's.
 
     Args:
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).
@@ -61,6 +66,8 @@ class ProtectedMcp(ProtectedApp):
         self._of_tools, self._filters = server.for_tools, listing != "open"
         self._evaluator = None if isinstance(listing, str) else Evaluator(listing)
         self._open, self._prefix, self._accept = frozenset(open_methods), prefix, accept
+        self._busy: set[int] = set()
+        self._left: deque[int] = deque(maxlen=MAX_LEFT)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -78,7 +85,34 @@ class ProtectedMcp(ProtectedApp):
         if body is None or message is None:
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
             return
-        again, method, params = _again(body, receive), message.get("method"), message.get("params")
+        again = _again(body, receive)
+        sessions = [value for name, value in scope["headers"] if name.lower() == b"mcp-session-id"]
+        if not sessions or not {"id", "method"} <= message.keys():
+            await self._served(message, scope, again, send)
+            return
+        named = message["id"]
+        key = hash((*sessions, str(named)))
+        distinct = type(named) in (int, str) and named != _STANDING and len(sessions) == 1
+        if not distinct or key in self._busy or key in self._left:
+            await refuse(self._server.refusal(BAD_REQUEST), scope, send)
+            return
+        ended = False
+
+        async def sending(sent: Message) -> None:
+            nonlocal ended
+            await send(sent)
+            ended = ended or (sent["type"] == "http.response.body" and not sent.get("more_body", False))
+
+        self._busy.add(key)
+        try:
+            await self._served(message, scope, again, sending)
+        finally:
+            self._busy.remove(key)
+            if not ended and "credential" in scope.get("state", {}):  # the server may still work at the answer
+                self._left.append(key)
+
+    async def _served(self, message: dict[str, Any], scope: Scope, again: Receive, send: Send) -> None:
+        method, params = message.get("method"), message.get("params")
         if method == "tools/list" and self._filters:
             await self._admit(scope, again, self._listed(scope, send), self._server.of)
             return
@@ -135,7 +169,8 @@ class ProtectedMcp(ProtectedApp):
             if not isinstance(credential, Credential):
                 return None
             if kinds == [b"text/event-stream"]:
-                events = [await self._event(event, credential) for event in _EVENT.split(body) if event]
+                events = _EVENT.split(body.removeprefix(_BOM))
+                events = [await self._event(event, credential) for event in events if event]
                 return b"".join(event + b"\n\n" for event in events)
             return await self._message(body, credential) if kinds == [b"application/json"] else None
         except (AuthzError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

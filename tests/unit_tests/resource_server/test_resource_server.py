@@ -515,6 +515,9 @@ ANSWERS: dict[str, tuple[int, str, bytes, int]] = {
     "json, with a charset": (200, f"{JSON}; charset=utf-8", json.dumps(LISTED).encode(), 200),
     "events": (200, EVENTS, b"id: 1\r\ndata:\r\n\r\nevent: message\r\ndata: " + json.dumps(LISTED).encode() + b"\r\n\r\n", 200),
     "an event in two lines": (200, EVENTS, b"data: " + json.dumps(LISTED).replace(', "id"', ',\ndata: "id"').encode() + b"\n\n", 200),
+    "an event in two lines that end in CRLF": (
+        200, EVENTS, b"data: " + json.dumps(LISTED).replace(', "id"', ',\r\ndata: "id"').encode() + b"\r\n\r\n", 200),
+    "events after a byte order mark": (200, EVENTS, b"\xef\xbb\xbfdata: " + json.dumps(LISTED).encode() + b"\n\n", 200),
     "an error": (200, JSON, b'{"jsonrpc": "2.0", "id": 1, "error": {"code": -32601, "message": "no tools"}}', 200),
     "a refusal": (404, JSON, b'{"error": "no session"}', 404),
     "a batch": (200, JSON, json.dumps([LISTED]).encode(), 503),
@@ -561,6 +564,87 @@ def test_a_stream_is_not_resumed_where_the_list_is_filtered() -> None:
             return (await client.get("/mcp", headers={"Authorization": f"Bearer {token()}", "Last-Event-ID": "1"})).status_code
 
     assert [asyncio.run(got(listing)) for listing in ("open", "granted")] == [200, 400]
+
+
+class Streams:
+    """An MCP server that finds the stream of an answer by session and the text of the id, as those of both SDKs do."""
+
+    def __init__(self) -> None:
+        self.streams: dict[tuple[str, str], asyncio.Queue[str]] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = json.loads((await receive())["body"])
+        stream = (dict(scope["headers"]).get(b"mcp-session-id", b"").decode(), str(message["id"]))
+        self.streams[stream] = asyncio.Queue()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        answer = await self.streams[stream].get() if message.get("params") else "{}"
+        await send({"type": "http.response.body", "body": answer.encode()})
+
+    def answer(self, session: str, named: str) -> None:
+        self.streams[session, named].put_nowait('{"result": {"tools": [{"name": "pay"}, {"name": "wipe"}]}}')
+
+
+async def collided(app: Any, inner: Streams, first: Any, second: Any, *, method: str, leaves: bool, sessions: tuple[str, str]) -> Any:
+    """Return status and text of a ping without a token that comes while another request waits for its answer."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url=BANK) as client:
+
+        def post(session: str, **message: Any) -> Any:
+            headers = {"Authorization": f"Bearer {token(grant=Grant(tools=['pay']))}"} if message["method"] != "ping" else {}
+            return client.post("/mcp", headers={**headers, "Mcp-Session-Id": session}, json=message)
+
+        waits = asyncio.create_task(post(sessions[0], id=first, method=method, params={"waits": True}))
+        while not inner.streams:
+            await asyncio.sleep(0)
+        if leaves:
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+        ping = asyncio.create_task(post(sessions[1], id=second, method="ping", params={"waits": True}))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        inner.answer(sessions[0], str(first))
+        if sessions[0] != sessions[1] or str(first) != str(second):
+            inner.answer(sessions[1], str(second))
+        answer = await ping
+        for _ in range(50):
+            await asyncio.sleep(0)
+        waits.cancel()  # whose answer another one took
+        await asyncio.gather(waits, return_exceptions=True)
+        again = await post(sessions[0], id=first, method="ping")
+    return answer.status_code, "wipe" in answer.text, again.status_code
+
+
+@pytest.mark.parametrize("method", ["tools/list", "resources/read"])
+@pytest.mark.parametrize("leaves", [False, True], ids=["waits", "leaves"])
+@pytest.mark.parametrize("second", [2, "2"], ids=["number", "text"])
+def test_an_answer_goes_to_the_request_that_asked(method: str, leaves: bool, second: Any) -> None:
+    """A ping without a token has the id of another caller's request: unprotected, it gets that request's answer."""
+    case = {"method": method, "leaves": leaves, "sessions": ("s", "s")}
+    inner = Streams()
+    assert asyncio.run(collided(inner, inner, 2, second, **case))[:2] == (200, True)
+    inner = Streams()
+    app = ProtectedMcp(inner, server(), listing="granted")
+    # An id is free again after its answer. If the caller left, the answer may still come.
+    assert asyncio.run(collided(app, inner, 2, second, **case)) == (400, False, 400 if leaves else 200)
+
+
+@pytest.mark.parametrize(("second", "sessions"), [(3, ("s", "s")), (2, ("s", "t"))], ids=["id", "session"])
+def test_other_ids_and_sessions_are_served_at_once(second: Any, sessions: tuple[str, str]) -> None:
+    inner = Streams()
+    app = ProtectedMcp(inner, server())
+    got = asyncio.run(collided(app, inner, 2, second, method="resources/read", leaves=False, sessions=sessions))
+    assert got == (200, True, 200)
+
+
+@pytest.mark.parametrize("named", [None, True, 2.0, [2], "_GET_stream"], ids=str)
+def test_an_id_of_a_session_names_one_stream(named: Any) -> None:
+    """An id that servers read differently, or that is the name of another stream, is refused."""
+    reached: list[Any] = []
+    app, message = mcp_of(reached), {"id": named, "method": "ping"}
+    assert asked(app, {"Mcp-Session-Id": "s"}, "/mcp", json=message).status_code == 400
+    assert asked(app, [("Mcp-Session-Id", "s"), ("Mcp-Session-Id", "t")], "/mcp", json={**message, "id": 1}).status_code == 400
+    assert reached == []
+    assert asked(app, {}, "/mcp", json=message).status_code == 200  # without a session nothing is shared
 
 
 # --- introspection -------------------------------------------------------------------------------------
