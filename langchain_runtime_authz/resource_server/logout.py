@@ -43,6 +43,7 @@ class BackchannelLogout:
 
     def __init__(self, verifier: OidcVerifier, ended: Callable[[LoggedOut], Awaitable[None] | None]) -> None:
         self._verifier, self._ended = verifier, ended
+        self._busy: set[str] = set()  # ids of the tokens that are being told
         self._told: dict[str, float] = {}  # id of a token → when it is refused for its age
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,15 +72,17 @@ class BackchannelLogout:
         if out.token_id in self._told:
             _log.info("refused a logout: its token was told before")
             return 400, {"error": "invalid_request"}
-        self._told[out.token_id] = out.expires_at + LEEWAY
+        if out.token_id in self._busy:  # it may still fail
+            return 503, {"error": "temporarily_unavailable"}
+        self._busy.add(out.token_id)
         try:
             told = self._ended(out)
             if inspect.isawaitable(told):
                 await told
-        except BaseException as exc:  # the application's own code; the provider may send the token again
-            self._told.pop(out.token_id, None)
-            if not isinstance(exc, Exception):
-                raise
+        except Exception as exc:  # the application's own code; the provider may send the token again
             _log.error("a logout was not carried out: %s", type(exc).__name__)
             return 503, {"error": "temporarily_unavailable"}
+        finally:
+            self._busy.remove(out.token_id)
+        self._told[out.token_id] = out.expires_at + LEEWAY
         return 200, {}

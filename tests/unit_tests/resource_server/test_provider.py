@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -121,8 +122,6 @@ def test_the_metadata_are_served_where_rfc_9728_says() -> None:
 
 
 def asked_get(app: Any, path: str) -> httpx.Response:
-    import asyncio
-
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK, follow_redirects=True) as client:
             return await client.get(path)
@@ -213,6 +212,24 @@ def test_a_logout_token_is_told_once() -> None:
     texts = [logout_token(), logout_token(), logout_token(), logout_token(jti="out-2")]
     assert [asked(app, data={"logout_token": text}).status_code for text in texts] == [503, 200, 400, 200]
     assert [out.token_id for out in heard] == ["out-1", "out-1", "out-2"]
+
+
+async def test_a_logout_that_is_sent_again_too_early_is_tried_again() -> None:
+    """While the first attempt runs it may still fail; a refusal would tell the provider to give up."""
+    reached, fails = asyncio.Event(), asyncio.Event()
+
+    async def ended(_: LoggedOut) -> None:
+        reached.set()
+        await fails.wait()
+        raise OSError("the ledger is down")
+
+    app = BackchannelLogout(verifier(), ended)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK) as client:
+        first = asyncio.create_task(client.post("/", data={"logout_token": logout_token()}))
+        await reached.wait()
+        again = await client.post("/", data={"logout_token": logout_token()})
+        fails.set()
+        assert [again.status_code, (await first).status_code] == [503, 503]
 
 
 def test_a_logout_token_signs_nobody_in() -> None:
