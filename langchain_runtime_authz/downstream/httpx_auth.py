@@ -190,7 +190,8 @@ def _bearing(kind: type) -> type:
     """Return the class of bearing requests of httpx, or of httpx2, its successor."""
     # Both clients copy a request's headers here. They keep `Authorization` within one origin and `DPoP` everywhere.
     # httpx neither asks an `Auth` again for a redirect nor tells it that one is followed.
-    module = sys.modules[kind.__module__.partition(".")[0]]
+    packages = (base.__module__.partition(".")[0] for base in kind.__mro__)  # `kind` may be another library's subclass
+    module = sys.modules[next(name for name in packages if name in ("httpx", "httpx2"))]
     return type("_Bearing", (_Bearing, kind), {"_redirect": module.Client._redirect_headers.__code__})  # noqa: SLF001
 
 

@@ -15,7 +15,7 @@ from langchain_runtime_authz.credential.current_call import current_call, ticket
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
-from langchain_runtime_authz.downstream.httpx_auth import CallAuth
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing
 from langchain_runtime_authz.downstream.mcp import httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from tests.unit_tests.credential.tokens import BANK, a_request
@@ -116,6 +116,23 @@ async def test_a_redirect_inherits_no_credential(road: str, dpop: bool, place: s
     assert ("DPoP" in service.got[0].headers) is dpop
     assert len(service.got) == 2
     assert not {"authorization", "dpop"} & set(service.got[1].headers)
+
+
+class Traced(httpx.Request):
+    """What another library makes of httpx's requests."""
+
+
+def test_a_subclass_of_a_request_inherits_no_credential_either() -> None:
+    """Twin: without `bearing`, the redirect has the token."""
+    audience = BANK + "/v1/pay"
+    tokens = []
+    for carry in (bearing, lambda request, headers: request.headers.update(headers) or request):
+        request = carry(Traced("GET", audience), {"Authorization": "Bearer a"})
+        assert isinstance(request, Traced)
+        assert request.headers["Authorization"] == "Bearer a"
+        with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(307, headers={"Location": "/other"}))) as client:
+            tokens.append(client.send(request).next_request.headers.get("Authorization"))
+    assert tokens == [None, "Bearer a"]
 
 
 @ROADS
