@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from langchain_runtime_authz._http import checked_url
+from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 
@@ -53,6 +54,9 @@ def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -
     for name, profile in found.items():
         if profile.url is not None:
             checked_url(profile.url, f"agents[{name!r}].url")
+            if not is_under(profile.url, profile.url) or any(mark in profile.url for mark in "?#"):
+                msg = f"`agents[{name!r}].url` must be a plain URL: ASCII, no user, dot segments, query or fragment"
+                raise ConfigError(msg, Code.PROFILE_INVALID)
         elif profile.audience is not None:
             msg = f"`agents[{name!r}].audience` needs the `url` to which the credential goes"
             raise ConfigError(msg, Code.PROFILE_INVALID)

@@ -123,10 +123,12 @@ def test_a_client_of_another_url_sends_nothing(url: str, how: str) -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"url": "http://far.example/payer"}, {"url": "ftp://far.example"}, {"url": "far.example"}, {"url": "https://a:b@far.example"},
-    {"audience": "https://far.example"},
-])  # fmt: skip
-def test_a_credential_is_never_promised_to_plain_http(wrong: dict[str, str]) -> None:
-    """Plain HTTP off this machine, something else than a URL, or a name without a URL: refused as it is configured."""
+    {"audience": "https://far.example"}, {"url": "https://:pw@far.example/a"}, {"url": "https://far.example/%"},
+    {"url": "https://f\u00e4r.example/a"}, {"url": "https://far.example/a/../b"}, {"url": "https://far.example:99999/a"},
+    {"url": "https://far.example/a?tenant=1"}, {"url": "https://far.example/a#"},
+], ids=ascii)  # fmt: skip
+def test_a_credential_is_promised_to_usable_urls_only(wrong: dict[str, str]) -> None:
+    """Plain HTTP off this machine, a URL that no request can match, or a name without one: refused as it is configured."""
     with pytest.raises(ConfigError):
         RuntimeAuthz(agents={"far": wrong})
 
