@@ -79,7 +79,7 @@ class BackchannelLogout:
             told = self._ended(out)
             if inspect.isawaitable(told):
                 await told
-        except Exception as exc:  # the application's own code; the provider may send the token again
+        except Exception as exc:  # noqa: BLE001  (the application's own code; the provider may send the token again)
             _log.error("a logout was not carried out: %s", type(exc).__name__)
             return 503, {"error": "temporarily_unavailable"}
         finally:
