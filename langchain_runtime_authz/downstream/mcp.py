@@ -17,7 +17,7 @@ client = MultiServerMCPClient(
 )
 ```
 
-`langchain.mcp` and FastMCP 4 use httpx2, and open a client for each call by themselves:
+`langchain.mcp` and FastMCP 4 use httpx2, and open a client for each call unless `async with` keeps one open:
 
 ```python
 adapter = MCPAdapter(fastmcp.Client("https://bank.example/mcp", auth=httpx2_auth(CallAuth(outside="anonymous"))))

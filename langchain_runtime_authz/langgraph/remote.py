@@ -53,11 +53,12 @@ class _Remote(ChildEntry):
         )
         place = self.profile.url if self.profile is not None else None
         # INVARIANT: the credential is for the place that the profile names, whatever the client's address is.
-        if place is not None and not is_under(str(getattr(self.http, "base_url", "")), place):
+        # Without a client nothing is sent: the graph itself says which one it lacks.
+        if place is not None and client is not None and not is_under(str(getattr(self.http, "base_url", "")), place):
             self.refuse = Code.REMOTE_URL
 
     def _given(self, run: Run) -> Flow[dict[str, str]]:
-        if self.profile is None or self.profile.url is None or self.profile.named is None:
+        if self.http is None or self.profile is None or self.profile.url is None or self.profile.named is None:
             return {}
         try:
             credential = yield from invitation(run, self.profile.named)
@@ -67,7 +68,7 @@ class _Remote(ChildEntry):
         if (ticket := current_ticket()) is not None:  # so that it is found in the tool's output
             ticket.track(credential.token)
         self.header = f"Bearer {credential.token}"
-        _places[self.header] = self.profile.url
+        _places[self.header] = self.profile.url, run.parts["invited"]
         _watch(self.http)
         return {"Authorization": self.header}
 
@@ -76,14 +77,15 @@ class _Remote(ChildEntry):
         yield from super()._leave(run, raised=raised, cut=cut)
 
 
-_places: Final[dict[str, str]] = {}  # the header of each call under way, and the URL below which it may be sent
+# The header of each call under way: the URL below which it may be sent, and the decision about its edge.
+_places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
     """Refuse a request that would carry a credential elsewhere: after a redirect, or to reconnect."""
-    place = _places.get(request.headers.get("Authorization", ""))
-    if place is not None and not is_under(str(request.url), place):
-        raise CredentialError(Code.REMOTE_URL)
+    found = _places.get(request.headers.get("Authorization", ""))
+    if found is not None and not is_under(str(request.url), found[0]):
+        raise AuthzDenied(Code.REMOTE_URL, found[1])
 
 
 async def _acheck(request: Any) -> None:

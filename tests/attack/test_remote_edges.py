@@ -11,7 +11,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.errors import AuthzError
+from langchain_runtime_authz.errors import AuthzDenied, AuthzError
 from langchain_runtime_authz.identity.subjects import BearerSubject
 
 from ._kit import *
@@ -167,6 +167,24 @@ def test_a_redirect_does_not_carry_it(target: str, by: str, how: str) -> None:
         with contextlib.suppress(Exception):
             remote(PAYER, serve, follow_redirects=True).invoke({}, headers={"Authorization": "Bearer own"})
         assert [carries for _, carries in seen] == [True, True]
+
+
+def test_a_refused_redirect_is_a_denial(how: str) -> None:
+    """It names the decision about the edge, so that handlers of denials see it."""
+    authz, graph = home(remote(PAYER, lambda _: httpx.Response(307, headers={"Location": ADMIN}), follow_redirects=True))
+    with pytest.raises(AuthzDenied) as caught:
+        run_as(authz, graph, {"messages": [("user", "pay bob")]}, how=how)
+    assert caught.value.code == "remote_url"
+    assert caught.value.decision_id in {r.get("decision_id") for r in authz.audit.records if r.get("action") == "agent/invoke"}
+
+
+def test_a_graph_without_a_client_says_what_it_lacks() -> None:
+    """Nothing would be sent, so its address is not what is wrong."""
+    far = remote(PAYER, lambda _: httpx.Response(500))
+    far.sync_client = None
+    authz, graph = home(far)
+    with pytest.raises(ValueError, match="sync_client"):
+        run_as(authz, graph, {"messages": [("user", "pay bob")]}, how="sync")
 
 
 @pytest.mark.parametrize("permit", [True, False])
