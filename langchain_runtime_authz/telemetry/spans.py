@@ -1,8 +1,8 @@
 """Record spans and their events.
 
 Only the OpenTelemetry API is used: while no SDK is set up, nothing is built and nothing is kept. Recording never
-raises into the traced code. Results, tokens and texts of exceptions are never recorded. Arguments and the user's words
-are, if the environment asks for them (`names.CAPTURE_CONTENT`).
+raises into the traced code. Results and texts of exceptions are never recorded. Arguments and the user's words are, if
+the environment asks for them (`names.CAPTURE_CONTENT`), without JWTs. Opaque tokens in them are not recognised.
 
 One entry is one trace: `invoke_workflow` or `invoke_agent` around it, and below that what it decides and runs. A span is
 current only while code of its run runs, and never for the consumer of a stream.
@@ -36,7 +36,8 @@ __all__ = ["OpenSpan", "execute_tool_span", "inject", "is_idle", "record_decisio
 _HASH_KEY: Final = secrets.token_bytes(32)
 _MAX_NAME: Final = 128  # a model may make up a tool's name
 _W3C: Final = TraceContextTextMapPropagator()
-_JWT: Final = re.compile(r"\beyJ[\w-]+\.[\w-]+(\.[\w-]*)*")
+# Also after the letters of an escape (`\\n`, `%3D`) and with empty parts. Linear: it begins where a run of letters does.
+_JWT: Final = re.compile(r"(?<![\w-])(?=[\w-]+\.)([\w-]*?)eyJ[\w-]{11,}(?:\.[\w-]*)+", re.ASCII)
 
 _tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
 
@@ -254,10 +255,12 @@ def _describe(
 
 
 def _content(value: Any) -> str | None:
-    """Return a text, or arguments as JSON, without tokens; `None` unless the environment asks for contents."""
+    """Return a text, or arguments as JSON, without JWTs; `None` unless the environment asks for contents."""
     if value is None or os.environ.get(n.CAPTURE_CONTENT, "").lower() not in n.ON_SPANS:
         return None
-    return _JWT.sub("[token]", value if isinstance(value, str) else json.dumps(value, default=str))
+    with suppress(Exception):
+        return _JWT.sub(r"\1[token]", value if isinstance(value, str) else json.dumps(value, default=str))
+    return None
 
 
 def _of(run: Any) -> dict[str, Any]:

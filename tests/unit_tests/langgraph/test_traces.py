@@ -347,6 +347,29 @@ def test_contents_are_shown_to_who_asks(exporter: InMemorySpanExporter, monkeypa
     assert token not in " ".join(s.to_json() for s in exporter.get_finished_spans())
 
 
+HEADER = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0"
+
+
+@pytest.mark.parametrize("token", [f"{HEADER}.e30.c2ln", f"{HEADER}.e30.", f"{HEADER}..aXY.Y2lwaGVy.dGFn", f"{HEADER}.a.b.c.d"])
+@pytest.mark.parametrize("before", ["", "Bearer\n", "\t", "é", "ä\u2028", '"', "?t%3D", "tok_", "\\n"])
+def test_tokens_are_no_content(monkeypatch: pytest.MonkeyPatch, token: str, before: str) -> None:
+    """JWS and JWE, as texts, arguments, their names and what JSON does not know, whatever stands before them."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    text, hidden = f"{before}{token} end", f"{before}[token] end"
+    assert telemetry._content(text) == hidden
+    assert telemetry._content({text: [{"a": text}], "b": Path(text)}) == json.dumps({hidden: [{"a": hidden}], "b": hidden})
+
+
+@pytest.mark.parametrize("text", ["keyJar.get(1)", "a.b.c", "eyJhbGciOiJkaXIiLCJ", "eyJ" * 100_000, "a.eyJ." * 50_000])
+def test_other_contents_stay(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A long one costs no more than its length. One that cannot be shown is left out, and nothing is raised."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    assert telemetry._content(text) == text
+    itself: dict[str, Any] = {"a": text}
+    itself["itself"] = itself
+    assert telemetry._content(itself) is None
+
+
 class Hanging(SpanExporter):
     """An exporter that never comes back."""
 
