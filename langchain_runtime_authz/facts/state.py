@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
 MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
 BELOW: Final = "below"  # the mark that holds the digest of what the waiting children of a thread's runs held
+UNRECORDED: Final = "unrecorded"  # the mark that holds a change of the task that the audit log may not have
 OF_TASK: Final = "task:"  # begins the marks that are of no use once their root's tasks have ended
 SLOTS: Final = 2**16
 UNKNOWN: Final = ""  # a mark's value after a run that may still have been writing when it ended

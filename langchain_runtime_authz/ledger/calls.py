@@ -36,8 +36,7 @@ class ClaimCall(Change):
     `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
     `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of
     the tokens to be minted for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`.
-    `subject`, if given, is the thread's: a new call is refused as `in_doubt` if one in doubt concerns it, unless it
-    runs `despite` that.
+    `subject`, if given, is the thread's: a new call, unless `despite`, is `in_doubt` if one in doubt concerns it.
     """
 
     key: str
@@ -52,15 +51,13 @@ class ClaimCall(Change):
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
         if self.subject and self.about is not None:  # also `despite`: others must see this one
-            if not self.despite:
-                n.deeds.add(self.deed)
+            n.deeds.update(() if self.despite else (self.deed,))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
             place = json.dumps([self.subject, self.deed, same])
             n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        new = self.subject and not self.despite and self.deed in t.open and self.key not in t.calls
-        if new and self._doubted(t, now):
+        if self.subject and not self.despite and self.deed in t.open and self._doubted(t, now):
             return Conflict(Code.IN_DOUBT)
         if not self.repeatable:
             if ("call", self.key) in used:
@@ -86,7 +83,7 @@ class ClaimCall(Change):
     def _doubted(self, t: Thread, now: float) -> bool:
         scope, about = t.scope, self.about or {}
         others = opened(t.open, scope.tenant, self.deed, now, self.subject) if scope is not None else ()
-        return any(one.concerns(scope, self.deed, about, now) for one in others)
+        return self.key not in t.calls and any(one.concerns(scope, self.deed, about, now) for one in others)
 
 
 @dataclass(slots=True)

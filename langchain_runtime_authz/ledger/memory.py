@@ -23,7 +23,6 @@ MAX_DEAD: Final = 256  # leases, per thread
 MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
 MAX_ROWS: Final = 4096  # calls that are over, and counters, per thread
 _AT_ONCE: Final = MAX_ROWS // 8
-_LOOKS: Final = 16  # threads that a commit looks at to forget one
 
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
 
@@ -44,9 +43,8 @@ class MemoryLedger:
         self._latest = 0.0
         self._max = max_threads
         self._threads: dict[b.Scope, Thread] = {}
-        # Threads that may be forgotten, least recently used first. A thread that may not leaves it when it is looked
-        # at and returns with its next commit; otherwise each commit would look at all revoked threads. One in doubt
-        # goes to the end: its doubt ends without a commit.
+        # Threads that may be forgotten, least recently used first. One that may not leaves it when it is looked at and
+        # returns with its next commit, or all are looked at each time. One in doubt goes to the end: its doubt lapses.
         self._order: OrderedDict[b.Scope, None] = OrderedDict()
         # Leases that were taken and tokens of claimed calls. (A plain dict finds its oldest key slowly.)
         self._leases: Jtis = OrderedDict()
@@ -156,17 +154,17 @@ class MemoryLedger:
         thread.issued.clear()
 
     def _evict(self, committed: b.Scope, now: float) -> None:
-        for _ in range(_LOOKS):
+        for _ in range(16):  # at most, so that a commit stays short
             if len(self._threads) <= self._max or (scope := next(iter(self._order))) == committed:
                 return
             thread = self._threads[scope]
-            opened = [(key, row) for key, row in thread.calls.items() if row.deed and row.state in b.OPEN]
+            held = [(key, row) for key, row in thread.calls.items() if row.deed and row.state in b.OPEN]
             if thread.revoked or any(lease.state == "live" for lease in thread.leases.values()):
                 del self._order[scope]
-            elif any(now - row.at < b.LASTS for _, row in opened):
+            elif any(now - row.at < b.LASTS for _, row in held):
                 self._order.move_to_end(scope)
             else:
-                for key, _ in opened:
+                for key, _ in held:
                     thread.drop(key)
                 del self._order[scope], self._threads[scope]
 

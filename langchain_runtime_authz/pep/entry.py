@@ -21,6 +21,7 @@ from langchain_runtime_authz.facts.state import (
     HEAD,
     MEMORY,
     UNKNOWN,
+    UNRECORDED,
     Below,
     ChildMark,
     Head,
@@ -182,9 +183,8 @@ def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
             found = yield from _ask(planner, texts)
             if found is not None:
                 found = found.of("planner", name)
+                yield mandate_event(run, found)  # before it counts: no later entry records it
             yield Commit(run.scope, None, [SetMark(name, found.model_dump_json() if found else "", once=True)])
-            if found is not None:
-                yield mandate_event(run, found)
     return None
 
 
@@ -201,7 +201,7 @@ def _take_lease(
     run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
 ) -> Flow[tuple[Entry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
-    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED))
+    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED, UNRECORDED))
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
@@ -220,26 +220,31 @@ def _take_lease(
         run.started_at = int(snapshot.now)
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
+        # INVARIANT: a lease begins after the log has the change of the task that its epoch began with.
+        if owed := snapshot.marks.get(UNRECORDED):
+            epoch, source, start, end = owed.split()
+            yield corrected(run, Committed(snapshot.now, int(epoch)), snapshot.log[int(start) : int(end)], source)
         opening: list[Change] = [OpenThread(owner)]
-        if run.upstream:
-            opening.append(RecordEdge(edge(run.upstream[:1], run.agent[0], "remote")))
+        opening += [RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
             # Until a run that saw them ends, an older one may overwrite them in the graph's state.
             opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
         lease: list[Change] = [TakeLease(lease_of(run)), *marks]
+        opening += [_owed(snapshot, fresh, "input" if said else "state")] if rotates else []
+        lease += [SetMark(UNRECORDED, "")] if rotates or owed else []
         # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
             if isinstance(done, Conflict):
                 break
+            if changes is opening:
+                yield corrected(run, done, fresh, "input" if said else "state")
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
                 continue
             raise AuthzDenied(done.code, new_id())
-        if rotates:
-            yield corrected(run, done, fresh, "input" if said else "state")
         if ordered is not None:
             ordered.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
@@ -327,11 +332,17 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
         snapshot: Snapshot = yield Load(run.scope, Query(log=True))
         if texts[-1].key in {t.key for t in snapshot.log}:
             return False
-        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, tuple(texts))])
+        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, (*texts,)), _owed(snapshot, texts, "state")])
         if not isinstance(done, Conflict):
             yield corrected(run, done, texts, "state")
+            yield Commit(run.scope, None, [SetMark(UNRECORDED, "")])
             return True
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _owed(before: Snapshot, texts: Sequence[HumanText], source: str) -> SetMark:
+    """Return the mark of a change of the task for which the log may fail: its epoch, and where its texts stand."""
+    return SetMark(UNRECORDED, f"{before.epoch + 1} {source} {len(before.log)} {len(before.log) + len(texts)}")
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:

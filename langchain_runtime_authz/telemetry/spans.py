@@ -36,7 +36,6 @@ __all__ = ["OpenSpan", "execute_tool_span", "inject", "is_idle", "record_decisio
 _HASH_KEY: Final = secrets.token_bytes(32)
 _MAX_NAME: Final = 128  # a model may make up a tool's name
 _W3C: Final = TraceContextTextMapPropagator()
-# Also after the letters of an escape (`\\n`, `%3D`) and with empty parts. Linear: it begins where a run of letters does.
 _JWT: Final = re.compile(r"(?<![\w-])(?=[\w-]+\.)([\w-]*?)eyJ[\w-]{11,}(?:\.[\w-]*)+", re.ASCII)
 
 _tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
@@ -256,10 +255,9 @@ def _describe(
 
 def _content(value: Any) -> str | None:
     """Return a text, or arguments as JSON, without JWTs; `None` unless the environment asks for contents."""
-    if value is None or os.environ.get(n.CAPTURE_CONTENT, "").lower() not in n.ON_SPANS:
-        return None
-    with suppress(Exception):
-        return _JWT.sub(r"\1[token]", value if isinstance(value, str) else json.dumps(value, default=str))
+    if value is not None and os.environ.get(n.CAPTURE_CONTENT, "").lower() in n.ON_SPANS:
+        with suppress(Exception):
+            return _JWT.sub(r"\1[token]", value if isinstance(value, str) else json.dumps(value, default=str))
     return None
 
 

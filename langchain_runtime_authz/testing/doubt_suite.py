@@ -58,8 +58,7 @@ class DoubtContract(LedgerHarness):
         scope, now = self.scope._replace(thread=thread), int(self.clock())
         lease = Lease(unique(), about["run_id"], ROOT, 1, now, now + TTL)
         self.ledger.commit(scope, None, [OpenThread("user:alice"), TakeLease(lease)])
-        more = {"deed": "pay:x", "about": about, "subject": "user:alice", **more}
-        claim = kind(unique(), lease.jti, repeatable=False, **more)
+        claim = kind(unique(), lease.jti, False, about=about, **{"deed": "pay:x", "subject": "user:alice", **more})
         done = self.ledger.commit(scope, Guard(lease.jti, 1), [claim])
         return done.code if isinstance(done, Conflict) else None
 
@@ -89,12 +88,12 @@ class DoubtContract(LedgerHarness):
 
     def test_a_claim_sees_one_that_runs_despite_doubts(self) -> None:
         """An approved one is not refused. Another that looked before it and commits after it is."""
-        looked, over = threading.Event(), threading.Event()
+        looked = threading.Event()
 
         class Slow(ClaimCall):
             def apply(self, t: Thread, now: float) -> None:
                 looked.set()
-                over.wait(0.5)  # a store whose commits are serial lets nobody in meanwhile
+                threading.Event().wait(0.5)  # a store whose commits are serial lets nobody in meanwhile
                 super().apply(t, now)
 
         with ThreadPoolExecutor(1) as pool:
@@ -102,7 +101,6 @@ class DoubtContract(LedgerHarness):
             assert looked.wait(30)
             assert self.claimed("approved", "p2", despite=True) is None
             overtaken = not slow.done()
-            over.set()
             assert slow.result(30) == (Code.IN_DOUBT if overtaken else None)
         assert self.claimed("late", "p3") == Code.IN_DOUBT
 

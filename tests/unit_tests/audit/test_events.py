@@ -11,7 +11,10 @@ from langgraph.types import Command
 from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.errors import AuthzDenied, AuthzError
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.pep.engine import drive
+from langchain_runtime_authz.pep.entry import _pinned
 from langchain_runtime_authz.testing import StaticPDP
 
 from ...attack._approvals import FIVE, Scene, edit, payment
@@ -153,6 +156,78 @@ def test_an_event_that_cannot_be_recorded_denies() -> None:
     with pytest.raises(AuthzError) as denied:
         RuntimeAuthz(audit=Full(), pdp=StaticPDP(permit=True)).session(subject="alice")
     assert denied.value.code == "audit_unavailable"
+
+
+class Disk:
+    """It is full for a while."""
+
+    content = waits = False
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.full = ""
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.full in (record.get("event"), "everything"):
+            raise OSError(28, "no space left")
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("full", ["corrected", "everything", "started"])
+@pytest.mark.parametrize("again", ["pay eve", "pay bob"])
+def test_a_change_of_the_task_is_on_record_once(full: str, again: str) -> None:
+    """Also one that the log could not take: the next entry records it before its lease begins. Denied until then."""
+    disk = Disk()
+    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
+    authz.session(subject="alice", task="pay ann", thread="t").close()
+    disk.full = full
+    for _ in range(2):
+        with pytest.raises(AuthzError):
+            authz.session(subject="alice", task="pay eve", thread="t")
+    disk.full = ""
+    for _ in range(2):
+        authz.session(subject="alice", task=again, thread="t").close()
+    told = [(r["epoch"], r["detail"]) for r in events(authz, "corrected")]
+    assert told == [
+        (epoch, {"source": "input", "author": "user:alice", "texts": 1, "from_epoch": epoch - 1})
+        for epoch in ((2,) if again == "pay eve" else (2, 3))
+    ]
+
+
+def test_an_edit_from_outside_is_on_record_once() -> None:
+    disk = Disk()
+    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
+    run = authz.session(subject="alice", task="pay ann", thread="t")._run
+    edits = [HumanText(content_digest(to), "", to, own=False) for to in ("a", "b")]
+    drive(run.engine, _pinned(run, edits[:1]))
+    disk.full = "corrected"
+    with pytest.raises(AuditError):
+        drive(run.engine, _pinned(run, edits[1:]))
+    disk.full = ""
+    for _ in range(2):
+        authz.session(subject="alice", thread="t").close()
+    assert [(r["epoch"], r["detail"]["source"]) for r in events(authz, "corrected")] == [(2, "state"), (3, "state")]
+
+
+def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Mandate.model_validate({"steps": [{"id": "rent", "tool": "pay", "args": {"to": "ann"}}]})
+
+    class Planner:
+        def plan(self, texts: Any) -> Mandate:
+            return order
+
+        aplan = plan
+
+    monkeypatch.setattr("langchain_runtime_authz.authz.parts.compiler", lambda *_: Planner())
+    disk = Disk()
+    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
+    disk.full = "mandate"
+    with pytest.raises(AuthzError):
+        authz.session(subject="alice", task="pay ann", thread="t")
+    disk.full = ""
+    for _ in range(2):
+        authz.session(subject="alice", task="pay ann", thread="t").close()
+    assert [kept["source"] for kept in details(authz, "mandate")] == ["planner"]
 
 
 def test_every_event_is_documented() -> None:
