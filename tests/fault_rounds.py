@@ -1,6 +1,6 @@
 """Four workers on PostgreSQL, OPA and audit files, while one part after the other fails; or an hour of ordinary work.
 
-`python -m tests.fault_rounds [--at-once N] [--hold SECONDS]` plays the faults, `--soak SECONDS` looks every minute at memory,
+`python -m tests.fault_rounds [--at-once N] [--hold SECONDS] [--write]` plays the faults, `--soak SECONDS` looks every minute at memory,
 descriptors and tables. Both need `LRA_POSTGRES_DSN` of `.ci/postgres`, `LRA_OPA`, and root for the full disk. Each prints a
 table and exits with 1 where anything was broken.
 
@@ -48,6 +48,7 @@ from langchain_runtime_authz.ledger.admin import migrate, prune
 from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing import ScriptedChatModel
+from tests import generated
 from tests.benchmarks.per_call import machine
 from tests.integration_tests.services import OpaServer
 
@@ -218,8 +219,14 @@ def cluster(*words: str) -> None:
     subprocess.run([*user, str(program), "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", *options, *words], cwd="/", check=True, stdout=subprocess.DEVNULL)
 
 
-def faults(place: Place, opa: OpaServer, at_once: int, hold: float) -> list[str]:
+def faults(place: Place, opa: OpaServer, at_once: int, hold: float, *, write: bool) -> list[str]:
     """Play them, print the table; what was broken."""
+    table: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        table.append(line)
+
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(place.audits)], check=True)
     workers = Workers(place, opa.url, at_once, 0)
     filler = place.audits / "filler"
@@ -242,8 +249,8 @@ def faults(place: Place, opa: OpaServer, at_once: int, hold: float) -> list[str]
         "workers' clock -1 h": (lambda: workers.signal(signal.SIGUSR2), lambda: workers.signal(signal.SIGHUP)),
     }
     workers.warm()
-    print(f"{at_once} at once, each fault for {hold:g} s; {machine()}\n")
-    print("| fault | ended | clients saw | first end after it | last failure after it | log lines | one of them |\n|---|---|---|---|---|---|---|")
+    say(f"{at_once} at once, each fault for {hold:g} s; {machine()}.\n")
+    say("| fault | ended | clients saw | first end after it | last failure after it | log lines | one of them |\n|---|---|---|---|---|---|---|")
     for name, (begin, end) in played.items():
         lines, logged = len(place.told()), place.logs.stat().st_size if place.logs.exists() else 0
         begin()
@@ -267,15 +274,19 @@ def faults(place: Place, opa: OpaServer, at_once: int, hold: float) -> list[str]
             text = log.read().decode(errors="replace").splitlines()
             shown = next((line for line in text if "decision" in line), text[0] if text else "")
         ended = sum(e["end"] in ENDS for e in told)
-        print(f"| {name} | {ended} | {', '.join(f'{n} {c}' for c, n in saw.most_common()) or 'nothing'} | {first:.1f} s | {max(late, 0):.1f} s | {len(text)} | {shown[:200]} |", flush=True)
+        say(f"| {name} | {ended} | {', '.join(f'{n} {c}' for c, n in saw.most_common()) or 'nothing'} | {first:.1f} s | {max(late, 0):.1f} s | {len(text)} | {shown[:200]} |")
     (place.folder / "stop").touch()
     for one in workers.running:
         one.join(120)
         one.kill()
-    return checked(place)
+    books, broken = checked(place)
+    say(f"\n{books}")
+    if write and not broken:
+        generated.write("faults", "\n".join(table))
+    return broken
 
 
-def checked(place: Place) -> list[str]:
+def checked(place: Place) -> tuple[str, list[str]]:
     """Hold the bank's books against the audit log."""
     ends: dict[int, str] = {e["run"]: e["end"] for e in place.told()}
     with place.bank() as bank:
@@ -294,9 +305,9 @@ def checked(place: Place) -> list[str]:
     paid = {run for run, end in ends.items() if end == "paid"}
     untold = sum(f"DE{run}" not in booked for run in paid)
     left = Counter(end for end in ends.values() if end not in ENDS)
-    print(f"\n{len(ends)} runs, {booked.total()} payments, {wrong} to somebody else, {twice} made twice, {bare} without a permit on record, "
-          f"{untold} told but not made; ends {dict(Counter(ends.values()))}")
-    return broken + [f"{n} {what}" for what, n in (("wrong", wrong), ("twice", twice), ("without permit", bare), ("untold", untold)) if n] + [f"left: {dict(left)}"] * bool(left)
+    books = (f"{len(ends)} runs, {booked.total()} payments, {wrong} to somebody else, {twice} made twice, {bare} without a permit on record, "
+          f"{untold} told but not made; ends {dict(Counter(ends.values()))}.")
+    return books, broken + [f"{n} {what}" for what, n in (("wrong", wrong), ("twice", twice), ("without permit", bare), ("untold", untold)) if n] + [f"left: {dict(left)}"] * bool(left)
 
 
 def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float) -> list[str]:
@@ -348,6 +359,7 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=10)
     parser.add_argument("--soak", type=float, default=0)
     parser.add_argument("--rate", type=float, default=1)
+    parser.add_argument("--write", action="store_true", help="write the faults' table into docs/_generated")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, OpaServer() as opa:
         place = Place(Path(folder), soak=bool(given.soak))
@@ -358,7 +370,7 @@ def main() -> None:
 
         asyncio.run(tables())
         try:
-            broken = soak(place, opa, given.at_once, given.soak, given.rate) if given.soak else faults(place, opa, given.at_once, given.hold)
+            broken = soak(place, opa, given.at_once, given.soak, given.rate) if given.soak else faults(place, opa, given.at_once, given.hold, write=given.write)
         finally:
             subprocess.run(["umount", "-q", str(place.audits)], check=False)
     print("broken: " + ("; ".join(broken) or "nothing"))

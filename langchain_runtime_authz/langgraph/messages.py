@@ -52,6 +52,7 @@ USER = ("user", "human")
 _NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async sub-agent tells its parent's thread
 _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
+MAX_KEPT = 64 * 1024  # characters of a kept result
 _MAX_PLANNED = 32  # calls of a plan that its record names
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
@@ -110,7 +111,7 @@ def recorded(output: object, asked: int = 0) -> str | None:
         text = _written(record)
     except (ValueError, RecursionError):
         text = ""
-    return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)
+    return text if 0 < len(text) <= MAX_KEPT else only_asked(asked)
 
 
 def _written(record: dict[str, Any]) -> str:

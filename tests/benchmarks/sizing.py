@@ -1,6 +1,6 @@
 """What a run costs with each ledger and engine, to size a deployment by.
 
-`python -m tests.benchmarks.sizing [--runs N] [--rate RUNS_PER_SECOND]`, with `LRA_POSTGRES_DSN` and `LRA_OPA` for the rows that
+`python -m tests.benchmarks.sizing [--runs N] [--rate RUNS_PER_SECOND] [--write]`, with `LRA_POSTGRES_DSN` and `LRA_OPA` for the rows that
 need them. A run is an entry, three model calls and two tool calls of an agent, one of which pays what the user ordered. The rows
 take turns, run by run, so that whatever else the machine does meets all alike. Asserts nothing.
 """
@@ -29,6 +29,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing import ScriptedChatModel
+from tests import generated
 from tests.benchmarks.ledgers import ledgers
 from tests.benchmarks.per_call import machine
 from tests.integration_tests.services import OpaServer
@@ -116,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--rate", type=float, default=10)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/_generated")
     args = parser.parse_args()
     with rows() as found:
         for row in found:
@@ -125,10 +127,12 @@ def main() -> None:
         for _ in range(args.runs):
             for row in found:
                 row.play()
-        print(f"Medians of {args.runs} runs; {machine()}. CPU is this process's: OPA and PostgreSQL spend their own.\n")
-        print(f"| ledger, engine | CPU ms a run | wall ms | log KB | cores at {args.rate:g} runs/s | log GB a day |\n|---|---|---|---|---|---|")
-        for row in found:
-            print("| " + " | ".join(row.cells(args.rate)) + " |")
+        table = [f"Medians of {args.runs} runs; {machine()}.\n"]
+        table.append(f"| ledger, engine | CPU ms a run | wall ms | log KB | cores at {args.rate:g} runs/s | log GB a day |\n|---|---|---|---|---|---|")
+        table += ["| " + " | ".join(row.cells(args.rate)) + " |" for row in found]
+    print("\n".join(table))
+    if args.write:
+        generated.write("sizing", "\n".join(table))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
@@ -172,6 +174,18 @@ def test_documented_lines_run(
             failed.append((line, done.exit_code, done.output[-300:]))
         ran[kind] += 1
     assert failed == []
+
+
+def test_the_documented_key_opens_what_it_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own line makes the auditor's key pair."""
+    monkeypatch.chdir(tmp_path)
+    line = re.search(r"^openssl .+$", PAGES["docs/audit.md"].read_text(encoding="utf-8"), re.MULTILINE)
+    subprocess.run(line[0], shell=True, check=True)
+    authz = RuntimeAuthz(pdp=StaticPDP(True), audit=FileSink("audit.jsonl", seal_to=Path("auditor.pub")))
+    with authz.session(subject="alice", task="look", thread="t", agent="a") as session:
+        session.decide("look", {"at": "the hidden place"})
+    assert "the hidden place" not in Path("audit.jsonl").read_text(encoding="utf-8")
+    assert "the hidden place" in cli("audit", "show", "--log", "audit.jsonl", "--json", "--key", "auditor.pem").stdout
 
 
 def test_listed_lines_are_documented() -> None:

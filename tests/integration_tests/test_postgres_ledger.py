@@ -42,7 +42,7 @@ from langchain_runtime_authz.ledger.schema import HISTORY, STATE
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
-from tests.gates.test_statements import turn_and_invoke, writes
+from tests.gates.test_statements import POSTGRES, turn_and_invoke, writes
 
 
 @pytest.fixture(scope="session")
@@ -497,7 +497,7 @@ def test_a_turn_takes_few_statements(dsn: str, schema: str, monkeypatch: pytest.
     monkeypatch.setattr(psycopg.Cursor, "execute", counted)
     with PostgresLedger(dsn, schema=schema) as ledger:
         turn, invoke = turn_and_invoke(ledger, seen)
-    assert (len(turn) <= 9, writes(turn)) == (True, 3), turn
+    assert (len(turn) <= POSTGRES, writes(turn)) == (True, 3), turn
     assert (len(invoke) <= 22, writes(invoke)) == (True, 5), invoke
 
 
