@@ -196,6 +196,10 @@ def test_yesterdays_log_flips_alike_in_rego_and_in_cedar(tmp_path: Path) -> None
         assert done.exit_code == 1, done.output
         flips[name] = [(f["decision_id"], f["after"]["outcome"], f["after"]["reasons"]) for f in json.loads(done.stdout)["flips"]]
     assert flips["bank"] == flips["bank_cedar"]
+    diff = ("diff", tmp_path / "a.jsonl", EXAMPLES / "bank", EXAMPLES / "bank_cedar", "--key", tmp_path / "key.pem", "--json")
+    done = CliRunner().invoke(app, ["policy", *map(str, diff)])
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["flips"], found["obliged_otherwise"]) == (0, [], [])
     assert Counter(r for _, _, (r, *_) in flips["bank"]) == {"four_eyes": 4, "after_hours": 4, "tenant_tool": 6}
 
 
