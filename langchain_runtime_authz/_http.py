@@ -1,38 +1,87 @@
-"""One bounded HTTP exchange: for key sets, introspection and token exchange.
+"""HTTP exchanges with a PDP, key set or token endpoint that may be down, slow, hostile or misconfigured.
 
-A slow, endless or lying server costs a few seconds and a few kilobytes: one clock runs for the whole
-exchange, and compressed answers are refused unread. Redirects are not followed. Proxies and `.netrc` of the
-environment are not used, unless the application brings a client of its own.
+The callers of a `Link`, from any thread and any event loop, share one event loop in a thread of its own: the
+connection pool has one owner, and no other loop's end closes it. One deadline covers the whole exchange (a
+place in the pool, the name, the handshake, every byte of the answer), which a blocking socket cannot promise.
+
+Redirects, `~/.netrc`, proxies from the environment, cookies, retries and compression are off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
+import importlib
 import os
 import ssl
 import threading
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from contextvars import copy_context
-from functools import cache
-from typing import Any, Final, NamedTuple
-from urllib.parse import quote_plus, urlsplit
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import CancelledError as FutureCancelled
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, TypeVar, Unpack
+from urllib.parse import quote_plus, unquote, urlencode, urlsplit
 
-import httpx
+from langchain_runtime_authz._files import bearer_token, tls_context
+from langchain_runtime_authz._url import checked_url, is_loopback, is_plain_url, split_url
+from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, strict_json
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, PDPError
 
-from langchain_runtime_authz.authzen import strict_json
-from langchain_runtime_authz.errors import ConfigError
+if TYPE_CHECKING:
+    import aiohttp
 
-MAX_OPEN: Final = 32  # exchanges of one fetcher at the same time, blocking form
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection is kept
+_GRACE: Final = 0.25  # seconds beyond the deadline for the other thread to say so
+_OK: Final = 200
+_NONE: Final[Mapping[str, str]] = {}
+_PLAIN: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+_REFUSED: Final = (401, 403)
+
+T = TypeVar("T")
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """Return the TLS context of the clients made here. Loading its authorities costs tens of milliseconds."""
-    return httpx.create_ssl_context(trust_env=False)
+class Connection(TypedDict, total=False):
+    """Settings of a connection.
+
+    Attributes:
+        timeout: seconds for one exchange, everything included (1.0).
+        ca_file: PEM file of the only authorities believed; the system's when absent.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are read
+            again when they change; while they do not fit each other, everything is denied.
+        tls: returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does, in place of both.
+        proxy: URL of an HTTP proxy. The environment's is never used.
+        pool_size: connections that may be open at the same time (10).
+    """
+
+    timeout: float
+    ca_file: str | Path | None
+    client_cert: str | Path | tuple[str | Path, str | Path] | None
+    tls: Callable[[], ssl.SSLContext] | None
+    proxy: str | None
+    pool_size: int
+
+
+class PDPConnection(Connection, total=False):
+    """Settings of the connection to a PDP.
+
+    Attributes:
+        token_file: file whose content is sent as bearer token; read again when it changes.
+    """
+
+    token_file: str | Path | None
+
+
+class Reply(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
 
 
 class Answer(NamedTuple):
@@ -45,169 +94,345 @@ class Answer(NamedTuple):
         return f"<Answer {self.status}>"
 
 
-class Fetcher:
-    """Send small requests, and read small JSON objects.
+class _Pool:
+    """An event loop in a thread, and the HTTP session that lives on it."""
+
+    def __init__(self) -> None:
+        self.session: aiohttp.ClientSession | None = None
+        self.loop = asyncio.new_event_loop()
+        self._names = ThreadPoolExecutor(2, thread_name_prefix="runtime-authz-names")
+        self.loop.set_default_executor(self._names)
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._serve, name="runtime-authz-http", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+            self.loop.run_until_complete(self._close())
+        finally:
+            self.loop.close()
+
+    def stop(self) -> None:
+        """Tell the thread to end every exchange and itself. Idempotent.
+
+        It does not wait: a finaliser may run within a lock that the thread needs to end.
+        """
+        if self._pid == os.getpid():  # a fork's copy has no thread to end
+            with suppress(RuntimeError):  # it has ended
+                self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def wait(self) -> None:
+        """Wait until the thread has ended."""
+        if self._pid == os.getpid() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self.session is not None:
+            await self.session.close()
+        self._names.shutdown(wait=False)  # nobody waits for a name that still resolves
+
+
+class Link:
+    """A pool of connections to one server.
 
     Args:
-        timeout: seconds for the whole exchange, names and headers included.
-        max_bytes: of the answer's body.
-        client: for the blocking form; one without redirects and environment by default.
-        async_client: for the other.
+        url: `http://host:port`, `https://…` or `unix:///path/of/a/socket`; a path is kept as prefix.
+        timeout: see `Connection`, as for the rest.
+
+    Raises:
+        ConfigError: any of it is wrong. Nothing is connected before the first exchange.
     """
 
     def __init__(
         self,
+        url: str,
         *,
-        timeout: float = 2.0,
-        max_bytes: int = 64 * 1024,
-        client: httpx.Client | None = None,
-        async_client: httpx.AsyncClient | None = None,
+        timeout: float = 1.0,
+        ca_file: str | Path | None = None,
+        client_cert: str | Path | tuple[str | Path, str | Path] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        token_file: str | Path | None = None,
+        proxy: str | None = None,
+        pool_size: int = 10,
     ) -> None:
-        if not timeout > 0 or max_bytes < 1:
-            raise ConfigError("`timeout` and `max_bytes` must be positive")
-        self._timeout, self._max = timeout, max_bytes
-        self._client, self._async_client = client, async_client
-        self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
-        self._verify = True if client is not None and async_client is not None else _tls()
+        self.timeout = checked_seconds("timeout", timeout)
+        self.pool_size = checked_count("pool_size", pool_size)
+        parts = split_url("url", url)
+        unix, secure = parts.scheme == "unix", parts.scheme == "https"
+        here = unix or is_loopback(parts.hostname)
+        self.private = secure or (here and proxy is None)
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ConfigError("its URL must have no user, query or fragment")
+        if unix and (not parts.path.startswith("/") or parts.netloc):
+            raise ConfigError(f"a unix socket is `unix:///path`, not {url!r}")
+        if not unix and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ConfigError(f"its URL must be http, https or unix, not {url!r}")
+        if (ca_file, client_cert, tls) != (None, None, None) and not secure:
+            raise ConfigError("`ca_file`, `client_cert` and `tls` need an https URL")
+        if tls is not None and (ca_file, client_cert) != (None, None):
+            raise ConfigError("`tls` takes the place of `ca_file` and `client_cert`; give one of them")
+        if token_file is not None and not self.private:
+            raise ConfigError("a token is not sent in the clear: use https, a unix socket or a loopback address")
+        if proxy is not None and not _is_proxy(proxy):
+            raise ConfigError("`proxy` must be an http or https URL")  # it may hold a password
+        if proxy is not None and unix:
+            raise ConfigError("a unix socket is not reached by a proxy")
+        self.socket_path = parts.path if unix else None
+        self.root = "http://localhost" if unix else f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        importlib.import_module("aiohttp")  # slow, so here rather than in the first decision
+        self._tls = (tls or tls_context(ca_file, client_cert).read) if secure else None
+        self._token = bearer_token(token_file) if token_file is not None else None
+        self._proxy = proxy
+        self._lock = threading.Lock()
+        self._pool: _Pool | None = None
+        self._closed = False
+        self._finalizer: weakref.finalize[Any, Link] | None = None
+        _links.add(self)
 
-    def send(
-        self, method: str, url: str, *, headers: Mapping[str, str], data: Mapping[str, Any] | None = None
-    ) -> Answer | None:
-        """Return the answer, or `None` if it is late, too large, compressed, or a redirect."""
-        request = _Request(method, url, {**headers, **_PLAIN}, data)
+    def below(self, name: str, path: object) -> str:
+        """Return the URL of a path at this PDP.
 
-        def exchange() -> Answer | None:
-            return asyncio.run(self._afresh(request)) if self._client is None else self._through(self._client, request)
-
-        return self._apart(exchange)
-
-    async def asend(
-        self, method: str, url: str, *, headers: Mapping[str, str], data: Mapping[str, Any] | None = None
-    ) -> Answer | None:
-        """Like `send`."""
-        request = _Request(method, url, {**headers, **_PLAIN}, data)
-        if self._async_client is None:
-            return await self._afresh(request)
-        return await self._athrough(self._async_client, request)
-
-    def _apart(self, exchange: Callable[[], Answer | None]) -> Answer | None:
-        """Return the answer of `exchange` in time. A blocking read cannot be ended: it is left in its thread.
-
-        The number of such threads is bounded. A caller waits for a place until the deadline.
+        Raises:
+            ConfigError: it is not such a path, or would lead to another server.
         """
-        if self._pid != os.getpid():  # a fork's child has none of the threads that would give a place back
-            self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
-        places = self._places
-        ends, result = time.monotonic() + self._timeout, Future[Answer | None]()
+        url = f"{self.root}{path}"
+        if not isinstance(path, str) or not path.startswith("/") or not is_plain_url(url) or "#" in path:
+            raise wrong(name, "a path at the PDP that begins with `/`", path)
+        here, there = urlsplit(self.root), urlsplit(url)
+        # The sender resolves dots: they would leave the prefix.
+        if here[:2] != there[:2] or {".", ".."} & set(unquote(there.path).split("/")):
+            raise wrong(name, "a path at the PDP", path)
+        return url
 
-        def run() -> None:
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work` on the link's loop within the deadline, blocking.
+
+        Raises:
+            PDPError: with the code of what failed.
+            TimeoutError: after the deadline.
+        """
+        future = self._begin(work)
+        try:
+            return future.result(self.timeout + _GRACE)
+        except FutureCancelled as exc:  # by `close`
+            raise PDPError(Code.PDP_ERROR, "closed") from exc
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def arun(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Like `run`, without blocking the caller's event loop. Cancelling it ends the exchange."""
+        future = self._begin(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if future.cancelled() and (task is None or not task.cancelling()):
+                raise PDPError(Code.PDP_ERROR, "closed") from exc  # by `close`: nobody cancelled the caller
+            raise
+
+    def _begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                raise PDPError(Code.PDP_ERROR, "closed")
+            if (pool := self._pool) is None:
+                pool = self._pool = _Pool()
+                self._finalizer = weakref.finalize(self, pool.stop)
+            return asyncio.run_coroutine_threadsafe(self._bounded(work, pool), pool.loop)
+
+    async def _bounded(self, work: Callable[[], Awaitable[T]], pool: _Pool) -> T:
+        if pool.session is None:
+            pool.session = self._connect()
+        self._session = pool.session
+        async with asyncio.timeout(self.timeout):
+            return await work()
+
+    def close(self) -> None:
+        """Close every connection and end the thread; every later exchange fails. Idempotent."""
+        with self._lock:
+            self._closed = True
+            finalizer, pool, self._finalizer, self._pool = self._finalizer, self._pool, None, None
+        if finalizer is not None and pool is not None:
+            finalizer()
+            pool.wait()
+
+    # --- on the link's loop -------------------------------------------------------------------------
+
+    def _connect(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        limits: dict[str, Any] = {"limit": self.pool_size, "keepalive_timeout": KEEP_ALIVE}
+        connector: aiohttp.BaseConnector
+        if self.socket_path is not None:
+            connector = _clean(aiohttp.UnixConnector)(self.socket_path, **limits)
+        else:
+            connector = _clean(aiohttp.TCPConnector)(**limits)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # `_bounded` is the only clock
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        limit: int,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = _NONE,
+        any_status: bool = False,
+    ) -> Reply:
+        """Send once, and read a whole answer of at most `limit` bytes, within `run` or `arun`.
+
+        Raises:
+            PDPError: with the code of what failed; also for another status than 200, unless any but a redirect will do.
+        """
+        import aiohttp
+
+        own: dict[str, Any] = {}
+        if self._tls is not None:
+            # Connections are kept by context, so those of a replaced certificate are not used again.
             try:
-                result.set_result(context.run(exchange))
-            except BaseException as exc:  # noqa: BLE001  (handed to the caller)
-                result.set_exception(exc)
-            finally:
-                places.release()
-
-        context = copy_context()
-        if not places.acquire(timeout=self._timeout):
-            return None
+                own["ssl"] = self._tls()
+            except AuthzError as exc:  # of an identity, or of the files
+                raise PDPError(exc.code, exc.detail) from exc
+        sent = {**_PLAIN, **({} if body is None else {"Content-Type": "application/json"}), **headers}
+        if self._token is not None:
+            sent["Authorization"] = f"Bearer {self._token.read()}"
+        asked = self._session.request(
+            method, url, data=body, headers=sent, allow_redirects=False, proxy=self._proxy, **own
+        )
         try:
-            threading.Thread(target=run, name="runtime-authz-fetch", daemon=True).start()
-        except RuntimeError:  # no thread to be had
-            places.release()
-            return None
-        try:
-            return result.result(max(0.0, ends - time.monotonic()))
+            async with asked as response:
+                try:
+                    whole = await _whole_body(response, limit, any_status=any_status)
+                except PDPError:
+                    response.close()  # nobody reads the rest
+                    raise
+                return Reply(response.status, whole, response.headers)
         except TimeoutError:
-            return None
-
-    def _through(self, client: httpx.Client, request: _Request) -> Answer | None:
-        try:
-            with client.stream(**request.options(self._timeout)) as response:
-                if _unfit(response, self._max):
-                    return None
-                body = bytearray()  # as it came: what is encoded was refused
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > self._max:
-                        return None
-                return _answer(response, bytes(body))
-        except _FAILURES:
-            return None
-
-    async def _athrough(self, client: httpx.AsyncClient, request: _Request) -> Answer | None:
-        try:
-            async with asyncio.timeout(self._timeout), client.stream(**request.options(self._timeout)) as response:
-                if _unfit(response, self._max):
-                    return None
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > self._max:
-                        return None
-                return _answer(response, bytes(body))
-        except _FAILURES:
-            return None
-
-    async def _afresh(self, request: _Request) -> Answer | None:
-        # An asynchronous client belongs to one event loop: ours is made anew where none is given.
-        async with httpx.AsyncClient(trust_env=False, timeout=self._timeout, verify=self._verify) as client:
-            return await self._athrough(client, request)
+            raise
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as exc:
+            raise PDPError(Code.PDP_PROTOCOL, type(exc).__name__) from exc
+        except (aiohttp.ClientConnectionError, OSError) as exc:
+            # A peer that refuses our certificate says so in the middle of the exchange.
+            tls = isinstance(exc, aiohttp.ClientSSLError) or isinstance(exc.__cause__ or exc, ssl.SSLError)
+            raise PDPError(Code.PDP_TLS if tls else Code.PDP_UNREACHABLE, type(exc).__name__) from exc
 
 
-_DIGITS: Final = 18  # of a length; Python may refuse to parse a longer number
-_PLAIN: Final = {"Accept-Encoding": "identity"}
-_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, TimeoutError)
-
-
-class _Request(NamedTuple):
-    method: str
-    url: str
-    headers: dict[str, str]
-    data: Mapping[str, Any] | None
-
-    def options(self, timeout: float) -> dict[str, Any]:
-        """Return the arguments for either client. The timeout is of each step; the whole has a clock of its own."""
-        return {**self._asdict(), "auth": None, "follow_redirects": False, "timeout": timeout}
-
-
-def _unfit(response: httpx.Response, limit: int) -> bool:
-    """Return True if the headers refuse the answer: a compressed body may be a thousand times as large."""
-    length = response.headers.get("Content-Length", "").lstrip("0")
-    encoded = response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
-    return response.is_redirect or encoded or (length.isdecimal() and (len(length) > _DIGITS or int(length) > limit))
-
-
-def _answer(response: httpx.Response, body: bytes) -> Answer | None:
-    try:
-        document = strict_json(body)
-    except (ValueError, RecursionError):
-        document = None
-    return Answer(response.status_code, document if isinstance(document, dict) else None)
-
-
-def is_loopback(host: str | None) -> bool:
-    """Return True if the host is this machine."""
-    return host in LOOPBACK
-
-
-def checked_url(url: str, name: str) -> str:
-    """Return `url` if it is absolute, without credentials, and HTTPS or of this machine.
+class Fetcher:
+    """Ask one endpoint for small JSON objects: a key set, an introspection or a token endpoint.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: `url`, named `name`, is neither https nor on this machine, or a setting is wrong.
     """
-    try:
+
+    def __init__(self, url: str, name: str = "url", **connection: Unpack[Connection]) -> None:
+        self.url = checked_url(url, name)
         parts = urlsplit(url)
-        usable = bool(parts.hostname) and not parts.username and not parts.fragment
-        usable = usable and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname)))
-    except (ValueError, AttributeError, TypeError):
-        usable = False
-    if not usable:
-        raise ConfigError(f"`{name}` must be an https URL")
-    return url
+        connection.setdefault("timeout", 2.0)
+        self._link = Link(f"{parts.scheme}://{parts.netloc}", token_file=None, **connection)
+
+    def send(self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None) -> Answer | None:
+        """Return the answer, or `None` if it is late, too large, compressed, or a redirect."""
+        try:
+            return self._link.run(partial(self._exchange, method, headers, form))
+        except (PDPError, TimeoutError, ValueError):
+            return None
+
+    async def asend(
+        self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None
+    ) -> Answer | None:
+        """Like `send`."""
+        try:
+            return await self._link.arun(partial(self._exchange, method, headers, form))
+        except (PDPError, TimeoutError, ValueError):
+            return None
+
+    async def _exchange(self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Answer:
+        body = None if form is None else urlencode(form).encode()
+        own = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
+        reply = await self._link.exchange(
+            method, self.url, limit=MAX_ANSWER_BYTES, body=body, headers={**headers, **own}, any_status=True
+        )
+        try:
+            document = strict_json(reply.body)
+        except (ValueError, RecursionError):
+            document = None
+        return Answer(reply.status, document if isinstance(document, dict) else None)
 
 
 def basic(name: str, secret: str) -> str:
     """Return the `Authorization` of a client with a secret (RFC 6749 §2.3.1)."""
     return "Basic " + base64.b64encode(f"{quote_plus(name)}:{quote_plus(secret)}".encode()).decode()
+
+
+async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_status: bool) -> bytes:
+    if 300 <= (status := response.status) < 400:  # noqa: PLR2004
+        raise PDPError(Code.PDP_REDIRECT, str(status))
+    if status != _OK and not any_status:
+        raise PDPError(Code.PDP_UNAUTHORIZED if status in _REFUSED else Code.PDP_STATUS, str(status))
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise PDPError(Code.PDP_MALFORMED, "compressed although `identity` was asked for")
+    read = bytearray()
+    if (response.content_length or 0) <= limit:
+        async for chunk in response.content.iter_any():
+            read += chunk
+            if len(read) > limit:
+                break
+        else:
+            return bytes(read)
+    raise PDPError(Code.PDP_TOO_LARGE)
+
+
+def _clean(kind: type[Any]) -> type[Any]:
+    """Return the connector class, without reuse of a connection that received more than was asked for.
+
+    Otherwise the surplus (a wrong `Content-Length`, an answer sent twice) would answer the next question.
+    """
+
+    class Clean(kind):  # type: ignore[misc]
+        async def connect(self, *args: Any, **kwargs: Any) -> Any:
+            while (connection := await super().connect(*args, **kwargs)).protocol.should_close:
+                connection.close()
+            return connection
+
+    return Clean
+
+
+def _is_proxy(url: str) -> bool:
+    parts = split_url("proxy", url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+# A fork copies neither the thread nor its loop: the child makes its own at its next exchange. The parent's
+# objects are kept unused, because closing them here would reach into the parent's sockets.
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+_of_the_parent: list[object] = []
+
+
+@atexit.register
+def _exiting() -> None:
+    for link in list(_links):
+        link.close()
+
+
+def _forked() -> None:
+    for link in list(_links):
+        if link._finalizer is not None:  # noqa: SLF001
+            link._finalizer.detach()  # noqa: SLF001
+        _of_the_parent.append(link._pool)  # noqa: SLF001
+        link._lock, link._pool, link._finalizer = threading.Lock(), None, None  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

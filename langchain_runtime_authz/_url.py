@@ -1,18 +1,60 @@
-"""Compare URLs: a credential is for one place, and servers read paths differently."""
+"""Check and compare URLs: a credential is for one place, and servers read paths differently."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import unicodedata
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
+from langchain_runtime_authz.errors import ConfigError
+
+_URL: Final = re.compile(r"[!#-\[\]^_`a-~]+")  # printable ASCII without space, quote and backslash
 _PORTS: Final = {"http": 80, "https": 443}
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SLASH: Final = re.compile(r"[/\\]")
 _AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
+
+
+def is_plain_url(url: str) -> bool:
+    """Return True if every reader takes the text apart alike.
+
+    `urlsplit` drops tabs and line ends, and keeps a backslash in a name; other readers do not.
+    """
+    return _URL.fullmatch(url) is not None
+
+
+def split_url(name: str, url: object) -> SplitResult:
+    """Return the parts of a plain URL. Raises `ConfigError`."""
+    try:
+        if isinstance(url, str) and is_plain_url(url):
+            parts = urlsplit(url)
+            _ = parts.port  # raises if it is out of range
+            return parts
+    except ValueError:
+        pass
+    # It is not shown, as it may hold a password.
+    raise ConfigError(f"`{name}` must be a URL; percent-encode non-ASCII characters, spaces and quotes in it")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return True if the host is this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def checked_url(url: str, name: str) -> str:
+    """Return `url` if it is absolute, without credentials, and HTTPS or of this machine. Raises `ConfigError`."""
+    parts = split_url(name, url)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+    if not safe or not parts.hostname or parts.username or parts.fragment:
+        raise ConfigError(f"`{name}` must be an https URL")
+    return url
 
 
 def normal_target(url: str) -> str | None:

@@ -14,11 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, Unpack
 
-import httpx
-
-from langchain_runtime_authz._http import Answer, Fetcher, checked_url
+from langchain_runtime_authz._http import Answer, Connection, Fetcher
 from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
 from langchain_runtime_authz.credential.keyring import CACHE_AGE
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -44,15 +42,13 @@ class CachedDocument(Generic[T]):
     def __init__(
         self,
         fetcher: Fetcher,
-        url: str,
-        headers: Mapping[str, str],
         read: Callable[[Mapping[str, Any] | None, T | None], T | None],
         *,
         max_age: float,
         min_refresh: float,
         monotonic: Callable[[], float],
     ) -> None:
-        self._fetcher, self._url, self._headers, self._read = fetcher, url, headers, read
+        self._fetcher, self._read = fetcher, read
         self._max_age, self._min_refresh, self._monotonic = max_age, min_refresh, monotonic
         self._lock = threading.Lock()
         self._copy: tuple[T, float] | None = None  # the value, and when it was asked for
@@ -64,7 +60,7 @@ class CachedDocument(Generic[T]):
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
-                self._store(self._fetcher.send("GET", self._url, headers=self._headers))
+                self._store(self._fetcher.send("GET", _HEADERS))
             finally:
                 self._end(mine)
         elif pending is not None and not known:
@@ -76,7 +72,7 @@ class CachedDocument(Generic[T]):
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
-                self._store(await self._fetcher.asend("GET", self._url, headers=self._headers))
+                self._store(await self._fetcher.asend("GET", _HEADERS))
             finally:
                 self._end(mine)
         elif pending is not None and not known:
@@ -121,10 +117,8 @@ class JwksClient:
         url: of the key set: https, or on this machine. Redirects are not followed.
         max_age: seconds for which a copy is used.
         min_refresh: minimum seconds between two fetches.
-        timeout: seconds for one fetch.
-        client: for the blocking form.
-        async_client: for the asynchronous form; it belongs to one event loop.
         monotonic: seconds, for tests.
+        connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
 
     Raises:
         ConfigError: an argument is wrong. Nothing is fetched yet.
@@ -136,18 +130,14 @@ class JwksClient:
         *,
         max_age: float = CACHE_AGE,
         min_refresh: float = 1.0,
-        timeout: float = 2.0,
-        client: httpx.Client | None = None,
-        async_client: httpx.AsyncClient | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        **connection: Unpack[Connection],
     ) -> None:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")
-        self._url = checked_url(url, "url")
+        self._url = url
         self._keys = CachedDocument(
-            Fetcher(timeout=timeout, client=client, async_client=async_client),
-            self._url,
-            _HEADERS,
+            Fetcher(url, **connection),
             lambda document, _: usable_keys(document),
             max_age=max_age,
             min_refresh=min_refresh,

@@ -24,12 +24,12 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Unpack
 
 import httpx
 
-from langchain_runtime_authz._http import Answer, Fetcher, basic, checked_url
-from langchain_runtime_authz._url import is_under
+from langchain_runtime_authz._http import Answer, Connection, Fetcher, basic
+from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
 from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
@@ -94,9 +94,7 @@ class TokenExchange:
         client_assertion_type: `JWT_BEARER`, or `JWT_SPIFFE` for a JWT-SVID if the endpoint wants it named so.
         audience: the endpoint's own audience, for which the call's token is minted; by default its URL.
         max_lifetime: seconds. A token with a longer or no `expires_in` is refused.
-        timeout: seconds.
-        client: for the blocking form.
-        async_client: for the asynchronous form; it belongs to one event loop.
+        connection: `timeout` (5.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
     def __init__(
@@ -109,24 +107,22 @@ class TokenExchange:
         client_assertion_type: str = JWT_BEARER,
         audience: str | None = None,
         max_lifetime: int = MAX_LIFETIME,
-        timeout: float = 5.0,
-        client: httpx.Client | None = None,
-        async_client: httpx.AsyncClient | None = None,
+        **connection: Unpack[Connection],
     ) -> None:
         if max_lifetime < 1 or (client_id is None and client_secret is not None):
             raise ConfigError("`client_secret` needs a `client_id`, and `max_lifetime` is positive")
         if (client_id is not None) and (client_secret is None) == (client_assertion is None):
             raise ConfigError("a client has a `client_secret` or a `client_assertion`")
-        self._url = checked_url(url, "url")
-        self.audience = audience or self._url
+        connection.setdefault("timeout", 5.0)
+        self._fetcher = Fetcher(url, **connection)
+        self.audience = audience or url
         self._max_lifetime = max_lifetime
-        self._headers = {"Accept": "application/json"}
+        self._headers: dict[str, str] = {}
         if client_id is not None and client_secret is not None:
             self._headers["Authorization"] = basic(client_id, client_secret)
         self._assertion = client_assertion
         named = {} if client_id is None else {"client_id": client_id}
         self._client = {"client_assertion_type": client_assertion_type, **named}
-        self._fetcher = Fetcher(timeout=timeout, client=client, async_client=async_client)
 
     def exchange(self, subject_token: str, **options: Any) -> ExchangedToken:
         """Exchange a token (§2.1).
@@ -160,14 +156,13 @@ class TokenExchange:
 
     def _asked(self, form: dict[str, str]) -> ExchangedToken:
         own = {} if self._assertion is None else {**self._client, "client_assertion": self._assertion()}
-        return self._read(self._fetcher.send("POST", self._url, headers=self._headers, data={**form, **own}), form)
+        return self._read(self._fetcher.send("POST", self._headers, {**form, **own}), form)
 
     async def _aasked(self, form: dict[str, str]) -> ExchangedToken:
         own: dict[str, str] = {}
         if self._assertion is not None:  # it may ask another process
             own = {**self._client, "client_assertion": await asyncio.to_thread(self._assertion)}
-        answer = await self._fetcher.asend("POST", self._url, headers=self._headers, data={**form, **own})
-        return self._read(answer, form)
+        return self._read(await self._fetcher.asend("POST", self._headers, {**form, **own}), form)
 
     def _read(self, answer: Answer | None, form: Mapping[str, str]) -> ExchangedToken:
         wanted = form.get("requested_token_type", ACCESS_TOKEN)

@@ -28,8 +28,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from langchain_runtime_authz._http import checked_url, is_loopback
-from langchain_runtime_authz._url import is_under
+from langchain_runtime_authz._url import checked_url, is_loopback, is_under
 from langchain_runtime_authz.credential.current_call import arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

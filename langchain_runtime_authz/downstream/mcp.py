@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from langchain_runtime_authz._http import checked_url
+from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, TicketAuth
 from langchain_runtime_authz.errors import ConfigError

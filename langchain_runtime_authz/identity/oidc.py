@@ -18,11 +18,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Unpack
 
-import httpx
-
-from langchain_runtime_authz._http import Fetcher, checked_url
+from langchain_runtime_authz._http import Connection, Fetcher
+from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
@@ -87,10 +86,8 @@ class OidcVerifier:
         client_id: this client, as in ID tokens' `aud` and `azp`.
         algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
         max_age: seconds for which a discovery document is kept.
-        timeout: seconds for one fetch.
-        client: for the blocking form.
-        async_client: for the asynchronous form; it belongs to one event loop.
         monotonic: seconds, for tests.
+        connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
 
     Raises:
         ConfigError: an argument is wrong. Nothing is fetched yet.
@@ -105,10 +102,8 @@ class OidcVerifier:
         client_id: str | None = None,
         algorithms: tuple[str, ...] = ALGORITHMS,
         max_age: float = 3600.0,
-        timeout: float = 2.0,
-        client: httpx.Client | None = None,
-        async_client: httpx.AsyncClient | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        **connection: Unpack[Connection],
     ) -> None:
         if not audience and not client_id:
             raise ConfigError("tokens need a recipient: set `audience` (access tokens) or `client_id` (ID tokens)")
@@ -116,14 +111,10 @@ class OidcVerifier:
             raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
         self.issuer, self._provider = checked_url(issuer, "issuer"), provider_of(provider)
         self._audience, self.client_id, self._algorithms = audience, client_id, frozenset(algorithms)
-        self._keys_at = partial(
-            JwksClient, timeout=timeout, client=client, async_client=async_client, monotonic=monotonic
-        )
+        self._keys_at = partial(JwksClient, monotonic=monotonic, **connection)
         self._why: str | None = None
         self._keys = CachedDocument(
-            Fetcher(timeout=timeout, client=client, async_client=async_client),
-            self.issuer.rstrip("/") + DISCOVERY,
-            {"Accept": "application/json"},
+            Fetcher(self.issuer.rstrip("/") + DISCOVERY, **connection),
             self._discovered,
             max_age=max_age,
             min_refresh=MIN_REFRESH,

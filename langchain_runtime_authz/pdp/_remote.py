@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Unpack
 
-from langchain_runtime_authz._link import Connection, Link
+from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import checked_seconds
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import PDPError
@@ -18,7 +18,7 @@ class RemotePDP:
     Thread-safe, usable from any number of event loops, and across forks. `close()` it.
     """
 
-    def __init__(self, url: str, deadline: float, **connection: Unpack[Connection]) -> None:
+    def __init__(self, url: str, deadline: float, **connection: Unpack[PDPConnection]) -> None:
         self.deadline = checked_seconds("deadline", deadline)
         self.revision = ""
         self._link = Link(url, **connection)

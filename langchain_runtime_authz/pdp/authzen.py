@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal, Self, Unpack
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz._link import Connection, Link
+from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
@@ -61,7 +61,7 @@ class AuthzenPDP(RemotePDP):
             calls are of one resource, they are asked side by side: some PDPs answer both as the first one.
         obligations_supported: obligation types told to the PDP in each request (obligations profile).
         deadline: seconds within which the calls of one message must be answered.
-        connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_link.Connection`.
+        connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
     Raises:
         ConfigError: any of it is wrong. The PDP is not asked before the first decision.
@@ -81,7 +81,7 @@ class AuthzenPDP(RemotePDP):
         evaluations: str | None = "/access/v1/evaluations",
         obligations_supported: Sequence[str] = (),
         deadline: float = DEFAULT_DEADLINE,
-        **connection: Unpack[Connection],
+        **connection: Unpack[PDPConnection],
     ) -> None:
         super().__init__(url, deadline, **connection)
         _private(self._link, url)
@@ -99,7 +99,7 @@ class AuthzenPDP(RemotePDP):
         *,
         obligations_supported: Sequence[str] = (),
         deadline: float = DEFAULT_DEADLINE,
-        **connection: Unpack[Connection],
+        **connection: Unpack[PDPConnection],
     ) -> Self:
         """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
 

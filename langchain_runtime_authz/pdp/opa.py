@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final, NamedTuple, Unpack
 
-from langchain_runtime_authz._link import Connection, Link
+from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision, strict_json
 from langchain_runtime_authz.errors import Code, PDPError
@@ -42,7 +42,7 @@ class OpaPDP(RemotePDP):
             the calls of a message are one request. By default the shipped policy's for the shipped
             `path`, and none for another: then the calls are asked at the same time.
         deadline: seconds within which the calls of one message must be answered.
-        connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_link.Connection`.
+        connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
     Raises:
         ConfigError: any of it is wrong. The server is not asked before the first decision.
@@ -63,7 +63,7 @@ class OpaPDP(RemotePDP):
         path: str = DECISION,
         batch: str | None = None,
         deadline: float = DEFAULT_DEADLINE,
-        **connection: Unpack[Connection],
+        **connection: Unpack[PDPConnection],
     ) -> None:
         if batch is None and path == DECISION:
             batch = BATCH

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from langchain_runtime_authz._http import checked_url
-from langchain_runtime_authz._url import is_under
+from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 

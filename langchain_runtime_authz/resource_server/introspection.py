@@ -20,12 +20,10 @@ import hmac
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 from urllib.parse import parse_qsl, unquote_plus
 
-import httpx
-
-from langchain_runtime_authz._http import Fetcher, basic, checked_url
+from langchain_runtime_authz._http import Connection, Fetcher, basic
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -38,6 +36,7 @@ __all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint", "for
 
 _log: Final = logging.getLogger(__name__)
 
+OK: Final = 200
 MIN_SECRET: Final = 16  # characters
 MAX_BODY: Final = MAX_TOKEN + 4096
 
@@ -52,26 +51,16 @@ class Introspection:
         url: https, or on this machine.
         client_id: this service's name at the endpoint (RFC 6749 §2.3.1).
         client_secret: its secret.
-        timeout: seconds.
-        async_client: the application's own; it belongs to one event loop.
+        connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
     window: Final = 0
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        client_id: str,
-        client_secret: str,
-        timeout: float = 2.0,
-        async_client: httpx.AsyncClient | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, client_id: str, client_secret: str, **connection: Unpack[Connection]) -> None:
         if not client_id or not client_secret:
             raise ConfigError("introspection needs `client_id` and `client_secret`")
-        self._url = checked_url(url, "url")
-        self._headers = {"Authorization": basic(client_id, client_secret), "Accept": "application/json"}
-        self._fetcher = Fetcher(timeout=timeout, async_client=async_client)
+        self._headers = {"Authorization": basic(client_id, client_secret)}
+        self._fetcher = Fetcher(url, **connection)
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
@@ -80,8 +69,8 @@ class Introspection:
     async def ask(self, token: str, token_id: str | None) -> str:
         """Return `live`, or any other word, for a token that was verified. Raises `status_unavailable`."""
         form = {"token": token, "token_type_hint": "access_token"}
-        answer = await self._fetcher.asend("POST", self._url, headers=self._headers, data=form)
-        body = answer.body if answer is not None and answer.status == httpx.codes.OK else None
+        answer = await self._fetcher.asend("POST", self._headers, form)
+        body = answer.body if answer is not None and answer.status == OK else None
         if body is None or not isinstance(body.get("active"), bool):
             raise CredentialError(Code.STATUS_UNAVAILABLE, "introspection")
         if body["active"] is not True:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz._http import checked_url
+from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.credential.token import CALL_TYPE, GRANT_TYPE
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.resource_server.introspection import send_json

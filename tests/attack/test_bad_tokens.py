@@ -27,6 +27,7 @@ from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
+from ..endpoints import answered
 from ..unit_tests.credential.tokens import BANK, a_request, b64, forged
 from ._kit import *
 
@@ -213,7 +214,7 @@ async def test_a_slow_key_set_holds_up_nobody_else() -> None:
         await hang.wait()
         return httpx.Response(200, json=ISSUER.jwks())
 
-    source = JwksClient("https://i.example/jwks", timeout=2.0, async_client=httpx.AsyncClient(transport=httpx.MockTransport(slow)))
+    source = JwksClient("https://i.example/jwks", timeout=2.0, tls=answered(slow))
     service = Service(Verifier(issuer=ISSUER.issuer, jwks=source), Offline())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app), base_url=BANK) as client:
         waiting = [asyncio.create_task(client.post("/pay", headers=bearing(good()))) for _ in range(5)]
@@ -243,10 +244,7 @@ async def test_keys_that_rotate_between_header_and_signature() -> None:
         return httpx.Response(200, json=answer)
 
     clock = [1000.0]
-    source = JwksClient(
-        "https://i.example/jwks", async_client=httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
-        monotonic=lambda: clock[0],
-    )
+    source = JwksClient("https://i.example/jwks", tls=answered(endpoint), monotonic=lambda: clock[0])
     verifier = Verifier(issuer=issuer.issuer, jwks=source)
     tokens = [issuer.issue(a_request(issued_at=now(), expires_at=now() + 60)) for _ in range(4)]
     old = ring.active.kid
@@ -273,8 +271,7 @@ async def test_a_lying_key_set_makes_no_believer(lie: Any) -> None:
         return httpx.Response(200, json=truth[0])
 
     clock = [1000.0]
-    client = httpx.AsyncClient(transport=httpx.MockTransport(endpoint))
-    source = JwksClient("https://i.example/jwks", async_client=client, monotonic=lambda: clock[0])
+    source = JwksClient("https://i.example/jwks", tls=answered(endpoint), monotonic=lambda: clock[0])
     verifier = Verifier(issuer=ISSUER.issuer, jwks=source)
     with pytest.raises(CredentialError) as caught:
         await verifier.averify(good(), audience=BANK)

@@ -5,13 +5,12 @@ Each twin reads the identity from where the client wrote it, as examples on the 
 
 from __future__ import annotations
 
-import httpx
-
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, claimed_identities, platform_user
+from tests.endpoints import answered
 from tests.unit_tests.identity.test_oidc import API, APP, KEY, NOW, Provider, id_token, token
 
 from ._kit import *
@@ -167,13 +166,8 @@ def test_an_explicit_subject_counts_and_no_other() -> None:
 
 
 def bearer(provider: Any = None) -> BearerSubject:
-    transport = httpx.MockTransport(provider or Provider())
-    return BearerSubject(
-        OidcVerifier(
-            "https://idp.example/realm", audience=API, client_id=APP,
-            client=httpx.Client(transport=transport), async_client=httpx.AsyncClient(transport=transport),
-        ),
-    )  # fmt: skip
+    idp = answered(provider or Provider())
+    return BearerSubject(OidcVerifier("https://idp.example/realm", audience=API, client_id=APP, tls=idp))
 
 
 @pytest.fixture(autouse=True)

@@ -139,9 +139,9 @@ class Rounds:
         self.row("a cron job's token", "service", seen_by(self.kc, cron, "keycloak", **here))
 
     def _tools(self) -> dict[str, Any]:
-        sts = httpx.Client(timeout=60, trust_env=False)
-        sts.event_hooks["request"].append(lambda request: self.exchanges.append(request.content.decode()))
-        exchange = TokenExchange(self.kc.token_url, client_id="agent", client_secret=SECRETS["agent"], timeout=60, client=sts)
+        exchange = TokenExchange(self.kc.token_url, client_id="agent", client_secret=SECRETS["agent"], timeout=60)
+        send = exchange.exchange
+        exchange.exchange = lambda *given, **options: (self.exchanges.append(given[0]), send(*given, **options))[1]  # type: ignore[method-assign]
         options = {"resource": self.crm, "audience": "crm", "scope": "crm.read", "subject_token": self.caller.token}
         crm = httpx.Client(base_url=self.crm, auth=ExchangeAuth(exchange, **options), timeout=60, trust_env=False)
         bank = httpx.Client(base_url=self.bank, auth=CallAuth(), timeout=60, trust_env=False)

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -113,10 +112,9 @@ def test_rotation_under_load_refuses_nobody_and_a_withdrawn_key_is_refused_in_ti
     operator = KeyDirectory(directory, cache_age=CACHE_AGE)  # the operator's command line
     issuer = LocalIssuer(serving_ring, issuer="https://issuer.example")
     port = free_port()
-    with serving(endpoint(serving_ring), port) as url, httpx.Client() as client:
-        remote = Verifier(
-            issuer=issuer.issuer, jwks=JwksClient(f"{url}/jwks", max_age=CACHE_AGE, min_refresh=0.1, client=client)
-        )
+    with serving(endpoint(serving_ring), port) as url:
+        source = JwksClient(f"{url}/jwks", max_age=CACHE_AGE, min_refresh=0.1)
+        remote = Verifier(issuer=issuer.issuer, jwks=source)
         own = Verifier(issuer=issuer.issuer, jwks=operator)  # reads the directory itself, as introspection does
         with Load(issuer, remote) as load:
             for _ in range(3):

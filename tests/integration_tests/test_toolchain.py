@@ -24,6 +24,7 @@ from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, ExchangeAu
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, replying
+from tests.endpoints import answered
 from tests.integration_tests.downstream_services import serving
 from tests.integration_tests.services import free_port
 
@@ -151,13 +152,13 @@ def test_an_exchange_outside_is_refused_before_anything_is_sent() -> None:
     authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"search": profile})
     sent: list[str] = []
 
-    def answered(request: httpx.Request) -> httpx.Response:
+    def asked(request: httpx.Request) -> httpx.Response:
         sent.append(request.url.host)
         body = {"access_token": "t", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 30}
         return httpx.Response(200, json=body)
 
-    transport = httpx.MockTransport(answered)
-    exchange = TokenExchange("https://sts.example/token", client=httpx.Client(transport=transport))
+    transport = httpx.MockTransport(asked)
+    exchange = TokenExchange("https://sts.example/token", tls=answered(asked))
 
     @tool
     def search() -> str:

@@ -28,6 +28,7 @@ from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint
 from langchain_runtime_authz.resource_server.status import Offline
+from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK
 
 KEY = SigningKey.generate()
@@ -200,12 +201,12 @@ def test_any_form_has_an_answer(body: bytes) -> None:
 def test_any_answer_to_an_exchange_is_a_token_or_a_refusal(status: int, body: Any) -> None:
     """Nothing else comes out, and no text of the endpoint's reaches the message but a clean error code."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode("utf-8", "replace")
-    transport = httpx.MockTransport(lambda _: httpx.Response(max(status, 200), content=content))
-    with httpx.Client(transport=transport) as client:
-        try:
-            TokenExchange("https://login.example/token", client=client).exchange("mine")
-        except CredentialError as exc:
-            assert exc.code in ("exchange_refused", "exchange_failed")
-            assert str(exc).isprintable()
-        else:
-            raise AssertionError("no token was issued")
+    endpoint = answered(lambda _: httpx.Response(max(status, 200), content=content))
+    exchange = TokenExchange("https://login.example/token", tls=endpoint)
+    try:
+        exchange.exchange("mine")
+    except CredentialError as exc:
+        assert exc.code in ("exchange_refused", "exchange_failed")
+        assert str(exc).isprintable()
+    else:
+        raise AssertionError("no token was issued")

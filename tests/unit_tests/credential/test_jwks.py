@@ -6,22 +6,22 @@ import asyncio
 import base64
 import gzip
 import json
-import os
-import signal
 import threading
-import time
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
-from langchain_runtime_authz import _http as fetch
+from langchain_runtime_authz._http import Fetcher
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.testing.clock import FrozenClock
+from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import b64
 
 URL = "https://issuer.example/jwks"
@@ -38,14 +38,9 @@ class Endpoint:
         answer = self.answer(request) if callable(self.answer) else self.answer
         return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
 
-    async def asynchronous(self, request: httpx.Request) -> httpx.Response:
-        return self(request)
-
 
 def client_of(endpoint: Any, **options: Any) -> JwksClient:
-    transport = httpx.MockTransport(endpoint)
-    options = {"client": httpx.Client(transport=transport), "async_client": httpx.AsyncClient(transport=transport), **options}
-    return JwksClient(URL, **options)
+    return JwksClient(URL, tls=answered(endpoint), **options)
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])
@@ -165,11 +160,7 @@ async def test_what_is_refused_by_its_headers_is_not_read(road: str, status: int
     """Plain bytes are asked for; a server that compresses all the same, sends too many, or sends away, is not listened to."""
     read, asked = [], []
 
-    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-        def __iter__(self) -> Any:
-            read.append(1)
-            yield gzip.compress(b" " * 10**6)
-
+    class Body(httpx.AsyncByteStream):
         async def __aiter__(self) -> Any:
             read.append(1)
             yield gzip.compress(b" " * 10**6)
@@ -178,9 +169,8 @@ async def test_what_is_refused_by_its_headers_is_not_read(road: str, status: int
         asked.append(request.headers["Accept-Encoding"])
         return httpx.Response(status, stream=Body(), headers=headers)
 
-    transport = httpx.MockTransport(endpoint if road == "sync" else Endpoint(endpoint).asynchronous)
-    fetcher = fetch.Fetcher(client=httpx.Client(transport=transport), async_client=httpx.AsyncClient(transport=transport))
-    assert (fetcher.send("GET", URL, headers={}) if road == "sync" else await fetcher.asend("GET", URL, headers={})) is None
+    fetcher = Fetcher(URL, tls=answered(endpoint))
+    assert (fetcher.send("GET", {}) if road == "sync" else await fetcher.asend("GET", {})) is None
     assert (read, asked) == ([], ["identity"])
 
 
@@ -189,20 +179,15 @@ async def test_a_body_of_unsaid_length_is_bounded(road: str) -> None:
     """What goes on past the limit is dropped there, though it would have been a key set in the end."""
     sent = []
 
-    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-        def __iter__(self) -> Any:
+    class Body(httpx.AsyncByteStream):
+        async def __aiter__(self) -> Any:
             for piece in [b'{"keys":[]'] + [b" " * 1000] * 1000 + [b"}"]:
                 sent.append(len(piece))
                 yield piece
 
-        async def __aiter__(self) -> Any:
-            for piece in self:
-                yield piece
-
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Body()))
-    fetcher = fetch.Fetcher(max_bytes=5000, client=httpx.Client(transport=transport), async_client=httpx.AsyncClient(transport=transport))
-    assert (fetcher.send("GET", URL, headers={}) if road == "sync" else await fetcher.asend("GET", URL, headers={})) is None
-    assert sum(sent) <= 6010
+    fetcher = Fetcher(URL, tls=answered(lambda _: httpx.Response(200, stream=Body())))
+    assert (fetcher.send("GET", {}) if road == "sync" else await fetcher.asend("GET", {})) is None
+    assert sum(sent) <= MAX_ANSWER_BYTES + 1010
 
 
 def test_only_public_signing_keys_are_keys() -> None:
@@ -389,7 +374,7 @@ async def test_who_stops_waiting_does_not_stop_the_fetch() -> None:
         await go.wait()
         return httpx.Response(200, json=key.jwks())
 
-    client = client_of(slow, client=httpx.Client())
+    client = client_of(slow)
     first = asyncio.create_task(client.aget(key.kid))
     await asyncio.sleep(0)
     impatient = asyncio.create_task(client.aget(key.kid))
@@ -423,61 +408,19 @@ async def test_one_clock_runs_for_the_whole_exchange(road: str) -> None:
         never.set()
 
 
-@pytest.mark.timeout(30)
-def test_exchanges_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each leaves a thread behind until its server goes; past the bound nothing more is begun."""
-    monkeypatch.setattr(fetch, "MAX_OPEN", 2)
-    never, begun = threading.Event(), []
-
-    def endless(_: httpx.Request) -> httpx.Response:
-        begun.append(1)
-        never.wait()
-        return httpx.Response(200, json={})
-
-    fetcher = fetch.Fetcher(timeout=0.05, client=httpx.Client(transport=httpx.MockTransport(endless)))
-    assert [fetcher.send("GET", URL, headers={}) for _ in range(5)] == [None] * 5
-    while len(begun) < 2:  # a thread may begin after its caller has given up
-        time.sleep(0.01)
-    assert fetcher.send("GET", URL, headers={}) is None
-    assert len(begun) == 2
-    never.set()
-    while (answer := fetcher.send("GET", URL, headers={})) is None:
-        pass
-    assert answer.body == {}
-
-
-def test_a_forked_child_has_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hung in the parent as it forked is no thread of the child's, and would never give its place back."""
-    monkeypatch.setattr(fetch, "MAX_OPEN", 1)
-    fetcher = fetch.Fetcher(client=httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json={}))))
-    fetcher._places.acquire()  # as another thread would have
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)
-        os._exit(fetcher.send("GET", URL, headers={}) is None)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
 async def test_a_dripping_endpoint_ends() -> None:
     """A body that never ends costs the timeout, not more, on both roads."""
 
-    class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):
-        def __iter__(self) -> Any:
-            while True:
-                time.sleep(0.01)
-                yield b" "
-
+    class Drip(httpx.AsyncByteStream):
         async def __aiter__(self) -> Any:
             while True:
                 await asyncio.sleep(0.01)
                 yield b" "
 
     client = client_of(lambda _: httpx.Response(200, stream=Drip()), timeout=0.1)
-    with pytest.raises(CredentialError):
-        client.get("k")
-    client = client_of(Endpoint(lambda _: httpx.Response(200, stream=Drip())).asynchronous, timeout=0.1, client=httpx.Client())
-    with pytest.raises(CredentialError):
-        await client.aget("k")
+    for fetch in (partial(asyncio.to_thread, client.get), client.aget):
+        with pytest.raises(CredentialError):
+            await fetch("k")
 
 
 def test_keys_that_rotate_between_two_requests_serve_both() -> None:

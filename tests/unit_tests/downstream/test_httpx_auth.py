@@ -18,6 +18,7 @@ from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing
 from langchain_runtime_authz.downstream.mcp import httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK, a_request
 
 ISSUER = LocalIssuer()
@@ -147,12 +148,8 @@ async def test_unenforced_a_redirect_takes_the_token_to_the_neighbour(road: str)
 async def test_an_exchanged_token_is_not_redirected(road: str) -> None:
     """It goes to its resource, and no redirect takes it on."""
     answer = {"access_token": "legacy.token", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60}
-    clients = {
-        "client": httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))),
-        "async_client": httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))),
-    }
     service = Service(httpx.Response(307, headers={"Location": "/admin"}))
-    auth = ExchangeAuth(TokenExchange(STS, **clients), resource=CRM + "/v1")  # type: ignore[arg-type]
+    auth = ExchangeAuth(exchange_with(lambda _: httpx.Response(200, json=answer)), resource=CRM + "/v1")
     with ticket_scope(a_ticket(STS)):
         await sent(road, service, auth, CRM + "/v1/x", follow_redirects=True)
     assert service.got[0].headers["Authorization"] == "Bearer legacy.token"
@@ -434,9 +431,7 @@ ISSUED = {"access_token": "opaque-" + "x" * 40, "issued_token_type": ACCESS_TOKE
 
 
 def exchange_with(service: Any, **options: Any) -> TokenExchange:
-    transport = httpx.MockTransport(service)
-    clients = {"client": httpx.Client(transport=transport), "async_client": httpx.AsyncClient(transport=transport)}
-    return TokenExchange(STS, **{"client_id": "agents", "client_secret": "secret", **clients, **options})
+    return TokenExchange(STS, **{"client_id": "agents", "client_secret": "secret", "tls": answered(service), **options})
 
 
 @ROADS

@@ -16,6 +16,7 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import AuthzError, ConfigError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
+from tests.endpoints import answered
 
 IDP, API, APP, NOW = "https://idp.example/realm", "https://agent.example", "agent-app", 1_764_000_000
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
@@ -59,11 +60,7 @@ class Provider:
 
 
 def verifier(idp: Provider | None = None, **options: Any) -> OidcVerifier:
-    transport = httpx.MockTransport(idp or Provider())
-    options = {"audience": API, "client_id": APP, **options}
-    return OidcVerifier(
-        IDP, client=httpx.Client(transport=transport), async_client=httpx.AsyncClient(transport=transport), **options,
-    )
+    return OidcVerifier(IDP, **{"audience": API, "client_id": APP, "tls": answered(idp or Provider()), **options})
 
 
 def refusal(given: Any, **options: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz._link import Link
+from langchain_runtime_authz._http import Link
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pap.reloading import ReloadingPDP

@@ -19,6 +19,7 @@ from langchain_runtime_authz.resource_server.introspection import Introspection
 from langchain_runtime_authz.resource_server.logout import BackchannelLogout
 from langchain_runtime_authz.resource_server.metadata import ResourceMetadata
 from langchain_runtime_authz.resource_server.provider import ProviderServer
+from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK
 from tests.unit_tests.identity.test_oidc import APP, IDP, OTHER, Provider, id_token, token, verifier
 from tests.unit_tests.resource_server.test_resource_server import app_of, asked, challenge, server
@@ -104,8 +105,7 @@ def test_a_session_that_ended_at_the_provider(body: Any, status: int) -> None:
         got.append(request)
         return httpx.Response(200, json=body)
 
-    client = httpx.AsyncClient(transport=httpx.MockTransport(endpoint))
-    asks = Introspection(f"{IDP}/introspect", client_id="crm", client_secret="s", async_client=client)
+    asks = Introspection(f"{IDP}/introspect", client_id="crm", client_secret="s", tls=answered(endpoint))
     assert asked(crm(status=asks), bearer(token(**now(scope="crm.read")))).status_code == status
     assert got[0].headers["authorization"] == basic("crm", "s")
 

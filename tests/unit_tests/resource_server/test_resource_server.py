@@ -39,6 +39,7 @@ from langchain_runtime_authz.resource_server.introspection import (
 )
 from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline, Status
+from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK, PAYMENT, a_request, call_details
 
 KEY = SigningKey.generate()
@@ -736,10 +737,9 @@ def seen_by(answer: Any) -> Any:
         return answer(request) if callable(answer) else answer
 
     async def ask() -> str:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(respond)) as client:
-            asking = Introspection("https://i.example/", client_id="bank", client_secret=SECRET, async_client=client)
-            credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
-            return await asking.status(credential)
+        asking = Introspection("https://i.example/", client_id="bank", client_secret=SECRET, tls=answered(respond))
+        credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
+        return await asking.status(credential)
 
     return asyncio.run(ask())
 
