@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,16 @@ class Renewed(Generic[T]):
         except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
             raise PDPError(self._code, f"{self._what} cannot be loaded ({type(exc).__name__})") from exc
         return self._value
+
+
+def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace a file, whole or not at all; on the disk before this returns. At no moment may others read it beyond `mode`."""
+    temporary = file.with_name(f".{file.name}.new")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file)
 
 
 def tls_context(

@@ -124,7 +124,6 @@ class _Pool:
                 self.loop.call_soon_threadsafe(self.loop.stop)
 
     def wait(self) -> None:
-        """Wait until the thread has ended."""
         if self._pid == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -352,7 +351,6 @@ class Fetcher:
     async def asend(
         self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None
     ) -> Answer | None:
-        """Like `send`."""
         try:
             return await self._link.arun(partial(self._exchange, method, headers, form))
         except (PDPError, TimeoutError, ValueError):

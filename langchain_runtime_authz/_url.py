@@ -41,7 +41,6 @@ def split_url(name: str, url: object) -> SplitResult:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Return True if the host is this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:

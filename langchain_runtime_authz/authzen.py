@@ -22,12 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["ACTIONS", "MAX_ANSWER_BYTES", "MAX_DEPTH", "MAX_REQUEST_BYTES", "REASON_CODE", "SCHEMA_VERSION", "Action",
-           "AgentContext", "ApprovalContext", "ArgumentProvenance", "CallContext", "Context", "Decision",
-           "DelegationContext", "DeviationContext", "Edge", "EvaluationRequest", "HistoryContext", "ItemProvenance",
-           "LeaseContext", "LocalContext", "MandateContext", "Obligation", "PlanContext", "PromptContext", "Resource", "Said",
-           "Subject", "TaskContext", "deny", "parse_request", "request_schema", "strict_json"]  # fmt: skip
-
 SCHEMA_VERSION: Final = 2
 MAX_REQUEST_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
@@ -361,11 +355,6 @@ class Obligation:
     properties: dict[str, Any] = field(default_factory=dict)
 
 
-def new_decision_id() -> str:
-    """Return 128 random bits as hex."""
-    return os.urandom(16).hex()
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The answer as the PEP obeys it. A failure is a value too.
@@ -383,7 +372,7 @@ class Decision:
     outcome: Outcome
     reasons: tuple[str, ...] = ()
     obligations: tuple[Obligation, ...] = ()
-    decision_id: str = field(default_factory=new_decision_id)
+    decision_id: str = field(default_factory=lambda: os.urandom(16).hex())
     policy_revision: str = ""
     failure: Failure | None = None
     ttl: int = 0

@@ -193,7 +193,7 @@ class Code(StrEnum):
     POLICY_INVALID = "policy_invalid", "the policy cannot be loaded; correct it", "a file of the policy is damaged or incomplete", "fixed"
     POLICY_UNSIGNED = "policy_unsigned", "no trusted key signed the policy; sign it with `runtime-authz policy build --key`", "the bundle was built without a key, or with one that is not trusted here", "fixed"
     POLICY_OLDER = "policy_older", "the policy is older than the one in use; to undo a change, release the old content under a new number", "an old bundle was published again", "fixed"
-    PROFILE_INVALID = "profile_invalid", "a tool profile is wrong; correct it", "a field of the profile is missing or has a wrong value", "fixed"
+    PROFILE_INVALID = "profile_invalid", "a profile of a tool or agent is wrong; correct it", "a field of the profile is missing or has a wrong value", "fixed"
     MANDATE_INVALID = "mandate_invalid", "the mandate cannot be read or contradicts itself; correct it", "a step names an unknown tool or argument, or two steps contradict each other", "fixed"
     ALREADY_PROTECTED = "already_protected", "another RuntimeAuthz protects this graph; use that one, or build the graph again", "two instances exist, often because a module was imported twice", "fixed"
     DEEP_COPY = "deep_copy", "compiled graphs cannot be deep-copied; use `graph.copy()`, which stays protected, or compile the builder again", "code calls `copy.deepcopy` on a graph", "fixed"

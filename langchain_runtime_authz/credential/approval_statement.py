@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from langchain_runtime_authz.credential import token as names
-from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
+from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
 from langchain_runtime_authz.credential.token import APPROVAL_TYP
 from langchain_runtime_authz.credential.verifier import LEEWAY, KeySet, KeySource, key_source
@@ -133,7 +133,6 @@ class Approvers:
         return _verified(jws, self._keys_of(jws).get(jws.header["kid"]), question, now)
 
     async def averify(self, statement: str, question: Question, *, now: float | None = None) -> Statement:
-        """Verify like `verify`, without blocking the event loop."""
         jws = _read(statement)
         return _verified(jws, await self._keys_of(jws).aget(jws.header["kid"]), question, now)
 
@@ -162,8 +161,7 @@ def _read(statement: object) -> Jws:
 
 
 def _verified(jws: Jws, jwk: Mapping[str, Any] | None, question: Question, now: float | None) -> Statement:
-    key = public_key(jwk, jws.alg) if jwk is not None else None
-    if key is None or not is_signed(jws, key):
+    if not is_signed_by(jws, jwk):
         refuse("it is not signed with a key of its approver", _CODE)
     claims, at = jws.claims, time.time() if now is None else now
     issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)

@@ -16,12 +16,9 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 @dataclass(slots=True, eq=False, repr=False)
 class CodeScope:
-    """The run and ticket that are current for the code inside, and the recorder of refusals.
+    """The run and ticket that are current for the code inside, and the recorder of refusals where no ticket is.
 
     Attributes:
-        ticket: of the tool that runs.
-        refusals: is told of a mint that is refused where no ticket is.
-        run: the run of the enforcement point around the code.
         counts: of equal calls that the code has had an answer to, for calls that no message planned.
         task: the Pregel task that a node's enforcement point is around.
     """
@@ -166,7 +163,6 @@ def refused_outside(audience: str | None) -> CredentialError:
 
 
 async def arefused_outside(audience: str | None) -> CredentialError:
-    """Like `refused_outside`, without blocking the event loop."""
     if (told := _told()) is None:
         return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
     await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)

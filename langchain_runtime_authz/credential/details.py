@@ -29,8 +29,6 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["ORDERED", "argument_digest", "authorization_details", "check_call", "check_whole_call", "hashed"]
-
 MAX_DETAIL: Final = 4096  # bytes of JSON
 ORDERED: Final = ("covered", names.APPROVED)
 """What a service accepts by default: calls that the mandate covers, and calls that an approver approved."""
@@ -51,18 +49,7 @@ def authorization_details(
     """Return the authorization details of one permitted call: one object, at most 4 kB of JSON.
 
     It holds the arguments that decide what the call hits. Those that were not given have the value `null`. If it is
-    larger with an entry for each argument, it holds one digest over all of them.
-
-    Args:
-        profile: of the tool; its `token` says whether values or digests are written.
-        tool: its name.
-        args: JSON projection of the call's arguments.
-        step: id of the mandate's step that covers the call.
-        standing: of the call, as in `context.call.mandate`.
-        source: who compiled the mandate.
-        mandate: its digest.
-        salt: a new random text for each token.
-        approved: an approver approved this very call.
+    larger with an entry for each argument, it holds one digest over all of them. `salt` is new for each token.
 
     Raises:
         CredentialError: `credential_unavailable`: an argument has no exact JSON form.

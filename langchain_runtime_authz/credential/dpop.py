@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from jwt.utils import base64url_encode
 
 from langchain_runtime_authz._url import normal_target
-from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
+from langchain_runtime_authz.credential.jws import is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -43,11 +43,7 @@ class ProofKey(Secret):
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
         """Return a proof for one request (§4.2). Each request needs a new one.
 
-        Args:
-            htm: the HTTP method.
-            htu: the request's URL; query and fragment are left out.
-            token: the access token that is sent along.
-            nonce: the server's last `DPoP-Nonce`.
+        `token` is sent along, and `nonce` is the server's last `DPoP-Nonce`.
 
         Raises:
             ConfigError: `htu` is not an absolute http(s) URL.
@@ -90,24 +86,16 @@ def read_proof(
 ) -> Proof:
     """Check a proof as §4.3 requires, except for its replay.
 
-    Args:
-        proof: the only `DPoP` header.
-        htm: method of the request.
-        htu: its URL as the server knows itself, never from a `Host` header alone.
-        token: the access token that came along.
-        jkt: `cnf.jkt` of that token.
-        now: epoch seconds.
-        max_age: seconds for which a proof is accepted.
-        algorithms: allow-list.
-        is_nonce: accepts or refuses the proof's nonce; called last.
+    `htu` is the URL as the server knows itself, never from a `Host` header alone. `jkt` is `cnf.jkt` of the token that
+    came along. `is_nonce` is asked last.
 
     Raises:
         CredentialError: `proof_invalid` or `proof_nonce`. Never quotes the proof.
     """
     jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
-    found = _thumbprint(jws)
-    if found is None:
+    if not is_signed_by(jws, jws.header["jwk"]):
         refuse("its `jwk` is not a public key for its algorithm", _CODE)
+    found = thumbprint(jws.header["jwk"])
     claims = jws.claims
     jti, nonce, issued = claims.get("jti"), claims.get("nonce"), claims.get("iat")
     if not isinstance(jti, str) or not 0 < len(jti) <= MAX_NAME:
@@ -135,13 +123,6 @@ def read_proof(
 def token_digest(token: str) -> str:
     """Return `ath` (§4.2): base64url of SHA-256 over the token's ASCII."""
     return base64url_encode(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()).decode()
-
-
-def _thumbprint(jws: Jws) -> str | None:
-    """Return the thumbprint of the key in the header if it made the signature."""
-    jwk = jws.header["jwk"]
-    key = public_key(jwk, jws.alg) if isinstance(jwk, dict) else None
-    return thumbprint(jwk) if key is not None and is_signed(jws, key) else None
 
 
 def _same(a: object, b: str) -> bool:

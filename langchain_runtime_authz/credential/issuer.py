@@ -20,8 +20,6 @@ from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.verifier import Verifier
 
-__all__ = ["Issuer", "LocalIssuer", "amint", "mint"]
-
 LOCAL: Final = "urn:langchain-runtime-authz:local"
 
 
@@ -32,19 +30,15 @@ class Issuer(Protocol):
     @property
     def issuer(self) -> str:
         """Return the `iss` of its tokens."""
-        ...
 
     def issue(self, request: names.TokenRequest) -> str:
         """Return the compact JWT for `request`. Raises `CredentialError` to refuse."""
-        ...
 
     async def aissue(self, request: names.TokenRequest) -> str:
         """Issue like `issue`, without blocking the event loop."""
-        ...
 
     def jwks(self) -> Mapping[str, Any]:
         """Return the JWK set (RFC 7517 §5) that verifies its tokens."""
-        ...
 
 
 class LocalIssuer(Secret):
@@ -85,7 +79,6 @@ class LocalIssuer(Secret):
         return await asyncio.to_thread(self.issue, request)
 
     def jwks(self) -> dict[str, Any]:
-        """Return the JWK set (RFC 7517 §5) of the key or the ring."""
         return self._keys.jwks() if isinstance(self._keys, KeyRing) else {"keys": [self._keys.public_jwk()]}
 
     @property
@@ -94,12 +87,10 @@ class LocalIssuer(Secret):
 
     @property
     def ephemeral(self) -> bool:
-        """True if the key that signs ends with the process."""
         return getattr(self._key, "ephemeral", False)
 
     @property
     def ring(self) -> KeyRing | None:
-        """Return the key ring, if there is one."""
         return self._keys if isinstance(self._keys, KeyRing) else None
 
     def __repr__(self) -> str:
@@ -109,8 +100,7 @@ class LocalIssuer(Secret):
 def mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> names.Credential:
     """Have `request` signed.
 
-    A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was
-    asked for.
+    A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for.
 
     Raises:
         CredentialError: the issuer refused, or answered with another credential.
@@ -125,7 +115,6 @@ def mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | No
 
 
 async def amint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> names.Credential:
-    """Mint like `mint`, without blocking the event loop."""
     asked = names.claims_of(request, issuer.issuer)
     if type(issuer) is LocalIssuer:
         return names.seal(await issuer.aissue(request), asked)

@@ -21,8 +21,6 @@ from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
 from langchain_runtime_authz.credential.keyring import CACHE_AGE
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["CachedDocument", "JwksClient", "usable_keys"]
-
 OK: Final = 200
 MAX_KEYS: Final = 64  # in one set; a longer one is refused
 _HEADERS: Final = {"Accept": "application/jwk-set+json, application/json"}
@@ -68,7 +66,6 @@ class CachedDocument(Generic[T]):
         return self._current()
 
     async def aget(self, holds: Callable[[T], bool] = lambda _: True) -> T | None:
-        """Return the value like `get`, without blocking the event loop."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
@@ -136,7 +133,7 @@ class JwksClient:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")
         self._url = url
-        self._keys = CachedDocument(
+        self.keys = CachedDocument(
             Fetcher(url, **connection),
             lambda document, _: usable_keys(document),
             max_age=max_age,
@@ -146,11 +143,10 @@ class JwksClient:
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
         """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""
-        return _named(self._keys.get(lambda keys: kid in keys), kid)
+        return _named(self.keys.get(lambda keys: kid in keys), kid)
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
-        """Return the key like `get`, without blocking the event loop."""
-        return _named(await self._keys.aget(lambda keys: kid in keys), kid)
+        return _named(await self.keys.aget(lambda keys: kid in keys), kid)
 
     def __repr__(self) -> str:
         return f"<JwksClient {self._url}>"

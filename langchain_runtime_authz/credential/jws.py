@@ -45,7 +45,6 @@ class Jws(NamedTuple):
 
     @property
     def alg(self) -> str:
-        """Return the algorithm, which `read` checked against its allow-list."""
         return str(self.header["alg"])
 
     def __repr__(self) -> str:
@@ -134,6 +133,12 @@ def _is_sound(key: object) -> bool:
         return False
     numbers = key.public_numbers()
     return bool(numbers.n & 1) and bool(numbers.e & 1) and MIN_EXPONENT < numbers.e < MAX_EXPONENT
+
+
+def is_signed_by(jws: Jws, jwk: object) -> bool:
+    """Return True if `jwk` is a public signature key for the algorithm of `jws`, and its private part signed it."""
+    key = public_key(jwk, jws.alg) if isinstance(jwk, Mapping) else None
+    return key is not None and is_signed(jws, key)
 
 
 def is_signed(jws: Jws, key: PyJWK) -> bool:

@@ -19,14 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
+from langchain_runtime_authz._files import replace_file
 from langchain_runtime_authz.credential.jws import public_key
 from langchain_runtime_authz.credential.keys import Alg, Secret, Signer, SigningKey, thumbprint
 from langchain_runtime_authz.credential.token import MAX_TTL
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.fork import file_lock
-
-__all__ = ["KeyDirectory", "KeyInfo", "KeyRing", "KeyState", "Withdrawal"]
 
 KeyState = Literal["next", "active", "retired", "compromised"]
 
@@ -123,7 +122,6 @@ class KeyRing(Secret):
 
     @property
     def active(self) -> Signer:
-        """Return the key that signs now."""
         for key in self._current():
             if key.state == "active" and key.signer is not None:
                 return key.signer
@@ -145,7 +143,6 @@ class KeyRing(Secret):
         return next((key.jwk for key in self._current() if key.kid == kid and key.is_published(now)), None)
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
-        """Return the key like `get`."""
         return self.get(kid)
 
     def rotate(self, following: Signer | None = None) -> KeyInfo:
@@ -356,24 +353,13 @@ def _write(path: Path, keys: tuple[_Key, ...], password: bytes | None) -> None:
     signing = {path / f"{key.kid}.pem": key.signer for key in keys if key.signer is not None}
     for file, signer in signing.items():
         if isinstance(signer, SigningKey) and not file.exists():
-            _replace_file(file, signer.to_pem(password))
+            replace_file(file, signer.to_pem(password), 0o600)
     rows = [{**key.info._asdict(), "jwk": dict(key.jwk)} for key in keys]
-    _replace_file(path / RING, json.dumps({"v": VERSION, "keys": rows}, indent=1).encode())
+    replace_file(path / RING, json.dumps({"v": VERSION, "keys": rows}, indent=1).encode(), 0o600)
     # A private key is deleted only after the ring says that it does not sign any more.
     for file in path.glob("*.pem"):
         if file not in signing:
             file.unlink(missing_ok=True)
-
-
-def _replace_file(file: Path, data: bytes) -> None:
-    # Whole or not at all, and never readable by others, not even for a moment.
-    temporary = file.with_name(f".{file.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
 
 
 def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, NoReturn, Protocol, cast, get_args, runtime_checkable
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
@@ -57,20 +57,23 @@ class Signer(Protocol):
     @property
     def alg(self) -> str:
         """Return the JWS algorithm (RFC 7518)."""
-        ...
 
     @property
     def kid(self) -> str:
         """Return the RFC 7638 thumbprint of the public key."""
-        ...
 
     def sign(self, signing_input: bytes) -> bytes:
         """Return the JWS signature; for ES256 the 64 bytes r‖s, not DER (RFC 7518 §3.4). It may block."""
-        ...
 
     def public_jwk(self) -> dict[str, str]:
         """Return the public key (RFC 7517) with `kid`, `alg` and `use`."""
-        ...
+
+
+def checked_algorithms(algorithms: Collection[str]) -> frozenset[str]:
+    """Return an allow-list (RFC 8725 §3.1). Raises `ConfigError` unless it names some of `ALGORITHMS`."""
+    if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
+        raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
+    return frozenset(algorithms)
 
 
 def thumbprint(jwk: Mapping[str, object]) -> str:
@@ -142,21 +145,17 @@ class SigningKey(Secret):
 
     @property
     def alg(self) -> Alg:
-        """Return the JWS algorithm."""
         return self._alg
 
     @property
     def kid(self) -> str:
-        """Return the RFC 7638 thumbprint of the public key."""
         return self._kid
 
     def sign(self, signing_input: bytes) -> bytes:
-        """Return the JWS signature of `signing_input`."""
         signature: bytes = _SIGN[self._alg].sign(signing_input, self._private)
         return signature
 
     def public_jwk(self) -> dict[str, str]:
-        """Return the public key (RFC 7517) with `kid`, `alg` and `use`."""
         return dict(self._jwk)
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:

@@ -26,11 +26,9 @@ class Refusals(Protocol):
 
     def refused(self, code: str, audience: str | None) -> None:
         """`audience` is whatever the tool asked for."""
-        ...
 
     async def arefused(self, code: str, audience: str | None) -> None:
         """`refused` without blocking the event loop."""
-        ...
 
 
 class CallCredential(Sealed):
@@ -96,28 +94,18 @@ class CallCredential(Sealed):
 class Ticket(Sealed):
     """The permit for one call.
 
-    Not a dataclass on purpose: serialisers print those field by field. Copies are the ticket itself,
-    pickles a constant string.
+    Not a dataclass on purpose: serialisers print those field by field.
 
     Attributes:
-        tool: the tool's name.
         call_id: the model's id of the call, where it gave one.
         call_key: the ledger's key of the call.
-        agent: path from the root agent.
-        epoch: of the task, at the commit.
         raw: the arguments as decided, without injected ones.
-        decision_id: finds the audit record.
         jti: id of the tokens minted for the call.
-        idempotency_key: stable over retry, replay, fork and thread copy.
         approval_key: the ledger's key of the approval that the call spent, if it did.
         audiences: for which a token may be minted.
         reaches: audiences of the services behind the tool, for which a token may be exchanged.
-        obligations: what the permit obliges.
         spent: the budgets that the call counts against, given back if it never starts.
-        mint: makes the credential for one audience, bound to a key's thumbprint where one is given;
-            `None` where there is none to make.
-        amint: the same, without blocking the event loop.
-        refusals: is told of each mint that is refused.
+        mint: makes the credential for one audience, bound to a key's thumbprint where one is given.
         redeemed: the tool has started.
         concluded: the call is over.
         leaked: a token of the call was seen where it must not be.
@@ -211,13 +199,12 @@ class Ticket(Sealed):
             raise
 
     def refused(self, error: CredentialError, audience: str | None) -> CredentialError:
-        """`error`, after it was put on record that nothing is minted for `audience`."""
+        """Return `error`, after it was put on record that nothing is minted for `audience`."""
         if self._refusals is not None:
             self._refusals.refused(error.code, audience)
         return error
 
     async def arefused(self, error: CredentialError, audience: str | None) -> CredentialError:
-        """Like `refused`, without blocking the event loop."""
         if self._refusals is not None:
             await self._refusals.arefused(error.code, audience)
         return error
@@ -239,7 +226,6 @@ class Ticket(Sealed):
                 self._end(audience, found)
 
     async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        """Like `credential`, without blocking the event loop."""
         try:
             return await self._acredential(audience, dpop)
         except CredentialError as exc:

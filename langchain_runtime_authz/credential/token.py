@@ -23,8 +23,6 @@ from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
 
-__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "Sealed", "TokenRequest", "claims_of"]
-
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT passes for it
 # RFC 9396 §2: `type` of authorization_details
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"
@@ -304,12 +302,10 @@ class Credential(Sealed):
 
     @property
     def epoch(self) -> int:
-        """Return the epoch of the task for which it was issued."""
         return int(self.claims[TASK]["epoch"])
 
     @property
     def expires_at(self) -> int:
-        """Return the expiry in epoch seconds (`exp`)."""
         return int(self.claims[EXPIRES_AT])
 
     def __repr__(self) -> str:

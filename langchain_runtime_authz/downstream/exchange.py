@@ -39,18 +39,6 @@ from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = [
-    "ACCESS_TOKEN",
-    "ID_JAG",
-    "ID_TOKEN",
-    "JWT",
-    "JWT_SPIFFE",
-    "ExchangeAuth",
-    "ExchangedToken",
-    "TokenExchange",
-    "private_key_jwt",
-]
-
 ASSERTION_GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523 §2.1
 JWT_BEARER: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 §2.2
 JWT_SPIFFE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"  # draft-ietf-oauth-spiffe-client-auth
@@ -140,7 +128,6 @@ class TokenExchange:
         return self._asked(_form(subject_token, options))
 
     async def aexchange(self, subject_token: str, **options: Any) -> ExchangedToken:
-        """Exchange a token without blocking the event loop."""
         return await self._aasked(_form(subject_token, options))
 
     def grant(self, assertion: str, **options: Any) -> ExchangedToken:
@@ -151,7 +138,6 @@ class TokenExchange:
         return self._asked(_assertion_form(assertion, options))
 
     async def agrant(self, assertion: str, **options: Any) -> ExchangedToken:
-        """Trade an assertion without blocking the event loop."""
         return await self._aasked(_assertion_form(assertion, options))
 
     def _asked(self, form: dict[str, str]) -> ExchangedToken:
@@ -189,7 +175,9 @@ class TokenExchange:
         # Track it before it is handed out, so that it is found in the tool's output.
         if (ticket := current_ticket()) is not None:
             ticket.track(token)
-        expires_at = min(now + lifetime, claims.get("exp", math.inf))  # the service counts the token's own `exp`
+        expires_at = min(
+            now + lifetime, (claims or {}).get("exp", math.inf)
+        )  # the service counts the token's own `exp`
         return ExchangedToken(token, wanted, expires_at, scope if isinstance(scope, str) else None)
 
     def __reduce__(self) -> NoReturn:
@@ -334,28 +322,25 @@ def _assertion_form(assertion: str, options: Mapping[str, Any]) -> dict[str, str
     return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)}
 
 
-def _claims(token: str) -> Mapping[str, Any]:
-    """Return the claims of a JWT, unverified; of any other token none."""
+def _claims(token: str) -> Mapping[str, Any] | None:
+    """Return the claims of a JWT, unverified; `None` for any other token."""
     parts = token.split(".")
     payload = decoded(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
-    return (json_object(payload) if payload is not None else None) or {}
+    return json_object(payload) if payload is not None else None
 
 
-def _unfit(claims: Mapping[str, Any], wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why a JWT must not be sent: by its own claims it is for others too, or does not end in these seconds.
-
-    A claim that it does not have says nothing.
-    """
+def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
+    """Return why a JWT must not be sent: it is not for the wanted audience alone, or does not end in these seconds."""
+    if claims is None:
+        return None
     ends = claims.get("exp", latest)
     if type(ends) not in (int, float) or not ends > earliest:
         return "the token's `exp` is not a time, or has passed, or is about to"
     if ends > latest:
         return "the token's `exp` is later than `max_lifetime` permits"
-    if "aud" not in claims or not wanted:
-        return None
-    found = claims["aud"]
+    found = claims.get("aud")
     named = found if isinstance(found, list) else [found]
-    if named and all(isinstance(a, str) and a in wanted for a in named):
+    if not wanted or (named and all(isinstance(a, str) and a in wanted for a in named)):
         return None
     return "the token's `aud` is not the requested audience alone"
 

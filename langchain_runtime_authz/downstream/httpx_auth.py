@@ -34,8 +34,6 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.telemetry.spans import inject
 
-__all__ = ["CallAuth", "Step", "TicketAuth", "bearing"]
-
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
 
@@ -62,7 +60,6 @@ class TicketAuth(httpx.Auth):
     _send: Callable[[httpx.Request, str, Any, str], Flow]  # of request, origin, ticket or `None`, and audience
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """See `httpx.Auth`."""
         flow, got = self._flow(request), None
         with closing(flow), suppress(StopIteration):
             while True:
@@ -70,7 +67,6 @@ class TicketAuth(httpx.Auth):
                 got = step.run() if isinstance(step, Step) else (yield step)
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """See `httpx.Auth`."""
         flow, got = self._flow(request), None
         with closing(flow), suppress(StopIteration):
             while True:

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     import httpx2
     from langchain_mcp_adapters.interceptors import MCPToolCallRequest, MCPToolCallResult
 
-__all__ = ["CredentialInterceptor", "credential_client", "httpx2_auth"]
-
 TIMEOUT: Final = httpx.Timeout(30, read=300)  # as in MCP's own client: a stream of answers may pause
 
 

@@ -18,16 +18,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, Unpack
+from typing import Any, Final, NamedTuple, TypeVar, Unpack
 
 from langchain_runtime_authz._http import Connection, Fetcher
 from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
-from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
-from langchain_runtime_authz.credential.keys import ALGORITHMS
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
+from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed_by, json_object
+from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.providers import (
     AUTHORIZED_PARTY,
     PAYLOAD_TYPE,
@@ -38,8 +38,6 @@ from langchain_runtime_authz.identity.providers import (
     shown,
 )
 
-__all__ = ["Caller", "LoggedOut", "OidcVerifier", "audiences_of", "check_times", "read_jwt", "refused"]
-
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
 LEEWAY: Final = 5  # seconds
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
@@ -48,7 +46,8 @@ LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
 OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token has; Entra ID and Okta
 
-_Key = Mapping[str, Any] | CredentialError | None
+_Key = Mapping[str, Any] | None
+T = TypeVar("T")
 
 
 class Caller(NamedTuple):
@@ -107,10 +106,8 @@ class OidcVerifier:
     ) -> None:
         if not audience and not client_id:
             raise ConfigError("tokens need a recipient: set `audience` (access tokens) or `client_id` (ID tokens)")
-        if not algorithms or not set(algorithms) <= set(ALGORITHMS):
-            raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
         self.issuer, self._provider = checked_url(issuer, "issuer"), provider_of(provider)
-        self._audience, self.client_id, self._algorithms = audience, client_id, frozenset(algorithms)
+        self._audience, self.client_id, self._algorithms = audience, client_id, checked_algorithms(algorithms)
         self._keys_at = partial(JwksClient, monotonic=monotonic, **connection)
         self._why: str | None = None
         self._keys = CachedDocument(
@@ -131,7 +128,6 @@ class OidcVerifier:
         return self.caller(token, now=now).subject
 
     async def averify(self, token: str, *, now: float | None = None) -> Subject:
-        """Return the subject of a token without blocking the event loop."""
         return (await self.acaller(token, now=now)).subject
 
     def caller(self, token: str, *, now: float | None = None) -> Caller:
@@ -139,7 +135,6 @@ class OidcVerifier:
         return self._believed(*self._keyed(token), now)
 
     async def acaller(self, token: str, *, now: float | None = None) -> Caller:
-        """Return what `caller` does, without blocking the event loop."""
         return self._believed(*await self._akeyed(token), now)
 
     def logged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
@@ -147,21 +142,17 @@ class OidcVerifier:
         return self._ended(*self._keyed(token), now)
 
     async def alogged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
-        """Return what `logged_out` does, without blocking the event loop."""
         return self._ended(*await self._akeyed(token), now)
 
     def _keyed(self, token: str) -> tuple[Jws, _Key]:
         jws = read_jwt(token, self._algorithms)
-        return jws, _key(self._known(self._keys.get()), jws)
+        source, kid = _known(self._keys.get(), self._why), str(jws.header["kid"])
+        return jws, _known(source.keys.get(lambda keys: kid in keys)).get(kid)
 
     async def _akeyed(self, token: str) -> tuple[Jws, _Key]:
         jws = read_jwt(token, self._algorithms)
-        return jws, await _akey(self._known(await self._keys.aget()), jws)
-
-    def _known(self, keys: JwksClient | None) -> JwksClient:
-        if keys is None:
-            raise AuthzError(Code.IDENTITY_UNAVAILABLE, self._why)
-        return keys
+        source, kid = _known(await self._keys.aget(), self._why), str(jws.header["kid"])
+        return jws, _known(await source.keys.aget(lambda keys: kid in keys)).get(kid)
 
     def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
         """Return the key set of a discovery document; `None` if it is not of this issuer."""
@@ -180,10 +171,7 @@ class OidcVerifier:
 
     def _genuine(self, jws: Jws, jwk: _Key, now: float | None) -> Mapping[str, Any]:
         """Return the claims of a token that the provider signed and that is valid now."""
-        if isinstance(jwk, CredentialError):
-            raise AuthzError(Code.IDENTITY_UNAVAILABLE)
-        key = public_key(jwk, jws.alg) if jwk is not None else None
-        if key is None or not is_signed(jws, key):
+        if not is_signed_by(jws, jwk):
             raise refused("it is not signed with a key of the provider")
         claims = jws.claims
         if claims.get(claim.ISSUER) != self.issuer:
@@ -250,6 +238,12 @@ class OidcVerifier:
 
     def __repr__(self) -> str:
         return f"<OidcVerifier {self.issuer}>"
+
+
+def _known(found: T | None, why: str | None = None) -> T:
+    if found is None:
+        raise AuthzError(Code.IDENTITY_UNAVAILABLE, why)
+    return found
 
 
 def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
@@ -331,22 +325,4 @@ def _time(value: object) -> float | None:
 
 
 def refused(why: str) -> AuthzError:
-    """Return the refusal of a token."""
     return AuthzError(Code.IDENTITY_INVALID, why)
-
-
-# These return the error instead of raising it: an exception's context would quote the token.
-
-
-def _key(keys: JwksClient, jws: Jws) -> _Key:
-    try:
-        return keys.get(str(jws.header["kid"]))
-    except CredentialError as exc:
-        return exc
-
-
-async def _akey(keys: JwksClient, jws: Jws) -> _Key:
-    try:
-        return await keys.aget(str(jws.header["kid"]))
-    except CredentialError as exc:
-        return exc

@@ -19,8 +19,6 @@ from typing import Any, Final
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["PROVIDERS", "Provider", "header_type", "provider_of", "shown"]
-
 AUTHORIZED_PARTY: Final = "azp"  # OpenID Connect Core §2
 PAYLOAD_TYPE: Final = "typ"  # Keycloak's, in the payload
 ID_ONLY: Final = ("nonce", "at_hash", "c_hash")  # OpenID Connect Core §2, §3.3.2.11
@@ -73,7 +71,6 @@ class Provider:
         return None
 
     def client_of(self, claims: Mapping[str, Any]) -> str | None:
-        """Return the client for which the token was issued."""
         return next((found for name in self.client if (found := name_of(claims.get(name))) is not None), None)
 
     def _expected(self, wanted: str, found: str) -> str:

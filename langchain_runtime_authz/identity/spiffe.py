@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.credential.jws import KEY_TYPES, is_signed, public_key
-from langchain_runtime_authz.credential.keys import ALGORITHMS
+from langchain_runtime_authz.credential.jws import KEY_TYPES, is_signed_by, public_key
+from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, read_jwt, refused
 from langchain_runtime_authz.identity.providers import header_type, shown
@@ -37,8 +37,6 @@ if TYPE_CHECKING:  # it loads gRPC
     from cryptography.x509 import Certificate
     from spiffe import WorkloadApiClient, X509Svid
     from spiffe.workloadapi.x509_context import X509Context
-
-__all__ = ["SpiffeIdentity", "SvidVerifier", "bundle_keys", "checked_domain", "trust_domain_of"]
 
 Keys = Mapping[str, Mapping[str, Any]]  # `kid` → public JWK
 
@@ -309,10 +307,8 @@ class SvidVerifier:
     ) -> None:
         if not trust_domains or not audience or not callable(keys):
             raise ConfigError("a verifier of SVIDs needs `trust_domains`, an `audience` and `keys`")
-        if not algorithms or not set(algorithms) <= set(ALGORITHMS):
-            raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
         self._domains = frozenset(map(checked_domain, trust_domains))
-        self._audience, self._keys, self._algorithms = audience, keys, frozenset(algorithms)
+        self._audience, self._keys, self._algorithms = audience, keys, checked_algorithms(algorithms)
 
     def verify(self, token: str, *, now: float | None = None) -> Subject:
         """Return the workload of a token.
@@ -332,9 +328,7 @@ class SvidVerifier:
         keys = self._keys(str(domain))
         if keys is None:
             raise AuthzError(Code.IDENTITY_UNAVAILABLE, f"the bundle of `{domain}` is not at hand")
-        jwk = keys.get(str(jws.header["kid"]))
-        key = public_key(jwk, jws.alg) if jwk is not None else None
-        if key is None or not is_signed(jws, key):
+        if not is_signed_by(jws, keys.get(str(jws.header["kid"]))):
             raise refused("it is not signed with a key of the trust domain's bundle")
         if self._audience not in audiences_of(jws.claims):
             raise refused(f"expected `aud` {self._audience}, found {shown(jws.claims.get(claim.AUDIENCE))}")
@@ -343,7 +337,6 @@ class SvidVerifier:
         return Subject(type="service", id=str(workload), properties=properties)
 
     async def averify(self, token: str, *, now: float | None = None) -> Subject:
-        """Verify like `verify`, which does not wait for anything."""
         return self.verify(token, now=now)
 
     def __repr__(self) -> str:

@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["Identity", "StaticIdentity"]
-
 BASE: Final = "urn:langchain-runtime-authz:agent"
 
 
@@ -20,7 +18,6 @@ class Identity(Protocol):
     @property
     def attested(self) -> bool:
         """True if a party outside this process vouches for the name."""
-        ...
 
     @property
     def expires_at(self) -> float | None:
@@ -28,11 +25,9 @@ class Identity(Protocol):
 
         No lease and no token outlives it.
         """
-        ...
 
     def agent_id(self, path: tuple[str, ...]) -> str:
         """Return the id of the agent at `path`, root first. Two paths never share one."""
-        ...
 
 
 class StaticIdentity:
@@ -54,7 +49,6 @@ class StaticIdentity:
         self.base = base
 
     def agent_id(self, path: tuple[str, ...]) -> str:
-        """Return the id of the agent at `path`, root first."""
         return f"{self.base}:{joined(path)}" if path else self.base
 
 

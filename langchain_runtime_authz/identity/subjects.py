@@ -24,16 +24,6 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, Creden
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.verifier import Verifier
 
-__all__ = [
-    "ANONYMOUS",
-    "DEVELOPER",
-    "NO_SUBJECT",
-    "BearerSubject",
-    "TokenVerifier",
-    "claimed_identities",
-    "platform_user",
-]
-
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
 # Names under which clients and examples say who calls.
@@ -125,11 +115,9 @@ class TokenVerifier(Protocol):
 
     def verify(self, token: str) -> Subject:
         """Return the subject of a token. Raises `AuthzError`."""
-        ...
 
     async def averify(self, token: str) -> Subject:
         """Verify like `verify`, without blocking the event loop."""
-        ...
 
 
 class BearerSubject:

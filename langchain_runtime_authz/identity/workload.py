@@ -20,8 +20,6 @@ from typing import Final, NamedTuple, NoReturn
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.static import BASE, joined
 
-__all__ = ["Proof", "WorkloadIdentity"]
-
 _log: Final = logging.getLogger(__name__)
 
 
@@ -78,14 +76,12 @@ class WorkloadIdentity:
         return None if self.attested else self._why
 
     def agent_id(self, path: tuple[str, ...]) -> str:
-        """Return the id of the agent at `path`, root first."""
         base = self._id
         if base is None:
             return f"{BASE}:{joined(path)}" if path else BASE
         return f"{base}{'/' if '#' in base else '#'}{joined(path)}" if path else base
 
     def close(self) -> None:
-        """Stop keeping the proof current."""
         self._closed.set()
 
     def _accept(self, proof: Proof) -> None:

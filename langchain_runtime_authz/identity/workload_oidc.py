@@ -19,8 +19,6 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
-__all__ = ["TokenFileIdentity"]
-
 EVERY: Final = 1.0  # seconds between two looks at the file
 
 

@@ -23,6 +23,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import stat
 import tarfile
 import zlib
@@ -31,9 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, strict_json
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Outcome, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.signature import DATA, MANIFEST, SIGNATURES, Keys, verified
@@ -43,27 +45,19 @@ WASM: Final = "policy.wasm"
 CEDAR: Final = ("policies.cedar", "policies.cedarschema", "obligations.json", "entities.json")
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
-MAX_DIGITS: Final = 15
+_NUMBER: Final = re.compile(r"(?!0+\Z)[0-9]{1,15}")
 MOUNTED: Final = "..data"  # kubelet's atomic writer
 _SWAPS: Final = 3  # reads of a directory that is swapped meanwhile
 ENTRYPOINT: Final = "runtime_authz/decision"
-OUTCOMES: Final = ("permit", "deny", "approval_required", "halt")
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
 class Case:
-    """An expected decision.
-
-    Attributes:
-        name: of the case.
-        request: what is asked.
-        expect: outcome.
-        reasons: the codes, in any order; `None` where they do not matter.
-    """
+    """An expected decision. `reasons` are the codes in any order; `None` where they do not matter."""
 
     name: str
     request: EvaluationRequest
-    expect: str
+    expect: Outcome
     reasons: tuple[str, ...] | None = None
 
     def unlike(self, decision: Decision | None) -> str:
@@ -79,19 +73,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One revision.
+    """One revision. `digest` is SHA-256 (hex) over all files but the signatures.
 
-    Attributes:
-        number: the manifest's revision.
-        digest: SHA-256 (hex) over all files but the signatures.
-        wasm: the compiled policy; empty for Cedar.
-        data: its data document.
-        entrypoint: the rule that answers.
-        profiles: tool → profile.
-        grants: name → grant.
-        cases: what it must decide how.
-        signed_by: id of the key that signed it; empty where none was asked for.
-        cedar: file of `CEDAR` → content; empty for Rego.
+    `signed_by` is empty where no key was asked for. Cedar has `cedar` (file of `CEDAR` → content), Rego has `wasm`.
     """
 
     number: int
@@ -111,26 +95,20 @@ class Bundle:
         return f"{self.number}@{self.digest[:16]}"
 
 
-def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
-    """Return the bundle in a `.tar.gz` or a directory.
+_CASE: Final = TypeAdapter(Case)
 
-    Args:
-        source: path; links are followed, see `real_root`.
-        keys: key id → public key (PEM). With keys, only a bundle that one of them signed is read.
+
+def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
+    """Return the bundle in a `.tar.gz` or a directory. With keys, only one that one of them signed is read.
 
     Raises:
-        ConfigError: `policy_unsigned` where no signature of these keys holds it, otherwise
-            `policy_invalid`.
+        ConfigError: `policy_unsigned` where no signature of these keys holds it, otherwise `policy_invalid`.
     """
     return parse_bundle(read_files(source), Path(source).name, keys)
 
 
 def read_files(source: str | Path) -> dict[str, bytes]:
-    """Return the files of a bundle by name, unverified.
-
-    Raises:
-        ConfigError: `policy_invalid`: there is no bundle, or it is too large or cut.
-    """
+    """Return the files of a bundle by name, unverified. Raises `policy_invalid`."""
     path = Path(source)
     try:
         if not path.is_dir():
@@ -169,12 +147,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """Return the files of a bundle's directory, in order.
-
-    Raises:
-        ConfigError: `policy_invalid`: there are too many, or a link leads out of it.
-        OSError: it changes meanwhile.
-    """
+    """Return the files of a bundle's directory, in order. Raises `policy_invalid`, or `OSError` if it changes meanwhile."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # not to walk through a disk
@@ -236,11 +209,7 @@ def _bounded(found: Mapping[str, bytes], name: str) -> None:
 
 
 def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
-    """Return the verified bundle that these files make.
-
-    Raises:
-        ConfigError: see `read_bundle`.
-    """
+    """Return the verified bundle that these files make. Raises like `read_bundle`."""
     signed_by = verified(files, name, keys) if keys is not None else ""
     manifest = _object(files.get(MANIFEST, b"{}"), f"{name}: {MANIFEST}")
     metadata = manifest.get("metadata", {})
@@ -252,13 +221,7 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
             raise _invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
     _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
-    if not (
-        isinstance(number, str)
-        and number.isascii()
-        and number.isdecimal()
-        and len(number) <= MAX_DIGITS
-        and int(number)
-    ):
+    if not isinstance(number, str) or not _NUMBER.fullmatch(number):
         raise _invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
@@ -293,11 +256,7 @@ def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any
 
 
 def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
-    """Grants by name.
-
-    Raises:
-        ConfigError: `policy_invalid`, naming the grant and the field.
-    """
+    """Return grants by name. Raises `policy_invalid`, naming the grant and the field."""
     found = {}
     for name, fields in source.items():
         try:
@@ -308,28 +267,16 @@ def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
 
 
 def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
-    """Cases with full requests.
-
-    Raises:
-        ConfigError: `policy_invalid`, naming the case.
-    """
+    """Return cases with full requests. Raises `policy_invalid`, naming the case."""
     found = []
     for i, fields in enumerate(source, 1):
-        given = dict(fields) if isinstance(fields, dict) else {}
+        given = fields if isinstance(fields, dict) else {}
         name = str(given.get("name") or i)
-        if unknown := sorted(set(given) - {"name", "request", "expect", "reasons"}):
-            raise _invalid(f"{where}: case `{name}`: unknown member `{unknown[0]}`")
-        if given.get("expect") not in OUTCOMES:
-            raise _invalid(f"{where}: case `{name}`: `expect` must be one of {', '.join(OUTCOMES)}")
-        reasons = given.get("reasons")
-        if reasons is not None and not (isinstance(reasons, list) and all(isinstance(r, str) for r in reasons)):
-            raise _invalid(f"{where}: case `{name}`: `reasons` must be a list of codes")
         try:
-            request = EvaluationRequest.model_validate_json(json.dumps(given.get("request")))
+            found.append(_CASE.validate_json(json.dumps({**given, "name": name})))
         except (ValidationError, TypeError, ValueError) as exc:
-            why = wrong_field(exc, "request") if isinstance(exc, ValidationError) else f"`request`: {exc}"
+            why = wrong_field(exc) if isinstance(exc, ValidationError) else str(exc)
             raise _invalid(f"{where}: case `{name}`: {why}") from exc
-        found.append(Case(name, request, given["expect"], None if reasons is None else tuple(reasons)))
     return tuple(found)
 
 
@@ -364,7 +311,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """`files` (data.json, policy.wasm, Rego) with the manifest that makes them a bundle.
+    """Return `files` (data.json, policy.wasm, Rego) with the manifest that makes them a bundle.
 
     The manifest does not list the Wasm: an OPA server without a Wasm engine, as most are, would refuse
     the bundle, and with the Rego it decides the same.

@@ -34,8 +34,6 @@ from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["PolicyStatus", "ReloadingPDP"]
-
 _log = logging.getLogger(__name__)
 _UNSEEN: Final = ()
 _REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read again, if it stays as it is
@@ -157,7 +155,6 @@ class ReloadingPDP(InProcess):
 
     @property
     def name(self) -> str:
-        """Return the engine of the revision that decides: `wasm` or `cedar`."""
         return self._live.pdp.name
 
     @property
@@ -167,17 +164,14 @@ class ReloadingPDP(InProcess):
 
     @property
     def profiles(self) -> Mapping[str, ToolProfile]:
-        """Return the tools' profiles of this revision."""
         return self._live.bundle.profiles
 
     @property
     def grants(self) -> Mapping[str, Grant]:
-        """Return the grants of this revision, by name."""
         return self._live.bundle.grants
 
     @property
     def status(self) -> PolicyStatus:
-        """Return the state of the policy."""
         bundle = self._live.bundle
         return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
 
@@ -222,13 +216,7 @@ class ReloadingPDP(InProcess):
             return changed
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request.
-
-        Raises:
-            PDPError: `policy_stale`.
-            TimeoutError: see `WasmPDP`.
-            RuntimeError: see `WasmPDP`.
-        """
+        """Answer one request. Raises `policy_stale`, or like `WasmPDP.evaluate`."""
         live = self._serving()
         return live.concluded(body, live.pdp.evaluate(body))
 
@@ -328,11 +316,7 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
 
 
 def _stat(file: Path, *, needed: bool = False) -> Seen:
-    """Return what changes when a file does, or nothing if there is no file.
-
-    Raises:
-        OSError: it is `needed` and cannot be had.
-    """
+    """Return what changes when a file does; nothing if there is no file and none is `needed`."""
     try:
         s = file.stat()
     except OSError:
@@ -349,11 +333,7 @@ def _may_pass(refusal: ConfigError) -> bool:
 
 
 def cedar_pdp(files: Mapping[str, str]) -> CedarPDP:
-    """Return the engine of a bundle's Cedar files (`pap.bundle.CEDAR`).
-
-    Raises:
-        ConfigError: `policy_invalid`, or the extra `cedar` is missing.
-    """
+    """Return the engine of a bundle's Cedar files (`pap.bundle.CEDAR`). Raises `ConfigError`."""
     policies, schema, obligations, entities = (files[name] for name in CEDAR)
     try:
         table, known = strict_json(obligations), strict_json(entities)
@@ -366,8 +346,7 @@ def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
     """Hold a policy against its bundle's cases, and against a request that says nothing.
 
     Raises:
-        ConfigError: `policy_invalid`: it permits nothing at all being asked, or a case, which is named, is
-            decided otherwise.
+        ConfigError: `policy_invalid`: it permits an empty request, or decides the named case otherwise.
     """
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
         decision = parse_answer(pdp.document(b"{}") if isinstance(pdp, WasmPDP) else pdp.evaluate(b"{}"))

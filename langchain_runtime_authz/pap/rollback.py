@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from langchain_runtime_authz._files import replace_file
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.fork import file_lock
@@ -30,35 +30,24 @@ class _Mark(NamedTuple):
 
 
 class HighestRevision:
-    """The revision that was used last.
-
-    Args:
-        path: of the file.
-    """
+    """The revision that was used last, kept in the file `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def check(self, bundle: Bundle) -> None:
-        """Refuse what is older than, or another of the same number as, what was used.
-
-        Raises:
-            ConfigError: `policy_older`; `policy_invalid` where the file does not say what was used.
-        """
+        """Refuse what is older than, or another of the same number as, what was used. Raises `policy_older`."""
         self._checked(bundle)
 
     def advance(self, bundle: Bundle) -> None:
-        """Keep that this revision is used from here on; on the disk before this returns.
-
-        Raises:
-            ConfigError: as `check`; also where it cannot be kept.
-        """
+        """Keep that this revision is used from here on; on the disk before this returns. Raises like `check`."""
         with self._locked():
             mark = self._checked(bundle)  # another process may have been faster
             if mark is None:
                 _log.warning("first start: %s does not exist; policy %s is the first", self.path, bundle.revision)
             if mark is None or mark.number < bundle.number:
-                self._write(_Mark(bundle.number, bundle.digest))
+                this = {"v": VERSION, "number": bundle.number, "digest": bundle.digest}
+                replace_file(self.path, json.dumps(this).encode() + b"\n")
 
     def _checked(self, bundle: Bundle) -> _Mark | None:
         mark = self._read()
@@ -85,14 +74,6 @@ class HighestRevision:
             "have made sure that the bundle is the newest"
         )
         raise ConfigError(msg, Code.POLICY_INVALID)
-
-    def _write(self, mark: _Mark) -> None:
-        new = self.path.with_name(self.path.name + ".new")
-        with new.open("wb") as out:
-            out.write(json.dumps({"v": VERSION, **mark._asdict()}).encode() + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
-        new.replace(self.path)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

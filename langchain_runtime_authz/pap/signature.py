@@ -22,11 +22,7 @@ Keys = Mapping[str, str | bytes]
 
 
 def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
-    """Return the id of the key whose signature holds exactly these files.
-
-    Raises:
-        ConfigError: `policy_unsigned`.
-    """
+    """Return the id of the key whose signature holds exactly these files. Raises `policy_unsigned`."""
     import jwt
 
     try:
@@ -47,11 +43,7 @@ def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
 
 
 def trusted(keys: Keys) -> dict[str, str | bytes]:
-    """Return a copy of these keys, each of which can verify a signature, but not make one.
-
-    Raises:
-        ConfigError: one cannot, or there is none.
-    """
+    """Return a copy of these keys. Raises `ConfigError` unless each can verify a signature, but not make one."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if not isinstance(keys, Mapping) or not keys:
@@ -65,11 +57,7 @@ def trusted(keys: Keys) -> dict[str, str | bytes]:
 
 
 def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: str = "default") -> bytes:
-    """Return the `.signatures.json` of these files.
-
-    Raises:
-        ConfigError: the key cannot sign with that algorithm.
-    """
+    """Return the `.signatures.json` of these files. Raises `ConfigError` if the key cannot sign with that algorithm."""
     import jwt
 
     if algorithm not in ALGORITHMS:

@@ -146,7 +146,6 @@ class _Clock:
                 self._stop.set()
 
     def wait(self) -> None:
-        """Wait until the thread has ended, if it was told to."""
         with self._lock:
             stop, thread = self._stop, self._thread
         if stop is None or thread is None or not stop.is_set():
@@ -199,14 +198,11 @@ def _compiled(code: bytes) -> _Compiled:
 class Program:
     """A compiled policy and its data. Thread-safe, and usable in a fork's child.
 
-    Args:
-        code: the output of `opa build -t wasm`. Programs of the same code share its compiled form.
-        data: the data document as JSON.
-        pool_size: evaluations that may run at the same time, apart from those on event loops.
-        timeout: seconds of CPU for one evaluation. Waiting for a CPU or for a free instance does not count.
+    Programs of the same code share its compiled form. `pool_size` does not count evaluations on event loops. `timeout` is
+    in seconds of CPU for one evaluation; waiting for a CPU or for a free instance does not count.
 
     Raises:
-        PolicyFailed: the module is not such a policy.
+        PolicyFailed: `code` is not the output of `opa build -t wasm`.
 
     Attributes:
         entrypoints: name → id.

@@ -27,11 +27,8 @@ from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp._remote import RemotePDP
 from langchain_runtime_authz.pdp.answer import misspelt, parse_answer
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
-
-__all__ = ["AuthzenPDP", "Semantic"]
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
 
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
 REQUEST_ID: Final = "X-Request-ID"
@@ -101,9 +98,7 @@ class AuthzenPDP(RemotePDP):
         deadline: float = DEFAULT_DEADLINE,
         **connection: Unpack[PDPConnection],
     ) -> Self:
-        """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
-
-        `connection` is the constructor's. The PDP is told those of `obligations_supported` that it can issue.
+        """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking, and tells it the obligations it can issue.
 
         Raises:
             ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
@@ -142,7 +137,6 @@ class AuthzenPDP(RemotePDP):
         return self._link.run(lambda: self._ask_all(bodies, semantic))
 
     async def aevaluate_batch(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
-        """Answer several requests in order, within one `timeout` (see `evaluate_batch`)."""
         return await self._link.arun(lambda: self._ask_all(bodies, semantic))
 
     async def _healthy(self) -> bool:

@@ -12,16 +12,15 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, Unpack, runtime_checkable
 
+from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import checked_seconds
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry.logs import logger
-
-__all__ = ["PDP", "BatchPDP", "Composed", "Evaluator", "InProcess", "ObserveOnly", "bounded", "serialise"]
 
 _log = logger(__name__)
 
@@ -49,20 +48,16 @@ class PDP(Protocol):
     @property
     def name(self) -> str:
         """Return the low-cardinality name."""
-        ...
 
     @property
     def revision(self) -> str:
         """Return the revision of the loaded policy and data."""
-        ...
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request."""
-        ...
 
     async def aevaluate(self, body: bytes) -> object:
         """Answer one request without blocking the event loop."""
-        ...
 
 
 @runtime_checkable
@@ -75,11 +70,9 @@ class BatchPDP(PDP, Protocol):
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer every request."""
-        ...
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer every request without blocking the event loop."""
-        ...
 
 
 class InProcess:
@@ -88,20 +81,71 @@ class InProcess:
     in_process = True
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request."""
         raise NotImplementedError
 
     async def aevaluate(self, body: bytes) -> object:
-        """Answer one request, inline."""
         return self.evaluate(body)
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer the calls of a message."""
         raise NotImplementedError
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer the calls of a message, inline."""
         return self.evaluate_batch(bodies)
+
+
+class RemotePDP:
+    """A PDP that is asked through a `Link`.
+
+    Thread-safe, usable from any number of event loops, and across forks. `close()` it.
+    """
+
+    def __init__(self, url: str, deadline: float, **connection: Unpack[PDPConnection]) -> None:
+        self.deadline = checked_seconds("deadline", deadline)
+        self.revision = ""
+        self._link = Link(url, **connection)
+
+    async def _ask(self, body: bytes) -> Decision | None:
+        raise NotImplementedError
+
+    async def _ask_all(self, bodies: Sequence[bytes]) -> Sequence[object]:
+        """Ask one by one, at the same time."""
+        return await asyncio.gather(*map(self._ask, bodies), return_exceptions=True)
+
+    async def _healthy(self) -> bool:
+        raise NotImplementedError
+
+    def evaluate(self, body: bytes) -> object:
+        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
+        return self._link.run(lambda: self._ask(body))
+
+    async def aevaluate(self, body: bytes) -> object:
+        return await self._link.arun(lambda: self._ask(body))
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
+        return self._link.run(lambda: self._ask_all(bodies))
+
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
+        return await self._link.arun(lambda: self._ask_all(bodies))
+
+    def healthy(self) -> bool:
+        """Return True if decisions can be had. Never raises.
+
+        The PDP must answer a question about nothing with a decision that is not a permit.
+        """
+        try:
+            return self._link.run(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
+    async def ahealthy(self) -> bool:
+        try:
+            return await self._link.arun(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
+    def close(self) -> None:
+        """Close every connection; every later evaluation denies. Idempotent."""
+        self._link.close()
 
 
 class Evaluator:
@@ -161,7 +205,6 @@ class Evaluator:
         return self._placed(bodies, decided, began)
 
     async def aevaluate(self, bodies: Sequence[bytes | None]) -> list[Decision]:
-        """Like `evaluate`, without blocking the event loop."""
         if self.in_process:
             return self.evaluate(bodies)
         began = time.monotonic()
@@ -275,7 +318,6 @@ class Composed:
 
     @property
     def revision(self) -> str:
-        """Return the real policy's revision."""
         return self._real.pdp.revision
 
     @property
@@ -284,23 +326,18 @@ class Composed:
         return (self._real.pdp,)
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request."""
         return self.evaluate_batch([body])[0]
 
     async def aevaluate(self, body: bytes) -> object:
-        """Answer one request without blocking the event loop."""
         return (await self.aevaluate_batch([body]))[0]
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests."""
         raise NotImplementedError
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests without blocking the event loop."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close every PDP that can be closed."""
         close_all(*(e.pdp for e in self._all))
 
 
@@ -327,12 +364,10 @@ class ObserveOnly(Composed):
         return [_observed(d) for d in self._real.evaluate(bodies)]
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Permit each, with the real decision's outcome as the reason."""
         return [_observed(d) for d in await self._real.aevaluate(bodies)]
 
 
 def close_all(*pdps: PDP) -> None:
-    """Close every PDP that can be closed."""
     for pdp in pdps:
         close = getattr(pdp, "close", None)
         if close is not None:

@@ -34,8 +34,6 @@ from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 if TYPE_CHECKING:
     import cedarpy
 
-__all__ = ["CedarPDP", "cedar_request"]
-
 SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 ASKS: Final = "require_approval"
 _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model", "tool": "Tool"}
@@ -131,7 +129,6 @@ class CedarPDP(InProcess):
         return answer
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer the calls of a message."""
         return [self._answer(self._asked(self._to_cedar(json.loads(body)))) for body in bodies]
 
     def _asked(self, asked: dict[str, Any]) -> cedarpy.AuthzResult:

@@ -25,8 +25,6 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp.base import PDP, Composed, bounded
 
-__all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
-
 _log = logging.getLogger(__name__)
 _SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "deny": 2, "halt": 3}
 
@@ -60,18 +58,15 @@ class DenyOverrides(Composed):
 
     @property
     def behind(self) -> tuple[PDP, ...]:
-        """Return the PDPs that decide."""
         return tuple(e.pdp for e in self._all)
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests."""
         now = time.thread_time if self.in_process else time.monotonic
         until = now() + self.deadline
         given = [e.evaluate(bodies, within=until - now()) for e in self._all]
         return [self._combined(ds) for ds in zip(*given, strict=True)]
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests without blocking the event loop."""
         given = await asyncio.gather(*(e.aevaluate(bodies) for e in self._all))
         return [self._combined(ds) for ds in zip(*given, strict=True)]
 
@@ -129,11 +124,9 @@ class CandidatePDP(Composed):
         self._begin()
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests by the real PDP."""
         return self._compare_later(bodies, self._real.evaluate(bodies))
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests by the real PDP."""
         return self._compare_later(bodies, await self._real.aevaluate(bodies))
 
     def drain(self) -> None:
@@ -287,7 +280,6 @@ class CircuitBreaker(Composed):
         return decisions
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests, or raise `pdp_circuit_open`."""
         with self._asking() as decisions:
             decisions.extend(await self._real.aevaluate(bodies))
         return decisions

@@ -17,11 +17,8 @@ from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision, strict_json
 from langchain_runtime_authz.errors import Code, PDPError
-from langchain_runtime_authz.pdp._remote import RemotePDP
 from langchain_runtime_authz.pdp.answer import parse_answer
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
-
-__all__ = ["OpaPDP"]
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
 
 DECISION: Final = "runtime_authz/decision"
 BATCH: Final = "runtime_authz/batch"
@@ -107,13 +104,7 @@ class _Input(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """OPA's statements in addition to the result.
-
-    Attributes:
-        own_id: OPA's decision id.
-        revision: of its bundles.
-        named: whether each of them has one.
-    """
+    """OPA's statements in addition to the result: its decision id, and whether each bundle has a revision."""
 
     own_id: str
     revision: str
@@ -166,7 +157,6 @@ class _Answer:
         """Do nothing: our exchange raised."""
 
     async def json(self) -> Any:
-        """Return the document."""
         return self._document
 
 

@@ -135,11 +135,7 @@ def wrong_data(data: Mapping[str, Any]) -> list[str]:
 
 
 def check_data(data: object, where: str) -> None:
-    """Refuse data of another shape.
-
-    Raises:
-        ConfigError: `policy_invalid`, with the first findings.
-    """
+    """Refuse data of another shape. Raises `policy_invalid` with the first findings."""
     found = wrong_data(data) if isinstance(data, dict) else ["the shipped policy's data must be an object"]
     if found:
         more = f" (and {len(found) - _TOLD} more)" if len(found) > _TOLD else ""

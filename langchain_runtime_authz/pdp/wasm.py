@@ -27,8 +27,6 @@ from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._rego import Program
 
-__all__ = ["WasmPDP", "merge_data"]
-
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
@@ -83,7 +81,6 @@ class WasmPDP(InProcess):
 
     @property
     def revision(self) -> str:
-        """Return the fingerprint of the policy and its data."""
         return self._loaded.revision
 
     def replace(self, *, wasm: str | Path | bytes | None = None, data: Json | str | Path | None = None) -> str:

@@ -55,17 +55,6 @@ from langchain_runtime_authz.resource_server.introspection import send_json
 from langchain_runtime_authz.resource_server.metadata import ResourceMetadata
 from langchain_runtime_authz.resource_server.status import Status
 
-__all__ = [
-    "BAD_REQUEST",
-    "BearerServer",
-    "Demanded",
-    "ProtectedApp",
-    "Refusal",
-    "ResourceServer",
-    "bearer_token",
-    "refuse",
-]
-
 _log: Final = logging.getLogger(__name__)
 
 BAD_REQUEST: Final = "invalid_request"
@@ -322,7 +311,6 @@ class ProtectedApp:
         self._app, self._server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve an ASGI request."""
         serve = self._app if scope["type"] == "lifespan" else self._guarded
         await serve(scope, receive, send)
 

@@ -24,8 +24,6 @@ from langchain_runtime_authz.credential.dpop import LEEWAY, MAX_AGE, Proof, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["MemoryReplays", "Nonces", "ProofVerifier", "Replays"]
-
 MAX_REPLAYS: Final = 100_000
 NONCE_AGE: Final = 300  # seconds
 
@@ -62,7 +60,6 @@ class MemoryReplays:
         self._of_key: dict[str, int] = {}
 
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
-        """See `Replays.first`."""
         with self._lock:
             known = self._seen.get(proof_id)
             if known is not None and now <= known[0]:
@@ -193,5 +190,4 @@ class ProofVerifier:
         return found
 
     def nonce(self) -> str | None:
-        """Return the `DPoP-Nonce` to send; `None` if proofs need none."""
         return None if self._nonces is None else self._nonces.issue(self._clock())

@@ -32,8 +32,6 @@ from langchain_runtime_authz.resource_server.status import Status
 if TYPE_CHECKING:  # the endpoint needs no Starlette
     from starlette.types import Receive, Scope, Send
 
-__all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint", "form_field", "read_body", "send_json"]
-
 _log: Final = logging.getLogger(__name__)
 
 OK: Final = 200
@@ -63,7 +61,6 @@ class Introspection:
         self._fetcher = Fetcher(url, **connection)
 
     async def status(self, credential: Credential) -> str:
-        """See `Status.status`."""
         return await self.ask(credential.token, credential.jti)
 
     async def ask(self, token: str, token_id: str | None) -> str:
@@ -134,14 +131,12 @@ class IntrospectionEndpoint:
         return {**credential.claims, "active": True, "token_type": "DPoP" if credential.jkt else "Bearer"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve an ASGI request."""
         if scope["type"] != "http":
             return
         status, body, *extra = await self._answer(scope, receive)
         await send_json(send, status, body, [("cache-control", "no-store"), *extra])
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[Any, ...]:
-        """Return status, body and further headers."""
         if scope["method"] != "POST":
             return 405, {"error": "invalid_request"}, ("allow", "POST")
         headers = [(name.lower(), value) for name, value in scope["headers"]]

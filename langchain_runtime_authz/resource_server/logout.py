@@ -25,8 +25,6 @@ from langchain_runtime_authz.resource_server.introspection import form_field, se
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-__all__ = ["BackchannelLogout"]
-
 _log: Final = logging.getLogger(__name__)
 _FRESH: Final = [("cache-control", "no-store")]
 
@@ -47,7 +45,6 @@ class BackchannelLogout:
         self._told: dict[str, float] = {}  # id of a token → when it is refused for its age
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve an ASGI request."""
         if scope["type"] != "http":
             return
         if scope["method"] != "POST":

@@ -20,8 +20,6 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
 from langchain_runtime_authz.resource_server.introspection import read_body
 
-__all__ = ["OPEN", "ProtectedMcp"]
-
 # Clients send these besides tool calls; none of them reaches a tool.
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024

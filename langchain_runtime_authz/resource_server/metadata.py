@@ -23,8 +23,6 @@ from langchain_runtime_authz.resource_server.introspection import send_json
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-__all__ = ["ResourceMetadata"]
-
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"  # §3
 # RFC 6749 §3.3; the characters are safe inside a quoted string too
 _SCOPE: Final = frozenset(map(chr, range(0x21, 0x7F))) - {'"', "\\"}
@@ -67,7 +65,6 @@ class ResourceMetadata:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve an ASGI request."""
         if scope["type"] != "http":
             return
         if scope["method"] in ("GET", "HEAD"):

@@ -23,8 +23,6 @@ from langchain_runtime_authz.resource_server.dependency import BearerServer, bea
 from langchain_runtime_authz.resource_server.introspection import Introspection
 from langchain_runtime_authz.resource_server.metadata import ResourceMetadata, checked_scopes
 
-__all__ = ["ProviderServer"]
-
 
 class ProviderServer(BearerServer[Caller]):
     """Decides which callers of an identity provider may use this service. A FastAPI dependency: `Depends(server)`.
@@ -61,7 +59,6 @@ class ProviderServer(BearerServer[Caller]):
         return narrowed
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Caller:
-        """Return the caller of one request, or raise an error with a code for `refusal`."""
         scheme, token = bearer_token([value for name, value in headers if name == "authorization"])
         if scheme != "bearer":
             raise CredentialError(Code.CREDENTIAL_MISSING)

@@ -17,8 +17,6 @@ from langchain_runtime_authz.ledger.base import Ledger, Query
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 
-__all__ = ["LedgerStatus", "Offline", "Status"]
-
 
 @runtime_checkable
 class Status(Protocol):
@@ -27,11 +25,9 @@ class Status(Protocol):
     @property
     def window(self) -> int:
         """Seconds for which a token may be accepted after its end."""
-        ...
 
     async def status(self, credential: Credential) -> str:
         """Return `live`, or any other word. If this raises, the token is refused."""
-        ...
 
 
 class LedgerStatus:
@@ -48,7 +44,6 @@ class LedgerStatus:
         self._ledger, self._kill_switch = ledger, kill_switch
 
     async def status(self, credential: Credential) -> str:
-        """See `Status.status`."""
         scope = key_scope(credential.tenant, credential.issuer, credential.kid)
         killed = self._kill_switch is not None and self._kill_switch.engaged
         if killed or (await self._ledger.aload(scope, Query())).revoked:
@@ -62,5 +57,4 @@ class Offline:
     window: Final = MAX_TTL + LEEWAY
 
     async def status(self, credential: Credential) -> str:
-        """See `Status.status`."""
         return "live"

@@ -188,9 +188,9 @@ def test_a_service_outside_the_profile_gets_nothing(audience: str, options: dict
     assert (made.sts.got, made.crm.got) == ([], [])
 
 
-@pytest.mark.parametrize("aud", ["admin", ["admin"], ["crm", "admin"], [CRM, "crm", 7], [], "", {"crm": 1}], ids=str)
+@pytest.mark.parametrize("aud", ["admin", ["admin"], ["crm", "admin"], [CRM, "crm", 7], [], "", {"crm": 1}, None], ids=str)
 def test_a_token_for_another_audience_is_not_sent(aud: Any) -> None:
-    made = OnBehalf(issued(access_token=jwt(aud=aud)))
+    made = OnBehalf(issued(access_token=jwt(**({} if aud is None else {"aud": aud}))))
     with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"), pytest.raises(CredentialError) as refused:
         made.ask()
     assert refused.value.code == "exchange_failed"
