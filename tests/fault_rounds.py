@@ -42,8 +42,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.audit.chain import read_log, verify_log
-from langchain_runtime_authz.audit.retention import drop_segments
-from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.audit.sinks import FileSink, drop_segments
 from langchain_runtime_authz.ledger.admin import migrate, prune
 from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
 from langchain_runtime_authz.pdp.opa import OpaPDP

@@ -32,19 +32,6 @@ import orjson
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import AuditError, Code
 
-__all__ = [
-    "CONTINUED",
-    "DROPPED",
-    "GENESIS",
-    "TORN",
-    "ChainReport",
-    "first_record",
-    "line_hash",
-    "log_files",
-    "make_line",
-]
-__all__ += ["parse_line", "read_log", "verified", "verify_chain", "verify_files", "verify_log"]
-
 GENESIS: Final = "0" * 64
 TORN: Final = "torn"
 CONTINUED: Final = "continued"
@@ -76,19 +63,11 @@ class ChainReport:
 
     @property
     def where(self) -> str:
-        """Return the place of the error in words."""
         return f"{self.file} line {self.error_line}" if self.file else f"line {self.error_line}"
 
 
 def make_line(record: dict[str, Any], seq: int, prev: str) -> bytes:
-    """Return one line without its newline.
-
-    It is ASCII: newlines, separators and lone surrogates in a value are escaped and cannot end a line.
-
-    Raises:
-        ValueError: the record holds NaN, an infinity or a cycle.
-        TypeError: the record holds a value that is not JSON.
-    """
+    """Return one line without its newline, in ASCII: no value in it can end a line."""
     line = {**record, "seq": seq, "prev": prev}
     return json.dumps(line, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -138,17 +117,12 @@ def log_files(path: str | Path) -> list[Path]:
 
 
 def first_record(path: Path) -> dict[str, Any]:
-    """Return the first record of a file, or an empty one."""
     with path.open("rb") as file:
         return parse_line(file.readline().rstrip(b"\n")) or {}
 
 
 def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
-    """Verify a log with all its segments, as `verify_chain` does one file.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+    """Verify a log with all its segments, as `verify_chain` does one file."""
     while True:
         files = log_files(path)
         report = verify_files([(f.name, partial(f.open, "rb")) for f in files], head)
@@ -157,12 +131,7 @@ def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
 
 
 def verified(path: str | Path) -> ChainReport:
-    """Verify a log with all its segments.
-
-    Raises:
-        AuditError: `chain_broken`.
-        OSError: a file cannot be read.
-    """
+    """Verify a log with all its segments. Raises `AuditError`: `chain_broken`."""
     report = verify_log(path)
     if not report.ok:
         raise AuditError(Code.CHAIN_BROKEN, f"{Path(path).name}, {report.where}: {report.error}")
@@ -206,9 +175,6 @@ def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> 
     """Yield a log's records in which the text `mark` stands, with every completion and mint. Nothing is verified.
 
     A line that is not a record is `None`. `opened` gives each record its sealed contents (`audit.seal`).
-
-    Raises:
-        OSError: the file cannot be read.
     """
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
     for part in log_files(path):

@@ -24,13 +24,9 @@ _UNREADABLE: Final = (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFEr
 
 
 def write_pack(path: Path, log: Path, texts: Mapping[str, bytes], about: Mapping[str, Any]) -> tuple[ChainReport, str]:
-    """Write an archive of a log and `texts` (name → content); return the log's chain and the manifest's digest.
+    """Write an archive of a verified log and `texts` (name → content); return the log's chain and the manifest's digest.
 
     `about` goes into the manifest.
-
-    Raises:
-        AuditError: `chain_broken`.
-        OSError: a file cannot be read or written.
     """
     chain = verified(log)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -46,11 +42,7 @@ def write_pack(path: Path, log: Path, texts: Mapping[str, bytes], about: Mapping
 
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
-    """Verify each file of an archive by its manifest, then the log's chain; return that and the manifest's digest.
-
-    Raises:
-        AuditError: `chain_broken`, naming what differs.
-    """
+    """Verify each file of an archive, then the log's chain; return that and the manifest's digest."""
     try:
         with zipfile.ZipFile(path) as archive:
             with archive.open(MANIFEST) as file:

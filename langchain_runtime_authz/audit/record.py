@@ -49,16 +49,6 @@ from typing import Any, Final, Literal
 
 from langchain_runtime_authz.authzen import Decision
 
-__all__ = [
-    "Event",
-    "completion_record",
-    "decision_record",
-    "mint_record",
-    "observation_record",
-    "refused_mint_record",
-    "run_record",
-]
-
 VERSION: Final = 1
 ERASED: Final = (
     "/context/call/args",
@@ -68,6 +58,7 @@ ERASED: Final = (
     "/subject/properties/identifiers",
 )
 MAX_NAME: Final = 128
+_ABSENT: Final = object()
 
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
 Event = Literal[
@@ -222,12 +213,15 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
     return None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True))
 
 
-def _erase(document: dict[str, Any], pointer: str) -> bool:
+def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
+    """Return the object that holds a member, and its name; an empty object if there is none."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:
         node = node.get(step) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
-        return False
-    del node[last]
-    return True
+    return node if isinstance(node, dict) else {}, last
+
+
+def _erase(document: dict[str, Any], pointer: str) -> bool:
+    node, last = place(document, pointer)
+    return node.pop(last, _ABSENT) is not _ABSENT

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from langchain_runtime_authz.audit.record import ERASED
+from langchain_runtime_authz.audit.record import ERASED, place
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 SEALED: Final = "sealed"
@@ -23,11 +23,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def sealer(recipient: str | bytes | Path) -> Change:
-    """Return the function that seals a record to a public key: PEM, or the path of one.
-
-    Raises:
-        ConfigError: there is no such key, or the extra `seal` is missing.
-    """
+    """Return the function that seals a record to a public key: PEM, or the path of one."""
     jwe, key = _key("seal_to", recipient)
     header = {"alg": "ECDH-ES", "enc": "A256GCM", "kid": key.thumbprint()}
 
@@ -45,9 +41,6 @@ def opener(private: str | bytes | Path) -> Change:
     """Return the function that gives sealed records their contents back. Other records stay as they are.
 
     It raises `ConfigError` if the key does not open a record, or if its contents are another record's.
-
-    Raises:
-        ConfigError: there is no such key, or the extra `seal` is missing.
     """
     jwe, key = _key("the key", private)
     if not key.is_private:
@@ -63,11 +56,8 @@ def opener(private: str | bytes | Path) -> Change:
             raise ConfigError("the key does not open this log; give the private key that it was sealed to") from None
         whole = json.loads(json.dumps(left))
         try:
-            for place, value in inner["contents"].items():
-                *way, last = place[1:].split("/")
-                node = whole
-                for step in way:
-                    node = node[step]
+            for pointer, value in inner["contents"].items():
+                node, last = place(whole, pointer)
                 node[last] = value
             whole.update({"erased": []} if "erased" in left else {})
             own = inner["of"] == _digest(left) and _split(whole) == (left, inner["contents"])
@@ -87,18 +77,15 @@ def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if record.get("kind") == "observation" and record.get("what") not in _NAMES:
         digested = "/name"
     contents = {}
-    for place in (*_PLACES, digested):
-        *way, last = place[1:].split("/")
-        node: Any = left
-        for step in way:
-            node = node.get(step) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
+    for pointer in (*_PLACES, digested):
+        node, last = place(left, pointer)
+        if last not in node:
             continue
-        contents[place] = node.pop(last)
-        if place == digested:
-            node[last] = "sha256:" + hashlib.sha256(str(contents[place]).encode("utf-8", "surrogatepass")).hexdigest()
+        contents[pointer] = node.pop(last)
+        if pointer == digested:
+            node[last] = "sha256:" + hashlib.sha256(str(contents[pointer]).encode("utf-8", "surrogatepass")).hexdigest()
     if left.get("kind") == "decision":
-        left["erased"] = [place.removeprefix("/request") for place in contents if place.startswith("/request")]
+        left["erased"] = [p.removeprefix("/request") for p in contents if p.startswith("/request")]
     return left, contents
 
 

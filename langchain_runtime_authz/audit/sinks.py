@@ -28,8 +28,6 @@ except ImportError:  # Windows: one process per file
 
 _log = logger(__name__)
 
-__all__ = ["AuditSink", "FileSink", "MemorySink", "told"]
-
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
 NEWEST: Final = 100  # steps in a notebook
@@ -97,7 +95,7 @@ class FileSink:
     If a writer dies, its fragment stays in the file and is named by a `torn` record. With `max_bytes` or `max_age`, a full
     file becomes a closed segment (`audit.chain`), for all its writers. If something else moves the file away, a new one
     follows. Its first record, `continued`, holds the old head, and the next records hold the newest anchor of each tenant's
-    ledger. If the file becomes shorter, it is refused: `chain_broken`. Nothing is ever removed: see `audit.retention`.
+    ledger. If the file becomes shorter, it is refused: `chain_broken`. Only `drop_segments` removes anything.
 
     Args:
         path: of the file; created with mode 0600 if it does not exist.
@@ -201,7 +199,6 @@ class FileSink:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {why}") from None
 
     def _open(self) -> None:
-        """Open the file that the path names now."""
         if self._fd >= 0:
             if self._named():
                 return
@@ -221,7 +218,6 @@ class FileSink:
         self._born = float(chain.first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
 
     def _named(self) -> bool:
-        """Return True if the path still names the open file."""
         try:
             return _inode(self.path.stat()) == self._file
         except FileNotFoundError:
@@ -330,6 +326,30 @@ class FileSink:
         return f"<FileSink {self.path.name} durable={self.durable}>"
 
 
+def drop_segments(log: str | Path, before: float) -> list[str]:
+    """Remove the closed segments whose last record is older than `before` (epoch seconds); return their names.
+
+    First the log records the head of each, so that it still verifies, and repeats the newest anchor of each tenant's ledger.
+    """
+    chain.verified(log)
+    sink, dropped = FileSink(log, durable=True), []
+    for part in chain.log_files(log)[:-1]:
+        with part.open("rb") as file:
+            whole = [record for line in file if (record := chain.parse_line(line.rstrip(b"\n"))) is not None]
+        if float(whole[-1]["ts"]) >= before:
+            break
+        report = chain.verify_chain(part)
+        about = {"segment": part.name, "records": report.records, "head": report.head}
+        sink.write({"v": 1, "kind": chain.DROPPED, "ts": time.time(), **about})
+        held = {str(a.get("tenant")): a for r in whole if isinstance(a := r.get(ANCHOR), dict)}
+        for anchor in [a for tenant, a in held.items() if sink.anchor(tenant) == a]:
+            sink.write({"v": 1, "kind": ANCHOR, "ts": time.time(), ANCHOR: anchor})
+        part.unlink(missing_ok=True)
+        dropped.append(part.name)
+    sink.close()
+    return dropped
+
+
 def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
     """Return the newest record of a decision, from a sink in memory or the file of one."""
     found = None
@@ -356,7 +376,6 @@ def _records(sink: AuditSink, mark: str) -> Iterable[dict[str, Any] | None]:
 
 
 def _sync(directory: Path) -> None:
-    """Put a directory's names on the disk."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -365,7 +384,6 @@ def _sync(directory: Path) -> None:
 
 
 def _owned(path: Path) -> str:
-    """Return why a file that is there cannot be written."""
     try:
         owner = path.stat().st_uid
     except OSError:
@@ -412,7 +430,6 @@ def _last_lines(fd: int, size: int) -> list[bytes]:
 
 
 def _tenant_of(record: Mapping[str, Any]) -> str | None:
-    """Return the tenant whose ledger's anchor a record holds."""
     anchor = record.get(ANCHOR)
     return str(anchor.get("tenant")) if isinstance(anchor, dict) else None
 

@@ -21,8 +21,6 @@ from langchain_runtime_authz._html import printable
 from langchain_runtime_authz.audit.explanation import explain
 from langchain_runtime_authz.facts.inert import inert
 
-__all__ = ["MAX_STEPS", "SIGNS", "Lane", "Order", "Step", "Story", "clock", "shown", "tell"]
-
 MAX_STEPS: Final = 2000
 WIDTH: Final = 80
 LATEST: Final = 253402300800  # the end of year 9999
@@ -94,19 +92,21 @@ class Step:
     number: int = 0
 
     @property
+    def ended(self) -> str:
+        """The end of the call, to append to a line."""
+        return f" [{self.end}]" if self.end else ""
+
+    @property
     def to(self) -> Lane | None:
-        """The agent that a delegation opened."""
         detail = _detail(self.record)
         opened = self.kind == "delegation" and "jti" in detail
         return Lane(self.lane.thread, (*self.lane.agent, str(detail.get("to")))) if opened else None
 
     @property
     def epoch(self) -> str:
-        """The epoch of the task."""
         return shown(self.record.get("epoch", _at(self.record, "request", "context", "task", "epoch")))
 
     def why(self) -> str:
-        """Return the explanation of a decision, or the facts of an event, as text."""
         if self.record.get("kind") == "decision":
             try:
                 # Of a record that another wrote, even a code may be any text.
@@ -117,7 +117,6 @@ class Step:
         return "\n".join(f"{shown(k, 40):<16} {shown(v, 2000)}" for k, v in facts.items() if v)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         told = {
             name: getattr(self, name) for name in ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")
         }
@@ -135,7 +134,6 @@ class Order:
     done: dict[str, list[Step]] = field(default_factory=dict)
 
     def state(self, step: str) -> str:
-        """Return how often a step was done."""
         times = len(self.done.get(step, ()))
         return f"done {times} times" if times > 1 else "done" if times else "not done"
 
@@ -168,7 +166,6 @@ class Story:
         return f"{shown(lane.thread, 40)}: {agent}" if len(self.facts.get("thread", ())) > 1 else agent
 
     def heading(self) -> list[str]:
-        """Return the lines that introduce it."""
         first, last = (self.steps[0].at, self.steps[-1].at) if self.steps else (0.0, 0.0)
         newest = f", the newest {len(self.steps)} are shown" if len(self.steps) < self.total else ""
         counted = ", ".join(f"{SIGNS[k][1]} {n}" for k in SIGNS if (n := self.counts[k]))
@@ -200,11 +197,9 @@ class Story:
         since, depth = f"+{step.at - self.steps[0].at:.3f}", "│ " * (_depth(step.lane) - 1)
         who = f"{self.name(step.lane)}: " if len(self.lanes) > 1 else ""
         ident = f" {step.decision_id[:8]}" if step.kind in ("deny", "ask") else ""
-        end = f" [{step.end}]" if step.end else ""
-        return _wrapped(f"{since:>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{end}{ident}")
+        return _wrapped(f"{since:>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         steps = [step.to_dict() for step in self.steps]
         return {"heading": self.heading(), "total": self.total, "counts": dict(self.counts), "steps": steps}
 
@@ -370,7 +365,6 @@ def _listed(values: Iterable[Any], write: Callable[[Any], str] | None = None) ->
 
 
 def clock(at: float) -> str:
-    """Return a time in UTC as text."""
     try:
         return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}"
     except (ValueError, OverflowError, OSError):

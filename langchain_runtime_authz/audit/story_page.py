@@ -35,7 +35,6 @@ _SHAPES: Final = {
 
 
 def page(story: Story) -> str:
-    """Return the report of a story as one HTML document."""
     style, script = _asset("story.css"), _asset("story.js")
     policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
     title = f"Run report: {', '.join(list(story.facts.get('thread', ['no thread']))[:3])}"
@@ -163,12 +162,11 @@ def _table(story: Story, *, linked: bool) -> str:
     for step in story.steps:
         sign, word = SIGNS[step.kind]
         ident = f' id="s{step.number}"' if linked else ""
-        end = f" [{step.end}]" if step.end else ""
         rows.append(
             f'<tr{ident} class="k {step.kind}" data-k="{step.kind}" data-l="{lanes[step.lane]}">'
             f'<td class="n">{_since(story, step)}</td><td>{escape(story.name(step.lane))}</td>'
             f'<td class="w"><span aria-hidden="true">{sign}</span> {word}</td>'
-            f"<td><details><summary>{escape(step.what + end) or word}</summary><pre>{escape(step.why())}</pre></details></td>"
+            f"<td><details><summary>{escape(step.what + step.ended) or word}</summary><pre>{escape(step.why())}</pre></details></td>"
             f"<td>{escape(step.epoch)}</td></tr>"
         )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("time", "agent", "step", "what, and why", "epoch"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from langchain_runtime_authz.cli import (
     approvals,
@@ -17,23 +18,21 @@ from langchain_runtime_authz.cli import (
     codes,
     demo,
     doctor,
-    evidence,
     init,
     inspect,
     keys,
     learn,
     ledger,
     mandate,
-    policy,
     profile,
     replay_trace,
     revocation,
     story,
 )
+from langchain_runtime_authz.cli._app import App
+from langchain_runtime_authz.cli.policy.commands import app as policies
 
-__all__ = ["app"]
-
-app = typer.Typer(
+app = App(
     name="runtime-authz",
     help="""Runtime authorization for LangChain and LangGraph.
 
@@ -49,8 +48,6 @@ app = typer.Typer(
       runtime-authz audit verify audit.jsonl
 
     Exit codes: 0; 1 for a finding; 2 if a command could not do its work.""",
-    no_args_is_help=True,
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -67,7 +64,6 @@ app.command("report")(story.report)
 audit.app.command("show")(story.show)
 audit.app.command("story")(story.story)
 audit.app.command("explain")(story.explain)
-audit.app.command("pack")(evidence.pack)
 audit.app.command("who-approved")(story.who_approved)
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
@@ -76,7 +72,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(revocation.kill, name="kill")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(mandate.app, name="mandate")
-app.add_typer(policy.app, name="policy")
+app.add_typer(policies, name="policy")
 app.add_typer(profile.app, name="profile")
 app.command("replay-trace")(replay_trace.replay_trace)
 
@@ -92,7 +88,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

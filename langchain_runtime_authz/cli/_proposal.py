@@ -81,36 +81,33 @@ def propose(tool: BaseTool) -> Proposal:
     # The riskiest of its words and its arguments.
     by_arguments = _by_arguments(words, critical)
     effect, why_effect = max(((said.effect, by_words), *by_arguments), key=lambda e: EFFECTS.index(e[0]))
-    if (
-        effect == UNPROFILED.effect and set(words) & _SEARCHES and not set(words) & (_WRITES | _CODE)
-    ):  # as risky as a search can be
+    searches = set(words) & _SEARCHES and not set(words) & (_WRITES | _CODE)
+    if effect == UNPROFILED.effect and searches:  # as risky as a search can be
         effect, why_effect = "fetch", "it searches, by its name; `write` if it changes anything"
-    why = {"effect": why_effect}
-    facts: dict[str, Any] = {"effect": effect, "sink": UNPROFILED.sink}
-    why["sink"] = "where do its arguments end up?"
-    if critical:
-        facts["critical"] = critical
-        why["critical"] = "by the names and types of its arguments"
-    if when:
-        facts["when"] = when
-    if text:
-        facts["text"] = text
-    confidential = set(words) & _CONFIDENTIAL
-    facts["class"] = "confidential" if confidential else UNPROFILED.data_class
-    why["class"] = "its name speaks of it" if confidential else "what does it return?"
-    facts["trust"] = UNPROFILED.trust
-    why["trust"] = "who writes its output? By field, if that differs"
-    if set(words) & _PROSE:
-        facts["prose"] = [""]
-        why["prose"] = "free text by its name; name the fields, if it has any"
     if effect == "fetch":  # free words of a search decide nothing; where it looks does
-        words_only = [p for p, kind in critical.items() if kind == "value"]
+        text = list(dict.fromkeys([*text, *_top(p for p, kind in critical.items() if kind == "value")]))
         critical = {p: kind for p, kind in critical.items() if kind != "value"}
-        facts |= {"critical": critical, "text": list(dict.fromkeys([*text, *_top(words_only)]))}
-        facts = {fact: value for fact, value in facts.items() if value}
-    digest = digest_of(tool)
-    if digest is not None:
-        facts["digest"] = digest
+    confidential = set(words) & _CONFIDENTIAL
+    facts = {
+        "effect": effect,
+        "sink": UNPROFILED.sink,
+        "critical": critical,
+        "when": when,
+        "text": text,
+        "class": "confidential" if confidential else UNPROFILED.data_class,
+        "trust": UNPROFILED.trust,
+        "prose": [""] if set(words) & _PROSE else None,
+        "digest": digest_of(tool),
+    }
+    facts = {fact: value for fact, value in facts.items() if value}
+    why = {
+        "effect": why_effect,
+        "sink": "where do its arguments end up?",
+        "critical": "by the names and types of its arguments",
+        "class": "its name speaks of it" if confidential else "what does it return?",
+        "trust": "who writes its output? By field, if that differs",
+        "prose": "free text by its name; name the fields, if it has any",
+    }
     doubts = tuple(_milder(tool, words, critical, effect))
     if (asks := _intent(words)) and effect not in ("read", "fetch") and not (doubts and doubts[0].fact == "effect"):
         doubts += (Doubt("intent", [asks], "the words by which a user asks for it"),)
@@ -161,7 +158,6 @@ def _schema(tool: BaseTool) -> Mapping[str, Any]:
 
 
 def _paths(properties: object, left_out: set[str], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted paths of the arguments, with the schema of each."""
     if not isinstance(properties, Mapping) or depth > MAX_DEPTH:
         return
     for name, schema in properties.items():

@@ -1,4 +1,4 @@
-"""`runtime-authz audit verify` and `runtime-authz controls`: evidence that the log is whole and the rules are tested."""
+"""`runtime-authz audit verify | prune | pack`, `runtime-authz controls`: evidence of a whole log and of tested rules."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import re
 import time
 import zipfile
 from collections import Counter
+from contextlib import closing
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, Json, fail, reporting, show
+from langchain_runtime_authz.cli._app import Answer, App, lines
+from langchain_runtime_authz.cli.story import LOG, Log
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
-app = typer.Typer(help="Read the decision log.", no_args_is_help=True, rich_markup_mode=None)
+app = App(help="Read the decision log.")
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
 _WORST: Final = ("failed", "skipped", "not run", "passed")
 DAY: Final = 86_400.0
@@ -27,13 +30,11 @@ REGO: Final = "rego/runtime_authz.rego"
 
 @app.command("verify")
 def verify(
-    file: Annotated[Path, typer.Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack.")],
+    file: Annotated[Path, Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack.")],
     head: Annotated[
-        str | None,
-        typer.Option("--head", metavar="HASH", help="The hash that the last line must have, from elsewhere."),
+        str | None, Option(metavar="HASH", help="The hash that the last line must have, from elsewhere.")
     ] = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Verify a decision log with all its segments, from first line to last, alone or in an evidence pack (`audit pack`).
 
     Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head somewhere
@@ -43,33 +44,33 @@ def verify(
     Examples:
       runtime-authz audit verify audit.jsonl
       runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    from langchain_runtime_authz.audit.chain import verify_log
+    """
+    from langchain_runtime_authz.audit.chain import read_log, verify_log
 
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
-    with reporting():
-        manifest = ""
-        if zipfile.is_zipfile(file):
-            from langchain_runtime_authz.audit.evidence import verify_pack
+    manifest = ""
+    if zipfile.is_zipfile(file):
+        from langchain_runtime_authz.audit.evidence import verify_pack
 
-            report, manifest = verify_pack(file, head)
-        else:
-            report = verify_log(file, head)
+        report, manifest = verify_pack(file, head)
+    else:
+        report = verify_log(file, head)
+        if not report.ok and not any(read_log(file)):
+            raise ConfigError(f"{file.name} is not an audit log; name the file that `RuntimeAuthz(audit=FILE)` wrote")
     pinned = "and ends at the pinned head" if head is not None else "but no head was given: its end is not verified"
     result = f"whole, {pinned}" if report.ok else f"BROKEN at {report.where}"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
-    show({"ok": report.ok, **found} if as_json else found, as_json)
-    if not report.ok:
-        fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, {report.where}: {report.error}"), FINDING)
+    broken = AuditError(Code.CHAIN_BROKEN, f"{file.name}, {report.where}: {report.error}")
+    return Answer({"ok": report.ok, **found}, lines(found), not report.ok and broken)
 
 
 @app.command("prune")
 def prune(
-    log: Annotated[Path, typer.Option("--log", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="The log.")],
-    days: Annotated[float, typer.Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
-    as_json: Json = False,
-) -> None:
+    log: Annotated[Path, Option(envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="The log.")],
+    days: Annotated[float, Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
+    as_json: bool = False,
+) -> Answer:
     """Remove old closed segments of a log (`FileSink(max_bytes=, max_age=)`). Without this command all are kept.
 
     The log first records the head of each, so it still verifies.
@@ -77,25 +78,64 @@ def prune(
     \b
     Example:
       runtime-authz audit prune --log audit.jsonl --older-than 400
-    """  # noqa: D301
-    from langchain_runtime_authz.audit.retention import drop_segments
+    """
+    from langchain_runtime_authz.audit.sinks import drop_segments
 
-    with reporting():
-        dropped = drop_segments(log, time.time() - days * DAY)
-    show(
-        {"removed": dropped}, as_json, "".join(f"removed  {n}\n" for n in dropped) + f"{len(dropped)} segments removed"
-    )
+    dropped = drop_segments(log, time.time() - days * DAY)
     if days < SIX_MONTHS:
         note = "note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months"
         typer.echo(note, err=as_json)
+    text = [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"]
+    return Answer({"removed": dropped}, text)
+
+
+@app.command("pack")
+def pack(
+    log: Log = LOG,
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The archive.")] = Path("evidence.zip"),
+    policy: Annotated[
+        Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
+    ] = None,
+    opa: Annotated[str | None, Option(metavar="FILE", help="The OPA that compiles Rego.")] = None,
+) -> Answer:
+    """Write an evidence pack: the log, its head, the policy with its data, the controls, and the digest of each.
+
+    Keep the printed head or manifest digest somewhere else: both can be rewritten inside the archive.
+
+    \b
+    Examples:
+      runtime-authz audit pack -o evidence.zip
+      runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
+    """
+    from langchain_runtime_authz import __version__
+    from langchain_runtime_authz.audit.chain import read_log
+    from langchain_runtime_authz.audit.evidence import write_pack
+    from langchain_runtime_authz.cli.policy.project import open_policy
+
+    source = open_policy(policy, opa)
+    with closing(source.pdp()) as engine:
+        revision = engine.revision
+    seen = Counter(str(r["policy_revision"]) for r in read_log(log) if r and r.get("policy_revision"))
+    texts = {f"policy/{Path(name).name}": text.encode() for name, text in source.rego.items()}
+    texts["policy/data.json"] = json.dumps(source.data, indent=2).encode()
+    texts["controls.json"] = json.dumps(controls_document(), indent=2).encode()
+    if source.wasm is not None:
+        texts["policy/policy.wasm"] = source.wasm
+    else:  # what `data.json` changes
+        texts["policy/shipped_data.json"] = (POLICIES / "data.json").read_bytes()
+    named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
+    about = {"made_by": f"langchain-runtime-authz {__version__}", "policy": named}
+    chain, manifest = write_pack(output, log, texts, about)
+    found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": manifest}
+    other = sorted(seen.keys() - {revision})
+    note = f"other policies decided too: {', '.join(other)}" if other else None
+    text = lines({**found, "note": note, "wrote": output})
+    return Answer({**found, "other": other, "wrote": str(output)}, text)
 
 
 def controls(
-    results: Annotated[
-        Path | None, typer.Option("--results", metavar="FILE", help="A report of `pytest --junitxml FILE`.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    results: Annotated[Path | None, Option(metavar="FILE", help="A report of `pytest --junitxml FILE`.")] = None,
+) -> Answer:
     """Print which published control each shipped rule helps with, the tests that show it, and their last result.
 
     The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
@@ -105,13 +145,10 @@ def controls(
     Examples:
       runtime-authz controls
       pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
-    """  # noqa: D301
-    with reporting():
-        document = controls_document(results)
-    typer.echo(json.dumps(document, indent=2) if as_json else _text(document))
+    """
+    document = controls_document(results)
     shown = (s for f in document["frameworks"] for c in f["controls"] for s in (*c["attacks"], *c["rules"]))
-    if any(s["result"] == "failed" for s in shown):
-        raise typer.Exit(FINDING)
+    return Answer(document, _text(document), any(s["result"] == "failed" for s in shown))
 
 
 def controls_document(results: Path | None = None) -> dict[str, Any]:
@@ -120,7 +157,6 @@ def controls_document(results: Path | None = None) -> dict[str, Any]:
 
 
 def load() -> dict[str, Any]:
-    """Return the mapping of `policies/controls.yaml`."""
     import yaml
 
     loaded: dict[str, Any] = yaml.safe_load((POLICIES / "controls.yaml").read_text(encoding="utf-8"))
@@ -147,11 +183,7 @@ def rule_lines(reason: str) -> list[int]:
 
 
 def read_results(path: Path) -> dict[str, Counter[str]]:
-    """Return how often each test passed, failed or was skipped. A parametrised case also counts for its function.
-
-    Raises:
-        ConfigError: the file is not a JUnit report.
-    """
+    """Return how often each test passed, failed or was skipped. A parametrised case also counts for its function."""
     from xml.etree import ElementTree
 
     try:

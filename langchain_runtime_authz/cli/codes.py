@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from langchain_runtime_authz.cli._errors import Json, reporting
+from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.errors import GROUPS, RETRY, Code, ConfigError
 
 _HEAD = """# Reason codes
@@ -18,9 +17,8 @@ logs, records and spans. `runtime-authz codes CODE` prints one. A policy may giv
 
 
 def codes(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[CODE]...", help="Codes; without one, all.")] = None,
-    as_json: Json = False,
-) -> None:
+    names: Annotated[list[str] | None, Argument(metavar="[CODE]...", help="Codes; without one, all.")] = None,
+) -> Answer:
     """Print what reason codes mean, their most frequent cause, what to do, and whether to retry.
 
     Without CODE, the page `docs/codes.md` is printed.
@@ -28,28 +26,19 @@ def codes(
     \b
     Examples:
       runtime-authz codes pdp_timeout
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    if not names and not as_json:
-        typer.echo(page(), nl=False)
-        return
-    found = []
-    with reporting():
-        for name in names or Code:
-            if name not in Code.__members__.values():
-                raise ConfigError(f"`{name}` is not a code of this package; look for it in your policy")
-            code = Code(name)
-            told = {"code": code, "means": code.meaning, "cause": code.cause, "do": code.remedy}
-            found.append({**told, "retry": RETRY[code.retry]})
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for told in found:
-        typer.echo(told.pop("code"))
-        typer.echo("".join(f"  {name:<6} {value}\n" for name, value in told.items()), nl=False)
+    """
+    found, lines = [], []
+    for name in names or Code:
+        if name not in Code.__members__.values():
+            raise ConfigError(f"`{name}` is not a code of this package; look for it in your policy")
+        code = Code(name)
+        told = {"means": code.meaning, "cause": code.cause, "do": code.remedy, "retry": RETRY[code.retry]}
+        found.append({"code": code, **told})
+        lines += [code, *(f"  {name:<6} {value}" for name, value in told.items())]
+    return Answer(found, lines if names else page().rstrip("\n"))
 
 
 def page() -> str:
-    """Return `docs/codes.md`."""
     lines = [_HEAD]
     for code in Code:
         if code in GROUPS:

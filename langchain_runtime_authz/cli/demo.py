@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from langchain_runtime_authz.cli._errors import reporting
+from typer import Option
 
 SERVICE = "runtime-authz-demo"
 EXPORT = 5  # seconds for a receiver to take the traces
@@ -19,16 +18,14 @@ EXPORT = 5  # seconds for a receiver to take the traces
 
 def demo(
     agentdojo: Annotated[
-        bool, typer.Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
+        bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
     ] = False,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="With --agentdojo: the number of attacked pairs; all by default."),
+        int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs; all by default.")
     ] = None,
     rubber_stamp: Annotated[
         float,
-        typer.Option(
-            "--rubber-stamp",
+        Option(
             min=0.0,
             max=1.0,
             metavar="SHARE",
@@ -36,19 +33,13 @@ def demo(
         ),
     ] = 0.0,
     audit: Annotated[
-        Path | None,
-        typer.Option(
-            "--audit", metavar="FILE", help="Write the decision log, contents included: for `policy explain`."
-        ),
+        Path | None, Option(metavar="FILE", help="Write the decision log, contents included: for `policy explain`.")
     ] = None,
     otlp: Annotated[
-        str | None,
-        typer.Option(
-            "--otlp", metavar="URL", help="Send the traces to an OTLP/HTTP receiver, like Jaeger (extra `otlp`)."
-        ),
+        str | None, Option(metavar="URL", help="Send the traces to an OTLP/HTTP receiver, like Jaeger (extra `otlp`).")
     ] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
+        Path | None, Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
     ] = None,
 ) -> None:
     """Show a bank's agent that meets a hostile bill, protected and unprotected.
@@ -63,7 +54,7 @@ def demo(
       runtime-authz demo --otlp http://127.0.0.1:4318
       runtime-authz demo --agentdojo --limit 20
       runtime-authz demo --agentdojo --json report.json
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from rich.console import Console
 
     logging.getLogger("langchain_runtime_authz.decisions").setLevel(logging.ERROR)  # the demo tells by itself
@@ -72,20 +63,19 @@ def demo(
             raise typer.BadParameter("these need --agentdojo", param_hint="--limit, --rubber-stamp, --json")
         from langchain_runtime_authz.demo.bank import play
 
-        with reporting(), _exporting(otlp) if otlp is not None else nullcontext():
+        with _exporting(otlp) if otlp is not None else nullcontext():
             play(Console(), audit)
         return
     if audit is not None or otlp is not None:
         raise typer.BadParameter("only without --agentdojo", param_hint="--audit, --otlp")
     from langchain_runtime_authz.demo.agentdojo import render, replay
 
-    with reporting():
-        if as_json is not None:
-            as_json.touch()  # first, so that a wrong path costs nothing
-        report = replay(limit, progress=Console(stderr=True), rubber_stamp=rubber_stamp)
-        render(report, Console())
-        if as_json is not None:
-            as_json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if as_json is not None:
+        as_json.touch()  # first, so that a wrong path costs nothing
+    report = replay(limit, progress=Console(stderr=True), rubber_stamp=rubber_stamp)
+    render(report, Console())
+    if as_json is not None:
+        as_json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, Json, show
+from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli.ledger import Store
 from langchain_runtime_authz.errors import AuthzError, Code, PDPError
 
 EXPORTER: Final = "opentelemetry.exporter"
@@ -30,12 +31,11 @@ class Line(NamedTuple):
 
 
 def doctor(
-    target: Annotated[str | None, typer.Argument(metavar="[GRAPH]", help="As for `inspect`.")] = None,
-    ledger: Annotated[str | None, typer.Option(metavar="LEDGER", help="A path, or a connection string.")] = None,
-    audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the decision log is written.")] = None,
-    keys: Annotated[Path | None, typer.Option(metavar="DIR", help="The key directory.")] = None,
-    as_json: Json = False,
-) -> None:
+    target: Annotated[str | None, Argument(metavar="[GRAPH]", help="As for `inspect`.")] = None,
+    ledger: Annotated[str | None, Option(metavar="LEDGER", help="A path, or a connection string.")] = None,
+    audit: Annotated[Path | None, Option(metavar="FILE", help="Where the decision log is written.")] = None,
+    keys: Annotated[Path | None, Option(metavar="DIR", help="The key directory.")] = None,
+) -> Answer:
     """Look at versions, engine, ledger, audit log, keys, tracing and a graph, and say what to do.
 
     Nothing is changed. Name the parts that your application uses. Exit code 1 if a line says `fail`.
@@ -43,7 +43,7 @@ def doctor(
     \b
     Example:
       runtime-authz doctor my_agent:graph --ledger ledger.db --audit audit.jsonl --keys keys/
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     lines = [
         *_versions(),
         _checked("engine", _engine, "reinstall the package"),
@@ -57,9 +57,7 @@ def doctor(
         lines.append(_checked("graph", lambda: _graph(target), "name it as `module:graph`"))
     failed = any(line.state == "fail" for line in lines)
     told = [f"{n.state:<5} {n.what:<12} {n.found}" + f"\n{'':<5} {'do':<12} {n.do}" * bool(n.do) for n in lines]
-    show({"ok": not failed, "lines": [line._asdict() for line in lines]}, as_json, "\n".join(told))
-    if failed:
-        raise typer.Exit(FINDING)
+    return Answer({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
 
 
 def _checked(what: str, look: Callable[[], Line], do: str) -> Line:
@@ -117,10 +115,9 @@ def _engine() -> Line:
 def _ledger(where: str | None) -> Line:
     if where is None:
         return Line("note", "ledger", "not named: the default ends with the process", "give `ledger=`, and --ledger")
-    from langchain_runtime_authz.cli.ledger import opened
     from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
-    with opened(where, "runtime_authz", "runtime_authz_app") as ledger:
+    with Store(where).opened() as ledger:
         if isinstance(ledger, SqliteLedger) and not _writable(ledger.path):
             return Line("fail", "ledger", f"{where} cannot be written", "give this user the right to write there")
     return Line("ok", "ledger", f"{where.rpartition('@')[2]} can be used")
@@ -138,9 +135,8 @@ def _audit(file: Path | None, ledger: str | None) -> Line:
     if ledger is not None:
         from langchain_runtime_authz._parts import refuse_older
         from langchain_runtime_authz.audit.sinks import FileSink
-        from langchain_runtime_authz.cli.ledger import opened
 
-        with opened(ledger, "runtime_authz", "runtime_authz_app") as held:
+        with Store(ledger).opened() as held:
             refuse_older(held, FileSink(file), "default")
     return Line("ok", "audit log", f"{file} can be continued")
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-import yaml
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import Json, reporting, show
+from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.inert import inert
-from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SWITCHES, ToolProfile, check_arguments, load_profiles
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
+
+    from langchain_runtime_authz.profile import ToolProfile
 
 WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
 """A decision's outcome in one word, as `tests` names it."""
@@ -51,7 +52,7 @@ _TESTS: Final = """
 tests:
 """
 _NEXT: Final = """\
-{lines}{file}: {added} tools added, {kept} kept. Add to your code:
+{lines}{file}: {added} added, {kept} kept. Add to your code:
 
   from langchain_runtime_authz import RuntimeAuthz
   authz = RuntimeAuthz(profiles="{file}")
@@ -62,20 +63,19 @@ and call it inside `with authz.run(subject="alice"):`. See docs/start.md."""
 
 def init(
     target: Annotated[
-        str, typer.Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
+        str, Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
     ] = "langgraph.json",
     yes: Annotated[
-        bool, typer.Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
+        bool, Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
     ] = False,
     answers: Annotated[
-        Path | None,
-        typer.Option("--answers", metavar="FILE", help="Take the answers from a profile file (YAML), for scripts."),
+        Path | None, Option(metavar="FILE", help="Take the answers from a profile file (YAML), for scripts.")
     ] = None,
-    file: Annotated[Path, typer.Option("--write", metavar="FILE", help="The file to write or complete.")] = Path(
+    file: Annotated[Path, Option("--write", metavar="FILE", help="The file to write or complete.")] = Path(
         "authz.yaml"
     ),
-    as_json: Json = False,
-) -> None:
+    as_json: bool = False,
+) -> Answer:
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
@@ -87,34 +87,36 @@ def init(
       runtime-authz init
       runtime-authz init my_agent.py:graph
       runtime-authz init my_agent:graph --yes
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    with reporting():
-        from langchain_runtime_authz.cli._proposal import flow
-        from langchain_runtime_authz.cli.inspect import graph_tools
+    """
+    from langchain_runtime_authz.cli._proposal import flow
+    from langchain_runtime_authz.cli.inspect import graph_tools
+    from langchain_runtime_authz.profile import load_profiles
 
-        if not (yes or answers or (_interactive() and not as_json)):
-            why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
-            raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        kept = load_profiles(file) if text else {}
-        given = load_profiles(answers)
-        tools = graph_tools(target)
-        new = [t for t in tools if t.name not in kept]
-        facts = {t.name: _profile(t, given, yes=yes or answers is not None) for t in new}
-        declared = load_profiles({**kept, **facts})
-        told = outcomes(declared, [(t.name, example_args(t)) for t in new])
-        stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
-        tests = {
-            t.name: f"  - {flow({'tool': t.name, 'args': example_args(t), 'expect': said})}\n"
-            for t, said in zip(new, told, strict=True)
-        }
-        text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
-        file.write_text(text, encoding="utf-8")
-        load_profiles(file)
+    if not (yes or answers or (_interactive() and not as_json)):
+        why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
+        raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    kept = load_profiles(file) if text else {}
+    given = load_profiles(answers)
+    tools = graph_tools(target)
+    new = [t for t in tools if t.name not in kept]
+    facts = {t.name: _profile(t, given, yes=yes or answers is not None) for t in new}
+    declared = load_profiles({**kept, **facts})
+    told = outcomes(declared, [(t.name, example_args(t)) for t in new])
+    stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
+    tests = {
+        t.name: f"  - {flow({'tool': t.name, 'args': example_args(t), 'expect': said})}\n"
+        for t, said in zip(new, told, strict=True)
+    }
+    text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
+    file.write_text(text, encoding="utf-8")
+    load_profiles(file)
     added = [{"tool": t.name, "effect": declared[t.name].effect, "expect": e} for t, e in zip(new, told, strict=True)]
     lines = [f"  {inert(a['tool'])}: {a['effect']}; without an order the answer is {a['expect']}\n" for a in added]
-    text = _NEXT.format(lines="".join(lines), file=file, added=len(new), kept=len(kept))
-    show({"wrote": str(file), "added": added, "kept": [*kept]}, as_json, text)
+    text = _NEXT.format(
+        lines="".join(lines), file=file, added=f"{len(new)} tool{'s' * (len(new) != 1)}", kept=len(kept)
+    )
+    return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)
 
 
 def _interactive() -> bool:
@@ -138,6 +140,8 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> 
 
 def _fields(profile: ToolProfile) -> Any:
     """Return a profile's fields as a file has them; the one word if that says it all."""
+    from langchain_runtime_authz.profile import SWITCHES, ToolProfile
+
     fields = profile.model_dump(exclude_defaults=True, mode="json")
     word = next((w for w, f in SWITCHES.items() if ToolProfile.model_validate(f) == profile), None)
     return word if word is not None else fields
@@ -156,6 +160,8 @@ def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
 
 @cache
 def _ready_sets() -> Mapping[str, Mapping[str, ToolProfile]]:
+    from langchain_runtime_authz.profile import SHIPPED, load_profiles
+
     return {name: load_profiles(path) for name, path in SHIPPED.items()}
 
 
@@ -163,6 +169,7 @@ def _asked(tool: BaseTool) -> Any:
     """Ask what a tool does, where its arguments go and which of them decide."""
     from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.langgraph.tool_profiles import arguments_of
+    from langchain_runtime_authz.profile import EFFECTS, check_arguments, load_profiles
 
     proposal = propose(tool)
     typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
@@ -219,6 +226,8 @@ def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str
 
 def completed(text: str, **sections: Mapping[str, str]) -> str:
     """Return the file with more entries, `{name: its lines}` by section. An entry of the name is replaced; the rest stays."""
+    import yaml
+
     for section, entries in sections.items():
         root: Any = yaml.compose(text)
         found = {k.value: (k.start_mark.line, v) for k, v in root.value} if root is not None else {}

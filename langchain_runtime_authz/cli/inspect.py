@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, fail, reporting
+from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.profile import EFFECTS, SINKS
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -33,23 +33,19 @@ if TYPE_CHECKING:
 
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
+        str, Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     fail_ungoverned: Annotated[
-        bool, typer.Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
+        bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
     ] = False,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE.")
+        Path | None, Option(metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE.")
     ] = None,
     write_baseline: Annotated[
-        Path | None,
-        typer.Option("--write-baseline", metavar="FILE", help="Accept what is ungoverned now, and write it to FILE."),
+        Path | None, Option(metavar="FILE", help="Accept what is ungoverned now, and write it to FILE.")
     ] = None,
-    profiles: Annotated[
-        Path | None, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) for the protection.")
-    ] = None,
-) -> None:
+    profiles: Annotated[Path | None, Option(metavar="FILE", help="Tool profiles (YAML) for the protection.")] = None,
+) -> Answer:
     """Show what of a graph is governed: as it is, and as it would be under `protect`.
 
     The module is imported from the current directory, so its code runs. The graph is not invoked. Tools without a
@@ -62,47 +58,43 @@ def inspect(
       runtime-authz inspect my_agent:graph --fail-ungoverned --json
       runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
       runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.langgraph.coverage.report import Baseline
 
-    with reporting():
-        if baseline is not None and not fail_ungoverned:
-            raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
-        accepted = Baseline.read(baseline) if baseline is not None else None
-        graph = load_graph(target)
-        with redirect_stdout(sys.stderr):
-            before, after, held = _look(graph, profiles)
-        unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
-        ids = [r.id for r in after.ungoverned]
-        new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
-        fixed = accepted.fixed(ids) if accepted is not None else ()
-        if as_json:
-            document = {
-                "target": target,
-                "protected_by_module": before is None,
-                "before": before and before.to_dict(),
-                "after": after.to_dict(),
-                "new": new,
-                "fixed": fixed,
-                "unprofiled": {
-                    n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()
-                },
-            }
-            typer.echo(json.dumps(document, indent=2))
-        else:
-            _print(target, before, after, [propose(t).yaml() for t in unprofiled.values()])
-            if accepted is not None:
-                typer.echo(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
-                typer.echo("".join(f"fixed: {i}; take it out with --write-baseline\n" for i in fixed), nl=False)
-        if write_baseline is not None:
-            after.baseline().write(write_baseline)
-            typer.echo(f"{write_baseline}: {len(ids)} accepted", err=True)
-        if fail_ungoverned and new:
-            try:
-                after.raise_if_ungoverned(accepted)
-            except ConfigError as exc:
-                fail(exc, FINDING)
+    if baseline is not None and not fail_ungoverned:
+        raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
+    accepted = Baseline.read(baseline) if baseline is not None else None
+    graph = load_graph(target)
+    with redirect_stdout(sys.stderr):
+        before, after, held = _look(graph, profiles)
+    unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
+    ids = [r.id for r in after.ungoverned]
+    new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
+    fixed = accepted.fixed(ids) if accepted is not None else ()
+    document = {
+        "target": target,
+        "protected_by_module": before is None,
+        "before": before and before.to_dict(),
+        "after": after.to_dict(),
+        "new": new,
+        "fixed": fixed,
+        "unprofiled": {n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()},
+    }
+    text = list(_text(target, before, after, [propose(t).yaml() for t in unprofiled.values()]))
+    if accepted is not None:
+        text.append(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
+        text += [f"fixed: {i}; take it out with --write-baseline" for i in fixed]
+    if write_baseline is not None:
+        after.baseline().write(write_baseline)
+        typer.echo(f"{write_baseline}: {len(ids)} accepted", err=True)
+    wrong: ConfigError | bool = False
+    if fail_ungoverned and new:
+        try:
+            after.raise_if_ungoverned(accepted)
+        except ConfigError as exc:
+            wrong = exc
+    return Answer(document, text, wrong)
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
@@ -126,24 +118,26 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
     return before, authz.coverage(graph), authz.profiles
 
 
-def _print(target: str, before: CoverageReport | None, after: CoverageReport, stanzas: list[str]) -> None:
+def _text(target: str, before: CoverageReport | None, after: CoverageReport, stanzas: list[str]) -> Iterator[str]:
+    from langchain_runtime_authz.profile import EFFECTS, SINKS
+
     if before is None:
-        typer.echo(f"{target} is protected by its module.\n")
+        yield f"{target} is protected by its module.\n"
     else:
         governed = len(before.rows) - len(before.ungoverned)
-        typer.echo(f"{target} as it is: {governed} governed, {len(before.ungoverned)} not.")
-        typer.echo("\nUnder `authz.protect(graph)`:\n")
-    typer.echo(f"{after}\n")
+        yield f"{target} as it is: {governed} governed, {len(before.ungoverned)} not."
+        yield "\nUnder `authz.protect(graph)`:\n"
+    yield f"{after}\n"
     if not stanzas:
-        typer.echo("Every tool of a tool node has a profile." if after.tools else "No tool was found in a tool node.")
+        yield "Every tool of a tool node has a profile." if after.tools else "No tool was found in a tool node."
         return
-    typer.echo(f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied.")
-    typer.echo('Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").')
-    typer.echo("A stanza has no effect until its `draft` line is removed.\n")
-    typer.echo("# DOUBT marks a guess of this command, not a fact about the tool.")
+    yield f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
+    yield 'Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").'
+    yield "A stanza has no effect until its `draft` line is removed.\n"
+    yield "# DOUBT marks a guess of this command, not a fact about the tool."
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
-        typer.echo(f"# {name}: {', '.join(values)}")
-    typer.echo("tools:\n" + "\n".join(stanzas))
+        yield f"# {name}: {', '.join(values)}"
+    yield "tools:\n" + "\n".join(stanzas)
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
@@ -162,11 +156,7 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 
 
 def graph_tools(target: str) -> list[BaseTool]:
-    """Return the tools of a graph, each name once. Tell of nodes in which an effect is seen.
-
-    Raises:
-        ConfigError: it has no tool, or two tools share a name.
-    """
+    """Return the tools of a graph, each name once. Tell of nodes in which an effect is seen."""
     from langchain_runtime_authz.langgraph.coverage.scan import acting_nodes
     from langchain_runtime_authz.langgraph.tool_profiles import digest_of, known_by_code
 

@@ -7,19 +7,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import Json, reporting, show
+from langchain_runtime_authz.cli._app import Answer, App
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
-app = typer.Typer(help="Make, rotate and withdraw signing keys.", no_args_is_help=True, rich_markup_mode=None)
+app = App(help="Make, rotate and withdraw signing keys.")
 
-Directory = Annotated[Path, typer.Argument(help="The key directory.")]
+Directory = Annotated[Path, Argument(help="The key directory.")]
 Password = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--password",
         envvar="RUNTIME_AUTHZ_KEY_PASSWORD",
         show_envvar=True,
@@ -31,66 +31,57 @@ Password = Annotated[
 @app.command("generate")
 def generate(
     directory: Directory,
-    alg: Annotated[str, typer.Option("--alg", help="ES256, EdDSA or RS256.")] = "ES256",
+    alg: Annotated[str, Option(help="ES256, EdDSA or RS256.")] = "ES256",
     password: Password = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Make a directory with a signing key and the next one.
 
     \b
     Examples:
       runtime-authz keys generate keys/
       runtime-authz keys generate keys/ --alg EdDSA
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
-    with reporting():
-        ring = KeyDirectory.create(directory, alg, _bytes(password))  # type: ignore[arg-type]  # checked there
-        _show(ring, as_json, wrote=str(directory))
+    ring = KeyDirectory.create(directory, alg, _bytes(password))  # type: ignore[arg-type]  # checked there
+    return _told(ring, wrote=str(directory))
 
 
 @app.command("list")
 def list_(
     directory: Directory,
-    jwks: Annotated[bool, typer.Option("--jwks", help="Print the public key set (RFC 7517) instead.")] = False,
+    jwks: Annotated[bool, Option("--jwks", help="Print the public key set (RFC 7517) instead.")] = False,
     password: Password = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """List the keys, or print the key set that verifiers need.
 
     \b
     Examples:
       runtime-authz keys list keys/
       runtime-authz keys list keys/ --jwks > jwks.json
-    """  # noqa: D301
-    with reporting():
-        ring = _opened(directory, password)
-        if jwks:
-            typer.echo(json.dumps(ring.jwks(), indent=1))
-        else:
-            _show(ring, as_json)
+    """
+    ring = _opened(directory, password)
+    return Answer(ring.jwks(), json.dumps(ring.jwks(), indent=2)) if jwks else _told(ring)
 
 
 @app.command("rotate")
-def rotate(directory: Directory, password: Password = None, as_json: Json = False) -> None:
+def rotate(directory: Directory, password: Password = None) -> Answer:
     """Sign with the next key from now on. Verifiers have it already.
 
     \b
     Examples:
       runtime-authz keys rotate keys/
-    """  # noqa: D301
-    with reporting():
-        ring = _opened(directory, password)
-        _show(ring, as_json, active=ring.rotate().kid)
+    """
+    ring = _opened(directory, password)
+    return _told(ring, active=ring.rotate().kid)
 
 
 @app.command("compromise")
 def compromise(
     directory: Directory,
-    kid: Annotated[str, typer.Argument(help="The key, as `keys list` names it.")],
+    kid: Annotated[str, Argument(help="The key, as `keys list` names it.")],
     password: Password = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Withdraw a key for good: remove it from the key set, and refuse every token that it signed.
 
     Prints the time until which verifiers with a cached key set may accept it.
@@ -98,15 +89,13 @@ def compromise(
     \b
     Examples:
       runtime-authz keys compromise keys/ K7gNU3sdo-OL0wNhqoVWhr3g6s1xYv72ol_pe_Unols
-    """  # noqa: D301
-    with reporting():
-        ring = _opened(directory, password)
-        done = ring.compromise(kid)
-        by = _time(done.refused_by)
-        _show(ring, as_json, withdrawn=done.kid, active=done.active, refused_by=by)
-    if not as_json:
-        typer.echo(f"withdrawn  {done.kid}\nsigning    {done.active}")
-        typer.echo(f"refused    at once by the issuer and by introspection; everywhere by {by}")
+    """
+    ring = _opened(directory, password)
+    done = ring.compromise(kid)
+    by = _time(done.refused_by)
+    text = (f"withdrawn  {done.kid}", f"signing    {done.active}")
+    until = f"refused    at once by the issuer and by introspection; everywhere by {by}"
+    return _told(ring, *text, until, withdrawn=done.kid, active=done.active, refused_by=by)
 
 
 def _opened(directory: Path, password: str | None) -> KeyDirectory:
@@ -119,10 +108,10 @@ def _bytes(password: str | None) -> bytes | None:
     return password.encode() if password else None
 
 
-def _show(ring: KeyDirectory, as_json: bool, **done: Any) -> None:
+def _told(ring: KeyDirectory, *more: str, **done: Any) -> Answer:
     keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": _time(k.since)} for k in ring.infos()]
     lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
-    show({**done, "keys": keys}, as_json, "\n".join(lines))
+    return Answer({**done, "keys": keys}, [*lines, *more])
 
 
 def _time(at: float) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import Json, reporting, show
+from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.profile import load_profiles
 
 ENOUGH: Final = 3  # questions that must all have been approved
 CHOICES: Final = 5  # values of an argument that a mandate lists
@@ -36,13 +36,13 @@ class _Seen:
 
 
 def learn(
-    log: Annotated[Path, typer.Argument(metavar="LOG.jsonl", help="An audit log with its contents, or a trace.")],
-    profiles: Annotated[
-        Path, typer.Option("--profiles", metavar="FILE", help="The file to complete; it need not exist.")
-    ] = Path("authz.yaml"),
-    write: Annotated[bool, typer.Option("--write", help="Write the drafts into FILE.")] = False,
-    as_json: Json = False,
-) -> None:
+    log: Annotated[Path, Argument(metavar="LOG.jsonl", help="An audit log with its contents, or a trace.")],
+    profiles: Annotated[Path, Option(metavar="FILE", help="The file to complete; it need not exist.")] = Path(
+        "authz.yaml"
+    ),
+    write: Annotated[bool, Option("--write", help="Write the drafts into FILE.")] = False,
+    as_json: bool = False,
+) -> Answer:
     """Propose profiles and a mandate from recorded runs, as a diff to review.
 
     Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
@@ -53,36 +53,31 @@ def learn(
     Examples:
       runtime-authz learn audit.jsonl
       runtime-authz learn audit.jsonl --profiles authz.yaml --write
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    with reporting():
-        from langchain_runtime_authz.cli.init import completed
+    """
+    from langchain_runtime_authz.cli.init import completed
+    from langchain_runtime_authz.profile import load_profiles
 
-        seen = _read(log)
-        if not seen:
-            raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
-        before = profiles.read_text(encoding="utf-8") if profiles.exists() else "tools:\n"
-        declared = load_profiles(profiles) if profiles.exists() else {}
-        open_ = {n: s for n, s in seen.items() if n not in declared or declared[n] == load_profiles({n: "ask"})[n]}
-        stanzas = {name: _draft(name, one) for name, one in open_.items()}
-        mandate = "".join(_steps(seen))
-        after = completed(
-            before, tools=stanzas, mandates={LEARNED: f"  {LEARNED}:\n    steps:\n{mandate}"} if mandate else {}
-        )
-        if write:
-            profiles.write_text(after, encoding="utf-8")
-            load_profiles(profiles)
-    if as_json:
-        show(
-            {"called": {n: one.outcomes for n, one in seen.items()}, "drafts": list(stanzas), "proposed": after},
-            as_json,
-        )
-        return
-    old = before if profiles.exists() else ""
+    seen = _read(log)
+    if not seen:
+        raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
+    old = profiles.read_text(encoding="utf-8") if profiles.exists() else ""
+    declared = load_profiles(profiles) if profiles.exists() else {}
+    open_ = {n: s for n, s in seen.items() if n not in declared or declared[n] == load_profiles({n: "ask"})[n]}
+    stanzas = {name: _draft(name, one) for name, one in open_.items()}
+    mandate = "".join(_steps(seen))
+    mandates = {LEARNED: f"  {LEARNED}:\n    steps:\n{mandate}"} if mandate else {}
+    after = completed(old if profiles.exists() else "tools:\n", tools=stanzas, mandates=mandates)
     diff = difflib.unified_diff(old.splitlines(True), after.splitlines(True), str(profiles), f"{profiles} (proposed)")
-    typer.echo("".join(diff), nl=False)
-    if not any(one.args for one in seen.values()):
-        typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
-    typer.echo(f"{len(seen)} tools were called, {len(stanzas)} drafts", err=True)
+    text = "".join(diff).removesuffix("\n")
+    if write:
+        profiles.write_text(after, encoding="utf-8")
+        load_profiles(profiles)
+    if not as_json:
+        if not any(one.args for one in seen.values()):
+            typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
+        typer.echo(f"{len(seen)} tools were called, {len(stanzas)} drafts", err=True)
+    called = {n: one.outcomes for n, one in seen.items()}
+    return Answer({"called": called, "drafts": list(stanzas), "proposed": after}, text)
 
 
 def _read(log: Path) -> dict[str, _Seen]:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
-from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.cli._app import Answer, App
+from langchain_runtime_authz.errors import ConfigError, LedgerError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
-app = typer.Typer(
+app = App(
     help="""Make, look at and tidy a ledger.
 
     LEDGER is the path of an SQLite file, or a connection string of PostgreSQL (a URL, or `host=… dbname=…`) for the
@@ -31,20 +32,72 @@ app = typer.Typer(
       runtime-authz ledger migrate postgresql://owner@db/authz
       runtime-authz ledger status  postgresql://owner@db/authz
       runtime-authz ledger prune   ledger.db --older-than 90d""",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 
-Where = Annotated[str, typer.Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
-Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of the tables.")]
-Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
+Tenant = Annotated[str, Option("--tenant", help="As in RuntimeAuthz(tenant=...).")]
+Reason = Annotated[str, Option("--reason", help="Why, for the record.")]
+By = Annotated[str, Option("--by", help="Who does it, for the record: type:id, like user:carol.")]
+Audit = Annotated[
+    Path | None, Option("--audit", metavar="FILE", help="The application's hash-chained file, to record it in.")
+]
+
+
+class Store(NamedTuple):
+    """The place of a ledger."""
+
+    where: Annotated[str, Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
+    schema: Annotated[str, Option(help="PostgreSQL: the schema of the tables.")] = "runtime_authz"
+    role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
+
+    @contextmanager
+    def opened(self) -> Iterator[SqlLedger]:
+        """Open the existing ledger."""
+        ledger: SqlLedger
+        if self._is_postgres():
+            with _needing_postgres():
+                from langchain_runtime_authz.ledger.postgres import PostgresLedger
+            ledger = PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)
+        else:
+            from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+            self._must_be_there()
+            ledger = SqliteLedger(self.where)
+        with ledger:
+            yield ledger
+
+    @contextmanager
+    def administered(self, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
+        """Open it for its owner."""
+        if self._is_postgres():
+            with _needing_postgres():
+                from langchain_runtime_authz.ledger import postgres
+            options = {"schema": self.schema, "role": self.role}
+            with postgres.administer(self.where, **options, create=create, look=look) as admin:
+                yield admin
+            return
+        from langchain_runtime_authz.ledger import sqlite
+
+        if not create:
+            self._must_be_there()
+        with sqlite.administer(self.where, create=create) as admin:
+            yield admin
+
+    def _is_postgres(self) -> bool:
+        """Return True for a connection string of PostgreSQL, False for a path."""
+        return self.where.startswith(("postgresql://", "postgres://")) or (
+            "=" in self.where and not Path(self.where).exists()
+        )
+
+    def _must_be_there(self) -> None:
+        """Refuse a mistyped path. SQLite would accept an empty file as a new ledger."""
+        if not Path(self.where).is_file() or not Path(self.where).stat().st_size:
+            at = self.where or "an empty path"
+            raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
 
 
 @app.command("status")
-def status(
-    where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app", as_json: Json = False
-) -> None:
+def status(store: Store) -> Answer:
     """Show the version of a ledger's schema, and whether this package supports it.
 
     `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not: migrate
@@ -53,27 +106,22 @@ def status(
     \b
     Examples:
       runtime-authz ledger status ledger.db
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    from langchain_runtime_authz.errors import LedgerError
+    """
     from langchain_runtime_authz.ledger.admin import version
     from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
-    with reporting(), _admin(where, schema, role, look=True) as admin:
+    with store.administered(look=True) as admin:
         found = version(admin)
     result = "usable"
     try:
         check(found)
     except LedgerError as exc:
         result = f"unusable: {exc}"
-    show({**_told(found), "package": SCHEMA, "result": result}, as_json)
-    if result != "usable":
-        raise typer.Exit(FINDING)
+    return Answer({**_told(found), "package": SCHEMA, "result": result}, finding=result != "usable")
 
 
 @app.command("migrate")
-def migrate(
-    where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app", as_json: Json = False
-) -> None:
+def migrate(store: Store) -> Answer:
     """Migrate a ledger's schema to this package, or create it.
 
     It is one transaction. Versions only add, so processes of an older package continue to work if their version is
@@ -84,25 +132,20 @@ def migrate(
     Examples:
       runtime-authz ledger migrate ledger.db
       runtime-authz ledger migrate "postgresql://owner@db/authz" --role payments_agent
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.ledger import admin as do
 
-    with reporting(), _admin(where, schema, role, create=True) as admin:
-        found = do.migrate(admin)
-    show(_told(found), as_json)
+    with store.administered(create=True) as admin:
+        return Answer(_told(do.migrate(admin)))
 
 
 @app.command("downgrade")
 def downgrade(
-    where: Where,
-    to: Annotated[
-        int, typer.Option("--to", min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")
-    ],
+    store: Store,
+    to: Annotated[int, Option(min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")],
     yes: Yes = False,
-    schema: Schema = "runtime_authz",
-    role: Role = "runtime_authz_app",
-    as_json: Json = False,
-) -> None:
+    as_json: bool = False,
+) -> Answer:
     """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
 
     First stop the processes of packages that need those versions: the ledger refuses them afterwards.
@@ -110,27 +153,22 @@ def downgrade(
     \b
     Examples:
       runtime-authz ledger downgrade ledger.db --to 1
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.ledger import admin as do
 
-    with reporting(), _admin(where, schema, role) as admin:
+    with store.administered() as admin:
         found = do.version(admin)
         if to > found.version:
             raise ConfigError(f"the ledger has version {found.version}; `migrate` goes up")
         if to < found.version:
             _confirm(f"Drop what versions {to + 1} to {found.version} hold?", yes, as_json)
-        found = do.migrate(admin, to)
-    show(_told(found), as_json)
+        return Answer(_told(do.migrate(admin, to)))
 
 
 @app.command("prune")
 def prune(
-    where: Where,
-    older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")],
-    schema: Schema = "runtime_authz",
-    role: Role = "runtime_authz_app",
-    as_json: Json = False,
-) -> None:
+    store: Store, older_than: Annotated[str, Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")]
+) -> Answer:
     """Forget the histories of threads that ended, and nothing else.
 
     A thread stays while it has a live lease, while it is revoked, and if it was used since. A forgotten thread counts
@@ -140,7 +178,7 @@ def prune(
     \b
     Examples:
       runtime-authz ledger prune ledger.db --older-than 90d
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.ledger import admin as do
 
     age = re.fullmatch(r"(\d{1,6})([hdw])", older_than)
@@ -149,20 +187,14 @@ def prune(
     threads = commits = 0
     more = True
     while more:  # in several transactions, so that no process waits long
-        with reporting(), _admin(where, schema, role) as admin:
+        with store.administered() as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
-    show({"threads": threads, "commits": commits}, as_json)
+    return Answer({"threads": threads, "commits": commits})
 
 
 @app.command("clock")
-def clock(
-    where: Where,
-    yes: Yes = False,
-    schema: Schema = "runtime_authz",
-    role: Role = "runtime_authz_app",
-    as_json: Json = False,
-) -> None:
+def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
     A ledger's time never goes back. It denies (`ledger_clock`) until the clock reaches the latest time in it. This
@@ -171,28 +203,24 @@ def clock(
     \b
     Examples:
       runtime-authz ledger clock ledger.db
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.ledger import admin as do
 
-    with reporting(), _admin(where, schema, role) as admin:
+    with store.administered() as admin:
         _confirm("Is the clock correct, and may every run end?", yes, as_json)
         ended = do.accept_clock(admin)
-    show({"leases": ended}, as_json, f"leases   {ended} ended")
+    return Answer({"leases": ended}, f"leases   {ended} ended")
 
 
 @app.command("restored")
 def restored(
-    where: Where,
-    audit: Annotated[
-        list[Path], typer.Option("--audit", metavar="FILE", help="A log of the application; name each one.")
-    ],
-    by: Annotated[str, typer.Option("--by", help="Who does it, for the record: type:id, like user:carol.")] = "",
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
+    store: Store,
+    audit: Annotated[list[Path], Option("--audit", metavar="FILE", help="A log of the application; name each one.")],
+    by: By = "",
+    reason: Reason = "",
     yes: Yes = False,
-    schema: Schema = "runtime_authz",
-    role: Role = "runtime_authz_app",
-    as_json: Json = False,
-) -> None:
+    as_json: bool = False,
+) -> Answer:
     """Continue with a ledger that was restored from a backup. Stop the application first.
 
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
@@ -202,7 +230,7 @@ def restored(
     \b
     Examples:
       runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.audit.record import run_record
     from langchain_runtime_authz.audit.sinks import FileSink
     from langchain_runtime_authz.ledger import admin as do
@@ -210,13 +238,13 @@ def restored(
     from langchain_runtime_authz.ledger.changes import Revoke
     from langchain_runtime_authz.pep.engine import anchored
 
-    with reporting(), ExitStack() as stack:
+    with ExitStack() as stack:
         _confirm("Is the application stopped, and is there no newer copy of the ledger?", yes, as_json)
         revoked = _revoked(audit)
         sinks = [stack.enter_context(closing(FileSink(file))) for file in audit]  # before anything changes
-        with _admin(where, schema, role) as admin:
+        with store.administered() as admin:
             threads, tenants = do.accept_restore(admin)
-        ledger = stack.enter_context(opened(where, schema, role))
+        ledger = stack.enter_context(store.opened())
         for scope, agent in revoked:
             ledger.commit(scope, None, [Revoke(agent)])
         detail = {"author": by, "reason": reason, "threads": threads, "revoked": len(revoked)}
@@ -224,22 +252,17 @@ def restored(
             now = ledger.load(Scope(tenant, "", "", ""), Query()).now
             for sink in sinks:
                 sink.write(anchored(run_record(now=now, event="restored", detail=detail), ledger, tenant))
-    show({"threads": threads, "revoked": len(revoked)}, as_json)
+    return Answer({"threads": threads, "revoked": len(revoked)})
 
 
 def _revoked(files: list[Path]) -> list[tuple[Scope, tuple[str, ...]]]:
-    """Return the agents whose last event in the logs is a revocation. A reinstatement that was lost stays lost.
-
-    Raises:
-        AuditError: `chain_broken`.
-    """
-    from langchain_runtime_authz.audit.chain import read_log, verify_log
+    """Return the agents whose last event in the logs is a revocation. A reinstatement that was lost stays lost."""
+    from langchain_runtime_authz.audit.chain import read_log, verified
     from langchain_runtime_authz.ledger.base import Scope
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
     for file in files:
-        if not verify_log(file).ok:
-            raise AuditError(Code.CHAIN_BROKEN, f"{file.name}; see `runtime-authz audit verify`")
+        verified(file)
         for what in ("revoked", "reinstated"):
             for record in read_log(file, what):
                 if record and record.get("event") == what:
@@ -259,11 +282,6 @@ def _told(found: Version) -> dict[str, Any]:
     return {"schema": found.version or "none", "oldest": found.min_reader}
 
 
-def _is_postgres(where: str) -> bool:
-    """Return True for a connection string of PostgreSQL, False for a path."""
-    return where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists())
-
-
 @contextmanager
 def _needing_postgres() -> Iterator[None]:
     """Explain a missing driver."""
@@ -271,44 +289,3 @@ def _needing_postgres() -> Iterator[None]:
         yield
     except ModuleNotFoundError as exc:
         raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc
-
-
-def _must_be_there(where: str) -> None:
-    """Refuse a mistyped path. SQLite would accept an empty file as a new ledger."""
-    if not Path(where).is_file() or not Path(where).stat().st_size:
-        raise ConfigError(
-            f"there is no ledger at {where or 'an empty path'}; make one with `runtime-authz ledger migrate`"
-        )
-
-
-@contextmanager
-def opened(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
-    """Open the existing ledger at `where`."""
-    ledger: SqlLedger
-    if _is_postgres(where):
-        with _needing_postgres():
-            from langchain_runtime_authz.ledger.postgres import PostgresLedger
-        ledger = PostgresLedger(where, schema=schema, role=role, max_size=1)
-    else:
-        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-
-        _must_be_there(where)
-        ledger = SqliteLedger(where)
-    with ledger:
-        yield ledger
-
-
-@contextmanager
-def _admin(where: str, schema: str, role: str, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
-    if _is_postgres(where):
-        with _needing_postgres():
-            from langchain_runtime_authz.ledger import postgres
-        with postgres.administer(where, schema=schema, role=role, create=create, look=look) as admin:
-            yield admin
-        return
-    from langchain_runtime_authz.ledger import sqlite
-
-    if not create:
-        _must_be_there(where)
-    with sqlite.administer(where, create=create) as admin:
-        yield admin

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
+from langchain_runtime_authz.cli._app import Answer, App
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from langchain_runtime_authz.mandate.model import Compiled
+    from langchain_runtime_authz.profile import ToolProfile
 
-app = typer.Typer(
+app = App(
     help="""Show what a user's text orders, and check mandates in files.
 
     A mandate says which calls a task orders, with which arguments. The policy permits what it covers and asks about the
@@ -30,11 +31,9 @@ app = typer.Typer(
       schema   print the JSON Schema of a mandate, for an editor
 
     Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work.""",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 Profiles = Annotated[
-    str, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
+    str, Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
 ]
 
 
@@ -42,21 +41,16 @@ Profiles = Annotated[
 def explain(
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin."),
+        Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin."),
     ],
     profiles: Profiles,
     planner: Annotated[
-        str | None,
-        typer.Option("--planner", metavar="MODULE:MODEL", help="Ask this chat model; otherwise the words are read."),
+        str | None, Option(metavar="MODULE:MODEL", help="Ask this chat model; otherwise the words are read.")
     ] = None,
     graph: Annotated[
-        str | None,
-        typer.Option(
-            "--graph", metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles."
-        ),
+        str | None, Option(metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles.")
     ] = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Show what is understood of a text: the steps, and what is dropped and why.
 
     Without a planner no model is used. Modules are imported from the current directory, so their code runs. No tool is
@@ -67,50 +61,38 @@ def explain(
       runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
       runtime-authz mandate explain - --profiles profiles.yaml < request.txt
       runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from langchain_runtime_authz.mandate.own_words import material
     from langchain_runtime_authz.mandate.told import told
     from langchain_runtime_authz.mandate.words import compile_words
+    from langchain_runtime_authz.profile import load_profiles
 
-    with reporting():
-        said = [sys.stdin.read() if text == "-" else text for text in texts]
-        declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
-        signatures = _signatures(declared, graph)
-        if planner:
-            compiled = _planned(planner, said, declared, signatures)
-        else:
-            compiled = compile_words(said, declared, signatures)
+    said = [sys.stdin.read() if text == "-" else text for text in texts]
+    declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
+    signatures = _signatures(declared, graph)
+    compiled = _planned(planner, said, declared, signatures) if planner else compile_words(said, declared, signatures)
     found = compiled.mandate
     sentences = told(found, declared) if found is not None else []
     parts = sum(len(material(text)[1]) for text in said)
-    if as_json:
-        document = {
-            "source": "planner" if planner else "words",
-            "mandate": found.to_json() if found is not None else None,
-            "told": sentences,
-            "dropped": [d._asdict() for d in compiled.dropped],
-            "material": parts,
-        }
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        typer.echo("understood:" if sentences else "understood: nothing is ordered")
-        typer.echo("".join(f"  {sentence}\n" for sentence in sentences), nl=False)
-        if compiled.dropped:
-            typer.echo("dropped:")
-        for what, why in compiled.dropped:
-            typer.echo(f"  {what}: {why}")
-        if parts:
-            typer.echo(f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing")
-    if compiled.dropped or (planner and found is None):
-        raise typer.Exit(FINDING)
+    document = {
+        "source": "planner" if planner else "words",
+        "mandate": found.to_json() if found is not None else None,
+        "told": sentences,
+        "dropped": [d._asdict() for d in compiled.dropped],
+        "material": parts,
+    }
+    text = ["understood:" if sentences else "understood: nothing is ordered", *(f"  {s}" for s in sentences)]
+    text += ["dropped:", *(f"  {what}: {why}" for what, why in compiled.dropped)] if compiled.dropped else []
+    text += [f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing"] if parts else []
+    return Answer(document, text, bool(compiled.dropped or (planner and found is None)))
 
 
 @app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A mandate (YAML or JSON).")],
+    file: Annotated[Path, Argument(metavar="FILE", help="A mandate (YAML or JSON).")],
     profiles: Profiles,
-    as_json: Json = False,
-) -> None:
+    as_json: bool = False,
+) -> Answer:
     """Find what is wrong or careless in a mandate, and say it in plain words.
 
     Findings (exit code 1): a tool without a profile, an argument that decides what a call hits and is free, a value
@@ -119,20 +101,18 @@ def check(
     \b
     Example:
       runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from langchain_runtime_authz.mandate.model import check_mandate, load_mandate
     from langchain_runtime_authz.mandate.told import told
+    from langchain_runtime_authz.profile import load_profiles
 
-    with reporting():
-        declared = load_profiles(profiles)
-        found = load_mandate(file)
+    declared = load_profiles(profiles)
+    found = load_mandate(file)
     sentences, findings = list(told(found, declared)), list(check_mandate(found, declared))
     for finding in () if as_json else findings:
         typer.echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
-    text = "\n".join([*sentences, f"{len(found.steps)} steps, {len(findings)} findings"])
-    show({"steps": len(found.steps), "told": sentences, "findings": findings}, as_json, text)
-    if findings:
-        raise typer.Exit(FINDING)
+    text = [*sentences, f"{len(found.steps)} steps, {len(findings)} findings"]
+    return Answer({"steps": len(found.steps), "told": sentences, "findings": findings}, text, bool(findings))
 
 
 @app.command("schema")
@@ -142,7 +122,7 @@ def schema() -> None:
     \b
     Example:
       runtime-authz mandate schema > mandate.schema.json
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from langchain_runtime_authz.mandate.model import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))

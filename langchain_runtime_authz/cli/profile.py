@@ -7,40 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
+from typer import Argument, Option
 
-from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.cli._errors import FINDING, Json, reporting, show
+from langchain_runtime_authz.cli._app import Answer, App
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.profile import (
-    EFFECTS,
-    SHIPPED,
-    SINKS,
-    ToolProfile,
-    check_arguments,
-    load_profiles,
-    raise_by_hints,
-)
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-app = typer.Typer(help="Write and check tool profiles.", no_args_is_help=True, rich_markup_mode=None)
-Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
+    from langchain_runtime_authz.profile import ToolProfile
+
+app = App(help="Write and check tool profiles.")
+Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
 
 
 @app.command("suggest")
 def suggest(
     target: Annotated[str, Target],
     profiles: Annotated[
-        str | None, typer.Option("--profiles", metavar="FILE", help="Existing profiles: only other tools are proposed.")
+        str | None, Option(metavar="FILE", help="Existing profiles: only other tools are proposed.")
     ] = None,
     write: Annotated[
-        Path | None,
-        typer.Option("--write", metavar="FILE", help="Write the YAML to a new file instead of printing it."),
+        Path | None, Option(metavar="FILE", help="Write the YAML to a new file instead of printing it.")
     ] = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Propose a profile for each tool of a graph that has none.
 
     The module is imported from the current directory, so its code runs. The graph is not invoked. Each proposal is a
@@ -51,41 +41,40 @@ def suggest(
     Examples:
       runtime-authz profile suggest my_agent:graph
       runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
     from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.cli.inspect import graph_tools
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+    from langchain_runtime_authz.profile import EFFECTS, SINKS, load_profiles
 
-    with reporting():
-        declared = load_profiles(profiles)
-        held = Profiles(declared)
-        open_ = [t for t in graph_tools(target) if t.name not in declared and not held.of(t).declared]
-        header = [
-            "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
-            "# each stanza: correct each guess, remove its mark, uncomment what is true, and remove the `draft` line.",
-            "# The kinds of `critical` are explained in docs/profiles.md.",
-            f"# effect: {', '.join(EFFECTS)}",
-            f"# sink: {', '.join(SINKS)}",
-            "# trust: system, internal, external",
-        ]
-        stanzas = "\n".join(propose(t).yaml() for t in open_)
-        text = "\n".join(header) + ("\ntools:\n" + stanzas + "\n" if open_ else "\ntools: {}\n")
-        if write is not None:
-            with write.open("x", encoding="utf-8") as file:  # never overwrite a review
-                file.write(text)
-            typer.echo(f"{write}: {len(open_)} drafts", err=True)
-        if as_json:
-            show({"drafts": [t.name for t in open_], "proposed": text}, as_json)
-        elif write is None:
-            typer.echo(text, nl=False)
+    declared = load_profiles(profiles)
+    held = Profiles(declared)
+    open_ = [t for t in graph_tools(target) if t.name not in declared and not held.of(t).declared]
+    text = [
+        "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
+        "# each stanza: correct each guess, remove its mark, uncomment what is true, and remove the `draft` line.",
+        "# The kinds of `critical` are explained in docs/profiles.md.",
+        f"# effect: {', '.join(EFFECTS)}",
+        f"# sink: {', '.join(SINKS)}",
+        "# trust: system, internal, external",
+        *(["tools:", *(propose(t).yaml() for t in open_)] if open_ else ["tools: {}"]),
+    ]
+    proposed = "\n".join([*text, ""])
+    told = {"drafts": [t.name for t in open_], "proposed": proposed}
+    if write is None:
+        return Answer(told, text)
+    with write.open("x", encoding="utf-8") as file:  # never overwrite a review
+        file.write(proposed)
+    typer.echo(f"{write}: {len(open_)} drafts", err=True)
+    return Answer(told, ())
 
 
 @app.command("check")
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
+    file: Annotated[str, Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
     target: Annotated[str | None, Target] = None,
-    as_json: Json = False,
-) -> None:
+    as_json: bool = False,
+) -> Answer:
     """Check a profile file, also against the tools of a graph.
 
     Findings (exit code 1): a tool without a profile, a draft, a draft that was accepted unread, an argument that the
@@ -97,14 +86,15 @@ def check(
     Examples:
       runtime-authz profile check profiles.yaml
       runtime-authz profile check profiles.yaml my_agent:graph
-    """  # noqa: D301  (`\b` keeps the lines apart)
+    """
+    from langchain_runtime_authz._validate import read_yaml
     from langchain_runtime_authz.cli.inspect import graph_tools
+    from langchain_runtime_authz.profile import SHIPPED, load_profiles
 
-    with reporting():
-        declared = load_profiles(file)
-        tools = graph_tools(target) if target is not None else []
-        loaded = read_yaml(file, Code.PROFILE_INVALID) if file not in SHIPPED else {}
-        tests = _tested(declared, loaded)
+    declared = load_profiles(file)
+    tools = graph_tools(target) if target is not None else []
+    loaded = read_yaml(file, Code.PROFILE_INVALID) if file not in SHIPPED else {}
+    tests = _tested(declared, loaded)
     findings = [f"{n}: it is a draft; review it and remove `draft`" for n, p in declared.items() if p.draft]
     findings += [
         f"{n}: {doubts} marks DOUBT were left when it was accepted; confirm or correct each fact, then remove its mark"
@@ -121,13 +111,12 @@ def check(
         typer.echo(f"note: {name}: the graph has no such tool", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
-    show({**counts, "findings": findings, "idle": idle}, as_json, text)
-    if findings:
-        raise typer.Exit(FINDING)
+    return Answer({**counts, "findings": findings, "idle": idle}, text, bool(findings))
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles, arguments_of, digest_of, foreign
+    from langchain_runtime_authz.profile import check_arguments, raise_by_hints
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library
@@ -149,6 +138,8 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
 
 def _doubts(file: Path) -> dict[str, int]:
     """Return tool → how many lines of its stanza are still marked as doubts of `profile suggest`."""
+    import yaml
+
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     root: Any = yaml.compose(text)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
-import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.errors import ConfigError, sentence
 
 if TYPE_CHECKING:
@@ -22,30 +23,24 @@ _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED"
 
 
 def replay_trace(
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="The trace.")],
-    profiles: Annotated[
-        str, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
-    ],
+    file: Annotated[Path, Argument(metavar="FILE.jsonl", help="The trace.")],
+    profiles: Annotated[str, Option(metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")],
     mandate: Annotated[
-        Path | None, typer.Option("--mandate", metavar="FILE", help="What the task orders (YAML); default: its words.")
+        Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
     policy_data: Annotated[
-        Path | None,
-        typer.Option("--policy-data", metavar="FILE", help="Keys of the shipped policy's data.json to replace."),
+        Path | None, Option(metavar="FILE", help="Keys of the shipped policy's data.json to replace.")
     ] = None,
     policy: Annotated[
         Path | None,
-        typer.Option(
-            "--policy",
-            metavar="DIR",
-            help="The policy that decides: a directory of Rego with its data.json, a project, a bundle.",
+        Option(
+            metavar="DIR", help="The policy that decides: a directory of Rego with its data.json, a project, a bundle."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     opa: Annotated[
-        str | None, typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH.")
+        str | None, Option(metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH.")
     ] = None,
-) -> None:
+) -> Answer:
     """Decide a recorded trace: show what would have been stopped or asked about. Nothing runs.
 
     A trace is JSON Lines: a header, then the user's words, the calls and their outputs.
@@ -66,22 +61,16 @@ def replay_trace(
     Without --policy the shipped policy decides. Rego is compiled first, which needs OPA.
 
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    with reporting():
-        from langchain_runtime_authz.report.trace import read_trace
-        from langchain_runtime_authz.report.trace import replay_trace as replay
+    """
+    from langchain_runtime_authz.report.trace import read_trace
+    from langchain_runtime_authz.report.trace import replay_trace as replay
 
-        if policy is not None and policy_data is not None:
-            raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")
-        trace = read_trace(file)
-        with closing(_pdp(policy, policy_data, opa)) as pdp:
-            result = replay(trace, profiles=profiles, pdp=pdp, mandate=mandate)
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
-    else:
-        _print(result)
-    if result.let_through:
-        raise typer.Exit(FINDING)
+    if policy is not None and policy_data is not None:
+        raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")
+    trace = read_trace(file)
+    with closing(_pdp(policy, policy_data, opa)) as pdp:
+        result = replay(trace, profiles=profiles, pdp=pdp, mandate=mandate)
+    return Answer(result.to_dict(), _text(result), bool(result.let_through))
 
 
 def _pdp(policy: Path | None, data: Path | None, opa: str | None) -> WasmPDP | CedarPDP:
@@ -91,16 +80,16 @@ def _pdp(policy: Path | None, data: Path | None, opa: str | None) -> WasmPDP | C
     return WasmPDP(data=data) if policy is None else open_policy(policy, opa).pdp()
 
 
-def _print(result: Replayed) -> None:
+def _text(result: Replayed) -> Iterator[str]:
     for step in result.steps:
-        typer.echo(_line(step))
+        yield _line(step)
         if step.outcome != "permit":
-            why = [f"{code}: {sentence(code)}" for code in step.reasons]
-            typer.echo("".join(f"      {line}\n" for line in (*why, *step.evidence)), nl=False)
+            yield from (f"      {code}: {sentence(code)}" for code in step.reasons)
+            yield from (f"      {line}" for line in step.evidence)
     told = result.to_dict()
     if (first := next(iter(result.stopped), None)) is not None:
-        typer.echo(f"\nThe first step that would not have run: line {first.line}, {json.dumps(first.tool)[1:-1]}.")
-    typer.echo(
+        yield f"\nThe first step that would not have run: line {first.line}, {json.dumps(first.tool)[1:-1]}."
+    yield (
         f"\n{told['calls']} calls: {told['permitted']} permitted, {told['asked']} asked about, "
         f"{told['stopped']} would not have run.\n"
         f"Disturbed: {told['disturbed']} of {told['calls'] - told['unwanted']} calls that are not marked as unwanted.\n"

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -93,15 +93,12 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The results of a replay."""
-
     user_tasks: int
     pairs: int
     conditions: tuple[Condition, ...]
     rubber_stamp: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
         return {
             "benchmark": "agentdojo",
             "version": VERSION,
@@ -120,9 +117,6 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
         limit: the number of pairs of user task and injection task, spread over both; all by default.
         progress: the console of the progress bar.
         rubber_stamp: the share of the questions, between 0 and 1, that the user approves unread.
-
-    Raises:
-        ConfigError: AgentDojo is not installed.
     """
     suite = load_suite(SUITE)
     pairs = list(_diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values())))[:limit]
@@ -131,12 +125,15 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     cases: list[_Case] = [(user, None, {}) for user in users]
     cases += [(user, injection, attack(user, injection)) for user, injection in pairs]
 
-    conditions = []
+    conditions, dice = [], Random()  # noqa: S311
+
+    def looks_away() -> bool:
+        return dice.random() < rubber_stamp
+
     with _bar(progress) as bar:
         for name, authz in (("static token", None), ("runtime decision", RuntimeAuthz(profiles=PROFILES))):
             started = time.perf_counter()
-            dice = Random(0)  # noqa: S311  (the same numbers for each condition and each replay)
-            looks_away = partial(_happens, dice, rubber_stamp)
+            dice.seed(0)  # the same numbers for each condition and each replay
             outcomes = [_run(suite, authz, case, looks_away) for case in bar.track(cases, description=name)]
             seconds = time.perf_counter() - started
             conditions.append(Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds))
@@ -144,7 +141,6 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
 
 
 def render(report: Report, console: Console) -> None:
-    """Print the report, one column a condition."""
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
         caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls "
@@ -275,7 +271,6 @@ class World:
         self.ran: list[str] = []
 
     def tools(self) -> list[BaseTool]:
-        """Return the suite's tools, bound to this environment."""
         return [self._tool(f) for f in self._runtime.functions.values()]
 
     def parsed(self, name: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -341,7 +336,6 @@ class _User:
 
 
 def judge(kind: str, task: Any, world: World, answer: str, ran: Sequence[ToolCall]) -> bool:
-    """Return AgentDojo's verdict on the environment and the calls that ran."""
     from agentdojo.functions_runtime import FunctionCall
 
     facts = (answer, world.before, world.env)
@@ -359,10 +353,6 @@ def _plain(value: Any) -> Any:
 def _folded(text: str) -> str:
     """Remove line breaks, which the YAML of the environments folds and a repr escapes."""
     return "".join(text.replace("\\n", "").split())
-
-
-def _happens(dice: Random, probability: float) -> bool:
-    return dice.random() < probability
 
 
 def _share(flags: Iterator[bool]) -> float:

@@ -12,7 +12,7 @@ Agent, tools and script are the same both times. No language model and no networ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
+from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import AuthzDenied
@@ -61,8 +61,6 @@ PROFILES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Money that left the account."""
-
     recipient: str
     amount: float
     subject: str
@@ -76,7 +74,6 @@ class Bank:
     files: dict[str, str] = field(default_factory=lambda: {"bill-december.txt": BILL})
 
     def tools(self) -> list[BaseTool]:
-        """Return the agent's tools."""
 
         @tool
         def read_file(path: str) -> str:
@@ -98,11 +95,9 @@ class Bank:
 
     @property
     def total(self) -> float:
-        """The sum of all payments."""
         return sum(p.amount for p in self.payments)
 
     def paid(self, recipient: str) -> float:
-        """Return the sum that a recipient got."""
         return sum(p.amount for p in self.payments if p.recipient == recipient)
 
 
@@ -140,8 +135,6 @@ PAUSE: Final = 0.35  # seconds for a line on a terminal
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One call of the agent, and its outcome."""
-
     step: int
     tried: str
     decision: str
@@ -152,8 +145,6 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """The steps of one run of the script, and the bank's book."""
-
     bank: Bank
     rows: list[Row]
 
@@ -207,20 +198,18 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
     return Performance(bank, stage.rows)
 
 
-class _Both(MemorySink):
+class _Both:
     """Keep the records in memory for the stage, and in a file if one was requested."""
 
     def __init__(self, log: Path | None) -> None:
-        super().__init__(content=log is not None)
-        if log is None:
-            return
-        keep, file = self.defer, FileSink(log, content=True)
+        self.content = log is not None
+        self.records: list[dict[str, Any]] = []
+        self._file = FileSink(log, content=True) if log is not None else None
 
-        def both(build: Callable[[], dict[str, Any]]) -> None:
-            keep(build)
-            file.write(build())
-
-        self.defer = both
+    def write(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if self._file is not None:
+            self._file.write(record)
 
 
 class _Stage:
@@ -241,7 +230,6 @@ class _Stage:
                 time.sleep(PAUSE)
 
     def hear(self, words: str) -> None:
-        """Show words of the user."""
         self.say(f"alice:  {words}", "bold cyan")
 
     def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -27,8 +27,6 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.session import Session
 
-__all__ = ["VERSION", "Replayed", "Step", "Trace", "read_trace", "replay_trace"]
-
 VERSION: Final = 1
 _NO_OBJECT: Final = "not a JSON object"
 MAIN: Final = "main"
@@ -50,8 +48,6 @@ class _Event(_Line):
 
 
 class User(_Event):
-    """Words of the user."""
-
     type: Literal["user"]
     text: str
 
@@ -83,16 +79,12 @@ class ToolOutput(_Event):
 
 
 class Delegate(_Event):
-    """A delegation to another agent."""
-
     type: Literal["delegate"]
     agent: Name
     parent: Name = MAIN
 
 
 class End(_Event):
-    """The end of a delegated agent."""
-
     type: Literal["end"]
     agent: Name
 
@@ -103,8 +95,6 @@ _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discrimin
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace: every event with its line."""
-
     subject: str
     events: tuple[tuple[int, Event], ...]
 
@@ -159,7 +149,6 @@ class Replayed:
         return tuple(s for s in self.steps if s.unwanted and s.ran)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
         return {
             "version": VERSION,
             "calls": len(self.steps),
@@ -174,13 +163,7 @@ class Replayed:
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Read a whole trace before anything is decided.
-
-    Raises:
-        ConfigError: a line is malformed, or names a call or an agent that no earlier line made; the error names the
-            line's number.
-        OSError: the file cannot be read.
-    """
+    """Read a whole trace before anything is decided. The error names the line that is malformed."""
     name = Path(path).name
     with Path(path).open("rb") as file:
         lines = enumerate(file, 1)
@@ -275,14 +258,8 @@ def replay_trace(
 ) -> Replayed:
     """Decide and observe every call of a trace, without a graph and without running anything.
 
-    Args:
-        trace: the result of `read_trace`.
-        mandate: what the task orders, as for `RuntimeAuthz.run`.
-        options: arguments of the `RuntimeAuthz` that decides: `profiles`, `pdp`, …
-
-    Raises:
-        ConfigError: an option is wrong.
-        AuthzDenied: the run may not start.
+    `mandate` is what the task orders, as for `RuntimeAuthz.run`. `options` are arguments of the `RuntimeAuthz` that
+    decides: `profiles`, `pdp`, …
     """
     clock = _Clock()
     authz = RuntimeAuthz(ledger=MemoryLedger(clock=clock), **options)

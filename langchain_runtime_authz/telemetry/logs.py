@@ -13,8 +13,6 @@ from opentelemetry import trace
 
 from langchain_runtime_authz.credential.current_call import current_scope
 
-__all__ = ["logger"]
-
 
 class _Ids(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:

@@ -20,8 +20,6 @@ from langchain_runtime_authz._deadline import begun
 from langchain_runtime_authz.authzen import Decision, Subject
 from langchain_runtime_authz.telemetry import names as n
 
-__all__ = ["Instruments", "count", "count_decision", "instruments", "observe_ledger", "time_engine"]
-
 _ledgers: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()  # whose questions and doubts are counted → tenant
 
 WAIT: Final = 1.0  # seconds for one figure of a ledger

@@ -29,9 +29,6 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry import names as n
 
-__all__ = ["OpenSpan", "execute_tool_span", "inject", "is_idle", "record_decision", "record_event",
-           "record_observation", "run_span", "traceparent"]  # fmt: skip
-
 # Equal requests of one process have equal hashes. Without the key, their content cannot be guessed.
 _HASH_KEY: Final = secrets.token_bytes(32)
 _MAX_NAME: Final = 128  # a model may make up a tool's name
@@ -103,7 +100,6 @@ class OpenSpan:
 
 
 def is_idle() -> bool:
-    """Return True if no SDK records spans."""
     return _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS  # noqa: SLF001
 
 
@@ -262,7 +258,6 @@ def _content(value: Any) -> str | None:
 
 
 def _of(run: Any) -> dict[str, Any]:
-    """Return what every span of a run tells of it."""
     return {
         n.CONVERSATION_ID: run.scope.thread,
         n.RUN_ID: run.run_id,
@@ -291,7 +286,6 @@ def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run:
 
 
 def _context(run: Any) -> otel_context.Context | None:
-    """Return the context of a span of a run."""
     return run.span.context() if run is not None and run.span is not None else None
 
 

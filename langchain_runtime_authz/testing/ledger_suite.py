@@ -12,10 +12,10 @@ The store may hold other threads already: every test uses its own threads and jt
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -72,8 +72,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakeLease,
     TakePending,
 )
-from langchain_runtime_authz.testing.doubt_suite import DoubtContract
-from langchain_runtime_authz.testing.ledger_harness_suite import ROOT, TTL, unique
+from langchain_runtime_authz.testing.doubt_suite import ROOT, TTL, DoubtContract, unique
 
 THREADS: Final = 8
 DIGEST: Final = "sha256:" + "0" * 64
@@ -1207,7 +1206,7 @@ class DurableLedgerContract(LedgerContract):
     def test_what_was_committed_outlives_its_process(self) -> None:
         """One that is killed as its commit returns; nobody closed anything."""
         assert not self.load().exists
-        (jti,) = _in_processes(1, lambda _: self._leave_everything())
+        (jti,) = _in_processes(1, self._leave_everything)
         lease = self.load(jti=jti).lease
         assert lease is not None
         seen = self.everything(lease, "k", "q")
@@ -1224,7 +1223,7 @@ class DurableLedgerContract(LedgerContract):
         self.refuse(Code.RATE_EXCEEDED, SpendRate("pay", 60, 1))
         self.refuse(Code.CALL_IN_PROGRESS, ClaimCall("k", jti, repeatable=False))
 
-    def _leave_everything(self) -> str:
+    def _leave_everything(self, _: int, tell: Callable[[str], None]) -> None:
         with self.again() as self.ledger:
             self.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("pay"),), first=True))
             self.do(AdvanceEpoch(1, (_said("never above 10"),), deliver=True))
@@ -1233,15 +1232,14 @@ class DurableLedgerContract(LedgerContract):
             self.do(RecordStep(call="pay"), Revoke(("root", "bad")))
             self.do(_claim("k", lease, tokens=(f"token-{lease.jti}",)))
             self.do(AskApproval(Approval("q", DIGEST, 2)), SpendBudget("pay", 1), SpendRate("pay", 60, 1))
-            os.write(_OUT, lease.jti.encode())
+            tell(lease.jti)
             os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
 
     def test_one_of_many_processes_wins(self) -> None:
         """A claim and a correction: exactly one of four gets it, and every count is kept."""
         leases = [self.lease(("root", str(i))) for i in range(4)]
 
-        def race(number: int) -> str:
+        def race(number: int, tell: Callable[[str], None]) -> None:
             with self.again() as ledger:
                 lease = leases[number]
                 won = []
@@ -1251,7 +1249,7 @@ class DurableLedgerContract(LedgerContract):
                     won.append("1" if isinstance(done, Committed) else "0")
                     ledger.commit(self.scope, None, [RecordStep(call="all")])
                 ledger.commit(self.scope, None, [AdvanceEpoch(1, (_said(str(number)),))])
-            return "".join(won)
+            tell("".join(won))
 
         won = _in_processes(4, race)
         counted = self.load(log=True)
@@ -1266,10 +1264,10 @@ class DurableLedgerContract(LedgerContract):
         lease = self.lease()
         asyncio.run(self.ledger.aload(self.scope, Query()))
 
-        def child(number: int) -> str:
+        def child(number: int, tell: Callable[[str], None]) -> None:
             self.do(RecordStep(call="child"), guard=_guard(lease))
             asyncio.run(self.ledger.acommit(self.scope, None, [RecordStep(call="child")]))
-            return str(number)
+            tell(str(number))
 
         assert _in_processes(2, child) == ["0", "1"]
         self.do(RecordStep(call="parent"))
@@ -1326,31 +1324,19 @@ class DurableLedgerContract(LedgerContract):
         assert self.load().history.steps == 1
 
 
-_OUT: int = -1  # in a process of `_in_processes`: where it tells its answer
-
-
-def _in_processes(count: int, work: Callable[[int], str]) -> list[str]:
-    """Return what `work` answers in so many processes at once."""
-    global _OUT  # noqa: PLW0603  (of a process that ends with this function)
-    pipes, pids = [os.pipe() for _ in range(count)], []
-    for number, (_, out) in enumerate(pipes):
-        pid = os.fork()
-        if pid == 0:
-            _OUT = out
-            try:
-                os.write(out, work(number).encode())
-            except BaseException:  # noqa: BLE001  (nothing of a child may go on as the parent)
-                os.write(out, traceback.format_exc().encode())
-            finally:
-                os._exit(0)
-        os.close(out)
-        pids.append(pid)
-    answers = []
-    for (source, _), pid in zip(pipes, pids, strict=True):
-        with os.fdopen(source, "rb") as file:
-            answers.append(file.read().decode())
-        os.waitpid(pid, 0)
-    return answers
+def _in_processes(count: int, work: Callable[[int, Callable[[str], None]], None]) -> list[str]:
+    """Return what `work` tells, with its number, in so many processes at once."""
+    fork, running = multiprocessing.get_context("fork"), []
+    for number in range(count):
+        answer, end = fork.Pipe(duplex=False)
+        process = fork.Process(target=work, args=(number, end.send))
+        process.start()
+        end.close()  # a process that dies untold is an error, not a wait
+        running.append((process, answer))
+    told = [answer.recv() for _, answer in running]
+    for process, _ in running:
+        process.join()
+    return told
 
 
 def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from langchain_runtime_authz.cli._errors import FINDING, Json, Key, reporting, show
+from langchain_runtime_authz.cli._app import Answer, App, Key, lines
 from langchain_runtime_authz.cli.policy.asking import Opa, PolicyPath, explain, recorded_in, said, try_request
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.cli.policy.project import Policy
     from langchain_runtime_authz.cli.policy.replay import Flip, Recorded
 
-__all__ = ["app"]
-
-app = typer.Typer(
+app = App(
     help="""Write, test, compare, release and question policies.
 
     POLICY is a project directory (`policy init`), a bundle (`policy build`) or an edited data.json. Without POLICY
@@ -38,21 +37,18 @@ app = typer.Typer(
       schema   print the JSON Schema of the request that policies read
 
     Exit codes: 0; 1 for a finding (a failed case, a flip); 2 if a command could not do its work.""",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 
-Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
+Log = Annotated[Path, Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
 _STARTER = Path(__file__).with_name("starter")
 
 
 @app.command("init")
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
-    engine: Annotated[Literal["rego", "cedar"], typer.Option("--engine", help="The language of your rules.")] = "rego",
-    as_json: Json = False,
-) -> None:
+    directory: Annotated[Path, Argument(metavar="DIR", help="A new or empty directory.")],
+    engine: Annotated[Literal["rego", "cedar"], Option("--engine", help="The language of your rules.")] = "rego",
+) -> Answer:
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
 
     Put rules of your own in DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...` adds to
@@ -64,27 +60,25 @@ def init(
       runtime-authz policy init my-policy
       runtime-authz policy init my-policy --engine cedar
       runtime-authz policy test my-policy
-    """  # noqa: D301  (`\b` keeps the lines apart)
-    with reporting():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ConfigError(f"`{directory.name}` is not empty; name a new directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        wrote = []
-        other = "data.json" if engine == "cedar" else "cedar/own.cedar"
-        for file in sorted(f for f in _STARTER.rglob("*") if f.is_file()):
-            if (name := file.relative_to(_STARTER).as_posix()) == other:
-                continue
-            text = file.read_text(encoding="utf-8")
-            text += "engine: cedar\n" if engine == "cedar" and name == "policy.yaml" else ""
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_text(text, encoding="utf-8")
-            wrote.append(str(directory / name))
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"`{directory.name}` is not empty; name a new directory")
+    wrote = []
+    other = "data.json" if engine == "cedar" else "cedar/own.cedar"
+    for file in sorted(f for f in _STARTER.rglob("*") if f.is_file()):
+        if (name := file.relative_to(_STARTER).as_posix()) == other:
+            continue
+        text = file.read_text(encoding="utf-8")
+        text += "engine: cedar\n" if engine == "cedar" and name == "policy.yaml" else ""
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text, encoding="utf-8")
+        wrote.append(str(directory / name))
     lines = [*(f"wrote  {file}" for file in wrote), f"next   runtime-authz policy test {directory}"]
-    show({"wrote": str(directory), "files": wrote}, as_json, "\n".join(lines))
+    return Answer({"wrote": str(directory), "files": wrote}, lines)
 
 
 @app.command("check")
-def check(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None) -> None:
+def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     """Find what is wrong with a policy, without running it.
 
     Checks the shape of data and profiles, and finds what OPA does not report: a file in the wrong place, a negated
@@ -95,24 +89,20 @@ def check(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None) -> 
     Examples:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.cli.policy.lint import lint_rego
     from langchain_runtime_authz.cli.policy.project import open_policy, read_rego, unread
 
-    with reporting():
-        # Text first: its findings explain why a compiler refuses.
-        own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
-        found = unread(policy) if policy else []
-        found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
+    # Text first: its findings explain why a compiler refuses.
+    own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
+    found = unread(policy) if policy else []
+    found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
+    if not found:
+        opened = open_policy(policy, opa)
+        found += [] if opened.cedar else _wrong(opened, own, opa)
         if not found:
-            opened = open_policy(policy, opa)
-            found += [] if opened.cedar else _wrong(opened, own, opa)
-            if not found:
-                opened.pdp().close()
-    text = "\n".join([*found, f"{len(found)} findings" if found else "nothing found"])
-    show({"findings": found}, as_json, text)
-    if found:
-        raise typer.Exit(FINDING)
+            opened.pdp().close()
+    return Answer({"findings": found}, [*found, f"{len(found)} findings" if found else "nothing found"], bool(found))
 
 
 def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
@@ -123,14 +113,15 @@ def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
     found = list(lint_rego({n: t for n, t in opened.rego.items() if n not in own}))
-    found += lint_paths({n: t for n, t in opened.rego.items() if not n.endswith(SHIPPED_REGO)}, opa)
+    if not all(name.endswith(SHIPPED_REGO) for name in opened.rego):
+        found += lint_paths(opened.rego, opa)
     whole = opened.data if opened.wasm is not None else merge_shipped(opened.data)
     data = whole.get(DATA_ROOT, {})
     return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
 
 
 @app.command("test")
-def run_tests(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None) -> None:
+def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False) -> Answer:
     """Run a policy's cases on its Wasm, and its Rego tests (rego/*_test.rego) with OPA.
 
     A policy without rules of its own does not need OPA. Exit code 1 if a case is decided differently.
@@ -139,19 +130,16 @@ def run_tests(policy: PolicyPath = None, as_json: Json = False, opa: Opa = None)
     Examples:
       runtime-authz policy test my-policy
       runtime-authz policy test policy.tar.gz
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.cli.policy.project import open_policy
 
-    with reporting():
-        opened = open_policy(policy, opa)
-        if not opened.cases:
-            raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
-        cases, failed = _run_cases(opened, as_json)
-        rego = _run_rego_tests(policy, opened, opa)
+    opened = open_policy(policy, opa)
+    if not opened.cases:
+        raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
+    cases, failed = _run_cases(opened, as_json)
+    rego = _run_rego_tests(policy, opened, opa)
     text = f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}"
-    show({"cases": cases, "failed": failed, "opa": rego}, as_json, text)
-    if failed:
-        raise typer.Exit(FINDING)
+    return Answer({"cases": cases, "failed": failed, "opa": rego}, text, bool(failed))
 
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
@@ -190,12 +178,11 @@ def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str
 @app.command("diff")
 def diff(
     log: Log,
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The policy today.")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="The edited policy.")],
+    before: Annotated[Path, Argument(metavar="BEFORE", help="The policy today.")],
+    after: Annotated[Path, Argument(metavar="AFTER", help="The edited policy.")],
     key: Key = None,
-    as_json: Json = False,
     opa: Opa = None,
-) -> None:
+) -> Answer:
     """List the decisions of a recorded log that an edited policy would change, before it ships.
 
     It also lists changed obligations of an unchanged outcome. Requests hold the profiles of their time; tools with
@@ -205,19 +192,17 @@ def diff(
     Examples:
       runtime-authz policy diff audit.jsonl my-policy my-policy-edited
       runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.cli.policy.project import open_policy
     from langchain_runtime_authz.cli.policy.replay import flips
 
-    with reporting():
-        recorded, lost = recorded_in(log, key)
-        new = open_policy(after, opa)
-        found = flips(recorded, open_policy(before, opa), new)
-    _tell(found, recorded, lost, new, as_json)
+    recorded, lost = recorded_in(log, key)
+    new = open_policy(after, opa)
+    return _told(flips(recorded, open_policy(before, opa), new), recorded, lost, new)
 
 
 @app.command("replay")
-def replay(log: Log, policy: PolicyPath = None, key: Key = None, as_json: Json = False, opa: Opa = None) -> None:
+def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None) -> Answer:
     """Decide a recorded log again by a policy of today, and list the changes.
 
     Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one. Refusals by the enforcement point itself are
@@ -227,57 +212,36 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, as_json: Json =
     Examples:
       runtime-authz policy replay audit.jsonl my-policy
       runtime-authz policy replay audit.jsonl data.json
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.cli.policy.project import open_policy
     from langchain_runtime_authz.cli.policy.replay import flips
 
-    with reporting():
-        recorded, lost = recorded_in(log, key)
-        new = open_policy(policy, opa)
-        found = flips(recorded, None, new)
-    _tell(found, recorded, lost, new, as_json)
+    recorded, lost = recorded_in(log, key)
+    new = open_policy(policy, opa)
+    return _told(flips(recorded, None, new), recorded, lost, new)
 
 
-def _tell(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy, as_json: bool) -> None:
+def _told(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy) -> Answer:
     from langchain_runtime_authz.cli.policy.replay import other_profiles
 
     flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
     profiled = other_profiles(recorded, policy)
-    if as_json:
-        told = {
-            "decided": len(recorded),
-            "without_content": lost,
-            "flips": [_flip(f) for f in flips],
-            "obliged_otherwise": [_flip(f) for f in others],
-            "other_profiles": profiled,
-        }
-        typer.echo(json.dumps(told, indent=2))
-    else:
-        for f in flips:
-            typer.echo(
-                f"flip  {f.decision_id[:12]}  {f.action} {f.asked}: "
-                f"{said(f.before, f.reasons_before)} -> {said(f.after, f.reasons_after)}"
-            )
-        for f in others:
-            was, now = (", ".join(terms) or "nothing" for terms in (f.obliged_before, f.obliged_after))
-            typer.echo(f"duty  {f.decision_id[:12]}  {f.action} {f.asked}: {f.after}, obliges to {was} -> {now}")
-        if profiled:
-            typer.echo(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
-        more = f"; {len(others)} oblige differently" if others else ""
-        left = f"; {lost} left out because their contents were not recorded" if lost else ""
-        typer.echo(f"{len(flips)} of {len(recorded)} decisions flip{more}{left}")
-    if found:
-        raise typer.Exit(FINDING)
-
-
-def _flip(f: Flip) -> dict[str, Any]:
-    return {
-        "decision_id": f.decision_id,
-        "action": f.action,
-        "resource": f.resource,
-        "before": {"outcome": f.before, "reasons": list(f.reasons_before), "obligations": list(f.obliged_before)},
-        "after": {"outcome": f.after, "reasons": list(f.reasons_after), "obligations": list(f.obliged_after)},
+    told = {
+        "decided": len(recorded),
+        "without_content": lost,
+        "flips": [f.to_dict() for f in flips],
+        "obliged_otherwise": [f.to_dict() for f in others],
+        "other_profiles": profiled,
     }
+    text = [f"flip  {f}: {said(f.before)} -> {said(f.after)}" for f in flips]
+    for f in others:
+        was, now = (", ".join(one.obligations) or "nothing" for one in (f.before, f.after))
+        text.append(f"duty  {f}: {f.after.outcome}, obliges to {was} -> {now}")
+    if profiled:
+        text.append(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
+    more = f"; {len(others)} oblige differently" if others else ""
+    left = f"; {lost} left out because their contents were not recorded" if lost else ""
+    return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(found))
 
 
 app.command("explain")(explain)
@@ -286,17 +250,15 @@ app.command("try")(try_request)
 
 @app.command("build")
 def build(
-    policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A project.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The bundle to write.")],
-    revision: Annotated[
-        int | None, typer.Option("--revision", min=1, help="Replaces the revision in policy.yaml.")
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", metavar="PEM", help="Private key to sign it with.")] = None,
-    algorithm: Annotated[str, typer.Option("--alg", help="ES256, EdDSA, RS256 or a relative.")] = "ES256",
-    key_id: Annotated[str, typer.Option("--key-id", help="The id under which the key is trusted.")] = "default",
-    as_json: Json = False,
+    policy: Annotated[Path, Argument(metavar="POLICY", help="A project.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The bundle to write.")],
+    revision: Annotated[int | None, Option(min=1, help="Replaces the revision in policy.yaml.")] = None,
+    key: Annotated[Path | None, Option(metavar="PEM", help="Private key to sign it with.")] = None,
+    algorithm: Annotated[str, Option("--alg", help="ES256, EdDSA, RS256 or a relative.")] = "ES256",
+    key_id: Annotated[str, Option(help="The id under which the key is trusted.")] = "default",
     opa: Opa = None,
-) -> None:
+    as_json: bool = False,
+) -> Answer:
     """Make one revision of policy, data, profiles, grants and cases: an OPA bundle, signed with --key.
 
     Its cases run first. If one fails, nothing is written and the exit code is 1. OPA compiles rules in Rego.
@@ -306,43 +268,39 @@ def build(
     Examples:
       runtime-authz policy build my-policy -o policy.tar.gz
       runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
     from langchain_runtime_authz.pap.bundle import pack, parse_bundle
     from langchain_runtime_authz.pap.reloading import self_test
     from langchain_runtime_authz.pap.signature import SIGNATURES, sign
 
-    with reporting():
-        if output.is_dir():
-            raise ConfigError(f"`{output}` is a directory; name the file to write")
-        opened = open_policy(policy, opa)
-        if not (policy / "policy.yaml").is_file():
-            raise ConfigError(
-                f"`{opened.name}` is not a project; `runtime-authz policy init` makes one", Code.POLICY_INVALID
-            )
-        cases, failed = _run_cases(opened, as_json)
-        if failed:
-            if as_json:
-                show({"wrote": None, "cases": cases}, as_json)
-            typer.echo(f"{failed} cases are decided differently: nothing was written", err=True)
-            raise typer.Exit(FINDING)
-        files = bundle_files(opened, revision or opened.number)
-        if key is not None:
-            files[SIGNATURES] = sign(files, key.read_bytes(), algorithm, key_id)
-        made = parse_bundle(files, output.name, None)
-        with closing(opened.pdp()) as pdp:
-            self_test(pdp, made)
-        new = output.with_name(output.name + ".new")
-        new.write_bytes(pack(files))
-        new.replace(output)
+    if output.is_dir():
+        raise ConfigError(f"`{output}` is a directory; name the file to write")
+    opened = open_policy(policy, opa)
+    if not (policy / "policy.yaml").is_file():
+        wanted = "is not a project; `runtime-authz policy init` makes one"
+        raise ConfigError(f"`{opened.name}` {wanted}", Code.POLICY_INVALID)
+    cases, failed = _run_cases(opened, as_json)
+    if failed:
+        typer.echo(f"{failed} cases are decided differently: nothing was written", err=True)
+        return Answer({"wrote": None, "cases": cases}, (), finding=True)
+    files = bundle_files(opened, revision or opened.number)
+    if key is not None:
+        files[SIGNATURES] = sign(files, key.read_bytes(), algorithm, key_id)
+    made = parse_bundle(files, output.name, None)
+    with closing(opened.pdp()) as pdp:
+        self_test(pdp, made)
+    new = output.with_name(output.name + ".new")
+    new.write_bytes(pack(files))
+    new.replace(output)
     signed = f"by {key_id} ({algorithm})" if key is not None else "no; give --key"
     told = {"wrote": str(output), "revision": made.revision, "signed": signed}
-    show({**told, "cases": cases} if as_json else told, as_json)
+    return Answer({**told, "cases": cases}, lines(told))
 
 
 @app.command("schema")
 def schema(
-    example: Annotated[bool, typer.Option("--example", help="Print the request that cases start from.")] = False,
+    example: Annotated[bool, Option("--example", help="Print the request that cases start from.")] = False,
 ) -> None:
     """Print the JSON Schema of the request that a policy reads.
 
@@ -350,7 +308,7 @@ def schema(
     Examples:
       runtime-authz policy schema > request.schema.json
       runtime-authz policy schema --example > request.json
-    """  # noqa: D301
+    """
     from langchain_runtime_authz.authzen import request_schema
     from langchain_runtime_authz.testing.requests import example_request
 

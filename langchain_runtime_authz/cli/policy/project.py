@@ -22,16 +22,18 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from pydantic import ValidationError
+
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authzen import strict_json
-from langchain_runtime_authz.cli.policy.cases import patched
-from langchain_runtime_authz.errors import Code, ConfigError, unreadable
-from langchain_runtime_authz.facts.local_time import checked_zone
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.facts.local_time import checked_zone, local_time
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
     CEDAR,
@@ -51,8 +53,7 @@ from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
-
-__all__ = ["Policy", "find_opa", "open_policy", "run_opa", "unread"]
+from langchain_runtime_authz.testing.requests import NOW, example_request
 
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED_REGO: Final = "runtime_authz.rego"
@@ -92,11 +93,7 @@ class Policy:
     cedar: Mapping[str, str] = field(default_factory=dict)
 
     def pdp(self) -> WasmPDP | CedarPDP:
-        """Return an engine for it.
-
-        Raises:
-            ConfigError: `policy_invalid`.
-        """
+        """Return an engine for it. Raises `ConfigError`: `policy_invalid`."""
         if self.cedar:
             return cedar_pdp(self.cedar)
         if self.wasm is not None and DATA_ROOT in self.data:
@@ -105,11 +102,7 @@ class Policy:
 
 
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:
-    """Return the policy at a path, or the shipped one.
-
-    Raises:
-        ConfigError: `policy_invalid` or `profile_invalid`, saying what is wrong and where.
-    """
+    """Return the policy at a path, or the shipped one. Raises `ConfigError`, saying what is wrong and where."""
     if source is None:
         return Policy("shipped", rego={SHIPPED_REGO: shipped_rego()})
     source = source if source.name else source.resolve()  # `.` has no name to show
@@ -201,11 +194,7 @@ def _bare(path: Path, opa: str | None) -> Policy:
 
 
 def read_rego(file: Path) -> str:
-    """Return a file's source.
-
-    Raises:
-        ConfigError: `policy_invalid`: it is not text, or cannot be read.
-    """
+    """Return a file's source. Raises `ConfigError`: `policy_invalid`."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -213,7 +202,6 @@ def read_rego(file: Path) -> str:
 
 
 def shipped_rego() -> str:
-    """Return the source of the shipped policy."""
     return (_SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
 
 
@@ -248,6 +236,39 @@ def _project(path: Path, opa: str | None) -> Policy:
         cases=load_cases(patched(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
         zone=zone,
     )
+
+
+def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
+    """Return cases with whole requests: each case names only the differences from the example request.
+
+    `at` is the case's time, like `2026-11-27 18:30`, in the project's zone.
+    """
+    found = []
+    for i, case in enumerate(cases, 1):
+        if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
+            raise _invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
+        try:
+            given = case.get("request") or {}
+            now = NOW if "at" not in case else _seconds(str(case["at"]), zone)
+            request = example_request(given, now=now)
+            if zone is not None and not any(path.startswith("context.local") for path in given):
+                request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)
+        except ConfigError as exc:
+            raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {exc.detail}") from exc
+        except (KeyError, TypeError, AttributeError, ValidationError) as exc:
+            why = wrong_field(exc) if isinstance(exc, ValidationError) else f"no such path: {exc}"
+            raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
+        rest = {name: value for name, value in case.items() if name != "at"}
+        found.append({**rest, "request": json.loads(request.to_json())})
+    return found
+
+
+def _seconds(text: str, zone: ZoneInfo | None) -> int:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise _invalid(f"`at` is `{text}`, which is not a time; write it like 2026-11-27 18:30") from None
+    return int((at if at.tzinfo is not None else at.replace(tzinfo=zone or UTC)).timestamp())
 
 
 def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy:
@@ -285,9 +306,6 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
 
     `given` holds members of the shipped data to change (`merge_data`). Or it holds them under `runtime_authz_data`,
     next to the data of the project's own rules.
-
-    Raises:
-        ConfigError: `policy_invalid`.
     """
     shipped = strict_json((_SHIPPED / DATA).read_bytes())[DATA_ROOT]
     inner = given.get(DATA_ROOT, {} if set(given) - set(shipped) and DATA_ROOT in given else given)
@@ -337,11 +355,7 @@ def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
-    """Compile Rego to Wasm by `opa`.
-
-    Raises:
-        ConfigError: `policy_invalid`: there is no OPA, or OPA refused, with its words.
-    """
+    """Compile Rego to Wasm by `opa`. If OPA refuses, the error has its words."""
     with tempfile.TemporaryDirectory() as work:
         at = Path(work)
         names = [n.rpartition("/")[2] for n in rego]
@@ -360,12 +374,8 @@ def find_opa(given: str | None) -> str | None:
     return shutil.which(given or os.environ.get("OPA") or "opa")
 
 
-def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
-    """Run OPA and return its output.
-
-    Raises:
-        ConfigError: `policy_invalid`: see `compile_rego`.
-    """
+def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
+    """Run OPA and return its output, or with `findings` what it finds wrong."""
     binary = find_opa(given)
     if binary is None:
         wanted = given or os.environ.get("OPA") or "opa"
@@ -379,9 +389,9 @@ def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise _invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
-    if done.returncode:
+    if done.returncode and not findings:
         raise _invalid(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
-    return done.stdout
+    return done.stdout or done.stderr * findings
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -5,38 +5,33 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
 from langchain_runtime_authz.audit.chain import Opened, read_log, verified
+from langchain_runtime_authz.audit.record import place
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext
 from langchain_runtime_authz.cli.policy.project import Policy
 from langchain_runtime_authz.errors import ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator, serialise
 
-__all__ = [
-    "Flip",
-    "Recorded",
-    "asked",
-    "changes",
-    "decide",
-    "flips",
-    "other_profiles",
-    "read_decisions",
-    "refused",
-    "rules",
-]
-__all__ += ["zoned"]
-
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
 _SHOWN: Final = 100  # characters of a call's arguments
+
+
+class Answered(NamedTuple):
+    """An outcome, its reasons, and its obligations as texts."""
+
+    outcome: str
+    reasons: tuple[str, ...]
+    obligations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +39,32 @@ class Recorded:
     """A policy's decision and its request. A record holds only the types of obligations."""
 
     decision_id: str
-    outcome: str
-    reasons: tuple[str, ...]
     revision: str
     request: EvaluationRequest
-    obligations: tuple[str, ...] = ()
+    answered: Answered
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A request that two policies decide differently: another outcome, or other obligations."""
+    """A recorded request that is decided differently: another outcome, or other obligations. `str` is its name."""
 
-    decision_id: str
-    resource: str
-    action: str
-    before: str
-    after: str
-    reasons_before: tuple[str, ...]
-    reasons_after: tuple[str, ...]
-    asked: str
-    obliged_before: tuple[str, ...] = ()
-    obliged_after: tuple[str, ...] = ()
+    recorded: Recorded
+    before: Answered
+    after: Answered
 
     @property
     def turns(self) -> bool:
-        """True if the outcome changes."""
-        return self.before != self.after
+        return self.before.outcome != self.after.outcome
+
+    def __str__(self) -> str:
+        request = self.recorded.request
+        return f"{self.recorded.decision_id[:12]}  {request.action.name} {asked(request)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        request = self.recorded.request
+        about = {"action": request.action.name, "resource": request.resource.id}
+        changed = {"before": self.before._asdict(), "after": self.after._asdict()}
+        return {"decision_id": self.recorded.decision_id, **about, **changed}
 
 
 def asked(request: EvaluationRequest) -> str:
@@ -96,10 +91,6 @@ def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recor
 
     Refusals by the enforcement point are left out: no policy made them. A record without its contents cannot be
     decided again. `opened` gives sealed records their contents back.
-
-    Raises:
-        AuditError: `chain_broken`.
-        OSError: the log cannot be read.
     """
     verified(path)
     found, lost = [], 0
@@ -109,27 +100,16 @@ def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recor
                 if record.get("erased") or not record.get("request"):
                     raise ValueError
                 request = EvaluationRequest.model_validate_json(json.dumps(record["request"]))
-                found.append(
-                    Recorded(
-                        str(record["decision_id"]),
-                        str(record["outcome"]),
-                        tuple(record["reasons"]),
-                        str(record["policy_revision"]),
-                        request,
-                        tuple(sorted(map(str, record.get("obligations", ())))),
-                    )
-                )
+                terms = tuple(sorted(map(str, record.get("obligations", ()))))
+                answered = Answered(str(record["outcome"]), tuple(record["reasons"]), terms)
+                found.append(Recorded(str(record["decision_id"]), str(record["policy_revision"]), request, answered))
             except (ValidationError, ValueError, KeyError, TypeError):
                 lost += 1
     return found, lost
 
 
 def read_request(path: Path) -> EvaluationRequest:
-    """Return the request in a JSON file.
-
-    Raises:
-        ConfigError: it is not a request; the error names the field.
-    """
+    """Return the request in a JSON file. The error names the field."""
     try:
         return EvaluationRequest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as exc:
@@ -146,7 +126,6 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
 
 
 def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
-    """Decide each request alone."""
     evaluator = Evaluator(pdp, deadline=600)
     return [evaluator.evaluate([serialise(request)])[0] for request in requests]
 
@@ -155,33 +134,28 @@ def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) ->
     """Return the requests that `after` decides differently than `before`, or than the log.
 
     An edit that keeps the outcome may still drop a limit, a redaction or a second approver.
-
-    Raises:
-        ConfigError: a policy cannot be used.
     """
     requests = [r.request for r in recorded]
-    obliged = _types if before is None else _terms
-    if before is None:
-        old = [(r.outcome, r.reasons, r.obligations) for r in recorded]
-    else:
-        old = [(d.outcome, d.reasons, _terms(d)) for d in _decided(before, requests)]
-    found = []
-    for r, (outcome, reasons, terms), new in zip(recorded, old, _decided(after, requests), strict=True):
-        if new.outcome != outcome or obliged(new) != terms:
-            flip = Flip(
-                r.decision_id, r.request.resource.id, r.request.action.name, outcome, new.outcome, reasons, new.reasons,
-                asked(r.request), terms, obliged(new),
-            )  # fmt: skip
-            found.append(flip)
-    return found
+    write = _types if before is None else _terms
+    old = [r.answered for r in recorded] if before is None else _decided(before, requests, write)
+    found = map(Flip, recorded, old, _decided(after, requests, write))
+    return [f for f in found if f.turns or f.before.obligations != f.after.obligations]
 
 
-def _types(decision: Decision) -> tuple[str, ...]:
-    return tuple(sorted(o.type for o in decision.obligations))
+def _types(decision: Decision) -> Iterable[str]:
+    return (o.type for o in decision.obligations)
 
 
-def _terms(decision: Decision) -> tuple[str, ...]:
-    return tuple(sorted(f"{o.type} {json.dumps(o.properties, sort_keys=True)}" for o in decision.obligations))
+def _terms(decision: Decision) -> Iterable[str]:
+    return (f"{o.type} {json.dumps(o.properties, sort_keys=True)}" for o in decision.obligations)
+
+
+def _decided(
+    policy: Policy, requests: Sequence[EvaluationRequest], write: Callable[[Decision], Iterable[str]]
+) -> list[Answered]:
+    with closing(policy.pdp()) as pdp:
+        decided = decide(pdp, [zoned(policy, request) for request in requests])
+    return [Answered(d.outcome, d.reasons, tuple(sorted(write(d)))) for d in decided]
 
 
 def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
@@ -198,11 +172,6 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
         if any(told.get(name) != fact for name, fact in {**facts, "profiled": True}.items()):
             found.add(r.request.resource.id)
     return sorted(found)
-
-
-def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Decision]:
-    with closing(policy.pdp()) as pdp:
-        return decide(pdp, [zoned(policy, request) for request in requests])
 
 
 # --- why --------------------------------------------------------------------------------------------
@@ -225,36 +194,50 @@ def rules(policy: Policy, code: str, outcome: str) -> list[str]:
 
 
 Edit = Callable[[dict[str, Any]], None]
-
-
-def _node(document: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """Return the object that holds the last member of a dotted path, and that member's name."""
-    *way, last = path.split(".")
-    node: Any = document
-    for step in way:
-        node = node.get(step) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else {}, last
+# Facts that could have been different, in words, and their values.
+_MILDER: Final[tuple[tuple[str, str, Any], ...]] = (
+    ("the task's mandate covers the call", "/context/call/mandate/standing", "covered"),
+    ("each critical argument is told or known", "/context/call/mandate/backed", True),
+    ("the task and the plan are of one epoch", "/context/plan/stale", False),
+    ("a recorded plan holds the call", "/context/plan/planned", True),
+    ("it is the planned call", "/context/plan", {"planned": True, "changed": False}),
+    ("the data behind the plan has not changed", "/context/call/changed", []),
+    ("the tool has a reviewed profile", "/resource/properties/profiled", True),
+    ("the tool's effect is `read`", "/resource/properties/effect", "read"),
+    ("its arguments go nowhere (sink `none`)", "/context/call/sink", "none"),
+)
+_CALM: Final = dict.fromkeys(("denials", "streak", "unplanned", "tainted", "rotations", "last_minute"), 0)
+_OTHER: Final[tuple[tuple[str, str, Any], ...]] = (
+    ("the subject is a known user", "/subject/type", "user"),
+    ("the history holds no denials, bursts or streaks", "/context/history", _CALM),
+    ("the acting agent is the root agent", "/context/delegation/depth", 0),
+    ("this entry has taken no steps yet", "/context/lease/steps", 0),
+    ("this entry has just begun", "/context/lease/seconds", 0),
+    ("the plan belongs to an older task", "/context/plan/stale", True),
+    ("no recorded plan holds the call", "/context/plan/planned", False),
+    ("the tool has no reviewed profile", "/resource/properties/profiled", False),
+    ("there is no approval", "/context/approval", None),
+    ("the task has no mandate", "/context/call/mandate/standing", "none"),
+    ("its arguments leave the organisation (sink `external`)", "/context/call/sink", "external"),
+)
 
 
 def _at(path: str, value: Any) -> Edit:
+    """Set a member, or some members of an object."""
+
     def edit(document: dict[str, Any]) -> None:
-        node, last = _node(document, path)
-        if last in node or path.count(".") < 3:  # noqa: PLR2004  (a profile's and the context's own)
-            node[last] = value
+        node, last = place(document, path)
+        if last in node or path.count("/") < 4:  # noqa: PLR2004  (a profile's and the context's own)
+            node[last] = {**(node.get(last) or {}), **value} if isinstance(value, dict) else value
 
     return edit
 
 
-def _approved(source: str, *, authenticated: bool) -> Edit:
+def _approved(*, authenticated: bool) -> Edit:
     def edit(document: dict[str, Any]) -> None:
-        call = document["context"].get("call")
-        if call:
-            document["context"]["approval"] = {
-                "source": source,
-                "approver": "somebody",
-                "authenticated": authenticated,
-                "args_digest": call["args_digest"],
-            }
+        if call := document["context"].get("call"):
+            given = {"source": "interrupt", "approver": "somebody", "authenticated": authenticated}
+            document["context"]["approval"] = {**given, "args_digest": call["args_digest"]}
 
     return edit
 
@@ -269,52 +252,27 @@ def _unread(name: str) -> Edit:
     return edit
 
 
-def _calm(document: dict[str, Any]) -> None:
-    document["context"]["history"].update(
-        denials=0, streak=0, unplanned=0, tainted=0, rotations=0, last_minute=0,
-    )  # fmt: skip
+def _without(path: str) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        node, last = place(document, path)
+        node.pop(last, None)
+
+    return edit
 
 
 def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     """Yield facts that could have been different, in words."""
-    yield "an approver approves exactly this call", _approved("interrupt", authenticated=False)
-    yield "an authenticated approver approves exactly this call", _approved("interrupt", authenticated=True)
-    yield "the run has no grant that limits it", _at("context.lease.grant", None)
+    yield "an approver approves exactly this call", _approved(authenticated=False)
+    yield "an authenticated approver approves exactly this call", _approved(authenticated=True)
+    yield "the run has no grant that limits it", _at("/context/lease/grant", None)
     for name in request["context"]["lease"]["grant"] or {}:
-        yield f"the grant does not limit `{name}`", _without(f"context.lease.grant.{name}")
-    yield "the task's mandate covers the call", _at("context.call.mandate.standing", "covered")
-    yield "each critical argument is told or known", _at("context.call.mandate.backed", True)
-    yield "the task and the plan are of one epoch", _at("context.plan.stale", False)
-    yield "a recorded plan holds the call", _at("context.plan.planned", True)
-    yield (
-        "it is the planned call",
-        _at("context.plan", {**(request["context"].get("plan") or {}), "planned": True, "changed": False}),
-    )
-    yield "the data behind the plan has not changed", _at("context.call.changed", [])
-    yield "the tool has a reviewed profile", _at("resource.properties.profiled", True)
-    yield "the tool's effect is `read`", _at("resource.properties.effect", "read")
-    yield "its arguments go nowhere (sink `none`)", _at("context.call.sink", "none")
+        yield f"the grant does not limit `{name}`", _without(f"/context/lease/grant/{name}")
+    for word, path, value in _MILDER:
+        yield word, _at(path, value)
     for name in request["context"]["history"]["classes_read"]:
         yield f"no `{name}` data was read before", _unread(name)
-    yield "the subject is a known user", _at("subject.type", "user")
-    yield "the history holds no denials, bursts or streaks", _calm
-    yield "the acting agent is the root agent", _at("context.delegation.depth", 0)
-    yield "this entry has taken no steps yet", _at("context.lease.steps", 0)
-    yield "this entry has just begun", _at("context.lease.seconds", 0)
-    yield "the plan belongs to an older task", _at("context.plan.stale", True)
-    yield "no recorded plan holds the call", _at("context.plan.planned", False)
-    yield "the tool has no reviewed profile", _at("resource.properties.profiled", False)
-    yield "there is no approval", _at("context.approval", None)
-    yield "the task has no mandate", _at("context.call.mandate.standing", "none")
-    yield "its arguments leave the organisation (sink `external`)", _at("context.call.sink", "external")
-
-
-def _without(path: str) -> Edit:
-    def edit(document: dict[str, Any]) -> None:
-        node, last = _node(document, path)
-        node.pop(last, None)
-
-    return edit
+    for word, path, value in _OTHER:
+        yield word, _at(path, value)
 
 
 def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:

@@ -440,7 +440,11 @@ def test_verify_finds_a_cut_end_by_its_head(run: Callable[..., Any], log: tuple[
 
 
 def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> None:
-    """A file that can not be read and a head that is none are exit code 2."""
+    """A file that cannot be read, one that is not a log, and a head that is not one are exit code 2."""
+    other = log[0].with_name("notes.txt")
+    other.write_text("a\nb\n")
+    said = "notes.txt is not an audit log; name the file that `RuntimeAuthz(audit=FILE)` wrote"
+    assert _error(run("audit", "verify", other)) == f"error: config: {said}"
     result = run("audit", "verify", "missing.jsonl")
     assert result.exit_code == 2
     assert _error(result) == "error: config: missing.jsonl: No such file or directory"

@@ -1,0 +1,124 @@
+"""Give commands groups of options, `--json`, one way to answer and one way to fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn, get_type_hints
+
+import typer
+from typer import Option
+
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence
+
+FINDING: Final = 1
+UNUSABLE: Final = 2
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Key = Annotated[
+    Path | None, Option("--key", metavar="PEM", help="The private key to which the log's contents were sealed.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A command's answer: JSON, or the text, or a line for each member of the document that has a value.
+
+    A `finding` is exit code 1. If it is an error, that is printed too.
+    """
+
+    document: Any
+    text: str | Iterable[str] | None = None
+    finding: bool | AuthzError = False
+
+    def show(self, as_json: bool) -> None:
+        text = lines(self.document) if self.text is None else self.text
+        text = json.dumps(self.document, indent=2) if as_json else text if isinstance(text, str) else "\n".join(text)
+        if text:
+            typer.echo(text)
+
+
+def lines(document: Mapping[str, Any]) -> list[str]:
+    """Return a line for each member that has a value."""
+    return [f"{name:<8} {value}" for name, value in document.items() if value is not None]
+
+
+class App(typer.Typer):
+    """A group of commands.
+
+    A command returns its `Answer`, and has `--json` for it. A parameter that is a `NamedTuple` stands for its fields.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(no_args_is_help=True, rich_markup_mode=None, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Add a command. The function itself stays as it is."""
+
+        def add(run: Any) -> Any:
+            typer.Typer.command(self, name, **options)(_command(run))
+            return run
+
+        return add
+
+
+def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
+    hints = get_type_hints(run, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if hasattr(kind, "_fields")}
+    options: dict[str, tuple[Any, Any]] = {}
+    for name, own in signature(run).parameters.items():
+        if name in groups:
+            defaults = groups[name]._field_defaults
+            found = get_type_hints(groups[name], include_extras=True).items()
+            options |= {field: (hint, defaults.get(field, Parameter.empty)) for field, hint in found}
+        else:
+            options[name] = hints[name], own.default
+    if hints["return"] is Answer:
+        options["as_json"] = Json, False
+
+    @wraps(run)
+    def command(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field: given.pop(field) for field in group._fields})
+        as_json = given["as_json"] if "as_json" in hints else given.pop("as_json", False)
+        with reporting():
+            answer = run(**given)
+            if answer is None:
+                return
+            answer.show(as_json)
+            if isinstance(answer.finding, AuthzError):
+                fail(answer.finding, FINDING)
+            if answer.finding:
+                raise typer.Exit(FINDING)
+
+    told = {name: Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=h) for name, (h, d) in options.items()}
+    command.__signature__ = Signature(list(told.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: hint for name, (hint, _) in options.items()}
+    return command
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn the package's own errors into one line and exit code 2. A defect keeps its traceback."""
+    try:
+        yield
+    except AuthzError as exc:
+        fail(exc)
+    except FileExistsError as exc:
+        fail(ConfigError(f"{exc.filename}: the file exists; name a new one"))
+    except BrokenPipeError:  # the reader has seen enough (`| head`); click leaves quietly
+        raise
+    except OSError as exc:
+        fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
+
+
+def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
+    """Print `error: <stable code>: …` on one line and leave with `code`."""
+    # The sentence of `config` adds nothing to the detail before it.
+    text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")
+    typer.echo(f"error: {' '.join(text.split())}", err=True)
+    raise typer.Exit(code)
