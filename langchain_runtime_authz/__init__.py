@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.current_call import current_call
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
-    from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
+    from langchain_runtime_authz.langgraph.node_pep import AuthzToolNode
+    from langchain_runtime_authz.langgraph.observer import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-    from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.profile import ToolProfile, profile
 
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "AuthzCallbackHandler": "langgraph.callback_handler",
+    "AuthzCallbackHandler": "langgraph.observer",
     "AuthzDenied": "errors",
     "AuthzError": "errors",
     "AuthzHalt": "langgraph.run_context",
     "AuthzMiddleware": "langgraph.middleware",
-    "AuthzToolNode": "langgraph.tool_node",
+    "AuthzToolNode": "langgraph.node_pep",
     "Constraint": "grant",
     "Grant": "grant",
     "Mandate": "mandate.model",

@@ -51,8 +51,6 @@ class TaskSources:
 
 @runtime_checkable
 class Revised(Protocol):
-    """A PDP whose policy brings profiles and grants."""
-
     @property
     def profiles(self) -> Mapping[str, ToolProfile]: ...
 
@@ -61,19 +59,15 @@ class Revised(Protocol):
 
 
 def _behind(pdp: PDP) -> list[PDP]:
-    """Return a PDP and those that it asks."""
     return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in _behind(inner))]
 
 
 def revised(pdp: PDP) -> list[Revised]:
     """Return the PDPs whose policy brings profiles and grants, also behind an observer or a breaker."""
-    if isinstance(pdp, Revised):
-        return [pdp]
-    return [found for inner in getattr(pdp, "behind", ()) for found in revised(inner)]
+    return [found for found in _behind(pdp) if isinstance(found, Revised)]
 
 
 def compiler(model: BaseChatModel | None, tools: Tools) -> Planner | None:
-    """Return what compiles the user's words with a chat model, if there is one."""
     if model is None:
         return None
     from langchain_runtime_authz.langgraph.planner import ModelPlanner
@@ -82,11 +76,7 @@ def compiler(model: BaseChatModel | None, tools: Tools) -> Planner | None:
 
 
 def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
-    """Return the grant of a `grant=` argument, which may be the name of one that the policy brings.
-
-    Raises:
-        ConfigError: it is not a grant, or the policy has none of that name.
-    """
+    """Return the grant of a `grant=` argument, which may be the name of one that the policy brings."""
     if grant is None or isinstance(grant, Grant):
         return grant
     if not isinstance(grant, str):
@@ -127,7 +117,6 @@ def ephemeral(
 
 
 def audit_sink(audit: AuditSink | str | Path | None) -> AuditSink:
-    """Return the sink of an `audit=` argument."""
     if isinstance(audit, str | Path):
         return FileSink(audit)
     return audit if audit is not None else MemorySink()  # a sink may be falsy

@@ -28,11 +28,12 @@ from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import effect as effects
 from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, misspelt, protect
+from langchain_runtime_authz.langgraph.object_graph import reached
+from langchain_runtime_authz.langgraph.protect import Protection, misspelt, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, is_guarded
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
@@ -258,7 +259,11 @@ class RuntimeAuthz(Threads):
         if not isinstance(protected, Pregel):
             return graph
         self._names.add(protected.get_name())
-        tools = {tool.name: facts_of(tool).profiled.declared for tool in guarded_tools(protected)}
+        tools = {
+            tool.name: facts_of(tool).profiled.declared
+            for tool in reached(protected)
+            if isinstance(tool, BaseTool) and is_guarded(tool)
+        }
         if found := [name for name, declared in tools.items() if not declared]:
             names = ", ".join((*found[:MAX_NAMED], "…") if len(found) > MAX_NAMED else found)
             warnings.warn(

@@ -97,11 +97,7 @@ def _flat(value: object) -> bool:
 
 
 def digest(value: Any) -> str:
-    """Return `sha256:<hex>` of the RFC 8785 form of a JSON value.
-
-    Raises:
-        MappingError: `uncanonical_argument`.
-    """
+    """Return `sha256:<hex>` of the RFC 8785 form of a JSON value."""
     try:
         if _flat(value):
             for name, held in value.items():
@@ -134,18 +130,9 @@ def project(value: object) -> Any:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return the JSON projection of a call's arguments, without those that the framework supplies.
+    """Return the JSON projection of a call's arguments, and whether anything was left out.
 
-    Args:
-        args: name → value.
-        supplied: names that the framework supplies.
-        kind: a type whose values the framework supplies under any name.
-
-    Returns:
-        The projection, and whether anything was left out.
-
-    Raises:
-        MappingError: as `project`.
+    Left out are the names that the framework supplies, and values of the type that it supplies under any name.
     """
     own: dict[str, Any] = {}
     for name, value in args.items():
@@ -263,12 +250,9 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 def fingerprint(value: object) -> str:
     """Return `sha256:<hex>` of any value's content, JSON or not, to detect that it was exchanged.
 
-    A value and its copy from a serialiser have the same fingerprint. Lists, tuples and sets count by their items,
-    mappings and objects by their entries and attributes (an object may come back as a mapping), arrays by their
-    bytes. No `__eq__`, `__hash__` or `__repr__` of the object runs, and the cost is linear.
-
-    Of some objects only the class counts: those beyond `MAX_LOOKED` objects or `2 * MAX_DEPTH` levels, those whose
-    content Python cannot read (a data frame's columns), and those that raise.
+    A value and its copy from a serialiser have the same fingerprint (an object may come back as a mapping). No
+    `__eq__`, `__hash__` or `__repr__` of the object runs, and the cost is linear. Only the class counts of objects
+    beyond `MAX_LOOKED` or `2 * MAX_DEPTH` levels, those whose content Python cannot read, and those that raise.
     """
     return "sha256:" + _Look().at(value, 0).hex()
 

@@ -272,7 +272,6 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
 
 
 def _stanzas(source: object) -> tuple[str, Mapping[Any, Any]]:
-    """Return the name of a source, and what it says of each tool."""
     if isinstance(source, Mapping):
         return "profiles", source
     if not isinstance(source, str | Path):
@@ -337,16 +336,9 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Compare a profile with a tool's schema. A misspelt argument would count as not given.
+    """Refuse a profile that names an argument which the tool does not take: it would count as not given.
 
-    Args:
-        name: the tool's name.
-        declared: its profile.
-        arguments: argument → its JSON schema, references resolved. If a schema does not describe what is inside,
-            every path is accepted.
-
-    Raises:
-        ConfigError: `profile_invalid`: the profile names an argument that the tool does not take.
+    `arguments` has their JSON schemas, references resolved. One that does not describe what is inside has every path.
     """
     for fact, named in declared.named().items():
         for path in sorted(named):

@@ -1,4 +1,4 @@
-"""Collect every private name of LangChain and LangGraph that this package uses, and nothing else.
+"""Collect every private name of LangChain and LangGraph that this package uses.
 
 `tests/unit_tests/langgraph/test_private.py` pins each one, and says what moved when an upgrade breaks it.
 `OVERRIDDEN` lists their private *members* that the package overrides or reads.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import itertools
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Any, Final, NamedTuple, TypeGuard
+from types import FrameType, FunctionType
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks import manager as callback_manager
@@ -22,7 +24,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.tools.base import _get_runnable_config_param, _is_injected_arg_type, get_all_basemodel_annotations
+from langchain_core.tools.base import _get_runnable_config_param as config_parameter
+from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
 from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns
@@ -55,17 +58,10 @@ from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
-from langchain_runtime_authz.langgraph.kept import kept
+__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode",
+           "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable"]  # fmt: skip
 
-__all__ = [
-    "AWAITS_HANDLER", "CALLBACK_LOGGER", "DEFAULT_BOUND", "INTERRUPTS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
-    "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
-    "ensure_config", "ensure_graph_config", "graph_at", "imports_anything", "injected_names", "interrupt_id",
-    "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_sent", "is_task",
-    "is_task_function", "keep_answers", "lent", "model_params", "namespace_of_graph", "namespaces_of_task", "node_of_task",
-    "place_below", "reset_node", "scratchpad_of", "started_graph", "starting_graph", "starting_tool",
-    "takes_no_arguments", "task_id", "with_outlets", "with_streams",
-]  # fmt: skip
+T = TypeVar("T")
 
 _OF_TOOL_NODE: Final = (
     "_func _afunc _run_one _arun_one _execute_tool_sync _execute_tool_async _parse_input "
@@ -82,18 +78,44 @@ _GRAPHS_PER_TOOL: Final = 10_000
 INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes that holds questions
 
 
+def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Keep what `look` finds out about a class or function for as long as that lives."""
+    found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(look)
+    def known(thing: Any) -> T:
+        if not isinstance(thing, (type, FunctionType)):
+            return look(thing)
+        if thing not in found:
+            found[thing] = look(thing)
+        return found[thing]
+
+    return known
+
+
+def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
+    """Make a subclass of a class with these members, which shows the class's own name, module and docstring."""
+    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (*before, base), {**shown, **members})
+
+
 def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("configurable") or {}
 
 
+def _ns(config: Mapping[str, Any]) -> str:
+    return str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+
+
 def can_ask(config: Mapping[str, Any]) -> bool:
     """Return True if an interrupt raised under `config` can be answered: there is a checkpointer."""
-    return bool(_given(config).get(CONFIG_KEY_CHECKPOINTER))
+    return bool(checkpointer_of(config))
 
 
 def task_id(config: Mapping[str, Any]) -> str:
     """Return the Pregel task that a node runs as, the same on every replay; empty outside one."""
-    return str((config.get("configurable") or {}).get(CONFIG_KEY_TASK_ID) or "")
+    return str(_given(config).get(CONFIG_KEY_TASK_ID) or "")
 
 
 def is_handed_down(config: Mapping[str, Any]) -> bool:
@@ -102,27 +124,19 @@ def is_handed_down(config: Mapping[str, Any]) -> bool:
 
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checkpointer in a config that the parent graph lends."""
-    configurable = _given(config)
-    return {k: configurable[k] for k in (CONFIG_KEY_CHECKPOINTER,) if configurable.get(k)}
+    return {CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 
 
 class Place(NamedTuple):
-    """The place of a call's state: thread, namespace and the lent checkpointer.
-
-    `lasting`: the next call finds it there too, not only the same task's.
-    """
+    """The place of a call's state: thread, namespace and the lent checkpointer."""
 
     saver: BaseCheckpointSaver[Any]
     config: dict[str, Any]
-    lasting: bool
+    lasting: bool  # the next call finds it there too, not only the same task's
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return `config` for one graph, and its zero-based index among the task's subgraph calls.
-
-    LangGraph counts when a graph starts, and each finds its checkpoints under its number.
-    """
+    """Return `config` for one graph, and its zero-based index among the task's subgraph calls, which names its place."""
     configurable = _given(config)
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -133,10 +147,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return the place that LangGraph gives a called graph; `None` if the graph keeps nothing.
-
-    `number`: its zero-based index among the task's subgraph calls.
-    """
+    """Return the place that LangGraph gives a task's call of a graph, by its zero-based number; `None` if it keeps nothing."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -163,7 +174,6 @@ def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
 
 
 def is_of_task(namespace: str) -> bool:
-    """Return True if a namespace belongs to one task."""
     return NS_END in namespace
 
 
@@ -179,10 +189,10 @@ def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
     """Return the id that LangGraph gives the task's interrupt of this number; by default the next one."""
-    configurable = _given(config)
-    ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
-    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
-    return _interrupt_id(ns, number if number is not None else len(scratchpad.resume) if scratchpad is not None else 0)
+    scratchpad = scratchpad_of(config)
+    return _interrupt_id(
+        _ns(config), number if number is not None else len(scratchpad.resume) if scratchpad is not None else 0
+    )
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
@@ -217,25 +227,18 @@ _of_pad: Final = operator.attrgetter(*_PAD)
 
 
 def answer_given(config: Mapping[str, Any]) -> object:
-    """Return the resume value of the invocation around a task; `None` without one.
-
-    The plain value, or the map from interrupt ids.
-    """
-    configurable = _given(config)
-    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
-    if scratchpad is None:
-        return None
-    return configurable.get(CONFIG_KEY_RESUME_MAP) or scratchpad.get_null_resume(False)
+    """Return the resume value of the invocation around a task, plain or by interrupt id; `None` without one."""
+    scratchpad = scratchpad_of(config)
+    return (
+        None if scratchpad is None else _given(config).get(CONFIG_KEY_RESUME_MAP) or scratchpad.get_null_resume(False)
+    )
 
 
 def agent_ns(config: Mapping[str, Any]) -> str:
-    """Return the namespace of the graph whose task runs under `config`; empty for a root graph."""
-    ns = str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
-    return ns.rpartition("|")[0]
+    return _ns(config).rpartition("|")[0]
 
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
-    """Return the checkpointer of the graph whose task runs under `config`, if it has one."""
     return _given(config).get(CONFIG_KEY_CHECKPOINTER)
 
 
@@ -251,7 +254,6 @@ def with_outlets(
     writes: Callable[[Any], Any],
     task: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """Return `config` for one tool, with its store, stream writer, state writes and task functions changed."""
     own = dict(_given(config))
     if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
         own[CONFIG_KEY_RUNTIME] = runtime.override(
@@ -265,10 +267,7 @@ def with_outlets(
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
-    """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`.
-
-    Copies of handlers share their knowledge of runs with the originals.
-    """
+    """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`."""
     if isinstance(callbacks, list):
         return [_with_stream(handler, clean) for handler in callbacks]
     if not isinstance(callbacks, BaseCallbackManager) or not any(isinstance(h, _STREAMING) for h in callbacks.handlers):
@@ -292,12 +291,10 @@ _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "Stream
 
 
 def scratchpad_of(config: Mapping[str, Any]) -> Any:
-    """Return the answers and counters of the task of `config`; `None` outside one."""
     return _given(config).get(CONFIG_KEY_SCRATCHPAD)
 
 
 def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
-    """Have the checkpointer keep the answers that the task of `config` has had."""
     _given(config)[CONFIG_KEY_SEND]([(RESUME, answers)])
 
 
@@ -322,13 +319,11 @@ def _overwritten(tool: BaseTool) -> frozenset[str]:
 
 @kept
 def _own_parameters(body: Callable[..., Any]) -> frozenset[str]:
-    own = ("run_manager", _get_runnable_config_param(body))
+    own = ("run_manager", config_parameter(body))
     return frozenset(name for name in own if name is not None and name in inspect.signature(body).parameters)
 
 
 class StartingTool(NamedTuple):
-    """A tool whose start is announced to callbacks, and what it was sent."""
-
     tool: BaseTool
     tool_input: Any
     config: Any
@@ -336,10 +331,9 @@ class StartingTool(NamedTuple):
 
 
 def starting_tool() -> StartingTool | None:
-    """Return the tool that announces its start to the calling `on_tool_start`.
+    """Return the tool that announces its start to the calling `on_tool_start`; `None` if other code announced it.
 
-    LangChain tells a callback only the tool's name. The tool stands in the frame that called the
-    callback manager: `BaseTool.run` or `arun`. `None` if other code announced it.
+    LangChain tells a callback only the name. The tool stands in the frame that called the callback manager.
     """
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
@@ -349,7 +343,6 @@ def starting_tool() -> StartingTool | None:
 
 
 def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
-    """Return the graph that announces its start to the calling `on_chain_start`."""
     frame = _announcing()
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
@@ -389,18 +382,12 @@ AWAITS_HANDLER: Final = callback_manager._ahandle_event_for_handler.__code__  # 
 _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 
 
-def config_parameter(function: Callable[..., Any]) -> str | None:
-    """Return the name of the parameter through which a tool's code gets its config."""
-    return _get_runnable_config_param(function)
-
-
 def takes_no_arguments(schema: type) -> bool:
     """Return True if `BaseTool` calls a tool of this schema with nothing, whatever it was sent, and parses nothing."""
     return is_basemodel_subclass(schema) and not get_fields(schema)
 
 
 def model_params(model: Any) -> tuple[str, str | None]:
-    """Return name and provider of a chat model, as LangChain gives them to a call's metadata."""
     bound = model.bound if isinstance(model, RunnableBinding) else model
     named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
     provider = named.get("ls_provider")
@@ -413,7 +400,6 @@ def reset_node(node: PregelNode) -> None:
 
 
 def is_task_function(value: object) -> bool:
-    """Return True for a `@task` of the functional API; its function is `func`."""
     return isinstance(value, _TaskFunction)
 
 
@@ -434,6 +420,4 @@ def is_sent(config: Mapping[str, Any]) -> bool:
 
 
 def node_of_task(config: Mapping[str, Any]) -> str:
-    """Return the node whose task runs under `config`, as LangGraph wrote it; empty outside one."""
-    ns = str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
-    return ns.rsplit("|", 1)[-1].split(":", 1)[0]
+    return _ns(config).rsplit("|", 1)[-1].split(":", 1)[0]

@@ -1,28 +1,19 @@
 """The callback backstop: decide what starts inside a run and no enforcement point has decided.
 
-A tool without a guard may run inside a protected run: a node function calls it, with `callbacks=[]` or in a thread
-or task that has the run's context or config, or an agent that a tool makes for itself. It is decided as it starts, by
-the same engine as any other call; a deny is `AuthzDenied`. Guarded tools are left to their guard, so the engine is
-asked once. Model calls that our middleware has not decided are decided too, and the calls that models return are
-recorded (`plan.source`). In `authz.run()` without a protected graph the returns are recorded only, for an
-`AuthzToolNode` that works alone.
+A tool without a guard may run inside a protected run: a node function calls it, or an agent that a tool makes for
+itself. It is decided as it starts; a deny is `AuthzDenied`. So are model calls that our middleware has not decided, and
+the calls that models return are recorded (`plan.source`). In `authz.run()` without a protected graph the returns are
+recorded only, for an `AuthzToolNode` that works alone.
 
-The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone. It keeps nothing of
-any instance and dispatches by the run around the current code. Outside runs it answers "no handler".
+The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone, and dispatches by
+the run around the current code. The handler is inline and raises: LangChain swallows what handlers without `raise_error`
+raise, and a synchronous callback manager swallows what coroutines raise. So each event is a flow, and a coroutine
+function only where LangChain awaits it.
 
-The handler is inline and raises: LangChain swallows what handlers without `raise_error` raise. Each event is a flow. Where
-LangChain awaits its handlers, the event is a coroutine function and does not block the event loop; elsewhere it is a
-plain function, because a synchronous callback manager swallows what coroutines raise.
-
-A backstop is less than a guard:
-- It cannot change what the tool receives. Arguments that parse differently each time, or that the tool's schema
-  refuses, are denied.
-- It cannot change what comes back. A permit that obliges to redact is a deny, and a call that ran before has no answer
-  here and is denied. Its calls do not get a credential.
-- A start that other code than `BaseTool.run` announces is denied.
-- It does not see a tool in a thread without the context, the config and the callbacks of the run;
-  `authz.deny_outside_runs()` denies every unguarded tool outside a run. It does not see a function that is called as
-  a function.
+A backstop is less than a guard. It cannot change what the tool receives or what comes back: arguments that parse
+differently each time, a permit that obliges to redact and a call that ran before are denied, and so is a start that
+other code than `BaseTool.run` announces. It does not see a tool without the context, the config and the callbacks of
+the run, nor a function that is called as a function.
 """
 
 from __future__ import annotations
@@ -52,9 +43,9 @@ from langchain_runtime_authz.langgraph._private import (
     ensure_config,
     starting_tool,
 )
-from langchain_runtime_authz.langgraph.arguments import unknown
+from langchain_runtime_authz.langgraph.inputs import unknown
 from langchain_runtime_authz.langgraph.model_calls import call_as_sent, decide_shown, note_model_call, note_model_output
-from langchain_runtime_authz.langgraph.model_types import DECISIONS, decision_models
+from langchain_runtime_authz.langgraph.object_graph import DECISIONS, decision_models
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
@@ -119,19 +110,16 @@ class _Models(BaseCallbackHandler):
 
     @_Event
     def on_chain_start(self, serialized: Any, _inputs: Any, **kwargs: Any) -> Due:
-        """Decide the call of a model that is not a language model."""
         if kwargs.get("run_type") != "llm" or (by := current_scope.get().run or _opened()) is None:
             return None
         return self._due(by, call_as_sent(serialized, [], kwargs.get("metadata"), None))
 
     @_Event
     def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> Due:
-        """Decide a model call inside a gated node, unless our middleware has."""
         return self._asked(serialized, messages[0] if messages else [], kwargs)
 
     @_Event
     def on_llm_start(self, serialized: Any, _prompts: Any, **kwargs: Any) -> Due:
-        """Decide the call of a model that takes text."""
         return self._asked(serialized, [], kwargs)
 
     def _asked(self, serialized: Any, given: Any, kwargs: Mapping[str, Any]) -> Due:
@@ -145,7 +133,6 @@ class _Models(BaseCallbackHandler):
         return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Remember the calls that a model returned."""
         if (by := current_scope.get().run or _opened()) is not None:
             for generations in response.generations:
                 for generation in generations:
@@ -156,7 +143,6 @@ class _Models(BaseCallbackHandler):
             by.asked_model.pop(kwargs.get("run_id"), None)
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
-        """Note that a model call is over."""
         if (by := current_scope.get().run or _opened()) is not None:
             by.asked_model.pop(kwargs.get("run_id"), None)
 
@@ -169,11 +155,7 @@ class _Backstop(_Models):
 
     @_ToolStart
     def on_tool_start(self, serialized: dict[str, Any], _input: str, *, run_id: UUID, **_kwargs: Any) -> Due:
-        """Decide an unguarded tool; a permit is held until the tool ends.
-
-        Raises:
-            AuthzDenied: the tool does not run.
-        """
+        """Decide an unguarded tool; a permit is held until the tool ends."""
         started = starting_tool()
         if started is None:
             return _refused(str((serialized or {}).get("name")))
@@ -181,17 +163,14 @@ class _Backstop(_Models):
 
     @_ToolEnd
     def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
-        """Close the call of a tool that returned."""
         return _closing(run_id, None, output)
 
     @_ToolEnd
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_kwargs: Any) -> Due:
-        """Close the call of a tool that failed or asked."""
         return _closing(run_id, error, None)
 
 
 def _opened() -> RunHandle | None:
-    """Return the application's run around the current code."""
     try:
         return opened(var_child_runnable_config.get() or {})
     except ConfigError:  # a generator opened it: it may be another's
@@ -255,7 +234,6 @@ class _Hook:
     hear: Callable[[], BaseCallbackHandler | None] | None = None
 
     def get(self) -> BaseCallbackHandler | None:
-        """Return the backstop inside runs; outside, what listens there, or nothing."""
         if DECISIONS in sys.modules and decision_models():
             _Models.ignore_chain = False
         if current_scope.get().run is not None:
@@ -300,10 +278,7 @@ def install(
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a root entry's config with the backstop among its callbacks.
-
-    So it reaches code in a thread of its own to which a node hands its config or only its callbacks.
-    """
+    """Return a root entry's config with the backstop among its callbacks, for threads that a node hands them to."""
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         heard = callbacks.copy()

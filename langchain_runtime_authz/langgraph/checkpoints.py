@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph._private import (
     namespace_of_graph,
     namespaces_of_task,
 )
-from langchain_runtime_authz.langgraph.human_texts import human_texts
+from langchain_runtime_authz.langgraph.inputs import human_texts
 from langchain_runtime_authz.langgraph.state_changes import differ, said, watched
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark

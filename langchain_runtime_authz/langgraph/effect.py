@@ -3,16 +3,25 @@
 An effect is a guarded tool of which only the name is given. Its arguments are those of the function, or those that the
 block names. Code makes the call and no model plans it. So the request says `context.plan.source: code`, and the mandate
 decides: a side effect that it does not cover asks, wherever the arguments came from.
+
+Writes by nodes and tools to a graph's store are effects, once a profile is declared for them. It has one of these names:
+`store.put`, `store.delete`, or one of them with a pattern of namespaces, like `store.put:memories.*`. The longest pattern
+that fits counts. If any such profile is declared, a write that none of them fits is unprofiled. The arguments are
+`namespace` (its labels joined by dots), `key` and `value`. These writes pass undecided: those outside every run, those
+of a thread without the run's context, and those inside a permitted call of a tool with a declared side effect, which was
+decided with its own arguments.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fnmatch
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -20,26 +29,29 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.prebuilt import ToolRuntime
 from langgraph.runtime import Runtime
-from langgraph.store.base import BaseStore
+from langgraph.store.base import BaseStore, PutOp
 from langgraph.types import StreamWriter
 
 from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.current_call import CurrentCall, current_call
+from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
-from langchain_runtime_authz.langgraph._private import task_id
+from langchain_runtime_authz.langgraph._private import kept, lookalike, task_id
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.node_calls import DecideInNode
+from langchain_runtime_authz.langgraph.node_pep import AuthzParts
+from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Flow, adrive, drive
 from langchain_runtime_authz.profile import METADATA_KEY, ToolProfile, load_profiles
 
 LAYER: Final = "declared effect"
+PREFIX: Final = "store."
+_PROPERTIES: Final[Mapping[str, Any]] = {"namespace": {"type": "string"}, "key": {"type": "string"}, "value": {}}
 _SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # values that LangGraph gives
 _SUPPLIED_TYPES: Final = (RunnableConfig, RunnableConfig | None, StreamWriter)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,7 +98,6 @@ def effect(
 def declared_tool(
     profiles: Profiles, name: str, declared: ToolProfile | None, description: str, properties: Mapping[str, Any]
 ) -> BaseTool:
-    """Return the guarded tool that stands for an effect."""
     required = [name for name, one in properties.items() if "default" not in one]
     schema = {"type": "object", "properties": dict(properties), "required": required}
     held = {METADATA_KEY: declared} if declared is not None else None
@@ -95,11 +106,7 @@ def declared_tool(
 
 
 def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
-    """Return the arrival of a call that code makes with exactly these arguments.
-
-    Raises:
-        AuthzDenied: it is outside every run.
-    """
+    """Return the arrival of a call that code makes with exactly these arguments. Outside every run it is denied."""
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
     if found.engine is None:
         found.refuse()
@@ -110,9 +117,7 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
 class Together:
     """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none.
 
-    Attributes:
-        begun: inside, for each call its execution, or its recorded result if it ran before.
-        output: of the code inside, if it has any.
+    Inside, `begun` holds for each call its execution, or its recorded result if it ran before.
     """
 
     __slots__ = ("_arrivals", "_engine", "begun", "output")
@@ -121,11 +126,9 @@ class Together:
         self._arrivals, self.output, self.begun = arrivals, None, list[ToolExecution | Replay]()
 
     def arriving(self) -> Sequence[Arrival]:
-        """Return the calls."""
         return self._arrivals
 
     def opened(self) -> Any:
-        """Return what `with` gives."""
         return self
 
     @property
@@ -134,11 +137,7 @@ class Together:
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return what the code returned when it ran before.
-
-        Raises:
-            AuthzDenied: it was not JSON, and was not kept.
-        """
+        """Return what the code returned when it ran before. What is not JSON was not kept, and is denied."""
         result = self.begun[0].result if isinstance(self.begun[0], Replay) else None
         if not result or "content" not in (kept := json.loads(result)):
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
@@ -168,7 +167,6 @@ class Together:
         return _begin(self._arrivals)
 
     def _ending(self, exc: BaseException | None) -> Flow[None]:
-        """End the calls that began."""
         failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
         for one in under_way:
             failed = one.clean_error(failed) if failed is not None else None
@@ -209,8 +207,6 @@ class DeclaredEffect(Together):
         super().__init__()
         self._profiles, self._name, self._declared = profiles, name, declared
         self._arguments, self._given = arguments, given
-
-    # --- a function ---
 
     def __call__(self, function: F) -> F:
         """Return the function, decided at each call.
@@ -256,14 +252,10 @@ class DeclaredEffect(Together):
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
 
-    # --- a block ---
-
     def arriving(self) -> Sequence[Arrival]:
-        """Return the block's call."""
         return [arrive(declared_tool(self._profiles, self._name, self._declared, "", self._named()), self._given)]
 
     def opened(self) -> CurrentCall:
-        """Return the call under way."""
         if not self.runs:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
         return current_call()
@@ -273,11 +265,7 @@ class DeclaredEffect(Together):
 
 
 def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
-    """Decide calls of one piece of code in one question, and begin all of them or none.
-
-    Raises:
-        AuthzDenied: one of them is denied.
-    """
+    """Decide calls of one piece of code in one question, and begin all of them or none."""
     first = arrivals[0]
     run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
     calls: list[Call] = []
@@ -353,3 +341,106 @@ def _left_out(function: Any) -> frozenset[str]:
     except Exception:  # noqa: BLE001  (an annotation that nobody can resolve says nothing)
         hints = {}
     return frozenset({first} & {"self", "cls"}).union(name for name, hint in hints.items() if hint in _SUPPLIED_TYPES)
+
+
+# --- writes to a graph's store -------------------------------------------------------------------------------
+
+
+def governs_stores(profiles: Profiles) -> bool:
+    return any(name.startswith(PREFIX) for name in profiles.declared)
+
+
+def gate_store(store: object, profiles: Profiles) -> None:
+    """Put the enforcement point into a store, in place: nodes may hold it themselves. The run around a write decides."""
+    gated = hasattr(type(store), "__runtime_authz_store__")
+    if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
+        store.__class__ = _gated_class(type(store))
+
+
+@kept
+def _gated_class(base: Any) -> Any:
+    @functools.wraps(base.batch)
+    def batch(self: Any, ops: Iterable[Any]) -> list[Any]:
+        with _Writes(self, list(ops)) as left:
+            results: list[Any] = left.all(base.batch(self, left.ops))
+        return results
+
+    @functools.wraps(base.abatch)
+    async def abatch(self: Any, ops: Iterable[Any]) -> list[Any]:
+        async with _Writes(self, list(ops)) as left:
+            results: list[Any] = left.all(await base.abatch(self, left.ops))
+        return results
+
+    def write(name: str) -> Any:
+        own = getattr(base, name)
+
+        @functools.wraps(own)
+        def put(self: Any, namespace: Any, key: Any, *value: Any, **kwargs: Any) -> Any:
+            with _Writes(self, [PutOp(namespace, key, value[0] if value else kwargs.get("value"))]) as left:
+                return own(self, namespace, key, *value, **kwargs) if left.ops else None
+
+        @functools.wraps(own)
+        async def aput(self: Any, namespace: Any, key: Any, *value: Any, **kwargs: Any) -> Any:
+            async with _Writes(self, [PutOp(namespace, key, value[0] if value else kwargs.get("value"))]) as left:
+                return await own(self, namespace, key, *value, **kwargs) if left.ops else None
+
+        return aput if name.startswith("a") else put
+
+    own = {name: write(name) for name in ("put", "aput", "delete", "adelete")} | {"batch": batch, "abatch": abatch}
+    return lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
+
+
+class _Writes(Together):
+    """The writes among operations, decided together. Inside, `ops` are those that are to be carried out."""
+
+    __slots__ = ("_given", "_store", "ops")
+
+    def __init__(self, store: Any, ops: Sequence[Any]) -> None:
+        super().__init__()
+        self._store, self._given, self.ops = store, ops, ops
+
+    def arriving(self) -> Sequence[Arrival]:
+        if (profiles := _governing(self._store)) is None:
+            return []
+        return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
+
+    def opened(self) -> _Writes:
+        """Leave out the writes that happened before, when the node ran for the first time."""
+        if self.begun:
+            begun = iter(self.begun)
+            self.ops = [op for op in self._given if not isinstance(op, PutOp) or isinstance(next(begun), ToolExecution)]
+        return self
+
+    def all(self, results: Sequence[Any]) -> list[Any]:
+        found = dict(zip(map(id, self.ops), results, strict=True))
+        return [found.get(id(op)) for op in self._given]
+
+
+def _governing(store: Any) -> Profiles | None:
+    """Return the profiles that writes are decided under here; `None` if they pass."""
+    run, scope = running(), current_scope.get()
+    if run is None or not governs_stores(profiles := cast("Profiles", run.engine.tools)):
+        return None
+    if type(scope) is ToolExecution:
+        call = scope.call
+        if call.tool.startswith(PREFIX) or (call.profiled and call.profile.side_effect):
+            return None
+    # A store that collects writes carries them out in a task of its own, which has the context of its first caller.
+    return None if (own := getattr(store, "_task", None)) is not None and own is _current_task() else profiles
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None
+
+
+def _write(profiles: Profiles, op: PutOp) -> Arrival:
+    name, path = f"{PREFIX}{'delete' if op.value is None else 'put'}", ".".join(op.namespace)  # labels have no dots
+    own = [n for n in profiles.declared if n.startswith(f"{name}:")]
+    name = max((n for n in own if fnmatch.fnmatchcase(f"{name}:{path}", n)), key=len, default=name)
+    if name not in profiles.writes:
+        profiles.writes[name] = declared_tool(profiles, name, None, "Write to the graph's store.", _PROPERTIES)
+    value = {} if op.value is None else {"value": op.value}
+    return arrive(profiles.writes[name], {"namespace": path, "key": op.key, **value})

@@ -4,12 +4,12 @@ There is one interrupt per message, with a list. LangGraph matches resume values
 calls in a task. So a task that asked once repeats the same interrupt first when it re-enters, even if the
 policy has changed. Otherwise the tool's own `interrupt()` would receive our answer.
 
-Other reviews are `HumanInTheLoopMiddleware` and nodes that ask by themselves (`reviews`). Such a review asks about all calls of a message
-in a node of its own, before the tool node (`batched`), or about one call as it is made (`per_call`). Its question is
-noted with the source `hitl`, bound to the arguments in the message. The root entry answers it like our own, and the
-policy says if that suffices (`approvals` in data.json). So nobody is asked twice, an edit is decided as edited, and a
-rejected call stays rejected. If a review stands between the tool node and the tool, the node asks nothing and leaves the
-call to the guard: the review's question comes first in the task.
+Other reviews are LangChain's, those in Agent Inbox's shape, and questions of an app's own that name one tool and its
+arguments. Such a review asks about all calls of a message in a node before the tool node (`batched`), or about one call
+as it is made (`per_call`). Its question is noted with the source `hitl`, bound to the arguments in the message. The root
+entry answers it like our own, and the policy says if that suffices (`approvals` in data.json). So nobody is asked twice.
+If a review stands between the tool node and the tool, the node leaves the call to the guard: the review's question comes
+first in the task.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from langgraph.types import interrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph._private import can_ask, interrupt_id, task_id
-from langchain_runtime_authz.langgraph.answers import answer_to, answers_left
-from langchain_runtime_authz.langgraph.arguments import parses_alike, unknown
+from langchain_runtime_authz.langgraph._private import can_ask, interrupt_id, keep_answers, scratchpad_of, task_id
+from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import answers_had
-from langchain_runtime_authz.langgraph.node_input import newest_messages
-from langchain_runtime_authz.langgraph.reviews import shown_calls
+from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.calls import AskApproval
 from langchain_runtime_authz.pep import approvals
+from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls, review_key
@@ -46,6 +45,11 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
+# How reviews name things: Agent Inbox's flags, and the tool and its arguments in a question of an app's own.
+_FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
+_TOOL: Final = ("tool", "tool_name", "name", "action", "function")
+_ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
+_DEPTH: Final = 3
 
 
 # Pause for an approver; the value is the answer once there is one. Raises `GraphInterrupt` until then.
@@ -101,10 +105,10 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
 
 
 def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
-    """Each call of the message is a task of its own; this is the task of `judged[position]`.
+    """Decide in the task of `judged[position]`, where each call of the message is a task of its own.
 
-    Permitted ones run at once. The task of the first asked position raises the one interrupt with
-    the whole list, the others pause without a question of their own, so that a plain resume works.
+    Permitted ones run at once. The first asked task raises the one interrupt with the whole list; the others pause
+    without a question of their own, so that a plain resume works.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], task_id(config)
@@ -142,65 +146,54 @@ def _ask(
     had: Callable[[], int] | None = None,
 ) -> Flow[list[DecidedCall]]:
     """Ask about those that need it, and decide again with the answers. A failing ledger denies."""
+    me, first = task_id(config), judged
     try:
-        return (yield from _asked(run, calls, judged, config, counted=counted, had=had))
+        before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
+        # Every one, though of an edited call only the newest question is in sight.
+        rounds = max((a.round for a, _ in before), default=-1) + 1
+        withdrawn: set[str] = set()
+        for number in range(rounds):
+            again = [(j, a) for a, j in before if a.round == number]
+            answer = yield Interrupt(approvals.payload(again))
+            answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
+            yield from _resolve(run, me, number, answer)
+            withdrawn |= _withdrawn([a for _, a in again], answer, run)
+        if rounds:
+            judged = yield from decide_calls(run, calls)
+        asked = [j for j in judged if j.asks and not _left(j)]
+        unrepeatable = {j.key for j in asked if not _askable(j)}
+        fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
+        # What is asked late would come before a tool's own question, and take the answer to it.
+        # A call that code makes by itself and that never ran comes after every question that was answered.
+        before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
+        # A review in this task had an answer about its call before the code that asks now.
+        answered = had() if had else rounds + sum(_by_review(j, me) and not j.call.reviewed for j in judged)
+        late = before_answers and answers_left(config, answered)
+        refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
+        here = run.engine.on_ask is not None
+        if fresh and late and had and can_ask(config) and not here:
+            raise GraphInterrupt(())
+        if fresh and (here or (can_ask(config) and not late)):
+            yield from record_asks(run, fresh)
+            opened = approvals.questions(run, fresh, rounds, me, interrupt_id(config))
+            if (here or not counted or rounds) and (yield from approvals.over_cap(run, fresh)):
+                refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
+            elif (yield from approvals.open_questions(run, fresh, opened)):
+                shown = approvals.payload(list(zip(fresh, opened, strict=True)))
+                answer = yield (AskHere if here else Interrupt)(shown)
+                yield from _resolve(run, opened[0].task_id, rounds, answer)
+            judged = yield from decide_calls(run, calls)  # where the run is over, this says so
+        # A call that still asks: nobody can be asked about it, or the answer does not suffice.
+        code = Code.APPROVAL_VOID if here or can_ask(config) else Code.APPROVAL_UNAVAILABLE
+        judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
+        return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
     except GraphBubbleUp:
         raise
     except AuditError:
-        return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in judged]
+        return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in first]
     except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
-        return [_denied(j, run.engine.failed(exc)) for j in judged]
-
-
-def _asked(
-    run: Run,
-    calls: Sequence[Call],
-    judged: Sequence[DecidedCall],
-    config: Mapping[str, Any],
-    *,
-    counted: bool,
-    had: Callable[[], int] | None,
-) -> Flow[list[DecidedCall]]:
-    me = task_id(config)
-    before = [(j.approval, j) for j in judged if me and j.approval is not None and _by(j.approval, me) and not _left(j)]
-    # Every one, though of an edited call only the newest question is in sight.
-    rounds = max((a.round for a, _ in before), default=-1) + 1
-    withdrawn: set[str] = set()
-    for number in range(rounds):
-        again = [(j, a) for a, j in before if a.round == number]
-        answer = yield Interrupt(approvals.payload(again))
-        answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
-        yield from _resolve(run, me, number, answer)
-        withdrawn |= _withdrawn([a for _, a in again], answer, run)
-    if rounds:
-        judged = yield from decide_calls(run, calls)
-    asked = [j for j in judged if j.asks and not _left(j)]
-    unrepeatable = {j.key for j in asked if not _askable(j)}
-    fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
-    # What is asked late would come before a tool's own question, and take the answer to it.
-    # A call that code makes by itself and that never ran comes after every question that was answered.
-    before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
-    # A review in this task had an answer about its call before the code that asks now.
-    answered = had() if had else rounds + sum(_by_review(j, me) and not j.call.reviewed for j in judged)
-    late = before_answers and answers_left(config, answered)
-    refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
-    here = run.engine.on_ask is not None
-    if fresh and late and had and can_ask(config) and not here:
-        raise GraphInterrupt(())
-    if fresh and (here or (can_ask(config) and not late)):
-        yield from record_asks(run, fresh)
-        opened = approvals.questions(run, fresh, rounds, me, interrupt_id(config))
-        if (here or not counted or rounds) and (yield from approvals.over_cap(run, fresh)):
-            refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-        elif (yield from approvals.open_questions(run, fresh, opened)):
-            answer = yield (AskHere if here else Interrupt)(approvals.payload(list(zip(fresh, opened, strict=True))))
-            yield from _resolve(run, opened[0].task_id, rounds, answer)
-        judged = yield from decide_calls(run, calls)  # where the run is over, this says so
-    # A call that still asks: nobody can be asked about it, or the answer does not suffice.
-    code = Code.APPROVAL_VOID if here or can_ask(config) else Code.APPROVAL_UNAVAILABLE
-    judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
-    return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
+        return [_denied(j, run.engine.failed(exc)) for j in first]
 
 
 def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
@@ -239,10 +232,7 @@ def _askable(judged: DecidedCall) -> bool:
 
 
 def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
-    """Record the answer, if the root entry has not done so before any task started.
-
-    For a child on a thread of its own, it has not.
-    """
+    """Record the answer, unless the root entry has. For a child on a thread of its own, it has not."""
     snapshot = yield Load(run.scope, Query(asks=True))
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
@@ -264,22 +254,50 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
     return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
 
 
+def answers_left(config: Mapping[str, Any], had: int) -> bool:
+    """Return True if the task of `config` has answers beyond the first `had`, for its later questions."""
+    scratchpad = scratchpad_of(config)
+    return scratchpad is not None and (len(scratchpad.resume) > had or _has_plain_answer(scratchpad))
+
+
+def _has_plain_answer(scratchpad: Any) -> bool:
+    """Return True if a plain resume value waits for the next question. One that was had is the task's own by now."""
+    value = scratchpad.get_null_resume(False)
+    return value is not None and not any(had is value for had in scratchpad.resume)
+
+
+def skip_answers(config: Mapping[str, Any], count: int) -> None:
+    """Skip the answers of a tool that does not run again: else the next tool that asks would receive them."""
+    scratchpad = scratchpad_of(config)
+    if scratchpad is None or not scratchpad.resume:
+        return
+    for _ in range(count):
+        number = scratchpad.interrupt_counter()
+        if number < len(scratchpad.resume):
+            keep_answers(config, scratchpad.resume[: number + 1])
+
+
+def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
+    """Skip every answer of the task beyond the first `had`. Return False if one is left that no question has had."""
+    scratchpad = scratchpad_of(config)
+    if scratchpad is None or _has_plain_answer(scratchpad):
+        return False
+    skip_answers(config, len(scratchpad.resume) - had)
+    return True
+
+
+def answer_to(config: Mapping[str, Any], ident: str, given: object) -> object:
+    """Return the answer that the task of `config` has to the interrupt `ident`; `given` if that is not known."""
+    scratchpad = scratchpad_of(config)
+    answers = scratchpad.resume if scratchpad is not None else ()
+    return next((value for i, value in enumerate(answers) if interrupt_id(config, i) == ident), given)
+
+
 # --- the questions of other reviews -------------------------------------------------------------------
 
 
-def note_review(run: Run, given: object, paused: GraphInterrupt, config: Mapping[str, Any]) -> Flow[None]:
-    """Note what a node that pauses asks about the calls of its newest message, if it does."""
-    own = interrupt_id(config)
-    asked = [i for i in (paused.args[0] if paused.args else ()) if i.id == own]
-    if len(asked) == 1:
-        yield from note_question(run, newest_plan(given), asked[0])
-
-
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
-    """Note what an `Interrupt` asks about the calls of a message, if it does.
-
-    If the note cannot be written, the tool node asks by itself.
-    """
+    """Note what an `Interrupt` asks about the calls of a message, if it does. Else the tool node asks by itself."""
     if message is None or not message.id or approvals.is_ours(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
@@ -338,20 +356,13 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
         _log.error("a review was not noted: %s", type(exc).__name__)
 
 
-def newest_plan(given: object) -> AIMessage | None:
-    """Return the newest message with calls in a node's input."""
-    return next((message for _, message in newest_messages(given)), None)
-
-
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
     """Return the tools whose calls a review among a tool node's wrappers asks about, one by one."""
     found: frozenset[str] = frozenset()
-    for wrapper in wrappers:
-        for method in _methods(wrapper):
-            review = method.__self__
-            asks = getattr(review, "interrupt_on", None)
-            if getattr(review, "interrupt_mode", None) == "per_call" and isinstance(asks, Mapping):
-                found |= frozenset(map(str, asks))
+    for review in (method.__self__ for wrapper in wrappers for method in _methods(wrapper)):
+        asks = getattr(review, "interrupt_on", None)
+        if getattr(review, "interrupt_mode", None) == "per_call" and isinstance(asks, Mapping):
+            found |= frozenset(map(str, asks))
     return found
 
 
@@ -366,12 +377,7 @@ def _methods(wrapper: object) -> Iterator[MethodType]:
         if isinstance(value, MethodType):
             yield value
         elif isinstance(value, FunctionType):
-            todo.append(getattr(value, "__wrapped__", None))
-            for cell in value.__closure__ or ():
-                try:
-                    todo.append(cell.cell_contents)
-                except ValueError:  # not assigned yet
-                    continue
+            todo += [getattr(value, "__wrapped__", None), *cells_of(value).values()]
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
@@ -392,3 +398,52 @@ def _named(request: Mapping[str, Any], calls: Sequence[tuple[int, Any]]) -> int 
     name, args, ident = request.get("name"), request.get("args"), request.get("tool_call_id")
     same = (n for n, (_, c) in enumerate(calls) if c["name"] == name and c["args"] == args)
     return next((n for n in same if ident is None or calls[n][1]["id"] == ident), None)
+
+
+def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
+    """Return the calls that a question shows, and for each the decisions it takes. `schema` is that of the answer."""
+    items = value if isinstance(value, list | tuple) else [value]
+    inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
+    if inbox:
+        calls = [{"name": i["action_request"].get("action"), "args": i["action_request"].get("args")} for i in inbox]
+        return (calls, [_of_config(i.get("config")) for i in inbox]) if len(inbox) == len(items) else ((), ())
+    if not isinstance(value, Mapping):
+        return (), ()
+    if "review_configs" in value:
+        configs, requests = value["review_configs"], value.get("action_requests")
+        if not isinstance(configs, list) or not isinstance(requests, list):
+            return (), ()
+        return requests, [tuple(c.get("allowed_decisions", ())) for c in configs if isinstance(c, Mapping)]
+    if value.get("type") == "tool_approval":
+        return [value], [_of_schema(schema)]
+    named = list(_calls(value, _DEPTH))
+    return (named, [PLAIN]) if len(named) == 1 else ((), ())
+
+
+def _of_config(config: object) -> tuple[str, ...]:
+    if not isinstance(config, Mapping):
+        return DECISIONS
+    return tuple(decision for flag, decision in _FLAGS.items() if config.get(flag))
+
+
+def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
+    """Yield what names a tool and its arguments, at any place of a question."""
+    if isinstance(value, Mapping):
+        tool = next((value[k] for k in _TOOL if isinstance(value.get(k), str)), None)
+        args = next((value[k] for k in _ARGUMENTS if isinstance(value.get(k), Mapping)), None)
+        if tool is not None and args is not None:
+            yield {"name": tool, "args": args, "tool_call_id": value.get("id", value.get("tool_call_id"))}
+            return
+    if depth and isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _calls(item, depth - 1)
+
+
+def _of_schema(schema: object) -> tuple[str, ...]:
+    """Return the `type`s that the schema of an answer takes: a decision, or one of several."""
+    if not isinstance(schema, Mapping):
+        return DECISIONS
+    named = schema.get("$defs", {})
+    members = [named.get(str(m.get("$ref", "")).rpartition("/")[2], m) for m in schema.get("oneOf", [schema])]
+    kinds = [m.get("properties", {}).get("type", {}).get("const") for m in members]
+    return tuple(k for k in kinds if k in DECISIONS)

@@ -47,14 +47,14 @@ from langchain_runtime_authz.langgraph._private import (
     started_graph,
     task_id,
 )
-from langchain_runtime_authz.langgraph.interrupts import newest_plan, note_question
+from langchain_runtime_authz.langgraph.inputs import newest_plan
+from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
-from langchain_runtime_authz.langgraph.node_pep import is_gated
+from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import waiting
-from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer

@@ -1,12 +1,10 @@
 """The calls that a hand-written node makes: found in the plan, held while a question is open, answered at the end.
 
-A node may call a tool with a message's arguments and without the call's id. Such a call is the newest message's call
-of that tool with the same arguments, as the tool's own schema reads them. An equal call is the next one of the message,
-or unplanned. The message stands in the node's input, or a model returned it inside the node.
+A call without an id is the newest message's call of that tool with the same arguments, as the tool's own schema reads
+them. An equal call is the next one of the message, or unplanned.
 
-A question is a `GraphInterrupt`, which is an `Exception`. Code that swallows it does not lose it: other calls of the
-node are held, and the node's enforcement point raises the question when the node ends. The node runs anew with the
-answer, and the ledger answers the calls that ran.
+Code that swallows a question (an `Exception`) does not lose it: other calls of the node are held, and its enforcement
+point raises the question when the node ends. The node runs anew with the answer; the ledger answers the calls that ran.
 """
 
 from __future__ import annotations
@@ -25,11 +23,9 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, raw_digest
 from langchain_runtime_authz.langgraph._private import counting_questions
-from langchain_runtime_authz.langgraph.answers import skip_answers_to
-from langchain_runtime_authz.langgraph.arguments import supplied, unknown
-from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.inputs import answered_calls, newest_messages, sent_calls, supplied, unknown
+from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
-from langchain_runtime_authz.langgraph.node_input import answered_calls, newest_messages, sent_calls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
@@ -43,39 +39,28 @@ _PAUSE: Final = 0.005  # seconds
 
 
 class NodeCalls:
-    """One execution of a hand-written node.
-
-    Args:
-        given: the node's input.
-        config: of the task.
-
-    Attributes:
-        config: the config that the node runs with. It counts the questions of the task.
-        question: the first question that was raised inside.
-        running: how many guarded tools are decided or run.
-    """
+    """One execution of a hand-written node."""
 
     __slots__ = ("_announced", "_begun", "_came", "_closed", "_given", "_held", "_numbers", "_taken", "alock", "config",
                  "lock", "question", "running")  # fmt: skip
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
-        self.config, self._numbers = counting_questions(dict(config))
+        self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
         self.lock, self.alock = threading.Lock(), threading.Lock()
         self._closed = False
-        self.question: GraphInterrupt | None = None
+        self.question: GraphInterrupt | None = None  # the first that was raised inside
         self._announced: list[AIMessage] = []
         self._held: list[Call] = []
         self._taken: set[Place] = set()
         # The outputs, denials and replays of its calls by call id; denials of calls that no message holds by tool.
         self._came: dict[str | None, Any] = {}
         self._begun: set[str | None] = set()
-        self.running = 0
+        self.running = 0  # guarded tools that are decided or run
 
     # --- the plan ---
 
     def announce(self, message: AIMessage) -> None:
-        """Note a message that a model returned inside the node."""
         if message.tool_calls:
             self._announced.append(message)
 
@@ -129,13 +114,8 @@ class NodeCalls:
         return one, place
 
     def decide_all(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
-        """Decide calls of one piece of the node's code.
-
-        Raises:
-            AuthzDenied: the node has ended, and the model was told that they were not carried out.
-            GraphInterrupt: a question is open.
-        """
-        if self._closed:
+        """Decide calls of one piece of the node's code, unless a question is open."""
+        if self._closed:  # the model was told that they were not carried out
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self.question is not None:
             raise self.question
@@ -169,11 +149,9 @@ class NodeCalls:
 
     @property
     def asks(self) -> bool:
-        """True if the node must end with a question."""
         return self.question is not None or bool(self._held)
 
     def over(self, run: Run, exc: BaseException | None) -> Flow[None]:
-        """Raise the question with which the node must end, if there is one."""
         if not self.asks or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
             return
         run.pause()
@@ -219,8 +197,7 @@ def _as_planned(
 ) -> Call | None:
     """Return the call as its message holds it, or `None` if it says something else.
 
-    Arguments that the code adds are not the model's. What the profile names in `injected` is not decided, as what the
-    framework supplies. Any other counts as critical.
+    Of the arguments that the code adds, what the profile names in `injected` is not decided. Any other is critical.
     """
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)

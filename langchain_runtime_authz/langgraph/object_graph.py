@@ -1,8 +1,7 @@
 """Find what code holds: graphs, tools, models and functions, in closures, globals, attributes and wrappers.
 
-`protect` reaches what the code names. `coverage` looks further (`deep`: into any object's attributes
-and containers of any size) and names the rest. A graph or model that is found is not searched: it has
-rows of its own.
+`protect` reaches what the code names. `coverage` looks further (`deep`: into any object's attributes and containers of
+any size). A graph or model that is found is not searched: it has rows of its own.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
+from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, PregelNode, ToolNode, is_task_function
-from langchain_runtime_authz.langgraph.model_types import model_types
 
 AnyGraph = Pregel[Any, Any, Any, Any]
+
+DECISIONS: Final = "langchain_core.decisions.base"  # dear to import, and in few processes
 
 MAX_HELD: Final = 1000  # a longer list or mapping in a closure is data, not agents
 MAX_WALKED: Final = 20_000  # values looked at from one node
@@ -62,11 +63,7 @@ _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A graph, and where it was found.
-
-    `label` is the name that its agent has at run time; `parent` the label of the graph, and `route`
-    the node of it, that lead here.
-    """
+    """A graph, its agent's name at run time, and the label of the graph and the node of it that lead here."""
 
     graph: AnyGraph
     label: str
@@ -96,10 +93,11 @@ def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
                 if not isinstance(value, Pregel):
                     yield value
                 else:
-                    todo.append(Found(value, _label(value, name), found.label, name))
+                    todo.append(Found(value, label_of(value, name), found.label, name))
 
 
-def _label(graph: AnyGraph, node: str) -> str:
+def label_of(graph: AnyGraph, node: str) -> str:
+    """Return the name of an agent: its graph's, or if nobody named that, its node's."""
     name = graph.get_name()
     return node if name == "LangGraph" else name
 
@@ -161,14 +159,14 @@ def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
 
 
 def _held_by_function(function: FunctionType) -> list[Any]:
-    cells = list(_cells(function).values())
-    if not cells and not hasattr(function, "__wrapped__") and _root(function.__module__) in LIBRARIES:
+    cells = list(cells_of(function).values())
+    if not cells and not hasattr(function, "__wrapped__") and root_of(function.__module__) in LIBRARIES:
         return []
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     return [*cells, *loaded(function), *defaults, getattr(function, "__wrapped__", None)]
 
 
-def _cells(function: FunctionType) -> dict[str, Any]:
+def cells_of(function: FunctionType) -> dict[str, Any]:
     held = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # not assigned yet
@@ -178,7 +176,7 @@ def _cells(function: FunctionType) -> dict[str, Any]:
 
 def loaded(function: FunctionType) -> Iterator[Any]:
     """Yield what a function's code loads: variables of its closure, globals, and attributes of these."""
-    cells, names = _cells(function), function.__globals__
+    cells, names = cells_of(function), function.__globals__
     for is_global, name, attributes in _chains(function.__code__):
         value = names.get(name) if is_global else cells.get(name)
         yield value
@@ -194,24 +192,33 @@ def loaded(function: FunctionType) -> Iterator[Any]:
 def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
     """Return the variables that code loads, with the attributes of each: `a.b` is `(…, "a", ("b",))`."""
     chains: list[tuple[bool, str, tuple[str, ...]]] = []
-    going = False
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
-            chains.append((instruction.opname == "LOAD_GLOBAL", instruction.argval, ()))
-            going = True
-        elif going and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            is_global, name, attributes = chains[-1]
-            chains[-1] = (is_global, name, (*attributes, instruction.argval))
-        else:
-            going = False
-    for constant in code.co_consts:  # inner functions, lambdas and comprehensions
-        if isinstance(constant, CodeType):
-            chains += _chains(constant)
+    for own in codes(code):
+        going = False
+        for instruction in dis.get_instructions(own):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
+                chains.append((instruction.opname == "LOAD_GLOBAL", instruction.argval, ()))
+                going = True
+            elif going and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                is_global, name, attributes = chains[-1]
+                chains[-1] = (is_global, name, (*attributes, instruction.argval))
+            else:
+                going = False
     return tuple(dict.fromkeys(chains))
 
 
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield code, and that of its inner functions, lambdas and comprehensions."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    return (name for own in codes(code) for name in own.co_names)
+
+
 def _held_by_method(method: MethodType) -> list[Any]:
-    """Return what a method loads of its object, and what its function holds."""
     owner = method.__self__
     if isinstance(owner, (tuple, PregelProtocol, *model_types())):
         return [owner]
@@ -223,22 +230,15 @@ def _held_by_method(method: MethodType) -> list[Any]:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     if isinstance(function, FunctionType):
-        held += [fields[name] for name in _names(function.__code__) if name in fields]
+        held += [fields[name] for name in names_in(function.__code__) if name in fields]
         # A method calls others of its own object; also one of LangChain's middleware, which holds what the user gave it.
         held += [
             MethodType(found, owner)
-            for name in _names(function.__code__)
+            for name in names_in(function.__code__)
             if isinstance(found := getattr(type(owner), name, None), FunctionType)
-            and _root(found.__module__) not in LIBRARIES - {"langchain"}
+            and root_of(found.__module__) not in LIBRARIES - {"langchain"}
         ]
     return held
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _attributes(value: Any) -> list[Any]:
@@ -257,17 +257,16 @@ def functions_of(tool: BaseTool) -> list[Any]:
         origin: Any = getattr(method, "__func__", None)
         while hasattr(origin, "__wrapped__"):
             origin = origin.__wrapped__
-        if isinstance(origin, FunctionType) and _root(origin.__module__) not in LIBRARIES:
+        if isinstance(origin, FunctionType) and root_of(origin.__module__) not in LIBRARIES:
             held.append(MethodType(origin, tool))
     return held
 
 
 def module_of(value: object) -> str:
-    """Return the top-level package that a value's type comes from."""
-    return _root(type(value).__module__)
+    return root_of(type(value).__module__)
 
 
-def _root(module: str | None) -> str:
+def root_of(module: str | None) -> str:
     return (module or "").split(".", 1)[0]
 
 
@@ -282,3 +281,12 @@ def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
 def is_workflow(graph: Any) -> bool:
     """Return True if a graph runs no tools by itself: for its trace, it orchestrates agents."""
     return not any(isinstance(node.bound, ToolNode) for node in getattr(graph, "nodes", {}).values())
+
+
+def decision_models() -> list[type]:
+    found = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
+    return [] if found is None else found.__subclasses__()
+
+
+def model_types() -> tuple[type, ...]:
+    return (BaseLanguageModel, *decision_models()) if DECISIONS in sys.modules else (BaseLanguageModel,)

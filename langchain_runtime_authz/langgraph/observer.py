@@ -18,21 +18,27 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.langgraph._private import starting_graph, starting_tool
+from langchain_runtime_authz.langgraph.node_pep import AuthzParts
+from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, running
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_node import AuthzParts
+from langchain_runtime_authz.langgraph.tool_profiles import is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Run, Write
+from langchain_runtime_authz.telemetry.spans import record_observation
 
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _PACKAGE: Final = __name__.split(".", 1)[0]
+What = Literal["tool", "model", "graph", "chain"]
 Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
 
 
@@ -74,8 +80,6 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
 
 
 class Observer:
-    """Holds what was seen of one instance."""
-
     def __init__(self, strict: bool, *, shows: bool) -> None:
         self._strict, self._shows = strict, shows
         self.seen: dict[Observed, None] = {}
@@ -84,11 +88,7 @@ class Observer:
         self._tripped: set[tuple[str, str]] = set()
 
     def note(self, run: Run, by: str, name: str, effect: tuple[str, str], call: Any, task: str) -> None:
-        """Note an effect.
-
-        Raises:
-            PermissionError: it is refused.
-        """
+        """Note an effect. One that is refused raises `PermissionError`."""
         one = Observed(run.scope.graph, run.agent[-1], by, name, *effect)
         may = call.profile.side_effect if by == "tool" else by == "thread"  # a thread is nobody's
         refused = self._strict and not may and not (by in ("tool", "model") and one.kind == "connect")
@@ -102,11 +102,7 @@ class Observer:
             raise PermissionError(13, f"{by} `{name}` did what nobody declared: {one}; use `authz.effect`")
 
     def conclude(self, run: Run, task: str) -> Flow[None]:
-        """Write what was seen of a node that has ended.
-
-        Raises:
-            AuthzHalt: something of it was refused, whether or not its code went on.
-        """
+        """Write what was seen of a node that has ended. What was refused halts, even if the node's code went on."""
         while self._pending:
             yield (Write, self._pending.pop(0))
         if (run.jti, task) in self._tripped:
@@ -115,7 +111,6 @@ class Observer:
 
 
 def limits() -> str:
-    """Return what an observation cannot see, for the report."""
     also = ", nor what uvloop connects or starts" if "uvloop" in sys.modules else ""
     return f"not seen: pooled connections, C libraries, child processes, threads without the run{also}"
 
@@ -222,3 +217,69 @@ _EVENTS: Final[dict[str, Reader]] = {
     "os.fork": lambda _: ("program", "fork"),
     "ctypes.dlopen": lambda a: ("native", a[0]),
 }
+
+
+# --- what runs outside the enforcement points, by LangChain's callbacks ---------------------------------------
+
+
+class AuthzCallbackHandler(BaseCallbackHandler):
+    """Records what runs outside the enforcement points. It does not enforce, and nothing fails because of it.
+
+    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`.
+    It writes an audit record of the kind `observation`, and an event on the current span, for each of these:
+
+    - a tool that starts outside every run and is not guarded;
+    - a model that is called outside every protected node;
+    - a graph that nobody protected;
+    - a chain outside every graph and every protected node.
+
+    It records names only: no arguments, inputs or outputs. It does not hear of code without the caller's
+    callbacks: `callbacks=[]`, another thread, a function called as a function.
+
+    Args:
+        authz: the `RuntimeAuthz` into whose audit sink it writes. LangChain logs a record
+            that cannot be written, and it is lost.
+    """
+
+    run_inline = True  # the caller's own thread and context say where it runs
+    ignore_retriever = True
+    ignore_retry = True
+    ignore_custom_event = True
+
+    def __init__(self, authz: AuthzParts) -> None:
+        self._engine = authz.root_entry.engine
+
+    def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
+        if running() is not None:
+            return  # guarded, or decided by the callback backstop
+        started = starting_tool()
+        if started is None:
+            self._observe("tool", _name(serialized, kwargs))
+        elif not is_guarded(started.tool):
+            self._observe("tool", started.tool.name)
+
+    def on_chat_model_start(self, serialized: dict[str, Any] | None, messages: Any, **kwargs: Any) -> None:
+        if running() is None:
+            self._observe("model", _name(serialized, kwargs))
+
+    on_llm_start = on_chat_model_start  # type: ignore[assignment]  # prompts in the place of messages
+
+    def on_chain_start(self, serialized: dict[str, Any] | None, inputs: Any, **kwargs: Any) -> None:
+        graph = starting_graph()
+        if graph is not None:
+            if owner_of(graph) is None:
+                self._observe("graph", graph.get_name())
+        elif kwargs.get("run_type") == "llm":  # a decision model
+            if running() is None:
+                self._observe("model", _name(serialized, kwargs))
+        elif running() is None and "langgraph_node" not in (kwargs.get("metadata") or {}):
+            self._observe("chain", _name(serialized, kwargs))
+
+    def _observe(self, what: What, name: str) -> None:
+        record_observation(what, name)
+        self._engine.write(partial(observation_record, now=time.time(), what=what, name=name))
+
+
+def _name(serialized: dict[str, Any] | None, kwargs: dict[str, Any]) -> str:
+    given = kwargs.get("name") or (serialized or {}).get("name")
+    return str(given) if given else "unnamed"

@@ -51,7 +51,6 @@ class Cleaner:
         return self._search.withheld
 
     def output(self, value: Any) -> Any:
-        """Filter what a tool returned."""
         return self._value(value, self._fields)
 
     def _value(self, value: Any, fields: frozenset[str]) -> Any:
@@ -111,7 +110,6 @@ class Cleaner:
                 asked.value = self._scrubbed(asked.value)
 
     def error(self, exc: BaseException) -> BaseException:
-        """Return the exception without live tokens in text, notes, attributes, cause or context."""
         return self._search.clean(exc)
 
 
@@ -135,7 +133,6 @@ def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
 
 
 async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error: Clean) -> Any:
-    """Like `cleaned`."""
     try:
         return clean(await code())
     except BaseException as exc:  # noqa: BLE001
@@ -217,7 +214,6 @@ def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
 
 
 def watched_callbacks(callbacks: Any, clean: Clean) -> Any:
-    """Return `callbacks` with filters around LangGraph's own streaming handlers."""
     return with_streams(callbacks, lambda chunk: _apart(chunk, clean))
 
 

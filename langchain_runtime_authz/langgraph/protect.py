@@ -1,9 +1,7 @@
 """Protect every graph that can be reached, in place.
 
-A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream`
-and `astream` (to which invoke, batch, `astream_events` and the rest come down) open the run. The
-same graph below a protected one opens a child agent instead. A copy (`copy`, `with_config`) stays
-protected, since nodes and class go with it.
+A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream` and `astream`, to
+which all others come down, open the run, or a child agent below a protected graph. A copy stays protected.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Generator, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn, cast
@@ -19,8 +17,12 @@ from typing import Any, Final, NoReturn, cast
 from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.pregel.protocol import PregelProtocol
 
-from langchain_runtime_authz.errors import AlreadyProtected, Code, ConfigError
+from langchain_runtime_authz._url import is_under
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph._private import (
     DEFAULT_BOUND,
@@ -30,20 +32,19 @@ from langchain_runtime_authz.langgraph._private import (
     ensure_graph_config,
     is_handed_down,
     is_task,
+    lookalike,
     node_of_task,
     reset_node,
 )
-from langchain_runtime_authz.langgraph.kept import lookalike
-from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
-from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
-from langchain_runtime_authz.langgraph.remote import gate_remote, is_remote
-from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope
-from langchain_runtime_authz.langgraph.store import gate_store
+from langchain_runtime_authz.langgraph.effect import gate_store
+from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
+from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
+from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, RootEntry
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
-from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.agents import ANY
+from langchain_runtime_authz.pep.delegate import invitation
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
@@ -59,7 +60,6 @@ class Protection:
 
 
 def owner_of(graph: object) -> Protection | None:
-    """Return the protection of a protected graph."""
     # Only `protect` sets it. A reload of this module would break `isinstance`.
     found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
     return found
@@ -69,10 +69,6 @@ def protect(target: Any, protection: Protection) -> Any:
     """Protect a compiled graph in place, with every graph below it; return the same object.
 
     A builder stays the builder it is; what it compiles comes out protected.
-
-    Raises:
-        AlreadyProtected: another `RuntimeAuthz` protects it, or a part of it. Nothing was changed.
-        ConfigError: it is not a graph.
     """
     if isinstance(target, StateGraph):
         return _protect_builder(target, protection)
@@ -87,11 +83,6 @@ def protect(target: Any, protection: Protection) -> Any:
     for graph in graphs:
         _protect_one(graph, protection)
     return target
-
-
-def guarded_tools(graph: AnyGraph) -> Iterator[BaseTool]:
-    """Return the guarded tools of a protected graph and of every graph below it."""
-    return (value for value in reached(graph) if isinstance(value, BaseTool) and is_guarded(value))
 
 
 def agent_names(graph: AnyGraph) -> frozenset[str]:
@@ -179,11 +170,7 @@ def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> 
 
 
 class _Owned:
-    """Likewise for an asynchronous stream, which only its holder closes.
-
-    An event loop that ends closes every generator that it knows, this one while its holder does. So
-    the loop does not learn of it.
-    """
+    """Likewise for an asynchronous stream, of which the event loop does not learn: it would close it while its holder does."""
 
     __slots__ = ("_begun", "_chunks", "_scope")
 
@@ -226,7 +213,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
         if at_call.parent is not None:
-            with root_entry.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
+            with root_entry.enter_child(
+                at_call.parent, label_of(self, node_of_task(config) or "LangGraph"), config, self
+            ) as entered:
                 yield from _stepping(entered, base.stream(self, input, entered, **options))
             return
         if _lacks_thread(self, config):
@@ -250,7 +239,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
             async with (
-                root_entry.enter_child(at_call.parent, _child_name(self, config), config, self) as entered,
+                root_entry.enter_child(
+                    at_call.parent, label_of(self, node_of_task(config) or "LangGraph"), config, self
+                ) as entered,
                 aclosing(_Owned(base.astream(self, input, entered, **options), entered)) as chunks,
             ):
                 async for chunk in chunks:
@@ -329,23 +320,120 @@ def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict
     return {**options, "durability": "sync"}
 
 
-def _child_name(graph: Any, config: Mapping[str, Any]) -> str:
-    name: str = graph.get_name()
-    return node_of_task(config) or name if name == "LangGraph" else name
+# --- remote graphs: their own server's instance verifies the credential that is sent along ---------------------
 
 
-def without_handle(chunk: Any, depth: int = 6) -> Any:
-    """Remove the run handles from a stream chunk: `debug` and `checkpoints` events carry configs."""
-    if depth == 0:
-        return chunk
-    if type(chunk) is dict:
-        configurable = chunk.get("configurable")
-        if type(configurable) is dict and HANDLE_KEY in configurable:
-            kept = {k: v for k, v in configurable.items() if k != HANDLE_KEY}
-            return {**chunk, "configurable": kept}
-        clean = {k: without_handle(v, depth - 1) for k, v in chunk.items()}
-        return clean if any(clean[k] is not v for k, v in chunk.items()) else chunk
-    if type(chunk) in (tuple, list):
-        items = [without_handle(v, depth - 1) for v in chunk]
-        return type(chunk)(items) if any(a is not b for a, b in zip(items, chunk, strict=True)) else chunk
-    return chunk
+def is_remote(value: object) -> bool:
+    """Return True for a graph that another server runs."""
+    return isinstance(value, PregelProtocol) and not isinstance(value, Pregel)
+
+
+def gates_remote(value: object) -> object:
+    return getattr(type(value), "__runtime_authz_remote__", None)
+
+
+def gate_remote(graph: Any, root_entry: RootEntry) -> None:
+    """Decide each call of a remote graph, and send its credential along; in place, unless another instance does."""
+    if gates_remote(graph) is None:
+        graph.__class__ = _remote_class(type(graph), root_entry)
+
+
+class _Remote(ChildEntry):
+    remote = True
+    header = ""
+
+    def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], client: Any) -> None:
+        super().__init__(root_entry, parent, name, config, None)
+        self.profile, self.http = (
+            self.engine.child_profile(name),
+            getattr(getattr(client, "http", None), "client", None),
+        )
+        place = self.profile.url if self.profile is not None else None
+        # INVARIANT: the credential is for the place that the profile names, whatever the client's address is.
+        # Without a client nothing is sent: the graph itself says which one it lacks.
+        if place is not None and client is not None and not is_under(str(getattr(self.http, "base_url", "")), place):
+            self.refuse = Code.REMOTE_URL
+
+    def _given(self, run: Run) -> Flow[dict[str, str]]:
+        if self.http is None or self.profile is None or self.profile.url is None or self.profile.named is None:
+            return {}
+        try:
+            credential = yield from invitation(run, self.profile.named)
+        except CredentialError as exc:
+            refused = deny(exc.code)
+            raise AuthzDenied(refused.reason, refused.decision_id) from None
+        if (ticket := current_ticket()) is not None:  # so that it is found in the tool's output
+            ticket.track(credential.token)
+        self.header = f"Bearer {credential.token}"
+        _places[self.header] = self.profile.url, run.parts["invited"]
+        _watch(self.http)
+        return {"Authorization": self.header}
+
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
+        _places.pop(self.header, None)
+        yield from super()._leave(run, raised=raised, cut=cut)
+
+
+# The header of each call under way: the URL below which it may be sent, and the decision about its edge.
+_places: Final[dict[str, tuple[str, str]]] = {}
+
+
+def _check(request: Any) -> None:
+    """Refuse a request that would carry a credential elsewhere: after a redirect, or to reconnect."""
+    found = _places.get(request.headers.get("Authorization", ""))
+    if found is not None and not is_under(str(request.url), found[0]):
+        raise AuthzDenied(Code.REMOTE_URL, found[1])
+
+
+async def _acheck(request: Any) -> None:
+    _check(request)
+
+
+def _watch(client: Any) -> None:
+    check, hooks = _acheck if hasattr(client, "aclose") else _check, client.event_hooks
+    if check not in hooks["request"]:
+        client.event_hooks = {**hooks, "request": [*hooks["request"], check]}
+
+
+def _remote_class(base: Any, root_entry: RootEntry) -> Any:
+    def entry(self: Any, config: Any, client: Any) -> Any:
+        merged = ensure_graph_config(config)
+        parent = root_entry.at_call(merged).parent
+        name = str(getattr(self, "name", None) or getattr(self, "assistant_id", base.__name__))
+        return _Remote(root_entry, parent, name, merged, client) if parent is not None else nullcontext({})
+
+    # `invoke` and `ainvoke` come down to these.
+    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        with entry(self, config, getattr(self, "sync_client", None)) as headers:
+            yield from base.stream(self, input, config, **_sent(kwargs, headers))
+
+    async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        async with entry(self, config, getattr(self, "client", None)) as headers:
+            async for chunk in base.astream(self, input, config, **_sent(kwargs, headers)):
+                yield chunk
+
+    # An agent that writes another one's state directs it.
+    def update_state(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+        with entry(self, config, getattr(self, "sync_client", None)) as headers:
+            return base.update_state(self, config, *args, **_sent(kwargs, headers))
+
+    async def aupdate_state(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+        async with entry(self, config, getattr(self, "client", None)) as headers:
+            return await base.aupdate_state(self, config, *args, **_sent(kwargs, headers))
+
+    def events(name: str) -> Any:
+        def streamed(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            if root_entry.at_call(ensure_graph_config(config)).parent is not None:
+                raise ConfigError(f"`{name}` of a remote graph is not decided; in a run, use `stream` or `invoke`")
+            return getattr(base, name)(self, input, config, **kwargs)
+
+        return streamed
+
+    own = {f.__name__: f for f in (stream, astream, update_state, aupdate_state)}
+    own |= {name: events(name) for name in ("stream_events", "astream_events")}
+    return lookalike(base, {"__runtime_authz_remote__": root_entry, **own})
+
+
+def _sent(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+    own = {k: v for k, v in (kwargs.get("headers") or {}).items() if k.lower() != "authorization"}
+    return {**kwargs, "headers": {**own, **headers}} if headers else kwargs

@@ -21,7 +21,7 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
 from langchain_runtime_authz.langgraph import checkpoints, state_changes
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_sent, place_below
-from langchain_runtime_authz.langgraph.human_texts import human_texts
+from langchain_runtime_authz.langgraph.inputs import human_texts
 from langchain_runtime_authz.langgraph.messages import foreign_plans, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.run_context import (

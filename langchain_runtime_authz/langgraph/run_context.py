@@ -1,12 +1,10 @@
 """Open a run for an application, and find the run that a step belongs to.
 
-A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`,
-and enforcement points read it there. It is absent from state, checkpoints, tracers and remote configs;
-in the stream modes `debug` and `checkpoints` the stream removes it. A handle that leaks prints, copies,
-pickles and serialises as an empty placeholder.
+A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`, and enforcement
+points read it there. It is absent from state, checkpoints, tracers and remote configs, and streams remove it. A handle
+that leaks prints, copies, pickles and serialises as an empty placeholder.
 
-Evolution rule: the key `__authz` and the type check stay. A forged string, dict or foreign object
-under the key does not count as a handle.
+Evolution rule: the key and the type check stay. A forged string, dict or foreign object does not count as a handle.
 """
 
 from __future__ import annotations
@@ -57,10 +55,7 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
 
 
 class Handle(Sealed):
-    """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened.
-
-    Unpickles as a constant string, which does not count as a handle.
-    """
+    """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened. Unpickles as a string."""
 
     __slots__ = ("__weakref__", "target")
     _pickled = _PLACEHOLDER
@@ -70,12 +65,10 @@ class Handle(Sealed):
 
     @property
     def run(self) -> Run | None:
-        """The run, in the handle of a root entry or of an agent below one."""
         return self.target if isinstance(self.target, Run) else None
 
     @property
     def opener(self) -> RunHandle | None:
-        """The application's run, in the handle of `run.config()`."""
         return None if isinstance(self.target, Run) else self.target
 
     def __repr__(self) -> str:
@@ -87,9 +80,7 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 
 
 class run_scope(CodeScope):
-    """Make `run` the current one for the code inside; `task` is the one that a node's enforcement point is around.
-
-    `node` holds the calls of a hand-written node (`node_calls`).
+    """Make `run` the current one for the code inside, with the task of a node, and the calls of a hand-written one.
 
     Enter it again to go on with its counts of equal calls. The ticket of a tool outside is not current inside: the
     code inside may belong to another agent.
@@ -133,15 +124,30 @@ def caller(given: Caller) -> Subject | Credential:
     return given if isinstance(given, Credential) else Subject.of(given)
 
 
-def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """Return `config` with the run's handle in it."""
+def with_run(config: Mapping[str, Any], run: Run | RunHandle) -> dict[str, Any]:
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
 
 
 def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
-    """Return the handle in a config, type-checked."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
     return handle if type(handle) is Handle else None
+
+
+def without_handle(chunk: Any, depth: int = 6) -> Any:
+    """Remove the run handles from a stream chunk: `debug` and `checkpoints` events carry configs."""
+    if depth == 0:
+        return chunk
+    if type(chunk) is dict:
+        configurable = chunk.get("configurable")
+        if type(configurable) is dict and HANDLE_KEY in configurable:
+            kept = {k: v for k, v in configurable.items() if k != HANDLE_KEY}
+            return {**chunk, "configurable": kept}
+        clean = {k: without_handle(v, depth - 1) for k, v in chunk.items()}
+        return clean if any(clean[k] is not v for k, v in chunk.items()) else chunk
+    if type(chunk) in (tuple, list):
+        items = [without_handle(v, depth - 1) for v in chunk]
+        return type(chunk)(items) if any(a is not b for a, b in zip(items, chunk, strict=True)) else chunk
+    return chunk
 
 
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
@@ -153,7 +159,6 @@ def find_run(config: Mapping[str, Any] | None) -> Run | None:
 
 
 def running() -> Run | None:
-    """Return the run of the enforcement point around the current code."""
     return current_scope.get().run  # type: ignore[no-any-return]
 
 
@@ -250,9 +255,7 @@ class RunHandle:
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
         """Return `config` with this run in it, for generators and other tasks. It dies with the run."""
-        given = dict(config or {})
-        given["configurable"] = {**(given.get("configurable") or {}), HANDLE_KEY: Handle(self)}
-        return cast("RunnableConfig", given)
+        return cast("RunnableConfig", with_run(config or {}, self))
 
     def close(self) -> None:
         """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""
@@ -305,11 +308,7 @@ class RunHandle:
         return self.subject.human and not self.upstream
 
     def enter(self, run: Run) -> None:
-        """Add a root entry's run, which `close` then ends.
-
-        Raises:
-            AuthzDenied: the run was closed meanwhile.
-        """
+        """Add a root entry's run, which `close` then ends, unless the run was closed meanwhile."""
         if self._closed:
             run.closed = True
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
@@ -346,7 +345,6 @@ class RunHandle:
 
 
 def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> tuple[Subject, tuple[str, ...], Grant]:
-    """Return the subject, the agents above and the grant of a run that an agent of another server asks for."""
     if not credential.agents:
         raise CredentialError(Code.CREDENTIAL_TOOL, "it is for a tool's call, not for an agent")
     if credential.tenant != engine.tenant:
@@ -358,11 +356,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return the application's run that a call is in: from its config, else from the `with authz.run(...)` around it.
-
-    Raises:
-        ConfigError: a generator opened the run that is current, so the call may belong to other code.
-    """
+    """Return the application's run that a call is in: from its config, else from the `with authz.run(...)` around it."""
     handle = handle_in(config)
     return (handle.opener if handle is not None else None) or _around()
 
@@ -370,8 +364,7 @@ def opened(config: Mapping[str, Any]) -> RunHandle | None:
 def _around() -> RunHandle | None:
     """Return the run of the `with` around the current code.
 
-    A paused generator leaves its run behind for the code that steps it. So a run that a generator opened
-    is never taken from the context.
+    A run that a generator opened is refused: a paused generator leaves it behind for the code that steps it.
     """
     handle = _opened.get()
     while handle is not None and handle.closed:
@@ -392,7 +385,6 @@ class _OutsideRun(NamedTuple):
 
 
 def _refusals() -> RefusedMints | None:
-    """Return the recorder of credential requests made outside every agent."""
     try:
         handle = _around()
     except ConfigError:  # the record could name another run

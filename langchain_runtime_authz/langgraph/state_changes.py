@@ -21,7 +21,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph._private import is_resume_map
-from langchain_runtime_authz.langgraph.human_texts import human_texts
+from langchain_runtime_authz.langgraph.inputs import human_texts
 from langchain_runtime_authz.langgraph.messages import (
     as_message,
     is_human,

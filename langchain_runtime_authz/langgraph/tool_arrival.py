@@ -22,8 +22,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph._private import injected_names, task_id
-from langchain_runtime_authz.langgraph.answers import skip_answers
-from langchain_runtime_authz.langgraph.arguments import (
+from langchain_runtime_authz.langgraph.inputs import (
     describe,
     parse,
     parses_alike,
@@ -32,7 +31,7 @@ from langchain_runtime_authz.langgraph.arguments import (
     unknown,
     without,
 )
-from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers
 from langchain_runtime_authz.langgraph.node_calls import DecideInNode, Describe, NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, opened, settled
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
@@ -55,15 +54,12 @@ class Arrival:
         counts: of equal calls, if neither an enforcement point nor a message tells them apart.
         front: what was handed on for the call that became this one.
         call_id: the tool call's id, if a message can answer it.
-        parser: makes the tool's arguments of `given`.
-        given: what the tool was sent.
+        parser: makes the tool's arguments of `given`, what it was sent.
         exact: nothing of the arguments is the framework's.
-        layer: which layer decides it.
         equal: what equal calls have in common.
         engine: decides the call; `None` outside every run.
-        facts: of the tool, with `describe`, which gives the call of other arguments.
-        node: the calls of the hand-written node that makes the call.
-        place: the call's place in the message, if it is the node's.
+        describe: gives the call of other arguments.
+        node: the calls of the hand-written node that makes the call, with the call's `place` in the message.
         text: whether code that makes the call expects a text.
     """
 
@@ -136,8 +132,7 @@ class Arrival:
     def execution(self, guard: object, verdict: Verdict) -> tool_execution.ToolExecution | None:
         """Return the execution of the call, or `None` if only an answer is left.
 
-        Malformed arguments go the stock road: the tool's own parsing raises the stored error before the tool runs,
-        and there is no ticket.
+        Malformed arguments have one without a ticket: the tool's own parsing raises the stored error.
         """
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
@@ -161,7 +156,6 @@ class Arrival:
         )
 
     def start(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
-        """Return the flow that decides the call, runs it by `code`, and closes it."""
         if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
             return execution.flow(code)
         return self._flow(guard, code)
@@ -184,7 +178,6 @@ class Arrival:
         return tool_execution.answer(verdict, self.call_id, text=text), None
 
     def refuse(self) -> Any:
-        """Answer a call outside every run."""
         return tool_execution.answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
@@ -281,10 +274,7 @@ def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], c
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the arrival of a call of a tool without a guard, which parses its input once more: so that must come out alike.
-
-    No message answers it: a denial is raised.
-    """
+    """Return the arrival of a call of a tool without a guard, which parses its input once more. A denial is raised."""
     owner = find_run(config) or opened(config)
     if owner is None:
         return _nowhere(tool, config, None)

@@ -75,20 +75,13 @@ class Pending(CodeScope):
             first, self.used = not self.used, True
         return first
 
-    @property
-    def unredeemed(self) -> Ticket | None:
-        """The ticket, if nobody redeemed it."""
-        ticket = self.verdict
-        return ticket if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded else None
-
     def give_back(self) -> Flow[None]:
-        """Give a ticket back that nobody redeemed."""
-        if (ticket := self.unredeemed) is not None:
+        ticket = self.verdict
+        if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded:
             yield from conclude(self.run, ticket, self.call, "released")
 
 
 def pending() -> Pending | None:
-    """Return the call that an enforcement point handed on to the tool that is about to run."""
     one = current_scope.get()
     return one if type(one) is Pending else None
 
@@ -132,16 +125,7 @@ Conclude: Final = Effect(drive, _aconclude)
 
 
 class ToolExecution(CodeScope):
-    """One permitted run of a tool.
-
-    Attributes:
-        guard: whose it is; tools that are copies of each other share one.
-        parsed: the arguments that the tool receives, whatever it was sent.
-        config: the config that the tool runs with.
-        mints: True if its ticket can make credentials.
-        returned: what the tool's own code returned, filtered.
-        stages: what of the tool's own code has started.
-    """
+    """One permitted run of a tool. Tools that are copies of each other share one `guard`."""
 
     __slots__ = ("_asked", "_before", "_settle", "_span",
                  "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip
@@ -199,7 +183,6 @@ class ToolExecution(CodeScope):
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:
-        """Filter what the tool returned."""
         ticket = self.ticket
         if ticket is not None and (ticket.obligations or ticket.mint is not None):
             cleaner = self._cleaner()
@@ -240,7 +223,6 @@ class ToolExecution(CodeScope):
         return Cleaner(fields, tokens) if fields or tokens else None
 
     def _tell(self, cleaner: Cleaner | None) -> None:
-        """Note what was found, for the end of the call."""
         if self.ticket is not None and cleaner is not None:
             self.ticket.leaked |= cleaner.found
             self.ticket.withheld |= cleaner.withheld
@@ -279,7 +261,6 @@ class ToolExecution(CodeScope):
         return self._conclude(self.ticket, state, output, question) if self.ticket is not None else None
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
-        """Run the tool's code by `code`, and close the call."""
         self.begin()
         output, failed = None, None
         try:
@@ -317,10 +298,7 @@ def _state_of(exc: BaseException) -> State:
 
 
 def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the answer to a call that does not run: a message, or for a call without an id what its code expects.
-
-    A denial of such a call is a `text` if the tool returns one. Otherwise it raises `AuthzDenied`.
-    """
+    """Return the answer to a call that does not run: a message, or for a call without an id what its code expects."""
     if isinstance(verdict, Denial):
         if call_id is not None:
             return denial_message(verdict, call_id)
@@ -340,7 +318,6 @@ def _replayed(replay: Replay) -> Any:
 
 
 def returns_text(tool: BaseTool) -> bool:
-    """Return True if the tool's code is declared to return a text."""
     code: Any = getattr(tool, "func", None) or getattr(tool, "coroutine", None) or tool._run
     try:
         return tool.response_format == "content" and get_type_hints(code).get("return") is str
@@ -349,5 +326,4 @@ def returns_text(tool: BaseTool) -> bool:
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:
-    """Return the denial of a call for the reason that `exc` gives."""
     return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))

@@ -1,11 +1,8 @@
 """Guarded tools: the primary enforcement point of a tool call.
 
-A guarded tool is a copy of the tool whose class is a dynamic subclass of the tool's own. It stays what it was
-(`isinstance`, name, schema, attributes), and every route that uses the object meets the guard: `invoke`, `ainvoke`,
-`batch`, `stream`, LCEL, ToolNode, raw threads, and `_run`, `_arun`, `func` and `coroutine` called by hand.
-
-The guard does not meet the function that the tool was made of, if code kept it or takes it from
-`guarded.func.__wrapped__`. There the process's own code goes round its own guard.
+A guarded tool is a copy whose class is a dynamic subclass of the tool's own. Every route that uses the object meets the
+guard: `invoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and `_run`, `_arun`, `func` and `coroutine` called by
+hand. The guard does not meet the function that the tool was made of, if code kept it.
 """
 
 from __future__ import annotations
@@ -23,9 +20,8 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph._private import config_parameter
-from langchain_runtime_authz.langgraph.arguments import Malformed
-from langchain_runtime_authz.langgraph.kept import kept, lookalike
+from langchain_runtime_authz.langgraph._private import config_parameter, kept, lookalike
+from langchain_runtime_authz.langgraph.inputs import Malformed
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
@@ -56,11 +52,7 @@ _FORMS: Final = (
 
 
 def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
-    """Return a guarded copy of `tool`, or `tool` itself if it is guarded already.
-
-    Raises:
-        AlreadyProtected: another `RuntimeAuthz` guards it.
-    """
+    """Return a guarded copy of `tool`, or `tool` itself if it is guarded already."""
     if is_guarded(tool):
         if guard_of(tool).profiles is not profiles:
             raise AlreadyProtected(tool.name)
@@ -76,10 +68,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
 
 
 def guard_in_place(tool: BaseTool) -> None:
-    """Guard a tool that plain code holds: inside each run by that run's instance, outside every run not at all.
-
-    A tool class that acts by itself is left alone.
-    """
+    """Guard a tool that plain code holds, unless it acts by itself: inside runs only, by each run's instance."""
     if is_guarded(tool) or hasattr(type(tool), IN_PLACE) or acts_by_itself(tool):
         return
     private = dict(tool.__pydantic_private__ or {})
@@ -97,12 +86,10 @@ def _in_place_class(base: type[BaseTool]) -> Any:
 
 
 def _guard_field() -> dict[str, Any]:
-    """Return the members of a class that give its tools a private attribute for the guard."""
     return {"__annotations__": {"_authz_guard": Any}, "_authz_guard": PrivateAttr(default=None)}
 
 
 def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
-    """Return the guarded method inside runs, and the tool's own outside."""
     plain, decided = getattr(base, name), getattr(guarded, name)
 
     @functools.wraps(decided)
@@ -189,7 +176,6 @@ def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]
 
 
 async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
-    """Run a call's code under its execution, or give the answer in its place."""
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
@@ -203,11 +189,7 @@ async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """`functools.wraps`, with the annotations resolved.
-
-    LangChain looks at the annotations of a tool's code on every call. Resolved, that costs less than the guard adds;
-    unresolved, they are compiled each time.
-    """
+    """Wrap as `functools.wraps`, with annotations resolved: unresolved, LangChain compiles them on every call."""
 
     def wrap(function: Callable[..., Any]) -> Any:
         wrapped = functools.wraps(code)(function)
@@ -315,7 +297,6 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
 
 
 def _invoked(execution: ToolExecution, code: Callable[[], Any], run: Callable[..., Any]) -> Any:
-    """Run the tool's own `invoke` by `cleaned`, or its `ainvoke` by `acleaned`."""
     execution.admits("invoke")
     return run(code, execution.clean, execution.clean_error)
 

@@ -25,14 +25,14 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph._private import ToolNode
-from langchain_runtime_authz.langgraph.answers import skip_answers
-from langchain_runtime_authz.langgraph.arguments import describe, parse, unknown, without
+from langchain_runtime_authz.langgraph.inputs import describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.interrupts import (
     decide_message,
     decide_one_of,
     decide_together,
     note_failed,
     reviewed_tools,
+    skip_answers,
 )
 from langchain_runtime_authz.langgraph.messages import (
     denial_message,
@@ -84,14 +84,8 @@ DecideOnce: Final = Effect(_decide, _adecide)
 class MessageCalls:
     """The calls that one execution of a tool node was given, and the message that planned them.
 
-    Args:
-        node: the tool node. Its tools are guarded as they are met.
-        profiles: of the instance that guards them.
-        input: the node's input, in any of the forms that ToolNode takes.
-        config: of the task.
-        runtime: of the task.
-        reviewed: tools about whose calls a review between here and the tool asks an approver.
-        standalone: the node is its own root entry and shares no run with other tasks.
+    The node's tools are guarded as they are met. A review between here and the tool asks about those that are
+    `reviewed`. A `standalone` node is its own root entry and shares no run with other tasks.
     """
 
     __slots__ = ("calls", "config", "node", "plan_id", "planned", "position", "profiles", "reviewed", "runtime",
@@ -143,8 +137,7 @@ class MessageCalls:
     def _batch(self, run: Run) -> _Batch:
         """Return the batch of the message, found by its very calls, or by their content if they are a copy.
 
-        By content alone it would be lost when a tool writes into its arguments, which may be the message's own. By the
-        message's id alone a provider that uses an id again would get old decisions.
+        A tool may write into its arguments, which may be the message's own. A provider may use a message's id again.
         """
         tools = id(self.node._tools_by_name)  # a node decides with its own, even if another has tools of the same names
         with run.lock:
@@ -339,7 +332,6 @@ def noted(one: Pending | None, output: Any) -> Any:
 
 
 def give_back(waiting: Sequence[Pending]) -> Flow[None]:
-    """Give the tickets back that nobody redeemed."""
     for one in waiting:
         yield from one.give_back()
 
@@ -364,7 +356,6 @@ class ToolCallPEP:
         self._lock = forkable_lock()
 
     def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Any:
-        """Decide the call and make it."""
         message = self._message(request, handler)
         waiting = drive(run.engine, message.decide(run))
         try:
@@ -376,7 +367,6 @@ class ToolCallPEP:
             drive(run.engine, give_back(waiting))
 
     async def acall(self, run: Run, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Decide the call and make it."""
         message = self._message(request, handler)
         waiting = await adrive(run.engine, message.decide(run))
         try:

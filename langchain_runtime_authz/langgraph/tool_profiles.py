@@ -65,14 +65,10 @@ class ToolFacts(NamedTuple):
 
 
 class Profiles:
-    """The profiles of one `RuntimeAuthz`.
+    """The profiles of one `RuntimeAuthz`, by tool; or what gives them, where they change with a policy's revision.
 
-    A declared profile without a digest is pinned to the first tool of its name that is seen; a
-    second tool of the name with another description or schema is unprofiled, and so is one whose profile
-    is a draft. A tool that LangGraph's libraries make is known by its code instead.
-
-    Args:
-        declared: tool → profile; or what gives them, where they change with a policy's revision.
+    A declared profile without a digest is pinned to the first tool of its name that is seen. A second tool of the name
+    with another description or schema is unprofiled, and so is one whose profile is a draft.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -88,10 +84,7 @@ class Profiles:
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → profile, as they are now, without drafts; the same object while they are the same.
-
-        A profile that a tool brings itself is here once the tool was seen.
-        """
+        """Tool → profile without drafts, with those that seen tools brought; the same object while they are the same."""
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
@@ -109,11 +102,7 @@ class Profiles:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return the profile of `tool` as it is now.
-
-        Raises:
-            ConfigError: it names arguments that the tool does not take.
-        """
+        """Return the profile of `tool` as it is now. One that names arguments which it does not take is an error."""
         declared = self.declared.get(tool.name)
         if declared is None:
             # Only an instance counts: data in metadata may have come over the wire.
@@ -135,10 +124,7 @@ class Profiles:
         return Profiled(declared, True)
 
     def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
-        """Return why a tool is neither the reviewed one nor the first of its name; nothing if it is.
-
-        The first is known by the identity of its parts. Digests are derived where these differ.
-        """
+        """Return why a tool is neither the reviewed one nor the first of its name (by its parts' identity); else nothing."""
         looks = _looks(tool)
         if looks is None:
             return "its name, description and schema have no digest"
@@ -199,7 +185,6 @@ def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] |
 
 
 def signature_of(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the JSON schema of the arguments that a model gives a tool, with the tool's description."""
     return {**parameters_of(tool), "description": tool.description}
 
 
@@ -245,10 +230,7 @@ def _fields(schema: Any) -> list[tuple[object, ...]] | None:
 
 
 def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the JSON schema of the arguments that a model gives a tool.
-
-    A server builds its graphs of the same schemas over and over: kept per schema class, for as long as the class lives.
-    """
+    """Return the JSON schema of the arguments that a model gives a tool, kept for as long as the schema class lives."""
     schema, looks = tool.args_schema, None
     if isinstance(schema, type) and (looks := _looks(tool)) is not None:
         kept = _schemas.setdefault(schema, {})
@@ -323,7 +305,6 @@ class Guards:
         self._of: weakref.WeakKeyDictionary[Profiles, Guard] = weakref.WeakKeyDictionary()
 
     def here(self, tool: BaseTool) -> Guard:
-        """Return the guard of the instance that the current run belongs to."""
         profiles: Profiles = current_scope.get().run.engine.tools
         if (guard := self._of.get(profiles)) is None:
             guard = self._of[profiles] = Guard(profiles, tool, None)
@@ -334,12 +315,10 @@ class Guards:
 
 
 def is_guarded(tool: object) -> bool:
-    """Return True for a guarded tool."""
     return getattr(type(tool), GUARDED, None) is not None
 
 
 def facts_of(tool: BaseTool) -> ToolFacts:
-    """Return what is known of a guarded tool as it is now."""
     return guard_of(tool).facts(tool)
 
 
@@ -348,9 +327,6 @@ def guard_of(tool: BaseTool) -> Guard:
 
     A tool that the class of a guarded tool made anew, of its fields (LangChain's `configurable_fields` does that), has
     the guard of its functions: they are decided ones still.
-
-    Raises:
-        ConfigError: it was made of something else.
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is Guards:

@@ -1,7 +1,6 @@
 """Find the rows of a compiled graph's coverage report.
 
-The look is static: nothing is called. The counts of the enforcement points are added to it. So a tool that
-middleware brought along shows up, and one that no run met does too.
+The look is static: nothing is called. The counts of the enforcement points are added, for what came at run time.
 """
 
 from __future__ import annotations
@@ -27,18 +26,14 @@ from langchain_runtime_authz.langgraph._private import (
     imports_anything,
     is_task_function,
 )
-from langchain_runtime_authz.langgraph.coverage.provider_tools import provider_rows, tools_in
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
-from langchain_runtime_authz.langgraph.coverage.scan import code_of
-from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
-from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool
+from langchain_runtime_authz.langgraph.coverage.scan import code_of, provider_rows, secrets_of, tools_in
+from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool, governs_stores
 from langchain_runtime_authz.langgraph.model_calls import held_by_model
-from langchain_runtime_authz.langgraph.model_types import model_types
 from langchain_runtime_authz.langgraph.node_pep import is_gated
+from langchain_runtime_authz.langgraph.object_graph import model_types
 from langchain_runtime_authz.langgraph.observer import Observed, limits
-from langchain_runtime_authz.langgraph.protect import agent_names, owner_of
-from langchain_runtime_authz.langgraph.remote import gates_remote, is_remote
-from langchain_runtime_authz.langgraph.store import governs_stores
+from langchain_runtime_authz.langgraph.protect import agent_names, gates_remote, is_remote, owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
@@ -64,11 +59,7 @@ _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
 def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
-    """Return the coverage of a graph, protected or not.
-
-    Raises:
-        ConfigError: it is not a compiled graph.
-    """
+    """Return the coverage of a graph, protected or not."""
     if not isinstance(graph, Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     found = list(object_graph.graphs_in(graph, deep=True))
@@ -87,11 +78,9 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
     if engine.observer is not None:
         rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
-    unknown = (
-        sorted({*engine.agents} - {ANY, *agent_names(graph), *(row.graph for row in rows)}) if engine.agents else ()
-    )
+    unknown = {*engine.agents} - {ANY, *agent_names(graph), *(row.graph for row in rows)}
     blind = limits() if engine.observer is not None else ""
-    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), blind, tuple(unknown))
+    return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), blind, tuple(sorted(unknown)))
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
@@ -122,7 +111,6 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _functions(found: Iterable[object_graph.Found]) -> dict[int, str]:
-    """Return the functions of all tools of the graphs, by identity, with the tools' names."""
     known: dict[int, str] = {}
     for one in found:
         for node in one.graph.nodes.values():
@@ -234,21 +222,17 @@ class _Look:
                     unseen = outside and row.kind == "tool" and not row.layers
                     yield replace(row, note="runs outside every run, unseen: `authz.guard` it") if unseen else row
 
-    def _model_layers(self, gated: tuple[str, ...], around: Iterable[Any]) -> tuple[str, ...]:
-        """Return the layers before a model's call, outermost first; the backstop needs a gate around the call."""
-        owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
-        # Known without importing langchain.
-        ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
-        listed = any(getattr(o, "_entrance", None) is self.protection.root_entry for o in ours)
-        hooked = bool(gated) and self.hooked
-        return (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
-
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
         """Yield the rows of a held value that is not a tool or graph. `around`: everything held there."""
         if isinstance(value, model_types()):
-            layers = self._model_layers(gated, around)
+            owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
+            # Known without importing langchain.
+            ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
+            listed = any(getattr(o, "_entrance", None) is self.protection.root_entry for o in ours)
+            hooked = bool(gated) and self.hooked  # the backstop needs a gate around the call
+            layers = (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from provider_rows(held_by_model(value), label, route, strict=False)
         elif isinstance(value, dict) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str):
@@ -310,10 +294,7 @@ class _Look:
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
-        """Yield functions of guarded tools that other code holds: called directly, they run undecided.
-
-        Functions in a list are left out: models are bound to lists of functions.
-        """
+        """Yield functions of guarded tools that other code holds, but for those in a list: models are bound to such."""
         known = {i for t in own for i in _identities(object_graph.functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
         for value in held:

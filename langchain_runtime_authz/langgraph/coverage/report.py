@@ -115,17 +115,12 @@ class Baseline:
         return cls(graph, accepted)
 
     def write(self, path: str | Path) -> None:
-        """Write it."""
         rows = [{"id": i, "note": note} for i, note in sorted(self.accepted.items())]
         document = {"version": VERSION, "graph": self.graph, "ungoverned": rows}
         Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
-        """Return the ids that are ungoverned and were not accepted.
-
-        Raises:
-            ConfigError: `baseline_invalid`: it belongs to another graph.
-        """
+        """Return the ids that are ungoverned and were not accepted. The graph must be the baseline's."""
         if graph != self.graph:
             raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
         return frozenset(ungoverned) - self.accepted.keys()

@@ -1,8 +1,11 @@
-"""See effects in the code of a node, without running it.
+"""See what code of a graph does and holds, without running it. What is not found says nothing.
 
-The look reaches the node's function, its closures, the functions of the application that it calls, and what these
-hold. It does not enter installed packages: it only sees that one is used which reaches out. What is found is an
-effect. What is not found says nothing: code has many ways to act.
+An effect is looked for in a node's function, its closures, the functions of the application that it calls, and what
+these hold. The look does not enter installed packages: it only sees that one is used which reaches out.
+
+A secret is looked for in tools, by its type (`SecretStr`), its name (`api_key`, an `Authorization` header) or the form
+of well-known tokens, and never shown. A tool with a key of its own does not need a permit to use it. Replace such a key
+by the credential per call (`current_call().credential`).
 """
 
 from __future__ import annotations
@@ -13,17 +16,33 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
+from langgraph.pregel.protocol import PregelProtocol
 from langgraph.store.base import BaseStore
+from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode
+from langchain_runtime_authz.langgraph.coverage.report import Row
 from langchain_runtime_authz.langgraph.effect import effect
-from langchain_runtime_authz.langgraph.model_types import model_types
-from langchain_runtime_authz.langgraph.object_graph import LIBRARIES, AnyGraph, graphs_in, held_by, loaded, roots_of
+from langchain_runtime_authz.langgraph.object_graph import (
+    LIBRARIES,
+    AnyGraph,
+    cells_of,
+    codes,
+    functions_of,
+    graphs_in,
+    held_by,
+    loaded,
+    model_types,
+    module_of,
+    names_in,
+    root_of,
+    roots_of,
+)
 
 MAX_FUNCTIONS: Final = 2000  # looked at from one node
 # Kinds of effects by the modules, and by the functions of `os` and `asyncio`, that have them.
@@ -67,7 +86,6 @@ def acting_nodes(graph: AnyGraph) -> dict[str, tuple[Sighting, ...]]:
 
 
 def code_of(node: PregelNode) -> tuple[Sighting, ...]:
-    """Return the effects that are seen in a node's own code."""
     if isinstance(node.bound, ToolNode | Pregel):
         return ()
     return tuple(dict.fromkeys(Sighting(*s) for value in _reached(roots_of(node)) for s in _in_value(value)))
@@ -81,13 +99,13 @@ def _reached(roots: Iterable[Any]) -> Iterator[Any]:
         if id(value) not in seen:
             seen[id(value)] = value
             with suppress(Exception):  # a proxy that has nothing behind it here
-                counts, further = _look(value)
+                counts, further = _reach(value)
                 todo.extend(further)
                 if counts:
                     yield value
 
 
-def _look(value: Any) -> tuple[bool, Iterable[Any]]:
+def _reach(value: Any) -> tuple[bool, Iterable[Any]]:
     """Return whether a value is looked into for effects, and what it holds that is reached."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if isinstance(value, (BaseTool, Pregel, *model_types())) or hasattr(function, "__runtime_authz_effect__"):
@@ -108,7 +126,7 @@ def _in_value(value: Any) -> Iterator[tuple[str, str]]:
         if (kind := _kind_of(used)) is not None:
             name = getattr(used, "__name__", None) or type(used).__name__
             yield kind, f"{_package(used).replace('posix', 'os')}.{name}"
-    for code in _codes(value.__code__) if isinstance(value, FunctionType) else ():
+    for code in codes(value.__code__) if isinstance(value, FunctionType) else ():
         yield from _in_code(code, value.__globals__)
 
 
@@ -131,15 +149,7 @@ def _in_code(code: CodeType, names: Mapping[str, Any]) -> Iterator[tuple[str, st
         yield from (("store", f"store.{name}") for name in sorted(called & _STORE))
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
 def _kind_of(value: Any) -> str | None:
-    """Return the kind of effect that a loaded or held value stands for."""
     with suppress(Exception):  # of a foreign object
         if isinstance(value, ModuleType) or (isinstance(value, type) and issubclass(value, BaseException)):
             return None
@@ -174,3 +184,181 @@ def _reaches_out(package: str) -> bool:
         return False
     held = {v.__name__ for m in own for v in list(vars(m).values()) if isinstance(v, ModuleType)}
     return any(name in _CLIENTS or name.split(".", 1)[0] in _CLIENTS for name in held)
+
+
+# --- secrets -----------------------------------------------------------------------------------------------
+
+MAX_ITEMS: Final = 100
+MAX_DEPTH: Final = 4
+MIN_LENGTH: Final = 8  # of a text under a secret's name: shorter ones are examples and placeholders
+
+_NAMES: Final = re.compile(
+    r"(^|_)(api_?keys?|access_?keys?|private_?keys?|secret_?keys?|signing_?keys?|secrets?|tokens?|passwords?|passwd"
+    r"|passphrase|pwd|credentials?|authorization|auth|bearer|cookies?)$"
+)
+_FORMS: Final = re.compile(
+    r"""\b(?:sk|pk|rk)[-_](?:live|test|proj|ant)?[-_]?[A-Za-z0-9_-]{16,}   # OpenAI, Anthropic, Stripe
+    |\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[A-Za-z0-9_-]{16,}
+    |\bxox[abposr]-[A-Za-z0-9-]{10,}|\bhf_[A-Za-z0-9]{20,}|\bAIza[A-Za-z0-9_-]{30,}
+    |\b(?:AKIA|ASIA)[A-Z0-9]{16}\b
+    |\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.                        # a JWT
+    |-----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
+    |^(?:Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}$
+    |\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]+@                             # a URL with a password
+    """,
+    re.VERBOSE,
+)
+
+
+def secrets_of(tool: BaseTool) -> Iterator[str]:
+    """Yield where a tool holds a long-lived secret: `closure client.headers[authorization]`, `field api_key`."""
+    seen: dict[int, Any] = {}
+    known = BaseTool.model_fields.keys() | {"func", "coroutine"}
+    fields = {k: v for k, v in vars(tool).items() if k not in known}
+    private = {k: v for k, v in (tool.__pydantic_private__ or {}).items() if not k.startswith("_authz")}
+    for name, value in {**fields, **private}.items():
+        yield from _secret_in(f"field {name}", name, value, seen, 0)
+    yield from _secret_in("metadata", "metadata", tool.metadata, seen, 0)
+    for function in functions_of(tool):
+        yield from _in_function("", function, seen, 0)
+
+
+def _in_function(where: str, function: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
+    if isinstance(function, partial):
+        for i, value in enumerate(function.args):
+            yield from _secret_in(f"{where}argument {i}", "", value, seen, depth)
+        for name, value in function.keywords.items():
+            yield from _secret_in(f"{where}argument {name}", name, value, seen, depth)
+        yield from _in_function(where, function.func, seen, depth)
+    if isinstance(function, MethodType):
+        if not isinstance(function.__self__, BaseTool):
+            yield from _secret_in(f"{where}self", "", function.__self__, seen, depth)
+        function = function.__func__
+    if not isinstance(function, FunctionType) or id(function) in seen or depth > MAX_DEPTH:
+        return
+    seen[id(function)] = function
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is not None:
+        yield from _in_function(where, wrapped, seen, depth)
+    code = function.__code__
+    for name, value in cells_of(function).items():
+        yield from _named(f"{where}closure {name}", name, value, seen, depth)
+    for name in dict.fromkeys(names_in(code)):
+        if name in function.__globals__:
+            yield from _named(f"{where}global {name}", name, function.__globals__[name], seen, depth)
+    positional = code.co_varnames[: code.co_argcount]
+    defaults = function.__defaults__ or ()
+    given = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+    for name, value in {**given, **(function.__kwdefaults__ or {})}.items():
+        yield from _secret_in(f"{where}default of {name}", name, value, seen, depth)
+    texts = (c for own in codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__)
+    if any(map(_FORMS.search, texts)):
+        yield f"{where}constant in its code"
+
+
+def _named(where: str, name: str, value: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
+    if isinstance(value, FunctionType | MethodType | partial):
+        if root_of(getattr(value, "__module__", None)) not in LIBRARIES:
+            yield from _in_function(f"{where} > ", value, seen, depth + 1)
+    else:
+        yield from _secret_in(where, name, value, seen, depth)
+
+
+def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
+    if isinstance(value, SecretStr | SecretBytes):
+        if len(value):
+            yield where
+    elif isinstance(value, str | bytes):
+        text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+        if _FORMS.search(text) or (_secret_name(name) and len(text) >= MIN_LENGTH and not _prose(text)):
+            yield where
+    elif name.lstrip("_") == "auth" and module_of(value) in ("httpx", "requests", "aiohttp"):
+        yield where  # a client's: an object that adds a credential to each request
+    elif depth < MAX_DEPTH and id(value) not in seen:
+        seen[id(value)] = value
+        for place, key, inner in _parts(name, value):
+            yield from _secret_in(where + place, key, inner, seen, depth + 1)
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in list(value.items())[:MAX_ITEMS]:
+            # A key may itself be a secret: only a name that says "secret" is shown.
+            yield (f"[{key}]" if _secret_name(key) else "[…]", key if isinstance(key, str) else "", inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from (("[…]", name, inner) for inner in list(value)[:MAX_ITEMS])
+    elif not isinstance(value, PregelProtocol | BaseTool | FunctionType | type) and module_of(value) not in _NEVER:
+        fields = {**(getattr(value, "__dict__", None) or {}), **(getattr(value, "__pydantic_private__", None) or {})}
+        yield from ((f".{key.lstrip('_')}", key, inner) for key, inner in fields.items() if isinstance(key, str))
+
+
+# Ours hold keys of other parts, and mint per call; the others do not hold data of a tool.
+_NEVER: Final = frozenset(("builtins", "langchain_runtime_authz", "threading", "_thread", "asyncio", "logging", "re"))
+
+
+def _secret_name(name: object) -> bool:
+    if not isinstance(name, str):
+        return False
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("_")).replace("-", "_").lower()
+    return _NAMES.search(snake) is not None
+
+
+def _prose(text: str) -> bool:
+    return any(c.isspace() for c in text.strip()) or text.startswith(("http://", "https://", "/", "${", "env:"))
+
+
+# --- tools that run at the model provider -------------------------------------------------------------------
+
+# Descriptions of tools that run here, in the forms that LangChain's model integrations accept.
+_RUN_HERE: Final = frozenset(("function", "custom"))
+_DESCRIBES_A_FUNCTION: Final = frozenset(
+    ("input_schema", "inputSchema", "function_declarations", "toolSpec", "parameters", "properties")
+)
+# Types of content blocks, messages and JSON schemas, which stand in lists of their own.
+_BLOCKS = (
+    "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
+    "number object reasoning string system text thinking tool_call tool_result tool_use user"
+)
+_NO_TOOL: Final = frozenset(_BLOCKS.split())
+_GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps"))
+
+
+def tools_in(bound: Any) -> list[Any]:
+    """Return the tools among the arguments that a model is bound to, with the servers that its provider calls."""
+    if not isinstance(bound, dict):  # other mappings may refuse a string
+        return []
+    tools, servers = bound.get("tools"), bound.get("mcp_servers")
+    listed = list(tools) if isinstance(tools, list | tuple) else []
+    addressed = isinstance(servers, list) and any(isinstance(s, Mapping) and "url" in s for s in servers)
+    return [*listed, {"type": "mcp_servers"}] if addressed else listed
+
+
+def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
+    """Yield the tools that run at the model provider. `strict` for a list that may be anything."""
+    tools = list(tools)
+    if strict and not all(isinstance(t, BaseTool | FunctionType) or _is_tool(t) for t in tools):
+        return
+    for tool in tools:
+        if (name := _provider_tool(tool)) is not None:
+            yield Row("provider tool", name, label, (), "runs at the model provider, unseen", route)
+
+
+def _is_tool(tool: Any) -> bool:
+    if _provider_tool(tool) is not None:
+        return True
+    if not isinstance(tool, dict):  # other mappings may refuse a string
+        return False
+    kind = tool.get("type")  # of some other mapping it may be anything
+    return (isinstance(kind, str) and kind in _RUN_HERE) or not _DESCRIBES_A_FUNCTION.isdisjoint(tool)
+
+
+def _provider_tool(tool: Any) -> str | None:
+    """Return the name of a tool that the provider runs; `None` for anything else."""
+    if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
+        return None
+    kind = tool.get("type")
+    if isinstance(kind, str):
+        return None if kind in _RUN_HERE | _NO_TOOL or not _DESCRIBES_A_FUNCTION.isdisjoint(tool) else kind
+    # Google names the tool by its only key.
+    (key, *more) = tool
+    return key if not more and key in _GOOGLE else None

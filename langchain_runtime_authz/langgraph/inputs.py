@@ -1,21 +1,25 @@
-"""From a tool and what it was sent to a `Call`: arguments parsed by the tool's own schema, once.
+"""Read what comes in: the arguments of a tool's call, the calls that a node is given, and what the user says at a root.
 
-What is decided, digested, approved and executed is one and the same parsed object.
+Arguments are parsed by the tool's own schema, once: what is decided, digested, approved and executed is one object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
+from langgraph.types import Command
 
 from langchain_runtime_authz.digest import digest, project, project_arguments
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.facts.provenance.atoms import NO_ATOMS, atoms_of
+from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph._private import takes_no_arguments
+from langchain_runtime_authz.langgraph.messages import USER, as_message, is_human, messages_in, written
 from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.profile import UNPROFILED
@@ -33,10 +37,7 @@ class Malformed:
 
 
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
-    """Return the arguments as the tool will receive them (a dictionary, or a string), by `parser`.
-
-    `parser` is the tool's own, unguarded `_parse_input`.
-    """
+    """Return the arguments as the tool will receive them, by `parser`: the tool's own, unguarded `_parse_input`."""
     schema = tool.args_schema
     if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
         return {}
@@ -58,18 +59,9 @@ def describe(
 ) -> Call:
     """Return the `Call` to decide.
 
-    Args:
-        tool: the tool that will run.
-        facts: its profile, and the names of its injected arguments.
-        read: gives the arguments as the tool will receive them (`parse`); called again to check
-            that they come out alike.
-        call_id: the tool call's id.
-        plan_id: id of the message that planned it, if known.
-        position: its place in that message.
-        written: the arguments as the model wrote them, for comparison with the plan.
-        sent: the arguments without injected ones, for comparison at the guard.
-        amend: gives the call of another tool or other arguments instead of this one.
-        reviewed: a review on the way to the tool asks about it.
+    `read` gives the arguments as the tool will receive them (`parse`); it is called again to check that they come out
+    alike. `written` are the arguments as the model wrote them, for comparison with the plan; `sent` those without
+    injected ones, for comparison at the guard. `amend` gives the call that an approver puts in place of this one.
     """
     error: Code | None = None
     parsed: Any
@@ -119,7 +111,6 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dic
 
 
 def parses_alike(call: Call) -> bool:
-    """Return True if the arguments, parsed once more, are those that were decided."""
     if call.reread is None:
         return True
     try:
@@ -154,10 +145,7 @@ def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]
 
 
 def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
-    """Return True if the framework supplies an argument: by its type, or a runtime named `runtime`.
-
-    In the second case the value decides: somebody chose any other value of that name.
-    """
+    """Return True if the framework supplies an argument. Of a name that anybody may use, the value's type decides."""
     return name in injected or type(value) is ToolRuntime
 
 
@@ -176,3 +164,78 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
         atoms=NO_ATOMS,
         error=Code.UNKNOWN_TOOL,
     )
+
+
+# --- the input of a node, and of a root -----------------------------------------------------------------------
+
+
+def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
+    fields = value if isinstance(value, (dict, Mapping)) else getattr(value, "__dict__", None) or {"": value}
+    for name, held in fields.items():
+        yield str(name), held if isinstance(held, list | tuple) else (held,)
+
+
+def newest_messages(value: object) -> list[tuple[str, AIMessage]]:
+    """Return the newest AI message with calls in each channel of a node's input, with the channel's name."""
+    found = ((n, [m for m in held if isinstance(m, AIMessage) and m.tool_calls][-1:]) for n, held in _lists(value))
+    return [(name, message) for name, newest in found for message in newest]
+
+
+def newest_plan(given: object) -> AIMessage | None:
+    return next((message for _, message in newest_messages(given)), None)
+
+
+def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
+    """Yield the calls that a node was sent without their message."""
+    if isinstance(value, (dict, Mapping)):
+        if (
+            isinstance(value.get("id"), str)
+            and isinstance(value.get("name"), str)
+            and isinstance(value.get("args"), dict)
+        ):
+            yield value
+        elif depth:
+            for held in value.values():
+                yield from sent_calls(held, depth - 1)
+    elif isinstance(value, list | tuple) and depth:
+        for held in value:
+            yield from sent_calls(held, depth - 1)
+
+
+def answered_calls(value: object) -> set[str]:
+    return {m.tool_call_id for _, held in _lists(value) for m in held if isinstance(m, ToolMessage)}
+
+
+def human_texts(value: object) -> list[HumanText]:
+    """Return the `user`-role entries of a root input, in order, from any form that LangChain accepts."""
+    if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
+        return [text for entry in value for text in human_texts(written(entry))]
+    entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
+    answered = max((at for at, entry in enumerate(entries) if _answer(entry)), default=0)
+    texts = [(at, text) for at, entry in enumerate(entries) if (text := _human_text(entry)) is not None]
+    return [replace(text, past=True) if at < answered else text for at, text in texts]
+
+
+def _answer(entry: object) -> bool:
+    message = as_message(entry)
+    return (
+        message is not None
+        and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage)
+        and not is_human(message)
+    )
+
+
+def _human_text(entry: object) -> HumanText | None:
+    message, key = as_message(entry), None
+    if message is not None and is_human(message):
+        content, key = message.content, message.id
+    elif message is not None:
+        return None
+    elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in USER:
+        content, key = entry.get("content", ""), entry.get("id")
+    else:
+        return None
+    blocks = content if isinstance(content, list) else ()
+    mixed = sum(isinstance(b, str) or (isinstance(b, Mapping) and "text" in b) for b in blocks) > 1
+    key = key if isinstance(key, str) else None
+    return HumanText(content_digest(content), content_text(content), key, mixed=mixed)
