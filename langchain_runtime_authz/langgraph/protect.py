@@ -223,11 +223,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             return
         with root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered):
             chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, root_entry, options))
-            if not _shows_configs(options):
-                yield from _stepping(entered, chunks)
-                return
+            shows = _shows_configs(options)
             for chunk in _stepping(entered, chunks):
-                yield without_handle(chunk)
+                yield without_handle(chunk) if shows else chunk
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         gate_store(self.store, protection.profiles)

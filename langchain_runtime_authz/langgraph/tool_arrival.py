@@ -161,21 +161,17 @@ class Arrival:
         return self._flow(guard, code)
 
     def _flow(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
-        if self.node is None:
-            return (yield from self._run(guard, code))
-        self.node.running += 1
+        if self.node is not None:
+            self.node.running += 1
         try:
-            return (yield from self._run(guard, code))
+            verdict = yield from self.decide()
+            if (execution := self.execution(guard, verdict)) is not None:
+                return (yield from execution.flow(code))
+            text = self.call_id is None and self.place is not None and self.text()
+            return tool_execution.answer(verdict, self.call_id, text=text), None
         finally:
-            self.node.running -= 1
-
-    def _run(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
-        verdict = yield from self.decide()
-        execution = self.execution(guard, verdict)
-        if execution is not None:
-            return (yield from execution.flow(code))
-        text = self.call_id is None and self.place is not None and self.text()
-        return tool_execution.answer(verdict, self.call_id, text=text), None
+            if self.node is not None:
+                self.node.running -= 1
 
     def refuse(self) -> Any:
         return tool_execution.answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
@@ -238,17 +234,10 @@ def _anew(
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
 
     def described(facts: ToolFacts, given: Any) -> Call:
-        written = given if isinstance(given, str) else without(given, facts.injected)
+        own = given if isinstance(given, str) else without(given, facts.injected)
+        read = partial(parse, tool, given, call_id, parser)
         return describe(
-            tool,
-            facts,
-            partial(parse, tool, given, call_id, parser),
-            call_id=call_id,
-            plan_id=plan_id,
-            position=position,
-            written=written,
-            sent=written,
-            amend=amend,
+            tool, facts, read, call_id=call_id, written=own, plan_id=plan_id, position=position, amend=amend
         )
 
     def amend(name: str, args: dict[str, Any]) -> Call:
@@ -268,7 +257,7 @@ def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], c
     """Return the arrival of a call of a tool's own code, past `run`: it receives `args` as they are."""
 
     def described(facts: ToolFacts, args: Any) -> Call:
-        return _described(tool, facts, lambda: args, None, without(args, facts.injected))
+        return describe(tool, facts, lambda: args, call_id=None, written=without(args, facts.injected))
 
     return _arrival(tool, config, None, facts, described, args)
 
@@ -281,8 +270,10 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), injected_names(tool))
 
     def described(facts: ToolFacts, given: Any) -> Call:
-        sent = given if isinstance(given, str) else without(given, facts.injected)
-        return _described(tool, facts, partial(parse, tool, given, call_id, tool._parse_input), call_id, sent)
+        own = given if isinstance(given, str) else without(given, facts.injected)
+        return describe(
+            tool, facts, partial(parse, tool, given, call_id, tool._parse_input), call_id=call_id, written=own
+        )
 
     found = _arrival(tool, config, None, facts, described, tool_input)
     found.layer = "ambient hook"
@@ -315,10 +306,6 @@ def _arrival(
         call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine, given=given,
         facts=facts, describe=described, node=current_node(run),
     )  # fmt: skip
-
-
-def _described(tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], call_id: str | None, sent: Any) -> Call:
-    return describe(tool, facts, read, call_id=call_id, plan_id=None, position=None, written=sent, sent=sent)
 
 
 def _nowhere(tool: BaseTool, config: Mapping[str, Any], call_id: str | None) -> Arrival:

@@ -114,9 +114,7 @@ class Profiles:
             )
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
-        if why := foreign(tool, declared):
-            return self.unprofiled(tool, why, as_unprofiled(declared))
-        if why := self._unlike(tool, declared):
+        if why := foreign(tool, declared) or self._unlike(tool, declared):
             return self.unprofiled(tool, why, as_unprofiled(declared))
         if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:
             self._tools[tool.name] = (tool, declared)
