@@ -43,45 +43,27 @@ Parser = Callable[[Any, str | None], Any]
 
 @dataclass(slots=True, eq=False, repr=False)
 class Arrival:
-    """A call on its way into a tool.
+    """A call on its way into a tool."""
 
-    Attributes:
-        call: as it would run.
-        config: that it runs with.
-        run: the run that it belongs to.
-        opener: instead of `run`, if code outside every protected graph makes the call.
-        verdict: what an enforcement point in front decided on it.
-        counts: of equal calls, if neither an enforcement point nor a message tells them apart.
-        front: what was handed on for the call that became this one.
-        call_id: the tool call's id, if a message can answer it.
-        parser: makes the tool's arguments of `given`, what it was sent.
-        exact: nothing of the arguments is the framework's.
-        equal: what equal calls have in common.
-        engine: decides the call; `None` outside every run.
-        describe: gives the call of other arguments.
-        node: the calls of the hand-written node that makes the call, with the call's `place` in the message.
-        text: whether code that makes the call expects a text.
-    """
-
-    call: Call
-    config: Mapping[str, Any]
+    call: Call  # as it would run
+    config: Mapping[str, Any]  # that it runs with
     run: Run | None = None
-    opener: RunHandle | None = None
-    verdict: Verdict | None = None
-    counts: dict[str, int] | None = None
-    front: tool_execution.Pending | None = None
-    call_id: str | None = None
-    parser: Parser | None = None
-    given: Any = None
-    exact: bool = False
+    opener: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
+    verdict: Verdict | None = None  # of an enforcement point in front
+    counts: dict[str, int] | None = None  # of equal calls, if no enforcement point and no message tells them apart
+    front: tool_execution.Pending | None = None  # what was handed on for the call that became this one
+    call_id: str | None = None  # the tool call's, if a message can answer it
+    parser: Parser | None = None  # makes the tool's arguments of what it was sent
+    given: Any = None  # what it was sent
+    exact: bool = False  # nothing of the arguments is the framework's
     layer: str = "tool guard"
-    equal: str = ""
-    engine: Engine | None = None
+    equal: str = ""  # what equal calls have in common
+    engine: Engine | None = None  # `None` outside every run
     facts: ToolFacts | None = None
-    describe: Describe | None = None
-    node: NodeCalls | None = None
-    place: Place | None = None
-    text: Callable[[], bool] = bool
+    describe: Describe | None = None  # gives the call of other arguments
+    node: NodeCalls | None = None  # of the hand-written node that makes the call
+    place: Place | None = None  # in the message, if it is the node's
+    text: Callable[[], bool] = bool  # whether code that makes the call expects a text
 
     def decide(self) -> Flow[Verdict]:
         """Decide the call, unless an enforcement point in front has."""

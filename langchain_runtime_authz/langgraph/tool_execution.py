@@ -39,17 +39,7 @@ FUNCTION: Final[Stage] = "function"
 
 
 class Pending(CodeScope):
-    """The hand-over from an enforcement point to the guard: the verdict, the call and its run.
-
-    Attributes:
-        call: what the verdict is on: the given call, or the one that an approver put in its place.
-        replaced: an approver did.
-        answers: how many answers the tool, which has run, and a review before it had.
-        paused: the tool has asked by itself, and not run.
-        left: there is no verdict. A review on the way asks an approver first, and the guard decides after it.
-        used: the guard has met it.
-        place: the call's place in its task, for the numbers of graphs that it calls.
-    """
+    """The hand-over from an enforcement point to the guard: the verdict, the call and its run."""
 
     __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "used", "verdict")
 
@@ -57,12 +47,12 @@ class Pending(CodeScope):
         self,
         run: Run,
         call: Call,
-        verdict: Verdict | None,
-        place: int | None = None,
+        verdict: Verdict | None,  # `None`: a review on the way asks an approver first, and the guard decides after it
+        place: int | None = None,  # in its task, for the numbers of graphs that it calls
         *,
-        answers: int = 0,
-        paused: bool = False,
-        replaced: bool = False,
+        answers: int = 0,  # that the tool, which has run, and a review before it had
+        paused: bool = False,  # the tool has asked by itself, and not run
+        replaced: bool = False,  # an approver put the call in the place of the model's
     ) -> None:
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
