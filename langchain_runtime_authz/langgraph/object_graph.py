@@ -78,15 +78,10 @@ def graphs_in(root: AnyGraph, *, deep: bool = False) -> Iterator[Found]:
 
 def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
     """Yield all that is reached from `root`, each once: a graph as `Found`, before what it holds."""
-    seen: set[int] = set()
-    walked: dict[Any, Any] = {}
+    walked: dict[Any, Any] = {id(root): root}
     todo = deque([Found(root, root.get_name())])
     while todo:
-        found = todo.popleft()
-        if id(found.graph) in seen:
-            continue
-        seen.add(id(found.graph))
-        yield found
+        yield (found := todo.popleft())
         # Tool nodes first: a model node holds the same tools, and they do not run there.
         for name, node in sorted(found.graph.nodes.items(), key=lambda n: not isinstance(n[1].bound, ToolNode)):
             for value in walk(roots_of(node), deep=deep, walked=walked):

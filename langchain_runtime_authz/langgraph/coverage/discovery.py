@@ -62,13 +62,14 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     """Return the coverage of a graph, protected or not."""
     if not isinstance(graph, Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
-    found = list(object_graph.graphs_in(graph, deep=True))
+    held = list(object_graph.reached(graph, deep=True))
+    found, tools = [v for v in held if isinstance(v, object_graph.Found)], [v for v in held if isinstance(v, BaseTool)]
     look = _Look(
         protection,
         hooked=owner_of(graph) is protection,
         reached=frozenset(id(f.graph) for f in object_graph.graphs_in(graph)),
         bound=_Bound(f.graph for f in found),
-        functions=_functions(found),
+        functions={i: tool.name for tool in tools for i in _identities(object_graph.functions_of(tool))},
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
     engine = protection.root_entry.engine
@@ -108,16 +109,6 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
         for name in dir(type(handler)):
             if name.startswith("on_"):
                 yield f"callback {type(handler).__name__}.{name}", getattr(handler, name)
-
-
-def _functions(found: Iterable[object_graph.Found]) -> dict[int, str]:
-    known: dict[int, str] = {}
-    for one in found:
-        for node in one.graph.nodes.values():
-            for tool in object_graph.walk(object_graph.roots_of(node), deep=True):
-                if isinstance(tool, BaseTool):
-                    known.update((i, tool.name) for i in _identities(object_graph.functions_of(tool)))
-    return known
 
 
 def _identities(functions: Iterable[Any]) -> Iterator[int]:
