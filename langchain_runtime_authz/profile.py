@@ -387,13 +387,11 @@ def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: 
 
     Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is not believed.
     """
-    effect = base.effect
-    if (metadata or {}).get("destructiveHint") is True:
-        effect = _riskier(effect, "delete")
     words = {w.lower() for w in _WORDS.findall(name)}
-    for verbs, hinted in _VERBS:
-        if words & verbs:
-            effect = _riskier(effect, hinted)
+    hinted: list[Effect] = [effect for verbs, effect in _VERBS if words & verbs]
+    if (metadata or {}).get("destructiveHint") is True:
+        hinted.append("delete")
+    effect = max((base.effect, *hinted), key=EFFECTS.index)
     return base if effect == base.effect else base.model_copy(update={"effect": effect})
 
 
@@ -404,10 +402,6 @@ _VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
     (frozenset({"delete", "remove", "drop", "purge", "destroy", "cancel"}), "delete"),
     (frozenset({"admin", "grant", "sudo", "exec", "execute", "shell", "password"}), "admin"),
 )
-
-
-def _riskier(a: Effect, b: Effect) -> Effect:
-    return max(a, b, key=EFFECTS.index)
 
 
 def tool_digest(name: str, description: str, schema: Any) -> str:
