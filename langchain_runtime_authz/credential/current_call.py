@@ -132,28 +132,6 @@ def current_call() -> CurrentCall:
     return CurrentCall(current_scope.get().ticket)
 
 
-class ticket_scope:  # noqa: N801  (reads as a keyword)
-    """Make `ticket` current around one tool, or `None` around code that is not of the tool outside."""
-
-    __slots__ = ("_mine", "_previous")
-
-    def __init__(self, ticket: Ticket | None, refusals: Refusals | None = None) -> None:
-        self._mine = CodeScope(ticket, refusals)
-
-    def __enter__(self) -> Ticket | None:
-        mine, before = self._mine, current_scope.get()
-        mine.run, mine.counts, mine.task = before.run, before.counts, before.task
-        self._previous = before
-        current_scope.set(mine)
-        return mine.ticket
-
-    def __exit__(self, *exc: object) -> None:
-        # Never by Token: a generator may be closed in another context, where a Token raises. And only if it is still
-        # ours: that other context may run another tool.
-        if current_scope.get() is self._mine:
-            current_scope.set(self._previous)
-
-
 def refused_outside(audience: str | None) -> CredentialError:
     """Return the refusal of a credential outside a permitted call, and record it if a run is under way."""
     if (told := _told()) is None:

@@ -330,9 +330,3 @@ def frozen(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return tuple(frozen(v, depth + 1) for v in value)
     return value
-
-
-def claim_names() -> tuple[str, ...]:
-    """Return every claim that this package issues or reads."""
-    registered = (ISSUER, SUBJECT, AUDIENCE, EXPIRES_AT, NOT_BEFORE, ISSUED_AT, TOKEN_ID, ACTOR, CLIENT_ID)
-    return (*registered, AUTHORIZATION_DETAILS, CONFIRMATION, TRANSACTION, TENANT, SUBJECT_TYPE, TASK, APPROVAL)

@@ -7,12 +7,6 @@
 
 The answer is a bearer token for one service. It stays valid there until it expires, even if the call ends before. So it
 must be short-lived, and a tool's output is searched for it too.
-
-```python
-exchange = TokenExchange("https://login.example/token", client_id="agents", client_secret=secret)
-crm = httpx.Client(auth=ExchangeAuth(exchange, resource="https://crm.example"))
-mail = httpx.Client(auth=ExchangeAuth(exchange, resource="https://mail.example", audience="mail", subject_token=caller.token))
-```
 """
 
 from __future__ import annotations

@@ -1,26 +1,13 @@
 """Send a call's credential to an MCP server, with `langchain-mcp-adapters` (extra `mcp`).
 
-Give the connection the auth, which asks the current call at each request:
-
-```python
-client = MultiServerMCPClient(
-    {"bank": {"transport": "http", "url": "https://bank.example/mcp", "auth": CallAuth(dpop=True, outside="anonymous")}},
-)
-```
-
-Or an interceptor. With it, a call that gets no token opens no connection:
+Give the connection an `auth`, which asks the current call at each request (`CallAuth`, or `httpx2_auth` for clients of
+httpx2). Or give it an interceptor. With it, a call that gets no token opens no connection:
 
 ```python
 client = MultiServerMCPClient(
     {"bank": {"transport": "http", "url": "https://bank.example/mcp", "httpx_client_factory": credential_client}},
     tool_interceptors=[CredentialInterceptor({"bank": "https://bank.example/mcp"})],
 )
-```
-
-`langchain.mcp` and FastMCP 4 use httpx2, and open a client for each call unless `async with` keeps one open:
-
-```python
-adapter = MCPAdapter(fastmcp.Client("https://bank.example/mcp", auth=httpx2_auth(CallAuth(outside="anonymous"))))
 ```
 
 MCP's clients follow redirects within one origin with all their headers. Neither way gives them a token to keep: it

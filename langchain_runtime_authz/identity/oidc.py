@@ -137,11 +137,8 @@ class OidcVerifier:
     async def acaller(self, token: str, *, now: float | None = None) -> Caller:
         return self._believed(*await self._akeyed(token), now)
 
-    def logged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
-        """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
-        return self._ended(*self._keyed(token), now)
-
     async def alogged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
+        """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
         return self._ended(*await self._akeyed(token), now)
 
     def _keyed(self, token: str) -> tuple[Jws, _Key]:

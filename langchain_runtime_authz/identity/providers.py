@@ -1,13 +1,4 @@
-"""Profiles of providers' access tokens: few follow RFC 9068, and an ID token must never pass for one.
-
-| profile | header `typ` | client | besides |
-|---|---|---|---|
-| `rfc9068` | `at+jwt` | `client_id` | `jti` |
-| `keycloak` | `JWT` or `at+jwt` | `azp` | `jti`; payload `typ` is `Bearer` |
-| `entra` | `JWT` | `azp` (v2.0) or `appid` (v1.0) | `tid`, `ver`, `azpacr` or `appidacr`; `scp` in a user's tokens only |
-| `auth0` | `JWT` or `at+jwt` | `azp` or `client_id` | with `JWT`: `scope`, `permissions` or `gty` |
-| `okta` | none or `JWT` | `cid` | `jti`, `scp`, of a custom authorization server |
-"""
+"""Profiles of providers' access tokens: few follow RFC 9068, and an ID token must never pass for one."""
 
 from __future__ import annotations
 

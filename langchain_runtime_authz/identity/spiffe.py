@@ -1,14 +1,5 @@
 """Prove a workload by SPIFFE, and verify other workloads. Extra: `spiffe`.
 
-```python
-identity = SpiffeIdentity("bank.example")  # asks the Workload API at SPIFFE_ENDPOINT_SOCKET
-authz = RuntimeAuthz(identity=identity)
-
-pdp = OpaPDP("https://opa.bank.example", tls=identity.tls("spiffe://bank.example/opa"))  # X.509-SVIDs on both sides
-callers = SvidVerifier("bank.example", audience="https://agent.example", keys=identity.jwt_keys)
-authz = RuntimeAuthz(identity=identity, subject_from=BearerSubject(callers))
-```
-
 An SVID has neither `jti` nor `client_id`, so `OidcVerifier` is not for it.
 """
 

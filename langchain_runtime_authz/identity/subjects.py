@@ -123,14 +123,6 @@ class TokenVerifier(Protocol):
 class BearerSubject:
     """Takes the subject from the bearer token (RFC 6750) of the current request.
 
-    ```python
-    caller = BearerSubject(OidcVerifier("https://idp.example", audience="https://agent.example"))
-    authz = RuntimeAuthz(subject_from=caller)
-
-    async with caller.presented(request.headers.get("Authorization")):
-        await graph.ainvoke(...)
-    ```
-
     The token stays in `presented`. It never reaches a config, which LangGraph stores.
 
     Args:

@@ -1,10 +1,5 @@
 """Name agents below a workload that proves who it is.
 
-| identity | proof | workload's id |
-|---|---|---|
-| `identity.spiffe.SpiffeIdentity` | X.509-SVID of the SPIFFE Workload API | `spiffe://bank.example/payments` |
-| `identity.workload_oidc.TokenFileIdentity` | projected token of a platform, as in Kubernetes | `<iss>#<sub>` |
-
 A selector of SPIRE, or a service account, names a process. So the proof is the workload's, and the agents in it are named
 below it: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id never has a fragment (SPIFFE-ID §2), so no agent
 can take the name of another workload.

@@ -1,10 +1,5 @@
 """Prove a workload by the token that its platform projects into a file, as Kubernetes and CI systems do.
 
-```python
-platform = OidcVerifier("https://kubernetes.default.svc", client_id="https://agent.example")
-identity = TokenFileIdentity("/var/run/secrets/tokens/agent", platform)
-```
-
 The platform replaces the file before the token expires. A new content is verified within a second.
 """
 

@@ -79,40 +79,30 @@ class InProcess:
     """Derive the asynchronous methods of a PDP that never waits."""
 
     in_process = True
-
-    def evaluate(self, body: bytes) -> object:
-        raise NotImplementedError
+    evaluate: Callable[[bytes], object]
+    evaluate_batch: Callable[[Sequence[bytes]], Sequence[object]]
 
     async def aevaluate(self, body: bytes) -> object:
         return self.evaluate(body)
-
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        raise NotImplementedError
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         return self.evaluate_batch(bodies)
 
 
 class RemotePDP:
-    """A PDP that is asked through a `Link`.
+    """A PDP that is asked through a `Link`."""
 
-    Thread-safe, usable from any number of event loops, and across forks. `close()` it.
-    """
+    _ask: Callable[[bytes], Awaitable[Decision | None]]
+    _healthy: Callable[[], Awaitable[bool]]
 
     def __init__(self, url: str, deadline: float, **connection: Unpack[PDPConnection]) -> None:
         self.deadline = checked_seconds("deadline", deadline)
         self.revision = ""
         self._link = Link(url, **connection)
 
-    async def _ask(self, body: bytes) -> Decision | None:
-        raise NotImplementedError
-
     async def _ask_all(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Ask one by one, at the same time."""
         return await asyncio.gather(*map(self._ask, bodies), return_exceptions=True)
-
-    async def _healthy(self) -> bool:
-        raise NotImplementedError
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
@@ -309,6 +299,9 @@ def bounded(revision: str) -> str:
 class Composed:
     """Name, revision and deadline of a PDP around others. One request is a batch of one."""
 
+    evaluate_batch: Callable[[Sequence[bytes]], Sequence[Decision]]
+    aevaluate_batch: Callable[[Sequence[bytes]], Awaitable[Sequence[Decision]]]
+
     def __init__(self, kind: str, pdps: Sequence[PDP], deadline: float | None) -> None:
         self._all = [Evaluator(pdp, deadline=deadline) for pdp in pdps]
         self._real = self._all[0]
@@ -330,12 +323,6 @@ class Composed:
 
     async def aevaluate(self, body: bytes) -> object:
         return (await self.aevaluate_batch([body]))[0]
-
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        raise NotImplementedError
-
-    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        raise NotImplementedError
 
     def close(self) -> None:
         close_all(*(e.pdp for e in self._all))

@@ -1,32 +1,5 @@
 """Accept our tokens in a service: FastAPI, Starlette, any ASGI. Extra: `fastapi`.
 
-```python
-server = ResourceServer(
-    verifier=Verifier(issuer="https://issuer.example", jwks=JwksClient("https://issuer.example/jwks")),
-    audience="https://bank.example",
-    tenant="acme",
-    status=Introspection("https://issuer.example/introspect", client_id="bank", client_secret=secret),
-    proofs=ProofVerifier(origin="https://bank.example"),
-)
-
-
-@app.post("/payments")
-async def pay(credential: Annotated[Credential, Depends(server)]) -> ...:
-    log.info("%s for %s, epoch %d", credential.actors, credential.subject, credential.epoch)
-```
-
-A service that acts on arguments also demands that the token was minted for a call with these arguments:
-
-```python
-async def payment(request: Request) -> dict[str, object]:
-    body = await request.json()
-    return {"recipient": body["iban"], "amount": body["amount"]}
-
-
-@app.post("/payments")
-async def pay(credential: Annotated[Credential, Depends(server.for_call("send_money", payment))]) -> ...:
-```
-
 `ProtectedApp(app, server)` protects a whole ASGI application. For MCP servers use `mcp.ProtectedMcp`. Refusals are
 answers of RFC 6750 §3 and RFC 9449 §7.1; their `error_description` is the stable code.
 """

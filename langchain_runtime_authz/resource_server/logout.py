@@ -1,14 +1,4 @@
-"""Hear of logouts at the identity provider: OpenID Connect Back-Channel Logout 1.0.
-
-```python
-async def ended(out: LoggedOut) -> None:
-    for thread in threads_of(out.session, out.subject):
-        await authz.arevoke(thread)
-
-
-app.add_route("/backchannel-logout", BackchannelLogout(OidcVerifier(issuer, provider="keycloak", client_id="agent"), ended))
-```
-"""
+"""Hear of logouts at the identity provider: OpenID Connect Back-Channel Logout 1.0."""
 
 from __future__ import annotations
 

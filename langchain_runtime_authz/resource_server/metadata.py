@@ -1,13 +1,4 @@
-"""Tell clients where to get a token for this service: protected resource metadata (RFC 9728).
-
-```python
-metadata = ResourceMetadata("https://bank.example", authorization_servers=["https://login.example/realms/bank"])
-server = ResourceServer(..., metadata=metadata)
-app.add_route(metadata.path, metadata)
-```
-
-Each challenge then names the document (§5.1), so a client that is refused knows where to go.
-"""
+"""Tell clients where to get a token for this service: protected resource metadata (RFC 9728)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,5 @@
 """Accept an identity provider's tokens in a service: those that an exchange gives, or a user's own. Extra: `fastapi`.
 
-```python
-server = ProviderServer(OidcVerifier("https://login.example/realms/bank", provider="keycloak", audience="crm"))
-
-
-@app.get("/customers")
-async def customers(caller: Annotated[Caller, Depends(server.for_scopes("crm.read"))]) -> ...: ...
-```
-
 The provider's token names the user and the client. It says nothing about the task, the step and its arguments, so such a
 service cannot demand them: prefer `ResourceServer` and the call's own token if the service can verify it.
 """

@@ -22,7 +22,6 @@ from rich.table import Table
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.current_call import ticket_scope
 from langchain_runtime_authz.credential.dpop import ProofKey, read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.keyring import KeyRing
@@ -34,6 +33,7 @@ from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import StaticPDP
+from tests.unit_tests.credential.tokens import ticket_scope
 
 BANK = "https://bank.example"
 URL = BANK + "/payments"

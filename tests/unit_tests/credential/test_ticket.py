@@ -8,19 +8,19 @@ import copy
 import json
 import pickle
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
 
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.current_call import current_call, current_ticket, ticket_scope
+from langchain_runtime_authz.credential.current_call import current_call, current_ticket
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
 from tests.threads import together
+from tests.unit_tests.credential.tokens import ticket_scope
 
 BANK, MAIL = "https://bank.example", "https://mail.example"
 ISSUER = LocalIssuer()
@@ -209,34 +209,6 @@ async def test_concurrent_tools_have_their_own() -> None:
             return current_ticket() is ticket
 
     assert all(await asyncio.gather(*(tool(str(i)) for i in range(20))))
-
-
-def test_scopes_nest() -> None:
-    """The inner tool's ticket hides the outer's while it runs."""
-    with ticket_scope(a_ticket()) as outer:
-        with ticket_scope(a_ticket()) as inner:
-            assert current_ticket() is inner
-        assert current_ticket() is outer
-    assert current_ticket() is None
-
-
-def test_a_generator_closed_elsewhere_disturbs_nobody() -> None:
-    """A scope left in another context neither raises nor takes that context's ticket away."""
-
-    def stream() -> Iterator[int]:
-        with ticket_scope(a_ticket()):
-            yield 1
-
-    generator = stream()
-    contextvars.copy_context().run(next, generator)
-
-    def elsewhere() -> Ticket | None:
-        with ticket_scope(a_ticket(tool="other")) as other:
-            generator.close()  # type: ignore[attr-defined]
-            assert current_ticket() is other
-        return current_ticket()
-
-    assert contextvars.copy_context().run(elsewhere) is None
 
 
 def test_a_ticket_holds_nothing_a_serialiser_could_print() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -22,6 +26,17 @@ PAYS = ToolProfile(
     text=("note",),
     free=("size",),
 )
+
+
+@contextmanager
+def ticket_scope(ticket: Ticket | None, refusals: Any = None) -> Iterator[Any]:
+    """Make `ticket` the current one, as the execution of its tool does."""
+    before = current_scope.get()
+    current_scope.set(CodeScope(ticket, refusals, before.run, before.counts, before.task))
+    try:
+        yield ticket
+    finally:
+        current_scope.set(before)
 
 
 def a_request(**changes: Any) -> TokenRequest:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from langchain_runtime_authz._url import is_under
-from langchain_runtime_authz.credential.current_call import current_call, ticket_scope
+from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
@@ -19,7 +19,7 @@ from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing
 from langchain_runtime_authz.downstream.mcp import httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from tests.endpoints import answered
-from tests.unit_tests.credential.tokens import BANK, a_request
+from tests.unit_tests.credential.tokens import BANK, a_request, ticket_scope
 
 ISSUER = LocalIssuer()
 STS = "https://login.example/token"
