@@ -195,11 +195,7 @@ class Link:
         _links.add(self)
 
     def below(self, name: str, path: object) -> str:
-        """Return the URL of a path at this PDP.
-
-        Raises:
-            ConfigError: it is not such a path, or would lead to another server.
-        """
+        """Return the URL of a path here. Raises `ConfigError` if it would lead to another server."""
         url = f"{self.root}{path}"
         if not isinstance(path, str) or not path.startswith("/") or not is_plain_url(url) or "#" in path:
             raise wrong(name, "a path at the PDP that begins with `/`", path)
@@ -210,12 +206,7 @@ class Link:
         return url
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work` on the link's loop within the deadline, blocking.
-
-        Raises:
-            PDPError: with the code of what failed.
-            TimeoutError: after the deadline.
-        """
+        """Do `work` on the link's loop, blocking. Raises `PDPError`, or `TimeoutError` after the deadline."""
         future = self._begin(work)
         try:
             return future.result(self.timeout + _GRACE)
@@ -329,11 +320,7 @@ class Link:
 
 
 class Fetcher:
-    """Ask one endpoint for small JSON objects: a key set, an introspection or a token endpoint.
-
-    Raises:
-        ConfigError: `url`, named `name`, is neither https nor on this machine, or a setting is wrong.
-    """
+    """Ask one endpoint for small JSON objects: a key set, an introspection or a token endpoint."""
 
     def __init__(self, url: str, name: str = "url", **connection: Unpack[Connection]) -> None:
         self.url = checked_url(url, name)

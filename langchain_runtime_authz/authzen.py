@@ -60,11 +60,7 @@ class Subject(_Model):
 
     @classmethod
     def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
-        """Return a subject from a name (a user), a mapping `{type, id, properties}` or itself.
-
-        Raises:
-            ConfigError: it is none of these.
-        """
+        """Return a subject from a name (a user), a mapping `{type, id, properties}` or itself. Raises `ConfigError`."""
         if isinstance(value, Subject):
             return value
         try:
@@ -328,11 +324,7 @@ class EvaluationRequest(_Model):
 
 
 def parse_request(body: bytes) -> EvaluationRequest:
-    """Return the request in a body, validated: for a PDP that wants the model.
-
-    Raises:
-        ValidationError: the body holds no such request.
-    """
+    """Return the request in a body, for a PDP that wants the model. Raises `ValidationError`."""
     return EvaluationRequest.model_validate_json(body)
 
 
@@ -400,9 +392,7 @@ def deny(code: str, failure: Failure | None = "enforcement", revision: str = "")
 def strict_json(text: str | bytes | bytearray) -> Any:
     """Return a JSON document. UTF-8 only, every member once, every number finite.
 
-    Raises:
-        ValueError: it is anything else.
-        RecursionError: it is nested too deeply.
+    Raises `ValueError`, or `RecursionError` if it is nested too deeply.
     """
     # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
     text = text if isinstance(text, str) else text.decode()

@@ -28,11 +28,7 @@ MAX_NAME: Final = 512  # characters of `jti` and `nonce`
 
 
 class ProofKey(Secret):
-    """A holder's key, made for one call and never shown.
-
-    Attributes:
-        jkt: RFC 7638 thumbprint, for `cnf.jkt` of the token.
-    """
+    """A holder's key, made for one call and never shown. `jkt` is its RFC 7638 thumbprint, for `cnf.jkt` of the token."""
 
     __slots__ = ("_key", "jkt")
 

@@ -57,12 +57,7 @@ class LocalIssuer(Secret):
         self._keys: Signer | KeyRing = SigningKey.generate() if key is None else key
 
     def issue(self, request: names.TokenRequest) -> str:
-        """Return the compact JWT for `request`.
-
-        Raises:
-            CredentialError: `credential_unavailable`: it would live too long or be too large;
-                `keys_unavailable`.
-        """
+        """Return the compact JWT. Raises `credential_unavailable` if it would live too long or be too large, or `keys_unavailable`."""
         # INVARIANT: exp - iat ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= names.MAX_TTL:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {names.MAX_TTL} seconds")

@@ -71,7 +71,7 @@ def _header(typ: str, alg: str, kid: str) -> bytes:
 def read(
     token: object,
     *,
-    typ: str,
+    typ: str | None,
     members: Collection[str] = HEADER,
     algorithms: Collection[str],
     code: Code = Code.CREDENTIAL_INVALID,
@@ -79,7 +79,7 @@ def read(
     """Take `token` apart, or raise `CredentialError` with `code`.
 
     `typ` is the only type accepted (RFC 8725 §3.11). The header must hold exactly `members`, so `crit`, `jku`,
-    `x5u` and `b64` are refused. The error never quotes the token, not even in its cause or context.
+    `x5u` and `b64` are refused. If `typ` is `None`, the issuer is another, and any member but a critical one may be there. The error never quotes the token, not even in its cause or context.
     """
     if not isinstance(token, str):
         refuse("it is not a string", code)
@@ -95,13 +95,15 @@ def read(
     header = json_object(segments[0])
     if header is None:
         refuse("its header is not a JSON object", code)
-    if set(header) != set(members):
+    if typ is None and ("crit" in header or "b64" in header):
+        refuse("its header has a critical member", code)
+    if typ is not None and set(header) != set(members):
         refuse(f"its header holds other members than {', '.join(members)}", code)
-    if header["typ"] != typ:
+    if typ is not None and header["typ"] != typ:
         refuse("its `typ` is another", code)
-    if not isinstance(header["alg"], str) or header["alg"] not in algorithms:
+    if not isinstance(header.get("alg"), str) or header["alg"] not in algorithms:
         refuse("its `alg` is not permitted", code)
-    if not isinstance(header.get("kid", ""), str):
+    if "kid" in members and not isinstance(header.get("kid"), str):
         refuse("its `kid` is not a string", code)
     claims = json_object(segments[1])
     if claims is None:

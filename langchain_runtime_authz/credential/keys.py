@@ -93,7 +93,7 @@ class Secret:
     __slots__ = ()
 
     def __reduce__(self) -> NoReturn:  # copies come this way too
-        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
+        raise TypeError(f"`{type(self).__name__}` cannot be copied or pickled")
 
 
 class SigningKey(Secret):

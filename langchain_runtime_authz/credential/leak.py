@@ -198,11 +198,7 @@ _PROTOCOL: Final = 4  # of pickle
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield what LangGraph's serialiser or pickle would write of an object.
-
-    Raises:
-        Exception: raised by its own methods; `TypeError` if it cannot be pickled.
-    """
+    """Yield what LangGraph's serialiser or pickle would write of an object. Its own methods may raise anything."""
     kind = type(value)
     if isinstance(value, Mapping):
         for key, inner in value.items():

@@ -166,11 +166,7 @@ class Ticket(Sealed):
         self._lock = threading.Lock()
 
     def redeem(self) -> None:
-        """Start the call.
-
-        Raises:
-            AuthzError: `call_in_progress`: redeemed before, or over.
-        """
+        """Start the call. Raises `call_in_progress` if it was started before, or is over."""
         with self._lock:
             if self.redeemed or self.concluded:
                 raise AuthzError(Code.CALL_IN_PROGRESS)
@@ -182,15 +178,11 @@ class Ticket(Sealed):
         self.concluded = True
 
     def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        """Return the credential for one audience, minted at the first request.
-
-        Args:
-            audience: one of `audiences`; may be left out where there is exactly one.
-            dpop: bind the token to a new key of this call (RFC 9449), which proves each request.
+        """Return the credential for one of `audiences`, minted at the first request. With `dpop`, it is bound to a new key (RFC 9449).
 
         Raises:
-            CredentialError: `audience`, or `credential_unavailable`: the tool is not running, or has
-                this audience's token in the other form already.
+            CredentialError: `audience`, or `credential_unavailable`: the tool is not running, or has this audience's token in
+                the other form already.
         """
         try:
             return self._credential(audience, dpop)

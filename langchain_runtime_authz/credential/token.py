@@ -129,11 +129,7 @@ class TokenRequest(BaseModel):
 
     @classmethod
     def from_json(cls, data: str | bytes) -> TokenRequest:
-        """Parse the JSON of `to_json` strictly.
-
-        Raises:
-            CredentialError: `credential_unavailable`, naming the first wrong field.
-        """
+        """Parse the JSON of `to_json` strictly. Raises `credential_unavailable`, naming the first wrong field."""
         try:
             parse_object(data)  # refuses duplicate members, of which pydantic keeps the last
             return cls.model_validate_json(data)
@@ -313,11 +309,7 @@ class Credential(Sealed):
 
 
 def seal(token: str, claims: Mapping[str, Any]) -> Credential:
-    """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this; a test checks it.
-
-    Raises:
-        ValueError: claims nested deeper than 32.
-    """
+    """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this; a test checks it."""
     return Credential(token, claims, _seal=_SEAL)
 
 

@@ -27,7 +27,7 @@ from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
 from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
-from langchain_runtime_authz.credential.keys import Signer
+from langchain_runtime_authz.credential.keys import Secret, Signer
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing
@@ -64,7 +64,7 @@ class ExchangedToken(Sealed):
         self.token, self.issued_token_type, self.expires_at, self.scope = token, issued_token_type, expires_at, scope
 
 
-class TokenExchange:
+class TokenExchange(Secret):
     """Exchanges tokens at one endpoint.
 
     Args:
@@ -174,9 +174,6 @@ class TokenExchange:
         )  # the service counts the token's own `exp`
         return ExchangedToken(token, wanted, expires_at, scope if isinstance(scope, str) else None)
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a TokenExchange cannot be copied or pickled")
-
 
 def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
     """Return a function that signs client assertions with the client's own key: for `TokenExchange(client_assertion=...)`.
@@ -280,8 +277,7 @@ class ExchangeAuth(TicketAuth):
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
         """Return the tokens of the run's agent under its present lease; an empty mapping for the call's own token.
 
-        Raises:
-            CredentialError: `credential_revoked`: the task changed, or the run is over, and the call does not know yet.
+        Raises `credential_revoked` if the task changed, or the run is over, and the call does not know yet.
         """
         run = current_scope.get().run
         if run is None or self._subject_token is None:

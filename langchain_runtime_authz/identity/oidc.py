@@ -16,7 +16,7 @@ So an agent or a cron job is never a user, whatever it writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, Unpack
 
@@ -25,7 +25,7 @@ from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
-from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed_by, json_object
+from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.providers import (
@@ -142,12 +142,12 @@ class OidcVerifier:
         return self._ended(*await self._akeyed(token), now)
 
     def _keyed(self, token: str) -> tuple[Jws, _Key]:
-        jws = read_jwt(token, self._algorithms)
+        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         source, kid = _known(self._keys.get(), self._why), str(jws.header["kid"])
         return jws, _known(source.keys.get(lambda keys: kid in keys)).get(kid)
 
     async def _akeyed(self, token: str) -> tuple[Jws, _Key]:
-        jws = read_jwt(token, self._algorithms)
+        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         source, kid = _known(await self._keys.aget(), self._why), str(jws.header["kid"])
         return jws, _known(await source.keys.aget(lambda keys: kid in keys)).get(kid)
 
@@ -278,22 +278,6 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
         or str(claims.get(claim.SUBJECT)).startswith(("spiffe://", "system:serviceaccount:"))  # SPIRE, Kubernetes
         or str(claims.get("preferred_username", "")).startswith("service-account-")  # Keycloak
     )
-
-
-def read_jwt(token: object, algorithms: Collection[str]) -> Jws:
-    """Take another issuer's JWS apart. Its header may have more members than ours, but no critical one."""
-    parts = token.split(".") if isinstance(token, str) and len(token) <= claim.MAX_TOKEN else []
-    segments = [data for part in parts if (data := decoded(part)) is not None]
-    if len(parts) != 3 or len(segments) != 3:  # noqa: PLR2004  (RFC 7515 §7.1)
-        raise refused("it is not a compact JWS")
-    header, claims = json_object(segments[0]), json_object(segments[1])
-    if header is None or claims is None:
-        raise refused("it is not a JWT")
-    if not isinstance(header.get("alg"), str) or header["alg"] not in algorithms:
-        raise refused("its `alg` is not permitted")
-    if "crit" in header or "b64" in header or not isinstance(header.get("kid"), str):
-        raise refused("its header has a critical member, or no `kid`")
-    return Jws(header, claims, ".".join(parts[:2]).encode(), segments[2])
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:

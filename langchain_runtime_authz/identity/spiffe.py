@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.credential.jws import KEY_TYPES, is_signed_by, public_key
+from langchain_runtime_authz.credential.jws import KEY_TYPES, is_signed_by, public_key, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.identity.oidc import audiences_of, check_times, read_jwt, refused
+from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refused
 from langchain_runtime_authz.identity.providers import header_type, shown
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
@@ -222,8 +222,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
     """Return a client's context that shows an SVID, and believes one SPIFFE id of these authorities.
 
-    Raises:
-        AuthzError: `workload_unproven`: there are no authorities.
+    Raises `workload_unproven` if there are none.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -308,7 +307,7 @@ class SvidVerifier:
             AuthzError: `identity_invalid` if the token proves no workload; `identity_unavailable` if the bundle of its
                 trust domain is not at hand. Never quotes the token.
         """
-        jws = read_jwt(token, self._algorithms)
+        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         if header_type(jws.header) not in TYPES:
             raise refused(f"expected the header's `typ` JWT, JOSE or none, found {shown(jws.header.get('typ'))}")
         workload = jws.claims.get(claim.SUBJECT)

@@ -99,10 +99,9 @@ _CASE: Final = TypeAdapter(Case)
 
 
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
-    """Return the bundle in a `.tar.gz` or a directory. With keys, only one that one of them signed is read.
+    """Return the bundle in a `.tar.gz` or a directory. Raises `policy_invalid`.
 
-    Raises:
-        ConfigError: `policy_unsigned` where no signature of these keys holds it, otherwise `policy_invalid`.
+    With keys, only a bundle that one of them signed is read. Any other raises `policy_unsigned`.
     """
     return parse_bundle(read_files(source), Path(source).name, keys)
 

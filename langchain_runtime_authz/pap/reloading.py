@@ -345,8 +345,7 @@ def cedar_pdp(files: Mapping[str, str]) -> CedarPDP:
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
     """Hold a policy against its bundle's cases, and against a request that says nothing.
 
-    Raises:
-        ConfigError: `policy_invalid`: it permits an empty request, or decides the named case otherwise.
+    Raises `policy_invalid`: it permits an empty request, or decides the named case otherwise.
     """
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
         decision = parse_answer(pdp.document(b"{}") if isinstance(pdp, WasmPDP) else pdp.evaluate(b"{}"))

@@ -245,12 +245,8 @@ class Program:
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
         """Return the JSON of the rule's answer to an input.
 
-        On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own.
-
-        Raises:
-            TimeoutError: the evaluation did not end.
-            PDPError: `pdp_undefined`: the rule has no value for this input.
-            PolicyFailed: the evaluation failed, or the program was closed.
+        On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own. Raises
+        `TimeoutError`, `pdp_undefined` if the rule has no value for this input, or `PolicyFailed`.
         """
         if self.closed:
             raise PolicyFailed("closed")

@@ -102,12 +102,7 @@ class WasmPDP(InProcess):
         return new.revision
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request.
-
-        Raises:
-            TimeoutError: the evaluation did not end within `timeout`.
-            RuntimeError: the evaluation failed, or the PDP was closed.
-        """
+        """Answer one request. Raises `TimeoutError` after `timeout`, or `RuntimeError` if it failed or was closed."""
         if len(body) > MAX_BATCH_BYTES:
             raise PDPError(Code.PDP_ERROR, "the input is too large")
         loaded = self._loaded

@@ -220,11 +220,7 @@ class ResourceServer(BearerServer[Credential]):
         step: str | None = None,
         accept: Collection[str] | None = ORDERED,
     ) -> None:
-        """Check like `credential.details.check_call`, in a handler that has parsed its request.
-
-        Raises:
-            HTTPException: the answer, 403 with `insufficient_scope`.
-        """
+        """Check like `credential.details.check_call`, in a handler that has parsed its request. Raises the answer, 403."""
         try:
             check_call(credential, tool=tool, args=args, step=step, accept=accept)
         except CredentialError as exc:

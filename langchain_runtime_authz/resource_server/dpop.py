@@ -150,9 +150,7 @@ class ProofVerifier:
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
         """Return the proof of one request, checked against the token and its `cnf.jkt`. Refuse it the second time.
 
-        Raises:
-            CredentialError: `proof_invalid`, `proof_nonce`, `proof_replayed`, `proof_limit`, or `status_unavailable`
-                if the store of used proofs fails.
+        Raises `proof_invalid`, `proof_nonce`, `proof_replayed`, `proof_limit`, or `status_unavailable` if the store fails.
         """
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):

@@ -20,10 +20,11 @@ import hmac
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import parse_qsl, unquote_plus
 
 from langchain_runtime_authz._http import Connection, Fetcher, basic
+from langchain_runtime_authz.credential.keys import Secret
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -39,7 +40,7 @@ MIN_SECRET: Final = 16  # characters
 MAX_BODY: Final = MAX_TOKEN + 4096
 
 
-class Introspection:
+class Introspection(Secret):
     """Asks an introspection endpoint (§2.1). A `Status` for a `ResourceServer`.
 
     If no answer comes in time, if it does not follow RFC 7662, or if it is about another token, the status is
@@ -75,9 +76,6 @@ class Introspection:
         if body.get("jti") != token_id:
             raise CredentialError(Code.STATUS_UNAVAILABLE, "introspection answered for another token")
         return "live"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an Introspection cannot be copied or pickled")
 
 
 class IntrospectionClient:
