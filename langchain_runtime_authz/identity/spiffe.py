@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.credential.jws import KEY_TYPES, is_signed_by, public_key, read
+from langchain_runtime_authz.credential.jwks import Keys, usable_keys
+from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refused
@@ -28,8 +29,6 @@ if TYPE_CHECKING:  # it loads gRPC
     from cryptography.x509 import Certificate
     from spiffe import WorkloadApiClient, X509Svid
     from spiffe.workloadapi.x509_context import X509Context
-
-Keys = Mapping[str, Mapping[str, Any]]  # `kid` → public JWK
 
 LEEWAY: Final = 5  # seconds
 TYPES: Final = ("", "jwt", "jose")  # JWT-SVID §2.3
@@ -353,8 +352,5 @@ def bundle_keys(document: Mapping[str, Any]) -> Keys:
 
     Keys for X.509, keys that are not usable here, and keys that share a name are left out.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for jwk in document.get("keys") or ():
-        if isinstance(jwk, Mapping) and jwk.get("use") == "jwt-svid" and isinstance(jwk.get("kid"), str):
-            found.setdefault(jwk["kid"], []).append({k: v for k, v in jwk.items() if k != "use"})
-    return {k: v[0] for k, v in found.items() if len(v) == 1 and any(public_key(v[0], alg) for alg in KEY_TYPES)}
+    own = [j for j in document.get("keys") or () if isinstance(j, Mapping) and j.get("use") == "jwt-svid"]
+    return usable_keys({"keys": [{k: v for k, v in jwk.items() if k != "use"} for jwk in own]}) or {}

@@ -270,11 +270,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
                 "of_tool": history["calls"].get(name, 0),
             },
             "model": {"withheld": action == "model/call" and _withheld(properties, lease["grant"])},
-            "plan": {
-                "planned": plan.get("planned", False),
-                "stale": plan.get("stale", False),
-                "changed": plan.get("changed", False),
-            },
+            "plan": {key: plan.get(key, False) for key in ("planned", "stale", "changed")},
             "call": {
                 "given": bool(call),
                 "args": _ref("Texts", "call"),
