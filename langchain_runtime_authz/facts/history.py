@@ -118,7 +118,6 @@ def _without(confined: Confined, names: set[str]) -> Confined:
 
 
 def count(h: History, step: Step, now: float) -> History:
-    """Return the history after one more step."""
     calls, effects, classes, confined = h.calls, h.effects, h.classes_read, h.confined
     if (call := step.call) is not None:
         call = call if call in calls or len(calls) < MAX_NAMES else "*"
@@ -156,7 +155,6 @@ def _read(known: Mapping[str, str], name: str, tool: str, version: str) -> Mappi
 
 
 def to_context(history: History, now: float, agent: Sequence[str]) -> dict[str, Any]:
-    """Return `context.history` of a request of `agent`, as JSON."""
     return {
         "steps": history.steps,
         "calls": dict(history.calls),

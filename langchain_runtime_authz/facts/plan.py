@@ -17,20 +17,6 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from langchain_runtime_authz.digest import json_encoder
 
-__all__ = [
-    "BY_CODE",
-    "Match",
-    "PlanRecord",
-    "PlannedCall",
-    "authority",
-    "call_key",
-    "calls_digest",
-    "carry",
-    "idempotency_key",
-]
-__all__ += ["intent_of", "locate", "match", "plan_calls"]
-
-
 _UNCANONICAL: Final = "uncanonical"
 _encode: Final = json_encoder(ascii_only=True)
 
@@ -110,7 +96,6 @@ def raw_digest(args: object) -> str:
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
-    """Return the planned calls of a message's `tool_calls` (mappings with `id`, `name`, `args`)."""
     return tuple(PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls))
 
 

@@ -55,12 +55,10 @@ def fork_key(jti: str) -> str:
 
 
 def memory_key(digest: str) -> str:
-    """Return the key under which an edit of the memory is pinned."""
     return f"memory:{digest}"
 
 
 def below_key(digest: str) -> str:
-    """Return the key under which an edit of a waiting child's state is pinned."""
     return f"below:{digest}"
 
 
@@ -77,11 +75,9 @@ class ChildMark:
 
     @property
     def name(self) -> str:
-        """Return the mark's name."""
         return f"child:{int(self.place, 16) % SLOTS}" if self.lasting else f"{OF_TASK}{self.place}"
 
     def value(self, checkpoint: str | None) -> str:
-        """Return what stands in it."""
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:

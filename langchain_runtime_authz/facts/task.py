@@ -86,7 +86,6 @@ def _canonical(content: object) -> str:
 
 
 def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
-    """Return the task after pinning `texts`."""
     if not texts:
         return task
     value = task.digest

@@ -15,8 +15,6 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.rows import Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
-__all__ = ["BATCH", "Admin", "Pruned", "accept_clock", "accept_restore", "migrate", "prune", "version"]
-
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
@@ -34,21 +32,15 @@ class Admin(Protocol):
 
     dialect: Dialect
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
-        """Run one statement and return its rows."""
-        ...
+    def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]: ...
 
-    def tables(self) -> set[str]:
-        """Return the names of the tables."""
-        ...
+    def tables(self) -> set[str]: ...
 
     def secured(self) -> None:
         """Grant the application its rights, after the tables changed."""
         ...
 
-    def now(self) -> float:
-        """Return the time by the ledger's clock."""
-        ...
+    def now(self) -> float: ...
 
 
 class Pruned(NamedTuple):

@@ -13,18 +13,6 @@ from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
 from langchain_runtime_authz.ledger.state import Needs, Thread, opened
 
-__all__ = [
-    "AnswerApproval",
-    "AskApproval",
-    "ClaimCall",
-    "ConcludeCall",
-    "ReleaseCall",
-    "ResolveCall",
-    "SpendApproval",
-    "SpendBudget",
-    "SpendRate",
-]
-
 TURNS: Final = 1024  # per tenant; deeds that share one wait for each other
 
 
@@ -50,6 +38,7 @@ class ClaimCall(Change):
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
+        n.leases.add(self.jti)
         if self.subject and self.about is not None:  # also `despite`: others must see this one
             n.deeds.update(() if self.despite else (self.deed,))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
@@ -163,7 +152,6 @@ class ResolveCall(Change):
         t.put(self.key, self.resolved(t.calls[self.key], now))
 
     def resolved(self, row: CallRow, now: float) -> CallRow:
-        """Return what becomes of the call."""
         told = {"content": "This action was carried out, as was found out afterwards.", "status": "success"}
         said = {"happened": self.happened, "author": self.author, "reason": self.reason, "at": now}
         return row._replace(

@@ -19,15 +19,10 @@ from langchain_runtime_authz.facts.task import HumanText, extend
 from langchain_runtime_authz.ledger.base import MAX_EDGES, AgentPath, Conflict, Guard, Lease, LeaseState
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
-__all__ = ["AdvanceEpoch", "Change", "DeleteMarks", "EndLease", "OpenThread", "RecordEdge", "RecordPlan", "RecordStep",
-           "RecordValues", "Redeliver", "Reinstate", "RenewLease", "Revoke", "SetMark", "TakeLease", "TakePending",
-           "Unrefusable", "Used", "apply", "needs"]  # fmt: skip
-
 Used = dict[tuple[str, ...], int]
 
 
 def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
-    """Return what `apply` looks at."""
     n = Needs(leases={guard.jti} if guard is not None else set())
     for change in changes:
         change.needs(n)
@@ -65,8 +60,6 @@ def _broken(t: Thread, guard: Guard) -> Conflict | None:
 
 
 class Change:
-    """Base of what a commit may hold."""
-
     __slots__ = ()
     refusable: ClassVar[bool] = True
 
@@ -78,7 +71,6 @@ class Change:
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
-        """Change the thread's rows."""
         raise NotImplementedError
 
 

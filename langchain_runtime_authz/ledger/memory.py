@@ -14,8 +14,6 @@ from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.changes import Change, apply
 from langchain_runtime_authz.ledger.state import Thread, ledger_time, opened, snapshot, status
 
-__all__ = ["MemoryLedger"]
-
 MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
 MAX_PLANS: Final = 4096  # messages with calls, per thread
@@ -53,7 +51,6 @@ class MemoryLedger:
         self._lock = forkable_lock()
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        """See `Ledger.load`."""
         with self._lock:
             clock = self._clock()
             now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
@@ -65,7 +62,6 @@ class MemoryLedger:
             return found
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        """See `Ledger.commit`."""
         with self._lock:
             clock = self._clock()
             now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
@@ -91,7 +87,6 @@ class MemoryLedger:
             return b.Committed(now, thread.epoch)
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
-        """See `Ledger.status`."""
         with self._lock:
             found = self._tokens.get((tenant, jti)) or self._leases.get((tenant, jti))
             if found is None:
@@ -101,7 +96,6 @@ class MemoryLedger:
             return status(self._threads.get(scope) or Thread(), lease_jti, key, now)
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        """See `Asked.asked`."""
         with self._lock:
             found = (
                 (scope, a)
@@ -113,7 +107,6 @@ class MemoryLedger:
             return list(islice(found, b.MAX_ASKED))
 
     def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
-        """See `Doubted.doubts`."""
         with self._lock:
             now = self._latest = ledger_time(self._clock(), self._latest)
             if key is not None:
@@ -124,25 +117,20 @@ class MemoryLedger:
             return unknown[: b.MAX_ASKED]
 
     async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
-        """Do as `doubts`: memory does not block."""
         return self.doubts(tenant, key)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        """Do as `asked`: memory does not block."""
         return self.asked(tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
-        """Do as `status`: memory does not block."""
         return self.status(tenant, jti)
 
     async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        """Do as `load`: memory does not block."""
         return self.load(scope, query)
 
     async def acommit(
         self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
     ) -> b.Committed | b.Conflict:
-        """Do as `commit`: memory does not block."""
         return self.commit(scope, guard, changes)
 
     def _index(self, scope: b.Scope, thread: Thread) -> None:

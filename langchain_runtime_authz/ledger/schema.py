@@ -18,8 +18,6 @@ from typing import Final, NamedTuple
 
 from langchain_runtime_authz.errors import Code, LedgerError
 
-__all__ = ["HISTORY", "MIGRATIONS", "SCHEMA", "STATE", "Dialect", "Migration", "Version", "check"]
-
 
 @dataclass(frozen=True, slots=True)
 class Dialect:

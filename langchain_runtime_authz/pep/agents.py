@@ -11,8 +11,6 @@ from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 
-__all__ = ["ANY", "AgentProfile", "load_agents"]
-
 ANY: Final = "*"
 """The name under which `agents` has the profile of each child agent that no other name fits."""
 

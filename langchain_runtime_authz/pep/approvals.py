@@ -403,7 +403,6 @@ def _said(answer: object) -> str | None:
 
 
 def _action(action: object) -> str:
-    """JSON text of an edited action, empty where it is none."""
     if not isinstance(action, Mapping):
         return ""
     name, args = action.get("name"), action.get("args")
@@ -421,7 +420,6 @@ def _action(action: object) -> str:
 
 
 def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
-    """Tool and arguments of an edit, from `Approval.edited`."""
     action = json.loads(edited)
     return action["name"], action["args"]
 

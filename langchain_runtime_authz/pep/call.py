@@ -138,7 +138,6 @@ class DecidedCall:
 
     @property
     def terms(self) -> Terms:
-        """The terms on which to ask about it."""
         asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
         found = [terms for terms in asked if terms is not None]
         return reduce(Terms.strictest, found) if found else Terms()

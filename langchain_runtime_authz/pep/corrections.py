@@ -245,5 +245,4 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Lift a revocation."""
     return _done(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.pep.call import DecidedCall
 
-__all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minted", "minter"]
-
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)
 KEYS: Final = "urn:langchain-runtime-authz:keys"
@@ -85,7 +83,6 @@ class RefusedMints(tuple[Asking, "DecidedCall | None", "float | None"]):
         drive(self[0].engine, self._flow(code, audience))
 
     async def arefused(self, code: str, audience: str | None) -> None:
-        """Record like `refused`, without blocking the event loop."""
         await adrive(self[0].engine, self._flow(code, audience))
 
     def _flow(self, code: str, audience: str | None) -> Flow[None]:

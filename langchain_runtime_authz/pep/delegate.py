@@ -25,8 +25,6 @@ from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
-__all__ = ["hand_off", "invitation", "open_child"]
-
 INVOKE: Final = "agent/invoke"
 
 

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.pep.call import Call, DecidedCall
     from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-__all__ = ["ListDoubts", "OnUnknown", "UnknownCall", "ask_despite", "doubted", "effect_names", "in_doubt", "looked_up",
-           "resolve", "sentences"]  # fmt: skip
-
 _log = logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for one answer of `on_unknown`

@@ -62,9 +62,7 @@ class Planner(Protocol):
         """Return what the texts of one turn order. Raising orders nothing."""
         ...
 
-    async def aplan(self, texts: Sequence[str]) -> Mandate | None:
-        """`plan` without blocking the event loop."""
-        ...
+    async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
 
 
 class Tools(Protocol):
@@ -139,7 +137,6 @@ class Engine:
         return self.kill_switch is not None and self.kill_switch.engaged
 
     def child_profile(self, agent: str) -> AgentProfile | None:
-        """Return the profile of a child agent: its own, else the one for any."""
         return self.agents.get(agent) or self.agents.get(ANY)
 
     @staticmethod
@@ -248,7 +245,6 @@ class Run:
         self.move_to(self.epoch, self.jti)
 
     def move_to(self, epoch: int, jti: str) -> None:
-        """Put the run at an epoch, under the lease of that jti."""
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
@@ -293,7 +289,6 @@ class Effect:
             self.ado = lambda engine, *arguments: amethod(engine)(*arguments)
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
-        """Return what a flow yields to have it performed."""
         return (self, *arguments)
 
 

@@ -46,7 +46,6 @@ class KillSwitch:
 
     @property
     def engaged(self) -> bool:
-        """True if everything is to be denied."""
         try:
             os.lstat(self.path)  # a link to nowhere is engaged too
         except FileNotFoundError:

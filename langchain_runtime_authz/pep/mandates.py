@@ -186,7 +186,6 @@ def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
-    """Return `context.call.mandate` of a request (`authzen.MandateContext`)."""
     return {
         "standing": standing.standing,
         "backed": backed,

@@ -33,7 +33,6 @@ class ModelCall:
 
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
-    """Decide a model call. Never raises."""
     revision = run.engine.evaluator.revision
     key = (run.epoch, revision, call.model, call.provider, call.tools, call.provider_tools)
     if revision and (kept := run.models.get(key)) is not None:

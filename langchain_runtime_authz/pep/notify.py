@@ -17,8 +17,6 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Notifier(Protocol):
-    """Accepts notifications."""
-
     def send(self, notification: Mapping[str, Any]) -> None:
         """Accept one notification, without waiting.
 
@@ -40,5 +38,4 @@ class LogNotifier:
         self._logger, self._level = logging.getLogger(name), level
 
     def send(self, notification: Mapping[str, Any]) -> None:
-        """Write one notification."""
         self._logger.log(self._level, "%s", json.dumps(notification, sort_keys=True))

@@ -91,7 +91,6 @@ class Terms(NamedTuple):
         )
 
     def strictest(self, other: Terms) -> Terms:
-        """Return the terms that satisfy both."""
         either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
         least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
         both = tuple(w for w in self.eligible if w in other.eligible)

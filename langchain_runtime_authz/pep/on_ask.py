@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from langchain_runtime_authz.pep.engine import Effect, Engine
 
-__all__ = ["AskHere", "OnAsk", "ask_in_terminal"]
-
 _log = logging.getLogger(__name__)
 
 OnAsk = Callable[[dict[str, Any]], Any]
