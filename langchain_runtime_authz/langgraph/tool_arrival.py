@@ -122,9 +122,7 @@ class Arrival:
         parsed = call.parsed
         if ticket is not None and not self.exact:
             parsed = self._own(parsed)
-        place = self.front.place if self.front is not None else None
-        if self.front is None and (one := tool_execution.pending()) is not None:
-            place = one.place
+        front = self.front if self.front is not None else tool_execution.pending()
         return tool_execution.ToolExecution(
             guard,
             run,
@@ -134,7 +132,7 @@ class Arrival:
             config=self.config,
             call_id=self.call_id,
             settle=self.settle if self.counts is not None or self.node is not None else None,
-            place=place,
+            place=front.place if front is not None else None,
         )
 
     def start(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
