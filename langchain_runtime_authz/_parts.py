@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, runtime_checkable
 
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
+from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
@@ -114,12 +114,6 @@ def ephemeral(
     if development:
         found.append("`development=True` names a subject for runs without one; give `subject_from`")
     return found
-
-
-def audit_sink(audit: AuditSink | str | Path | None) -> AuditSink:
-    if isinstance(audit, str | Path):
-        return FileSink(audit)
-    return audit if audit is not None else MemorySink()  # a sink may be falsy
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:

@@ -188,8 +188,21 @@ class Threads:
             ConfigError: the graph keeps no threads, or the config names none.
             AuthzDenied: the thread went on and was denied again.
         """
-        thread = str((config.get("configurable") or {}).get("thread_id"))
-        return reentry(self._engine, self._scope(thread, graph), graph, config, input, go_on=go_on)
+        place = thread_config(config)
+        if place is None or not graph.checkpointer:
+            raise ConfigError(
+                "only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`"
+            )
+        scope = self._scope(str(place["configurable"]["thread_id"]), graph)
+        doubts = tuple(one for one in (yield ListDoubts(self._engine.tenant, None)) if one.scope == scope)
+        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))
+        state: StateSnapshot = yield read_state(graph, place)
+        found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)
+        found = replace(found, how=_how(graph, found, snapshot, state, input))
+        if go_on and found.how == "continue":
+            output = yield Perform(partial(graph.invoke, None, config), partial(graph.ainvoke, None, config))
+            found = replace(found, output=output)
+        return found
 
     reenter, areenter = both(_reenter)
 
@@ -227,24 +240,6 @@ class Threads:
         else:
             name = graph if isinstance(graph, str) else graph.get_name()
         return self.root_entry.scope(name, str(thread_id))
-
-
-def reentry(
-    engine: Engine, scope: Scope, graph: Any, config: Mapping[str, Any], input: Any, *, go_on: bool
-) -> Flow[Reentry]:
-    """Return how the thread of `config` goes on; with `go_on`, enter the graph if that takes nothing new."""
-    place = thread_config(config)
-    if place is None or not graph.checkpointer:
-        raise ConfigError("only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`")
-    doubts = tuple(one for one in (yield ListDoubts(engine.tenant, None)) if one.scope == scope)
-    snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))
-    state: StateSnapshot = yield read_state(graph, place)
-    found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)
-    found = replace(found, how=_how(graph, found, snapshot, state, input))
-    if go_on and found.how == "continue":
-        output = yield Perform(partial(graph.invoke, None, config), partial(graph.ainvoke, None, config))
-        found = replace(found, output=output)
-    return found
 
 
 def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, input: Any) -> How:

@@ -19,7 +19,7 @@ from langchain_runtime_authz._deadline import begun
 from langchain_runtime_authz._parts import TaskSources, like
 from langchain_runtime_authz._threads import Threads
 from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
-from langchain_runtime_authz.audit.sinks import AuditSink, recorded
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, recorded
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.local_time import checked_zone
@@ -157,7 +157,8 @@ class RuntimeAuthz(Threads):
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
         self.identity: Identity = identity if identity is not None else StaticIdentity()
-        self.audit: AuditSink = parts.audit_sink(audit)
+        audit = MemorySink() if audit is None else audit  # a sink may be falsy
+        self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit
         sources = task_sources if task_sources is not None else TaskSources()
         self.approvers = approvers if approvers is not None else Approvers()
         notifiers = {"log": LogNotifier(), **(notify if isinstance(notify, Mapping) else {})}

@@ -38,27 +38,19 @@ _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that en
 class Row:
     """One thing of a graph.
 
-    Attributes:
-        kind: `entry`, `agent`, `node`, `tool`, `model`, `task`; and things without an enforcement point:
-            `cached node`, `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`, `store` (until a
-            profile for its writes is declared) and `effect` (seen in a node's code and not declared).
-        name: its name in the graph.
-        graph: the agent that it belongs to, as records name it.
-        layers: the enforcement points in front of it; empty means not governed.
-        note: why not, or what stays unseen.
-        route: the node by which it is reached, and the place below that.
-        seen: what its enforcement points counted in runs of the root graph.
-        place: a number if everything else is equal.
+    Its kind is `entry`, `agent`, `node`, `tool`, `model` or `task`; or without an enforcement point `cached node`,
+    `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`, `store` (until a profile for its writes is
+    declared) or `effect` (seen in a node's code and not declared).
     """
 
     kind: str
     name: str
-    graph: str
-    layers: tuple[str, ...]
-    note: str = ""
-    route: str = ""
-    seen: Counted = NOTHING
-    place: int = 0
+    graph: str  # the agent that it belongs to, as records name it
+    layers: tuple[str, ...]  # the enforcement points in front of it; empty means not governed
+    note: str = ""  # why not, or what stays unseen
+    route: str = ""  # the node by which it is reached, and the place below that
+    seen: Counted = NOTHING  # what its enforcement points counted in runs of the root graph
+    place: int = 0  # a number if everything else is equal
 
     @property
     def governed(self) -> bool:
