@@ -20,7 +20,7 @@ from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, Evaluat
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.telemetry import metrics
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
 
 _log = logger(__name__)
 
@@ -151,7 +151,7 @@ class Evaluator:
         if isinstance(pdp, type) or not _is_pdp(pdp):
             is_ = f"the class {pdp.__name__}" if isinstance(pdp, type) else f"be {type(pdp).__name__}"
             raise ConfigError(f"`pdp` must have name, revision, evaluate and aevaluate, not {is_}")
-        self.pdp = pdp
+        self.pdp, self._left_out = pdp, lines_left_out()
         given = getattr(pdp, "deadline", DEFAULT_DEADLINE) if deadline is None else deadline
         self.deadline = checked_seconds("deadline", given)
         self.in_process = getattr(pdp, "in_process", False) is True
@@ -251,8 +251,10 @@ class Evaluator:
     def _failed(self, code: str, exc: BaseException | None = None) -> Decision:
         # The type of the exception only: its text may quote the request.
         decision = deny(code, "pdp", self.revision)
-        what, ids = f"{code} ({type(exc).__name__})" if exc else code, {"decision_id": decision.decision_id}
-        _log.warning("PDP %s: %s (decision %s)", self.pdp.name, what, decision.decision_id, extra=ids)
+        if (left_out := self._left_out(code)) is not None:
+            what, ids = f"{code} ({type(exc).__name__})" if exc else code, {"decision_id": decision.decision_id}
+            more = f"; {left_out} more were not logged" if left_out else ""
+            _log.warning("PDP %s: %s (decision %s)%s", self.pdp.name, what, decision.decision_id, more, extra=ids)
         return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
-from langchain_runtime_authz.errors import AuditError, Code, failure_code
+from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity
 from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
@@ -167,7 +167,8 @@ class Engine:
             about = {"decision_id": decision.decision_id, **({"run_id": run_id, "thread_id": thread} if run else {})}
             ids = f"decision {decision.decision_id}, run {run_id}, thread {thread!a}"
             more = f"; {left_out} more were not logged" if left_out else ""
-            _log.error("%s failed: %s: %s: %s (%s)%s", what, code, type(exc).__name__, exc, ids, more, extra=about)
+            text = str(exc) if isinstance(exc, AuthzError) else f"{code}: {type(exc).__name__}: {exc}"
+            _log.error("%s failed: %s (%s)%s", what, text, ids, more, extra=about)
         return decision
 
 

@@ -16,15 +16,12 @@ from langchain_runtime_authz.audit.record import Scope, decision_record
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, sentence
-from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.telemetry.logs import lines_left_out
 
 _log = logging.getLogger("langchain_runtime_authz.decisions")
 
 MAX_DECISIONS: Final = 512
 MAX_BODY: Final = 16_384  # bytes of a request that are kept, so 8 MiB in all
-BURST: Final = 5  # lines of one code
-WINDOW: Final = 60.0  # seconds
-MAX_CODES: Final = 256  # a policy may make them up
 MAX_NAME: Final = 128
 
 
@@ -35,12 +32,11 @@ class RecentDecisions:
         sink: where the instance's records go. If it is in memory, it remembers them already.
     """
 
-    __slots__ = ("_built", "_lines", "_lock")
+    __slots__ = ("_built", "left_out")
 
     def __init__(self, sink: AuditSink) -> None:
         self._built: deque[Any] = sink.kept if isinstance(sink, MemorySink) else deque(maxlen=MAX_DECISIONS)
-        self._lines: dict[str, tuple[float, int]] = {}  # code → begin of the window, lines in it
-        self._lock = forkable_lock()
+        self.left_out = lines_left_out()
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
         """Keep a decision: `decision_record` with its values, which do not change. Other records are passed over."""
@@ -84,18 +80,6 @@ class RecentDecisions:
             _name(thread),
             f"; {left_out} more of this code were not logged" if left_out else "",
         )
-
-    def left_out(self, code: str) -> int | None:
-        """Return how many lines of the code were left out since the last one; `None` if this one is left out too."""
-        now = time.monotonic()
-        with self._lock:
-            code = code if code in self._lines or len(self._lines) < MAX_CODES else ""
-            begun, lines = self._lines.get(code, (now, 0))
-            left_out = 0
-            if now - begun >= WINDOW:
-                begun, lines, left_out = now, 0, max(lines - BURST, 0)
-            self._lines[code] = begun, lines + 1
-        return left_out if lines < BURST else None
 
     def _kept(self) -> list[partial[dict[str, Any]]]:
         return [b for b in list(self._built) if isinstance(b, partial) and b.func is decision_record]

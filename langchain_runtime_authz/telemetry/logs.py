@@ -7,11 +7,14 @@ site that knows better passes them as `extra`.
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from opentelemetry import trace
 
 from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.fork import forkable_lock
 
 
 class _Ids(logging.Filter):
@@ -32,6 +35,9 @@ class _Ids(logging.Filter):
 
 
 _IDS: Final = _Ids()
+BURST: Final = 5  # lines of one code
+WINDOW: Final = 60.0  # seconds
+MAX_CODES: Final = 256  # a policy may make them up
 
 
 def logger(name: str) -> logging.Logger:
@@ -39,3 +45,24 @@ def logger(name: str) -> logging.Logger:
     log = logging.getLogger(name)
     log.addFilter(_IDS)  # adding it again changes nothing
     return log
+
+
+def lines_left_out() -> Callable[[str], int | None]:
+    """Return a function that bounds the log's lines of one code.
+
+    It gives how many were left out since the last line of the code, and `None` if the one at hand is left out too.
+    """
+    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # code → begin of the window, lines in it
+
+    def left_out(code: str) -> int | None:
+        now = time.monotonic()
+        with lock:
+            code = code if code in lines or len(lines) < MAX_CODES else ""
+            begun, count = lines.get(code, (now, 0))
+            more = 0
+            if now - begun >= WINDOW:
+                begun, count, more = now, 0, max(count - BURST, 0)
+            lines[code] = begun, count + 1
+        return more if count < BURST else None
+
+    return left_out

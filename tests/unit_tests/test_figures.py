@@ -15,8 +15,8 @@ from langchain_runtime_authz.facts.provenance import values
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.mandate import backing
-from langchain_runtime_authz.pep import approvals, credentials, doubt, engine, health, recent
-from langchain_runtime_authz.telemetry import metrics
+from langchain_runtime_authz.pep import approvals, credentials, doubt, engine, health
+from langchain_runtime_authz.telemetry import logs, metrics
 from tests.gates import test_statements as statements
 from tests.unit_tests.test_docs import TEXTS
 
@@ -49,8 +49,8 @@ OF_CODE = {
     "docs/operations.md": {
         "PostgreSQL sees 9 statements": statements.POSTGRES, "SQLite sees 23 statements": statements.SQLITE,
         "its lease lapses (a minute)": engine.LEASE_TTL, "less than a minute ago": engine.LEASE_TTL, "For 24 hours": base.LASTS,
-        "It has five seconds": doubt.DEADLINE, "at most five a minute and code; a later": recent.WINDOW,
-        "at most five a minute and code. While": recent.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
+        "It has five seconds": doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
+        "at most five a minute and code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
         "alone for half a minute": metrics.REST,
     },
     "docs/runbooks.md": {

@@ -20,6 +20,7 @@ from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.authzen import DeviationCode
 from langchain_runtime_authz.errors import Code, ConfigError, sentence
 from langchain_runtime_authz.pep import recent
+from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing import ScriptedChatModel
 
 LOG = "langchain_runtime_authz.decisions"
@@ -175,15 +176,15 @@ def test_the_log_says_why_once_a_call_and_not_more_than_it_can_bear(
     assert "Mallory" not in line.getMessage()
     caplog.clear()
     now = [0.0]
-    monkeypatch.setattr(recent.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
     with authz.run(subject="bob"):
-        for _ in range(recent.BURST + 3):
+        for _ in range(logs.BURST + 3):
             with pytest.raises(AuthzDenied):
                 graph.invoke(_said("x"), {"configurable": {"thread_id": "t1"}})
         lines = [r for r in caplog.records if r.name == LOG]
-        assert len(lines) == recent.BURST
+        assert len(lines) == logs.BURST
         assert {r.levelno for r in lines} == {logging.WARNING}
-        now[0] = recent.WINDOW
+        now[0] = logs.WINDOW
         with pytest.raises(AuthzDenied):
             graph.invoke(_said("x"), CONFIG)
     assert "3 more of this code were not logged" in caplog.messages[-1]

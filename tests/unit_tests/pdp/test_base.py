@@ -27,6 +27,7 @@ from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP
 from tests.unit_tests.pdp.test_answer import MALFORMED
@@ -93,6 +94,17 @@ def test_what_the_engine_raises_denies(error: BaseException, caplog: pytest.LogC
     (line,) = caplog.records[-1:]
     assert line.decision_id == decisions[-1].decision_id  # type: ignore[attr-defined]
     assert line.getMessage().endswith(f"(decision {decisions[-1].decision_id})")
+
+
+def test_an_engine_that_is_down_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Five lines of a code a minute."""
+
+    def fail(_: EvaluationRequest) -> object:
+        raise OSError
+
+    evaluator = Evaluator(StaticPDP(fail))
+    assert {evaluator.evaluate([REQUEST.to_json()])[0].permit for _ in range(20)} == {False}
+    assert len([r for r in caplog.records if "PDP static" in r.message]) == logs.BURST
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
