@@ -2,6 +2,10 @@
 
 `python -m tests.pages [PAGE]...`; a page is a Markdown file whose program blocks have a title. Other Python blocks run with what
 the page's `main.py` defines. A page may use the files of another one: it then links to it by the name of one of them.
+
+Beside the machine's time it prints an estimate of a person's: every word of the page and of what its commands print is read
+(238 words a minute, Brysbaert 2019), every command is typed (0.28 s a key) after a thought (1.35 s), and every file or snippet
+is pasted, as one more thought (Card, Moran and Newell 1980). Nobody was timed.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 STARTS = sorted([*ROOT.glob("docs/start/*.md"), ROOT / "docs/start.md", ROOT / "docs/recipes/mail.md", ROOT / "docs/SKILL.md"])
 HOWTOS = [ROOT / "docs/howto.md", ROOT / "docs/recipes/webhook.md"]
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ."
+WORD, KEY, THOUGHT = 60 / 238, 0.28, 1.35  # seconds
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "long-results*")
 
 
@@ -39,8 +44,16 @@ def needed(page: Path) -> list[str]:
     return [*((page.parent / other).read_text(encoding="utf-8") for other in linked), text]
 
 
-def run(page: Path, made: dict[str, Path], folder: Path) -> None:
-    """Run one page in a folder. Raises `CalledProcessError`: a command failed.
+def person(texts: list[str], printed: str) -> float:
+    """Return the estimate of a person's seconds for these pages and what their commands print."""
+    typed = [line for text in texts for block in commands(text) for line in block.splitlines()]
+    pasted = sum(len(files(text)) + text.count("```python\n") for text in texts)
+    read = len(" ".join([*texts, printed]).split())
+    return read * WORD + sum(map(len, typed)) * KEY + (len(typed) + pasted) * THOUGHT
+
+
+def run(page: Path, made: dict[str, Path], folder: Path) -> float:
+    """Run one page in a folder, and return `person` of it. Raises `CalledProcessError`: a command failed.
 
     `made` are the environments that earlier pages installed, by their command: a page with the same command shares one.
     """
@@ -48,8 +61,13 @@ def run(page: Path, made: dict[str, Path], folder: Path) -> None:
     shutil.copytree(ROOT, clone, ignore=LEFT_OUT)
     env = {k: v for k, v in os.environ.items() if k in {"HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "SSL_CERT_FILE"}}
 
+    printed = []
+
     def play(*command: str) -> None:
-        subprocess.run(command, cwd=clone, env={**env, "PATH": os.defpath + ":/usr/local/bin"}, check=True)
+        path = os.defpath + ":/usr/local/bin"
+        done = subprocess.run(command, cwd=clone, env={**env, "PATH": path}, check=True, stdout=subprocess.PIPE, text=True)
+        print(done.stdout, end="")
+        printed.append(done.stdout)
 
     texts = needed(page)
     for text in texts:
@@ -69,6 +87,7 @@ def run(page: Path, made: dict[str, Path], folder: Path) -> None:
             play("bash", "-euc", code.removeprefix(install))
         else:
             play(".venv/bin/python", "-c", before + code)
+    return person(texts, " ".join(printed))
 
 
 def main(names: list[str]) -> int:
@@ -77,8 +96,7 @@ def main(names: list[str]) -> int:
         for page in [Path(name).resolve() for name in names] or [*STARTS, *HOWTOS]:
             began = time.monotonic()
             try:
-                run(page, made, Path(folder))
-                said = "passed"
+                said = f"passed, and a person needs about {run(page, made, Path(folder)) / 60:.0f} min"
             except subprocess.CalledProcessError as exc:
                 failed, said = failed + 1, f"FAILED: {exc.cmd[-1]}"
             told.append(f"{page.relative_to(ROOT)}: {said} ({time.monotonic() - began:.0f} s)")
