@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch, RecordPlan
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approvals import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Perform, new_id
-from langchain_runtime_authz.pep.recording import corrected
+from langchain_runtime_authz.pep.recording import RECORDED, corrected, owed
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
@@ -92,8 +92,11 @@ def answer_beside(
         message=message,
         id=asked.id,
     )
-    texts, plans = yield from _correction(scope, asked, given)
-    change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)] if texts else []
+    texts, plans, pinned = yield from _correction(scope, asked, given)
+    change: list[Change] = []
+    if texts:
+        change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)]
+        change.append(owed(asked.epoch + 1, pinned, texts, "answer"))
     done = yield Commit(scope, None, [given, *change])
     refused = done.code if isinstance(done, Conflict) else None
     at = getattr(done, "now", now)
@@ -103,6 +106,7 @@ def answer_beside(
     yield answer_event(scope, asked, given, at, content=content, **about_answer)
     if texts and isinstance(done, Committed):
         yield corrected(scope, done, texts, "answer")
+        yield Commit(scope, None, [RECORDED])
     if refused is not None:
         raise AuthzError(refused)
     return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
@@ -110,20 +114,20 @@ def answer_beside(
 
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
-) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord]]]:
-    """Return what the answer says of the task, if anything, and the plans without the rejected call.
+) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
+    """Return what the answer says of the task, if anything, the plans without the rejected call, and how many texts were.
 
     The epoch is the question's: if the task changed since, the question is not open any more.
     """
     texts = corrections([asked], [given])
     if not texts:
-        return (), []
-    snapshot: Snapshot = yield Load(scope, Query())
+        return (), [], 0
+    snapshot: Snapshot = yield Load(scope, Query(log=True))
     # The approver's words give authority only if it is the approver's own task.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])
-    return said, plans
+    return said, plans, len(snapshot.log)
 
 
 def open_question(id: str) -> Flow[Question]:

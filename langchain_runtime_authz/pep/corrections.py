@@ -31,7 +31,7 @@ from langchain_runtime_authz.pep.approvals import answers, corrections, edited_a
 from langchain_runtime_authz.pep.decide import data_scope
 from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.entry import lease_of
-from langchain_runtime_authz.pep.recording import corrected, run_event
+from langchain_runtime_authz.pep.recording import RECORDED, change_task, corrected, owed, run_event
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
@@ -137,15 +137,16 @@ def reply(
 def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
     """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
-    done: Committed | Conflict = yield Commit(run.scope, run.guard, changes)
+    mark = owed(run.epoch + 1, run.pinned, texts, "answer")
+    done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
     run.pinned += len(texts)
-    taken = yield Commit(run.scope, None, [TakeLease(lease_of(run))])
+    yield corrected(run, done, texts, "answer")
+    taken = yield Commit(run.scope, None, [TakeLease(lease_of(run)), RECORDED])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
-    yield corrected(run, done, texts, "answer")
     yield run_event(run, "rotated", done.now, detail=before)
     return done
 
@@ -193,9 +194,8 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
         if not snapshot.exists:
             return
         said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
-        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)])
-        if not isinstance(done, Conflict):
-            yield corrected(scope, done, (*said, act), "update_state")
+        edit = [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)]
+        if isinstance((yield from change_task(scope, snapshot, edit, (*said, act), "update_state")), Committed):
             return
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
@@ -206,13 +206,13 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     `by` (`type:id`) names its author; `None`: the thread's own subject. Return the new epoch.
     """
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query())
+        snapshot: Snapshot = yield Load(scope, Query(log=True))
         author = by if by is not None else snapshot.subject
         said = replace(text, author=author, own=author == snapshot.subject)
-        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)])
-        if not isinstance(done, Conflict):
-            yield corrected(scope, done, (said,), "correct")
-            return int(done.epoch)
+        change = [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)]
+        done = yield from change_task(scope, snapshot, change, (said,), "correct")
+        if isinstance(done, Committed):
+            return done.epoch
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 

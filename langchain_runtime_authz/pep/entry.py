@@ -49,7 +49,7 @@ from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, mandate_event, recall
-from langchain_runtime_authz.pep.recording import corrected, run_event
+from langchain_runtime_authz.pep.recording import RECORDED, change_task, corrected, owed, run_event
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.pep.thread_memory import turn
 from langchain_runtime_authz.telemetry.logs import logger
@@ -221,8 +221,8 @@ def _take_lease(
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins after the log has the change of the task that its epoch began with.
-        if owed := snapshot.marks.get(UNRECORDED):
-            epoch, source, start, end = owed.split()
+        if left := snapshot.marks.get(UNRECORDED):
+            epoch, source, start, end = left.split()
             yield corrected(run, Committed(snapshot.now, int(epoch)), snapshot.log[int(start) : int(end)], source)
         opening: list[Change] = [OpenThread(owner)]
         opening += [RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
@@ -232,8 +232,8 @@ def _take_lease(
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
         lease: list[Change] = [TakeLease(lease_of(run)), *marks]
-        opening += [_owed(snapshot, fresh, "input" if said else "state")] if rotates else []
-        lease += [SetMark(UNRECORDED, "")] if rotates or owed else []
+        opening += [owed(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")] if rotates else []
+        lease += [RECORDED] if rotates or left else []
         # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
@@ -332,17 +332,10 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
         snapshot: Snapshot = yield Load(run.scope, Query(log=True))
         if texts[-1].key in {t.key for t in snapshot.log}:
             return False
-        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, (*texts,)), _owed(snapshot, texts, "state")])
-        if not isinstance(done, Conflict):
-            yield corrected(run, done, texts, "state")
-            yield Commit(run.scope, None, [SetMark(UNRECORDED, "")])
+        edit = [AdvanceEpoch(snapshot.epoch, (*texts,))]
+        if isinstance((yield from change_task(run, snapshot, edit, texts, "state")), Committed):
             return True
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
-
-
-def _owed(before: Snapshot, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark of a change of the task for which the log may fail: its epoch, and where its texts stand."""
-    return SetMark(UNRECORDED, f"{before.epoch + 1} {source} {len(before.log)} {len(before.log) + len(texts)}")
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:

@@ -10,13 +10,16 @@ from typing import Any, Final
 from langchain_runtime_authz.audit.record import Event, decision_record, run_record
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.state import UNRECORDED
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Approval, Committed, Scope
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run, Write
+from langchain_runtime_authz.pep.engine import Commit, Flow, Notify, Record, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
+RECORDED: Final = SetMark(UNRECORDED, "")  # the log has the last change of the task
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
 _CIRCUMSTANCES: Final = frozenset(
     {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
@@ -111,6 +114,27 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
+
+
+def owed(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
+    """Return the mark of a change of the task that the log may not take: its new epoch, and where its texts stand.
+
+    `pinned` is how many texts the thread had. The next entry records what is still marked.
+    """
+    return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
+
+
+def change_task(
+    of: Run | Scope, before: Snapshot, changes: Sequence[Change], texts: Sequence[HumanText], source: str
+) -> Flow[Committed | Conflict]:
+    """Commit and record a change of the task. `before` was loaded with the thread's texts. Raises `AuditError`."""
+    scope = of.scope if isinstance(of, Run) else of
+    mark = owed(before.epoch + 1, len(before.log), texts, source)
+    done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
+    if isinstance(done, Committed):
+        yield corrected(of, done, texts, source)
+        yield Commit(scope, None, [RECORDED])
+    return done
 
 
 def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:

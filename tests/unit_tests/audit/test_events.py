@@ -18,7 +18,7 @@ from langchain_runtime_authz.pep.entry import _pinned
 from langchain_runtime_authz.testing import StaticPDP
 
 from ...attack._approvals import FIVE, Scene, edit, payment
-from ...attack._kit import human
+from ...attack._kit import THREAD, human
 
 ONE = [payment("ann", 10, "c1")]
 
@@ -207,6 +207,30 @@ def test_an_edit_from_outside_is_on_record_once() -> None:
     for _ in range(2):
         authz.session(subject="alice", thread="t").close()
     assert [(r["epoch"], r["detail"]["source"]) for r in events(authz, "corrected")] == [(2, "state"), (3, "state")]
+
+
+ROADS = {
+    "answer": lambda s, _: s.say(Command(resume={"decisions": [ANSWERS["respond"]]})),
+    "answer outside": lambda s, ask: s.authz.deny_approval(ask["approval_id"], by="bob", message="not today"),
+    "correct": lambda s, _: s.authz.correct(THREAD["configurable"]["thread_id"], "pay eve instead", graph=s.graph.name),
+    "update_state": lambda s, _: s.graph.update_state(THREAD, human("pay eve")),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_change_of_the_task_by_another_road_is_on_record_once(road: str) -> None:
+    """The log is full when it is made."""
+    disk = Disk()
+    s = scene(audit=disk)
+    (ask,) = s.say(human())["__interrupt__"][0].value["action_requests"]
+    disk.full = "corrected"
+    with pytest.raises(AuthzError):
+        ROADS[road](s, ask)
+    assert details(s.authz, "corrected") == []
+    disk.full = ""
+    for _ in range(2):
+        s.say(None)
+    assert [(d["source"], d["from_epoch"]) for d in details(s.authz, "corrected")] == [(road.split()[0], 1)]
 
 
 def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
