@@ -230,7 +230,7 @@ def test_a_change_of_the_task_by_another_road_is_on_record_once(road: str) -> No
     disk.full = ""
     for _ in range(2):
         s.say(None)
-    assert [(d["source"], d["from_epoch"]) for d in details(s.authz, "corrected")] == [(road.split()[0], 1)]
+    assert [(d["source"], d["from_epoch"]) for d in details(s.authz, "corrected")] == [(road.split(maxsplit=1)[0], 1)]
 
 
 def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
