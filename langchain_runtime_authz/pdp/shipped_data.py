@@ -20,6 +20,10 @@ _TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists al
 Verdict = Literal["permit", "ask", "deny"]
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
 Row = dict[Literal[CallStanding, "backed"], Verdict]
+_Limit = Literal[
+    "max_denials", "max_streak", "max_per_minute", "max_unplanned", "max_tainted", "max_rotations", "max_depth", "max_steps",
+    "max_seconds",
+]  # fmt: skip
 _EXACT: Final = 2**53 - 1  # the largest number that all engines read alike
 Count = Annotated[int, Field(ge=0, le=_EXACT)]
 Positive = Annotated[int, Field(ge=1, le=_EXACT)]
@@ -92,18 +96,6 @@ class _Notify(_Closed):
     tools: dict[str, dict[Verdict, Name]] = {}
 
 
-class _Anomaly(_Closed):
-    max_denials: Count | None = None
-    max_streak: Count | None = None
-    max_per_minute: Count | None = None
-    max_unplanned: Count | None = None
-    max_tainted: Count | None = None
-    max_rotations: Count | None = None
-    max_depth: Count | None = None
-    max_steps: Count | None = None
-    max_seconds: Count | None = None
-
-
 class _Data(BaseModel):
     # Open: a bundle may hold a newer policy. Keys that a data file may change are checked by name elsewhere.
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -122,7 +114,7 @@ class _Data(BaseModel):
     budget: _Budgets = _Budgets()
     notify: _Notify = _Notify()
     redact: dict[str, list[str]] = {}
-    anomaly: _Anomaly = _Anomaly()
+    anomaly: dict[_Limit, Count | None] = {}
 
 
 def wrong_data(data: Mapping[str, Any]) -> list[str]:
