@@ -20,7 +20,7 @@ from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure_code
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.identity.static import Identity
+from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate

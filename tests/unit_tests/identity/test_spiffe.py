@@ -21,7 +21,7 @@ from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, PDPError
 from langchain_runtime_authz.identity.spiffe import SpiffeIdentity, SvidVerifier, bundle_keys, trust_domain_of
-from langchain_runtime_authz.identity.static import Identity
+from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
