@@ -247,13 +247,8 @@ def _add(story: Story, step: Step) -> None:
     record, detail, lane = step.record, _detail(step.record), step.lane
     story.counts[step.kind] += 1
     story.lanes.setdefault(lane, "")
-    facts = (
-        shown(lane.thread),
-        shown(_at(record, "scope", "graph")),
-        step.subject,
-        shown(record.get("policy_revision")),
-    )
-    for name, value in zip(("thread", "graph", "subject", "policy"), facts, strict=True):
+    facts = {"thread": shown(lane.thread), "graph": shown(_at(record, "scope", "graph")), "subject": step.subject}
+    for name, value in {**facts, "policy": shown(record.get("policy_revision"))}.items():
         if value and len(known := story.facts.setdefault(name, {})) <= _LISTED:
             known[value] = None
     if step.to is not None:

@@ -51,30 +51,17 @@ app = App(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("init")(init.init)
-app.command("learn")(learn.learn)
-app.command("doctor")(doctor.doctor)
-app.command("inspect")(inspect.inspect)
-app.command("codes")(codes.codes)
-app.command("controls")(audit.controls)
-app.command("revoke")(revocation.revoke)
-app.command("reinstate")(revocation.reinstate)
-app.command("report")(story.report)
-audit.app.command("show")(story.show)
-audit.app.command("story")(story.story)
-audit.app.command("explain")(story.explain)
-audit.app.command("who-approved")(story.who_approved)
-app.add_typer(approvals.app, name="approvals")
-app.add_typer(audit.app, name="audit")
-app.add_typer(calls.app, name="calls")
-app.add_typer(keys.app, name="keys")
+for _run in (
+    *(demo.demo, init.init, learn.learn, doctor.doctor, inspect.inspect, codes.codes, audit.controls),
+    *(revocation.revoke, revocation.reinstate, story.report, replay_trace.replay_trace),
+):
+    app.command()(_run)
+for _read in (story.show, story.story, story.explain, story.who_approved):
+    audit.app.command()(_read)
+for _group in (approvals, audit, calls, keys, ledger, mandate, profile):
+    app.add_typer(_group.app, name=_group.__name__.rpartition(".")[2])
 app.add_typer(revocation.kill, name="kill")
-app.add_typer(ledger.app, name="ledger")
-app.add_typer(mandate.app, name="mandate")
 app.add_typer(policies, name="policy")
-app.add_typer(profile.app, name="profile")
-app.command("replay-trace")(replay_trace.replay_trace)
 
 
 def _version(value: bool) -> None:

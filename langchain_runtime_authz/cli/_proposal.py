@@ -70,7 +70,7 @@ def propose(tool: BaseTool) -> Proposal:
     words = _words(tool.name)
     critical = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
     when = [p for p, s in paths.items() if p not in critical and _is_time(p, s)]
-    text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s)])
+    text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s, _TEXTS)])
     text = [t for t in text if t not in {p.split(".")[0] for p in (*critical, *when)}]
     named = {p.split(".")[0] for p in (*critical, *when, *text)}
 
@@ -109,8 +109,9 @@ def propose(tool: BaseTool) -> Proposal:
         "prose": "free text by its name; name the fields, if it has any",
     }
     doubts = tuple(_milder(tool, words, critical, effect))
-    if (asks := _intent(words)) and effect not in ("read", "fetch") and not (doubts and doubts[0].fact == "effect"):
-        doubts += (Doubt("intent", [asks], "the words by which a user asks for it"),)
+    asks = words[0] and words[0] not in _READS and effect not in ("read", "fetch")
+    if asks and not (doubts and doubts[0].fact == "effect"):
+        doubts += (Doubt("intent", [words[0]], "the words by which a user asks for it"),)
     return Proposal(tool.name, facts, why, doubts, tuple(n for n in _top(paths) if n not in named))
 
 
@@ -203,7 +204,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
     types = _types(schema)
     if types and types <= {"boolean", "null"}:
         return None
-    words = _words(path.rsplit(".", 1)[-1])
+    words = _last(path)
     numeric = bool(types & {"number", "integer"}) and "string" not in types
     for word in reversed(words):
         for kind, names in _KINDS:
@@ -216,18 +217,16 @@ def _new(kind: str, path: str, words: list[str]) -> str:
     """Return `name` for the object that the tool makes, which does not exist yet."""
     if kind != "object" or words[0] not in _MAKES:
         return kind
-    return "name" if set(_words(path.rsplit(".", 1)[-1])) & {"filename", "path", *words[1:]} else kind
+    return "name" if set(_last(path)) & {"filename", "path", *words[1:]} else kind
 
 
 def _is_time(path: str, schema: Mapping[str, Any]) -> bool:
-    if _formats(schema) & {"date", "date-time", "time"}:
-        return True
-    last = _words(path.rsplit(".", 1)[-1])
-    return bool(set(last) & _TIMES) and "string" in (_types(schema) or {"string"})
+    return bool(_formats(schema) & {"date", "date-time", "time"}) or _is_text(path, schema, _TIMES)
 
 
-def _is_text(path: str, schema: Mapping[str, Any]) -> bool:
-    return bool(set(_words(path.rsplit(".", 1)[-1])) & _TEXTS) and "string" in (_types(schema) or {"string"})
+def _is_text(path: str, schema: Mapping[str, Any], lexicon: frozenset[str]) -> bool:
+    """Return True for a string whose name has a word of the lexicon."""
+    return bool(set(_last(path)) & lexicon) and "string" in (_types(schema) or {"string"})
 
 
 def _verb(description: str) -> str:
@@ -236,8 +235,8 @@ def _verb(description: str) -> str:
     return first[:-1] if first.endswith("s") and not first.endswith("ss") else first
 
 
-def _intent(words: list[str]) -> str | None:
-    return None if words[0] in _READS else words[0]
+def _last(path: str) -> list[str]:
+    return _words(path.rsplit(".", 1)[-1])
 
 
 def _words(name: str) -> list[str]:

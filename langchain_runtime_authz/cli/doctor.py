@@ -142,7 +142,6 @@ def _audit(file: Path | None, ledger: str | None) -> Line:
 
 
 def _is_chain(file: Path) -> bool:
-    """Return True if one of the last lines is a record."""
     from langchain_runtime_authz.audit.chain import parse_line
 
     with file.open("r+b") as log:

@@ -119,7 +119,6 @@ def _ran(one: _Seen, args: Mapping[str, Any], outside: Collection[str] = (), *, 
 
 
 def _draft(name: str, seen: _Seen) -> str:
-    """Return the stanza of a draft, with what was seen as comments."""
     from langchain_core.tools import StructuredTool
 
     from langchain_runtime_authz.cli._proposal import flow, propose

@@ -28,7 +28,6 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.session import Session
 
 VERSION: Final = 1
-_NO_OBJECT: Final = "not a JSON object"
 MAIN: Final = "main"
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -166,31 +165,24 @@ def read_trace(path: str | Path) -> Trace:
     """Read a whole trace before anything is decided. The error names the line that is malformed."""
     name = Path(path).name
     with Path(path).open("rb") as file:
-        lines = enumerate(file, 1)
         header: _Header | None = None
         events: list[tuple[int, Event]] = []
         known = _Known()
-        for number, raw in lines:
+        for number, raw in enumerate(file, 1):
             if not raw.strip():
                 continue
             try:
                 line = json.loads(raw.decode())
                 if not isinstance(line, dict):
-                    raise ValueError(_NO_OBJECT)  # noqa: TRY004  (a wrong line, like any other)
+                    raise ValueError("not a JSON object")  # noqa: TRY004  (a wrong line, like any other)
                 if header is None:
                     header = _Header.model_validate(line)
                     continue
                 event = _EVENT.validate_python(line)
                 known.take(event)
-            except ValidationError as exc:
-                raise ConfigError(f"{name}, line {number}: {wrong_field(exc)}") from exc
             except (ValueError, RecursionError) as exc:
-                why = (
-                    f"not JSON: {exc.msg}, column {exc.colno}"
-                    if isinstance(exc, json.JSONDecodeError)
-                    else unreadable(exc)
-                )
-                raise ConfigError(f"{name}, line {number}: {why}") from exc
+                why = wrong_field(exc) if isinstance(exc, ValidationError) else unreadable(exc)
+                raise ConfigError(f"{name}, line {number}: {why.removeprefix('line 1, ')}") from exc
             events.append((number, event))
     if header is None:
         raise ConfigError(f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing')

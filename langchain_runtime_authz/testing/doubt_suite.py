@@ -48,12 +48,10 @@ class LedgerHarness:
 
     @cached_property
     def clock(self) -> FrozenClock:
-        """Return the ledger's time."""
         return FrozenClock()
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Return the ledger under test."""
         return self.make_ledger(self.clock)
 
     @cached_property
@@ -62,7 +60,6 @@ class LedgerHarness:
         return Scope(unique("tenant"), "https://issuer.example", "graph", unique("thread"))
 
     def teardown_method(self) -> None:
-        """Close the ledger, if it can be closed."""
         getattr(self.__dict__.get("ledger"), "close", int)()
 
     def commit(self, *changes: Change, guard: Guard | None = None) -> Committed | Conflict:
@@ -70,7 +67,6 @@ class LedgerHarness:
         return self.ledger.commit(self.scope, guard, changes)
 
     def do(self, *changes: Change, guard: Guard | None = None) -> Committed:
-        """Commit, and fail if it is refused."""
         done = self.commit(*changes, guard=guard)
         assert isinstance(done, Committed), done
         return done
@@ -83,11 +79,9 @@ class LedgerHarness:
         return done
 
     def load(self, **query: Any) -> Snapshot:
-        """Load the test's thread."""
         return self.ledger.load(self.scope, Query(**query))
 
     def row(self, key: str) -> CallRow | None:
-        """Return a call's row."""
         return self.load(calls=(key,)).calls.get(key)
 
 

@@ -154,11 +154,9 @@ class LedgerContract(DoubtContract):
         return [lease.state if lease is not None else "gone" for lease in found]
 
     def status(self, jti: str) -> str:
-        """Return the status of a jti."""
         return self.ledger.status(self.scope.tenant, jti)
 
     def approval(self, key: str) -> Approval:
-        """Return a call's approval."""
         return self.load(calls=(key,)).approvals[key]
 
     def approved(self, key: str, **asked: Any) -> None:
@@ -1196,7 +1194,6 @@ class DurableLedgerContract(LedgerContract):
 
     @contextmanager
     def again(self) -> Iterator[Ledger]:
-        """Open the store once more."""
         ledger = self.make_ledger(self.clock)
         try:
             yield ledger
@@ -1340,7 +1337,6 @@ def _in_processes(count: int, work: Callable[[int, Callable[[str], None]], None]
 
 
 def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
-    """Return the code with which a ledger fails."""
     try:
         ask(ledger)
     except LedgerError as exc:

@@ -11,9 +11,9 @@ import langchain_runtime_authz
 
 PACKAGE = Path(langchain_runtime_authz.__file__).parent
 FILE_LINES = 450
-PACKAGE_LINES = 47_019  # on the way to 29,000
+PACKAGE_LINES = 46_969  # on the way to 29,000
 LONGER = {  # files that are still longer than FILE_LINES, and how long they may be
-    "testing/ledger_suite.py": 1375,
+    "testing/ledger_suite.py": 1351,
 }
 COMPLEXITY = 12  # of a function on the road of a call: `pep/` and `langgraph/tool_*`
 COMPLEX = {"_make_guarded_class"}  # functions that are still over it

@@ -46,6 +46,7 @@ FINDS = {  # leave with 1: what they find is what their pages speak of
     "policy replay audit.jsonl examples/policies/read_only",
     "profile check profiles.yaml my_agent:graph",  # of drafts
 }
+BY_THE_HOUR = {"policy replay audit.jsonl examples/policies/bank"}  # the demo's payments may come after the bank's hours
 MAKES = {"init": "authz.yaml", "keys generate": "keys", "policy init": "my-policy", "profile suggest": "profiles.yaml"}  # anew
 
 MODELS = """
@@ -170,7 +171,8 @@ def test_documented_lines_run(
         if done.exit_code == 2 and re.search("^Usage: | requires an argument", done.output) and not complete:
             options = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
             done, kind = cli(*words[:options], "--help", *words[options:], "--help"), "named"
-        if done.exit_code != (line in FINDS) or (complete and shown.get(line, set()) - set(done.stdout.splitlines())):
+        codes = {0, 1} if line in BY_THE_HOUR else {int(line in FINDS)}
+        if done.exit_code not in codes or (complete and shown.get(line, set()) - set(done.stdout.splitlines())):
             failed.append((line, done.exit_code, done.output[-300:]))
         ran[kind] += 1
     assert failed == []

@@ -104,7 +104,6 @@ def _nearest(schema: Any, before: str, name: str, siblings: list[str]) -> str:
 
 
 def _places(node: Any, name: str, path: str) -> Iterator[str]:
-    """Yield the paths of the members of a name."""
     for key, child in node.get("properties", {}).items():
         yield from [f"{path}.{key}"] * (key == name)
         yield from _places(child, name, f"{path}.{key}")

@@ -39,7 +39,6 @@ from langchain_runtime_authz.pap.bundle import (
     CEDAR,
     ENTRYPOINT,
     WASM,
-    Bundle,
     Case,
     assemble,
     load_cases,
@@ -116,19 +115,10 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     if source.is_dir() and not (source / MANIFEST).is_file():
         return _bare(source, opa)
     files = read_files(source)
-    bundle: Bundle = parse_bundle(files, source.name, None)
-    return Policy(
-        source.name,
-        bundle.number,
-        bundle.wasm,
-        bundle.data,
-        bundle.entrypoint,
-        bundle.profiles,
-        bundle.grants,
-        bundle.cases,
-        {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))},
-        cedar=bundle.cedar,
-    )
+    bundle = parse_bundle(files, source.name, None)
+    same = ("number", "wasm", "data", "entrypoint", "profiles", "grants", "cases", "cedar")
+    rego = {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))}
+    return Policy(source.name, rego=rego, **{name: getattr(bundle, name) for name in same})
 
 
 def unread(source: Path) -> list[str]:
