@@ -7,7 +7,7 @@ dynamic subclass of its own type, so that drawing and `isinstance` still see wha
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, cast
 
@@ -172,18 +172,14 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
         yield (Finish, node)
     yield from node.over(run, failed)
     if isinstance(failed, GraphInterrupt):
-        yield from _note_review(run, input, failed, node.config)
+        own = interrupt_id(node.config)
+        asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
+        if len(asked) == 1:  # a review's, about the calls of its newest message
+            yield from note_question(run, newest_plan(input), asked[0])
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
     if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:
         return update
     raise cast("BaseException", failed)
-
-
-def _note_review(run: Run, given: object, paused: GraphInterrupt, config: Mapping[str, Any]) -> Flow[None]:
-    own = interrupt_id(config)
-    asked = [i for i in (paused.args[0] if paused.args else ()) if i.id == own]
-    if len(asked) == 1:
-        yield from note_question(run, newest_plan(given), asked[0])
 
 
 def _joined(chunks: list[Any]) -> Any:

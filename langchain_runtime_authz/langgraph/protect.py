@@ -128,8 +128,8 @@ def _gate_node(name: str, node: PregelNode, protection: Protection, channels: fr
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
-        elif is_remote(held):
-            gate_remote(held, protection.root_entry)
+        elif is_remote(held) and gates_remote(held) is None:  # else another instance decides its calls
+            held.__class__ = _remote_class(type(held), protection.root_entry)
     node.bound = gate_bound(bound, name, channels)
     reset_node(node)
 
@@ -328,12 +328,6 @@ def is_remote(value: object) -> bool:
 
 def gates_remote(value: object) -> object:
     return getattr(type(value), "__runtime_authz_remote__", None)
-
-
-def gate_remote(graph: Any, root_entry: RootEntry) -> None:
-    """Decide each call of a remote graph, and send its credential along; in place, unless another instance does."""
-    if gates_remote(graph) is None:
-        graph.__class__ = _remote_class(type(graph), root_entry)
 
 
 class _Remote(ChildEntry):
