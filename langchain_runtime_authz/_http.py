@@ -322,11 +322,13 @@ class Link:
 class Fetcher:
     """Ask one endpoint for small JSON objects: a key set, an introspection or a token endpoint."""
 
-    def __init__(self, url: str, name: str = "url", **connection: Unpack[Connection]) -> None:
-        self.url = checked_url(url, name)
+    def __init__(self, url: str, **connection: Unpack[Connection]) -> None:
+        self.url = checked_url(url, "url")
         parts = urlsplit(url)
         connection.setdefault("timeout", 2.0)
         self._link = Link(f"{parts.scheme}://{parts.netloc}", token_file=None, **connection)
+        if not self._link.private:
+            raise ConfigError("a secret is not sent to a proxy in the clear: use https")
 
     def send(self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None) -> Answer | None:
         """Return the answer, or `None` if it is late, too large, compressed, or a redirect."""

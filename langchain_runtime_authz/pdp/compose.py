@@ -296,19 +296,16 @@ class CircuitBreaker(Composed):
         try:
             yield decisions
         finally:
-            self._leave(decisions, probe=probe)
-
-    def _leave(self, decisions: Sequence[Decision], *, probe: bool) -> None:
-        with self._lock:
-            if probe:
-                self._probing = False
-            # Requests that were given up, or could not be asked, say nothing about the PDP.
-            if any(d.failure == "pdp" for d in decisions):
-                self._failed += 1
-                if self._failed >= self._limit:
-                    self._until = self._clock() + self._reset_after
-            elif any(d.failure is None for d in decisions):
-                self._failed = 0
+            with self._lock:
+                if probe:
+                    self._probing = False
+                # Requests that were given up, or could not be asked, say nothing about the PDP.
+                if any(d.failure == "pdp" for d in decisions):
+                    self._failed += 1
+                    if self._failed >= self._limit:
+                        self._until = self._clock() + self._reset_after
+                elif any(d.failure is None for d in decisions):
+                    self._failed = 0
 
 
 def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligation, ...]:

@@ -327,7 +327,7 @@ def test_strangers_can_not_drive_a_good_key_out() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"url": "http://issuer.example/jwks"}, {"url": "file:///etc/passwd"}, {"url": "https://u:p@x.example"}, {"url": ""},
-     {"max_age": 1, "min_refresh": 2}, {"min_refresh": 0}, {"timeout": 0}],
+     {"url": "http://localhost/jwks", "proxy": "http://proxy.example"}, {"max_age": 1, "min_refresh": 2}, {"min_refresh": 0}, {"timeout": 0}],
     ids=str,
 )  # fmt: skip
 def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
