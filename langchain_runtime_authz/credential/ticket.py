@@ -77,10 +77,7 @@ class CallCredential(Sealed):
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
         """Return the headers for one request: `Authorization`, and for a bound token a new `DPoP` proof.
 
-        Args:
-            method: of the request.
-            url: of the request, absolute.
-            nonce: the server's last `DPoP-Nonce`.
+        `url` is absolute, and `nonce` is the server's last `DPoP-Nonce`.
         """
         headers = {"Authorization": f"{self.scheme} {self.token}"}
         if self._key is not None:

@@ -169,10 +169,8 @@ class TokenExchange(Secret):
         # Track it before it is handed out, so that it is found in the tool's output.
         if (ticket := current_ticket()) is not None:
             ticket.track(token)
-        expires_at = min(
-            now + lifetime, (claims or {}).get("exp", math.inf)
-        )  # the service counts the token's own `exp`
-        return ExchangedToken(token, wanted, expires_at, scope if isinstance(scope, str) else None)
+        own_end = (claims or {}).get("exp", math.inf)  # the one that the service counts
+        return ExchangedToken(token, wanted, min(now + lifetime, own_end), scope if isinstance(scope, str) else None)
 
 
 def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
