@@ -15,8 +15,7 @@ import pytest
 
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pap.bundle import Bundle
-from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pap.rollback import HighestRevision
+from langchain_runtime_authz.pap.reloading import HighestRevision, ReloadingPDP
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.testing.requests import example_request
 from tests.bundles import Key, files, put

@@ -21,8 +21,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pap.bundle import Bundle, read_bundle
-from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pap.rollback import HighestRevision
+from langchain_runtime_authz.pap.reloading import HighestRevision, ReloadingPDP
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.testing.requests import example_request
