@@ -117,7 +117,6 @@ class Approvers:
         self._services[HERE] = key_source(self._own.jwks())
 
     def state(self, approver: str, verdict: Verdict, question: Question, jti: str, *, now: float) -> str:
-        """Return a statement for an approver who was authenticated in this process."""
         return sign_statement(
             self._own, approver=approver, verdict=verdict, question=question, jti=jti, issuer=HERE, now=now
         )

@@ -40,7 +40,6 @@ _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("r
 
 
 def current_ticket() -> Ticket | None:
-    """Return the ticket of the tool that runs in this context."""
     return current_scope.get().ticket
 
 

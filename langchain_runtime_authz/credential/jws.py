@@ -160,7 +160,6 @@ def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in a segment."""
     try:
         return parse_object(data)
     except ValueError:

@@ -138,7 +138,6 @@ class KeyRing(Secret):
         return {"keys": [dict(key.jwk) for key in self._current() if key.is_published(now)]}
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """Return one key of `jwks`, for a verifier in this process."""
         now = self._clock()
         return next((key.jwk for key in self._current() if key.kid == kid and key.is_published(now)), None)
 

@@ -124,7 +124,6 @@ class TokenRequest(BaseModel):
     cnf_jkt: Name | None = None
 
     def to_json(self) -> bytes:
-        """Return UTF-8 JSON for an issuer in another process."""
         return self.model_dump_json(exclude_none=True).encode()
 
     @classmethod

@@ -132,7 +132,7 @@ class Verifier:
     async def averify(
         self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
     ) -> Credential:
-        """Verify like `verify`, without blocking the event loop: `status` runs in a thread."""
+        """Verify like `verify`; `status` runs in a thread."""
         jws = read(token, typ=TYP, algorithms=self._algorithms)
         credential = self._verified(token, jws, await self._keys.aget(jws.header["kid"]), audience, tenant, now)
         if self._status is not None:

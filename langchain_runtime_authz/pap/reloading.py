@@ -353,7 +353,6 @@ class ReloadingPDP(InProcess):
         )
 
     def _refuse_again(self, state: Seen) -> None:
-        """Refuse what was refused, unread."""
         was = self._rejected
         if was is not None and was.seen == state and time.monotonic() < was.until:
             raise ConfigError(was.detail, was.code)

@@ -126,7 +126,6 @@ class _Clock:
             self.hold()
 
     def hold(self) -> None:
-        """Count one more program."""
         with self._lock:
             self._users += 1
             if self._users == 1:

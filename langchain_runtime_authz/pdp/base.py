@@ -105,7 +105,6 @@ class RemotePDP:
         return await asyncio.gather(*map(self._ask, bodies), return_exceptions=True)
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
         return self._link.run(lambda: self._ask(body))
 
     async def aevaluate(self, body: bytes) -> object:

@@ -240,7 +240,6 @@ def _changed(old: object, new: object) -> object:
 
 
 def _merge_shipped(given: dict[str, object]) -> dict[str, object]:
-    """Return the shipped data with the given members changed."""
     shipped = _member(_canonical(_parse((_SHIPPED / "data.json").read_bytes(), "data.json")))
     if set(given) == {DATA_ROOT}:  # an edited copy of data.json
         given = _member(given)

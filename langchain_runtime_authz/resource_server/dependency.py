@@ -104,7 +104,6 @@ class BearerServer(Generic[T_co]):
         return Refusal(status, tuple(headers), code)
 
     async def of(self, connection: HTTPConnection) -> T_co:
-        """Return the caller of a Starlette request. Raises `AuthzError`."""
         scope = connection.scope
         raw = scope.get("raw_path")
         path = raw.decode("latin-1").partition("?")[0] if raw else quote(scope["path"])
