@@ -133,3 +133,8 @@ def test_an_import_loads_nothing_that_only_some_use() -> None:
         "print(*(n for n, m in vars(authzen).items() if getattr(m, '__pydantic_complete__', False)))"
     )
     assert {"Context", "EvaluationRequest", "CallContext"}.isdisjoint(built)
+
+
+def test_help_loads_nothing_that_a_command_needs() -> None:
+    """A command loads its own parts when it runs, so `--help` and each start are quick."""
+    assert {"pydantic", "yaml", "langchain_core", "langgraph"}.isdisjoint(loaded("from langchain_runtime_authz.cli import app"))
