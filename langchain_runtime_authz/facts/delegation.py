@@ -15,7 +15,6 @@ HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgra
 
 
 def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
-    """Return the edge from the agent at `parent` to `child`."""
     return Edge.model_validate({"from": parent[-1] if parent else "", "to": child, "kind": kind})
 
 
@@ -36,6 +35,5 @@ def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: boo
 
 
 def to_context(depth: int, edges: Sequence[Edge]) -> dict[str, Any]:
-    """Return `context.delegation` of a request, as JSON."""
     told = [{"from": e.from_, "to": e.to, "kind": e.kind} for e in edges]
     return {"depth": depth, "edges": told}

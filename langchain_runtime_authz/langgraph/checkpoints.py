@@ -43,7 +43,6 @@ _UPDATES: Final = {"source": "update"}
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
-    """Read a graph's state (`StateSnapshot`)."""
     return Perform(
         partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
     )
@@ -76,7 +75,6 @@ def _frames(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
 
 
 def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
-    """Return the checkpointer that keeps a root graph's state."""
     saver = getattr(graph, "checkpointer", None)
     return saver if isinstance(saver, BaseCheckpointSaver) else None
 

@@ -126,7 +126,6 @@ def instructions_digest(messages: Sequence[Any]) -> str | None:
 
 
 def call_of_request(request: Any) -> ModelCall:
-    """Return the model call of a `ModelRequest` of `create_agent`."""
     model, provider = model_params(request.model)
     said = [request.system_message] if request.system_message is not None else []
     sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]
@@ -134,7 +133,6 @@ def call_of_request(request: Any) -> ModelCall:
 
 
 def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> ModelCall:
-    """Return the model call that a callback hears of."""
     metadata, params, serialized = metadata or {}, params or {}, serialized or {}
     named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
     kind = serialized.get("id") or [serialized.get("name") or ""]

@@ -88,11 +88,9 @@ class ModelPlanner:
         self._tools = tools
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return what the texts order, or None if the model fails."""
         return self.compile(texts).mandate
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return what the texts order, or None if the model fails."""
         prompt = self._prompt(texts)
         if prompt is None:
             return None

@@ -59,8 +59,6 @@ class AtCall(NamedTuple):
 
 
 class RootEntry:
-    """Open root entries and children for one `RuntimeAuthz`."""
-
     def __init__(
         self,
         engine: Engine,
@@ -77,7 +75,6 @@ class RootEntry:
         self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
 
     def scope(self, graph: str, thread: str) -> Scope:
-        """Return the ledger key of a graph's thread."""
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def at_call(self, config: Mapping[str, Any]) -> AtCall:

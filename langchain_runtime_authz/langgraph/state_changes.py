@@ -107,7 +107,6 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 
 
 def removals(given: object) -> set[str]:
-    """Return the ids of the messages that an input removes."""
     replaces, _ = overwritten(_held(given, "messages"))
     gone = {i for m in messages_in(given) if (i := removed_by(m)) is not None}
     return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
@@ -120,12 +119,10 @@ def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
 
 
 def others(channels: Sequence[str]) -> list[str]:
-    """Return the watched channels other than the messages."""
     return [name for name in dict.fromkeys((*channels, *WATCHED)) if name != "messages"]
 
 
 def _held(value: object, name: str) -> Any:
-    """Return what a mapping or a state object holds under a channel's name."""
     return value.get(name) if isinstance(value, (dict, Mapping)) else getattr(value, name, None)
 
 

@@ -69,7 +69,6 @@ class _Found(NamedTuple):
 
 
 def quoted(value: object) -> str:
-    """Return a value as an approver is shown it."""
     shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
     return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
 
@@ -336,7 +335,6 @@ def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
 
 
 def _described(argument: model.Argument) -> str:
-    """Return what an argument must be, in words."""
     describe: Mapping[type, Callable[[Any], str]] = {
         model.Const: lambda a: quoted(a.value),
         model.Own: lambda _: "one of the user's own identifiers",

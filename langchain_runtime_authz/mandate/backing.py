@@ -121,7 +121,6 @@ class _Check:
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 
     def take(self, step: model.Step) -> None:
-        """Take a step over, or note why not."""
         why = self._unfit(step)
         if why is None:
             why = self._place(step)
@@ -253,7 +252,6 @@ class _Check:
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:
-    """Return the values that an argument states."""
     if isinstance(argument, model.Const):
         return argument.value if isinstance(argument.value, tuple) else (argument.value,)
     if isinstance(argument, model.OneOf):

@@ -100,8 +100,6 @@ class _Plan:
 
 
 class _Shape(NamedTuple):
-    """A step's arguments under one profile."""
-
     profile: ToolProfile
     named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, whether it is a dotted path
     settled: frozenset[str]  # arguments of which nothing else can deviate
@@ -110,8 +108,6 @@ class _Shape(NamedTuple):
 
 
 class _Index:
-    """The structure of a mandate, worked out once."""
-
     __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
 
     def __init__(self, mandate: Mandate) -> None:
@@ -191,7 +187,6 @@ class Binding:
 
 
 def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
-    """Return how the call stands to one step."""
     plan = match.plan
     step = plan.step
     deviations = match.deviations
@@ -392,7 +387,6 @@ def _covers(names: Collection[str], path: str) -> bool:
 
 
 def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
-    """Return what of a call the mandate forbids."""
     for never in mandate.never:
         if never.effect != call.profile.effect:
             continue

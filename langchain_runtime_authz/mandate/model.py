@@ -13,24 +13,21 @@ Evolution rule: a kind of argument or a field may be added, with a default that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic import Field as Member
+from pydantic_core import PydanticSerializationError
 
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
 from langchain_runtime_authz.profile import Kind, ToolProfile
-
-__all__ = ["Argument", "AtLeast", "AtMost", "Between", "Compiled", "Condition", "Const", "Contains", "Dropped", "Each", "Eq", "Extract",
-           "Field"]  # fmt: skip
-__all__ += ["Free", "Limit", "Mandate", "Never", "Not", "OneOf", "Own", "Pick", "Span", "StartsWith", "Step", "Text"]
-__all__ += ["Within", "check_mandate", "json_schema", "load_mandate"]
 
 MAX_STEPS: Final = 64
 MAX_ROWS: Final = 20  # records that one step may act on unless it says more
@@ -56,10 +53,13 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def __init__(self, *values: Any, **fields: Any) -> None:
-        names = [name for name in type(self).model_fields if name != "kind"]
-        if len(values) > len(names):
-            raise TypeError(f"{type(self).__name__} takes at most {len(names)} values, {len(values)} were given")
-        super().__init__(**dict(zip(names, values, strict=False)), **fields)
+        placed: dict[str, Any] = {}
+        if values:
+            names = [name for name in type(self).model_fields if name != "kind"]
+            if len(values) > len(names):
+                raise TypeError(f"{type(self).__name__} takes at most {len(names)} values, {len(values)} were given")
+            placed = dict(zip(names, values, strict=False))
+        super().__init__(**placed, **fields)
 
 
 def _tuple(value: object) -> object:
@@ -340,7 +340,10 @@ class Mandate(_Frozen):
     @cached_property
     def digest(self) -> str:
         """Digest of the canonical JSON."""
-        return digest(project(self.to_json()))
+        try:
+            return _digest(self.model_dump_json(exclude_none=True))
+        except PydanticSerializationError as exc:
+            raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; what has its default is left out."""
@@ -354,8 +357,15 @@ class Mandate(_Frozen):
 
     def of(self, source: Source, key: str) -> Mandate:
         """Return the same orders under another source and key."""
+        if (source, key) == (self.source, self.key):
+            return self
         same = {name: getattr(self, name) for name in type(self).model_fields}
         return Mandate(**{**same, "source": source, "key": key})
+
+
+@lru_cache(maxsize=256)  # a workflow's runs have the same mandate
+def _digest(text: str) -> str:
+    return digest(project(json.loads(text)))
 
 
 def json_schema() -> dict[str, Any]:

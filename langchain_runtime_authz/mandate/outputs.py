@@ -66,7 +66,6 @@ class Output:
 
     @property
     def words(self) -> Words:
-        """The words of all that it says."""
         if self._words is None:
             self._words = Words(text_of(self.value))
         return self._words
@@ -197,7 +196,6 @@ class Outputs:
         return tuple(self._first.get(task, {}).get(tool, {}).values())  # another thread may add one meanwhile
 
     def texts(self) -> Iterator[Words]:
-        """Yield the words of each output that is kept."""
         self._read()
         for found in (*self._order, *self._repeats):
             yield found.words
@@ -283,7 +281,6 @@ def nodes_at(value: object, path: str) -> list[Any]:
 
 
 def text_of(value: object) -> str:
-    """Return all that a value says, as lines."""
     return "\n".join(map(str, scalars(value, 2 * MAX_NODES) or ()))
 
 

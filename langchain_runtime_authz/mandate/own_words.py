@@ -225,11 +225,9 @@ class Segment:
         self._doubts: dict[int, str | None] = {}
 
     def sentence(self, at: int) -> int:
-        """Return the number of the sentence that a character belongs to."""
         return max(0, bisect_right(self.starts, at) - 1)
 
     def span(self, sentence: int) -> tuple[int, int]:
-        """Return where a sentence begins and ends."""
         end = self.starts[sentence + 1] if sentence + 1 < len(self.starts) else len(self.text)
         return self.starts[sentence], end
 

@@ -34,7 +34,6 @@ class Phrase:
 
     @property
     def kind(self) -> str:
-        """Return the kind of its values."""
         return self.values[0].kind
 
 

@@ -79,7 +79,6 @@ class Placing:
         return placed, None
 
     def order(self, step: Step, profile: ToolProfile, needs: Sequence[Need]) -> Placed:
-        """Place a side effect."""
         choices = [(need, self._choices(need)) for need in needs]
         for need, found in choices:
             if not found:

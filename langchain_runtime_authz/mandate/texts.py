@@ -89,11 +89,9 @@ class Words:
         self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
 
     def runs(self) -> set[tuple[str, ...]]:
-        """Return each run of words in a row."""
         return {run for joined, _, n in self._parts for run in _runs(joined, n)}
 
     def holds(self, runs: Iterable[tuple[str, ...]]) -> bool:
-        """Return True if one of the runs stands in the text."""
         for joined, known, n in self._parts:
             near = {run for run in runs if len(run) == n and known.issuperset(run)}
             if len(near) > _FEW and not near.isdisjoint(_runs(joined, n)):

@@ -81,8 +81,6 @@ class Tools(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownTools:
-    """Hold the tools that are known, as they are."""
-
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -53,7 +53,6 @@ _NONE: Final[frozenset[str]] = frozenset()
 
 
 def forms_of(own: object) -> frozenset[str]:
-    """Return the forms of the subject's own identifiers."""
     return frozenset(f for v in own for f in forms(v)) if isinstance(own, list) else _NONE
 
 
@@ -69,7 +68,6 @@ def backed(traced: Mapping[str, Provenance]) -> bool:
 
 
 def observe(call: Call, output: object, failed: bool) -> Observation:
-    """Read the head of what `call` returned."""
     profile = call.profile
     if not call.profiled and profile.trust != "external":
         # Nobody reviewed the tool, so nobody vouches for what it returns.

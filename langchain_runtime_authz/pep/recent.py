@@ -45,11 +45,9 @@ class RecentDecisions:
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
 
     def find(self, decision_id: str) -> dict[str, Any] | None:
-        """Return the newest record with this id."""
         return next((b(content=True) for b in reversed(self._kept()) if _id(b) == decision_id), None)
 
     def of_run(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the records of a run, newest last."""
         return [b(content=True) for b in self._kept() if b.keywords["run_id"] == run_id]
 
     def refused(self, exc: AuthzDenied, scope: Scope, run_id: str) -> None:

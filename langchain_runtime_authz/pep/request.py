@@ -187,7 +187,6 @@ def request_json(
 
 
 def _of_run(run: Run) -> tuple[Any, Any, Any]:
-    """Serialise what stays the same for a run."""
     identity = run.engine.identity
     agent = {"path": run.agent, "id": identity.agent_id(run.agent), "attested": identity.attested}
     found = run.parts["run"] = (
@@ -199,7 +198,6 @@ def _of_run(run: Run) -> tuple[Any, Any, Any]:
 
 
 def _of_task(run: Run, snapshot: Snapshot) -> tuple[Any, int, Any]:
-    """Serialise what stays the same while the task does."""
     task = snapshot.task
     body = {
         "id": task.id,

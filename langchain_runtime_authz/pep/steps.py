@@ -91,7 +91,6 @@ def _loaded(run: Run) -> Flow[Snapshot]:
 
 
 def _obliged(run: Run, decision: Decision) -> list[Change]:
-    """Return the changes that a decision's obligations demand."""
     changes = owed(decision) if decision.outcome == "permit" else []
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))

@@ -45,7 +45,6 @@ class Tally:
         self.dropped = 0
 
     def decided(self, run: Run, kind: str, name: str, layer: str) -> None:
-        """Count a decision."""
         with self._lock:
             counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
             if counts is None:
@@ -68,6 +67,5 @@ class Tally:
         return self._counts.setdefault(key, [0, 0])
 
     def of(self, root: str) -> Mapping[Gate, Counted]:
-        """Return what was counted in runs of a root graph."""
         with self._lock:
             return {Gate(*key): Counted(*counts) for key, counts in self._counts.items() if key[0] == root}

@@ -86,7 +86,6 @@ class ThreadMemory:
         self._lock, self._reading = forkable_lock(), forkable_lock()
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
-        """Read the task's words from a snapshot that holds the log."""
         # Texts of others say nothing, and neither does an answer: most of it is what a machine showed.
         own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
         said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
@@ -140,7 +139,6 @@ class ThreadMemory:
         return thread.outputs
 
     def memory(self, scope: Scope) -> Memory:
-        """Return the texts that were seen."""
         thread = self._threads.get(scope)
         if thread is None:
             return NO_MEMORY

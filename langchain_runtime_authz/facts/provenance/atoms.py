@@ -99,7 +99,6 @@ NO_ATOMS: Final = CallAtoms((), (), {}, ())
 
 
 def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
-    """Read the critical and date arguments of a call."""
     kinds: dict[str, Any] = (
         {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical
     )

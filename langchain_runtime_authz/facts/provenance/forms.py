@@ -125,7 +125,6 @@ _known_skeleton: Final = lru_cache(maxsize=1024)(_skeleton)
 
 
 def canonical(number: Decimal) -> str:
-    """Return the one writing of a number."""
     text = format(number.normalize(), "f")
     return "0" if text == "-0" else text
 

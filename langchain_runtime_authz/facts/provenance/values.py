@@ -62,7 +62,6 @@ class Projection:
         self.nodes, self.chars, self.complete = 0, 0, True
 
     def read(self, value: object, depth: int) -> Any:
-        """Return the value as JSON, and note what was cut."""
         self.nodes += 1
         if self.nodes > self.most_nodes or depth > MAX_DEPTH:
             return self._cut()
