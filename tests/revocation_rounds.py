@@ -4,7 +4,7 @@
 Prints one line of JSON; exits with 1 where anything was broken.
 
 `--tree` instead spreads a tree of 50 agents over four processes, and revokes one agent with the six below it. The other 43
-go on.
+go on. Ten trials share a thread: between two of them the agent is reinstated, and delegated anew with the six.
 
 Each trial is a thread on which every process decides one call after the other; the engine permits all.
 After a random while the thread is revoked, or the file of the kill switch appears, by turns. Then:
@@ -40,9 +40,10 @@ from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from tests.kill_rounds import World
 
-WORKERS, TREE_WORKERS = 8, 4
+WORKERS, TREE_WORKERS, TREE_TRIALS = 8, 4, 10
 BRANCHES = LEAVES = 7  # below the root, and the agents of each branch with its head: 1 + 7 * 7 = 50
-HIT = ("bank", "branch-3")
+HIT_BRANCH = 3
+HIT = ("bank", f"branch-{HIT_BRANCH}")
 MORE = 1  # decisions after the first denial
 PATIENCE = 1.0  # seconds after a revocation at which a process that is still permitted gives up
 EXPECTED = {"revoke": Code.REVOKED, "kill": Code.KILLED, "agent": Code.REVOKED}
@@ -83,14 +84,13 @@ class Asked:
             self.denials.append((begun, decision.reason))
 
 
-def agents_of(session: Any, share: int) -> list[Asked]:
-    """One process's share of the tree. It opens the heads of all branches, and decides for every fourth agent."""
-    heads = [patient(session.delegate, f"branch-{i}") for i in range(BRANCHES)]
-    places = [(i, j) for i in range(BRANCHES) for j in range(LEAVES)]
-    mine = [place for number, place in enumerate(places) if number % TREE_WORKERS == share]
+def agents_of(session: Any, share: int, branches: range = range(BRANCHES)) -> list[Asked]:
+    """One process's share of the branches. It opens the heads of all, and decides for every fourth agent."""
+    heads = {i: patient(session.delegate, f"branch-{i}") for i in branches}
+    mine = [(i, j) for i in branches for j in range(LEAVES) if (i * LEAVES + j) % TREE_WORKERS == share]
     of = lambda i, j: heads[i] if j == 0 else patient(heads[i].delegate, f"agent-{i}-{j}")
     asked = [Asked(of(i, j), hit=f"branch-{i}" == HIT[1]) for i, j in mine]
-    return [Asked(session, hit=False), *asked] if share == 0 else asked
+    return [Asked(session, hit=False), *asked] if share == 0 and len(branches) == BRANCHES else asked
 
 
 def decide_on(world: World, pipe: Connection, share: int | None) -> None:
@@ -98,9 +98,16 @@ def decide_on(world: World, pipe: Connection, share: int | None) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     authz = instance(world)
+    session, asked, at = None, list[Asked](), ""
     while thread := pipe.recv():
-        session = patient(authz.session, subject="alice", task="Look around", agent="bank", thread=thread)
-        asked = [Asked(session)] if share is None else agents_of(session, share)
+        if thread != at:
+            if session is not None:
+                session.close()
+            session, at = patient(authz.session, subject="alice", task="Look around", agent="bank", thread=thread), thread
+            asked = [Asked(session)] if share is None else agents_of(session, share)
+        else:
+            again = agents_of(session, share, range(HIT_BRANCH, HIT_BRANCH + 1))
+            asked = [*(Asked(one.session, hit=False) for one in asked if not one.hit), *again]
         for one in asked if share is not None else ():
             one.ask()  # each has been permitted before
         pipe.send("ready")
@@ -118,7 +125,6 @@ def decide_on(world: World, pipe: Connection, share: int | None) -> None:
         if until == float("inf"):
             pipe.recv()
         pipe.send([(one.hit, one.permits, one.denials) for one in asked])
-        session.close()
 
 
 def heard(pipe: Connection) -> Any:
@@ -130,7 +136,9 @@ def heard(pipe: Connection) -> Any:
 
 def trial(authz: RuntimeAuthz, world: World, pipes: list[Connection], number: int, wait: float, *, tree: bool) -> dict[str, Any]:
     """Revoke one thread or agent, and return what each process was answered."""
-    what, thread = "agent" if tree else ("revoke", "kill")[number % 2], f"trial-{number}"
+    what, thread = "agent" if tree else ("revoke", "kill")[number % 2], f"trial-{number // TREE_TRIALS if tree else number}"
+    if tree and number % TREE_TRIALS:
+        authz.reinstate(thread, graph="bank", agent=HIT)
     for pipe in pipes:
         pipe.send(thread)
     for pipe in pipes:
