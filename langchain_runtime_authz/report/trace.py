@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from langchain_runtime_authz.authz import RuntimeAuthz
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
@@ -52,8 +52,6 @@ class User(_Event):
 
 
 class ToolCall(_Event):
-    """A call that a model asked for."""
-
     type: Literal["tool_call"]
     id: Name
     tool: Name
@@ -63,8 +61,6 @@ class ToolCall(_Event):
 
 
 class ToolOutput(_Event):
-    """The output of a call, or its failure."""
-
     type: Literal["tool_output"]
     id: Name
     output: Any = None
@@ -92,44 +88,33 @@ Event = User | ToolCall | ToolOutput | Delegate | End
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
+    """The events by their lines. Each has its time in seconds from the first one; a line without a time takes one."""
+
     subject: str
-    events: tuple[tuple[int, Event], ...]
+    events: list[tuple[int, Event]]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A call of the trace, decided.
-
-    Attributes:
-        line: the line in the trace.
-        outcome: `permit`, `deny`, `approval_required` or `halt`.
-        reasons: stable codes, most telling first.
-        evidence: the sources of its arguments, unless it was permitted.
-        unwanted: True if the trace marks it as an attack's.
-        ran: True if it would have run: permitted, or asked about and approved.
-    """
+    """A call of the trace, decided."""
 
     line: int
     agent: str
     tool: str
     args: Mapping[str, Any]
-    outcome: str
-    reasons: tuple[str, ...]
+    outcome: str  # permit | deny | approval_required | halt
+    reasons: tuple[str, ...]  # stable codes, most telling first
     unwanted: bool
-    ran: bool
-    evidence: tuple[str, ...] = ()
+    ran: bool  # it would have run: permitted, or asked about and approved
+    evidence: tuple[str, ...] = ()  # the sources of its arguments, unless it was permitted
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, with a sentence for each reason."""
         return {**asdict(self), "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons]}
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The decisions on a trace."""
-
     steps: tuple[Step, ...]
 
     @property
@@ -163,86 +148,68 @@ class Replayed:
 
 def read_trace(path: str | Path) -> Trace:
     """Read a whole trace before anything is decided. The error names the line that is malformed."""
-    name = Path(path).name
+    name, number = Path(path).name, 1
+    header: _Header | None = None
+    events: list[tuple[int, Event]] = []
+    known = _Known()
     with Path(path).open("rb") as file:
-        header: _Header | None = None
-        events: list[tuple[int, Event]] = []
-        known = _Known()
-        for number, raw in enumerate(file, 1):
-            if not raw.strip():
-                continue
-            try:
+        try:
+            for number, raw in enumerate(file, 1):
+                if not raw.strip():
+                    continue
                 line = json.loads(raw.decode())
                 if not isinstance(line, dict):
                     raise ValueError("not a JSON object")  # noqa: TRY004  (a wrong line, like any other)
                 if header is None:
                     header = _Header.model_validate(line)
-                    continue
-                event = _EVENT.validate_python(line)
-                known.take(event)
-            except (ValueError, RecursionError) as exc:
-                why = wrong_field(exc) if isinstance(exc, ValidationError) else unreadable(exc)
-                raise ConfigError(f"{name}, line {number}: {why.removeprefix('line 1, ')}") from exc
-            events.append((number, event))
+                else:
+                    events.append((number, known.take(_EVENT.validate_python(line))))
+        except (ValueError, RecursionError) as exc:
+            why = wrong_field(exc) if isinstance(exc, ValidationError) else unreadable(exc)
+            raise ConfigError(f"{name}, line {number}: {why.removeprefix('line 1, ')}") from exc
     if header is None:
         raise ConfigError(f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing')
-    return Trace(header.subject, tuple(events))
+    return Trace(header.subject, events)
 
 
 class _Known:
-    """The agents and calls of the lines so far."""
+    """The agents, the calls and the time of the lines so far."""
 
     def __init__(self) -> None:
         self._agents = {MAIN}
-        self._calls: dict[str, bool] = {}
+        self._waits: dict[str, bool] = {}  # call → no output yet
         self._at: float | None = None
+        self._since = 0.0
 
-    def take(self, event: Event) -> None:
-        if event.at is not None:
-            if self._at is not None and event.at < self._at:
-                raise ValueError("`at` is before the previous line")
-            self._at = event.at
+    def take(self, event: Event) -> Event:
+        """Return an event with its time since the first one. Raises `ValueError`: it cannot follow the lines so far."""
+        if event.at is not None and self._at is not None and event.at < self._at:
+            raise ValueError("`at` is before the previous line")
+        acting = event.parent if isinstance(event, Delegate) else getattr(event, "agent", MAIN)
+        if acting not in self._agents:
+            raise ValueError(f"the agent `{acting}` is not active")
         if isinstance(event, ToolCall):
-            self._agent(event.agent)
-            if event.id in self._calls:
+            if event.id in self._waits:
                 raise ValueError(f"the id `{event.id}` is in use")
-            self._calls[event.id] = False
+            self._waits[event.id] = True
         elif isinstance(event, ToolOutput):
-            if self._calls.get(event.id) is not False:
+            if not self._waits.get(event.id):
                 raise ValueError(f"no call `{event.id}` waits for an output")
-            self._calls[event.id] = True
+            self._waits[event.id] = False
         elif isinstance(event, Delegate):
-            self._agent(event.parent)
             if event.agent in self._agents:
                 raise ValueError(f"the agent `{event.agent}` is active already")
             self._agents.add(event.agent)
         elif isinstance(event, End):
-            self._agent(event.agent)
             if event.agent == MAIN:
                 raise ValueError(f"`{MAIN}` ends with the trace")
             self._agents.remove(event.agent)
-
-    def _agent(self, name: str) -> None:
-        if name not in self._agents:
-            raise ValueError(f"the agent `{name}` is not active")
-
-
-class _Clock:
-    """Ledger time by the trace, so that windows and budgets count by it. A line without a time takes a second."""
-
-    def __init__(self) -> None:
-        self._now = time.time()
-        self._at: float | None = None
-
-    def __call__(self) -> float:
-        return self._now
-
-    def pass_to(self, at: float | None) -> None:
-        if at is None:
-            self._now += 1
+        if event.at is None:
+            self._since += 1
         else:
-            self._now += at - self._at if self._at is not None else 0
-            self._at = at
+            self._since += event.at - self._at if self._at is not None else 0
+            self._at = event.at
+        return event.model_copy(update={"at": self._since})
 
 
 def replay_trace(
@@ -253,65 +220,56 @@ def replay_trace(
     `mandate` is what the task orders, as for `RuntimeAuthz.run`. `options` are arguments of the `RuntimeAuthz` that
     decides: `profiles`, `pdp`, …
     """
-    clock = _Clock()
-    authz = RuntimeAuthz(ledger=MemoryLedger(clock=clock), **options)
-    events = list(trace.events)
-    task = events.pop(0)[1] if events and isinstance(events[0][1], User) else None
-    if task is not None:
-        clock.pass_to(task.at)
-    text = task.text if isinstance(task, User) else None
-    with authz.session(subject=trace.subject, task=text, mandate=mandate, agent=MAIN) as session:
-        return Replayed(tuple(_replay(session, events, clock)))
-
-
-def _replay(session: Session, events: list[tuple[int, Event]], clock: _Clock) -> Iterator[Step]:
-    agents: dict[str, Session | AuthzDenied] = {MAIN: session}
-    parents: dict[str, str] = {}
-    running: dict[str, tuple[Session, ToolCall]] = {}
-    for line, event in events:
-        clock.pass_to(event.at)
-        if isinstance(event, User):
-            session.correct(event.text)
-            for child, parent in parents.items():  # active agents continue under the new task
-                agents[child] = _child(agents[parent], child)
-        elif isinstance(event, Delegate):
-            parents[event.agent] = event.parent
-            agents[event.agent] = _child(agents[event.parent], event.agent)
-        elif isinstance(event, End):
-            ended = agents.pop(event.agent)
-            parents.pop(event.agent)
-            if isinstance(ended, Session):
-                ended.close()
-        elif isinstance(event, ToolOutput):
-            if event.id in running:
-                agent, call = running.pop(event.id)
+    began = now = time.time()
+    authz = RuntimeAuthz(ledger=MemoryLedger(clock=lambda: now), **options)  # windows and budgets count by the trace
+    first = trace.events[0][1] if trace.events else None
+    task = first.text if isinstance(first, User) else None
+    steps: list[Step] = []
+    with authz.session(subject=trace.subject, task=task, mandate=mandate, agent=MAIN) as session:
+        agents: dict[str, Session | AuthzDenied] = {MAIN: session}
+        parents: dict[str, str] = {}
+        running: dict[str, tuple[Session, ToolCall]] = {}
+        for line, event in trace.events if task is None else trace.events[1:]:
+            now = began + (event.at or 0.0)
+            if isinstance(event, User):
+                session.correct(event.text)
+                for child, parent in parents.items():  # active agents continue under the new task
+                    agents[child] = _child(agents[parent], child)
+            elif isinstance(event, Delegate):
+                parents[event.agent] = event.parent
+                agents[event.agent] = _child(agents[event.parent], event.agent)
+            elif isinstance(event, End):
+                ended = agents.pop(event.agent)
+                parents.pop(event.agent)
+                if isinstance(ended, Session):
+                    ended.close()
+            elif isinstance(event, ToolCall):
+                agent = agents[event.agent]
+                steps.append(_decided(agent, line, event))
+                if steps[-1].ran and isinstance(agent, Session):
+                    running[event.id] = agent, event
+            elif event.id in running:
+                caller, call = running.pop(event.id)
                 failed = RuntimeError(event.error) if event.error is not None else None
-                agent.observe(call.tool, call.args, event.output, failed)
-        else:
-            agent_of = agents[event.agent]
-            yield (step := _decided(agent_of, line, event))
-            if step.ran and isinstance(agent_of, Session):
-                running[event.id] = (agent_of, event)
+                caller.observe(call.tool, call.args, event.output, failed)
+    return Replayed(tuple(steps))
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
     """Delegate, or return the denial, which then denies each call of the child."""
-    if isinstance(parent, AuthzDenied):
-        return parent
     try:
-        return parent.delegate(name)
+        return parent.delegate(name) if isinstance(parent, Session) else parent
     except AuthzDenied as exc:
         return exc
 
 
 def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> Step:
+    step = partial(Step, line, call.agent, call.tool, call.args, unwanted=call.unwanted)
     if isinstance(agent, AuthzDenied):
-        return Step(line, call.agent, call.tool, call.args, "deny", (agent.code,), call.unwanted, False)
-    decision: Decision = agent.decide(call.tool, call.args)
+        return step(outcome="deny", reasons=(agent.code,), ran=False)
+    decision = agent.decide(call.tool, call.args)
     ran = decision.permit
     evidence = () if ran else agent.evidence(decision)
     if decision.outcome == "approval_required" and not call.unwanted:
         ran = agent.approve(decision).permit
-    return Step(
-        line, call.agent, call.tool, call.args, decision.outcome, decision.reasons, call.unwanted, ran, evidence
-    )
+    return step(outcome=decision.outcome, reasons=decision.reasons, ran=ran, evidence=evidence)
