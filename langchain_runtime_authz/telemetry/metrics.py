@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -28,25 +29,20 @@ REST: Final = 30.0  # seconds for which a ledger is left alone that gave none
 _resting: Final[dict[tuple[int, str], float]] = {}
 
 
-class _Recording:
-    _real_meter = True
-
-
 class Instruments:
     """The instruments of one meter. While `proxy._real_meter` is `None`, no SDK records: each tool call looks there."""
 
     def __init__(self, meter: Meter) -> None:
-        self.proxy: Any = meter if hasattr(meter, "_real_meter") else _Recording
+        self.proxy: Any = meter if hasattr(meter, "_real_meter") else SimpleNamespace(_real_meter=True)
         self.decisions = meter.create_counter(n.DECISIONS, "{decision}", "Decisions by outcome and first reason")
-        self.events = meter.create_counter(
-            n.EVENTS, "{event}", "Events of runs: corrections, rotations, revocations, …"
-        )
+        self.events = meter.create_counter(n.EVENTS, "{event}", "Events of runs, like corrections and revocations")
         self.errors = meter.create_counter(n.ERRORS, "{error}", "Failures of ledger, audit log and engine, by code")
         self.leases = meter.create_up_down_counter(n.LEASES, "{lease}", "Runs and agents that may act")
         self.deciding = meter.create_histogram(n.DECISION_DURATION, "s", "From the look-up of a step to its record")
         self.engine = meter.create_histogram(n.ENGINE_DURATION, "s", "A policy engine's answer to one batch")
-        meter.create_observable_gauge(n.QUESTIONS, [_questions], "{question}", "Questions that wait for an approver")
-        meter.create_observable_gauge(n.DOUBTS, [_doubts], "{call}", "Calls whose outcome nobody knows")
+        asked, doubts = partial(_counted, "asked"), partial(_counted, "doubts")
+        meter.create_observable_gauge(n.QUESTIONS, [asked], "{question}", "Questions that wait for an approver")
+        meter.create_observable_gauge(n.DOUBTS, [doubts], "{call}", "Calls whose outcome nobody knows")
 
 
 def count_decision(decision: Decision, action: str, started: int | None, subject: Subject) -> None:
@@ -80,15 +76,7 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
     _ledgers[ledger] = tenant
 
 
-def _questions(_: CallbackOptions) -> Iterable[Observation]:
-    return _counted("asked")
-
-
-def _doubts(_: CallbackOptions) -> Iterable[Observation]:
-    return _counted("doubts")
-
-
-def _counted(listing: str) -> Iterable[Observation]:
+def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
     """Ask each ledger in time: a collection waits for none that hangs, and leaves one alone for a while that failed."""
     for ledger, tenant in list(_ledgers.items()):
         ask, key = getattr(ledger, listing, None), (id(ledger), listing)
