@@ -24,7 +24,7 @@ from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.per_call import MORE, Pair, agent_graph, book, loop_graph, node_graph
 
 PACKAGE = str(Path(langchain_runtime_authz.__file__).parent)
-BUDGETS = {"tool call": 214, "node": 60, "create_agent turn": 380, "root entry": 300}  # Python functions
+BUDGETS = {"tool call": 214, "node": 71, "create_agent turn": 456, "root entry": 435}  # Python functions
 TOOL_CALL_C = 350
 
 # Comprehensions are functions of their own until 3.12, and other interpreters call other functions.
@@ -110,7 +110,7 @@ def turn(build: Callable[..., Any]) -> tuple[float, float]:
 
 
 def test_calls() -> None:
-    """Hold one permitted tool call to its budget; print the other counts."""
+    """Each step keeps to its budget."""
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider), "an SDK is set up: spans would be counted"
     call = tool_call()
     python, c = added(call)
@@ -126,7 +126,7 @@ def test_calls() -> None:
         print(f"{name}: {count:.0f} Python functions added, budget {BUDGETS[name]}")
     print(f"tool call: {c:.0f} C functions added, budget {TOOL_CALL_C}")
     print(f"tool call: enters {len(ours)} functions in {len({code.co_filename for code in ours})} files of the package")
-    assert python <= BUDGETS["tool call"]
+    assert {name: count for name, count in found.items() if count > BUDGETS[name]} == {}
     assert c <= TOOL_CALL_C
 
 
