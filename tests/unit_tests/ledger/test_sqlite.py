@@ -19,9 +19,8 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger import sqlite
-from langchain_runtime_authz.ledger.admin import accept_restore, prune
 from langchain_runtime_authz.ledger.base import Committed, Query, Scope
-from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke, SetMark
+from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke
 from langchain_runtime_authz.ledger.sql import URGENT
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
@@ -218,28 +217,6 @@ def test_a_commit_is_on_the_disk_when_it_returns(house: House) -> None:
     with house.ledger._reading("") as one, house.ledger._reading("") as two:
         for tx in (one, two):
             assert tx.batch([("PRAGMA synchronous", ()), ("PRAGMA journal_mode", ())]) == [[(2,)], [("wal",)]]
-
-
-@pytest.mark.parametrize("other", ["revoke", "restore", "prune"])
-def test_rows_at_hand_count_only_until_another_commits(tmp_path: Path, other: str) -> None:
-    """Another instance, or an operator, who does not name the thread; without the time moving on."""
-    now, path = time.time(), tmp_path / "ledger.db"
-    with SqliteLedger(path, clock=lambda: now) as mine, SqliteLedger(path, clock=lambda: now) as others:
-        mine.commit(SCOPE, None, [OpenThread("user:alice"), RecordStep(call="pay")])
-        before = mine.load(SCOPE, Query(marks=("m",)))
-        if other == "revoke":
-            others.commit(SCOPE, None, [Revoke(()), SetMark("m", "1")])
-        else:
-            with sqlite.administer(path) as admin:
-                accept_restore(admin) if other == "restore" else prune(admin, -1.0)
-        mine.commit(SCOPE._replace(thread="another"), None, [OpenThread("user:bob")])
-        after = mine.load(SCOPE, Query(marks=("m",)))
-    assert (before.exists, before.revoked, before.epoch) == (True, False, 1)
-    assert (after.revoked, dict(after.marks), after.epoch, after.exists) == {
-        "revoke": (True, {"m": "1"}, 1, True),
-        "restore": (False, {}, 2, True),
-        "prune": (False, {}, 1, False),
-    }[other]
 
 
 # --- what a ledger finds when it is opened ---
