@@ -38,7 +38,6 @@ class ClaimCall(Change):
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
-        n.leases.add(self.jti)
         if self.subject and self.about is not None:  # also `despite`: others must see this one
             n.deeds.update(() if self.despite else (self.deed,))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]

@@ -26,8 +26,6 @@ from langchain_runtime_authz.ledger.rows import Row, Statement
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
 from langchain_runtime_authz.ledger.sql import WORKERS, SqlLedger
 
-__all__ = ["ROLE", "SCHEMA_NAME", "PostgresLedger", "administer"]
-
 TIMEOUT: Final = 5.0  # seconds
 SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"
@@ -55,8 +53,7 @@ _HELD: Final = (
 # Its column takes no null: if the thread's row was not held, nothing of the statement happens.
 _ENTRY: Final = (
     "INSERT INTO journal (tenant, thread, nonce, at)"
-    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?)"
-    " RETURNING position, CAST(CAST(pg_current_xact_id() AS xid) AS TEXT)"
+    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position"
 )
 # A turn is a row that a commit changes only if it is as it was seen. It waits for who changes it, behind the thread's row.
 _TURN: Final = (
@@ -123,6 +120,7 @@ class PostgresLedger(SqlLedger):
             raise
 
     def close(self) -> None:
+        """Close the ledger's own pool."""
         super().close()
         if self._dsn is not None:
             self._pool.close()
@@ -209,7 +207,7 @@ class _Tx:
                 cursors = [self._execute(*statement) for statement in several]
         return [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
 
-    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> tuple[int, str] | None:
+    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int | None:
         """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
         (_, (tenant, key, *row)), *others, (_, entry) = statements
         parts, values = [f"held AS ({_HELD})"], [*row, tenant, key, seen]
@@ -222,10 +220,10 @@ class _Tx:
         won = ", ".join(["held", *(f"t{number}" for number in range(len(turns)))])
         written = (f"WITH {', '.join(parts)} {_ENTRY.format(won)}", [*values, *entry])
         try:
-            ((position, seen),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
+            ((position,),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
         except errors.NotNullViolation:
             return None
-        return int(position), seen
+        return int(position)
 
     def _execute(self, text: str, values: Sequence[Any]) -> psycopg.Cursor[Row]:
         return self._conn.cursor(row_factory=tuple_row).execute(_query(text), values)
@@ -328,6 +326,7 @@ def _alive(conn: Connection) -> None:
 
 @contextmanager
 def _failures() -> Iterator[None]:
+    """Turn what PostgreSQL, its driver and its pool raise into a code."""
     try:
         yield
     except (psycopg.Error, PoolTimeout, OSError) as exc:

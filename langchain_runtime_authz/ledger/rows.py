@@ -5,13 +5,11 @@ Portable between SQLite and PostgreSQL: `?` stands for a parameter.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
-from itertools import chain
-from operator import attrgetter
-from time import monotonic
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Edge
@@ -27,13 +25,11 @@ from langchain_runtime_authz.ledger.state import Needs, Thread
 Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
 CHUNK: Final = 500  # keys in one statement
-LAST: Final = 2**62  # beyond every position
 
 _KEY: Final = "tenant, thread"
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
-_TEXT: Final = json.encoder.encode_basestring_ascii
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
 _LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
 _CALL: Final = f"key, state, jti, result, deed, about FROM call WHERE {_OF} AND "
@@ -54,6 +50,12 @@ _BELOW: Final = (
 JOURNAL: Final = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
 
 
+@lru_cache(maxsize=4096)
+def thread_key(scope: b.Scope) -> bytes:
+    """Return the name of a thread in every table. It is of the JSON form, in which no separator reads as two parts."""
+    return hashlib.sha256(json.dumps(scope).encode()).digest()
+
+
 @dataclass(slots=True)
 class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
@@ -66,11 +68,9 @@ class Fetch:
     key: bytes
     needs: Needs
     thread: Thread = field(default_factory=Thread)
-    held: Needs = field(default_factory=Needs)
-    at: float = field(default_factory=monotonic)
-    before: dict[str, Any] = field(init=False)
+    before: Thread = field(init=False)
     version: Version = field(init=False)
-    position: int = LAST
+    position: int = 0
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
@@ -80,20 +80,15 @@ class Fetch:
     _place: float = 0.0  # of the row that is read: numbers lose digits in JSON
     _takers: list[Callable[..., object]] = field(default_factory=list)
 
-    def again(self, needs: Needs) -> Fetch:
-        """Return a fetch of more, into the same rows. It counts only if no commit came between: if `seen` stays."""
-        return Fetch(self.tenant, self.key, needs, self.thread, self.held, position=self.position, seen=self.seen)
-
     def statement(self, row: str, clock: str, seen: str) -> Statement:
         """Return what to run: of each row the number of what takes it, its place among these, and its columns as JSON.
 
         Args:
             row: the store's function that makes a JSON list.
             clock: an expression for the time.
-            seen: an expression over the thread's row that tells its states apart, with four parameters or none: the
-                tenant, a position in the journal, the thread and that position again.
+            seen: an expression over the thread's row that tells its states apart.
         """
-        t, n, of = self.thread, self.needs.without(self.held), (self.tenant, self.key)
+        t, n, of = self.thread, self.needs, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), list[Any]()
 
         def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:
@@ -102,19 +97,15 @@ class Fetch:
             given.extend(values)
 
         def among(taker: Callable[..., object], sql: str, names: Collection[str], place: str = "0.0") -> None:
-            add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
+            if names:
+                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
 
         add(self._journal, _NEWEST, self.tenant, place="j.at")
-        since = (self.tenant, self.position, self.key, self.position) if "?" in seen else ()
-        if self.seen:
-            add(lambda seen: setattr(self, "seen", seen), f"{{}} FROM thread WHERE {_OF}", *since, *of)
-        else:
-            add(self._thread, f"{{}}, scope, subject, history FROM thread WHERE {_OF}", *since, *of)
-            newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
-            add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
-            add(self._revocation, f"agent, lifted FROM revocation WHERE {_OF}", *of, place=_SEQ)
-        if n.leases:
-            among(self._lease, f"{_LEASE}jti", n.leases)
+        add(self._thread, f"scope, subject, history, {seen} FROM thread WHERE {_OF}", *of)
+        newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
+        add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
+        add(self._revocation, f"agent, lifted FROM revocation WHERE {_OF}", *of, place=_SEQ)
+        among(self._lease, f"{_LEASE}jti", n.leases)
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
@@ -123,12 +114,11 @@ class Fetch:
             # A child's lease is never older than its parent's, and a call may be held by a lease that is gone.
             held = f"(jti IN {below} OR jti IN {_in(n.below)})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
+        among(self._call, f"{_CALL}key", n.calls, "at")
         if n.calls:
-            among(self._call, f"{_CALL}key", n.calls, "at")
             holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(n.calls)}"
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *of, *map(encoded, n.calls))
-        if n.approvals:
-            among(self._approval, f"{_APPROVAL}key", n.approvals)
+        among(self._approval, f"{_APPROVAL}key", n.approvals)
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
         for agent, message in n.plans:
@@ -138,13 +128,11 @@ class Fetch:
             add(self._planned(place), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
         if n.edges:
             add(self._edge, f"parent, child, kind FROM edge WHERE {_OF}", *of, place=_SEQ)
-        if n.budgets:
-            among(self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets)
+        among(self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets)
         for counter, span in n.rates:
             sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
             add(self._rate, sql, *of, encoded(counter), span)
-        if n.marks:
-            among(self._mark, f"{_MARK}name", n.marks)
+        among(self._mark, f"{_MARK}name", n.marks)
         for prefix in n.unmarked:
             begin = encoded(prefix)[:-1]  # names are JSON
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
@@ -162,29 +150,22 @@ class Fetch:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
             add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
-        return _union(tuple(parts), row, clock, seen), given
+        return _union(tuple(parts), row, clock), given
 
     def read(self, rows: Sequence[Row]) -> None:
-        rows = sorted([(number, place or 0.0, columns) for number, place, columns in rows])
-        self.clock, self.seen = rows[0][1], ""
-        several = json.loads(f"[{','.join([columns for _, _, columns in rows])}]")
-        for (number, self._place, _), columns in zip(rows[1:], several[1:], strict=True):
-            self._takers[number](*columns)
-        self.held.add(self.needs)
+        """Take the rows of `statement`."""
+        rows = sorted((number, place or 0.0, columns) for number, place, columns in rows)
+        self.clock = rows[0][1]
+        for number, self._place, columns in rows[1:]:
+            self._takers[number](*json.loads(columns))
 
     def remember(self) -> None:
         """Keep the rows as they are, to compare with."""
         t = self.thread
-        self.before = {name: getattr(t, name).copy() for name in _COPIED} | {"epoch": t.epoch, "task": t.task}
+        kept: dict[str, Any] = {name: dict(getattr(t, name)) for name in (*_PUTS, "plans", "values")}
+        self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending), **kept)
 
-    def commits(self, position: int, seen: str) -> None:
-        """Note that the thread's changes are in the store, as the commit at that position."""
-        t, self.position, self.seen = self.thread, position, seen
-        t.issued.clear()
-        if not self.held.log:  # the earlier texts are not here
-            t.log.clear()
-
-    def _thread(self, seen: str, scope: str, subject: str, history: str) -> None:
+    def _thread(self, scope: str, subject: str, history: str, seen: str) -> None:
         t, self.seen = self.thread, seen
         t.exists = bool(scope)  # without a scope it is only a row to lock
         t.subject, t.history = json.loads(subject), History(**known(History, history))
@@ -248,11 +229,11 @@ class Fetch:
 
 
 @lru_cache(maxsize=1024)
-def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) -> str:
+def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str) -> str:
     several = []
     for number, (place, sql) in enumerate(parts):
         columns, _, rest = sql.partition(" FROM ")
-        several.append(f"SELECT {number}, {place}, CAST({row}({columns.replace('{}', seen)}) AS TEXT) FROM {rest}")
+        several.append(f"SELECT {number}, {place}, CAST({row}({columns}) AS TEXT) FROM {rest}")
     return " UNION ALL ".join([*several, f"SELECT -1, {clock}, '[]'"])
 
 
@@ -267,40 +248,36 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
 
     def add(sql: str, rows: Sequence[Row]) -> None:
         if rows:
-            found.append((_rows(sql, len(rows[0]), len(rows)), [*chain.from_iterable(rows)]))
+            values = f"{', '.join([_in(rows[0])] * len(rows))}"
+            found.append((sql.replace("{}", values), [column for row in rows for column in row]))
 
     add(_PUT_THREAD, [(*of, encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now)])
-    if (t.epoch, t.task) != (before["epoch"], before["task"]):
+    if (t.epoch, t.task) != (before.epoch, before.task):
         body = encoded({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
         add(_PUT_EPOCH, [(*of, t.epoch, t.task.digest, body, now)])
-    if said := t.log[len(before["log"]) :]:
-        add(_PUT_SAID, [(*of, t.epoch, encoded(_fields(text))) for text in said])
-    if t.pending != before["pending"]:
+    # A commit does not bring the earlier texts.
+    add(_PUT_SAID, [(*of, t.epoch, encoded(_fields(text))) for text in t.log])
+    if t.pending != before.pending:
         found.append((f"DELETE FROM delivery WHERE {_OF}", of))
         add(_PUT_DELIVERY, [(*of, encoded(_fields(text))) for text in t.pending])
-    if turned := sorted(t.revoked ^ before["revoked"]):
-        add(_PUT_REVOCATION, [(*of, encoded(agent), int(agent not in t.revoked), now) for agent in turned])
-    if tokens := [issued for issued in t.issued if issued[1] is not None]:
-        add(_PUT_TOKEN, [(f.tenant, encoded(jti), f.key, encoded(call), encoded(lease)) for jti, call, lease in tokens])
-    known = before["plans"]
-    for message in [message for message, plans in t.plans.items() if known.get(message) is not plans]:
-        plans, old = t.plans[message], known.get(message, {})
-        new = [
-            (*of, *map(encoded, message), epoch, encoded(_fields(plans[epoch]))) for epoch in plans.keys() - old.keys()
-        ]
-        add(_PUT_PLAN, new)
+    turned = sorted(t.revoked ^ before.revoked)
+    add(_PUT_REVOCATION, [(*of, encoded(agent), int(agent not in t.revoked), now) for agent in turned])
+    tokens = [(jti, call, lease_jti) for jti, call, lease_jti in t.issued if call is not None]
+    add(_PUT_TOKEN, [(f.tenant, encoded(jti), f.key, encoded(call), encoded(lease)) for jti, call, lease in tokens])
+    plans = [
+        (*of, *map(encoded, message), epoch, encoded(_fields(plans[epoch])))
+        for message, plans in t.plans.items()
+        for epoch in plans.keys() - before.plans.get(message, {}).keys()
+    ]
+    add(_PUT_PLAN, plans)
     for name, (put, columns) in _PUTS.items():
-        rows, old = getattr(t, name), before[name]
-        if rows == old:
-            continue
-        changed = [(key, row) for key, row in rows.items() if (known := old.get(key)) is not row and known != row]
-        add(put, [(*of, *columns(key, row)) for key, row in changed])
+        rows, old = getattr(t, name), getattr(before, name)
+        add(put, [(*of, *columns(key, row)) for key, row in rows.items() if key not in old or old[key] != row])
         if gone := old.keys() - rows.keys():
             found.append((f"{_DROPS[name]} IN {_in(gone)}", (*of, *map(encoded, gone))))
-    if t.values != (old := before["values"]):
-        values = [(*of, encoded(key), encoded(seen)) for key, seen in t.values.items() if old.get(key) != seen]
-        for some in _chunks(values):
-            add(_PUT_VALUE, some)
+    seen = [(*of, encoded(key), encoded(seen)) for key, seen in t.values.items() if before.values.get(key) != seen]
+    for some in _chunks(seen):
+        add(_PUT_VALUE, some)
     return found
 
 
@@ -308,11 +285,6 @@ def _put(table: str, key: tuple[str, ...], *columns: str) -> str:
     names = (*key, *columns)
     new = ", ".join(f"{c} = excluded.{c}" for c in columns)
     return f"INSERT INTO {table} ({', '.join(names)}) VALUES {{}} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}"
-
-
-@lru_cache(maxsize=1024)
-def _rows(sql: str, columns: int, number: int) -> str:
-    return sql.replace("{}", ", ".join([_marks(columns)] * number))
 
 
 def _in(values: Collection[object]) -> str:
@@ -326,22 +298,20 @@ def _marks(number: int) -> str:
 
 def encoded(value: object) -> str:
     """Return any string, or a list of them, in ASCII."""
-    return _TEXT(value) if type(value) is str else _ENCODE(value)
+    return _ENCODE(value)
 
 
 def _maybe(value: object) -> str | None:
     return None if value is None else encoded(value)
 
 
-def _fields(row: Any) -> dict[str, Any]:
-    names, read = _named(type(row))  # type: ignore[arg-type]
-    return dict(zip(names, read(row), strict=True))
+def _fields(row: object) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _names(type(row))}  # type: ignore[arg-type]
 
 
 @cache
-def _named(kind: Any) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
-    names = tuple(f.name for f in fields(kind))
-    return names, attrgetter(*names)
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 def _of_lease(jti: str, lease: b.Lease) -> Row:
@@ -394,7 +364,6 @@ _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
         lambda key, _: [*map(encoded, key)],
     ),
 }
-_COPIED: Final = (*_PUTS, "plans", "values", "revoked", "pending", "log")
 _DROPS: Final = {
     "calls": f"DELETE FROM call WHERE {_OF} AND key",
     "approvals": f"DELETE FROM approval WHERE {_OF} AND key",
@@ -411,7 +380,7 @@ def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def known(kind: Any, body: str) -> dict[str, Any]:
     """Return the fields that this version knows. A newer one may have kept more."""
     found = json.loads(body)
-    return {name: _frozen(found[name]) for name in _named(kind)[0] if name in found}
+    return {name: _frozen(found[name]) for name in _names(kind) if name in found}
 
 
 def _frozen(value: Any) -> Any:
@@ -440,5 +409,6 @@ OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
 def call_row(
     key: str, state: b.CallState, jti: str, result: str | None, deed: str, about: str | None, at: float
 ) -> b.CallRow:
+    """Read one row of a call."""
     of_json = [None if text is None else json.loads(text) for text in (result, about)]
     return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])

@@ -8,42 +8,37 @@ loop.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import lru_cache
-from hashlib import sha256
-from time import monotonic
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger import rows
+from langchain_runtime_authz.ledger import rows, tenant_rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
 from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
-from langchain_runtime_authz.ledger.state import Needs, Thread, ledger_time, snapshot, status
+from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, status
 
 WORKERS: Final = 8  # threads for the async forms
 URGENT: Final = 6  # tries of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
-MAX_FETCHED: Final = 256  # threads whose rows are held
-MAX_HELD: Final = 256  # rows of one; a commit looks at all of them
-FETCHED: Final = 60.0  # seconds for which they are
 T = TypeVar("T")
 
 
 class Tx(Protocol):
     """A connection in use. Each statement is a transaction, unless it was opened by `_writing`."""
 
-    def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]: ...
+    def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """Run statements in order and return their rows."""
+        ...
 
-    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> tuple[int, str] | None:
-        """Keep a commit's rows and return its place in the journal, and as what the thread is `seen` from now on.
+    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int | None:
+        """Keep a commit's rows and return its place in the journal.
 
         The first statement is of the thread's row, the last of the journal. Return None if the thread is not as it was
         `seen`, or somebody else has had one of its `turns` since; then nothing was kept.
@@ -55,7 +50,7 @@ class SqlLedger:
     """Base of the ledgers that outlive their process."""
 
     # See `Fetch.statement`.
-    _dialect: tuple[str, str, str]
+    _dialect = ("json_array", "0.0", "'seen'")
     # Whether a commit tries without a lock first.
     _optimistic = False
 
@@ -65,24 +60,23 @@ class SqlLedger:
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
         self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # where jtis of this process stand
-        # Thread → its rows, as of its newest commit that this instance has seen. One that is in use is not here.
-        self._fetched: dict[bytes, Fetch] = {}
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
+        """See `Ledger.load`."""
         seen = self._position(scope.tenant)
         with self._reading(scope.tenant) as tx:
-            found, now = self._fetch(tx, scope.tenant, _thread_key(scope), Needs.of(query), seen)
+            found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
+            now = self._fetch(tx, found, seen)
         snap = snapshot(found.thread, query, now)
-        snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
-        self._hold(found)
+        snap.doubts = tuple(tenant_rows.doubt(row, now) for row in found.doubts)
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`. A revocation must not lose to other writers, so it is tried again if they hold it up."""
-        tries = URGENT if Revoke in map(type, changes) else 1
+        tries = URGENT if any(type(change) is Revoke for change in changes) else 1
         while True:
             tries -= 1
             try:
@@ -92,51 +86,50 @@ class SqlLedger:
                     raise
 
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        key, nonce = _thread_key(scope), secrets.token_hex(16)
+        key, nonce = rows.thread_key(scope), secrets.token_hex(16)
         wanted = needs(guard, changes)
         if not self._optimistic:
             wanted.turns.clear()  # its commits are serial
         for locked in (False, True) if self._optimistic else (True,):
             seen = self._position(scope.tenant)
             with self._writing(scope.tenant, key, wanted.turns) if locked else self._reading(scope.tenant) as tx:
-                found, now = self._fetch(tx, scope.tenant, key, wanted, seen)
+                found = Fetch(scope.tenant, key, wanted)
+                now = self._fetch(tx, found, seen)
                 if not locked and not found.seen:
                     continue  # a new thread has no row that could tell of others
-                found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
+                found.thread.scope, found.thread.open = scope, tenant_rows.opened(found.doubts, now)
                 found.remember()
                 if (refused := apply(found.thread, guard, changes, now)) is not None:
-                    self._hold(found)
                     return refused
                 entry = (rows.JOURNAL, (scope.tenant, key, nonce, now))
-                kept = tx.keep([*rows.keep(found, scope, now), entry], found.seen, found.turns)
-            if kept is not None:
-                self._saw(scope.tenant, kept[0], nonce)
+                position = tx.keep([*rows.keep(found, scope, now), entry], found.seen, found.turns)
+            if position is not None:
+                self._saw(scope.tenant, position, nonce)
                 for jti, call, lease in found.thread.issued:
                     self._places[scope.tenant, jti] = key, call, lease
                 if len(self._places) > MAX_PLACES:
                     self._places.clear()
-                found.commits(*kept)
-                self._hold(found)
                 return b.Committed(now, found.thread.epoch)
         raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread's row changed under its lock")
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
+        """See `Ledger.status`."""
         seen, here = self._position(tenant), self._places.pop((tenant, jti), None)
         with self._reading(tenant) as tx:
-            place = here or _located(tx.batch(_lookup(tenant, jti)), jti)
+            place = here or tenant_rows.located(tx.batch(tenant_rows.lookup(tenant, jti)), jti)
             if place is None:
                 return "unknown"
             thread, key, lease_jti = place
-            needs = Needs(leases={lease_jti}, calls={key} if key is not None else set())
-            found, now = self._fetch(tx, tenant, thread, needs, seen)
+            found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
+            now = self._fetch(tx, found, seen)
         if here is not None:
-            if lease_jti not in found.thread.leases:  # it was forgotten
+            if not found.thread.leases:  # it was forgotten
                 return self.status(tenant, jti)
             self._places[tenant, jti] = here
-        self._hold(found)
         return status(found.thread, lease_jti, key, now)
 
     def anchor(self, tenant: str) -> b.Anchor | None:
+        """See `Anchored.anchor`."""
         return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
@@ -150,31 +143,37 @@ class SqlLedger:
         return held[0][0] == anchor.nonce if held else any(anchor.position <= int(p) for (p,) in through)
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        """See `Asked.asked`."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
-            self._fetch(tx, tenant, b"", Needs(), seen)
-            (asked,) = tx.batch([_open_questions(tenant)])
-        found = [one for row in asked if (one := _question(row))[1].id and id in (None, one[1].id)]
+            self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
+            (asked,) = tx.batch([tenant_rows.open_questions(tenant)])
+        found = [one for row in asked if (one := tenant_rows.question(row))[1].id and id in (None, one[1].id)]
         return found[: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+        """See `Doubted.doubts`."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
-            _, now = self._fetch(tx, tenant, b"", Needs(), seen)
-            (found,) = tx.batch([_doubtful(tenant, key)])
-        doubts = [_doubt(row, now) for row in found]
+            now = self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
+            (found,) = tx.batch([tenant_rows.doubtful(tenant, key)])
+        doubts = [tenant_rows.doubt(row, now) for row in found]
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
     async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+        """Run `doubts` in a thread."""
         return await self._in_thread(self.doubts, tenant, key)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        """Run `asked` in a thread."""
         return await self._in_thread(self.asked, tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
+        """Run `status` in a thread."""
         return await self._in_thread(self.status, tenant, jti)
 
     async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
+        """Run `load` in a thread."""
         return await self._in_thread(self.load, scope, query)
 
     async def acommit(
@@ -194,20 +193,13 @@ class SqlLedger:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _fetch(self, tx: Tx, tenant: str, key: bytes, needs: Needs, seen: int) -> tuple[Fetch, float]:
-        """Bring a thread's rows; return them and ledger time. `seen` is the newest commit known before.
+    def _fetch(self, tx: Tx, found: Fetch, seen: int) -> float:
+        """Bring the rows and return ledger time. `seen` is the newest commit known before.
 
         Raises:
             LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
         """
-        earlier = self._fetched.pop(key, None)
-        if earlier is not None and monotonic() - earlier.at > FETCHED:
-            earlier = None
-        found = Fetch(tenant, key, needs) if earlier is None else earlier.again(needs)
         found.read(tx.batch([found.statement(*self._dialect)])[0])
-        if earlier is not None and found.seen != earlier.seen:  # there was a commit between
-            found = Fetch(tenant, key, needs)
-            found.read(tx.batch([found.statement(*self._dialect)])[0])
         check(found.version)
         if found.position < seen:
             raise LedgerError(Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen} was confirmed")
@@ -215,16 +207,7 @@ class SqlLedger:
         clock = found.clock if self._clock is None else self._clock()
         now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
-        return found, now
-
-    def _hold(self, found: Fetch) -> None:
-        """Keep a thread's rows, to read them again only after another's commit."""
-        t = found.thread
-        held = len(t.calls) + len(t.plans) + len(t.values) + len(t.marks) + len(t.budgets) + len(t.log)
-        if found.seen and held <= MAX_HELD:
-            if len(self._fetched) >= MAX_FETCHED:
-                self._fetched.clear()
-            self._fetched[found.key] = found
+        return now
 
     def _saw(self, tenant: str, position: int, nonce: str) -> None:
         with self._lock:
@@ -235,6 +218,7 @@ class SqlLedger:
         return seen.position if (seen := self._seen.get(tenant)) is not None else 0
 
     def _recognise(self) -> None:
+        """Read the ledger's identity and check that this version can work on it."""
         schema = "SELECT coalesce(max(version), 0), coalesce(max(min_reader), 0) FROM migration"
         with self._reading("") as tx:
             identity = ("SELECT value FROM meta WHERE name = 'ledger'", ())
@@ -242,6 +226,7 @@ class SqlLedger:
         check(Version(*found))
 
     def _here(self) -> None:
+        """Give a forked process its own connections and threads."""
         if os.getpid() != self._pid:
             self._workers = None
             self._lock = threading.Lock()
@@ -269,61 +254,3 @@ class SqlLedger:
 
     def _forked(self) -> None:
         raise NotImplementedError
-
-
-@lru_cache(maxsize=4096)
-def _thread_key(scope: b.Scope) -> bytes:
-    """Return the name of a thread in every table. It is of the JSON form, in which no separator reads as two parts."""
-    return sha256(json.dumps(scope).encode()).digest()
-
-
-# Rows of all threads of a tenant: questions, calls in doubt, and where a jti stands.
-
-
-def _open_questions(tenant: str) -> Statement:
-    same = "t.tenant = a.tenant AND t.thread = a.thread"
-    sql = f"SELECT t.scope, a.body FROM approval a JOIN thread t ON {same} WHERE a.tenant = ? AND a.state = 'asked'"
-    return f"{sql} ORDER BY t.at, a.thread, a.key", (tenant,)
-
-
-def _question(row: Row) -> tuple[b.Scope, b.Approval]:
-    scope, body = row
-    return b.Scope(*json.loads(scope)), b.Approval(**rows.known(b.Approval, body))
-
-
-def _doubtful(tenant: str, key: str | None) -> Statement:
-    columns, _, rest = rows.DOUBTS.partition(" FROM ")
-    if key is not None:
-        return f"SELECT {columns}, c.at FROM {rest}c.key = ?", (tenant, rows.encoded(key))
-    return f"SELECT {columns}, c.at FROM {rest}{rows.OPEN} ORDER BY c.at", (tenant,)
-
-
-def _doubt(row: Row, now: float) -> b.Doubt:
-    scope, subject, expires, *call = row
-    found = rows.call_row(*call)
-    if found.state == "claimed" and (expires is None or now >= expires):
-        found = found._replace(state="unknown")
-    return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
-
-
-def _opened(found: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
-    threads: dict[str, dict[str, Thread]] = {}
-    for scope, subject, call in (_doubt(row, now) for row in found):
-        threads.setdefault(call.deed, {})[call.key] = Thread(scope=scope, subject=subject, calls={call.key: call})
-    return threads
-
-
-def _lookup(tenant: str, jti: str) -> list[Statement]:
-    of = (tenant, rows.encoded(jti))
-    return [
-        ("SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?", of),
-        ("SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1", of),
-    ]
-
-
-def _located(results: Sequence[Sequence[Row]], jti: str) -> tuple[bytes, str | None, str] | None:
-    for thread, key, lease in results[0]:
-        return bytes(thread), json.loads(key), json.loads(lease)
-    for (thread,) in results[1]:
-        return bytes(thread), None, jti
-    return None

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +17,8 @@ from langchain_runtime_authz.ledger.rows import Row, Statement
 from langchain_runtime_authz.ledger.schema import Dialect
 from langchain_runtime_authz.ledger.sql import SqlLedger
 
-__all__ = ["SqliteLedger", "administer"]
-
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
-_SEEN: Final = "seen"
-# Whether a thread had no commit since. One that an operator makes for all threads bears no thread's name.
-_UNTOUCHED: Final = (
-    f"CASE WHEN EXISTS (SELECT 1 FROM journal WHERE tenant = ? AND position > ? AND thread IN (?, x''))"
-    f" OR EXISTS (SELECT 1 FROM meta WHERE name = 'pruned' AND CAST(value AS INTEGER) > ?) THEN '' ELSE '{_SEEN}' END"
-)
 
 
 class SqliteLedger(SqlLedger):
@@ -46,8 +38,6 @@ class SqliteLedger(SqlLedger):
         LedgerError: the file cannot be used.
     """
 
-    _dialect = ("json_array", "0.0", _UNTOUCHED)
-
     def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
         super().__init__(clock)
         if sqlite3.sqlite_version_info < OLDEST:
@@ -61,14 +51,14 @@ class SqliteLedger(SqlLedger):
         with _failures(self.path):
             _make(self.path)
             self._file = _identity(self.path)
-        with self._reading("") as tx:
-            # The process that made it may have died before it made the tables.
-            (made,) = tx.batch([("SELECT 1 FROM sqlite_schema LIMIT 1", ())])
-        if not made:
-            with administer(self.path) as admin:
-                if version(admin).version == 0:  # nobody else made them since
-                    migrate(admin)
-        self._recognise()
+            with self._connection() as conn:
+                # The process that made it may have died before it made the tables.
+                new = not conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+            if new:
+                with administer(self.path) as admin:
+                    if version(admin).version == 0:  # nobody else made them since
+                        migrate(admin)
+            self._recognise()
 
     def close(self) -> None:
         """Close every connection."""
@@ -79,43 +69,52 @@ class SqliteLedger(SqlLedger):
             while self._idle:
                 self._idle.pop().close()
 
-    def _reading(self, tenant: str) -> AbstractContextManager[_Tx]:
-        return self._session(writes=False)
-
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> AbstractContextManager[_Tx]:
-        return self._session(writes=True)
+    @contextmanager
+    def _reading(self, tenant: str) -> Iterator[_Tx]:
+        with _failures(self.path), self._connection() as conn:
+            yield _Tx(conn)
 
     @contextmanager
-    def _session(self, *, writes: bool) -> Iterator[_Tx]:
-        """Bring a connection; a writer queues behind those of this process, since SQLite's own waiting may starve some."""
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> Iterator[_Tx]:
+        with _failures(self.path), self._turn(), self._connection() as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield _Tx(conn)
+            finally:
+                _undo(conn)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Queue the writers of this process: SQLite's own waiting may starve some."""
         self._here()
         writer = self._writer
-        if writes and not writer.acquire(timeout=self._timeout):
+        if not writer.acquire(timeout=self._timeout):
             raise LedgerError(Code.LEDGER_TIMEOUT, f"{self.path.name} was held by other threads for {self._timeout} s")
-        conn: sqlite3.Connection | None = None
         try:
-            if self._closed:
-                raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-            # Through the open descriptor, a removed file would be written to unseen.
-            if _identity(self.path) != self._file:
-                raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
-            with self._guard:
-                conn = self._idle.pop() if self._idle else None
-            conn = conn if conn is not None else _connect(self.path, self._timeout)
-            if writes:
-                conn.execute("BEGIN IMMEDIATE")
-            yield _Tx(conn)
-        except (sqlite3.Error, OSError) as exc:
-            if conn is not None:
-                conn.close()  # the next one begins anew
-                conn = None
-            raise _failure(self.path, exc) from exc
+            yield
         finally:
-            if conn is not None:
-                _undo(conn)
-                self._give_back(conn)
-            if writes:
-                writer.release()
+            writer.release()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        self._here()
+        if self._closed:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
+        # Through the open descriptor, a removed file would be written to unseen.
+        if _identity(self.path) != self._file:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
+        with self._guard:
+            conn = self._idle.pop() if self._idle else None
+        conn = conn if conn is not None else _connect(self.path, self._timeout)
+        try:
+            yield conn
+        except sqlite3.Error:
+            conn.close()  # the next one begins anew
+            raise
+        except BaseException:
+            self._give_back(conn)
+            raise
+        self._give_back(conn)
 
     def _give_back(self, conn: sqlite3.Connection) -> None:
         with self._guard:
@@ -140,10 +139,10 @@ class _Tx:
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         return [self._conn.execute(sql, values).fetchall() for sql, values in statements]
 
-    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> tuple[int, str]:
+    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int:
         ((position,),) = self.batch(statements)[-1]
         self._conn.execute("COMMIT")
-        return int(position), _SEEN
+        return int(position)
 
 
 @contextmanager
@@ -228,20 +227,16 @@ def _undo(conn: sqlite3.Connection) -> None:
 
 @contextmanager
 def _failures(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the disk raise into a code, with the file's name."""
     try:
         yield
-    except (sqlite3.Error, OSError) as exc:
-        raise _failure(path, exc) from exc
-
-
-def _failure(path: Path, exc: Exception) -> LedgerError:
-    """Turn what SQLite and the disk raise into a code, with the file's name."""
-    if isinstance(exc, OSError):
-        return LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name}: {exc.strerror or type(exc).__name__}")
-    name = getattr(exc, "sqlite_errorname", "") or ""
-    code = Code.LEDGER_UNAVAILABLE
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        code = Code.LEDGER_TIMEOUT
-    elif name == "SQLITE_ERROR" and "no such" in str(exc):  # a table or a column
-        code = Code.LEDGER_SCHEMA
-    return LedgerError(code, f"{path.name}: {name or type(exc).__name__}: {exc}")
+    except sqlite3.Error as exc:
+        name = getattr(exc, "sqlite_errorname", "") or ""
+        code = Code.LEDGER_UNAVAILABLE
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            code = Code.LEDGER_TIMEOUT
+        elif name == "SQLITE_ERROR" and "no such" in str(exc):  # a table or a column
+            code = Code.LEDGER_SCHEMA
+        raise LedgerError(code, f"{path.name}: {name or type(exc).__name__}: {exc}") from exc
+    except OSError as exc:
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name}: {exc.strerror or type(exc).__name__}") from exc

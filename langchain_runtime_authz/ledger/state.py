@@ -42,6 +42,7 @@ class Forgotten:
         self._bits = bytearray(1 << 18)
 
     def add(self, name: str) -> None:
+        """Name a row."""
         for at in self._places(name):
             self._bits[at >> 3] |= 1 << (at & 7)
 
@@ -113,6 +114,7 @@ class Thread:
                 del opened[deed]
 
     def drop(self, key: str) -> None:
+        """Forget a call."""
         self.put(key, self.calls[key]._replace(state="void"))
         del self.calls[key]
 
@@ -150,50 +152,9 @@ class Needs:
     deeds: set[str] = field(default_factory=set)
     turns: set[str] = field(default_factory=set)
 
-    def without(self, held: Needs) -> Needs:
-        """Return what is not `held` already. Rows of other threads (`deeds`, `turns`) never are."""
-        return Needs(
-            self.leases - held.leases,
-            self.below - held.below,
-            self.living and not held.living,
-            self.plans - held.plans,
-            self.by_call - held.by_call,
-            self.calls - held.calls,
-            self.approvals - held.approvals,
-            self.open and not held.open,
-            self.edges and not held.edges,
-            self.budgets - held.budgets,
-            self.rates - held.rates,
-            self.log and not held.log,
-            self.pending and not held.pending,
-            self.marks - held.marks,
-            self.unmarked - held.unmarked,
-            self.values - held.values,
-            self.deeds,
-            self.turns,
-        )
-
-    def add(self, more: Needs) -> None:
-        """Hold the thread's own rows of `more` too."""
-        self.leases |= more.leases
-        self.below |= more.below
-        self.living |= more.living
-        self.plans |= more.plans
-        self.by_call |= more.by_call
-        self.calls |= more.calls
-        self.approvals |= more.approvals
-        self.open |= more.open
-        self.edges |= more.edges
-        self.budgets |= more.budgets
-        self.rates |= more.rates
-        self.log |= more.log
-        self.pending |= more.pending
-        self.marks |= more.marks
-        self.unmarked |= more.unmarked
-        self.values |= more.values
-
     @classmethod
     def of(cls, query: b.Query) -> Needs:
+        """Return what `snapshot` looks at."""
         return cls(
             leases={query.jti} if query.jti else set(),
             plans={query.plan} if query.plan is not None else set(),
@@ -239,6 +200,7 @@ def ledger_time(clock: float, latest: float) -> float:
 
 
 def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
+    """Return the answer of `Ledger.load`."""
     plan = None
     if query.plan is not None and query.plan in t.plans:
         records = t.plans[query.plan]
