@@ -13,13 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.facts.state import UNRECORDED
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approvals import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Perform, new_id
-from langchain_runtime_authz.pep.recording import RECORDED, corrected, owed
+from langchain_runtime_authz.pep.recording import RECORDED, corrected, owed, settle
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
@@ -122,7 +123,8 @@ def _correction(
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
-    snapshot: Snapshot = yield Load(scope, Query(log=True))
+    snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+    yield from settle(scope, snapshot)
     # The approver's words give authority only if it is the approver's own task.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)

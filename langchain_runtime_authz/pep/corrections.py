@@ -14,7 +14,7 @@ from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
-from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
+from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, UNRECORDED, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
@@ -190,7 +190,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query(log=True))
+        snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
         if not snapshot.exists:
             return
         said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
@@ -206,7 +206,7 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     `by` (`type:id`) names its author; `None`: the thread's own subject. Return the new epoch.
     """
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query(log=True))
+        snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
         author = by if by is not None else snapshot.subject
         said = replace(text, author=author, own=author == snapshot.subject)
         change = [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)]

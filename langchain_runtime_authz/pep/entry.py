@@ -49,7 +49,7 @@ from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, mandate_event, recall
-from langchain_runtime_authz.pep.recording import RECORDED, change_task, corrected, owed, run_event
+from langchain_runtime_authz.pep.recording import RECORDED, change_task, corrected, owed, run_event, settle
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.pep.thread_memory import turn
 from langchain_runtime_authz.telemetry.logs import logger
@@ -221,9 +221,7 @@ def _take_lease(
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins after the log has the change of the task that its epoch began with.
-        if left := snapshot.marks.get(UNRECORDED):
-            epoch, source, start, end = left.split()
-            yield corrected(run, Committed(snapshot.now, int(epoch)), snapshot.log[int(start) : int(end)], source)
+        left = yield from settle(run, snapshot)
         opening: list[Change] = [OpenThread(owner)]
         opening += [RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
@@ -329,7 +327,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
         AuthzDenied: `stale_epoch`: others change the task all the time.
     """
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+        snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(UNRECORDED,)))
         if texts[-1].key in {t.key for t in snapshot.log}:
             return False
         edit = [AdvanceEpoch(snapshot.epoch, (*texts,))]

@@ -124,10 +124,26 @@ def owed(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> Se
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
+def settle(of: Run | Scope, before: Snapshot) -> Flow[bool]:
+    """Record the change of the task that the log may not have; return True if there is one. Raises `AuditError`.
+
+    `before` was loaded with the thread's texts and with that mark.
+    """
+    left = before.marks.get(UNRECORDED)
+    if left:
+        epoch, source, start, end = left.split()
+        yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
+    return bool(left)
+
+
 def change_task(
     of: Run | Scope, before: Snapshot, changes: Sequence[Change], texts: Sequence[HumanText], source: str
 ) -> Flow[Committed | Conflict]:
-    """Commit and record a change of the task. `before` was loaded with the thread's texts. Raises `AuditError`."""
+    """Commit and record a change of the task, after one that is not on record. Raises `AuditError`.
+
+    `before` is what `settle` takes.
+    """
+    yield from settle(of, before)
     scope = of.scope if isinstance(of, Run) else of
     mark = owed(before.epoch + 1, len(before.log), texts, source)
     done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])

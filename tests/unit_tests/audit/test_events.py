@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import pytest
@@ -231,6 +232,23 @@ def test_a_change_of_the_task_by_another_road_is_on_record_once(road: str) -> No
     for _ in range(2):
         s.say(None)
     assert [(d["source"], d["from_epoch"]) for d in details(s.authz, "corrected")] == [(road.split(maxsplit=1)[0], 1)]
+
+
+@pytest.mark.parametrize("again", ["", "corrected"])
+def test_a_later_change_does_not_hide_one_that_is_not_on_record(again: str) -> None:
+    """It is made once the earlier one is on record; until then it is refused."""
+    disk = Disk()
+    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
+    authz.session(subject="alice", task="pay ann", thread="t").close()
+    disk.full = "corrected"
+    with pytest.raises(AuthzError):
+        authz.correct("t", "pay eve", graph="session")
+    disk.full = again
+    with pytest.raises(AuthzError) if again else nullcontext():
+        authz.correct("t", "pay bob", graph="session")
+    disk.full = ""
+    authz.session(subject="alice", thread="t").close()
+    assert [r["epoch"] for r in events(authz, "corrected")] == ([2] if again else [2, 3])
 
 
 def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
