@@ -89,14 +89,10 @@ class OpaPDP(RemotePDP):
         return [_decision(result, told) for result in results]
 
     async def _query(self, path: str, body: bytes, n: int = 1) -> tuple[object, _Told]:
-        document = await self._client.query_rule(_Input(body, n), path, query_params={"provenance": "true"})
-        if not isinstance(document, dict):
-            raise PDPError(Code.PDP_MALFORMED, "not an object")
-        if "result" not in document:  # OPA's way to say `undefined`
-            raise PDPError(Code.PDP_UNDEFINED)
-        told = _told(document)
+        answer = await self._client.query_rule(_Input(body, n), path, query_params={"provenance": "true"})
+        result, told = _opened(answer)
         self.revision = told.revision if told.named else ""
-        return document["result"], told
+        return result, told
 
 
 class _Input(NamedTuple):
@@ -112,6 +108,14 @@ class _Told(NamedTuple):
     own_id: str
     revision: str
     named: bool
+
+
+def _opened(document: object) -> tuple[object, _Told]:
+    if not isinstance(document, dict):
+        raise PDPError(Code.PDP_MALFORMED, "not an object")
+    if "result" not in document:  # OPA's way to say `undefined`
+        raise PDPError(Code.PDP_UNDEFINED)
+    return document["result"], _told(document)
 
 
 def _decision(result: object, told: _Told) -> Decision | None:
