@@ -10,15 +10,15 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from rich.cells import cell_len, chop_cells
 
 from langchain_runtime_authz._html import printable
-from langchain_runtime_authz.audit.explanation import explain
 from langchain_runtime_authz.facts.inert import inert
 
 MAX_STEPS: Final = 2000
@@ -73,9 +73,9 @@ class Lane(NamedTuple):
     agent: tuple[str, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Step:
-    """One thing that happened: its `kind` (a key of `SIGNS`) and its line `what`.
+    """One thing that happened: its `kind` (a key of `SIGNS`) and its line `what`. `str` is a line of a list.
 
     `decision_id` is of the decision that it is, or is about; `end` is how a permitted call ended, once it has.
     """
@@ -106,8 +106,15 @@ class Step:
     def epoch(self) -> str:
         return shown(self.record.get("epoch", _at(self.record, "request", "context", "task", "epoch")))
 
+    def __str__(self) -> str:
+        sign, word = SIGNS[self.kind]
+        place, ident = f"{shown(self.lane.thread, 40)} {self.subject}".strip(), self.decision_id[:8]
+        return f"{clock(self.at)} {sign} {word:<12} {place}  {self.what}{self.ended} {ident}".rstrip()
+
     def why(self) -> str:
         if self.record.get("kind") == "decision":
+            from langchain_runtime_authz.audit.explanation import explain
+
             try:
                 # Of a record that another wrote, even a code may be any text.
                 return "\n".join(map(printable, str(explain(_bounded(self.record))).split("\n")))
@@ -117,9 +124,8 @@ class Step:
         return "\n".join(f"{shown(k, 40):<16} {shown(v, 2000)}" for k, v in facts.items() if v)
 
     def to_dict(self) -> dict[str, Any]:
-        told = {
-            name: getattr(self, name) for name in ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")
-        }
+        names = ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")
+        told = {name: getattr(self, name) for name in names}
         run, reasons = shown(self.record.get("run_id")), [*map(shown, _list(self.record.get("reasons")))]
         place = {"thread": shown(self.lane.thread), "agent": [*map(shown, self.lane.agent)]}
         return {"at": clock(self.at), **place, **told, "reasons": reasons, "run_id": run}
@@ -178,13 +184,10 @@ class Story:
         ]
 
     def __str__(self) -> str:
-        agents = [
-            _wrapped("  " * _depth(lane), f"{self.name(lane)} {kind}") for lane, kind in sorted(self.lanes.items())
-        ]
-        parts = [
-            [_wrapped("", line, 10) for line in self.heading()],
-            ["Agents", *agents] if len(self.lanes) > 1 else [],
-        ]
+        parts = [[_wrapped("", line, 10) for line in self.heading()]]
+        if len(self.lanes) > 1:
+            agents = (_wrapped("  " * _depth(lane), f"{self.name(lane)} {how}") for lane, how in self.lanes.items())
+            parts.append(["Agents", *agents])
         for order in self.orders.values():
             parts.append([order.heading, *(_wrapped(f"  {order.state(i)}: ", line) for i, line in order.steps.items())])
         if self.orders and self.unordered:
@@ -211,35 +214,17 @@ def tell(
 
     `keep` says which steps belong to it, `limit` how many it keeps.
     """
-    story, teller = Story(), _Teller()
-    decided: dict[str, Step] = {}
-    answers: dict[tuple[str, str], Step] = {}
-    for record in records:
-        if record is None:
+    story = Story(deque(maxlen=limit))
+    for step in _steps(records):
+        if step is None:
             story.unread += 1
-        elif record.get("kind") == "completion":
-            if (step := decided.get(shown(record.get("decision_id")))) is not None:
-                step.end = shown(record.get("error") or record.get("state"), 40)
-        elif (step := teller.step(record)) is not None:
-            if step.kind == "answer":
-                answers[step.lane.thread, str(_detail(record).get("args_digest"))] = step
-            elif step.kind == "permit":
-                digest = _at(record, "request", "context", "call", "args_digest")
-                answer = answers.pop((step.lane.thread, str(digest)), None)
-                if answer is not None and _detail(answer.record).get("verdict") == "approve":
-                    answer.end = "ran"
-            if not keep(step):
-                continue
+        elif keep(step):
             story.total += 1
             step.number = story.total
             story.steps.append(step)
             _add(story, step)
-            if record.get("kind") == "decision":
-                decided[step.decision_id] = step
-            if len(story.steps) > limit:
-                decided.pop(story.steps.popleft().decision_id, None)
     kept = {step.lane for step in story.steps} | {step.to for step in story.steps}
-    story.lanes = {lane: how for lane, how in story.lanes.items() if lane in kept}
+    story.lanes = {lane: how for lane, how in sorted(story.lanes.items()) if lane in kept}
     return story
 
 
@@ -269,51 +254,65 @@ def _add(story: Story, step: Step) -> None:
             story.unordered.append(step)
 
 
-class _Teller:
-    """Keeps what later records need of earlier ones: the subject of each run, each decision, each question."""
-
-    def __init__(self) -> None:
-        self.subjects: dict[str, str] = {}
-        self.roots: dict[str, tuple[str, ...]] = {}
-        self.decided: dict[str, tuple[Lane, str, str, str]] = {}
-        self.questions: dict[tuple[str, str], str] = {}
-
-    def step(self, record: Record) -> Step | None:
+def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
+    """Return the steps of records, with what earlier records say of them; `None` for a line that is not a record."""
+    subjects: dict[str, str] = {}  # of runs
+    roots: dict[str, tuple[str, ...]] = {}  # of threads
+    decided: dict[str, tuple[Lane, str, str, str]] = {}
+    unended: WeakValueDictionary[str, Step] = WeakValueDictionary()  # the decisions that a story keeps
+    questions: dict[tuple[str, str], str] = {}
+    answers: dict[tuple[str, str], Step] = {}
+    for record in records:
+        if record is None:
+            yield None
+            continue
         kind, detail, run = record.get("kind"), _detail(record), str(record.get("run_id"))
         decision_id = shown(record.get("decision_id") or detail.get("decision_id"))
+        if kind == "completion" and (ended := unended.get(decision_id)) is not None:
+            ended.end = shown(record.get("error") or record.get("state"), 40)
+        if kind not in ("decision", "mint", "mint_refused", "run"):
+            continue
         thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, _list(record.get("agent"))))
         # What concerns the whole thread stands with its root agent.
-        lane = Lane(thread, agent or self.roots.get(thread, ()))
-        self.roots.setdefault(thread, agent[:1])
+        lane = Lane(thread, agent or roots.get(thread, ()))
+        roots.setdefault(thread, agent[:1])
         named = _at(record, "request", "subject")
         if subject := f"{_at(named, 'type')}:{_at(named, 'id')}" if named else str(detail.get("subject") or ""):
-            self.subjects[run] = shown(subject)
-        subject, at = self.subjects.get(run, ""), _time(record)
+            subjects[run] = shown(subject)
+        subject, tool = subjects.get(run, ""), shown(detail.get("tool"))
         if kind == "decision":
             call, what = record.get("action") == "tools/call", _decision(record)
             tool = shown(record.get("resource")) if call else ""
-            self.decided[decision_id] = lane, subject, tool, what.partition(": ")[0]
-            outcome = {"permit": "permit" if call else "check", "approval_required": "ask"}
-            named = outcome.get(str(record.get("outcome")), "deny")
-            return Step(at, named, lane, what, record, subject, tool, decision_id)
-        if kind in ("mint", "mint_refused"):
-            lane, subject, tool, _ = self.decided.get(decision_id, (lane, subject, shown(record.get("tool")), ""))
+            decided[decision_id] = lane, subject, tool, what.partition(": ")[0]
+            outcomes = {"permit": "permit" if call else "check", "approval_required": "ask"}
+            sort = outcomes.get(str(record.get("outcome")), "deny")
+        elif kind == "run":
+            event, what = str(record.get("event")), tool
+            if event == "asked":
+                for one in _list(detail.get("questions")):
+                    questions[_question(one)] = shown(_at(one, "decision_id"))
+                if detail.get("source") != "hitl":
+                    continue  # its decisions are steps
+            elif event == "approval":
+                decision_id = questions.get(_question(detail), "")
+                what = decided[decision_id][3] if decision_id in decided else tool
+            sort, template = _EVENTS.get(event, _OTHER)
+            what = _event(template, record, detail, what)
+        else:
+            lane, subject, tool, _ = decided.get(decision_id, (lane, subject, shown(record.get("tool")), ""))
             what = f"token for {record.get('audience')}" if kind == "mint" else f"no token: {record.get('reason')}"
-            return Step(at, "credential", lane, shown(what), record, subject, tool, decision_id)
-        if kind != "run":
-            return None
-        event, tool = str(record.get("event")), shown(detail.get("tool"))
-        what = tool
-        if event == "asked":
-            for one in _list(detail.get("questions")):
-                self.questions[_question(one)] = shown(_at(one, "decision_id"))
-            if detail.get("source") != "hitl":
-                return None  # its decisions are steps
-        elif event == "approval":
-            decision_id = self.questions.get(_question(detail), "")
-            what = self.decided[decision_id][3] if decision_id in self.decided else tool
-        named, template = _EVENTS.get(event, _OTHER)
-        return Step(at, named, lane, _event(template, record, detail, what), record, subject, tool, decision_id)
+            sort, what = "credential", shown(what)
+        step = Step(_time(record), sort, lane, what, record, subject, tool, decision_id)
+        if kind == "decision":
+            unended[decision_id] = step
+        if sort == "answer":
+            answers[thread, str(detail.get("args_digest"))] = step
+        elif sort == "permit":
+            digest = _at(record, "request", "context", "call", "args_digest")
+            answer = answers.pop((thread, str(digest)), None)
+            if answer is not None and _detail(answer.record).get("verdict") == "approve":
+                answer.end = "ran"
+        yield step
 
 
 def _depth(lane: Lane) -> int:
@@ -360,10 +359,7 @@ def _listed(values: Iterable[Any], write: Callable[[Any], str] | None = None) ->
 
 
 def clock(at: float) -> str:
-    try:
-        return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}"
-    except (ValueError, OverflowError, OSError):
-        return "?"
+    return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
@@ -396,7 +392,7 @@ def _bounded(value: Any) -> Any:
 
 def _time(record: Record) -> float:
     at = record.get("ts")
-    return float(at) if isinstance(at, int | float) and abs(at) < LATEST else 0.0
+    return float(at) if isinstance(at, int | float) and 0 <= at < LATEST else 0.0
 
 
 def _detail(record: Record) -> Record:

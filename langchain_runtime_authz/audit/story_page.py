@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Final
 
 from langchain_runtime_authz._html import table
-from langchain_runtime_authz.audit.story import SIGNS, Lane, Step, Story
+from langchain_runtime_authz.audit.story import SIGNS, Step, Story
 
 ROW: Final = 44  # pixels of a lane
 TOP: Final = 34
@@ -75,19 +75,15 @@ def _filters(story: Story) -> str:
         for kind, (sign, word) in SIGNS.items()
         if story.counts[kind]
     )
-    lanes = "".join(f'<option value="{i}">{escape(story.name(lane))}</option>' for i, lane in enumerate(_lanes(story)))
+    lanes = "".join(f'<option value="{i}">{escape(story.name(lane))}</option>' for i, lane in enumerate(story.lanes))
     return (
         f'<fieldset hidden><legend>Show</legend>{kinds}<label>Agent <select><option value="">all</option>{lanes}'
         f'</select></label><label>Text <input type="search"></label><output></output></fieldset>'
     )
 
 
-def _lanes(story: Story) -> list[Lane]:
-    return sorted(story.lanes)
-
-
 def _timeline(story: Story, *, linked: bool) -> str:
-    lanes = {lane: TOP + ROW * i + ROW // 2 for i, lane in enumerate(_lanes(story))}
+    lanes = {lane: TOP + ROW * i + ROW // 2 for i, lane in enumerate(story.lanes)}
     height, marks, rules, x, ticked, before = TOP + ROW * len(lanes), [], [], 0.0, 0.0, None
     for step in story.steps:
         gap = 0.0 if before is None else max(step.at - before, 0.0)
@@ -130,25 +126,20 @@ def _since(story: Story, step: Step) -> str:
 
 
 def _orders(story: Story) -> str:
-    rows = [
-        (
-            order.heading,
-            line,
-            ", ".join(f"{_since(story, s)} {s.what}" for s in order.done.get(i, ())) or order.state(i),
-        )
-        for order in story.orders.values()
-        for i, line in order.steps.items()
-    ]
-    rows += [("Not ordered", "", f"{_since(story, s)} {s.what}") for s in story.unordered] if story.orders else []
-    head = ("by", "ordered", "done")
-    return f"<h2>Ordered and done</h2>{table(head, rows)}" if rows else ""
+    rows = []
+    for order in story.orders.values():
+        for i, line in order.steps.items():
+            done = ", ".join(f"{_since(story, s)} {s.what}" for s in order.done.get(i, ()))
+            rows.append((order.heading, line, done or order.state(i)))
+    rows += [("Not ordered", "", f"{_since(story, s)} {s.what}") for s in story.unordered if story.orders]
+    return f"<h2>Ordered and done</h2>{table(('by', 'ordered', 'done'), rows)}" if rows else ""
 
 
 def _agents(story: Story) -> str:
     if len(story.lanes) < 2:  # noqa: PLR2004
         return ""
     told, depth = "", 0
-    for lane in _lanes(story):
+    for lane in story.lanes:
         deep = max(len(lane.agent), 1)
         told += "<ul><li>" * (deep - depth) if deep > depth else "</li></ul>" * (depth - deep) + "</li><li>"
         told += escape(f"{story.name(lane)} {story.lanes[lane]}")
@@ -157,7 +148,7 @@ def _agents(story: Story) -> str:
 
 
 def _table(story: Story, *, linked: bool) -> str:
-    lanes = {lane: i for i, lane in enumerate(_lanes(story))}
+    lanes = {lane: i for i, lane in enumerate(story.lanes)}
     rows = []
     for step in story.steps:
         sign, word = SIGNS[step.kind]

@@ -71,26 +71,23 @@ def _checked(what: str, look: Callable[[], Line], do: str) -> Line:
 def _versions() -> Iterator[Line]:
     from packaging.requirements import Requirement
 
-    own, wrong = distribution("langchain-runtime-authz"), []
+    own, wrong, python = distribution("langchain-runtime-authz"), [], sys.version.split()[0]
     needs = [Requirement(each) for each in own.requires or ()]
     for need in needs:
         found = _version(need.name)
         if need.marker is None and not (found and need.specifier.contains(found, prereleases=True)):
             wrong.append(f"{need.name} {found or 'is missing'}, wanted {need.specifier}")
-    extras = [
-        extra
-        for extra in own.metadata.get_all("Provides-Extra") or ()
-        if all(_version(n.name) for n in needs if n.marker and n.marker.evaluate({"extra": extra}))
-    ]
-    yield Line(
-        "ok", "package", f"{own.version} on Python {sys.version.split()[0]}, extras: {', '.join(extras) or 'none'}"
-    )
+
+    def installed(extra: str) -> bool:
+        return all(_version(n.name) for n in needs if n.marker and n.marker.evaluate({"extra": extra}))
+
+    extras = ", ".join(filter(installed, own.metadata.get_all("Provides-Extra") or ()))
+    yield Line("ok", "package", f"{own.version} on Python {python}, extras: {extras or 'none'}")
     if wrong:
         yield Line("fail", "dependencies", "; ".join(wrong), "install the package again, with -c constraints.txt")
     else:
-        yield Line(
-            "ok", "dependencies", f"langchain-core {_version('langchain-core')}, langgraph {_version('langgraph')}"
-        )
+        host = (f"{name} {_version(name)}" for name in ("langchain-core", "langgraph"))
+        yield Line("ok", "dependencies", ", ".join(host))
 
 
 def _version(name: str) -> str | None:

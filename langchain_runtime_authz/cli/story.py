@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 from typer import Argument, Option
 
+from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
 from langchain_runtime_authz.cli._app import Answer, Key
 from langchain_runtime_authz.errors import ConfigError
 
-if TYPE_CHECKING:
-    from langchain_runtime_authz.audit.story import Step, Story
-
 KNOWN: Final = 5  # threads that an error names
-OUTCOMES: Final = (
-    "One of permit, deny, ask, answer, order, plan, task, rotation, revocation, delegation, credential, run, check."
-)
 LOG: Final = Path("audit.jsonl")
 Log = Annotated[
     Path, Option("--log", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="What `RuntimeAuthz(audit=FILE)` wrote.")
@@ -32,20 +28,20 @@ class Source(NamedTuple):
     log: Log = LOG
     key: Key = None
 
-    def told(self, keep: Callable[[Step], bool], mark: str = "", limit: int | None = None) -> Story:
+    def told(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
         from langchain_runtime_authz.audit.chain import read_log
         from langchain_runtime_authz.audit.seal import opener
-        from langchain_runtime_authz.audit.story import tell
 
-        records = read_log(self.log, mark, None if self.key is None else opener(self.key))
-        return tell(records, keep) if limit is None else tell(records, keep, limit)
+        return tell(read_log(self.log, mark, None if self.key is None else opener(self.key)), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
         """Return the story of a thread, or of a whole log, and say whether the log is whole."""
         from langchain_runtime_authz.audit.chain import verify_log
-        from langchain_runtime_authz.audit.story import shown
 
-        told = self.told(lambda s: thread in (None, s.lane.thread) and _wanted(s, everything), thread or "")
+        def keep(step: Step) -> bool:
+            return thread in (None, step.lane.thread) and (everything or step.kind != "check")
+
+        told = self.told(keep, thread or "")
         if not told.total:
             known = list(dict.fromkeys(s.lane.thread for s in self.told(lambda s: bool(s.lane.thread)).steps))
             names = ", ".join(shown(t, 40) for t in known[:KNOWN]) or "none"
@@ -66,12 +62,12 @@ class Filter(NamedTuple):
 
     def keep(self) -> Callable[[Step], bool]:
         """Return whether a step is of them, as a function."""
-        first, last = (None if text is None else _time(text) for text in (self.since, self.until))
+        first, last = _time(self.since, -math.inf), _time(self.until, math.inf)
 
         def keep(step: Step) -> bool:
-            late, early = first is None or step.at >= first, last is None or step.at <= last
             of = self.subject in (None, step.subject, step.subject.partition(":")[2])
-            return late and early and of and self.thread in (None, step.lane.thread) and self.tool in (None, step.tool)
+            at = first <= step.at <= last and self.thread in (None, step.lane.thread)
+            return of and at and self.tool in (None, step.tool)
 
         return keep
 
@@ -80,7 +76,7 @@ def show(
     source: Source,
     steps: Filter,
     agent: Annotated[str | None, Option(help="An agent's name.")] = None,
-    outcome: Annotated[str | None, Option(help=OUTCOMES)] = None,
+    outcome: Annotated[str | None, Option(help=f"One of {', '.join(SIGNS)}.")] = None,
     limit: Annotated[int, Option(min=1, help="The newest steps to show.")] = 100,
     everything: Everything = False,
 ) -> Answer:
@@ -91,15 +87,13 @@ def show(
       runtime-authz audit show
       runtime-authz audit show --log audit.jsonl --outcome deny --since 2026-11-27 --json
     """
-    from langchain_runtime_authz.audit.story import SIGNS
-
     if outcome is not None and outcome not in SIGNS:
         raise ConfigError(f"--outcome must be one of {', '.join(SIGNS)}")
     of = steps.keep()
 
     def keep(step: Step) -> bool:
-        by = agent is None or agent in step.lane.agent
-        return of(step) and by and (step.kind == outcome if outcome else _wanted(step, everything))
+        wanted = step.kind == outcome if outcome else everything or step.kind != "check"
+        return wanted and of(step) and (agent is None or agent in step.lane.agent)
 
     return _listed(source.told(keep, steps.thread or "", limit))
 
@@ -162,8 +156,6 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
     Example:
       runtime-authz audit explain 296e3f65
     """
-    from langchain_runtime_authz.audit.story import SIGNS, clock, shown
-
     told = source.told(lambda s: bool(decision) and s.decision_id.startswith(decision))
     decided = [s for s in told.steps if s.record.get("kind") == "decision"]
     if len({s.decision_id for s in decided}) != 1:
@@ -171,13 +163,12 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
         wanted = f"with `{shown(decision)}`; give the id that a message or `audit show` has"
         raise ConfigError(f"{source.log.name}: {found} {wanted}")
     step = decided[-1]
-    text = [f"{clock(s.at)} {SIGNS[s.kind][1]:<12} {s.what}{s.ended}" for s in told.steps]
-    return Answer({**step.to_dict(), "why": step.why()}, [*text, step.why()])
+    return Answer({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
 
 
-def _time(text: str) -> float:
-    from langchain_runtime_authz.audit.story import shown
-
+def _time(text: str | None, default: float) -> float:
+    if text is None:
+        return default
     try:
         at = datetime.datetime.fromisoformat(text)
     except ValueError as exc:
@@ -185,18 +176,6 @@ def _time(text: str) -> float:
     return (at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)).timestamp()
 
 
-def _wanted(step: Step, everything: bool) -> bool:
-    return everything or step.kind != "check"
-
-
 def _listed(seen: Story) -> Answer:
-    from langchain_runtime_authz.audit.story import SIGNS, clock, shown
-
-    text = []
-    for step in seen.steps:
-        about = f" {step.decision_id[:8]}" if step.decision_id else ""
-        place = f"{shown(step.lane.thread, 40)} {step.subject}".strip()
-        sign = f"{SIGNS[step.kind][0]} {SIGNS[step.kind][1]:<12}"
-        text.append(f"{clock(step.at)} {sign} {place}  {step.what}{step.ended}{about}")
     unread = f"; {seen.unread} lines are not records" if seen.unread else ""
-    return Answer(seen.to_dict(), [*text, f"{len(seen.steps)} of {seen.total} steps{unread}"])
+    return Answer(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])

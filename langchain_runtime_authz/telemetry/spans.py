@@ -176,9 +176,20 @@ def record_event(
     if is_idle():
         return
     with suppress(Exception):
+        agent: Sequence[str] = about.get("agent") or ()
+        found = {
+            n.CONVERSATION_ID: scope.thread if scope is not None else None,
+            n.RUN_ID: about.get("run_id"),
+            n.REASON: about.get("reason"),
+            n.AGENT_NAME: agent[-1] if agent else None,
+            **(_of(run) if run is not None else {}),
+            n.EPOCH: about.get("epoch", run.epoch if run is not None else None),
+            n.EPOCH_BEFORE: detail.get("from_epoch"),
+            **{n.PREFIX + name: _shown(detail[name]) for name in n.SHOWN.intersection(detail)},
+        }
+        attributes = {name: value for name, value in found.items() if value not in (None, "")}
         # A run's span is linked to its questions as it begins.
-        name, links = f"{n.PREFIX}{event}", _questions(question) if run is None else ()
-        context, attributes = _context(run), _shown(scope, detail, about, run)
+        name, links, context = f"{n.PREFIX}{event}", _questions(question) if run is None else (), _context(run)
         span = trace.get_current_span(context)
         if not span.is_recording():
             _tracer.start_span(name, context, attributes=attributes, links=links).end()
@@ -222,8 +233,8 @@ def _describe(
         n.DECISION_ID: decision.decision_id,
         n.POLICY_REVISION: decision.policy_revision,
         n.PDP: pdp,
-        n.PDP_DECISION_ID: decision.pdp_decision_id or None,
-        n.REASON: decision.reason or None,
+        n.PDP_DECISION_ID: decision.pdp_decision_id,
+        n.REASON: decision.reason,
         n.REASONS: decision.reasons or None,
         n.OBLIGATION_TYPES: sorted({o.type for o in decision.obligations}) or None,
         **_of(run),
@@ -266,23 +277,10 @@ def _of(run: Any) -> dict[str, Any]:
     }
 
 
-def _shown(scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], run: Any) -> dict[str, Any]:
-    """Return the attributes of an event. Of a list of records, their number is shown."""
-    agent: Sequence[str] = about.get("agent") or ()
-    found = {
-        n.CONVERSATION_ID: scope.thread if scope is not None else None,
-        n.RUN_ID: about.get("run_id") or None,
-        n.REASON: about.get("reason"),
-        n.AGENT_NAME: agent[-1] if agent else None,
-        **(_of(run) if run is not None else {}),
-        n.EPOCH: about.get("epoch", run.epoch if run is not None else None),
-        n.EPOCH_BEFORE: detail.get("from_epoch"),
-    }
-    for name in n.SHOWN.intersection(detail):
-        value = detail[name]
-        records = isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value)
-        found[n.PREFIX + name] = len(value) if records else value
-    return {name: value for name, value in found.items() if value not in (None, "")}
+def _shown(value: Any) -> Any:
+    """Return a value of an event's detail; of a list of records, their number."""
+    records = isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value)
+    return len(value) if records else value
 
 
 def _context(run: Any) -> otel_context.Context | None:

@@ -12,9 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.audit.story import SIGNS
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.story import OUTCOMES
 from langchain_runtime_authz.errors import sentence
 
 from ..audit.test_story import played
@@ -49,7 +47,6 @@ def test_the_four_questions_of_an_auditor(log: Path) -> None:
     assert "effect" in why.stdout
     assert "approve pay" in why.stdout
     tried = listed("audit", "show", "--log", log, "--thread", "t", "--outcome", "deny")
-    assert f"One of {', '.join(SIGNS)}." == OUTCOMES
     assert [t["reasons"][0] for t in tried] == ["approval_rejected"] * 2
     assert sentence("approval_rejected").split(";")[0] in cli("audit", "explain", tried[0]["decision_id"][:12], "--log", log).stdout
 
