@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from langchain_runtime_authz.audit.story import wrapped
 from langchain_runtime_authz.errors import RETRY, Code, told
 from langchain_runtime_authz.facts.inert import inert, quoted
 from langchain_runtime_authz.facts.provenance.trace import SAYS
 
-WIDTH: Final = 80
 _QUOTES: Final = str.maketrans('`"', "''")
 _OUTCOMES: Final = {"permit": "Permitted", "deny": "Denied", "approval_required": "Asks about", "halt": "Stopped"}
 _FAILURES: Final = {
@@ -93,19 +92,13 @@ class Explanation:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = _wrapped("", self.headline)
-        for reason in self.reasons:
-            lines += _wrapped("because   ", f"{reason.code}: {reason.meaning}")
-            lines += _wrapped("do        ", reason.remedy) if reason.remedy else []
-            lines += _wrapped("retry     ", reason.retry) if reason.retry else []
-        lines += _wrapped("order     ", self.order) if self.order else []
-        for argument in self.arguments:
-            lines += _wrapped("argument  ", _shown(argument))
-        lines += _wrapped("by        ", self.decided_by)
+        lines = []
+        for r in self.reasons:
+            lines += [("because", f"{r.code}: {r.meaning}"), ("do", r.remedy), ("retry", r.retry)]
+        lines += [("order", self.order), *(("argument", _shown(a)) for a in self.arguments), ("by", self.decided_by)]
         ids = {"policy": self.policy_revision, "decision": self.decision_id, "thread": self.thread, "run": self.run_id}
-        for label, value in ids.items():
-            lines += _wrapped(f"{label:<10}", inert(value)) if value else []
-        return "\n".join(lines)
+        lines += [(label, inert(value)) for label, value in ids.items()]
+        return "\n".join([wrapped("", self.headline), *(wrapped(f"{n:<10}", text) for n, text in lines if text)])
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:
@@ -191,7 +184,3 @@ def _shown(argument: Argument) -> str:
     facts = [argument.source, argument.deviation]
     facts += [f"expected {argument.expected}"] if argument.expected else []
     return ": ".join(filter(None, [line, "; ".join(filter(None, facts))]))
-
-
-def _wrapped(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label)) or [label]

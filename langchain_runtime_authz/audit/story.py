@@ -93,7 +93,6 @@ class Step:
 
     @property
     def ended(self) -> str:
-        """The end of the call, to append to a line."""
         return f" [{self.end}]" if self.end else ""
 
     @property
@@ -184,14 +183,14 @@ class Story:
         ]
 
     def __str__(self) -> str:
-        parts = [[_wrapped("", line, 10) for line in self.heading()]]
+        parts = [[wrapped("", line, 10) for line in self.heading()]]
         if len(self.lanes) > 1:
-            agents = (_wrapped("  " * _depth(lane), f"{self.name(lane)} {how}") for lane, how in self.lanes.items())
+            agents = (wrapped("  " * _depth(lane), f"{self.name(lane)} {how}") for lane, how in self.lanes.items())
             parts.append(["Agents", *agents])
         for order in self.orders.values():
-            parts.append([order.heading, *(_wrapped(f"  {order.state(i)}: ", line) for i, line in order.steps.items())])
+            parts.append([order.heading, *(wrapped(f"  {order.state(i)}: ", line) for i, line in order.steps.items())])
         if self.orders and self.unordered:
-            parts.append(["Done without an order", *(_wrapped("  ", step.what) for step in self.unordered)])
+            parts.append(["Done without an order", *(wrapped("  ", step.what) for step in self.unordered)])
         parts.append(["Time", *map(self._line, self.steps)] if self.steps else [])
         return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -200,7 +199,7 @@ class Story:
         since, depth = f"+{step.at - self.steps[0].at:.3f}", "│ " * (_depth(step.lane) - 1)
         who = f"{self.name(step.lane)}: " if len(self.lanes) > 1 else ""
         ident = f" {step.decision_id[:8]}" if step.kind in ("deny", "ask") else ""
-        return _wrapped(f"{since:>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
+        return wrapped(f"{since:>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
 
     def to_dict(self) -> dict[str, Any]:
         steps = [step.to_dict() for step in self.steps]
@@ -368,7 +367,7 @@ def shown(value: object, limit: int = _SHOWN) -> str:
     return _inert(text) if len(text) <= limit else _inert(text[:limit]) + "…"
 
 
-def _wrapped(label: str, text: str, indent: int = 0) -> str:
+def wrapped(label: str, text: str, indent: int = 0) -> str:
     """Return a text in lines of 80 columns behind a label. A wide character takes two."""
     pad = " " * min(indent or cell_len(label), WIDTH // 2)
     lines, width = [label], WIDTH - cell_len(label)

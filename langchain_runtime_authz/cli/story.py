@@ -23,8 +23,6 @@ Everything = Annotated[bool, Option("--all", help="Also the permitted steps of r
 
 
 class Source(NamedTuple):
-    """A log, and the key to its contents."""
-
     log: Log = LOG
     key: Key = None
 
@@ -61,7 +59,6 @@ class Filter(NamedTuple):
     until: Annotated[str | None, Option(metavar="TIME", help="Likewise.")] = None
 
     def keep(self) -> Callable[[Step], bool]:
-        """Return whether a step is of them, as a function."""
         first, last = _time(self.since, -math.inf), _time(self.until, math.inf)
 
         def keep(step: Step) -> bool:

@@ -119,17 +119,14 @@ class Replayed:
 
     @property
     def stopped(self) -> tuple[Step, ...]:
-        """The calls that would not have run."""
         return tuple(s for s in self.steps if not s.ran)
 
     @property
     def disturbed(self) -> tuple[Step, ...]:
-        """The wanted calls that were asked about or stopped."""
         return tuple(s for s in self.steps if not s.unwanted and s.outcome != "permit")
 
     @property
     def let_through(self) -> tuple[Step, ...]:
-        """The unwanted calls that would have run."""
         return tuple(s for s in self.steps if s.unwanted and s.ran)
 
     def to_dict(self) -> dict[str, Any]:

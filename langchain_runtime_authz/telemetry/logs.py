@@ -16,25 +16,6 @@ from opentelemetry import trace
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.fork import forkable_lock
 
-
-class _Ids(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        scope, span = current_scope.get(), trace.get_current_span().get_span_context()
-        run: Any = scope.run
-        found = {
-            "trace_id": f"{span.trace_id:032x}" if span.is_valid else "",
-            "span_id": f"{span.span_id:016x}" if span.is_valid else "",
-            "thread_id": run.scope.thread if run is not None else "",
-            "run_id": run.run_id if run is not None else "",
-            "decision_id": scope.ticket.decision_id if scope.ticket is not None else "",
-        }
-        for name, value in found.items():
-            if not hasattr(record, name):
-                setattr(record, name, value)
-        return True
-
-
-_IDS: Final = _Ids()
 BURST: Final = 5  # lines of one code
 WINDOW: Final = 60.0  # seconds
 MAX_CODES: Final = 256  # a policy may make them up
@@ -43,8 +24,22 @@ MAX_CODES: Final = 256  # a policy may make them up
 def logger(name: str) -> logging.Logger:
     """Return a module's logger, whose records carry the ids."""
     log = logging.getLogger(name)
-    log.addFilter(_IDS)  # adding it again changes nothing
+    log.addFilter(_add_ids)  # adding it again changes nothing
     return log
+
+
+def _add_ids(record: logging.LogRecord) -> bool:
+    scope, span = current_scope.get(), trace.get_current_span().get_span_context()
+    run: Any = scope.run
+    found = {
+        "trace_id": f"{span.trace_id:032x}" if span.is_valid else "",
+        "span_id": f"{span.span_id:016x}" if span.is_valid else "",
+        "thread_id": run.scope.thread if run is not None else "",
+        "run_id": run.run_id if run is not None else "",
+        "decision_id": scope.ticket.decision_id if scope.ticket is not None else "",
+    }
+    vars(record).update(found | vars(record))
+    return True
 
 
 def lines_left_out() -> Callable[[str], int | None]:
