@@ -47,23 +47,26 @@ def doctor(
     lines = [
         *_versions(),
         _checked("engine", _engine, "reinstall the package"),
-        _checked("ledger", lambda: _ledger(ledger), f"runtime-authz ledger migrate {ledger}"),
-        _checked("audit log", lambda: _audit(audit, ledger), "runtime-authz codes CODE"),
-        _checked("keys", lambda: _keys(keys), f"runtime-authz keys generate {keys}"),
+        _checked("ledger", _ledger, f"runtime-authz ledger migrate {ledger}", ledger),
+        _checked("audit log", _audit, "runtime-authz codes CODE", audit, ledger),
+        _checked("keys", _keys, f"runtime-authz keys generate {keys}", keys),
         _checked("kill switch", _kill_switch, "name a file in a folder that exists"),
         _tracing(),
     ]
     if target is not None:
-        lines.append(_checked("graph", lambda: _graph(target), "name it as `module:graph`"))
+        lines.append(_checked("graph", _graph, "name it as `module:graph`", target))
     failed = any(line.state == "fail" for line in lines)
     told = [f"{n.state:<5} {n.what:<12} {n.found}" + f"\n{'':<5} {'do':<12} {n.do}" * bool(n.do) for n in lines]
     return Answer({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
 
 
-def _checked(what: str, look: Callable[[], Line], do: str) -> Line:
-    """Return what `look` returns, or a failed line with the error."""
+def _checked(what: str, look: Callable[..., Line], do: str, *parts: Any) -> Line:
+    """Return what `look` finds of the parts that are named, or a failed line with the error."""
+    if None in parts[:1]:
+        found = "not named: the default ends with the process"
+        return Line("note", what, found, f"give your own to `RuntimeAuthz`, and name it by --{what.partition(' ')[0]}")
     try:
-        return look()
+        return look(*parts)
     except (AuthzError, OSError, RuntimeError, ImportError) as exc:
         return Line("fail", what, " ".join(str(exc).split()), do)
 
@@ -109,9 +112,7 @@ def _engine() -> Line:
     return Line("ok", "engine", f"{pdp.name}, {pdp.revision[:19]}: answered an example by `{answer.outcome}`")
 
 
-def _ledger(where: str | None) -> Line:
-    if where is None:
-        return Line("note", "ledger", "not named: the default ends with the process", "give `ledger=`, and --ledger")
+def _ledger(where: str) -> Line:
     from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
     with Store(where).opened() as ledger:
@@ -120,9 +121,7 @@ def _ledger(where: str | None) -> Line:
     return Line("ok", "ledger", f"{where.rpartition('@')[2]} can be used")
 
 
-def _audit(file: Path | None, ledger: str | None) -> Line:
-    if file is None:
-        return Line("note", "audit log", "not named: the default ends with the process", "give `audit=`, and --audit")
+def _audit(file: Path, ledger: str | None) -> Line:
     if not _writable(file):
         return Line("fail", "audit log", f"{file} cannot be written", "make its folder, or let this user write there")
     if not file.exists() or not file.stat().st_size:
@@ -151,9 +150,7 @@ def _writable(file: Path) -> bool:
     return folder and not file.is_dir() and (not file.exists() or os.access(file, os.W_OK))
 
 
-def _keys(directory: Path | None) -> Line:
-    if directory is None:
-        return Line("note", "keys", "not named: the default key ends with the process", "give `issuer=`, and --keys")
+def _keys(directory: Path) -> Line:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     return Line("ok", "keys", f"{directory}, signs with {KeyDirectory(directory).active.kid}")

@@ -148,7 +148,9 @@ def read_trace(path: str | Path) -> Trace:
     name, number = Path(path).name, 1
     header: _Header | None = None
     events: list[tuple[int, Event]] = []
-    known = _Known()
+    agents, waiting = {MAIN}, dict[str, bool]()
+    last: float | None = None
+    since = 0.0
     with Path(path).open("rb") as file:
         try:
             for number, raw in enumerate(file, 1):
@@ -159,8 +161,17 @@ def read_trace(path: str | Path) -> Trace:
                     raise ValueError("not a JSON object")  # noqa: TRY004  (a wrong line, like any other)
                 if header is None:
                     header = _Header.model_validate(line)
+                    continue
+                event = _EVENT.validate_python(line)
+                _follow(event, agents, waiting)
+                if event.at is None:
+                    since += 1
+                elif last is not None and event.at < last:
+                    raise ValueError("`at` is before the previous line")
                 else:
-                    events.append((number, known.take(_EVENT.validate_python(line))))
+                    since += event.at - last if last is not None else 0
+                    last = event.at
+                events.append((number, event.model_copy(update={"at": since})))
         except (ValueError, RecursionError) as exc:
             why = wrong_field(exc) if isinstance(exc, ValidationError) else unreadable(exc)
             raise ConfigError(f"{name}, line {number}: {why.removeprefix('line 1, ')}") from exc
@@ -169,44 +180,27 @@ def read_trace(path: str | Path) -> Trace:
     return Trace(header.subject, events)
 
 
-class _Known:
-    """The agents, the calls and the time of the lines so far."""
-
-    def __init__(self) -> None:
-        self._agents = {MAIN}
-        self._waits: dict[str, bool] = {}  # call → no output yet
-        self._at: float | None = None
-        self._since = 0.0
-
-    def take(self, event: Event) -> Event:
-        """Return an event with its time since the first one. Raises `ValueError`: it cannot follow the lines so far."""
-        if event.at is not None and self._at is not None and event.at < self._at:
-            raise ValueError("`at` is before the previous line")
-        acting = event.parent if isinstance(event, Delegate) else getattr(event, "agent", MAIN)
-        if acting not in self._agents:
-            raise ValueError(f"the agent `{acting}` is not active")
-        if isinstance(event, ToolCall):
-            if event.id in self._waits:
-                raise ValueError(f"the id `{event.id}` is in use")
-            self._waits[event.id] = True
-        elif isinstance(event, ToolOutput):
-            if not self._waits.get(event.id):
-                raise ValueError(f"no call `{event.id}` waits for an output")
-            self._waits[event.id] = False
-        elif isinstance(event, Delegate):
-            if event.agent in self._agents:
-                raise ValueError(f"the agent `{event.agent}` is active already")
-            self._agents.add(event.agent)
-        elif isinstance(event, End):
-            if event.agent == MAIN:
-                raise ValueError(f"`{MAIN}` ends with the trace")
-            self._agents.remove(event.agent)
-        if event.at is None:
-            self._since += 1
-        else:
-            self._since += event.at - self._at if self._at is not None else 0
-            self._at = event.at
-        return event.model_copy(update={"at": self._since})
+def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
+    """Note an event after those before: the agents that are active, and of each call whether it waits for an output."""
+    acting = event.parent if isinstance(event, Delegate) else getattr(event, "agent", MAIN)
+    if acting not in agents:
+        raise ValueError(f"the agent `{acting}` is not active")
+    if isinstance(event, ToolCall):
+        if event.id in waiting:
+            raise ValueError(f"the id `{event.id}` is in use")
+        waiting[event.id] = True
+    elif isinstance(event, ToolOutput):
+        if not waiting.get(event.id):
+            raise ValueError(f"no call `{event.id}` waits for an output")
+        waiting[event.id] = False
+    elif isinstance(event, Delegate):
+        if event.agent in agents:
+            raise ValueError(f"the agent `{event.agent}` is active already")
+        agents.add(event.agent)
+    elif isinstance(event, End):
+        if event.agent == MAIN:
+            raise ValueError(f"`{MAIN}` ends with the trace")
+        agents.remove(event.agent)
 
 
 def replay_trace(
