@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from langchain_runtime_authz.audit.story import wrapped
 from langchain_runtime_authz.errors import RETRY, Code, told
-from langchain_runtime_authz.facts.inert import inert, quoted
+from langchain_runtime_authz.facts.inert import inert, quoted, wrapped
 from langchain_runtime_authz.facts.provenance.trace import SAYS
 
 _QUOTES: Final = str.maketrans('`"', "''")

@@ -16,13 +16,10 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from rich.cells import cell_len, chop_cells
-
 from langchain_runtime_authz._html import printable
-from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.facts.inert import inert, wrapped
 
 MAX_STEPS: Final = 2000
-WIDTH: Final = 80
 LATEST: Final = 253402300800  # the end of year 9999
 _SHOWN: Final = 120  # characters of one text
 _LONG: Final = 20_000
@@ -365,19 +362,6 @@ def shown(value: object, limit: int = _SHOWN) -> str:
     """Return a value of a record as short, inert text."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return _inert(text) if len(text) <= limit else _inert(text[:limit]) + "…"
-
-
-def wrapped(label: str, text: str, indent: int = 0) -> str:
-    """Return a text in lines of 80 columns behind a label. A wide character takes two."""
-    pad = " " * min(indent or cell_len(label), WIDTH // 2)
-    lines, width = [label], WIDTH - cell_len(label)
-    for word in text.split(" "):
-        for part in chop_cells(word, WIDTH - len(pad)) or [""]:
-            if cell_len(part) > width and lines[-1].strip():
-                lines, width = [*lines, pad], WIDTH - len(pad)
-            lines[-1] += f"{part} "
-            width -= cell_len(part) + 1
-    return "\n".join(map(str.rstrip, lines))
 
 
 def _bounded(value: Any) -> Any:

@@ -18,6 +18,7 @@ import unicodedata
 from typing import Final
 
 MAX_SHOWN: Final = 240  # characters of one value
+WIDTH: Final = 80  # columns of a terminal
 
 _TAIL: Final = 60
 _ENTITY: Final = 34  # characters of the longest name of a character in HTML, and its ends
@@ -83,6 +84,21 @@ def _listed(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{_listed(str(k))}: {_listed(v)}' for k, v in value.items())}}}"
     return f'"{inert(value)}"' if isinstance(value, str) else inert(json.dumps(value, default=str))
+
+
+def wrapped(label: str, text: str, indent: int = 0) -> str:
+    """Return a text in lines of 80 columns behind a label. A wide character takes two."""
+    from rich.cells import cell_len, chop_cells
+
+    pad = " " * min(indent or cell_len(label), WIDTH // 2)
+    lines, width = [label], WIDTH - cell_len(label)
+    for word in text.split(" "):
+        for part in chop_cells(word, WIDTH - len(pad)) or [""]:
+            if cell_len(part) > width and lines[-1].strip():
+                lines, width = [*lines, pad], WIDTH - len(pad)
+            lines[-1] += f"{part} "
+            width -= cell_len(part) + 1
+    return "\n".join(map(str.rstrip, lines))
 
 
 def scripts(text: str) -> tuple[str, ...]:
