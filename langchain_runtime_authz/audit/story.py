@@ -82,6 +82,7 @@ class Step:
     lane: Lane
     what: str
     record: Record
+    detail: Record
     subject: str = ""
     tool: str = ""
     decision_id: str = ""
@@ -94,9 +95,8 @@ class Step:
 
     @property
     def to(self) -> Lane | None:
-        detail = _detail(self.record)
-        opened = self.kind == "delegation" and "jti" in detail
-        return Lane(self.lane.thread, (*self.lane.agent, str(detail.get("to")))) if opened else None
+        opened = self.kind == "delegation" and "jti" in self.detail
+        return Lane(self.lane.thread, (*self.lane.agent, str(self.detail.get("to")))) if opened else None
 
     @property
     def epoch(self) -> str:
@@ -116,7 +116,7 @@ class Step:
                 return "\n".join(map(printable, str(explain(_bounded(self.record))).split("\n")))
             except (AttributeError, TypeError, ValueError, KeyError):
                 return "This record does not have the form of a decision."
-        facts = {**{name: self.record.get(name) for name in _FACTS}, **_detail(self.record)}
+        facts = {**{name: self.record.get(name) for name in _FACTS}, **self.detail}
         return "\n".join(f"{shown(k, 40):<16} {shown(v, 2000)}" for k, v in facts.items() if v)
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def tell(
 
 
 def _add(story: Story, step: Step) -> None:
-    record, detail, lane = step.record, _detail(step.record), step.lane
+    record, detail, lane = step.record, step.detail, step.lane
     story.counts[step.kind] += 1
     story.lanes.setdefault(lane, "")
     facts = {"thread": shown(lane.thread), "graph": shown(_at(record, "scope", "graph")), "subject": step.subject}
@@ -262,7 +262,8 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         if record is None:
             yield None
             continue
-        kind, detail, run = record.get("kind"), _detail(record), str(record.get("run_id"))
+        kind, at, run, detail = (record.get(name) for name in ("kind", "ts", "run_id", "detail"))
+        detail = detail if isinstance(detail, dict) else {}
         decision_id = shown(record.get("decision_id") or detail.get("decision_id"))
         if kind == "completion" and (ended := unended.get(decision_id)) is not None:
             ended.end = shown(record.get("error") or record.get("state"), 40)
@@ -274,8 +275,8 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         roots.setdefault(thread, agent[:1])
         named = _at(record, "request", "subject")
         if subject := f"{_at(named, 'type')}:{_at(named, 'id')}" if named else str(detail.get("subject") or ""):
-            subjects[run] = shown(subject)
-        subject, tool = subjects.get(run, ""), shown(detail.get("tool"))
+            subjects[str(run)] = shown(subject)
+        subject, tool = subjects.get(str(run), ""), shown(detail.get("tool"))
         if kind == "decision":
             call, what = record.get("action") == "tools/call", _decision(record)
             tool = shown(record.get("resource")) if call else ""
@@ -298,7 +299,8 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
             lane, subject, tool, _ = decided.get(decision_id, (lane, subject, shown(record.get("tool")), ""))
             what = f"token for {record.get('audience')}" if kind == "mint" else f"no token: {record.get('reason')}"
             sort, what = "credential", shown(what)
-        step = Step(_time(record), sort, lane, what, record, subject, tool, decision_id)
+        at = float(at) if isinstance(at, int | float) and 0 <= at < LATEST else 0.0
+        step = Step(at, sort, lane, what, record, detail, subject, tool, decision_id)
         if kind == "decision":
             unended[decision_id] = step
         if sort == "answer":
@@ -306,7 +308,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         elif sort == "permit":
             digest = _at(record, "request", "context", "call", "args_digest")
             answer = answers.pop((thread, str(digest)), None)
-            if answer is not None and _detail(answer.record).get("verdict") == "approve":
+            if answer is not None and answer.detail.get("verdict") == "approve":
                 answer.end = "ran"
         yield step
 
@@ -371,16 +373,6 @@ def _bounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {_bounded(k): _bounded(v) for k, v in value.items()}
     return [_bounded(v) for v in value] if isinstance(value, list) else value
-
-
-def _time(record: Record) -> float:
-    at = record.get("ts")
-    return float(at) if isinstance(at, int | float) and 0 <= at < LATEST else 0.0
-
-
-def _detail(record: Record) -> Record:
-    found = record.get("detail")
-    return found if isinstance(found, dict) else {}
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -95,7 +95,7 @@ class OpenSpan:
         span, self._span = self._span, None
         with suppress(Exception):
             if span is not None:
-                _set(span, {n.RUN_STATE: state, n.EPOCH: epoch})
+                span.set_attributes(_filled({n.RUN_STATE: state, n.EPOCH: epoch}))
                 span.end()
 
 
@@ -133,7 +133,7 @@ def _open(operation: str, name: str, run: Any, above: Any, decision: str, about:
             links=[Link(found, {n.LINK: "decision"})] if found is not None else None,
         )
         if span.is_recording():
-            _set(span, {n.OPERATION_NAME: operation, **_of(run), **about})
+            span.set_attributes(_filled({n.OPERATION_NAME: operation, **_of(run), **about}))
         return OpenSpan(span)
     return None
 
@@ -177,7 +177,7 @@ def record_event(
         return
     with suppress(Exception):
         agent: Sequence[str] = about.get("agent") or ()
-        found = {
+        told = {
             n.CONVERSATION_ID: scope.thread if scope is not None else None,
             n.RUN_ID: about.get("run_id"),
             n.REASON: about.get("reason"),
@@ -187,7 +187,7 @@ def record_event(
             n.EPOCH_BEFORE: detail.get("from_epoch"),
             **{n.PREFIX + name: _shown(detail[name]) for name in n.SHOWN.intersection(detail)},
         }
-        attributes = {name: value for name, value in found.items() if value not in (None, "")}
+        attributes = _filled(told)
         # A run's span is linked to its questions as it begins.
         name, links, context = f"{n.PREFIX}{event}", _questions(question) if run is None else (), _context(run)
         span = trace.get_current_span(context)
@@ -239,7 +239,7 @@ def _describe(
         n.OBLIGATION_TYPES: sorted({o.type for o in decision.obligations}) or None,
         **_of(run),
     }
-    _set(span, attributes)
+    span.set_attributes(_filled(attributes))
     # A denial is an answer. Only a request that could not be made, or an engine that failed, is an error.
     if decision.failure in ("mapping", "pdp"):
         _fail(span, decision.reason or decision.failure)
@@ -257,7 +257,7 @@ def _describe(
             n.TOOL_CALL_ARGUMENTS: _content(call.get("args")),
             n.TASK_TEXT: _content(context["task"]["text"]),
         }
-        _set(span, attributes)
+        span.set_attributes(_filled(attributes))
 
 
 def _content(value: Any) -> str | None:
@@ -293,10 +293,8 @@ def _questions(*parents: str) -> list[Link]:
     return [Link(s.get_span_context(), {n.LINK: "question"}) for s in spans if s.get_span_context().is_valid]
 
 
-def _set(span: Span, attributes: Mapping[str, Any]) -> None:
-    for name, value in attributes.items():
-        if value not in (None, ""):
-            span.set_attribute(name, value)
+def _filled(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if value not in (None, "")}
 
 
 def _fail(span: Span, error_type: str) -> None:

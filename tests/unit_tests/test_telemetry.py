@@ -311,6 +311,9 @@ class Broken(trace.NonRecordingSpan):
     def set_attribute(self, *args: Any) -> None:
         self._do("set_attribute")
 
+    def set_attributes(self, *args: Any) -> None:
+        self._do("set_attributes")
+
     def set_status(self, *args: Any) -> None:
         self._do("set_status")
 
@@ -318,7 +321,7 @@ class Broken(trace.NonRecordingSpan):
         self._do("end")
 
 
-@pytest.mark.parametrize("at", ["start_span", "is_recording", "set_attribute", "set_status", "end"])
+@pytest.mark.parametrize("at", ["start_span", "is_recording", "set_attribute", "set_attributes", "set_status", "end"])
 def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     """Whatever the tracing library does, the decision and the tool go on."""
     monkeypatch.setattr(telemetry, "_tracer", Broken(at))
