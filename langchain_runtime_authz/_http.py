@@ -159,9 +159,10 @@ class Link:
         token_file: str | Path | None = None,
         proxy: str | None = None,
         pool_size: int = 10,
+        keep_alive: bool = True,
     ) -> None:
         self.timeout = checked_seconds("timeout", timeout)
-        self.pool_size = checked_count("pool_size", pool_size)
+        self.pool_size, self._keep_alive = checked_count("pool_size", pool_size), keep_alive
         parts = split_url("url", url)
         unix, secure = parts.scheme == "unix", parts.scheme == "https"
         here = unix or is_loopback(parts.hostname)
@@ -257,7 +258,8 @@ class Link:
     def _connect(self) -> aiohttp.ClientSession:
         import aiohttp
 
-        limits: dict[str, Any] = {"limit": self.pool_size, "keepalive_timeout": KEEP_ALIVE}
+        kept = {"keepalive_timeout": KEEP_ALIVE} if self._keep_alive else {"force_close": True}
+        limits: dict[str, Any] = {"limit": self.pool_size, **kept}
         connector: aiohttp.BaseConnector
         if self.socket_path is not None:
             connector = _clean(aiohttp.UnixConnector)(self.socket_path, **limits)
@@ -326,7 +328,8 @@ class Fetcher:
         self.url = checked_url(url, "url")
         parts = urlsplit(url)
         connection.setdefault("timeout", 2.0)
-        self._link = Link(f"{parts.scheme}://{parts.netloc}", token_file=None, **connection)
+        # A POST is sent once, so never on a kept connection that the server may be closing.
+        self._link = Link(f"{parts.scheme}://{parts.netloc}", keep_alive=False, **connection)
         if not self._link.private:
             raise ConfigError("a secret is not sent to a proxy in the clear: use https")
 

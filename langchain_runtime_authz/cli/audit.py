@@ -8,6 +8,7 @@ import time
 import zipfile
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -57,7 +58,7 @@ def verify(
     else:
         report = verify_log(file, head)
         if not report.ok and not any(read_log(file)):
-            raise ConfigError(f"{file.name} is not an audit log; name the file that `RuntimeAuthz(audit=FILE)` wrote")
+            report = replace(report, error="no line is a record: the log was overwritten, or this is another file")
     pinned = "and ends at the pinned head" if head is not None else "but no head was given: its end is not verified"
     result = f"whole, {pinned}" if report.ok else f"BROKEN at {report.where}"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}

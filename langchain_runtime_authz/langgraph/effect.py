@@ -1,8 +1,7 @@
 """Declared effects: functions, nodes and blocks that act without a tool, decided and recorded like a tool call.
 
 An effect is a guarded tool of which only the name is given. Its arguments are those of the function, or those that the
-block names. Code makes the call and no model plans it. So the request says `context.plan.source: code`, and the mandate
-decides: a side effect that it does not cover asks, wherever the arguments came from.
+block names. No model plans it, so the request says `context.plan.source: code`, and an uncovered side effect asks.
 
 Writes by nodes and tools to a graph's store are effects, once a profile is declared for them. It has one of these names:
 `store.put`, `store.delete`, or one of them with a pattern of namespaces, like `store.put:memories.*`. The longest pattern
@@ -374,14 +373,19 @@ def _gated_class(base: Any) -> Any:
     def write(name: str) -> Any:
         own = getattr(base, name)
 
+        def stated(value: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if name.endswith("put") and not value and "value" not in kwargs:
+                raise TypeError(f"{name}() is decided by its `value`, which is missing")
+            return value[0] if value else kwargs.get("value")
+
         @functools.wraps(own)
         def put(self: Any, namespace: Any, key: Any, *value: Any, **kwargs: Any) -> Any:
-            with _Writes(self, [PutOp(namespace, key, value[0] if value else kwargs.get("value"))]) as left:
+            with _Writes(self, [PutOp(namespace, key, stated(value, kwargs))]) as left:
                 return own(self, namespace, key, *value, **kwargs) if left.ops else None
 
         @functools.wraps(own)
         async def aput(self: Any, namespace: Any, key: Any, *value: Any, **kwargs: Any) -> Any:
-            async with _Writes(self, [PutOp(namespace, key, value[0] if value else kwargs.get("value"))]) as left:
+            async with _Writes(self, [PutOp(namespace, key, stated(value, kwargs))]) as left:
                 return await own(self, namespace, key, *value, **kwargs) if left.ops else None
 
         return aput if name.startswith("a") else put

@@ -172,19 +172,20 @@ class SetMark(Unrefusable):
     """Keep `value` under `name`. A store may forget the oldest of more than `MAX_MARKS`.
 
     If the value differs from the one it replaces, the history records a change of `source`, if one is given.
-    `once`: a mark that is there stays as it is.
+    `once`: a mark that is there stays as it is. `instead`: the only value that it takes the place of.
     """
 
     name: str
     value: str
     source: str = ""
     once: bool = False
+    instead: str | None = None
 
     def needs(self, n: Needs) -> None:
         n.marks.add(self.name)
 
     def apply(self, t: Thread, now: float) -> None:
-        if self.once and self.name in t.marks:
+        if (self.once and self.name in t.marks) or self.instead not in (None, t.marks.get(self.name)):
             return
         before = t.marks.pop(self.name, self.value)  # the newest comes last
         t.marks[self.name] = self.value

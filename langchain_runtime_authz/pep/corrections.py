@@ -31,7 +31,7 @@ from langchain_runtime_authz.pep.approvals import answers, corrections, edited_a
 from langchain_runtime_authz.pep.decide import data_scope
 from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.entry import lease_of
-from langchain_runtime_authz.pep.recording import RECORDED, change_task, corrected, owed, run_event
+from langchain_runtime_authz.pep.recording import change_task, corrected, recorded, run_event, unrecorded
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
@@ -137,14 +137,14 @@ def reply(
 def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
     """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
-    mark = owed(run.epoch + 1, run.pinned, texts, "answer")
+    mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
     done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
     run.pinned += len(texts)
     yield corrected(run, done, texts, "answer")
-    taken = yield Commit(run.scope, None, [TakeLease(lease_of(run)), RECORDED])
+    taken = yield Commit(run.scope, None, [TakeLease(lease_of(run)), recorded(mark.value)])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
     yield run_event(run, "rotated", done.now, detail=before)

@@ -49,7 +49,7 @@ from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, mandate_event, recall
-from langchain_runtime_authz.pep.recording import RECORDED, change_task, corrected, owed, run_event, settle
+from langchain_runtime_authz.pep.recording import change_task, corrected, recorded, run_event, settle, unrecorded
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.pep.thread_memory import turn
 from langchain_runtime_authz.telemetry.logs import logger
@@ -230,8 +230,11 @@ def _take_lease(
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
         lease: list[Change] = [TakeLease(lease_of(run)), *marks]
-        opening += [owed(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")] if rotates else []
-        lease += [RECORDED] if rotates or left else []
+        if rotates:
+            mark = unrecorded(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
+            opening.append(mark)
+            left = mark.value
+        lease += [recorded(left)] if left else []
         # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import Event, decision_record, run_record
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.state import UNRECORDED
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Scope, Snapshot
@@ -19,7 +20,6 @@ from langchain_runtime_authz.pep.engine import Commit, Flow, Notify, Record, Run
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
-RECORDED: Final = SetMark(UNRECORDED, "")  # the log has the last change of the task
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
 _CIRCUMSTANCES: Final = frozenset(
     {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
@@ -116,24 +116,29 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
-def owed(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
+def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
     """Return the mark of a change of the task that the log may not take: its new epoch, and where its texts stand.
 
-    `pinned` is how many texts the thread had. The next entry records what is still marked.
+    `pinned` is how many texts the thread had. The next entry records what is still marked: at least once.
     """
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
-def settle(of: Run | Scope, before: Snapshot) -> Flow[bool]:
-    """Record the change of the task that the log may not have; return True if there is one. Raises `AuditError`.
+def recorded(mark: str) -> SetMark:
+    """Return the change that takes a mark away, unless it is another change's by now."""
+    return SetMark(UNRECORDED, "", instead=mark)
+
+
+def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
+    """Record the change of the task that the log may not have; return its mark, if any. Raises `AuditError`.
 
     `before` was loaded with the thread's texts and with that mark.
     """
-    left = before.marks.get(UNRECORDED)
+    left = before.marks.get(UNRECORDED, "")
     if left:
         epoch, source, start, end = left.split()
         yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
-    return bool(left)
+    return left
 
 
 def change_task(
@@ -145,11 +150,12 @@ def change_task(
     """
     yield from settle(of, before)
     scope = of.scope if isinstance(of, Run) else of
-    mark = owed(before.epoch + 1, len(before.log), texts, source)
+    mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
     done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
     if isinstance(done, Committed):
         yield corrected(of, done, texts, source)
-        yield Commit(scope, None, [RECORDED])
+        with suppress(LedgerError):  # then it is recorded once more
+            yield Commit(scope, None, [recorded(mark.value)])
     return done
 
 

@@ -440,11 +440,12 @@ def test_verify_finds_a_cut_end_by_its_head(run: Callable[..., Any], log: tuple[
 
 
 def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> None:
-    """A file that cannot be read, one that is not a log, and a head that is not one are exit code 2."""
+    """A file that cannot be read and a head that is not one are exit code 2; an overwritten log is a finding."""
     other = log[0].with_name("notes.txt")
-    other.write_text("a\nb\n")
-    said = "notes.txt is not an audit log; name the file that `RuntimeAuthz(audit=FILE)` wrote"
-    assert _error(run("audit", "verify", other)) == f"error: config: {said}"
+    for text, options in (("a\nb\n", ()), ("", ("--head", log[1]))):
+        other.write_text(text)
+        result = run("audit", "verify", other, *options)
+        assert (result.exit_code, "no line is a record" in _error(result)) == (1, True)
     result = run("audit", "verify", "missing.jsonl")
     assert result.exit_code == 2
     assert _error(result) == "error: config: missing.jsonl: No such file or directory"
