@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NoReturn, get_type_hints
 import typer
 from typer import Option
 
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence, unreadable
 
 FINDING: Final = 1
 UNUSABLE: Final = 2
@@ -112,6 +112,8 @@ def reporting() -> Iterator[None]:
         fail(ConfigError(f"{exc.filename}: the file exists; name a new one"))
     except BrokenPipeError:  # the reader has seen enough (`| head`); click leaves quietly
         raise
+    except (UnicodeError, RecursionError) as exc:
+        fail(ConfigError(f"what was given cannot be read: {unreadable(exc)}"))
     except OSError as exc:
         fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
 

@@ -452,6 +452,19 @@ def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> 
     assert run("audit", "verify", log[0], "--head", "abc").exit_code == 2
 
 
+@pytest.mark.parametrize("command", [("learn", "{}"), ("inspect", "{}"), ("init", "g.py:graph", "--yes", "--write", "{}")])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"[" * 200_000], ids=["binary", "nested"])
+def test_unreadable_files_are_one_line(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], content: bytes
+) -> None:
+    """Whatever reads them."""
+    monkeypatch.chdir(tmp_path)
+    Path("g.py").write_text("graph = None")
+    Path("langgraph.json").write_bytes(content)
+    result = run(*(word.format("langgraph.json") for word in command))
+    assert (result.exit_code, _error(result).startswith("error: ")) == (2, True)
+
+
 def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
     """Each command shows the ring; a withdrawal says from when on everybody refuses the key."""
     from langchain_runtime_authz.credential import keyring
