@@ -89,7 +89,6 @@ class Code(StrEnum):
     PDP_CIRCUIT_OPEN = "pdp_circuit_open", "the PDP failed so often that it is not asked for a while; repair it, then ask `authz.reenter`", "several requests failed in a row, so the breaker waits before the next trial", "later"
     POLICY_STALE = "policy_stale", "the policy's source could not be confirmed for too long; check where its bundle comes from", "the bundle's file or server cannot be read, or nothing is published any more", "later"
     POLICY_CHANGED = "policy_changed", "the tool's profile and the policy are of different revisions; decide the call again", "a new policy arrived between the plan and the decision", "replan"
-    NOT_EVALUATED = "not_evaluated", "the PDP ended the batch before this request; ask with `execute_all`, or ask again", "the engine stops a batch at the first denial or permit", "later"
     # Refused by the PEP, whatever the PDP answers.
     NO_RUN = "no_run", "the guarded tool was called outside a run; call it inside a protected graph or `authz.run(...)`", "code calls a guarded tool outside every graph, in a thread without the run's context, or after the run", "fixed"
     NO_CALL = "no_call", "no permitted call of this tool with these arguments is open; decide it first, and observe it once", "the tool ran with other arguments than the permitted ones, or was observed twice", "fixed"

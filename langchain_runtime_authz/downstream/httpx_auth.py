@@ -12,6 +12,9 @@ def pay(recipient: str, amount: float) -> str:
 
 The client holds no token: each request asks the call that makes it. A token goes to its own audience only.
 If the client follows a redirect, the token stays behind. Requests kept by responses and errors do not hold it.
+
+An MCP client takes `CallAuth(outside="anonymous")`, or `httpx2_auth` of it if it is built on httpx2. Let it open a
+session for each call, as the adapters do by default: one that stays open belongs to the call that opened it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import closing, suppress
 from functools import cache, partial
 from types import CodeType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,6 +36,9 @@ from langchain_runtime_authz.credential.current_call import arefused_outside, cu
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.telemetry.spans import inject
+
+if TYPE_CHECKING:
+    import httpx2
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
@@ -203,3 +209,12 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
     if not isinstance(request, _Bearing):
         request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash
     return request
+
+
+def httpx2_auth(auth: TicketAuth) -> httpx2.Auth:
+    """Return the auth for clients of httpx2: of MCP SDK 2, FastMCP 4 and `langchain.mcp`."""
+    import httpx2
+
+    made = httpx2.Auth()
+    made.sync_auth_flow, made.async_auth_flow = auth.sync_auth_flow, auth.async_auth_flow  # type: ignore[method-assign,assignment]
+    return made

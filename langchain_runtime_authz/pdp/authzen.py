@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, Self, Unpack
+from typing import Any, Final, Self, Unpack
 from urllib.parse import urlsplit
 
 from langchain_runtime_authz._http import Link, PDPConnection
@@ -33,17 +33,7 @@ from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounde
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
 REQUEST_ID: Final = "X-Request-ID"
 
-HEALTH: Final = json.dumps(
-    {
-        "subject": {"type": "service", "id": "langchain-runtime-authz"},
-        "action": {"name": "health"},
-        "resource": {"type": "service", "id": "langchain-runtime-authz"},
-        "context": {},
-    }
-).encode()
 VENDOR: Final = "langchain-runtime-authz"  # whose `custom` obligations are ours
-Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
-_STOPS_AT: Final[Mapping[str, bool]] = {"deny_on_first_deny": False, "permit_on_first_permit": True}
 
 
 class AuthzenPDP(RemotePDP):
@@ -129,38 +119,20 @@ class AuthzenPDP(RemotePDP):
             **connection,
         )
 
-    def evaluate_batch(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
-        """Answer several requests in order, within one `timeout`.
-
-        If `semantic` ends the evaluation early, the requests after that are denied as `not_evaluated`.
-        """
-        return self._link.run(lambda: self._ask_all(bodies, semantic))
-
-    async def aevaluate_batch(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
-        return await self._link.arun(lambda: self._ask_all(bodies, semantic))
-
-    async def _healthy(self) -> bool:
-        # AuthZEN has no other way to ask.
-        decision = await self._ask(HEALTH)
-        return decision.failure is None and not decision.permit
-
     async def _ask(self, body: bytes) -> Decision:
         document, sent_id = await self._post(self._url, self._told(body), 1)
         return self._heard(_decision(document, sent_id))
 
-    async def _ask_all(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
+    async def _ask_all(self, bodies: Sequence[bytes]) -> Sequence[object]:
         if self._batch_url is None or _alike(bodies):
-            if semantic != "execute_all":
-                raise PDPError(Code.PDP_UNDEFINED, "no evaluations endpoint, or two calls of one resource")
             return await super()._ask_all(bodies)
-        options = json.dumps({"evaluations_semantic": semantic}).encode()
         items = b",".join(self._told(body) for body in bodies)
-        together = b'{"options":' + options + b',"evaluations":[' + items + b"]}"
+        together = b'{"options":{"evaluations_semantic":"execute_all"},"evaluations":[' + items + b"]}"
         document, sent_id = await self._post(self._batch_url, together, len(bodies))
         answers = document.get("evaluations") if isinstance(document, dict) else None
-        if not isinstance(answers, list):
-            raise PDPError(Code.PDP_MALFORMED, "no evaluations")
-        return _in_order([self._heard(_decision(a, sent_id)) for a in answers], len(bodies), semantic)
+        if not isinstance(answers, list) or len(answers) != len(bodies):
+            raise PDPError(Code.PDP_MALFORMED, "another number of answers than of requests")
+        return [self._heard(_decision(answer, sent_id)) for answer in answers]
 
     async def _post(self, url: str, body: bytes, n: int) -> tuple[object, str]:
         headers = {REQUEST_ID: (sent_id := secrets.token_hex(16))}
@@ -202,15 +174,6 @@ def _below(origin: str, endpoint: object) -> str:
     if not isinstance(endpoint, str) or not endpoint.startswith(origin + "/"):
         raise ConfigError(f"the endpoint {endpoint!r} of the metadata is not below {origin}")
     return endpoint.removeprefix(origin)
-
-
-def _in_order(answers: list[Decision], n: int, semantic: Semantic) -> list[Decision]:
-    """Return the answers, and a deny for each request that was not reached."""
-    # Cut short only where the semantic says so: right after the answer that stops.
-    stopped = bool(answers) and len(answers) < n and answers[-1].permit is _STOPS_AT.get(semantic)
-    if len(answers) != n and not stopped:
-        raise PDPError(Code.PDP_MALFORMED, "another number of answers than of requests")
-    return answers + [deny(Code.NOT_EVALUATED, None) for _ in range(n - len(answers))]
 
 
 def _decision(answer: object, sent_id: str) -> Decision:

@@ -93,7 +93,6 @@ class RemotePDP:
     """A PDP that is asked through a `Link`."""
 
     _ask: Callable[[bytes], Awaitable[Decision | None]]
-    _healthy: Callable[[], Awaitable[bool]]
 
     def __init__(self, url: str, deadline: float, **connection: Unpack[PDPConnection]) -> None:
         self.deadline = checked_seconds("deadline", deadline)
@@ -115,22 +114,6 @@ class RemotePDP:
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         return await self._link.arun(lambda: self._ask_all(bodies))
-
-    def healthy(self) -> bool:
-        """Return True if decisions can be had. Never raises.
-
-        The PDP must answer a question about nothing with a decision that is not a permit.
-        """
-        try:
-            return self._link.run(self._healthy)
-        except (PDPError, TimeoutError):
-            return False
-
-    async def ahealthy(self) -> bool:
-        try:
-            return await self._link.arun(self._healthy)
-        except (PDPError, TimeoutError):
-            return False
 
     def close(self) -> None:
         """Close every connection; every later evaluation denies. Idempotent."""

@@ -86,10 +86,8 @@ class DenyOverrides(Composed):
 
 MAX_WAITING: Final = 256
 CLOSING: Final = 1.0  # seconds that `close` gives the comparison under way
-_GLANCE: Final = 0.1  # seconds between looks whether the comparing thread lives
 _Compared = tuple[Sequence[bytes], Sequence[Decision]]
-# A comparison to do; an event to set when it is reached; `None` to end.
-_Waiting = queue.SimpleQueue[_Compared | threading.Event | None]
+_Waiting = queue.SimpleQueue[_Compared | None]  # `None` ends the thread
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
 
@@ -128,18 +126,6 @@ class CandidatePDP(Composed):
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         return self._compare_later(bodies, await self._real.aevaluate(bodies))
-
-    def drain(self) -> None:
-        """Wait until every waiting request has been compared."""
-        reached = threading.Event()
-        with self._lock:
-            self._own()
-            thread = self._thread
-            if thread is not None and not self._closed:
-                self._waiting.put(reached)
-        if thread is not None and thread is not threading.current_thread():
-            while thread.is_alive() and not reached.wait(_GLANCE):
-                pass
 
     def close(self) -> int:  # type: ignore[override]
         """Drop what waits, close both PDPs if they can be closed, and return how many requests were dropped.
@@ -223,14 +209,10 @@ class CandidatePDP(Composed):
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
     """Compare what comes, without keeping the PDP alive while waiting."""
     while (work := waiting.get()) is not None:
-        if isinstance(work, threading.Event):
-            work.set()
-        elif (pdp := of()) is None:
+        if (pdp := of()) is None:
             return
-        else:
-            pdp._compare(*work)  # noqa: SLF001  (its own thread)
-            del pdp
-        del work
+        pdp._compare(*work)  # noqa: SLF001  (its own thread)
+        del pdp, work
 
 
 class CircuitBreaker(Composed):

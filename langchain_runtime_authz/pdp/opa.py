@@ -33,8 +33,7 @@ class OpaPDP(RemotePDP):
 
     Args:
         url: of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
-        path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`. Give a rule of your own
-            a default: `healthy` asks it with an empty input.
+        path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`.
         batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that
             the calls of a message are one request. By default the shipped policy's for the shipped
             `path`, and none for another: then the calls are asked at the same time.
@@ -70,12 +69,6 @@ class OpaPDP(RemotePDP):
         super().__init__(url, deadline, **connection)
         self._path, self._batch = path, batch
         self._client = _client_class()(self._link)
-
-    async def _healthy(self) -> bool:
-        if not await self._client.check_health({"bundles": "true"}):
-            return False
-        nothing = await self._ask(b"{}")
-        return nothing is not None and not nothing.permit
 
     async def _ask(self, body: bytes) -> Decision | None:
         return _decision(*await self._query(self._path, body))
@@ -169,19 +162,9 @@ def _client_class() -> Any:
             self.link, self.root_url = link, f"{link.root}/v1"
 
         @asynccontextmanager
-        async def _request(self, method: str, url: str, json: Any = None) -> AsyncIterator[_Answer]:
-            given = json["input"] if json is not None else _Input(b"", 1)
-            body = b'{"input":' + given.body + b"}" if json is not None else None
-            answer = _Answer(
-                (await self.link.exchange(method, url, body=body, limit=given.answers * MAX_ANSWER_BYTES)).body
-            )
-            # Any server answers a health check with some 200. OPA says `{}`.
-            said = await answer.json()
-            if json is None and (not isinstance(said, dict) or "error" in said or "code" in said):
-                raise PDPError(Code.PDP_MALFORMED)
-            yield answer
-
-        async def check_health(self, query: Any = None, diagnostic_url: str | None = None) -> bool:
-            return bool(await super().check_health(query, diagnostic_url or f"{self.link.root}/health"))
+        async def _request(self, method: str, url: str, json: Any) -> AsyncIterator[_Answer]:
+            given: _Input = json["input"]
+            body, limit = b'{"input":' + given.body + b"}", given.answers * MAX_ANSWER_BYTES
+            yield _Answer((await self.link.exchange(method, url, body=body, limit=limit)).body)
 
     return Client

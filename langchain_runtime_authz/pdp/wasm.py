@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
-from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
@@ -75,31 +74,11 @@ class WasmPDP(InProcess):
         self._pool_size = checked_count("pool_size", pool_size)
         self._timeout = checked_seconds("timeout", timeout)
         self.deadline = checked_seconds("deadline", deadline)
-        self._swap = forkable_lock()
-        self._closed = False
-        self._loaded: _Loaded = self._load(wasm, data)
+        self._loaded = self._load(wasm, data)
 
     @property
     def revision(self) -> str:
         return self._loaded.revision
-
-    def replace(self, *, wasm: str | Path | bytes | None = None, data: Json | str | Path | None = None) -> str:
-        """Put another policy and its data in place of this one, at once, and return the new revision.
-
-        Give both anew, as to the constructor. They are compiled and tried while the present policy serves.
-        Evaluations under way end on the policy that they began with, and every answer names the revision
-        that made it.
-
-        Raises:
-            ConfigError: `policy_invalid`: it cannot be used, and nothing was changed.
-        """
-        new = self._load(wasm, data)
-        with self._swap:
-            if self._closed:
-                new.program.close()
-            else:
-                self._loaded = new  # the last evaluation under way frees the old one
-        return new.revision
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `TimeoutError` after `timeout`, or `RuntimeError` if it failed or was closed."""
@@ -125,9 +104,7 @@ class WasmPDP(InProcess):
 
     def close(self) -> None:
         """Free the engine; every later evaluation denies. Idempotent."""
-        with self._swap:
-            self._closed = True
-            self._loaded.program.close()
+        self._loaded.program.close()
 
     def _tried(self, body: bytes) -> object:
         try:

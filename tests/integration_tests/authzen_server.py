@@ -49,17 +49,13 @@ class AuthzenServer(ThreadingHTTPServer):
 
 
 def evaluations(engine: Engine, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """AuthZEN 1.0 §7: top-level members are defaults; the semantic says where to stop."""
-    semantic = request.get("options", {}).get("evaluations_semantic", "execute_all")
-    stops_at = {"execute_all": None, "deny_on_first_deny": False, "permit_on_first_permit": True}[semantic]
+    """AuthZEN 1.0 §7: top-level members are defaults."""
     answers = []
     for item in request["evaluations"]:
         try:
             answers.append(engine(merged(item, request)))
         except ValueError:  # §7.1.2: one that fails is a deny
             answers.append({"decision": False})
-        if answers[-1]["decision"] is stops_at:
-            break
     return answers
 
 

@@ -16,8 +16,7 @@ from pydantic import BaseModel
 
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.downstream.mcp import CredentialInterceptor, credential_client, httpx2_auth
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth, httpx2_auth
 from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import Introspection
@@ -104,14 +103,8 @@ async def tools_of(url: str, how: str = "auth") -> list[Any]:
         return await MCPAdapter(Client(url, auth=httpx2_auth(auth))).list_tools()
     from langchain_mcp_adapters.client import MultiServerMCPClient
 
-    connection: dict[str, Any] = {"transport": "http", "url": url}
-    interceptors: list[Any] = []
-    if how == "interceptor":
-        connection["httpx_client_factory"] = credential_client
-        interceptors.append(CredentialInterceptor({"bank": url}))
-    else:
-        connection["auth"] = auth
-    return await MultiServerMCPClient({"bank": connection}, tool_interceptors=interceptors).get_tools()
+    connection: dict[str, Any] = {"transport": "http", "url": url, "auth": auth}
+    return await MultiServerMCPClient({"bank": connection}).get_tools()
 
 
 class Lines(list[str]):

@@ -15,7 +15,6 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import ACTIONS, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pdp import authzen
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
@@ -147,7 +146,7 @@ def test_our_requests_and_answers_fit_the_published_schemas(wasm: WasmPDP, actio
         SCHEMAS["response"].validate(wasm.document(body))
 
 
-# --- evaluations and their semantics ----------------------------------------------------------------
+# --- evaluations ------------------------------------------------------------------------------------
 
 
 def test_the_calls_of_a_message_are_one_request(server: AuthzenServer) -> None:
@@ -165,35 +164,7 @@ def test_two_calls_of_one_resource_are_not_one_request(server: AuthzenServer) ->
     """A PDP that answers both as the first one (Cerbos 0.55 does) permits no call that it never looked at."""
     pdp = AuthzenPDP(server.url, timeout=5)
     assert [d.permit for d in decisions(pdp, [REQUEST, DENIED, REQUEST])] == [True, False, True]
-    with pytest.raises(Exception, match="pdp_undefined"):
-        pdp.evaluate_batch([REQUEST.to_json(), DENIED.to_json()], "deny_on_first_deny")
     assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
-    pdp.close()
-
-
-@pytest.mark.parametrize(
-    ("semantic", "asked", "expected"),
-    [
-        ("execute_all", [1, 0, 1, 0], ["permit", "lease_invalid", "permit", "lease_invalid"]),
-        ("deny_on_first_deny", [1, 0, 1], ["permit", "lease_invalid", "not_evaluated"]),
-        ("deny_on_first_deny", [1, 1], ["permit", "permit"]),
-        ("deny_on_first_deny", [1, 0], ["permit", "lease_invalid"]),
-        ("permit_on_first_permit", [0, 1, 1], ["lease_invalid", "permit", "not_evaluated"]),
-        ("permit_on_first_permit", [0, 0], ["lease_invalid", "lease_invalid"]),
-    ],
-)
-def test_the_three_semantics(
-    server: AuthzenServer, semantic: Any, asked: list[int], expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the PDP stopped early the rest is denied as not evaluated."""
-    monkeypatch.setattr(authzen, "_alike", lambda _: False)
-    pdp = AuthzenPDP(server.url, timeout=5)
-    bodies = [(REQUEST if permit else DENIED).to_json() for permit in asked]
-    for given in (
-        pdp.evaluate_batch(bodies, semantic),
-        asyncio.run(pdp.aevaluate_batch(bodies, semantic)),
-    ):
-        assert [d.reason or d.outcome for d in given] == expected  # type: ignore[attr-defined]
     pdp.close()
 
 
@@ -208,8 +179,7 @@ def test_one_malformed_answer_denies_its_own_request() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 100])
-@pytest.mark.parametrize("semantic", ["execute_all", "deny_on_first_deny"])
-def test_another_number_of_answers_denies_all(count: int, semantic: Any) -> None:
+def test_another_number_of_answers_denies_all(count: int) -> None:
     """Which answer belongs to which request can not be guessed."""
     body = json.dumps({"evaluations": [{"decision": True}] * count}).encode()
     with FaultServer() as faulty:
@@ -218,18 +188,16 @@ def test_another_number_of_answers_denies_all(count: int, semantic: Any) -> None
         )
         pdp = AuthzenPDP(faulty.url, timeout=5)
         with pytest.raises(Exception, match="pdp_malformed"):
-            pdp.evaluate_batch([r.to_json() for r in THREE[:2]], semantic)
+            pdp.evaluate_batch([r.to_json() for r in THREE[:2]])
         assert {d.reason for d in Evaluator(pdp).evaluate([r.to_json() for r in THREE[:2]])} == {Code.PDP_MALFORMED}
         pdp.close()
 
 
 def test_a_pdp_without_evaluations_is_asked_side_by_side(server: AuthzenServer) -> None:
-    """The endpoint is optional; then only `execute_all` can be had."""
+    """The endpoint is optional."""
     pdp = AuthzenPDP(server.url, evaluations=None, timeout=5)
     assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
     assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
-    with pytest.raises(Exception, match="pdp_undefined"):
-        pdp.evaluate_batch([REQUEST.to_json()], "deny_on_first_deny")
     pdp.close()
 
 

@@ -13,9 +13,7 @@ import httpx
 import pytest
 from langchain_core.tools import tool
 from langchain_mcp_adapters.client import MultiServerMCPClient
-from langchain_mcp_adapters.tools import convert_mcp_tool_to_langchain_tool
 from langgraph.checkpoint.memory import InMemorySaver
-from mcp.types import Tool as MCPTool
 from rich.console import Console
 from rich.table import Table
 from starlette.responses import Response
@@ -24,8 +22,7 @@ from langchain_runtime_authz import ToolProfile, current_call
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.downstream.exchange import ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.downstream.mcp import CredentialInterceptor, credential_client
-from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.errors import CredentialError
 
 from ..attack._graphs import agent_graph, answer_to, call, hand_written, human, replying
 from .downstream_services import (
@@ -174,7 +171,7 @@ class Redirecting:
             await self.app(scope, again, send)
 
 
-REDIRECTED = ["interceptor", "bearer", "dpop", "unenforced"]
+REDIRECTED = ["bearer", "dpop", "unenforced"]
 
 
 @pytest.mark.parametrize("how", REDIRECTED)
@@ -196,10 +193,7 @@ async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(
     stack.enter_context(serving(app, port))
     connection: dict[str, Any] = {"transport": "http", "url": url}
     interceptors: list[Any] = []
-    if how == "interceptor":
-        connection["httpx_client_factory"] = credential_client
-        interceptors.append(CredentialInterceptor({"bank": url}))
-    elif how == "unenforced":
+    if how == "unenforced":
 
         async def static(request: Any, handler: Any) -> Any:
             return await handler(request.override(headers=current_call().credential(url).headers("POST", url)))
@@ -226,36 +220,6 @@ async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(
     assert app.neighbour == []
     assert [getattr(exc, "code", None) for exc in refused] == ["audience"]
     assert [r["reason"] for r in world.authz.audit.records if r["kind"] == "mint_refused"] == ["outside_profile"]
-
-
-@pytest.mark.parametrize("transport", ["http", "sse"])
-async def test_an_interceptor_sends_nothing_by_another_client(stack: contextlib.ExitStack, transport: str) -> None:
-    """The adapters' stock client would redirect the token, and a connection's own `auth` would replace it."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/mcp"
-    world = World(stack, {"pay": ToolProfile(effect="pay", sink="external", audience=(url,))}, (url,))
-    app = Redirecting(mcp_app(world.server(url, origin=f"http://127.0.0.1:{port}"), []), "/other")
-    stack.enter_context(serving(app, port))
-    (pay,) = (t for t in await MultiServerMCPClient({"bank": {"transport": "http", "url": url}}).get_tools() if t.name == "pay")
-    for connection in ({}, {"httpx_client_factory": credential_client, "auth": httpx.BasicAuth("a", "b")}):
-        session: Any = {"transport": transport, "url": f"http://127.0.0.1:{port}/other", **connection}
-        made = convert_mcp_tool_to_langchain_tool(
-            None,
-            MCPTool(name="pay", description=pay.description, inputSchema=pay.args_schema),
-            connection=session,
-            tool_interceptors=[CredentialInterceptor({"bank": url})],
-            server_name="bank",
-        )
-        graph = world.authz.protect(hand_written(replying([call("pay", {"recipient": "bob"}, "c1")]), [made]))
-        async with world.authz.run(subject="alice", task="Pay bob"):
-            with pytest.raises((ConfigError, ExceptionGroup)) as caught:
-                await graph.ainvoke(human())
-        found = _leaves(caught.value) if isinstance(caught.value, ExceptionGroup) else [caught.value]
-        assert [type(exc) for exc in found] == [ConfigError]
-        assert "httpx_client_factory" in str(found[0]) if not connection else "not both" in str(found[0])
-    assert app.neighbour == []
-    with pytest.raises(ConfigError):
-        CredentialInterceptor({"bank": "urn:bank"})
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])

@@ -68,42 +68,6 @@ def test_the_same_server_in_good_health_permits(server: FaultServer, client: str
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("fault", [*FAULTS, "permits-everything"])
-def test_no_such_server_is_healthy(server: FaultServer, fault: str, client: str) -> None:
-    """A 200 says nothing: any web server gives it. Nor is one that permits what nobody asked for."""
-    pdp = CLIENTS[client](f"{server.url}/{fault}", timeout=TIMEOUT)
-    assert not pdp.healthy()
-    assert not asyncio.run(pdp.ahealthy())
-    pdp.close()
-    assert not pdp.healthy()
-    assert server.closed()
-
-
-class Denies(FaultServer):
-    """Says no to everything, and gives `health` as its health."""
-
-    health = b"{}"
-
-    def answer(self, connection: socket.socket, path: str, body: bytes) -> None:
-        """As the path says."""
-        said = self.health if path.startswith("/health") else b'{"decision": false}'
-        connection.sendall(whole(b'{"result": ' + said + b"}" if "/v1/data/" in path else said))
-
-
-@pytest.mark.parametrize("client", CLIENTS)
-def test_one_that_answers_with_a_decision_is_healthy(client: str) -> None:
-    """The twin; OPA must call itself healthy too."""
-    with Denies() as server:
-        pdp = CLIENTS[client](server.url, timeout=5)
-        assert pdp.healthy()
-        assert asyncio.run(pdp.ahealthy())
-        for health in (b'{"error": "bundles are not active"}', b"[]", b"<html>", b"{", b""):
-            server.health = health
-            assert pdp.healthy() is (client == "authzen")
-        pdp.close()
-
-
-@pytest.mark.parametrize("client", CLIENTS)
 def test_closing_under_a_question_denies_it(server: FaultServer, client: str) -> None:
     """Nobody cancelled those who ask: they get a deny and no `CancelledError`."""
     for asynchronous in (False, True):

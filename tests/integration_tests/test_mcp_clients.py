@@ -89,11 +89,9 @@ def bank(tmp_path: Path) -> Iterator[Bank]:
         yield Bank(tmp_path, stack)
 
 
-HOW = ["auth", "dpop", "interceptor"] if SDK == 1 else ["auth", "dpop"]
-
 
 @pytest.mark.parametrize("where", SERVERS)
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", ["auth", "dpop"])
 async def test_each_call_carries_its_own_users_token(bank: Bank, how: str, where: str) -> None:
     """Two users at the same time, through the tools of one client. Outside a protected call nobody is believed."""
     bank.start(where)

@@ -92,14 +92,6 @@ def test_the_calls_of_a_message_are_one_request(server: OpaServer, pdp: OpaPDP) 
     assert counted(server) == before + 2
 
 
-def test_health_is_that_decisions_can_be_had(server: OpaServer) -> None:
-    """OPA calls itself healthy without the policy too."""
-    for path, healthy in (("runtime_authz/decision", True), ("runtime_authz/absent", False), ("runtime_authz/revision", False)):
-        with contextlib.closing(OpaPDP(server.url, path=path, timeout=5)) as pdp:
-            assert pdp.healthy() is healthy
-            assert asyncio.run(pdp.ahealthy()) is healthy
-
-
 def test_a_rule_without_a_batch_is_asked_side_by_side(server: OpaServer) -> None:
     """Another path has no batch rule unless one is named; the answers are the same."""
     before = counted(server)
@@ -118,7 +110,6 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     """The same answers, and no port."""
     with OpaServer(address=f"unix://{tmp_path}/opa.sock") as local:
         pdp = OpaPDP(local.url)
-        assert pdp.healthy()
         assert ask(pdp).permit
         assert ask(pdp, DENIED).reason == Code.LEASE_INVALID
         pdp.close()
@@ -134,7 +125,6 @@ def test_mutual_tls(tmp_path: Path) -> None:
         client = ours.issue("pep")
         good = OpaPDP(url, ca_file=ours.file, client_cert=client, timeout=5)
         assert ask(good).permit
-        assert good.healthy()
         good.close()
         # TLS 1.3 lets the server refuse a certificate after the handshake: its alert may be lost to the reset.
         refused_there = (Code.PDP_TLS, Code.PDP_UNREACHABLE)
@@ -146,7 +136,6 @@ def test_mutual_tls(tmp_path: Path) -> None:
         ):
             bad = OpaPDP(url, timeout=5, **arguments)
             assert ask(bad).reason in codes, arguments
-            assert not bad.healthy()
             bad.close()
         plain = OpaPDP(secure.url, timeout=5)
         assert ask(plain).reason in (Code.PDP_STATUS, Code.PDP_UNREACHABLE, Code.PDP_PROTOCOL)
@@ -205,7 +194,6 @@ def test_a_token_from_a_file_that_is_renewed(tmp_path: Path) -> None:
         assert ask(pdp).reason == Code.PDP_UNAUTHORIZED
         token.unlink()
         assert ask(pdp).reason == Code.PDP_UNAUTHORIZED
-        assert not pdp.healthy()
         pdp.close()
 
 
@@ -360,7 +348,6 @@ def test_a_signed_bundle_names_its_revision(bundles: Bundles) -> None:
     key = ["--verification-key", bundles.folder / "public.pem"]
     with OpaServer("--bundle", good, *key, "--set=decision_logs.console=true") as server:
         pdp = OpaPDP(server.url, timeout=5)
-        assert pdp.healthy()
         decision = ask(pdp)
         assert decision.permit
         assert decision.policy_revision == pdp.revision
@@ -443,13 +430,11 @@ def test_bundle_mode_follows_signed_revisions_only(bundles: Bundles) -> None:
         )
         with OpaServer("--config-file", config) as server:
             pdp = OpaPDP(server.url, timeout=5)
-            assert not pdp.healthy()
             assert ask(pdp).reason == Code.PDP_UNDEFINED
             for revision in ("r1", "r2"):
                 bundles.build(f"{revision}.tar.gz", revision).replace(served / "bundle.tar.gz")
                 until(lambda revision=revision: ask(pdp).policy_revision == f"authz@{revision}")
                 assert ask(pdp).permit
-                assert pdp.healthy()
             bundles.build("forged.tar.gz", "r3", signed=False).replace(served / "bundle.tar.gz")
             seen = files.count
             until(lambda: files.count >= seen + 2)  # fetched, refused, and asked for again

@@ -15,8 +15,7 @@ from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
-from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing
-from langchain_runtime_authz.downstream.mcp import httpx2_auth
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing, httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK, a_request, ticket_scope

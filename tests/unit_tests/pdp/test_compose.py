@@ -137,6 +137,15 @@ def test_deny_overrides_needs_several_names(pdps: list[StaticPDP]) -> None:
 # --- candidate --------------------------------------------------------------------------------------
 
 
+def drained(pdp: CandidatePDP) -> None:
+    """Let the comparing thread end after what waits."""
+    thread = pdp._thread
+    pdp._waiting.put(None)
+    if thread is not None:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("candidate", ANSWERS)
 @pytest.mark.parametrize("real", ANSWERS)
 def test_a_candidate_changes_nothing(real: str, candidate: str) -> None:
@@ -144,7 +153,7 @@ def test_a_candidate_changes_nothing(real: str, candidate: str) -> None:
     alone = decide(ANSWERS[real]())
     beside = CandidatePDP(ANSWERS[real](), ANSWERS[candidate]())
     with_it = decide(beside)
-    beside.drain()
+    drained(beside)
     beside.close()
     assert [replace(d, decision_id="") for d in alone] == [
         replace(d, decision_id="") for d in with_it
@@ -162,7 +171,7 @@ def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:
     )
     with caplog.at_level(logging.WARNING):
         Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
-        pdp.drain()
+        drained(pdp)
     assert told == [("book_invoice", "permit", "deny")]
     assert pdp.counts == {"same": 2, "permit>deny": 1}
     assert caplog.text.count("would flip") == 1
@@ -182,7 +191,7 @@ def test_a_callback_that_fails_harms_nothing() -> None:
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=tell)
     for _ in range(3):
         assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
-    pdp.drain()
+    drained(pdp)
     assert len(told) == 3
     thread = pdp._thread
     pdp.close()
@@ -217,7 +226,7 @@ def test_close_drops_what_waits() -> None:
     assert pdp.close() == 4
     assert pdp.close() == 4
     hold.set()
-    pdp.drain()
+    drained(pdp)
     assert (pdp.counts, told) == ({"dropped": 4}, [])
 
 
@@ -228,14 +237,13 @@ def test_after_close_nothing_is_compared_and_the_real_one_still_counts() -> None
     assert pdp.close() == 0
     assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
     assert asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json(), REQUEST.to_json()]))[1].permit
-    pdp.drain()
+    drained(pdp)
     assert (candidate.requests, pdp.counts, pdp._thread) == ([], {}, None)
 
 
 def test_one_that_is_forgotten_ends_its_thread() -> None:
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"))
     Evaluator(pdp).evaluate([REQUEST.to_json()])
-    pdp.drain()
     thread = pdp._thread
     assert thread is not None
     del pdp
@@ -277,7 +285,7 @@ def test_the_callback_may_close() -> None:
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=close)
     Evaluator(pdp).evaluate([REQUEST.to_json(), REQUEST.to_json()])
     assert closed.wait(60)
-    pdp.drain()
+    drained(pdp)
     assert pdp.counts == {"permit>deny": 1, "dropped": 1}
 
 
@@ -290,7 +298,7 @@ def test_one_callback_that_fails_hides_no_other_of_its_message() -> None:
 
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=tell)
     Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
-    pdp.drain()
+    drained(pdp)
     pdp.close()
     assert len(told) == 3
 
