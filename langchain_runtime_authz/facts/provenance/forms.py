@@ -65,7 +65,9 @@ _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\
 _BESIDE: Final = re.compile(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
 )
-_TIME: Final = re.compile(r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])")
+_TIME: Final = re.compile(
+    r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])|(\d(?<![\w:.,].)\d?) ?((?i:am|pm))(?!\w)"
+)
 
 # Letters that are drawn like others; enough to notice, not to equate (UTS #39 has the full list).
 _LOOKS: Final = {
@@ -309,8 +311,9 @@ def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
             for form in _date(given["y"], given["m"], given["d"], said=said):
                 yield form, found.span()
     for found in _TIME.finditer(text):
-        hour, minute = int(found[1]) % 12 if found[3] else int(found[1]), int(found[2])
-        hour += 12 if (found[3] or "").lower() == "pm" else 0
+        half, hour, minute = (found[3] or found[5] or "").lower(), int(found[1] or found[4]), int(found[2] or 0)
+        hour = hour % 12 if half else hour
+        hour += 12 if half == "pm" else 0
         if hour < 24 and minute < 60:
             yield f"time:{hour:02}:{minute:02}", found.span()
 

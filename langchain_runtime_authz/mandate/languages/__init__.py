@@ -94,7 +94,7 @@ class Language:
         self.closed = sets("never_values") | currencies | self.stops | self.determiners | self.prepositions | separating
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
-        day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}:\d\d(?: ?[ap]m)?"
+        day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
         date = rf"(?:\d{{4}}-\d\d-\d\d|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",

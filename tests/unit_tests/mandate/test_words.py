@@ -82,6 +82,7 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("Read notes.md. Then pay Bob 45 EUR.", [("send_money", BOB)]),
         ("- Pay Bob 45 EUR\n- delete a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
         ("On 3 June 2027, pay Bob 45 EUR", [("send_money", {**BOB, "date": "3 June 2027"})]),
+        ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
     ],
 )  # fmt: skip
 def test_a_plain_order_has_its_values_in_their_roles(text, expected):
