@@ -42,10 +42,9 @@ from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.doubt import OnUnknown
-from langchain_runtime_authz.pep.engine import Engine, Flow, both, drive
+from langchain_runtime_authz.pep.engine import Engine, Flow, LogNotifier, Notifier, both, drive
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
-from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import Source, load_profiles

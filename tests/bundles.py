@@ -13,8 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from langchain_runtime_authz.pap.bundle import assemble, pack
-from langchain_runtime_authz.pap.signature import sign
+from langchain_runtime_authz.pap.bundle import assemble, pack, sign
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 WASM = (POLICIES / "policy.wasm").read_bytes()

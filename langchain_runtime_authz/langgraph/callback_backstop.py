@@ -53,8 +53,8 @@ from langchain_runtime_authz.langgraph.tool_profiles import Guard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
-from langchain_runtime_authz.pep.model import ModelCall
 from langchain_runtime_authz.pep.obligations import obliged_fields
+from langchain_runtime_authz.pep.steps import ModelCall
 
 Due = tuple[Engine, Flow[None]] | None
 

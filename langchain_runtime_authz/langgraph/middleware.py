@@ -59,7 +59,7 @@ from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Perform, Run, adrive, both, drive
-from langchain_runtime_authz.pep.model import ModelCall, decide_model, withheld
+from langchain_runtime_authz.pep.steps import ModelCall, decide_model, withheld
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
 _MISPLACED: Final = (

@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph._private import model_params
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle
 from langchain_runtime_authz.pep.engine import Flow, Run
-from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown
+from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown
 
 _KEEP: Final = 256  # model outputs remembered per root entry
 

@@ -14,11 +14,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from langchain_runtime_authz._files import replace_file
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
@@ -26,8 +26,7 @@ from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import file_lock
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, files_below, read_bundle, real_root
-from langchain_runtime_authz.pap.signature import Keys, trusted
+from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, Keys, files_below, read_bundle, real_root, trusted
 from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -43,11 +42,6 @@ _REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read agai
 Seen = tuple[tuple[str, int, int, int, int], ...]
 
 
-class _Mark(NamedTuple):
-    number: int
-    digest: str
-
-
 class HighestRevision:
     """The revision that was used last, kept over restarts and between processes in the file `path`.
 
@@ -59,36 +53,35 @@ class HighestRevision:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, bundle: Bundle) -> None:
-        """Refuse what is older than, or another of the same number as, what was used. Raises `policy_older`."""
-        self._checked(bundle)
+    def check(self, bundle: Bundle) -> int:
+        """Return the number that was used last; 0 for none. Raises `policy_older` if that was a newer bundle, or another."""
+        number, digest = self._read()
+        if bundle.number < number or (bundle.number == number and bundle.digest != digest):
+            have = f"`{self.path.name}`: revision {number} was used here before this revision {bundle.number}"
+            raise ConfigError(f"{have}; raise its number", Code.POLICY_OLDER)
+        return number
 
     def advance(self, bundle: Bundle) -> None:
         """Keep that this revision is used from here on; on the disk before this returns. Raises like `check`."""
-        with self._locked():
-            mark = self._checked(bundle)  # another process may have been faster
-            if mark is None:
-                _log.warning("first start: %s does not exist; policy %s is the first", self.path, bundle.revision)
-            if mark is None or mark.number < bundle.number:
-                this = {"v": VERSION, "number": bundle.number, "digest": bundle.digest}
-                replace_file(self.path, json.dumps(this).encode() + b"\n")
+        try:
+            with file_lock(self.path.with_name(self.path.name + ".lock")):
+                used = self.check(bundle)  # another process may have been faster
+                if not used:
+                    _log.warning("first start: %s does not exist; policy %s is the first", self.path, bundle.revision)
+                if used < bundle.number:
+                    this = {"v": VERSION, "number": bundle.number, "digest": bundle.digest}
+                    replace_file(self.path, json.dumps(this).encode() + b"\n")
+        except OSError as exc:
+            raise self._unkept(exc) from exc
 
-    def _checked(self, bundle: Bundle) -> _Mark | None:
-        mark = self._read()
-        this = _Mark(bundle.number, bundle.digest)
-        if mark is not None and (this.number < mark.number or (this.number == mark.number and this != mark)):
-            have = f"`{self.path.name}`: revision {mark.number} was used here before this revision {this.number}"
-            raise ConfigError(f"{have}; raise its number", Code.POLICY_OLDER)
-        return mark
-
-    def _read(self) -> _Mark | None:
+    def _read(self) -> tuple[int, str]:
         try:
             document = strict_json(self.path.read_bytes())
             number, digest = document["number"], document["digest"]
             if document["v"] == VERSION and type(number) is int and number > 0 and isinstance(digest, str) and digest:
-                return _Mark(number, digest)
+                return number, digest
         except FileNotFoundError:
-            return None
+            return 0, ""
         except OSError as exc:
             raise self._unkept(exc) from exc
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -98,14 +91,6 @@ class HighestRevision:
             "have made sure that the bundle is the newest"
         )
         raise ConfigError(msg, Code.POLICY_INVALID)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            with file_lock(self.path.with_name(self.path.name + ".lock")):
-                yield
-        except OSError as exc:
-            raise self._unkept(exc) from exc
 
     def _unkept(self, exc: OSError) -> ConfigError:
         why = exc.strerror or type(exc).__name__
@@ -130,16 +115,6 @@ class PolicyStatus:
     signed_by: str
     unconfirmed: float
     refused: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Rejected:
-    """A refusal as text (an exception's frames would keep the bundle)."""
-
-    seen: Seen
-    until: float
-    detail: str
-    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +194,8 @@ class ReloadingPDP(InProcess):
         self._pool_size = checked_count("pool_size", pool_size)
         self._timeout = checked_seconds("timeout", timeout)
         self._refused = ""
-        self._rejected: _Rejected | None = None
+        # What was refused and until when, as text: an exception's frames would keep the bundle.
+        self._rejected: tuple[Seen, float, str, str] | None = None
         self._closed = False
         self._lock = threading.Lock()  # held while reloading
         self._seen: Seen = self._look()
@@ -269,9 +245,10 @@ class ReloadingPDP(InProcess):
             known = seen == self._seen and seen and not self._refused
             state = (*seen, *_stat(self._highest.path)) if seen else _UNSEEN
             try:
-                if not again:
-                    self._refuse_again(state)
-                self._rejected = None
+                was, self._rejected = self._rejected, None
+                if not again and was is not None and was[0] == state and time.monotonic() < was[1]:
+                    self._rejected = was
+                    raise ConfigError(*was[2:])
                 new = self._live if known else self._loaded(self._live)
                 self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
             except ConfigError as exc:
@@ -280,14 +257,14 @@ class ReloadingPDP(InProcess):
                     _log.error("policy %s stays: %s", self.revision, str(exc))
                 self._refused = str(exc)
                 if state and self._rejected is None and not _may_pass(exc):
-                    self._rejected = _Rejected(state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
+                    self._rejected = (state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
-            changed = new is not self._live
-            if changed:
-                _log.info("policy %s takes the place of %s", new.bundle.revision, self.revision)
-                self._live = new
-            return changed
+            if new is self._live:
+                return False
+            _log.info("policy %s takes the place of %s", new.bundle.revision, self.revision)
+            self._live = new
+            return True
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `policy_stale`, or like `WasmPDP.evaluate`."""
@@ -351,11 +328,6 @@ class ReloadingPDP(InProcess):
             pool_size=self._pool_size,
             timeout=self._timeout,
         )
-
-    def _refuse_again(self, state: Seen) -> None:
-        was = self._rejected
-        if was is not None and was.seen == state and time.monotonic() < was.until:
-            raise ConfigError(was.detail, was.code)
 
     def _look(self) -> Seen:
         """Return what tells one state of the source from another, or nothing if there is no source."""

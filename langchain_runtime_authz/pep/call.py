@@ -28,30 +28,11 @@ NO_STANDING: Final = Standing("none", None, (), ())
 class Call:
     """One tool call as an enforcement point saw it, before any decision.
 
-    Attributes:
-        tool: its name.
-        profile: what the tool does.
-        profiled: whether somebody declared that.
-        call_id: the model's id of the call.
-        plan_id: id of the message that planned it; `None` if the enforcement point did not see the message.
-        position: its place in that message.
-        raw: the arguments as the model wrote them.
-        args: JSON projection of the parsed arguments, without injected ones.
-        args_digest: `digest.digest` of `args`.
-        atoms: critical and date arguments of `args` in normal form.
-        parsed: the object that the tool will receive.
-        sent: the arguments as they were sent, without injected ones.
-        injected: names of the arguments that the framework supplies.
-        supplied: some of the parsed arguments are the framework's.
-        reread: give the digest of the arguments parsed once more; `None` if they cannot differ.
-        tool_ref: the tool object.
-        metadata: of the tool.
-        error: why the call cannot run at all; then there is nothing to decide.
-        place: which of several equal calls this is, if no message is known.
-        amend: give the call that an approver put in this one's place (tool, arguments).
-        amends: key of the approval that says so.
-        by_code: code makes it by itself, and no model plans it.
-        reviewed: a review between here and the tool asks an approver about it.
+    `raw` are the arguments as the model wrote them, and `args` the JSON projection of the parsed ones, without those that
+    the framework supplies (`injected`). `parsed` is what the tool will receive. `plan_id` is the id of the message that
+    planned it, and `position` its place there; `place` tells equal calls apart if no message is known. `reread` gives the
+    digest of the arguments parsed once more. `amend` gives the call that an approver put in this one's place, and `amends`
+    is the key of the approval that did. `reviewed`: a review between here and the tool asks an approver about it.
     """
 
     tool: str
@@ -89,26 +70,10 @@ class Call:
 class DecidedCall:
     """A call and what was decided on it; nothing is claimed yet.
 
-    Attributes:
-        call: the call.
-        key: its key in the ledger.
-        decision: what was decided.
-        body: the request's JSON, if the call was put into one.
-        started: when the batch was asked about (nanoseconds since the epoch).
-        now: ledger time at the decision, in whole seconds.
-        match: how the call stands to its plan.
-        provenance: where its bound arguments came from.
-        prior_calls: how often the same was done for this task before (`context.call.repeats`).
-        mandate: what the task orders, as it was decided under.
-        standing: how the call stands to the mandate, and what the claim spends of it.
-        counter: the budget under which calls with the same effect are counted.
-        task: the task it was decided under.
-        approval: what was asked and answered about it.
-        row: what the ledger holds of it.
-        replay: it ran before, and its result stands.
-        deed: names what it does to what (`CallRow.deed`).
-        doubts: the same deeds whose outcome nobody knows.
-        evidence: what an approver is shown of where arguments came from.
+    `key`, `row` and `approval` are the ledger's, `body` is what the PDP was asked. `started` is when its batch was asked
+    about, in nanoseconds, and `now` ledger time then. `counter` is the budget of calls with the same effect, of which
+    `prior_calls` were let run for this task. `replay`: it ran before, and its result stands. `deed` names what it does to
+    what (`CallRow.deed`), and `doubts` are the same deeds of unknown outcome. An approver is shown the `evidence`.
     """
 
     call: Call
@@ -144,7 +109,7 @@ class DecidedCall:
 
     @property
     def expires_at(self) -> int:
-        """Ledger time until which a question about it can be answered and the answer counts; 0 for ever."""
+        """Ledger time until which a question about it can be answered and the answer used; 0 for ever."""
         return self.now + self.terms.expires_in if self.terms.expires_in else 0
 
     @property

@@ -39,13 +39,9 @@ _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
     """Put a resume value into the ledger, before any task starts: one atomic correction or answer.
 
-    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it:
-    then the same commit opens the next epoch, with a plan of the calls that are left. Rejected calls
-    are dropped, edited ones stand as edited, and the agents above that wait for them go on.
-
-    Raises:
-        AuthzDenied: the task was changed by others meanwhile; `approval_partial`; or the subject may not
-            answer this.
+    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it: the same commit opens
+    the next epoch, with a plan of the calls that are left. Rejected calls are dropped, edited ones stand as edited, and the
+    agents above that wait for them go on. Raises `AuthzDenied`: others changed the task; `approval_partial`; not their answer.
     """
     if is_partial(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
@@ -100,15 +96,11 @@ def _as_announced(
 def reply(
     run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
 ) -> Flow[bool]:
-    """Take answers to questions of tools and nodes: an answer that is not plain corrects the task.
+    """Take answers to questions of tools and nodes: an answer that is not plain corrects the task. True if one did.
 
-    `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
-    before any task starts. The calls whose tools ask by themselves go on in it (`own`), and no others: each has, or
-    waits for, an answer of its own. The answers to the calls that become stale tell the words. The same answer to
-    the same question says nothing new. Return True if the task changed.
-
-    Raises:
-        AuthzDenied: the task was changed by others meanwhile.
+    `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open before any task starts.
+    Of the old calls, only those whose tools ask by themselves (`own`) go on in it: each has or awaits its own answer. The
+    same answer to the same question says nothing new. Raises `AuthzDenied`: others changed the task meanwhile.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -219,11 +211,7 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 def _done(
     scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
 ) -> Flow[None]:
-    """Commit and record a change that no state of a thread refuses.
-
-    Raises:
-        LedgerError: the ledger refuses it all the same: it must not look as if it had kept it.
-    """
+    """Commit and record a change that no state of a thread refuses. A refusal raises: it must not look kept."""
     done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)

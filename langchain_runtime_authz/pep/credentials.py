@@ -126,10 +126,7 @@ def minted(
 ) -> Flow[Credential]:
     """Mint a token of a run's agent, and record it before it is handed out.
 
-    `request` are the fields of `TokenRequest` that say for what.
-
-    Raises:
-        CredentialError: the issuer refused, or the identity of the workload has ended.
+    `request` are the fields of `TokenRequest` that say for what. Raises `CredentialError`: refused, or the identity ended.
     """
     identity = run.engine.identity
     if (ends := identity.expires_at) is not None and now >= int(ends):

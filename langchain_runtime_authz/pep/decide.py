@@ -95,12 +95,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
-    """Read what the decision needs.
-
-    Returns:
-        The calls, their keys and comparisons, the epoch of the keys, the task's words, the snapshot, and the tools
-        whose resources somebody said changed.
-    """
+    """Read what the decision needs. `origin` is the epoch of the keys; of the `moved` tools somebody said the data changed."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     words, origin = run.engine.memory.words.get(run.scope), run.epoch

@@ -37,13 +37,10 @@ def open_child(
     call_id: str | None = None,
     refuse: Code | None = None,
 ) -> Flow[Run]:
-    """Open a child agent's run below `parent`.
+    """Open a child agent's run below `parent`. Raises `AuthzDenied`.
 
-    `request` is the grant that was asked for. `call_id` is the parent's call in which the child runs, if it does in
-    one. `refuse` says why the caller refuses it, whatever the policy says.
-
-    Raises:
-        AuthzDenied: the delegation is denied.
+    `call_id` is the parent's call in which the child runs, if it does in one. `refuse` says why the caller refuses it,
+    whatever the policy says.
     """
     opened = edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
@@ -92,11 +89,7 @@ def open_child(
 
 
 def invitation(child: Run, audience: str) -> Flow[Credential]:
-    """Mint the credential with which another server runs `child`. It dies with the child's lease.
-
-    Raises:
-        CredentialError: the issuer refused.
-    """
+    """Mint the credential with which another server runs `child`. It dies with the child's lease."""
     parent = cast("Run", child.parent)
     task: Task = parent.parts["task"][0]  # as the edge was decided under
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}

@@ -108,12 +108,7 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 
 
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str = "") -> Flow[None]:
-    """Record what became of a call in doubt, in the ledger and in the audit log.
-
-    Raises:
-        LedgerError: `not_in_doubt`.
-        AuditError: it is in the ledger, but not in the log.
-    """
+    """Record what became of a call in doubt, in the ledger and then in the audit log. Raises `not_in_doubt`, `AuditError`."""
     done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
     if isinstance(done, Conflict):
         raise LedgerError(done.code, doubt.row.key)

@@ -7,13 +7,15 @@ A flow is a generator. It yields effects, receives their results, and does no I/
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from operator import attrgetter
 from os import urandom
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
@@ -27,7 +29,6 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.agents import ANY, AgentProfile
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
-from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.recent import RecentDecisions
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # its module loads the signing library, which an import shoul
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
+_notifications = logging.getLogger("langchain_runtime_authz.notify")
 
 LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
 MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
@@ -63,6 +65,25 @@ class Planner(Protocol):
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
+
+
+@runtime_checkable
+class Notifier(Protocol):
+    """Sends notifications that a policy obliges to (`notify`); `docs/recipes/webhook.md` has one that queues them.
+
+    A notification holds codes, ids and names, and the policy's own `topic` and `body`, never arguments, texts or tokens.
+    """
+
+    def send(self, notification: Mapping[str, Any]) -> None:
+        """Accept one notification, without waiting. If it raises, a permit that depends on it becomes a deny."""
+        ...
+
+
+class LogNotifier:
+    """Write notifications to the logger `langchain_runtime_authz.notify`, one JSON object each."""
+
+    def send(self, notification: Mapping[str, Any]) -> None:
+        _notifications.warning("%s", json.dumps(notification, sort_keys=True))
 
 
 class Tools(Protocol):
@@ -260,15 +281,10 @@ class Run:
 
 
 class Effect:
-    """One kind of I/O, in its blocking and its awaiting form.
+    """One kind of I/O, in its blocking and its awaiting form (`ado`; without one, it never waits).
 
-    Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself.
-
-    Args:
-        do: performs it, given the engine and the arguments.
-        ado: performs it without blocking the event loop; without one, it never waits.
-        method: instead of `do`, the method of a part of the engine that does, like `ledger.load`. By default the
-            awaiting form is its `aload`.
+    Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself. Both forms get
+    the engine. In place of them, `method` names one of a part of the engine, like `ledger.load`; `aload` then awaits.
     """
 
     __slots__ = ("ado", "do", "method")

@@ -1,8 +1,7 @@
 """Begin and end runs.
 
-Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the
-state it loads. A later correction kills that lease and the old run drains. Only a new root entry
-plans anew.
+Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the state it loads. A later
+correction kills that lease and the old run drains. Only a new root entry plans anew.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ _log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An opened root entry.
+    """An opened root entry, at ledger time `now`.
 
-    `pending` are corrections that the graph's state may not hold yet; they are pending until a run
-    ends that saw them. `asks` are the questions that a resume value may answer. `now` is ledger time.
+    `pending` are corrections that the graph's state may not hold until a run that saw them ends. A resume value may answer
+    `asks`.
     """
 
     run: Run
@@ -76,11 +75,9 @@ class Entry:
 class Given(NamedTuple):
     """The facts at a root entry: a new input or a resume, and the state that it will load.
 
-    `texts` are the user's texts of the input, `standing` the digests of all texts in the user's role in the
-    state already. `kept`: the graph keeps its state, so another writer can erase the texts from it. `head` is the
-    checkpoint that it kept of this thread. `moved` tells, of the checkpoint that a run left last, if the state
-    changed since. `memory` is the digest of what the store remembers, if that counts as part of the task.
-    `waiting` reads what the graphs hold that wait below.
+    `standing` are the digests of all texts in the user's role in the state already. `kept`: the graph keeps its state, so
+    another writer can erase texts from it. `moved` tells, of the checkpoint that a run left last, if the state changed since.
+    `memory` is the digest of what the store remembers, if the task counts it. `waiting` reads what waits below.
     """
 
     texts: Sequence[HumanText] = ()
@@ -94,11 +91,7 @@ class Given(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The state that a root entry leaves; `None` if it is unknown or nothing.
-
-    `head` is its checkpoint, `memory` the digest of what the store remembers, `below` that of what the graphs hold
-    that wait below.
-    """
+    """A root entry's last checkpoint, and digests of the store and of what waits below; `None` if unknown."""
 
     head: str | None = None
     memory: str | None = None
@@ -121,11 +114,8 @@ def open_entry(
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
-    `task` is what `.run(task=)` said, `ordered` what the application says the task orders. `workflow`: the graph
-    orchestrates agents and is none itself. `upstream` are the agents of other servers that delegated to this one.
-
-    Raises:
-        AuthzDenied: the subject may not start here, or the ledger is gone.
+    `workflow`: the graph orchestrates agents and is none itself. `upstream` are the agents of other servers that delegated
+    to this one. Raises `AuthzDenied`: the subject may not start here, or the ledger is gone.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
@@ -303,13 +293,10 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
 def edited(
     run: Run, mark: ChildMark, read: Callable[[], Flow[Head | None]], moved: Callable[[str, str], Flow[bool]]
 ) -> Flow[bool]:
-    """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
+    """Compare what a child of `run` will load with the checkpoint that its last run left, under `mark`; False without one.
 
-    `read` reads the newest checkpoint; `moved` compares it with the one that was left. Only an `update` was done
-    from outside: this run may be in the middle of its own writing. Return True if there is such a mark.
-
-    Raises:
-        AuthzDenied: `stale_epoch`: it was edited, so the task changed. The run drains.
+    Only an `update` was done from outside: this run may be in the middle of its own writing. Raises `AuthzDenied`
+    (`stale_epoch`): it was edited, so the task changed. The run drains.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -324,11 +311,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already.
-
-    Raises:
-        AuthzDenied: `stale_epoch`: others change the task all the time.
-    """
+    """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already."""
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(UNRECORDED,)))
         if texts[-1].key in {t.key for t in snapshot.log}:

@@ -71,7 +71,7 @@ class HealthCheck:
             with suppress(Exception):  # what a foreign part raises past its probe leaves it down
                 found[name] = future.result() if future in done else found[name]
         with suppress(Exception):
-            age = engine.evaluator.pdp.status().unconfirmed  # type: ignore[attr-defined]  # of a `ReloadingPDP`
+            age = engine.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # of a `ReloadingPDP`
         found["kill_switch"] = str(Code.KILLED) if engine.killed else ""
         health = Health(found, engine.evaluator.revision, age)
         with self._lock:

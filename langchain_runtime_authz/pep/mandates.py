@@ -156,12 +156,8 @@ def standing_of(
 ) -> Standing:
     """Return how a call stands to the mandate, given what is spent.
 
-    Args:
-        binding: of the call.
-        counters: what the ledger counts.
-        row: what the ledger holds of the call. One that was let run unasked before has spent its step already.
-        approval: what was asked and answered about it.
-        ahead: what the calls before it in the message will spend; this one's is added.
+    A call that was let run unasked before (`row`) has spent its step already. `ahead` is what the calls before it in the
+    message will spend; this one's is added.
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():

@@ -6,7 +6,7 @@
 | `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
-| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`pep.notify`); a permit that cannot be told is a deny |
+| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`Notifier`); a permit that cannot be told is a deny |
 | `revoke` | | the agent's subtree, with the deny |
 | `rotate` | | the task's epoch, with the deny: what was planned is void |
 | `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
@@ -44,15 +44,8 @@ POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the 
 class Terms(NamedTuple):
     """The terms of `require_approval`.
 
-    Attributes:
-        expires_in: seconds from the question on for which it can be answered and its answer used; 0: for ever.
-        needed: `approvers.min`: how many people must say yes.
-        distinct: `approvers.distinct_from_subject`: none of them the subject of the run.
-        eligible: `approvers.who`: `type:id` of those who may; empty: anybody.
-        fallback: `fallback.who`: those who may too, once nobody answered for `fallback.after` seconds.
-        fallback_after: `fallback.after`.
-        per_run: `asks.run`: questions that one run may ask.
-        per_hour: `asks.hour`: questions that may be asked on behalf of one subject in an hour.
+    `needed` people must say yes, within `expires_in` seconds (0: for ever); nobody but those `eligible` if it is not empty,
+    and the `fallback` after so many seconds without an answer. The caps are on questions of one run, and of one subject.
     """
 
     expires_in: int = 0

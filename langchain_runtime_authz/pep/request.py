@@ -46,18 +46,7 @@ def call_request(
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
     """Return what is asked about one call, and where its bound arguments came from.
 
-    Args:
-        run: the acting agent's run.
-        snapshot: of its thread.
-        words: the task's words.
-        call: the call.
-        match: how it stands to its plan.
-        row: what the ledger holds of it.
-        approval: what was asked and answered about it.
-        moved: tools whose resources somebody said changed since they were read.
-        prior_calls: how often the same was done for this task.
-        mandate: what the task orders.
-        standing: how the call stands to it.
+    `moved` are tools whose resources somebody said changed since they were read. The rest is as in `DecidedCall`.
     """
     profile, args, recorded = call.profile, call.args, snapshot.plan
     traced = arguments(run, snapshot, words, call)

@@ -1,26 +1,30 @@
 """Decide every step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
 
-Load → evaluate → commit → audit, in that order; a tool call's own is in `judge` and `claim`.
+Load → evaluate → commit → audit, in that order; a tool call's own is in `decide` and `claim`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, deny
+from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.decide import lease_refusal, renewed
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
-from langchain_runtime_authz.pep.obligations import owed, understood
+from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, step_record, tell
 from langchain_runtime_authz.pep.request import request_json
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
+
+MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
 
 _STEP_OBLIGATIONS: Final = {
     False: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke")),
@@ -38,7 +42,7 @@ def decide_step(
     refuse: Code | None = None,
     known: Snapshot | None = None,
 ) -> Flow[Decision]:
-    """Decide a step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
+    """Decide such a step. Never raises.
 
     `extra` gives changes to commit with a permit. `refuse` is why the enforcement point refuses the step itself. `known`
     is the thread as a commit has just left it.
@@ -114,3 +118,57 @@ def still_live(run: Run) -> Flow[Code | None]:
         _log.error("ledger failed: %s", type(exc).__name__)
         return run.engine.failed(exc)
     return lease_refusal(run, snapshot)
+
+
+# --- models -------------------------------------------------------------------------------------------
+# Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, since
+# their calls are decided anyway. A tool that the provider runs cannot be stopped later, so a call that shows it is denied.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A model and what it is shown. `prompt` is the digest of its instructions (system messages)."""
+
+    model: str
+    provider: str | None
+    tools: tuple[str, ...]
+    provider_tools: tuple[str, ...]
+    prompt: str | None
+
+
+def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
+    revision = run.engine.evaluator.revision
+    key = (run.epoch, revision, call.model, call.provider, call.tools, call.provider_tools)
+    if revision and (kept := run.models.get(key)) is not None:
+        return kept
+    names = sorted(call.tools)
+    properties = {
+        "provider": call.provider,
+        "tools": list(call.tools),
+        "provider_tools": list(call.provider_tools),
+        "tools_digest": digest({"tools": names, "provider_tools": sorted(call.provider_tools)}),
+    }
+    resource = {"type": "model", "id": call.model, "properties": properties}
+    prompt = {"model": call.model, "digest": call.prompt}
+    decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
+    if decision.permit and keepable(decision, revision) and len(run.models) < MAX_KEPT:
+        run.models[key] = decision
+    return decision
+
+
+def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the agent's own tools and the provider's that a permit withholds."""
+    own: set[str] = set()
+    provider: set[str] = set()
+    for obligation in decision.obligations:
+        if obligation.type == "withhold_tools":
+            own.update(obligation.properties["tools"])
+            provider.update(obligation.properties["provider_tools"])
+    return frozenset(own), frozenset(provider)
+
+
+def shown(decision: Decision, call: ModelCall) -> Decision:
+    """Return the decision if nothing can be taken out of the request any more."""
+    if decision.permit and withheld(decision)[1].intersection(call.provider_tools):
+        return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
+    return decision

@@ -44,13 +44,8 @@ NO_TURN: Final = Turn()
 class TaskWords:
     """A task's words at one state of it, read once.
 
-    Attributes:
-        digest: of the task.
-        words: all that the user said.
-        turn: the newest turn.
-        turns: how many texts the user said. An answer to a question is not one: it asks for nothing new.
-        compiled: what the newest turn orders (`mandate.words`), once it is read; `()` before.
-        recorded: whether that is on record.
+    `words` are all that the user said in `turns` texts, without answers to questions, which ask for nothing new. `compiled`
+    is what the newest `turn` orders (`mandate.words`); `()` until it is read.
     """
 
     digest: str
@@ -72,12 +67,7 @@ class _Thread:
 
 
 class ThreadMemory:
-    """The memory of all threads. Losing it loses convenience, never safety.
-
-    Attributes:
-        words: each task's words as they were last read.
-        unread: the outputs of which only the head was read.
-    """
+    """The memory of all threads. Losing it loses convenience, never safety. Of `unread` outputs only the head was read."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()

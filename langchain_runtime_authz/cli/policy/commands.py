@@ -270,9 +270,8 @@ def build(
       runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """
     from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
-    from langchain_runtime_authz.pap.bundle import pack, parse_bundle
+    from langchain_runtime_authz.pap.bundle import SIGNATURES, pack, parse_bundle, sign
     from langchain_runtime_authz.pap.reloading import self_test
-    from langchain_runtime_authz.pap.signature import SIGNATURES, sign
 
     if output.is_dir():
         raise ConfigError(f"`{output}` is a directory; name the file to write")

@@ -37,7 +37,9 @@ from langchain_runtime_authz.facts.local_time import checked_zone, local_time
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
     CEDAR,
+    DATA,
     ENTRYPOINT,
+    MANIFEST,
     WASM,
     Case,
     assemble,
@@ -47,7 +49,6 @@ from langchain_runtime_authz.pap.bundle import (
     read_files,
 )
 from langchain_runtime_authz.pap.reloading import cedar_pdp
-from langchain_runtime_authz.pap.signature import DATA, MANIFEST
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data

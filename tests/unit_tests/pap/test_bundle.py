@@ -21,8 +21,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap import bundle
-from langchain_runtime_authz.pap.bundle import Case, pack, parse_bundle, read_bundle, read_files
-from langchain_runtime_authz.pap.signature import sign
+from langchain_runtime_authz.pap.bundle import Case, pack, parse_bundle, read_bundle, read_files, sign
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.requests import example_request
 from tests.bundles import Key, files, mount, put

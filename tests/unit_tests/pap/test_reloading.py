@@ -20,8 +20,9 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.fork import file_lock
 from langchain_runtime_authz.pap.bundle import Bundle, read_bundle
-from langchain_runtime_authz.pap.reloading import HighestRevision, ReloadingPDP
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.testing.requests import example_request
@@ -453,7 +454,6 @@ def test_a_fork_under_a_reload_leaves_both_processes_free(source: Path, followin
     with pdp._lock:  # another thread reloads
         assert forked(pdp.close) == 0
     read, write = os.pipe()
-    highest = HighestRevision(source.with_name("other"))
 
     def free() -> None:
         file = os.open(source.with_name("other.lock"), os.O_RDWR)
@@ -462,7 +462,7 @@ def test_a_fork_under_a_reload_leaves_both_processes_free(source: Path, followin
         os.write(write, b"x")
 
     with contextlib.ExitStack() as locked:
-        locked.enter_context(highest._locked())
+        locked.enter_context(file_lock(source.with_name("other.lock")))
 
         def unlocked() -> None:
             locked.close()

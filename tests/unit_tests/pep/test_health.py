@@ -18,9 +18,12 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.errors import AuditError, Code, LedgerError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pap.bundle import pack
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pep import health
 from langchain_runtime_authz.telemetry import metrics, names
 from langchain_runtime_authz.testing import StaticPDP
+from tests.bundles import files
 
 UP = {"ledger": "", "engine": "", "audit": "", "kill_switch": ""}
 ROOT = Path(__file__).parents[3]
@@ -66,6 +69,15 @@ def test_a_whole_instance_is_ready(tmp_path: Path) -> None:
     assert (tmp_path / "audit.jsonl").read_text() == ""
     assert get(authz, "/health/ready") == (200, {"ready": True, "down": {}, "parts": UP, "revision": found.revision, "age": None})
     assert get(authz, "/health/live") == (200, {"live": True})
+
+
+def test_the_age_of_a_policy_that_is_followed(tmp_path: Path) -> None:
+    """It says when its source was last found in order."""
+    (tmp_path / "policy.tar.gz").write_bytes(pack(files(1)))
+    pdp = ReloadingPDP(tmp_path / "policy.tar.gz")
+    age = RuntimeAuthz(pdp=pdp).health().age
+    pdp.close()
+    assert age is not None and age >= 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep.engine import drive
 from langchain_runtime_authz.pep.entry import open_entry
-from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown, withheld
+from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown, withheld
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident

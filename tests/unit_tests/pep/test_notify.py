@@ -14,7 +14,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
+from langchain_runtime_authz.pep.engine import LogNotifier, Notifier
 from langchain_runtime_authz.pep.session import Session
 
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
