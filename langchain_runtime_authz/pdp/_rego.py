@@ -114,47 +114,36 @@ class _Clock:
         self.engine = wasmtime.Engine(config)
         self.host = wasmtime.Module(self.engine, _HOST)
         self.call = wasmtime.Module(self.engine, _CALL)
-        self.forked(0)
+        self.programs: weakref.WeakSet[Program] = weakref.WeakSet()  # while one of them is open, the thread ticks
+        self.forked()
 
-    def forked(self, users: int) -> None:
+    def forked(self) -> None:
         """Begin anew in a child, which has neither the thread nor a use for the parent's locks."""
         self._lock = threading.RLock()  # a finaliser may come in at any time
-        self._users = 0
-        self._stop: threading.Event | None = None
         self._thread: threading.Thread | None = None
-        for _ in range(users):
-            self.hold()
 
-    def hold(self) -> None:
+    def serve(self, program: Program) -> None:
         with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._stop = threading.Event()
-                name = "runtime-authz-wasm"
-                self._thread = threading.Thread(target=self._tick, args=(self._stop,), name=name, daemon=True)
+            self.programs.add(program)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._tick, name="runtime-authz-wasm", daemon=True)
                 self._thread.start()
 
-    def release(self) -> None:
-        """Count one fewer; the last one ends the thread, without waiting for it.
-
-        A finaliser may run within a lock that the thread needs to end.
-        """
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._stop is not None:
-                self._stop.set()
-
     def wait(self) -> None:
+        """Wait for the end of the thread, if no program is open any more."""
         with self._lock:
-            stop, thread = self._stop, self._thread
-        if stop is None or thread is None or not stop.is_set():
-            return
-        if thread is not threading.current_thread():
+            thread = None if any(not p.closed for p in self.programs) else self._thread
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _tick(self, stop: threading.Event) -> None:
-        while not stop.wait(TICK):
+    def _tick(self) -> None:
+        while True:
+            time.sleep(TICK)
             self.engine.increment_epoch()
+            with self._lock:
+                if all(p.closed for p in self.programs):
+                    self._thread = None
+                    return
 
 
 _clock: _Clock | None = None
@@ -216,8 +205,7 @@ class Program:
         self.closed = False
         self.module, self.pages = _compiled(code)
         self.forked()
-        self.clock.hold()
-        self._finalizer = weakref.finalize(self, self.clock.release)
+        self.clock.serve(self)
         try:
             first = _Instance(self)
             self.entrypoints: dict[str, int] = first.table("entrypoints")
@@ -226,7 +214,6 @@ class Program:
             self.close()
             raise
         self._free.append(first)
-        _programs.add(self)
 
     def forked(self) -> None:
         """Begin with an empty pool: another thread may have held its contents at the fork."""
@@ -291,7 +278,6 @@ class Program:
         """Free the instances; every later evaluation fails. Idempotent."""
         self.closed = True
         self._free.clear()
-        self._finalizer()
         self.clock.wait()
 
 
@@ -404,22 +390,19 @@ def _pages(module: wasmtime.Module, size: int) -> int:
     raise PolicyFailed("it imports no memory")
 
 
-_programs: weakref.WeakSet[Program] = weakref.WeakSet()
-
-
 def _forked() -> None:
     global _clock_lock  # noqa: PLW0603  (another thread may have held it)
     _clock_lock = threading.Lock()
-    open_ones = [p for p in _programs if not p.closed]
-    for program in open_ones:
-        program.forked()
     if _clock is not None:
-        _clock.forked(len(open_ones))
+        _clock.forked()
+        for program in [p for p in _clock.programs if not p.closed]:
+            program.forked()
+            _clock.serve(program)
 
 
 def _ended() -> None:
     # While `wasmtime` can still free what it made: at the end of the interpreter it no longer can.
-    for program in list(_programs):
+    for program in list(_clock.programs) if _clock is not None else ():
         program.close()
         program.module.close()
     for known in _modules.values():

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -71,48 +70,7 @@ class WasmPDP(InProcess):
         deadline: float = DEFAULT_DEADLINE,
     ) -> None:
         self._entrypoint = checked_text("entrypoint", entrypoint)
-        self._pool_size = checked_count("pool_size", pool_size)
-        self._timeout = checked_seconds("timeout", timeout)
         self.deadline = checked_seconds("deadline", deadline)
-        self._loaded = self._load(wasm, data)
-
-    @property
-    def revision(self) -> str:
-        return self._loaded.revision
-
-    def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `TimeoutError` after `timeout`, or `RuntimeError` if it failed or was closed."""
-        if len(body) > MAX_BATCH_BYTES:
-            raise PDPError(Code.PDP_ERROR, "the input is too large")
-        loaded = self._loaded
-        return parse_answer(loaded.program.evaluate(body, self._entrypoint), loaded.revision)
-
-    def document(self, body: bytes) -> object:
-        """Return the policy's answer to any input as it stands: for comparing policies, not for deciding."""
-        return _document(self._loaded.program.evaluate(body, self._entrypoint))
-
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer the calls of a message in one evaluation, if the policy has the entrypoint for it."""
-        loaded = self._loaded
-        if loaded.batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
-            return [self._tried(body) for body in bodies]
-        text = loaded.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", loaded.batch)
-        answers = _document(text)
-        if not isinstance(answers, list):
-            raise PDPError(Code.PDP_MALFORMED, "the batch is not a list")
-        return [parse_answer(answer, loaded.revision) for answer in answers]
-
-    def close(self) -> None:
-        """Free the engine; every later evaluation denies. Idempotent."""
-        self._loaded.program.close()
-
-    def _tried(self, body: bytes) -> object:
-        try:
-            return self.evaluate(body)
-        except Exception as exc:  # noqa: BLE001  (a deny of this request alone)
-            return exc
-
-    def _load(self, wasm: str | Path | bytes | None, data: Json | str | Path | None) -> _Loaded:
         code = _read_wasm(wasm)
         document = _canonical(_read_data(data))
         if wasm is None:
@@ -122,22 +80,49 @@ class WasmPDP(InProcess):
                 from langchain_runtime_authz.pdp.shipped_data import check_data
 
                 check_data(document[DATA_ROOT], "data")
-        revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
+        self.revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
-            document = {DATA_ROOT: {**_member(document), "revision": revision}}
-        program = _program(code, _dump(document), self._entrypoint, self._pool_size, self._timeout)
+            document = {DATA_ROOT: {**_member(document), "revision": self.revision}}
+        self.program = _program(
+            code,
+            _dump(document),
+            self._entrypoint,
+            checked_count("pool_size", pool_size),
+            checked_seconds("timeout", timeout),
+        )
         batch = self._entrypoint.rpartition("/")[0] + "/batch"
-        return _Loaded(program, revision, batch if batch in program.entrypoints else None)
+        self._batch = batch if batch in self.program.entrypoints else None
 
+    def evaluate(self, body: bytes) -> object:
+        """Answer one request. Raises `TimeoutError` after `timeout`, or `RuntimeError` if it failed or was closed."""
+        if len(body) > MAX_BATCH_BYTES:
+            raise PDPError(Code.PDP_ERROR, "the input is too large")
+        return parse_answer(self.program.evaluate(body, self._entrypoint), self.revision)
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """One policy with one data document."""
+    def document(self, body: bytes) -> object:
+        """Return the policy's answer to any input as it stands: for comparing policies, not for deciding."""
+        return _document(self.program.evaluate(body, self._entrypoint))
 
-    program: Program
-    revision: str
-    batch: str | None
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
+        """Answer the calls of a message in one evaluation, if the policy has the entrypoint for it."""
+        if self._batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
+            return [self._tried(body) for body in bodies]
+        text = self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch)
+        answers = _document(text)
+        if not isinstance(answers, list):
+            raise PDPError(Code.PDP_MALFORMED, "the batch is not a list")
+        return [parse_answer(answer, self.revision) for answer in answers]
+
+    def close(self) -> None:
+        """Free the engine; every later evaluation denies. Idempotent."""
+        self.program.close()
+
+    def _tried(self, body: bytes) -> object:
+        try:
+            return self.evaluate(body)
+        except Exception as exc:  # noqa: BLE001  (a deny of this request alone)
+            return exc
 
 
 def _document(text: bytes) -> object:

@@ -512,7 +512,7 @@ def test_a_policy_is_compiled_once_per_process() -> None:
     """By its content, whoever asks first and at the same time; the data is each one's own."""
     with ThreadPoolExecutor(4) as threads:
         made = [*threads.map(lambda _: WasmPDP(), range(4)), WasmPDP(wasm=SHIPPED, data={DATA_ROOT: {}})]
-    assert len({id(pdp._loaded.program.module) for pdp in made}) == 1
+    assert len({id(pdp.program.module) for pdp in made}) == 1
     assert len({pdp.revision for pdp in made}) == 2
     for pdp in made:
         pdp.close()
