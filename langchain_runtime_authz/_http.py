@@ -115,10 +115,7 @@ class _Pool:
             self.loop.close()
 
     def stop(self) -> None:
-        """Tell the thread to end every exchange and itself. Idempotent.
-
-        It does not wait: a finaliser may run within a lock that the thread needs to end.
-        """
+        """Tell the thread to end every exchange and itself. Idempotent, and no waiting: a finaliser may hold its lock."""
         if self._pid == os.getpid():  # a fork's copy has no thread to end
             with suppress(RuntimeError):  # it has ended
                 self.loop.call_soon_threadsafe(self.loop.stop)
@@ -138,14 +135,9 @@ class _Pool:
 
 
 class Link:
-    """A pool of connections to one server.
+    """A pool of connections to one server: `http://host:port`, `https://…` or `unix:///path/of/a/socket`.
 
-    Args:
-        url: `http://host:port`, `https://…` or `unix:///path/of/a/socket`; a path is kept as prefix.
-        timeout: see `Connection`, as for the rest.
-
-    Raises:
-        ConfigError: any of it is wrong. Nothing is connected before the first exchange.
+    A path of `url` is kept as prefix. The rest is as in `Connection`. Nothing is connected before the first exchange.
     """
 
     def __init__(

@@ -18,9 +18,8 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 class CodeScope:
     """The run and ticket that are current for the code inside, and the recorder of refusals where no ticket is.
 
-    Attributes:
-        counts: of equal calls that the code has had an answer to, for calls that no message planned.
-        task: the Pregel task that a node's enforcement point is around.
+    `counts` are of equal calls that the code has had an answer to, and that no message planned. `task` is the Pregel task of
+    the node around it.
     """
 
     ticket: Ticket | None = None

@@ -32,9 +32,8 @@ Keys = Mapping[str, Mapping[str, Any]]
 class CachedDocument(Generic[T]):
     """A cached document behind a URL. Safe to use from many threads and event loops.
 
-    It is fetched again after half of `max_age`, while callers get the old copy, and for a value that the
-    copy does not hold. `read` returns the value of a JSON object (`None`: the fetch failed), given the value
-    before (`None`: there is none). If it returns `None`, the old copy stays.
+    It is fetched again after half of `max_age`, while callers get the old copy, and for a value that the copy does not hold.
+    `read` gets a JSON object (`None`: the fetch failed) and the value before, and returns the new one; `None` keeps the old.
     """
 
     def __init__(

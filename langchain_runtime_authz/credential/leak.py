@@ -1,9 +1,8 @@
 """Search the output of a tool for the live tokens of its call.
 
-A token is useless without its signature. So the search is for the signature segment: plain, in base64
-(both alphabets, any alignment), percent-encoded, and broken over lines. Objects are searched for what a
-serialiser would write of them. This finds the tokens of a careless tool, not those that a tool hides on
-purpose.
+A token is useless without its signature. So the search is for the signature segment: plain, in base64 (both alphabets,
+any alignment), percent-encoded, and broken over lines. Objects are searched for what a serialiser would write of them.
+This finds the tokens of a careless tool, not those that a tool hides on purpose.
 """
 
 from __future__ import annotations
@@ -30,20 +29,13 @@ _T = TypeVar("_T")
 class Search:
     """Removes tokens from values. The caller takes messages and commands apart.
 
-    It searches strings, bytes, mappings (keys too), lists, tuples, sets and exceptions: arguments,
-    notes and attributes. An exception with a token loses its cause and context; if its text still shows
-    the token, another exception replaces it. Any other object is searched for what LangGraph's serialiser
-    and pickle would write, and is replaced as a whole. A value without a token is returned unchanged.
+    It searches strings, bytes, mappings (keys too), lists, tuples, sets and exceptions: arguments, notes and attributes. An
+    exception with a token loses its cause and context; if its text still shows the token, another exception replaces it. Any
+    other object is searched for what LangGraph's serialiser and pickle would write, and is replaced as a whole (`found`). A
+    value without a token is returned unchanged.
 
-    Work is linear in the size of the value. A constant replaces what cannot be searched: nesting
-    deeper than 64, more than a million nodes, a cycle, a generator, a socket.
-
-    Args:
-        tokens: compact JWTs.
-
-    Attributes:
-        found: True if any value so far held a token.
-        withheld: True if any value could not be searched and was replaced.
+    Work is linear in the size of the value. A constant replaces what cannot be searched (`withheld`): nesting deeper than
+    64, more than a million nodes, a cycle, a generator, a socket.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:

@@ -89,24 +89,12 @@ class CallCredential(Sealed):
 
 
 class Ticket(Sealed):
-    """The permit for one call.
+    """The permit for one call. Not a dataclass on purpose: serialisers print those field by field.
 
-    Not a dataclass on purpose: serialisers print those field by field.
-
-    Attributes:
-        call_id: the model's id of the call, where it gave one.
-        call_key: the ledger's key of the call.
-        raw: the arguments as decided, without injected ones.
-        jti: id of the tokens minted for the call.
-        approval_key: the ledger's key of the approval that the call spent, if it did.
-        audiences: for which a token may be minted.
-        reaches: audiences of the services behind the tool, for which a token may be exchanged.
-        spent: the budgets that the call counts against, given back if it never starts.
-        mint: makes the credential for one audience, bound to a key's thumbprint where one is given.
-        redeemed: the tool has started.
-        concluded: the call is over.
-        leaked: a token of the call was seen where it must not be.
-        withheld: a part of the output was left out, because it could not be searched for tokens.
+    `raw` are the arguments as decided, without injected ones. A token is minted for `audiences` only, bound to a key's
+    thumbprint if one is given, and exchanged for `reaches` only. `spent` are the budgets that the call counts against, given
+    back if it never starts. `approval_key` names the approval that it spent. `redeemed`: the tool has started. `leaked`: a
+    token was seen where it must not be. `withheld`: a part of the output could not be searched for tokens.
     """
 
     _pickled = "[ticket]"

@@ -20,15 +20,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9.:/+_-]{1,64}")
 class Provider:
     """The profile of one provider's access tokens.
 
-    Attributes:
-        name: of the profile.
-        types: values of the header's `typ`, in lower case; the empty text stands for a header without one.
-        client: claims that may name the client. The first one counts.
-        required: claims that each access token has.
-        payload: value of the payload's `typ`; empty if there is none.
-        user: a claim that only a user's tokens have; empty if there is none.
-        id_only: claims that an ID token may have and an access token never has.
-        some: claims of which each access token has one, and an ID token none, if the header's type does not tell them apart.
+    `types` are values of the header's `typ`, in lower case; the empty text stands for none. The first claim of `client` that
+    is there names the client. Each access token has the claims `required` and the payload's `typ` `payload`, if there is one.
+    Only a user's tokens have the claim `user`, and only an ID token those of `id_only`. If the header's type does not tell
+    an ID token apart, each access token has one claim of `some`, and an ID token none.
     """
 
     name: str

@@ -102,13 +102,9 @@ class HighestRevision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """The state of a policy.
+    """The policy that decides, who signed it, and why the source's present one is not used (`refused`; empty if it is).
 
-    Attributes:
-        revision: the one that decides.
-        signed_by: id of the key that signed it.
-        unconfirmed: seconds since its source was last found in order.
-        refused: why what the source holds now is not used; empty where it is.
+    `unconfirmed`: seconds since its source was last found in order.
     """
 
     revision: str

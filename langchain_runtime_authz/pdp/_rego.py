@@ -187,14 +187,8 @@ class Program:
     """A compiled policy and its data. Thread-safe, and usable in a fork's child.
 
     Programs of the same code share its compiled form. `pool_size` does not count evaluations on event loops. `timeout` is
-    in seconds of CPU for one evaluation; waiting for a CPU or for a free instance does not count.
-
-    Raises:
-        PolicyFailed: `code` is not the output of `opa build -t wasm`.
-
-    Attributes:
-        entrypoints: name → id.
-        builtins: names of the host functions that it would call.
+    in seconds of CPU for one evaluation; waiting for a CPU or for a free instance does not count. `entrypoints` are ids by
+    name, `builtins` the host functions that it would call. Raises `PolicyFailed`: not the output of `opa build -t wasm`.
     """
 
     def __init__(self, code: bytes, data: bytes, *, pool_size: int, timeout: float) -> None:

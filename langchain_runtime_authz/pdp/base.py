@@ -123,10 +123,8 @@ class RemotePDP:
 class Evaluator:
     """Ask a PDP with a deadline, and return a decision in every case.
 
-    Args:
-        pdp: the engine.
-        deadline: seconds within which all requests of one batch must be answered; by default the PDP's own. For a PDP
-            with `in_process`, seconds of CPU of the asking thread.
+    The `deadline` is in seconds for all requests of one batch, by default the PDP's own. For a PDP with `in_process`, it is
+    in seconds of CPU of the asking thread.
     """
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:

@@ -26,11 +26,7 @@ MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """The last decisions with their contents, each built when it is read. Thread-safe.
-
-    Args:
-        sink: where the instance's records go. If it is in memory, it remembers them already.
-    """
+    """The last decisions with their contents, each built when it is read. Thread-safe. A `MemorySink` has them already."""
 
     __slots__ = ("_built", "left_out")
 

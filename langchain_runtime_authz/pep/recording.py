@@ -117,10 +117,7 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark of a change of the task that the log may not take: its new epoch, and where its texts stand.
-
-    `pinned` is how many texts the thread had. The next entry records what is still marked: at least once.
-    """
+    """Return the mark of a change of the task that the log may not take: its epoch, source, and where its texts stand."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
@@ -130,10 +127,7 @@ def recorded(mark: str) -> SetMark:
 
 
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record the change of the task that the log may not have; return its mark, if any. Raises `AuditError`.
-
-    `before` was loaded with the thread's texts and with that mark.
-    """
+    """Record the change of the task that the log may not have (at least once); return its mark. Raises `AuditError`."""
     left = before.marks.get(UNRECORDED, "")
     if left:
         epoch, source, start, end = left.split()
@@ -144,10 +138,7 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, before: Snapshot, changes: Sequence[Change], texts: Sequence[HumanText], source: str
 ) -> Flow[Committed | Conflict]:
-    """Commit and record a change of the task, after one that is not on record. Raises `AuditError`.
-
-    `before` is what `settle` takes.
-    """
+    """Commit and record a change of the task, after one that is not on record. Raises `AuditError`."""
     yield from settle(of, before)
     scope = of.scope if isinstance(of, Run) else of
     mark = unrecorded(before.epoch + 1, len(before.log), texts, source)

@@ -70,14 +70,8 @@ OPA_VERSION: Final = "1.22.2"  # the one that compiles the shipped policy
 class Policy:
     """A policy that can decide.
 
-    Attributes:
-        name: the name of its source.
-        number: its revision; 0 if it has none.
-        wasm: the compiled policy; `None` for the shipped one.
-        data: the whole data document if `wasm` is given, else the shipped data's members to change.
-        rego: file → source, to find a rule's line; the shipped source if it has no rules of its own.
-        zone: the one in which it reads the time of day.
-        cedar: file of `pap.bundle.CEDAR` → content, if Cedar decides.
+    `data` is the whole data document if `wasm` is given; for the shipped one (`None`), the members to change. `rego` maps
+    files to their source, to find a rule's line. `cedar` maps the files of `pap.bundle.CEDAR` to their content.
     """
 
     name: str
