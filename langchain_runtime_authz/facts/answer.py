@@ -29,7 +29,7 @@ def free_text(answer: object, question: object) -> str:
     """
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
-    closed = CLOSED | _offered(question) | {_plain(t) for t in _texts(question)}
+    closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
     said = _said(answer, closed)
     return "" if said is None else _canonical(said)
 
@@ -65,12 +65,12 @@ def _offered(question: object) -> frozenset[str]:
     return frozenset(_plain(i) for i in (*items, *named) if isinstance(i, str))
 
 
-def _texts(value: object, depth: int = 0) -> Iterator[str]:
+def texts_in(value: object, depth: int = 0) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif depth < MAX_DEPTH and isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item, depth + 1)
+            yield from texts_in(item, depth + 1)
 
 
 def _canonical(value: object) -> str:

@@ -7,7 +7,7 @@ and the tasks that wait to run. Ids, key order and the message classes' own fiel
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from langgraph.types import Command, Interrupt, StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.errors import AuthzDenied, Code, MappingError
+from langchain_runtime_authz.facts.answer import CLOSED, MAX_DEPTH, texts_in
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph._private import is_resume_map
@@ -32,12 +33,15 @@ from langchain_runtime_authz.langgraph.messages import (
     with_messages,
 )
 from langchain_runtime_authz.ledger.base import Approval
+from langchain_runtime_authz.mandate.languages import Language, languages
+from langchain_runtime_authz.mandate.own_words import continues
 from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, is_ours, remaining
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
 from langchain_runtime_authz.pep.entry import Entry
 
 WATCHED: Final = ("messages", "todos", "files")
+MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
 
 
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
@@ -229,5 +233,54 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     if asks:
         yield from answer(entry.run, asks, left)
     reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
-    corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed}, own)
+    offered = {i.id: frozenset(_offered(getattr(i, "response_schema", None))) for i in state.interrupts}
+    shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
+    said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
+    corrected = yield from reply(entry.run, questions, said, own)
     return replace(given, resume=answered) if (asks or corrected) and not below else given
+
+
+def _offered(schema: object) -> Iterator[object]:
+    """Yield the values that the schema of an answer lists."""
+    if isinstance(schema, Mapping):
+        listed = schema.get("enum")
+        yield from (v for v in (schema.get("const"), *(listed if isinstance(listed, list) else ())) if isinstance(v, str))
+        for part in schema.values():
+            yield from _offered(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from _offered(part)
+
+
+def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
+    """Return an answer without the texts that were offered, and without words that cannot change a task."""
+    if isinstance(answer, str):
+        return "" if answer in offered or _consents(answer, question) else answer
+    if depth and isinstance(answer, Mapping):
+        return {k: _said_more(v, offered, question, depth - 1) for k, v in answer.items()}
+    if depth and isinstance(answer, list | tuple):
+        return [_said_more(v, offered, question, depth - 1) for v in answer]
+    return answer
+
+
+def _consents(text: str, question: str) -> bool:
+    """Return True if words only consent, thank, greet or say to go on: they order, withdraw and suspend nothing.
+
+    Each word must be known as such in one language, and none may stop anything in another. A question is not consent,
+    nor is a word that the question names or a time, which may be a choice.
+    """
+    if continues(text):
+        return True
+    return len(text) <= MAX_CONSENT and any(_courteous(text, question, each) for each in languages())
+
+
+def _courteous(text: str, question: str, language: Language) -> bool:
+    tokens = [t for t in language.tokens(text) if t.kind != "sep"]
+    words, at = [t for t in tokens if t.kind != "end"], 0
+    choices = {t.lower for t in language.tokens(question)}.union(language.data["times"]) - CLOSED
+    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it trails off
+    if odd or any(t.lower in choices for t in words):
+        return False
+    while taken := language.match(language.courtesies, words, at):
+        at += taken
+    return at == len(words) > 0 and not any(each.stop(words) for each in languages())

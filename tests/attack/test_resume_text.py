@@ -186,6 +186,61 @@ def test_what_was_planned_beside_is_stale(how: str) -> None:
     assert_went_on(state)
 
 
+CONSENT = ["Yes, please go ahead", "Sure, thanks!", "go on", {"note": "OK, thank you very much"}]
+NO_CONSENT = [
+    "Yes, but do not pay", "Thanks, no", "Sure. Halt", "OK?", "ok...", "first show me the bill", "Danke, nein", "today please",
+    "yes, pay eve", "Archibald", "bob", "then", {"note": "thanks, later"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", CONSENT, ids=str)
+def test_what_was_planned_beside_goes_on_after_consent(kind: str, how: str, answer: Any) -> None:
+    """Words that can only mean yes reach the tool that asked, and change the task for nobody."""
+    desk = Desk(kind, CONFIRM, PAY, policy=True)
+    desk.go(human(), how)
+    state = desk.go(Command(resume=answer), how)
+    assert sorted(map(str, desk.ran)) == sorted(map(str, ["bob", PAID]))
+    assert desk.seen().epoch == 1
+    assert_went_on(state)
+
+
+@pytest.mark.parametrize("answer", NO_CONSENT, ids=str)
+def test_one_word_that_is_not_known_as_consent_makes_it_stale(how: str, answer: Any) -> None:
+    """A choice, a time, a name, a question, a restriction, another language: the payment beside it does not run."""
+    desk = Desk("hand", call("confirmed_pay", {"to": "bob, now or then"}, "c-confirm"), PAY, policy=True)
+    desk.go(human(), how)
+    desk.ran.clear()
+    desk.go(Command(resume=answer), how)
+    assert desk.ran == ["bob, now or then"]
+    assert desk.seen().epoch == 2
+
+
+@pytest.mark.parametrize(("answer", "epoch"), [({"account": "joint"}, 1), ({"account": "eve's"}, 2)], ids=str)
+def test_the_schema_of_an_answer_offers_its_values(how: str, answer: Any, epoch: int) -> None:
+    """What LangGraph's `response_schema` lists is plain, and nothing else of that field."""
+    desk = Desk("hand", call("choose", {}, "c"), protected=False)
+
+    @tool
+    def choose() -> str:
+        """Ask which account."""
+        schema = {"type": "object", "properties": {"account": {"enum": ["joint", "own"]}}}
+        return str(interrupt("Which account?", response_schema=schema))
+
+    desk.graph = desk.authz.protect(BUILDERS["hand"](desk.model, [choose], checkpointer=InMemorySaver()))
+    desk.go(human(), how)
+    assert_went_on(desk.go(Command(resume=answer), how))
+    assert desk.seen().epoch == epoch
+
+
+def test_unenforced_it_runs_after_a_restriction() -> None:
+    """Without us the payment beside it is made."""
+    desk = Desk("hand", CONFIRM, PAY, protected=False)
+    desk.graph.invoke(human(), THREAD)
+    desk.ran.clear()
+    desk.graph.invoke(Command(resume="Yes, but do not pay"), THREAD)
+    assert sorted(map(str, desk.ran)) == sorted(map(str, ["bob", PAID]))
+
+
 def test_unenforced_answers_by_interrupt_id() -> None:
     """Without us both are carried out."""
     desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"), protected=False)
