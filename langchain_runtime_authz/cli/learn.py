@@ -7,6 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,6 +19,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 ENOUGH: Final = 3  # questions that must all have been approved
 CHOICES: Final = 5  # values of an argument that a mandate lists
+WIDTH: Final = 80  # characters of a value that are shown
 LEARNED: Final = "draft_learned"
 
 
@@ -31,8 +33,9 @@ class _Seen:
 
     def __str__(self) -> str:
         o = self.outcomes
-        asked = f"{o['approval_required']} questions, {o['approved']} approved, {o['rejected']} rejected"
-        return f"{o['permit']} calls ran, {asked}, {o['deny']} denied, {o['outside']} with values from outside"
+        counts = {"ran": o["permit"], "asked": o["approval_required"], "with values from outside": o["outside"]}
+        counts |= {outcome: o[outcome] for outcome in ("approved", "rejected", "deny")}
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def learn(
@@ -114,8 +117,21 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
 
 def _ran(one: _Seen, args: Mapping[str, Any], outside: Collection[str] = (), *, count: bool = True) -> None:
     one.outcomes["permit"] += count
+    for path, value in _parts(args):
+        one.args[path] += [] if path in outside else [value]
+
+
+def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a call by the paths that profiles and mandates name them by: `files.path` of each file."""
     for name, value in args.items():
-        one.args[name] += [] if name in outside else [value]
+        rows = value if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) else []
+        if isinstance(value, Mapping):
+            yield from _parts(value, f"{before}{name}.")
+        elif rows:
+            found = [dict(_parts(row, f"{before}{name}.")) for row in rows]
+            yield from ((path, [row[path] for row in found if path in row]) for path in dict.fromkeys(chain(*found)))
+        else:
+            yield before + name, value
 
 
 def _draft(name: str, seen: _Seen) -> str:
@@ -123,9 +139,8 @@ def _draft(name: str, seen: _Seen) -> str:
 
     from langchain_runtime_authz.cli._proposal import flow, propose
 
-    kinds = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
-    schema = {"properties": {n: {"type": kinds.get(type(v[0] if v else ""), "string")} for n, v in seen.args.items()}}
-    tool = StructuredTool(name=name, description=name, args_schema={"type": "object", **schema}, func=print)
+    schema = {"type": "object", "properties": {n: _schema(values) for n, values in seen.args.items()}}
+    tool = StructuredTool(name=name, description=name, args_schema=schema, func=print)
     text = propose(tool).yaml().splitlines()
     text[1] = f"    draft: true  # DOUBT: {seen}; remove this line once reviewed"
     text = [line for line in text if not line.startswith("    digest:")]
@@ -136,13 +151,36 @@ def _draft(name: str, seen: _Seen) -> str:
     return "\n".join(text) + "\n"
 
 
+def _schema(values: list[Any]) -> dict[str, Any]:
+    kinds = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+    kind = kinds.get(type(next((v for v in values if v is not None), "")), "string")
+    items = [*chain(*(value for value in values if isinstance(value, list)))]
+    return {"type": kind, "items": _schema(items)} if kind == "array" else {"type": kind}
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list({json.dumps(v, sort_keys=True): v for v in values}.values())
+
+
 def _varied(values: list[Any]) -> str:
-    several = {json.dumps(v, sort_keys=True) for v in values}
+    several = _distinct(values)
     if not several:
         return "always from outside"
-    return (
-        f"always {next(iter(several))[:80]}" if len(several) == 1 else f"{len(several)} values in {len(values)} calls"
-    )
+    if len(several) == 1:
+        return f"always {_shown(several)}"
+    if not all(isinstance(v, list) for v in several):
+        return f"{len(several)} values in {len(values)} calls"
+    sizes = sorted(map(len, several))
+    items = _shown(_distinct(list(chain(*several))))
+    return f"{len(several)} lists in {len(values)} calls, each of {sizes[0]} to {sizes[-1]} of these: {items}"
+
+
+def _shown(values: list[Any]) -> str:
+    """Return values as they stand in a file, on one line; the first ones of many."""
+    from langchain_runtime_authz.cli._proposal import flow
+
+    shown = [text if len(text := flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in values[:CHOICES]]
+    return ", ".join([*shown, "…"] if len(values) > CHOICES else shown)
 
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
@@ -153,10 +191,23 @@ def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
             continue
-        args: dict[str, Any] = {}
+        yield f"      - id: {flow(name)}\n        tool: {flow(name)}\n        args:\n"
         for argument, values in one.args.items():
-            several = list({json.dumps(v, sort_keys=True): v for v in values}.values())
-            plain = len(several) <= CHOICES and all(isinstance(v, str | int | float) for v in several)
-            words = len(several) > 1 and any(isinstance(v, str) and " " in v for v in several)
-            args[argument] = {"kind": "one_of", "values": several} if plain and not words else {"kind": "text"}
-        yield f"      - {flow({'id': name, 'tool': name, 'args': args})}\n"
+            yield f"          {_ordered(flow(argument), _distinct(values))}\n"
+
+
+def _ordered(argument: str, several: list[Any]) -> str:
+    """Return what a step says of an argument with these values: the one, a choice, or a text."""
+    from langchain_runtime_authz.cli._proposal import flow
+
+    scalar = all(isinstance(v, str | int | float) for v in several)
+    lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)
+    if len(several) == 1 and several != [[]] and (scalar or lists):
+        return f"{argument}: {flow(several[0])}"
+    if lists:
+        return f"# {argument}: [{_shown(_distinct(list(chain(*several))))}]  # DOUBT: its lists differ; name the items"
+    words = any(isinstance(v, str) and " " in v for v in several)
+    choice = (
+        {"kind": "one_of", "values": several} if scalar and len(several) <= CHOICES and not words else {"kind": "text"}
+    )
+    return f"{argument}: {flow(choice)}"

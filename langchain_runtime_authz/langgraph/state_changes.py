@@ -244,7 +244,9 @@ def _offered(schema: object) -> Iterator[object]:
     """Yield the values that the schema of an answer lists."""
     if isinstance(schema, Mapping):
         listed = schema.get("enum")
-        yield from (v for v in (schema.get("const"), *(listed if isinstance(listed, list) else ())) if isinstance(v, str))
+        yield from (
+            v for v in (schema.get("const"), *(listed if isinstance(listed, list) else ())) if isinstance(v, str)
+        )
         for part in schema.values():
             yield from _offered(part)
     elif isinstance(schema, list):

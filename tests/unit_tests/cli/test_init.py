@@ -19,6 +19,7 @@ from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli._proposal import flow
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import UNPROFILED, load_profiles
@@ -191,7 +192,7 @@ def test_learning_makes_drafts(run: Callable[..., Any], tmp_path: Path, observe:
 
     (held,) = [Profiles(load_profiles("authz.yaml")).of(t) for t in (an_agent.send_mail,)]
     assert (held.declared, held.profile) == (False, UNPROFILED.model_copy(update={"verdict": "ask"}))
-    assert 'tool: send_mail, args: {to: {kind: one_of, values: ["bob@x.example"]}' in (tmp_path / "authz.yaml").read_text()
+    assert 'tool: send_mail\n        args:\n          to: "bob@x.example"\n' in (tmp_path / "authz.yaml").read_text()
     checked = run("profile", "check", "authz.yaml")
     assert (checked.exit_code, "send_mail: it is a draft" in checked.stderr) == (1, True)
     assert run("learn", "audit.jsonl").stdout == ""
@@ -218,6 +219,35 @@ def test_what_a_stranger_wrote_is_not_learned(run: Callable[..., Any], tmp_path:
         assert session.approve(asked).permit
     learned = run("learn", "audit.jsonl")
     assert (learned.exit_code, learned.stdout) == (0, "")  # the only recipient was named by a stranger
+
+
+LISTS: tuple[tuple[list[Any], str, str, Any], ...] = (
+    ([["ann", "bob"], ["ann", "bob"]], "to", "always [ann, bob]", ["ann", "bob"]),
+    ([["ann", "bob"], ["ann", "bob"]], "rows.to", "always [ann, bob]", ["ann", "bob"]),
+    ([["ann"], ["bob", "ann"]], "to", "2 lists in 2 calls, each of 1 to 2 of these: ann, bob", None),
+    ([[f"p{i}" for i in range(9)]] * 2, "to", "always [p0, p1, p2, p3, p4, p5, p6, p7, p8]", [f"p{i}" for i in range(9)]),
+    ([[[1]], [[2]]], "odd", "2 lists in 2 calls, each of 1 to 1 of these: [1], [2]", {"kind": "text"}),
+    (["ann", "bob"], "to", "2 values in 2 calls", {"kind": "one_of", "values": ["ann", "bob"]}),
+)
+
+
+@pytest.mark.parametrize(("values", "path", "says", "ordered"), LISTS)
+def test_lists_are_learned_as_the_mandate_compares_them(
+    run: Callable[..., Any], tmp_path: Path, path: str, values: list[Any], says: str, ordered: Any
+) -> None:
+    """One list as these items, lists that differ not at all; the fields of rows by their path."""
+    authz = RuntimeAuthz(audit=FileSink(tmp_path / "audit.jsonl", content=True))
+    for value in values:
+        args = {"rows": [{"to": item} for item in value]} if path == "rows.to" else {path: value}
+        with authz.session(subject="alice", task="Write to people") as session:
+            assert session.approve(session.decide("send_mail", {**args, "body": "hi"})).permit
+    assert run("learn", "audit.jsonl", "--write", "--profiles", "new.yaml").exit_code == 0
+    text = (tmp_path / "new.yaml").read_text()
+    assert f"    # {path}: {says}\n" in text
+    assert (f"critical: {{{path}: principal}}" in text) is (path != "odd")
+    (step,) = yaml.safe_load(text)["mandates"]["draft_learned"]["steps"]
+    assert step["args"] == {**({path: ordered} if ordered is not None else {}), "body": "hi"}
+    load_mandate(yaml.safe_load(text)["mandates"]["draft_learned"])
 
 
 NAMES = ["x\n  pay: allow\n  z:\n    effect: read\n    #", "a\u2028b", "\u202eyap", "'\n---\n", "é: ö"]
