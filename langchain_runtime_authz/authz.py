@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
-    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
+    from langchain_runtime_authz.langgraph.coverage import CoverageReport
 
 __all__ = ["RuntimeAuthz", "TaskSources"]
 

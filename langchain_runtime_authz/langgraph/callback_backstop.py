@@ -1,19 +1,14 @@
 """The callback backstop: decide what starts inside a run and no enforcement point has decided.
 
-A tool without a guard may run inside a protected run: a node function calls it, or an agent that a tool makes for
-itself. It is decided as it starts; a deny is `AuthzDenied`. So are model calls that our middleware has not decided, and
-the calls that models return are recorded (`plan.source`). In `authz.run()` without a protected graph the returns are
-recorded only, for an `AuthzToolNode` that works alone.
+That is a tool without a guard, and a model call that our middleware has not decided. In `authz.run()` without a
+protected graph the models' returns are recorded only, for an `AuthzToolNode` that works alone.
 
 The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone, and dispatches by
 the run around the current code. The handler is inline and raises: LangChain swallows what handlers without `raise_error`
-raise, and a synchronous callback manager swallows what coroutines raise. So each event is a flow, and a coroutine
-function only where LangChain awaits it.
+raise, and a synchronous callback manager swallows what coroutines raise.
 
-A backstop is less than a guard. It cannot change what the tool receives or what comes back: arguments that parse
-differently each time, a permit that obliges to redact and a call that ran before are denied, and so is a start that
-other code than `BaseTool.run` announces. It does not see a tool without the context, the config and the callbacks of
-the run, nor a function that is called as a function.
+A backstop is less than a guard: it cannot change what the tool receives or what comes back. It does not see a tool
+without the context, the config and the callbacks of the run, nor a function that is called as a function.
 """
 
 from __future__ import annotations
@@ -21,32 +16,37 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.tools import BaseTool
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
+from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph._private import (
     AWAITS_HANDLER,
     CALLBACK_LOGGER,
     StartingTool,
     ensure_config,
+    model_params,
     starting_tool,
 )
 from langchain_runtime_authz.langgraph.inputs import unknown
-from langchain_runtime_authz.langgraph.model_calls import call_as_sent, decide_shown, note_model_call, note_model_output
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS, decision_models
-from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, opened, running
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_profiles import Guard, is_guarded
@@ -54,7 +54,7 @@ from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
-from langchain_runtime_authz.pep.steps import ModelCall
+from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown
 
 Due = tuple[Engine, Flow[None]] | None
 
@@ -155,7 +155,6 @@ class _Backstop(_Models):
 
     @_ToolStart
     def on_tool_start(self, serialized: dict[str, Any], _input: str, *, run_id: UUID, **_kwargs: Any) -> Due:
-        """Decide an unguarded tool; a permit is held until the tool ends."""
         started = starting_tool()
         if started is None:
             return _refused(str((serialized or {}).get("name")))
@@ -178,7 +177,6 @@ def _opened() -> RunHandle | None:
 
 
 def _refused(name: str) -> Due:
-    """Refuse a tool of which only a name is known."""
     if (run := running()) is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
     return run.engine, _answered(Arrival(unknown(name, None, None, None, {}), {}, run=run))
@@ -287,3 +285,156 @@ def hearing(config: dict[str, Any]) -> dict[str, Any]:
         return {**config, "callbacks": heard}
     handlers = list(callbacks or ())
     return config if _BACKSTOP in handlers else {**config, "callbacks": [*handlers, _BACKSTOP]}
+
+
+# --- what LangChain is about to send a model: the names of its tools, and a digest of its instructions ------------------
+
+_KEEP: Final = 256  # model outputs remembered per root entry
+
+# Parameters that let a provider act by itself: servers that it calls, its own search.
+_ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
+# Parameters that hold others, which are sent as they are.
+_NESTED: Final = ("model_kwargs", "extra_body", "additional_model_request_fields")
+_PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "args_schema")
+_DECLARED: Final = ("function_declarations", "functionDeclarations")
+_NO_INSTRUCTIONS: Final = frozenset((HumanMessage, AIMessage, ToolMessage))
+
+
+class _Decided(NamedTuple):
+    run: Run
+    model: str
+    provider_tools: frozenset[str]
+
+
+# Set by the middleware around the call of a model that it decided.
+_decided: ContextVar[_Decided | None] = ContextVar("langchain_runtime_authz.model_decided", default=None)
+
+
+@contextmanager
+def decided_scope(run: Run, call: ModelCall, provider_tools: frozenset[str]) -> Iterator[None]:
+    previous = _decided.get()
+    _decided.set(_Decided(run, call.model, provider_tools))
+    try:
+        yield
+    finally:
+        _decided.set(previous)
+
+
+def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of (the agent's own, the provider's) tools in one entry of a model's tool list.
+
+    A provider's own tool has no parameters that an agent fills in: `{"google_search": {}}`, `{"type": "web_search"}`. An
+    entry that is neither a tool nor a mapping counts as the provider's: nothing of ours runs it.
+    """
+    if type(tool) is not dict and not isinstance(tool, Mapping):
+        if isinstance(tool, BaseTool):
+            return (tool.name,), ()
+        if callable(tool):
+            return (str(getattr(tool, "__name__", type(tool).__name__)),), ()
+        return (), (type(tool).__name__,)
+    inner = tool.get("function") or tool.get("toolSpec")
+    if inner is not None and isinstance(inner, (dict, Mapping)) and isinstance(inner.get("name"), str):
+        return (inner["name"],), ()
+    declared = tool.get("function_declarations") or tool.get("functionDeclarations")
+    others = tuple(str(k) for k in tool if k not in _DECLARED and k != "name")
+    if isinstance(declared, list):
+        return tuple(str(d.get("name")) for d in declared if isinstance(d, Mapping)), others
+    name, kind = tool.get("name"), tool.get("type")
+    if isinstance(name, str) and any(k in tool for k in _PARAMETERS):
+        return (name,), ()
+    if isinstance(title := tool.get("title"), str) and "properties" in tool:  # a JSON schema
+        return (title,), ()
+    if isinstance(kind, str):
+        return (), (kind,)
+    return (), others or (str(name),)
+
+
+def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
+    """Return the tools that a call's parameters show a model, with an entry for each way its provider may act."""
+    found: list[Any] = []
+    config = params.get("toolConfig")
+    for listed in (params.get("tools"), params.get("functions"), config.get("tools") if type(config) is dict else None):
+        if isinstance(listed, (list, tuple)):
+            found.extend(listed)
+    for name in _ACTS:
+        if params.get(name) not in (None, False, [], ()):  # an empty mapping means "with the defaults"
+            found.append({"type": name})
+    for name in _NESTED if depth else ():
+        if (inner := params.get(name)) is not None and isinstance(inner, (dict, Mapping)):
+            found += shown_by(inner, depth - 1)
+    return found
+
+
+def held_by_model(model: Any) -> list[Any]:
+    """Likewise for the parameters that a model was made with: they cannot be taken out of a request."""
+    if isinstance(model, RunnableBinding):
+        return [*shown_by(model.kwargs), *held_by_model(model.bound)]
+    return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
+
+
+def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequence[Any]) -> ModelCall:
+    own: list[str] = []
+    others: list[str] = []
+    for tool in tools:
+        names, provided = tool_names(tool)
+        own += names
+        others += provided
+    prompt = instructions_digest(messages)
+    return ModelCall(model, provider, tuple(dict.fromkeys(own)), tuple(dict.fromkeys(others)), prompt)
+
+
+def instructions_digest(messages: Sequence[Any]) -> str | None:
+    """Return the digest of the system messages, or `None` without any. It does not grow with the conversation."""
+    said = []
+    for m in messages:
+        if type(m) not in _NO_INSTRUCTIONS and isinstance(m, SystemMessage):
+            said.append(m)
+    if not said:
+        return None
+    return content_digest(said[0].content if len(said) == 1 else "\n\n".join(m.text for m in said))
+
+
+def call_of_request(request: Any) -> ModelCall:
+    model, provider = model_params(request.model)
+    said = [request.system_message] if request.system_message is not None else []
+    sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]
+    return _call(model, provider, sent, [*said, *request.messages])
+
+
+def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> ModelCall:
+    metadata, params, serialized = metadata or {}, params or {}, serialized or {}
+    named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
+    kind = serialized.get("id") or [serialized.get("name") or ""]
+    tools = shown_by(params)
+    if made_with := serialized.get("kwargs"):
+        tools += shown_by({k: v for k, v in made_with.items() if k in _ACTS or k in _NESTED})
+    return _call(str(named or kind[-1]), metadata.get("ls_provider"), tools, messages)
+
+
+def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
+    """Decide a model call of a run from inside a callback, unless our middleware has. Raises `AuthzHalt`."""
+    ready = _decided.get()
+    ours = ready is not None and ready.run is by and ready.model == call.model
+    if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
+        return
+    decision = yield from decide_model(by, call)
+    if call.provider_tools:
+        decision = shown(decision, call)
+    if not decision.permit:
+        raise AuthzHalt(decision.reason, decision.decision_id)
+
+
+def note_model_call(run: Run | RunHandle, ident: object, model: str, prompt: str | None) -> None:
+    with run.lock:
+        run.asked_model[ident] = (model, prompt)
+        while len(run.asked_model) > _KEEP:
+            run.asked_model.pop(next(iter(run.asked_model)))
+
+
+def note_model_output(run: Run | RunHandle, message: AIMessage, ident: object) -> None:
+    with run.lock:
+        asked = run.asked_model.get(ident, (None, None))
+        if message.tool_calls:
+            run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
+        while len(run.seen_from_model) > _KEEP:
+            run.seen_from_model.pop(next(iter(run.seen_from_model)))

@@ -66,7 +66,6 @@ class _FrameSerializer:
 
 
 def _frames(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
-    """Return a saver that leaves the messages in a checkpoint's channels packed, if it is one of LangGraph's own."""
     if type(saver.serde) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
     frames = copy.copy(saver)
@@ -119,7 +118,6 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
 
 
 def moved(graph: Any, config: Mapping[str, Any], head: str, left: str, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if the state at `head` differs from the one that a run left at `left`."""
     before: StateSnapshot = yield read_state(graph, thread_config(config, left))
     now: StateSnapshot = yield read_state(graph, thread_config(config, head))
     return differ(before, now, channels)
@@ -128,8 +126,7 @@ def moved(graph: Any, config: Mapping[str, Any], head: str, left: str, channels:
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
     """Return True if an update that left `place` changed the state `before` it.
 
-    A run in flight may have written more after that was read, or be about to take its input. Its own words are
-    not an edit.
+    What a run in flight wrote meanwhile is not an edit.
     """
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
@@ -156,8 +153,7 @@ def read_waiting(
 ) -> Flow[Below | None]:
     """Read what the graphs hold that wait below a thread's root; `None` if none does.
 
-    LangGraph knows the graphs that are nodes. The graphs that a tool or a node's code called are found by their
-    namespace, one level deep; `nodes_only` leaves them out.
+    Those that a tool or a node's code called are found by their namespace, one level deep; `nodes_only` leaves them out.
     """
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
@@ -216,11 +212,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[bool]:
-    """Hold what a child is about to load against what its last run in the thread of `run` left, if that is known.
-
-    Raises:
-        AuthzDenied: `stale_epoch`: it was edited meanwhile. The next epoch is open.
-    """
+    """Hold what a child is about to load against what its last run left. Raises `AuthzDenied`: it was edited meanwhile."""
     return (
         yield from edited(
             run,
@@ -232,7 +224,6 @@ def check_child(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> 
 
 
 def mark_child(graph: Any, place: Place, *, known: bool, again: bool) -> Flow[list[Change]]:
-    """Return how the mark of a child changes as its run ends: `known`, it has one; `again`, its task has not ended."""
     mark = mark_of(place.config, graph.get_name())
     if place.lasting or again:
         head = yield from read_head(place.saver, place.config)
@@ -248,9 +239,7 @@ def updates_during(
 ) -> Flow[list[HumanText]]:
     """Return the state updates made while a root entry was in flight, as texts to pin; they give no authority.
 
-    The run goes on from what it loaded, and its next checkpoint leaves an update behind: in LangGraph it is lost.
-    The ledger hears of this process's updates at once, and of another's here. `namespaces` are those of the graphs
-    that wait below; `watch` says which channels of a graph count.
+    The run goes on from what it loaded, so its next checkpoint leaves an update behind: in LangGraph it is lost.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:

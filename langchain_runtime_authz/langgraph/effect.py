@@ -105,7 +105,6 @@ def declared_tool(
 
 
 def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
-    """Return the arrival of a call that code makes with exactly these arguments. Outside every run it is denied."""
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
     if found.engine is None:
         found.refuse()
@@ -114,10 +113,7 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
 
 
 class Together:
-    """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none.
-
-    Inside, `begun` holds for each call its execution, or its recorded result if it ran before.
-    """
+    """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none."""
 
     __slots__ = ("_arrivals", "_engine", "begun", "output")
 
@@ -187,10 +183,9 @@ class Together:
 
 
 class DeclaredEffect(Together):
-    """Decorates a function, synchronous or asynchronous, or guards a block by `with` and `async with`.
+    """Decorates a function, or guards a block. A denial is `AuthzDenied`.
 
-    A denial is `AuthzDenied`. A function that ran before and whose node runs again gives its first result.
-    A block cannot be skipped: if it ran before, entering it again is denied.
+    A function that ran before and whose node runs again gives its first result. A block is denied then.
     """
 
     __slots__ = ("_arguments", "_declared", "_given", "_name", "_profiles")
@@ -208,11 +203,7 @@ class DeclaredEffect(Together):
         self._arguments, self._given = arguments, given
 
     def __call__(self, function: F) -> F:
-        """Return the function, decided at each call.
-
-        Raises:
-            ConfigError: it is a tool, a generator or not callable, or the profile names what it does not take.
-        """
+        """Return the function, decided at each call. Raises `ConfigError`."""
         if not callable(function) or isinstance(function, type | BaseTool):
             raise wrong(f"effect `{self._name}`", "a function", function)
         if self._given:
@@ -264,7 +255,6 @@ class DeclaredEffect(Together):
 
 
 def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
-    """Decide calls of one piece of code in one question, and begin all of them or none."""
     first = arrivals[0]
     run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
     calls: list[Call] = []
@@ -309,7 +299,6 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
 def _bound(
     signature: inspect.Signature, left_out: frozenset[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments by name as the function receives them, without what the framework supplies."""
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     given: dict[str, Any] = {}
@@ -322,7 +311,6 @@ def _bound(
 
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:
-    """Return True if a function, or the `__call__` of an object, is of a kind."""
     return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its own, not whether)
 
 
@@ -421,7 +409,6 @@ class _Writes(Together):
 
 
 def _governing(store: Any) -> Profiles | None:
-    """Return the profiles that writes are decided under here; `None` if they pass."""
     run, scope = running(), current_scope.get()
     if run is None or not governs_stores(profiles := cast("Profiles", run.engine.tools)):
         return None

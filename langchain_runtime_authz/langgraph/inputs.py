@@ -59,9 +59,8 @@ def describe(
 ) -> Call:
     """Return the `Call` to decide.
 
-    `read` gives the arguments as the tool will receive them (`parse`); it is called again to check that they come out
-    alike. `written` are the arguments as the model wrote them, for comparison with the plan; `sent` those without
-    injected ones, for comparison at the guard. `amend` gives the call that an approver puts in place of this one.
+    `read` gives the arguments as the tool will receive them; it is called again to check that they come out alike.
+    `written` are those that the model wrote, for the plan; `sent` those without injected ones, for the guard.
     """
     error: Code | None = None
     parsed: Any
@@ -102,7 +101,6 @@ def describe(
 
 
 def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
-    """Return what of the parsed arguments is decided, and whether the framework supplies others."""
     if isinstance(parsed, str):
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
@@ -136,7 +134,6 @@ def unchanged(call: Call) -> bool:
 
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
-    """Return arguments that the model or a caller sent, without those that the framework supplies."""
     own = {}
     for name, value in args.items():
         if name not in injected and type(value) is not ToolRuntime:
@@ -150,7 +147,6 @@ def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
-    """Return a call of a tool that the node does not have. The model wrote its name."""
     return Call(
         tool=name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME],
         profile=UNPROFILED,
@@ -176,7 +172,6 @@ def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
 
 
 def newest_messages(value: object) -> list[tuple[str, AIMessage]]:
-    """Return the newest AI message with calls in each channel of a node's input, with the channel's name."""
     found = ((n, [m for m in held if isinstance(m, AIMessage) and m.tool_calls][-1:]) for n, held in _lists(value))
     return [(name, message) for name, newest in found for message in newest]
 
@@ -186,7 +181,6 @@ def newest_plan(given: object) -> AIMessage | None:
 
 
 def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
-    """Yield the calls that a node was sent without their message."""
     if isinstance(value, (dict, Mapping)):
         if (
             isinstance(value.get("id"), str)

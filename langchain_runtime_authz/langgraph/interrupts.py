@@ -61,8 +61,8 @@ def decide_together(
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this one task: nothing runs before every question is answered.
 
-    `had` tells how many answers the task has had, where that is counted. Then a question that would come before the
-    answer to another is an empty `GraphInterrupt`.
+    `had` tells how many answers the task has had. A question that would come before the answer to another is then an
+    empty `GraphInterrupt`.
     """
     decided = yield from decide_calls(run, calls)
     for one in decided:
@@ -87,10 +87,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
-    """Decide the calls of a message for tasks of their own, once for all of them.
-
-    What it asks is counted here: each task has to know by itself whether the list goes over a cap.
-    """
+    """Decide a message's calls once, for tasks of their own. Each has to know by itself if the list goes over a cap."""
     judged = yield from decide_calls(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not can_ask(config):
@@ -131,7 +128,6 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
 
 
 def _is_open(judged: DecidedCall) -> bool:
-    """Return True if a task has asked about the call and nobody has answered yet."""
     ask = judged.approval
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
 
@@ -145,7 +141,6 @@ def _ask(
     counted: bool = False,
     had: Callable[[], int] | None = None,
 ) -> Flow[list[DecidedCall]]:
-    """Ask about those that need it, and decide again with the answers. A failing ledger denies."""
     me, first = task_id(config), judged
     try:
         before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
@@ -197,7 +192,6 @@ def _ask(
 
 
 def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
-    """Return the calls that were approved outside the graph and that the resume value rejects."""
     approved = {a.call_key for a in asks if a.state == "approved"}
     return {a.call_key for a in approvals.answers(asks, answer, run.subject) if a.state == "rejected"} & approved
 
@@ -209,12 +203,10 @@ def _asked_before(judged: DecidedCall, me: str) -> bool:
 
 
 def _by(ask: Approval, me: str) -> bool:
-    """Return True if an enforcement point of ours asked, in this task."""
     return ask.task_id == me and ask.source != "hitl"
 
 
 def _by_review(judged: DecidedCall, me: str) -> bool:
-    """Return True if a review asked about the call, in this task."""
     ask = judged.approval
     return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me
 
@@ -322,8 +314,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
     """Note what a review asks as it pauses, around a call that is left to the review and the guard.
 
-    An answer that the review does not take (arguments that the tool's schema refuses) was none: it may be given anew.
-    `heard` is whether the question reaches an approver: not if another call of the task has asked before it.
+    `heard`: the question reaches an approver, since no other call of the task has asked before it.
     """
     if is_invalid_resume(exc):
         yield from _reopened(run, call)
@@ -338,7 +329,6 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
 
 
 def _reopened(run: Run, call: Call) -> Flow[None]:
-    """Return the review's question about a call as if it had not been answered."""
     if call.plan_id is None:
         return
     try:
@@ -357,7 +347,6 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the tools whose calls a review among a tool node's wrappers asks about, one by one."""
     found: frozenset[str] = frozenset()
     for review in (method.__self__ for wrapper in wrappers for method in _methods(wrapper)):
         asks = getattr(review, "interrupt_on", None)
@@ -381,7 +370,6 @@ def _methods(wrapper: object) -> Iterator[MethodType]:
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the message's calls that a review names, in its order; none if it names anything else."""
     found: list[Call] = []
     free: list[tuple[int, Any]] = list(enumerate(message.tool_calls))
     for request in requests:

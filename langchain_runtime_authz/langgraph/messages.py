@@ -60,7 +60,6 @@ _DENIED = "This action is not permitted. Do not repeat it."
 
 
 def denial_text(denial: Denial) -> str:
-    """Return the neutral sentence for the model."""
     text = _SPOKEN.get(denial.decision.reason, _DENIED)
     if denial.message:
         text += f" The user said: {denial.message}"

@@ -1,18 +1,12 @@
 """`AuthzMiddleware`: decides the model and tool calls of an agent made with `create_agent`.
 
-In a protected graph the run is there and an enforcement point in front has decided the tool calls. The middleware
-takes tools out of the model's request. In a graph that is not protected it opens the run itself and decides a message's
-calls in one batch, with the same enforcement point as a tool node.
-
-List it last. Middleware listed after it may change a call that it has decided; then the guard around the tool decides
-again, on what really runs.
+In a protected graph the run is there and an enforcement point in front has decided the tool calls. Else the middleware
+opens the run itself and decides a message's calls in one batch, with the same enforcement point as a tool node.
 
 An unprotected graph has no root entry, which would put a resume value into the ledger before any task starts. Another
 node (LangChain's review) may take a plain value first, and LangGraph gives it out once. So the hook of the callback
-backstop, which LangChain looks at when a graph starts, adds a handler with the value to the graph's callbacks
-(`hear`). Each gate below finds there the value of its own invocation, and no other's; the questions stand in the
-checkpoint. The same handler hears how the model's node ends, because the plan is what that node returns: middleware in
-front may rewrite the model's message, and a review may pause before our next node.
+backstop adds a handler with the value to the graph's callbacks (`hear`); each gate finds there the value of its own
+invocation. The same handler hears how the model's node ends, because the plan is what that node returns.
 """
 
 from __future__ import annotations
@@ -47,10 +41,10 @@ from langchain_runtime_authz.langgraph._private import (
     started_graph,
     task_id,
 )
+from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
-from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
@@ -69,8 +63,6 @@ _MISPLACED: Final = (
 
 
 class _Entries:
-    """The runs that one invocation of an unprotected graph opened, by the agent's namespace in it."""
-
     __slots__ = ("alock", "lock", "open")
 
     def __init__(self) -> None:
@@ -243,7 +235,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
-    """Return the run of a protected graph, if one of its own gates is around this node."""
     return find_run(config) if task_id(config) == current_scope.get().task else None
 
 
@@ -255,11 +246,7 @@ def _opened(entering: Entering[Any]) -> Run:
 
 @contextmanager
 def _shown(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """Open the scope of a permitted model call.
-
-    Raises:
-        AuthzHalt: it is not permitted.
-    """
+    """Open the scope of a permitted model call. Raises `AuthzHalt`."""
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
     with decided_scope(run, call, frozenset(call.provider_tools) - withheld(decision)[1]):
@@ -304,7 +291,7 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
 
 
 class _Heard(BaseCallbackHandler):
-    """The value with which a thread was resumed, and the checkpoint that the call named; `None` each without.
+    """The value with which a thread was resumed, and the checkpoint that the call named.
 
     It hears chains only while one is waited for, and then not inline: in an async run the record asks a ledger.
     """

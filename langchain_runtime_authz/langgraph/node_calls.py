@@ -1,10 +1,8 @@
 """The calls that a hand-written node makes: found in the plan, held while a question is open, answered at the end.
 
-A call without an id is the newest message's call of that tool with the same arguments, as the tool's own schema reads
-them. An equal call is the next one of the message, or unplanned.
-
-Code that swallows a question (an `Exception`) does not lose it: other calls of the node are held, and its enforcement
-point raises the question when the node ends. The node runs anew with the answer; the ledger answers the calls that ran.
+A call without an id is the newest message's call of that tool with the same arguments; an equal one is the next.
+Code that swallows a question does not lose it: other calls of the node are held, and its enforcement point raises the
+question when the node ends. The node runs anew with the answer; the ledger answers the calls that ran.
 """
 
 from __future__ import annotations
@@ -67,7 +65,6 @@ class NodeCalls:
     def _find(
         self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe
     ) -> Flow[tuple[Call, Place | None]]:
-        """Return the call as the newest message holds it, and its place there, which is then taken."""
         inside = [m for m in reversed(self._announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         if inside:
             yield from record_plans(run, self._given, inside)
@@ -114,7 +111,6 @@ class NodeCalls:
         return one, place
 
     def decide_all(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
-        """Decide calls of one piece of the node's code, unless a question is open."""
         if self._closed:  # the model was told that they were not carried out
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self.question is not None:

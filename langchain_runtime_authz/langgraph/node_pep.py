@@ -167,7 +167,6 @@ def _step(
 
 
 def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
-    """End a node that failed, or whose code swallowed a question. Return the update in place of a denial."""
     if node.asks or isinstance(failed, AuthzDenied | GraphInterrupt):
         yield (Finish, node)
     yield from node.over(run, failed)
@@ -204,7 +203,6 @@ def _beside(opener: RunHandle) -> Flow[Run]:
 
 
 def _kept(run: Run, key: tuple[str, str]) -> bool:
-    """Return True if a permit is cached for the current policy revision. Without a revision nothing is cached."""
     revision = run.engine.evaluator.revision
     return bool(revision) and run.kept.get(key) == revision
 
@@ -219,7 +217,6 @@ def _lives(run: Run) -> Flow[bool]:
 
 
 def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
-    """Decide `node/enter`; a permit is kept for nodes whose inside is gated."""
     if holds_gate and _kept(run, key):
         code = yield from still_live(run)
         # A tool node must answer the calls it was given even when the task has changed.
@@ -410,10 +407,6 @@ class AuthzToolNode(_Gate):
 
 
 def _record_seen(run: Run, opener: RunHandle | None, input: Any, given: Any) -> Flow[None]:
-    """Record the plan of the newest message, if a model was seen to return it in the application's run.
-
-    A correction that was told by this entry (`given` is another than `input`) came after the message: not planned.
-    """
     if opener is not None and given is input:
         run.seen_from_model.update(opener.seen_from_model)
         yield from record_plans(run, given, list(ai_messages(given))[-1:])

@@ -202,7 +202,6 @@ def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield code, and that of its inner functions, lambdas and comprehensions."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

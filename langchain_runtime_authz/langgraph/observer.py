@@ -88,7 +88,6 @@ class Observer:
         self._tripped: set[tuple[str, str]] = set()
 
     def note(self, run: Run, by: str, name: str, effect: tuple[str, str], call: Any, task: str) -> None:
-        """Note an effect. One that is refused raises `PermissionError`."""
         one = Observed(run.scope.graph, run.agent[-1], by, name, *effect)
         may = call.profile.side_effect if by == "tool" else by == "thread"  # a thread is nobody's
         refused = self._strict and not may and not (by in ("tool", "model") and one.kind == "connect")

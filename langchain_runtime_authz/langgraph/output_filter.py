@@ -177,7 +177,6 @@ def _writer(writer: Any, clean: Clean) -> Any:
 
 
 def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
-    """Filter the result and the exceptions of a `@task` that the tool calls: they are written to the checkpoint."""
     if is_async_callable(function):
 
         @functools.wraps(function)
@@ -196,7 +195,6 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
 
 def _enter(clean: Clean) -> None:
-    """Filter the config that a task finds in its own context."""
     if (config := var_child_runnable_config.get()) is not None:
         var_child_runnable_config.set(watched_config(dict(config), clean))  # type: ignore[arg-type]
 

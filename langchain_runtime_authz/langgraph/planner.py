@@ -101,7 +101,6 @@ class ModelPlanner:
         return self._read(answer, texts).mandate
 
     def compile(self, texts: Sequence[str]) -> Compiled:
-        """Return what the texts order, and what was dropped of the model's answer."""
         prompt = self._prompt(texts)
         if prompt is None:
             return _UNREAD
@@ -112,7 +111,6 @@ class ModelPlanner:
         return self._read(answer, texts)
 
     def _prompt(self, texts: Sequence[str]) -> list[BaseMessage] | None:
-        """Return what the model is asked, or None if there are no words, or too many."""
         said, parts = [], 0
         for text in texts:
             words, cut = material(text, parts + 1)

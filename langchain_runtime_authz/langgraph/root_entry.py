@@ -78,11 +78,7 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def at_call(self, config: Mapping[str, Any]) -> AtCall:
-        """Return whose entry a call is: by its config, else by the `with authz.run(...)` around it.
-
-        Raises:
-            ConfigError: another `RuntimeAuthz` opened the run, or a generator did.
-        """
+        """Return whose entry a call is: by its config, else by the `with authz.run(...)` around it. Raises `ConfigError`."""
         handle = handle_in(config)
         # A graph that code in a node or tool calls with a config of its own is a child all the same:
         # the text which that code hands on is not the user's.
@@ -109,24 +105,13 @@ class RootEntry:
     def enter(
         self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
     ) -> Entering[tuple[Any, Any]]:
-        """Return a root entry for `with` or `async with`; it gives the input and config for the graph.
-
-        `graph` is asked for its state if a correction waits that the input cannot carry.
-
-        Raises:
-            AuthzDenied: on the way in: the subject may not start or resume here.
-        """
+        """Return a root entry for `with` or `async with`; it gives the input and config. Raises `AuthzDenied` on the way in."""
         return _Root(self, name, input, config, at_call, graph)
 
     def enter_child(self, parent: Run, name: str, config: Mapping[str, Any], graph: Any = None) -> Entering[Any]:
-        """Return a child agent's entry below `parent`, likewise; it gives the config for the child's graph.
-
-        `graph` is asked for the state that it keeps, if it keeps one.
-        """
         return ChildEntry(self, parent, name, config, graph)
 
     def implicit(self, config: Mapping[str, Any]) -> RunHandle:
-        """Return a run for a call without one: of the subject that `subject_from` finds, else of `anonymous`."""
         found = self._subject_from(config) if self._subject_from is not None else None
         if found is None and not self._said:
             self._said = True
@@ -137,8 +122,7 @@ class RootEntry:
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
 
-        Raises:
-            AuthzDenied: the ledger failed. The state is written, and the next root entry finds the edit.
+        If the ledger fails (`AuthzDenied`), the state is written, and the next root entry finds the edit.
         """
         opener = opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
@@ -162,11 +146,7 @@ class RootEntry:
         return place
 
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own.
-
-        Raises:
-            AuthzHalt: the ledger failed. The state is written, and counts as an edit when it is next loaded.
-        """
+        """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own. Likewise."""
         place = yield write
         handle = handle_in(config)
         run = handle.run if handle is not None else running()
@@ -308,7 +288,6 @@ class _Root(Entering[tuple[Any, Any]]):
         return texts, standing
 
     def _told(self, entry: Entry) -> Flow[Any]:
-        """Put the answers in the input into the ledger, and the pending corrections into the input; return it."""
         given = self.input
         known = checkpoints.saver_of(self.graph) is not None and checkpoints.thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
@@ -353,8 +332,6 @@ class _Root(Entering[tuple[Any, Any]]):
 
 
 class ChildEntry(Entering[Any]):
-    """The entry of an agent below another one; see `RootEntry.enter_child`."""
-
     remote = False
     refuse: Code | None = None
 
@@ -390,7 +367,6 @@ class ChildEntry(Entering[Any]):
         return given
 
     def _given(self, run: Run) -> Flow[Any]:
-        """Return what the child is called with. Raises `AuthzDenied`."""
         return with_run(self.config, run)
         yield
 

@@ -80,10 +80,9 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 
 
 class run_scope(CodeScope):
-    """Make `run` the current one for the code inside, with the task of a node, and the calls of a hand-written one.
+    """Make `run` the current one for the code inside. Enter it again to go on with its counts of equal calls.
 
-    Enter it again to go on with its counts of equal calls. The ticket of a tool outside is not current inside: the
-    code inside may belong to another agent.
+    The ticket of a tool outside is not current inside: the code inside may belong to another agent.
     """
 
     __slots__ = ("_previous", "node")
@@ -104,8 +103,6 @@ class run_scope(CodeScope):
 
 
 class step_scope(run_scope):
-    """Make `run` and its span current for one step of its graph's stream."""
-
     __slots__ = ()
 
     def __enter__(self) -> None:
@@ -120,7 +117,6 @@ class step_scope(run_scope):
 
 
 def caller(given: Caller) -> Subject | Credential:
-    """Return who asks for a run: a subject, or an agent of another server by its verified credential."""
     return given if isinstance(given, Credential) else Subject.of(given)
 
 

@@ -47,8 +47,7 @@ MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
     """Return True if a watched channel changed, or a task that waited to run does not wait any more.
 
-    `update_state(as_node=...)` can remove a plan without a word: it ends the run, or speaks in the name of the
-    node that should have carried it out.
+    `update_state(as_node=...)` can remove a plan without a word.
     """
     dropped = Counter(before.next) - Counter(now.next)
     if now.next:  # the input was being read, and led to that
@@ -59,8 +58,7 @@ def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
     """Return what an input changes in the watched channels other than the messages.
 
-    Words in the declared channels are the subject's. To-do lists and files are an agent's too, so only the fact
-    that they were edited counts.
+    To-do lists and files are an agent's too, so only the fact that they were edited counts.
     """
     edits: list[HumanText] = []
     for name in others(channels):
@@ -84,7 +82,6 @@ def _words(new: object, old: object) -> str:
 
 
 def said_by(given: object) -> object:
-    """Return an input in a form that equals every input which says the same."""
     return {str(k): said(v) for k, v in given.items()} if isinstance(given, Mapping) else said(given)
 
 
@@ -163,10 +160,9 @@ def said(value: object) -> str:
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the input of a re-invocation that goes on after every question of ours was answered outside the graph.
+    """Return the input of a re-invocation after every question of ours was answered outside the graph.
 
-    LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
-    again. The value says nothing: the enforcement point reads the ledger.
+    The value says nothing: the enforcement point reads the ledger.
     """
     ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
@@ -207,13 +203,9 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
     """Put the answers of a resume value into the ledger, before any task starts; return the resume.
 
-    Only those to questions that are open in the graph. A plain value is given its question's id, because
-    LangGraph would hand it to the first task that asks. Not `below`, at a child's checkpoint: the child goes on
-    from a copy, in which the question has another id.
-
-    Raises:
-        AuthzDenied: `approval_partial`, `approval_settled`, `approval_approver`: nothing of the value was taken, and
-            open questions stay open; or as `corrections.answer`.
+    Only those to questions that are open in the graph. A plain value is given its question's id, because LangGraph would
+    hand it to the first task that asks. Not `below`, at a child's checkpoint: the child goes on from a copy, in which the
+    question has another id. If it raises `AuthzDenied`, nothing of the value was taken.
     """
     value = given.resume
     questions = {i.id: i.value for i in state.interrupts}
@@ -241,7 +233,6 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
 
 
 def _offered(schema: object) -> Iterator[object]:
-    """Yield the values that the schema of an answer lists."""
     if isinstance(schema, Mapping):
         listed = schema.get("enum")
         yield from (

@@ -43,8 +43,6 @@ Parser = Callable[[Any, str | None], Any]
 
 @dataclass(slots=True, eq=False, repr=False)
 class Arrival:
-    """A call on its way into a tool."""
-
     call: Call  # as it would run
     config: Mapping[str, Any]  # that it runs with
     run: Run | None = None
@@ -66,7 +64,6 @@ class Arrival:
     text: Callable[[], bool] = bool  # whether code that makes the call expects a text
 
     def decide(self) -> Flow[Verdict]:
-        """Decide the call, unless an enforcement point in front has."""
         if self.verdict is not None:
             return self.verdict
         if self.run is None and self.opener is not None:
@@ -112,10 +109,7 @@ class Arrival:
             self.node.ended(self.call, self.place, output, exc)
 
     def execution(self, guard: object, verdict: Verdict) -> tool_execution.ToolExecution | None:
-        """Return the execution of the call, or `None` if only an answer is left.
-
-        Malformed arguments have one without a ticket: the tool's own parsing raises the stored error.
-        """
+        """Return the execution of the call, or `None` if only an answer is left. Malformed arguments have no ticket."""
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
@@ -157,7 +151,6 @@ class Arrival:
         return tool_execution.answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
-        """Return the arguments that were decided, with what the framework supplies for this very call."""
         injected, given = self.call.injected, self.given
         if self.parser is None or not isinstance(parsed, dict):
             return parsed
@@ -208,7 +201,6 @@ def _anew(
     one: tool_execution.Pending | None,
     mine: tool_execution.Pending | None,
 ) -> Arrival:
-    """Return the arrival of a call that is to be decided as it would run."""
     # After an enforcement point, what differs from its call differs from the plan. Without one no message is at hand,
     # and the plan is looked up by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)

@@ -220,7 +220,6 @@ class ToolExecution(CodeScope):
     # --- around it ---
 
     def begin(self) -> None:
-        """Make this the current execution, its run the current run and its ticket the current ticket."""
         run: Run = self.run
         self._before = before = current_scope.get()
         self.refusals, self.counts, self.task = RefusedMints((run, None, None)), {}, before.task
@@ -231,7 +230,6 @@ class ToolExecution(CodeScope):
             self._span.enter()
 
     def end(self, exc: BaseException | None, output: Any) -> Flow[None] | None:
-        """Leave the execution. Return the flow that closes the call, or `None` if there is no ticket."""
         if self._span is not None:
             self._span.leave()
             if exc is not None:
@@ -301,7 +299,6 @@ def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
 
 
 def _replayed(replay: Replay) -> Any:
-    """Return the recorded result as the tool's code gave it, as far as JSON holds it."""
     result: Any = json.loads(replay.result) if replay.result else None
     kept = result is not None and "content" in result and not replay.message
     return result["content"] if kept else replay_message(replay, None).content

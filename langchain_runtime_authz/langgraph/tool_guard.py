@@ -162,7 +162,6 @@ _guarded_class: Final = kept(_make_guarded_class)  # made once per class
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
-    """Run a call's code under its execution, or give the answer in its place."""
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
@@ -308,13 +307,11 @@ def acts_by_itself(tool: BaseTool) -> bool:
 
 
 def _is_own(base: type[BaseTool], name: str) -> bool:
-    """Return True if a class that is not LangChain's defines the method."""
     owner = next((c for c in base.__mro__ if name in vars(c)), BaseTool)
     return owner.__module__.partition(".")[0] != "langchain_core"
 
 
 def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
-    """Return what `invoke` hands to `run`: arguments, config and the tool call's id."""
     if isinstance(given, dict) and given.get("type") == "tool_call":
         return dict(given["args"]), ensure_config(config), given["id"]
     return given, ensure_config(config), None

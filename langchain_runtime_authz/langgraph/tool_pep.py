@@ -149,7 +149,6 @@ class MessageCalls:
             return cast("_Batch", batch)
 
     def describe(self) -> list[Call]:
-        """Return the calls as they will run: arguments injected, and parsed by each tool's own schema."""
         described = []
         free = dict(enumerate(self.planned))
         for call in self.siblings:
@@ -298,7 +297,6 @@ class Turn:
 
 
 def undecided(call: Any) -> ToolMessage:
-    """Answer a call that reached the node on a road past its enforcement point."""
     return denial_message(Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id"))
 
 
@@ -320,7 +318,6 @@ def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None
 
 
 def instead_of(one: Pending | None, call: Any) -> Any:
-    """Return the call to execute: the original, or the approver's edit."""
     if one is None or one.left or not one.call.amends:
         return call
     return {**call, "name": one.call.tool, "args": one.call.raw}
@@ -348,8 +345,6 @@ def open_tickets(waiting: Sequence[Pending]) -> bool:
 
 
 class ToolCallPEP:
-    """Decides the call that a `ToolCallRequest` holds, with its message's others, and makes it."""
-
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
         self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
@@ -399,7 +394,6 @@ class ToolCallPEP:
 
 
 def _request(one: Pending | None, request: Any) -> Any:
-    """Return the request with the guarded tool, and with the call that an approver put in its place."""
     own = one.call.tool_ref if one is not None else None
     tool = own if isinstance(own, BaseTool) else request.tool
     return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

@@ -1,0 +1,244 @@
+"""The coverage report: what of a graph is governed, by which layer, what is not, and why.
+
+`discovery` finds the rows. A `Baseline` is a file of accepted ungoverned rows, with which CI compares:
+
+```json
+{"version": 1, "graph": "agent", "ungoverned": [{"id": "provider-tool/agent/web_search/model", "note": "..."}]}
+```
+
+It is sorted by id and ends with a newline, so that a change of it is a small diff. Evolution rule: fields may be
+added; the parts of an id change only with the version. `note` is for the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from langchain_runtime_authz._html import table
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pep.tally import Counted
+
+VERSION: Final = 1  # of a baseline
+_HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
+UNSEEN: Final = "its code is not seen"  # the note of a node that runs code of the application
+_WIDTH: Final = 80
+_NAME: Final = 34  # columns of a name
+AT_RUN_TIME: Final = "at run time"  # the route of what was seen and is not in the static picture
+NOTHING: Final = Counted()
+_COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that enforcement points count
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing of a graph.
+
+    Its kind is `entry`, `agent`, `node`, `tool`, `model` or `task`; or without an enforcement point `cached node`,
+    `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`, `store` (until a profile for its writes is
+    declared) or `effect` (seen in a node's code and not declared).
+    """
+
+    kind: str
+    name: str
+    graph: str  # the agent that it belongs to, as records name it
+    layers: tuple[str, ...]  # the enforcement points in front of it; empty means not governed
+    note: str = ""  # why not, or what stays unseen
+    route: str = ""  # the node by which it is reached, and the place below that
+    seen: Counted = NOTHING  # what its enforcement points counted in runs of the root graph
+    place: int = 0  # a number if everything else is equal
+
+    @property
+    def governed(self) -> bool:
+        """True if any enforcement point stands in front."""
+        return bool(self.layers)
+
+    @property
+    def id(self) -> str:
+        """`kind/graph/name/route`, percent-encoded; the same in every process and for the same graph."""
+        parts = (self.kind.replace(" ", "-"), self.graph, self.name, self.route)
+        return "/".join(quote(p, safe="") for p in parts) + (f"~{self.place}" if self.place else "")
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row as texts, under `kind, name, graph, route, governed by, seen, note`."""
+        seen = f"{self.seen.decided} decided, {self.seen.ran} ran" if any(self.seen) else ""
+        layers = " + ".join(self.layers) or "NOT GOVERNED"
+        return (self.kind, self.name, self.graph, self.route, layers, seen, self.note)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Ids of accepted rows of one graph, each with the note that it had."""
+
+    graph: str
+    accepted: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Baseline:
+        """Read a file that `write` made.
+
+        Raises:
+            ConfigError: `baseline_invalid`: it is not a baseline of this version.
+            OSError: it cannot be read.
+        """
+        try:
+            return cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as exc:
+            msg = f"{path}: {exc if type(exc) is ValueError else 'not JSON in UTF-8'}"
+            raise ConfigError(msg, Code.BASELINE_INVALID) from exc
+
+    @classmethod
+    def _parse(cls, document: Any) -> Baseline:
+        version = document.get("version") if isinstance(document, dict) else None
+        if version is True or version != VERSION:
+            raise ValueError(f"not an object with `version` {VERSION}")
+        graph, rows = document.get("graph"), document.get("ungoverned")
+        if not isinstance(graph, str) or not isinstance(rows, list):
+            raise ValueError("`graph` must be a name and `ungoverned` a list")  # noqa: TRY004  (`read` makes one error)
+        accepted: dict[str, str] = {}
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] in accepted:
+                raise ValueError("each of `ungoverned` must be an object with an `id` of its own")
+            accepted[row["id"]] = str(row.get("note", ""))
+        return cls(graph, accepted)
+
+    def write(self, path: str | Path) -> None:
+        rows = [{"id": i, "note": note} for i, note in sorted(self.accepted.items())]
+        document = {"version": VERSION, "graph": self.graph, "ungoverned": rows}
+        Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
+        """Return the ids that are ungoverned and were not accepted. The graph must be the baseline's."""
+        if graph != self.graph:
+            raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
+        return frozenset(ungoverned) - self.accepted.keys()
+
+    def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
+        """Return the accepted ids that are not ungoverned any more, sorted."""
+        return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageReport:
+    """Printable (`print`, `_repr_html_`), readable (`to_dict`), enforceable (`raise_if_ungoverned`)."""
+
+    graph: str
+    pdp: str
+    rows: tuple[Row, ...]
+    limits: str = ""
+    """What `observe_process` cannot see, if it is on."""
+    unknown_agents: tuple[str, ...] = ()
+    """Names in `RuntimeAuthz(agents=...)` that no agent of this graph has."""
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Names of the tools."""
+        return tuple(dict.fromkeys(r.name for r in self.rows if r.kind == "tool"))
+
+    @property
+    def unprofiled(self) -> tuple[str, ...]:
+        """Names of the tools without a valid profile."""
+        found = (r.name for r in self.rows if r.kind == "tool" and r.note.startswith("unprofiled"))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def ungoverned(self) -> tuple[Row, ...]:
+        """Rows without an enforcement point in front."""
+        return tuple(r for r in self.rows if not r.governed)
+
+    @property
+    def plain(self) -> tuple[Row, ...]:
+        """Nodes that run code of the application. What it does is not seen, whether or not a row `effect` says some."""
+        return tuple(r for r in self.rows if r.kind == "node" and r.note == UNSEEN)
+
+    @property
+    def ran(self) -> bool:
+        """True if the graph ran under protection in this process, so that `seen` says something."""
+        return any(any(r.seen) for r in self.rows)
+
+    @property
+    def dynamic(self) -> tuple[Row, ...]:
+        """Rows that were decided at run time and are not in the static picture."""
+        return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
+
+    @property
+    def unseen(self) -> tuple[Row, ...]:
+        """Governed rows that no run met: not tried yet, or reached past their enforcement point."""
+        return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `{graph, pdp, rows, dynamic, unseen, unknown_agents}`: rows with `id` and `governed`; two of ids."""
+        rows = [
+            {"id": r.id, **asdict(r), "layers": list(r.layers), "seen": r.seen._asdict(), "governed": r.governed}
+            for r in self.rows
+        ]
+        dynamic, unseen = [r.id for r in self.dynamic], [r.id for r in self.unseen]
+        found = {"graph": self.graph, "pdp": self.pdp, "rows": rows, "dynamic": dynamic, "unseen": unseen}
+        return {**found, "unknown_agents": list(self.unknown_agents)}
+
+    def baseline(self) -> Baseline:
+        """Return a baseline that accepts the present ungoverned rows: `report.baseline().write(path)`."""
+        return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
+
+    def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:
+        """Raise `ConfigError` naming every row without an enforcement point in front.
+
+        Args:
+            baseline: rows that it accepts (or the file that it is read from) are not named.
+
+        Raises:
+            ConfigError: `ungoverned`; or `baseline_invalid`, if the file is not a baseline of this graph.
+        """
+        accepted = baseline if isinstance(baseline, Baseline) or baseline is None else Baseline.read(baseline)
+        new = accepted.new(self.graph, (r.id for r in self.ungoverned)) if accepted is not None else None
+        found = [r for r in self.ungoverned if new is None or r.id in new]
+        if found:
+            names = ", ".join(f"{r.kind} {r.name} ({r.note})" for r in found)
+            raise ConfigError(f"in `{self.graph}`: {names}", Code.UNGOVERNED)
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Return head and rows; without the counts if nothing ran."""
+        rows = [_HEAD, *(r.cells() for r in self.rows)]
+        return rows if self.ran else [tuple(c for h, c in zip(_HEAD, r, strict=True) if h != "seen") for r in rows]
+
+    def __str__(self) -> str:
+        kinds = max((len(r.kind) for r in self.rows), default=0)
+        names = min(max((len(r.name) for r in self.rows), default=0), _NAME)
+        lines = self._summary().split("; ")
+        for row in self.rows:
+            kind, name, graph, route, layers, seen, note = row.cells()
+            place = "/".join(dict.fromkeys(part for part in (graph, route) if part and part not in (name, self.graph)))
+            lines.append(f"{kind.ljust(kinds)}  {_short(name, names).ljust(names)}  {layers}")
+            more = "; ".join(filter(None, (f"at {place}" if place else "", seen, note)))
+            own = " " * (kinds + 2)
+            lines += textwrap.wrap(more, _WIDTH, initial_indent=own, subsequent_indent=own, break_on_hyphens=False)
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        counts = f"{len(self.rows) - len(self.ungoverned)} governed, {len(self.ungoverned)} not"
+        if self.ran:
+            counts += f"; {len(self.dynamic)} seen at run time only, {len(self.unseen)} not seen yet"
+        if effects := sum(r.kind == "effect" for r in self.rows):
+            counts += f"; {_nodes(effects, 'has', 'have')} effects that nobody declared"
+        if self.plain:
+            counts += f"; {_nodes(len(self.plain), 'runs', 'run')} code that is not seen"
+        if self.unknown_agents:
+            counts += f"; `agents` limits no agent here by the name {', '.join(self.unknown_agents)}"
+        return "; ".join(filter(None, (f"coverage of `{self.graph}`: {counts}", f"decided by {self.pdp}", self.limits)))
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._table()
+        marked = [(*cells, "" if r.governed else "not governed") for r, cells in zip(self.rows, rows, strict=True)]
+        return table((*head, ""), marked, self._summary())
+
+
+def _nodes(count: int, one: str, several: str) -> str:
+    return f"1 node {one}" if count == 1 else f"{count} nodes {several}"
+
+
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"

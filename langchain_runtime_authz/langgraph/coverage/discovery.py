@@ -26,10 +26,10 @@ from langchain_runtime_authz.langgraph._private import (
     imports_anything,
     is_task_function,
 )
-from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
+from langchain_runtime_authz.langgraph.callback_backstop import held_by_model
+from langchain_runtime_authz.langgraph.coverage import AT_RUN_TIME, UNSEEN, CoverageReport, Row
 from langchain_runtime_authz.langgraph.coverage.scan import code_of, provider_rows, secrets_of, tools_in
 from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool, governs_stores
-from langchain_runtime_authz.langgraph.model_calls import held_by_model
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.object_graph import model_types
 from langchain_runtime_authz.langgraph.observer import Observed, limits

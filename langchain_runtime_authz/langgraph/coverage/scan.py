@@ -26,7 +26,7 @@ from langgraph.store.base import BaseStore
 from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode
-from langchain_runtime_authz.langgraph.coverage.report import Row
+from langchain_runtime_authz.langgraph.coverage import Row
 from langchain_runtime_authz.langgraph.effect import effect
 from langchain_runtime_authz.langgraph.object_graph import (
     LIBRARIES,

@@ -10,7 +10,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
-from langchain_runtime_authz.langgraph.model_calls import instructions_digest, tool_names
+from langchain_runtime_authz.langgraph.callback_backstop import instructions_digest, tool_names
 from langchain_runtime_authz.langgraph.node_pep import _enter
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pdp.compose import DenyOverrides
