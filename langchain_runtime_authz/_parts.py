@@ -76,7 +76,6 @@ def compiler(model: BaseChatModel | None, tools: Tools) -> Planner | None:
 
 
 def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
-    """Return the grant of a `grant=` argument, which may be the name of one that the policy brings."""
     if grant is None or isinstance(grant, Grant):
         return grant
     if not isinstance(grant, str):
@@ -139,5 +138,4 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
 def like(
     init: Callable[Concatenate[RuntimeAuthz, P], None],
 ) -> Callable[[Callable[..., RuntimeAuthz]], Callable[Concatenate[type[RuntimeAuthz], P], RuntimeAuthz]]:
-    """Give another constructor the signature of `init`."""
     return lambda constructor: functools.update_wrapper(constructor, init, assigned=())

@@ -124,7 +124,6 @@ def _interactive() -> bool:
 
 
 def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> Any:
-    """Return what the file says of a tool: a word, or fields."""
     from langchain_runtime_authz.langgraph.tool_profiles import digest_of
 
     if (ready := _ready(tool)) is not None:
@@ -148,7 +147,6 @@ def _fields(profile: ToolProfile) -> Any:
 
 
 def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
-    """Return the ready profile that is made for exactly this tool, with the name of its set."""
     from langchain_runtime_authz.langgraph.tool_profiles import foreign
 
     for name, profiles in _ready_sets().items():
@@ -215,7 +213,6 @@ def _choice(question: str, choices: list[str]) -> str:
 
 
 def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str:
-    """Return an example of a mandate, for the first tool that changes something."""
     from langchain_runtime_authz.cli._proposal import flow
 
     for tool in tools:

@@ -25,8 +25,6 @@ LEARNED: Final = "draft_learned"
 
 @dataclass(slots=True)
 class _Seen:
-    """The record of a tool. `args` holds the values of each argument in the calls that ran."""
-
     effect: str = "write"
     outcomes: Counter[str] = field(default_factory=Counter)
     args: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))

@@ -25,10 +25,7 @@ def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Ed
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
-    """Return the kind of edge that opens when a protected graph is entered below another one.
-
-    `tool` is the one in which it is entered, `sent` tells that a `Send` started the node.
-    """
+    """Return the kind of edge that opens when a protected graph is entered below another one, in `tool` or by a `Send`."""
     if tool is None:
         return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"

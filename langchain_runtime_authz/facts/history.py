@@ -74,7 +74,6 @@ class History:
 
 
 def held(history: History, agent: Path) -> list[str]:
-    """Return the data classes that `agent` can know something of."""
     if not history.confined:
         return list(history.classes_read)
     elsewhere = {name for name, _ in history.confined} - set(_known(history.confined, agent))
@@ -103,7 +102,6 @@ def handed_down(confined: Confined, parent: Path) -> Confined:
 
 
 def _known(confined: Confined, agent: Path) -> Iterator[str]:
-    """Yield the classes read by `agent`, by one above it, or by one below it."""
     for name, reader in confined:
         shorter = min(len(reader), len(agent))
         if reader[:shorter] == agent[:shorter]:

@@ -1,11 +1,9 @@
-r"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Markdown.
+"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Markdown.
 
 An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as they were typed, except what
-would be read as something else. That is written as `\uXXXX`: newlines, control characters and escape sequences, bidirectional
-overrides (Trojan Source, CVE-2021-42574), invisible and default-ignorable characters (UTS #39 §3.1) and piled-up accents.
-It is not known what renders a text, so punctuation is escaped where HTML, Markdown or a terminal would act on it. Markdown's
-own escape, a backslash, serves emphasis: a command stays readable. A backslash and a quotation mark are escaped, so a
-text has one reading. Letters of every script stay: a look-alike is named in words.
+would be read as something else: control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible
+characters (UTS #39 §3.1), piled-up accents and markup. A backslash and a quotation mark are escaped, so a text has one
+reading. Letters of every script stay: a look-alike is named in words.
 """
 
 from __future__ import annotations

@@ -10,11 +10,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 
 def checked_zone(name: object) -> ZoneInfo:
-    """Return a time zone by its IANA name, like `Europe/Berlin`.
-
-    Raises:
-        ConfigError: there is none of that name here.
-    """
+    """Return a time zone by its IANA name, like `Europe/Berlin`. Raises `ConfigError`."""
     try:
         return ZoneInfo(name)  # type: ignore[arg-type]
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):

@@ -22,10 +22,7 @@ _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One announced call; `args_digest` is of the arguments as the model wrote them.
-
-    If an approver edited it, `was_tool` and `was_args` say what the model had announced.
-    """
+    """One announced call, with the arguments' digest as the model wrote them. An edit keeps what was announced."""
 
     position: int
     call_id: str | None
@@ -35,12 +32,10 @@ class PlannedCall(NamedTuple):
     was_args: str = ""
 
     def edited(self, instead: PlannedCall) -> PlannedCall:
-        """Return `instead`, in the place of this call."""
         was = (self.was_tool, self.was_args) if self.was_args else (self.tool, self.args_digest)
         return instead._replace(was_tool=was[0], was_args=was[1])
 
     def announced(self) -> PlannedCall:
-        """Return the call as it was before any edit."""
         return PlannedCall(self.position, self.call_id, self.was_tool, self.was_args) if self.was_args else self
 
 
@@ -49,8 +44,7 @@ class PlanRecord:
     """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded.
 
     `origin` is the epoch in which the message was planned, if an answer carried its calls into another one (0: this one).
-    Keys of calls are made of it, so that a carried call that has run does not run again. `model` and `prompt` (a digest
-    of its instructions) say which model planned them, if that was seen.
+    Keys of calls are made of it, so that a carried call that has run does not run again.
     """
 
     id: str
@@ -65,8 +59,6 @@ class PlanRecord:
 
 
 class Match(NamedTuple):
-    """The relation of a call to the plan."""
-
     planned: bool
     stale: bool
     changed: bool
@@ -105,8 +97,6 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 
 
 class Intended(Protocol):
-    """The facts of a call that are compared with its plan. `position` is its place in the message, if seen."""
-
     @property
     def position(self) -> int | None: ...
     @property
@@ -150,8 +140,8 @@ def carry(
 ) -> PlanRecord:
     """Return the plan as an approver's answer leaves it, for the epoch that the answer opens.
 
-    `instead` has the calls that were edited, and `None` for those that were rejected or answered. `announced` has the
-    places of those that stand as the model announced them, whatever edits came before.
+    `instead` has the edited calls, and `None` for those that were rejected or answered; `announced` the places of those that
+    stand as the model announced them.
     """
     calls = []
     for call in plan.calls:
@@ -164,7 +154,6 @@ def carry(
 
 
 def authority(scope: Sequence[str], agent: Sequence[str]) -> str:
-    """Return the part of a call's key that says whose thread and which agent it is."""
     return f"[{json.dumps(list(scope))}, {json.dumps(list(agent))}"
 
 
@@ -187,9 +176,7 @@ def intent_of(authority: Sequence[str], subject: str, agent: Sequence[str]) -> s
 def idempotency_key(intent: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one intent, for the service that carries it out: stable over fork and thread copy too.
 
-    `intent` is `intent_of` tenant, issuer and graph; `plan_id` the id of the message that announced the call.
-    Unlike `call_key` it has neither thread nor epoch, since a copied thread has others. The message's id tells two
-    intents apart: providers and LangChain make unique ones.
+    Unlike `call_key` it has neither thread nor epoch, since a copied thread has others. The message's id tells two intents apart.
     """
     text = f"{intent}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.trace import Provenance
+from langchain_runtime_authz.facts.provenance.values import parsed
 from langchain_runtime_authz.profile import ToolProfile
 
 _PIECE: Final = 65_536  # characters that are encoded at once
@@ -26,14 +27,14 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
 
 
 def read_mark(tool: str, args_digest: str) -> str:
-    """Return the name of the mark that holds the content version of one read."""
     return "read:" + hashlib.sha256(f"{tool}\n{args_digest}".encode()).hexdigest()
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
     """Return the digest of the profile's `version` field, or of the whole content without one."""
     if profile.version is not None:
-        output = _record(output).get(profile.version, output)
+        record = parsed(output)
+        output = record.get(profile.version, output) if isinstance(record, Mapping) else output
     text = output if isinstance(output, str) else _canonical(output)
     version = hashlib.sha256()
     for at in range(0, len(text), _PIECE):
@@ -50,15 +51,6 @@ def sources(traced: Mapping[str, Provenance]) -> set[str]:
     """Return the tools that critical arguments came from, without those that the user told."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}
-
-
-def _record(output: object) -> Mapping[str, Any]:
-    if isinstance(output, str):
-        try:
-            output = json.loads(output)
-        except (ValueError, RecursionError):
-            return {}
-    return output if isinstance(output, Mapping) else {}
 
 
 def _canonical(value: object) -> str:

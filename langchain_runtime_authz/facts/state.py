@@ -25,11 +25,7 @@ Standing = Literal["ours", "outside", "fork"]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The checkpoint that a root entry loads.
-
-    `source` is LangGraph's `CheckpointMetadata.source` (input, loop, update, fork). `newest` is the thread's newest
-    checkpoint, if the caller named an older one.
-    """
+    """The checkpoint that a root entry loads. `newest` is the thread's, if the caller named an older one."""
 
     id: str
     source: str = ""
@@ -50,7 +46,6 @@ def outside_key(checkpoint: str) -> str:
 
 
 def fork_key(jti: str) -> str:
-    """Return the key under which the fork that a root entry begins with is pinned."""
     return f"fork:{jti}"
 
 
@@ -66,8 +61,8 @@ def below_key(digest: str) -> str:
 class ChildMark:
     """The ledger's place for the checkpoint that a child's run left at a `place` (a digest).
 
-    `lasting`: tasks other than the calling one find the child's state there. A child with a thread of its own for each
-    question makes ever new places, so these share `SLOTS` marks. Of two in one slot the newer is remembered.
+    `lasting`: other tasks find the child's state there too. A child with a thread of its own for each question makes ever new
+    places, so these share `SLOTS` marks. Of two in one slot the newer is remembered.
     """
 
     place: str
@@ -87,10 +82,9 @@ class ChildMark:
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:
-    """Return how `head` stands to what is known of the thread.
+    """Return how `head` stands to what is known of the thread. `pinned` are the keys of the pinned texts.
 
-    `pinned` are the keys of the pinned texts. `underway`: a root entry has not ended, or its process died, so
-    checkpoints newer than the mark may be its own. An `update` never is.
+    `underway`: a root entry has not ended, or its process died, so checkpoints newer than the mark may be its own.
     """
     if head.newest:
         return "fork"

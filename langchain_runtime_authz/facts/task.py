@@ -22,12 +22,10 @@ MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request;
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
-    """One text that changed the task. `key` is the id its sender gave it, if any.
+    """One text that changed the task. `key` is the id its sender gave it, `author` is `type:id`, `epoch` is the ledger's.
 
-    `own`: the thread's own subject said it. A text of somebody else, or an edit of unknown origin, advances the epoch
-    too, but its words can only narrow. `author` is `type:id` of its author, empty if unknown. `epoch` is the one that
-    it opened or belongs to; the ledger sets it. `past`: a machine answered it already in the history that brought it.
-    `mixed`: it has several text blocks, and one of them may be an attachment. Neither is an order of the turn.
+    `own`: the thread's own subject said it; others' words can only narrow. `past`: a machine answered it already in the
+    history that brought it. `mixed`: it has several text blocks, and one may be an attachment. Neither is an order of the turn.
     """
 
     digest: str
@@ -98,10 +96,9 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
 
 
 def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the texts in `incoming` that the user had not said before.
+    """Return the texts in `incoming` that the user had not said before: a stateless client sends the whole history each turn.
 
-    A stateless client sends the whole history each turn. A known id with an equal digest is not new; with another
-    digest it is a correction. Texts without ids that repeat pinned ones in their order are history, the rest is new.
+    A known id with another digest is a correction. Texts without ids that repeat pinned ones in their order are history.
     Leaving texts out is not a correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}

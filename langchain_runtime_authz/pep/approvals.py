@@ -67,8 +67,7 @@ def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
     """Return the value of the one interrupt that asks about all of `asked`, in order.
 
-    `args` are exact and for programs; `description` is inert and for people. `authz.approve` and
-    `runtime-authz approvals` take `approval_id`.
+    `args` are exact and for programs; `description` is inert and for people.
     """
     return {
         "action_requests": [
@@ -99,8 +98,7 @@ def is_ours(value: object) -> bool:
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
     """Return a resume value for a whole list, without decisions on calls that were answered outside the graph.
 
-    Raises:
-        ValueError: it rejects such a call: then nothing of it may run unseen.
+    If it rejects such a call, it raises `ValueError`: then nothing of it may run unseen.
     """
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     requests = question["action_requests"] if is_ours(question) and isinstance(question, Mapping) else []
@@ -136,10 +134,7 @@ def _worded(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
-    """Return the questions as the ledger keeps them.
-
-    `number` counts the interrupts of one task, so that a re-entered task repeats them in order.
-    """
+    """Return the questions as the ledger keeps them. `number` counts the interrupts of one task, so that they repeat in order."""
     if run.engine.on_ask is not None:  # answered at once, by nobody else
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
@@ -203,10 +198,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
-    """Open questions about `asked` in the ledger before anybody is asked; return False if the run is over.
-
-    Raises `AuditError`.
-    """
+    """Open questions in the ledger before anybody is asked; return False if the run is over. Raises `AuditError`."""
     done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
     if isinstance(done, Conflict):
         return False
@@ -215,7 +207,6 @@ def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Appr
 
 
 def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Sequence[str] = ()) -> tuple[Any, ...]:
-    """Return the effect that records questions, with the ids of the decisions that ask. It raises `AuditError`."""
     questions = [
         {
             "approval": one.id,
@@ -263,7 +254,6 @@ def answer_event(
 def record_answers(
     run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], now: float, **detail: Any
 ) -> Flow[None]:
-    """Record what a resume value answered. Raises `AuditError`."""
     by_key = {a.call_key: a for a in asks}
     for given in answered:
         yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
@@ -272,10 +262,10 @@ def record_answers(
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return the questions of another review, LangChain's HITL middleware, as the ledger keeps them.
+    """Return the questions of another review as the ledger keeps them.
 
-    `asked` has for each call the review's key, the digest of its arguments as written, the call and
-    the decisions that the review takes. `task_id` is the task that makes the call, if the review asks in it.
+    `asked` has for each call the review's key, the digest of its arguments as written, the call and the decisions that it takes.
+    `task_id` is the task that makes the call, if the review asks in it.
     """
     trace = traceparent(run)
     return [
@@ -307,11 +297,7 @@ def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskA
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the changes that a resume value makes to open questions.
-
-    `value` is `{"decisions": [...]}`, a list of decisions, or one decision for one question; or a map
-    from interrupt id to any of these. Anything else is `malformed`, and denies.
-    """
+    """Return the changes that a resume value makes to open questions; what is not an answer is `malformed`, and denies."""
     groups: dict[str, list[Approval]] = {}
     for ask in asks:
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -340,8 +326,7 @@ def _answer_group(group: Sequence[Approval], value: object, subject: Subject) ->
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
     """Return True if a list of decisions answers only some of the calls of one interrupt.
 
-    Nothing says which, so nothing of it is applied, and the questions stay open. LangChain's own review
-    refuses such lists by itself.
+    Nothing says which, so nothing of it is applied, and the questions stay open.
     """
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys())

@@ -60,13 +60,8 @@ def answer_beside(
 ) -> Flow[int]:
     """Answer the open question `id`; return the number of approvers that it still waits for.
 
-    `content`: the record holds the message.
-
-    Raises:
-        AuthzError: `approval_void`: no such question is open (any more); `approval_expired`,
-            `approval_approver`, `approval_not_distinct`.
-        CredentialError: the statement is not believed.
-        ConfigError: neither or both of `by` and `statement`.
+    Raises `AuthzError` (`approval_void`, `approval_expired`, `approval_approver`, `approval_not_distinct`), `CredentialError` if the
+    statement is not believed, `ConfigError` for neither or both of `by` and `statement`.
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
@@ -118,10 +113,7 @@ def answer_beside(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return what the answer says of the task, if anything, the plans without the rejected call, and how many texts were.
-
-    The epoch is the question's: if the task changed since, the question is not open any more.
-    """
+    """Return what the answer says of the task, if anything, the plans without the rejected call, and how many texts were."""
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
@@ -135,7 +127,6 @@ def _correction(
 
 
 def open_question(id: str) -> Flow[Question]:
-    """Return what a statement on the open question must be about. Raises `AuthzError` if there is none."""
     return question_of((yield ListAsked(id)))
 
 

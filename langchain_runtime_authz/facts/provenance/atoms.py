@@ -1,7 +1,6 @@
 """The arguments of one call in normal form: read once, then asked by look-up.
 
-An `Atom` is one critical or date argument. Its items are the scalars in it, and an item's parts must each be
-vouched for. Short scalars are remembered for the whole process, so that a repeated value costs one look-up.
+Short scalars are remembered for the whole process, so that a repeated value costs one look-up.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar of an argument.
-
-    `parts` holds the forms of each part; a part without forms is never vouched for. `keys` are their digests.
-    """
+    """One scalar of an argument: the forms of each part, and their digests. A part without forms is never vouched for."""
 
     value: Any
     parts: tuple[tuple[str, ...], ...]
@@ -48,13 +44,10 @@ class Atom(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
-    """The atoms of one call.
+    """The atoms of one call: one for each critical and each date argument, given or not.
 
-    Attributes:
-        atoms: one for each critical and each date argument, given or not.
-        keys: the digests to look up before `trace` can answer.
-        target: the critical arguments that were given, as the request holds them.
-        bound: names of the arguments that a request never shortens.
+    `keys` are the digests to look up before `trace` can answer, `target` the critical arguments that were given, `bound` the
+    names of those that a request never shortens.
     """
 
     atoms: Sequence[Atom]
@@ -65,8 +58,7 @@ class CallAtoms:
     def effect_target(self) -> str:
         """Return one digest for all calls of a tool that hit the same, or "" if it was given no critical argument.
 
-        The order, repetitions, signs around a value and a shown name do not count. A false match costs one
-        question; a false mismatch allows a duplicate payment.
+        A false match costs one question; a false mismatch allows a duplicate payment.
         """
         hit = []
         for name, _, _, _, marks in sorted(self.atoms):
@@ -85,7 +77,6 @@ class CallAtoms:
         return "none" if silent else declared
 
     def destinations(self) -> list[str]:
-        """Return the texts that say whom or what the call is for."""
         found: list[str] = []
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -166,8 +157,8 @@ def _flat(value: object) -> list[Any] | None:
 def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
     """Return the forms of each part of a scalar that must be vouched for.
 
-    A text with addresses or links goes to each of them, whatever name it shows, and to whatever else stands in it.
-    A date with a time is both. If a number can be read in two ways, each reading must be vouched for.
+    A text with addresses or links goes to each of them, and to whatever else stands in it. A date with a time is both. If a
+    number can be read in two ways, each reading must be vouched for.
     """
     whole = forms(value)
     if kind == "when":

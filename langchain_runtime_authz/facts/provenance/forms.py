@@ -86,12 +86,10 @@ def key(form: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Return the text in NFC, every blank as one space, ends trimmed."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _plain(text: str) -> bool:
-    """Return True if nothing in the text is invisible or changed by NFKC."""
     if text.isascii():
         return text.isprintable()
     if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs", "Cn") for c in text):
@@ -197,7 +195,6 @@ remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 
 def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the forms by which a value vouches for others. Only those of dates differ from its own."""
     return forms(value, said=True) if any(f.startswith("date:") for f in own) else own
 
 
@@ -258,7 +255,6 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _each(pattern: re.Pattern[str], text: str, places: Sequence[int]) -> Iterator[re.Match[str]]:
-    """Yield the matches that begin at one of the places, each behind the last."""
     end = 0
     for place in places:
         if place >= end and (found := pattern.match(text, place)) is not None:

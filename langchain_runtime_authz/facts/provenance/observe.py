@@ -3,9 +3,8 @@
 A whole field is an assertion by the writer of the field, whom the profile names. A value *inside* a free text is a
 mention. A value that the call was given and gives back is neither: an echo proves nothing.
 
-The head of an output is read at once. The rest waits until an argument is traced that the user did not say. Values,
-characters and depth are bounded. A value beyond a limit was not seen and is unknown. Nothing here makes a value less
-trusted than it was, so forgetting only denies.
+The head of an output is read at once, the rest when an argument is traced that the user did not say. A value beyond a limit
+was not seen and is unknown. Nothing here makes a value less trusted than it was, so forgetting only denies.
 """
 
 from __future__ import annotations
@@ -38,14 +37,10 @@ _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 
 
 class Sighting(NamedTuple):
-    """One value seen in one field, by digest.
+    """One value seen in one field, by digest. `asserted`: the field says it, else it is only mentioned there.
 
-    Attributes:
-        key: `forms.key` of one form of the value.
-        origin: who writes the field, by the tool's profile.
-        asserted: the field says it; otherwise the value is only mentioned in it.
-        counterparty: the other side chose it.
-        source: `tool` or `tool/field`, names only.
+    `origin` writes the field, by the tool's profile; `counterparty`: the other side chose the value. `source` is `tool` or
+    `tool/field`.
     """
 
     key: str
@@ -56,10 +51,7 @@ class Sighting(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text seen, for showing where a value was mentioned; kept in this process only.
-
-    `folded` is the text as it is searched, case-folded; `Memory` fills it in.
-    """
+    """A free text seen, for showing where a value was mentioned. `folded` is the text as `Memory` searches it."""
 
     text: str
     origin: Trust
@@ -68,10 +60,7 @@ class Prose(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """The values and texts that were read in one output, up to the limits.
-
-    `rest` reads on; it is `None` if nothing is left. `held` is the output as JSON values, where it was taken so.
-    """
+    """The values and texts that were read in one output. `rest` reads on; `held` is the output as JSON values."""
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
@@ -85,14 +74,9 @@ _NOTHING: Final = Observation()
 def observe_output(
     tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
-    """Read the head of one output.
+    """Read the head of one output of a call with `args`. `failed`: it tells an error, for which nobody vouches.
 
-    Args:
-        tool: the tool's name.
-        profile: its profile; only a reviewed one may trust.
-        args: what it was called with: an output that repeats these is an echo.
-        output: what it returned: JSON-like values, models, dataclasses; other objects are not read.
-        failed: the output tells an error, for which nobody vouches.
+    Only a reviewed profile may trust. Objects other than JSON-like values, models and dataclasses are not read.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
         plain = _plain(tool, profile, args, output)
@@ -123,7 +107,6 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
 
 
 def _echo(args: Mapping[str, Any]) -> set[str]:
-    """Return the forms of what a call was given, as a whole and inside its texts."""
     found: set[str] = set()
     for value in _scalars(args):
         own = forms(value)
@@ -147,11 +130,7 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
 
 
 class Reading:
-    """One reading of one output, which stops and goes on.
-
-    Attributes:
-        weight: what it keeps alive, in characters.
-    """
+    """One reading of one output, which stops and goes on. `weight`: what it keeps alive, in characters."""
 
     def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool, output: Held) -> None:
         self.tool, self.profile, self.echo, self.failed, self.weight = tool, profile, echo, failed, output.weight

@@ -1,24 +1,7 @@
-"""Find who asserted the value of an argument.
+"""Find who asserted the value of an argument: a *class* (`SAYS`), for each item of a list or object, and a *standing*.
 
-For each critical argument, and for each item of a list or object, the answer is a *class*:
-
-    human         the user said it
-    principal     one of the subject's own identifiers
-    system        a field that a system fills in says it
-    internal      a field that somebody inside writes says it
-    counterparty  a field says it, but the other side chose its content
-    external      a field that anybody may have written says it
-    mentioned     it stands somewhere inside a text
-    unknown       nobody was seen to say it
-
-and a *standing*, which is what a policy most often needs:
-
-    told          human or principal
-    known         system or internal
-    outside       everything else
-
-It is evidence for a question and for policies of one's own. It orders nothing: the mandate does. A list is worth what
-its weakest item is worth.
+`told` is human or principal, `known` is system or internal, and everything else is `outside`. It is evidence for a
+question and for policies of one's own. It orders nothing: the mandate does. A list is worth what its weakest item is.
 """
 
 from __future__ import annotations
@@ -51,8 +34,6 @@ MAX_SAID: Final = 4  # sources told of one value
 
 
 class Attribution(NamedTuple):
-    """One who asserted or mentioned a value (`authzen.Said`)."""
-
     origin: Any
     source: str | None = None
     counterparty: bool = False
@@ -98,7 +79,6 @@ class Memory:
         self._folded: str | None = None
 
     def mentions(self, phrase: str) -> Iterator[Prose]:
-        """Yield the texts that hold a case-folded phrase without line breaks, newest first."""
         if self._folded is None:  # once, when the first question searches it
             self.prose = [
                 p if p.folded else p._replace(text=t, folded=t.casefold()) for p in self.prose for t in (tidy(p.text),)
@@ -108,7 +88,6 @@ class Memory:
             yield from (p for p in reversed(self.prose) if phrase in p.folded)
 
     def seen(self, ledger: Mapping[str, Sequence[Sighting]], keys: Sequence[str]) -> Mapping[str, Sequence[Sighting]]:
-        """Return the sightings of the keys: the ledger's, and what was read on in this process."""
         if not self._found:
             return ledger
         return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}
@@ -118,14 +97,7 @@ NO_MEMORY: Final = Memory()
 
 
 class Evidence(NamedTuple):
-    """The sightings known when a call is decided.
-
-    Attributes:
-        words: what the user said.
-        own: forms of the subject's own identifiers.
-        seen: sightings by `forms.key`.
-        memory: free texts seen. Without them a value that stands only in a text is unknown.
-    """
+    """The sightings known when a call is decided. Without `memory` a value that stands only in a text is unknown."""
 
     words: UserWords
     own: frozenset[str] = frozenset()
@@ -194,7 +166,6 @@ def _attribution(seen: Sighting) -> Attribution:
 
 
 def _mentions(value: str, memory: Memory) -> list[Attribution]:
-    """Return the free texts in which a value stands, newest first."""
     phrase = tidy(value).casefold()
     found: dict[Attribution, None] = {}
     for p in memory.mentions(phrase) if len(phrase) >= SHORTEST else ():

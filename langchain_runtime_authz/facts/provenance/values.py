@@ -22,10 +22,7 @@ NODE: Final = 48  # what a node weighs, in characters
 
 
 class Held(NamedTuple):
-    """An output as nobody else can change it.
-
-    `complete` is False if something was cut, and None if the limits were not applied yet.
-    """
+    """An output as nobody else can change it. `complete` is False if something was cut, and None before the limits apply."""
 
     value: Any
     complete: bool | None
@@ -33,7 +30,6 @@ class Held(NamedTuple):
 
 
 def held(output: object) -> Held:
-    """Return an output as values of our own. The work is bounded."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) > MAX_JSON:
@@ -55,8 +51,6 @@ def parsed(output: object) -> object:
 
 
 class Projection:
-    """Turn a value into JSON values, within limits."""
-
     def __init__(self, nodes: int, chars: int) -> None:
         self.most_nodes, self.most_chars = nodes, chars
         self.nodes, self.chars, self.complete = 0, 0, True

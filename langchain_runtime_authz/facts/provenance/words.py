@@ -26,8 +26,6 @@ _HOST: Final = re.compile(
 
 
 class UserWords:
-    """The words of one task at one epoch. Immutable."""
-
     def __init__(self, texts: Sequence[str]) -> None:
         self._known: dict[tuple[str, ...], bool] = {}
         # The newest words are the ones that count when there are too many.

@@ -17,14 +17,15 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
+
+from pydantic import BaseModel, Field, ValidationError
 
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pep.tally import Counted
 
-VERSION: Final = 1  # of a baseline
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 UNSEEN: Final = "its code is not seen"  # the note of a node that runs code of the application
 _WIDTH: Final = 80
@@ -64,10 +65,20 @@ class Row:
         return "/".join(quote(p, safe="") for p in parts) + (f"~{self.place}" if self.place else "")
 
     def cells(self) -> tuple[str, ...]:
-        """Return the row as texts, under `kind, name, graph, route, governed by, seen, note`."""
         seen = f"{self.seen.decided} decided, {self.seen.ran} ran" if any(self.seen) else ""
         layers = " + ".join(self.layers) or "NOT GOVERNED"
         return (self.kind, self.name, self.graph, self.route, layers, seen, self.note)
+
+
+class _Accepted(BaseModel):
+    id: str
+    note: str = ""
+
+
+class _File(BaseModel):
+    version: Annotated[int, Field(ge=1, le=1)]
+    graph: str
+    ungoverned: list[_Accepted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +97,19 @@ class Baseline:
             OSError: it cannot be read.
         """
         try:
-            return cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (ValueError, RecursionError) as exc:
-            msg = f"{path}: {exc if type(exc) is ValueError else 'not JSON in UTF-8'}"
+            found = _File.model_validate_json(Path(path).read_bytes(), strict=True)
+        except ValidationError as exc:
+            where = ".".join(map(str, exc.errors()[0]["loc"]))
+            msg = f"{path}: `{where}` is missing or wrong" if where else f"{path}: not a JSON object"
             raise ConfigError(msg, Code.BASELINE_INVALID) from exc
-
-    @classmethod
-    def _parse(cls, document: Any) -> Baseline:
-        version = document.get("version") if isinstance(document, dict) else None
-        if version is True or version != VERSION:
-            raise ValueError(f"not an object with `version` {VERSION}")
-        graph, rows = document.get("graph"), document.get("ungoverned")
-        if not isinstance(graph, str) or not isinstance(rows, list):
-            raise ValueError("`graph` must be a name and `ungoverned` a list")  # noqa: TRY004  (`read` makes one error)
-        accepted: dict[str, str] = {}
-        for row in rows:
-            if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] in accepted:
-                raise ValueError("each of `ungoverned` must be an object with an `id` of its own")
-            accepted[row["id"]] = str(row.get("note", ""))
-        return cls(graph, accepted)
+        accepted = {row.id: row.note for row in found.ungoverned}
+        if len(accepted) < len(found.ungoverned):
+            raise ConfigError(f"{path}: each of `ungoverned` needs an `id` of its own", Code.BASELINE_INVALID)
+        return cls(found.graph, accepted)
 
     def write(self, path: str | Path) -> None:
         rows = [{"id": i, "note": note} for i, note in sorted(self.accepted.items())]
-        document = {"version": VERSION, "graph": self.graph, "ungoverned": rows}
+        document = {"version": 1, "graph": self.graph, "ungoverned": rows}
         Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:

@@ -112,7 +112,6 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _identities(functions: Iterable[Any]) -> Iterator[int]:
-    """Yield the identities of functions and of the functions that they wrap; of a method its function's."""
     for function in functions:
         found = function
         while found is not None:
@@ -251,7 +250,6 @@ class _Look:
             yield Row("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
 
     def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Row]:
-        """Yield the rows of a tool. `node`: the gates of its tool node; `None` if plain code holds it."""
         guarded = is_guarded(tool)
         own = LAYER if isinstance(tool, EffectTool) else "tool guard"
         layers = (*(node or ()), *((own,) if guarded else ()))
