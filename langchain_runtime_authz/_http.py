@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, TypeVar, Un
 from urllib.parse import quote_plus, unquote, urlencode, urlsplit
 
 from langchain_runtime_authz._files import bearer_token, tls_context
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz._url import checked_url, is_loopback, is_plain_url, split_url
 from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, strict_json
@@ -325,20 +326,17 @@ class Fetcher:
         if not self._link.private:
             raise ConfigError("a secret is not sent to a proxy in the clear: use https")
 
-    def send(self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None) -> Answer | None:
+    def _send(
+        self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None
+    ) -> Flow[Answer | None]:
         """Return the answer, or `None` if it is late, too large, compressed, or a redirect."""
+        exchange = partial(self._exchange, method, headers, form)
         try:
-            return self._link.run(partial(self._exchange, method, headers, form))
+            return (yield Step(self._link.run, self._link.arun, exchange))  # type: ignore[no-any-return]
         except (PDPError, TimeoutError, ValueError):
             return None
 
-    async def asend(
-        self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None
-    ) -> Answer | None:
-        try:
-            return await self._link.arun(partial(self._exchange, method, headers, form))
-        except (PDPError, TimeoutError, ValueError):
-            return None
+    send, asend = both(_send)
 
     async def _exchange(self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Answer:
         body = None if form is None else urlencode(form).encode()

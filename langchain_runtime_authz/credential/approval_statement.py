@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
@@ -121,19 +122,18 @@ class Approvers:
             self._own, approver=approver, verdict=verdict, question=question, jti=jti, issuer=HERE, now=now
         )
 
-    def verify(self, statement: str, question: Question, *, now: float | None = None) -> Statement:
+    def _verify(self, statement: str, question: Question, *, now: float | None = None) -> Flow[Statement]:
         """Return the statement on `question`, verified.
 
         Raises:
             CredentialError: `approval_statement`: not from a known approver, altered, expired, or about
                 another question; `approval_approver`: not a user's; `keys_unavailable`. Never quotes it.
         """
-        jws = _read(statement)
-        return _verified(jws, self._keys_of(jws).get(jws.header["kid"]), question, now)
+        jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
+        keys = self._keys_of(jws)
+        return _verified(jws, (yield Step(keys.get, keys.aget, jws.header["kid"])), question, now)
 
-    async def averify(self, statement: str, question: Question, *, now: float | None = None) -> Statement:
-        jws = _read(statement)
-        return _verified(jws, await self._keys_of(jws).aget(jws.header["kid"]), question, now)
+    verify, averify = both(_verify)
 
     def _keys_of(self, jws: Jws) -> KeySource:
         issuer = jws.claims.get(names.ISSUER)
@@ -153,10 +153,6 @@ class Approvers:
 def _source(keys: KeySet | KeySource) -> KeySource:
     malformed = isinstance(keys, Mapping) and not isinstance(keys.get("keys"), list)
     return key_source({"keys": []} if malformed else keys)
-
-
-def _read(statement: object) -> Jws:
-    return read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
 
 
 def _verified(jws: Jws, jwk: Mapping[str, Any] | None, question: Question, now: float | None) -> Statement:

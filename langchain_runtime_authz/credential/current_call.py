@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz.credential.ticket import CallCredential, Refusals, Ticket
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
@@ -130,30 +131,20 @@ def current_call() -> CurrentCall:
     return CurrentCall(current_scope.get().ticket)
 
 
-def refused_outside(audience: str | None) -> CredentialError:
+def _refused_outside(audience: str | None) -> Flow[CredentialError]:
     """Return the refusal of a credential outside a permitted call, and record it if a run is under way."""
-    if (told := _told()) is None:
-        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
-    told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
+    told, finder = current_scope.get().refusals, _finder.get()
+    if (told := finder() if told is None and finder is not None else told) is None:
+        # No run, so no log of one either: the error says it all.
+        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, "no run is under way here, so that this is on no record")
+    yield Step(told.refused, told.arefused, Code.CREDENTIAL_UNAVAILABLE, audience)
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
 
-async def arefused_outside(audience: str | None) -> CredentialError:
-    if (told := _told()) is None:
-        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
-    await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)
-    return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+refused_outside, arefused_outside = both(_refused_outside)
 
 
 def tell_by(finder: Callable[[], Refusals | None]) -> None:
     """From here on, ask `finder` whose run code is in that asks for a credential where no gate stands around."""
     _finder.set(finder)
 
-
-def _told() -> Refusals | None:
-    told, finder = current_scope.get().refusals, _finder.get()
-    return finder() if told is None and finder is not None else told
-
-
-# No run, so no log of one either: the error says it all.
-_NOBODY: Final = "no run is under way here, so that this is on no record"

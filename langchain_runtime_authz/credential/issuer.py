@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
@@ -92,7 +93,7 @@ class LocalIssuer(Secret):
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"
 
 
-def mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> names.Credential:
+def _mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
     """Have `request` signed.
 
     A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for.
@@ -102,30 +103,18 @@ def mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | No
         ConfigError: another issuer than a `LocalIssuer`, and no verifier.
     """
     asked = names.claims_of(request, issuer.issuer)
-    if type(issuer) is LocalIssuer:
-        return names.seal(issuer.issue(request), asked)
-    verify = _required(verifier).verify
-    token = issuer.issue(request)
-    return _echoed(verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at), asked)
+    if type(issuer) is not LocalIssuer and verifier is None:
+        raise ConfigError("the tokens of an issuer outside this process are verified: pass a verifier")
+    token = yield Step(issuer.issue, issuer.aissue, request)
+    if type(issuer) is LocalIssuer or verifier is None:
+        return names.seal(token, asked)
+    own = {"audience": request.audience, "tenant": request.tenant, "now": request.issued_at}
+    return _echoed((yield Step(verifier.verify, verifier.averify, token, **own)), asked)
 
 
-async def amint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> names.Credential:
-    asked = names.claims_of(request, issuer.issuer)
-    if type(issuer) is LocalIssuer:
-        return names.seal(await issuer.aissue(request), asked)
-    verify = _required(verifier).averify
-    token = await issuer.aissue(request)
-    return _echoed(await verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at), asked)
-
-
+mint, amint = both(_mint)
 # A remote issuer sets these itself; the verifier checks them.
 _OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
-
-
-def _required(verifier: Verifier | None) -> Verifier:
-    if verifier is None:
-        raise ConfigError("the tokens of an issuer outside this process are verified: pass a verifier")
-    return verifier
 
 
 def _echoed(got: names.Credential, asked: Mapping[str, Any]) -> names.Credential:

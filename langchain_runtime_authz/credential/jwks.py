@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar, Unpack
 
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz._http import Answer, Connection, Fetcher
 from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
 from langchain_runtime_authz.credential.keyring import CACHE_AGE
@@ -52,28 +53,17 @@ class CachedDocument(Generic[T]):
         self._asked = float("-inf")
         self._pending: Future[None] | None = None
 
-    def get(self, holds: Callable[[T], bool] = lambda _: True) -> T | None:
+    def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
         """Return the current value, fetched if the copy does not satisfy `holds`; `None` if there is none."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
-                self._store(self._fetcher.send("GET", _HEADERS))
-            finally:
-                self._end(mine)
-        elif pending is not None and not known:
-            pending.result()
-        return self._current()
-
-    async def aget(self, holds: Callable[[T], bool] = lambda _: True) -> T | None:
-        known, pending, mine = self._look(holds)
-        if mine is not None:
-            try:
-                self._store(await self._fetcher.asend("GET", _HEADERS))
+                self._store((yield Step(self._fetcher.send, self._fetcher.asend, "GET", _HEADERS)))
             finally:
                 self._end(mine)
         elif pending is not None and not known:
             # Shielded: a caller that stops waiting does not end the fetch for the others.
-            await asyncio.shield(asyncio.wrap_future(pending))
+            yield Step(pending.result, lambda: asyncio.shield(asyncio.wrap_future(pending)))
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
@@ -140,21 +130,17 @@ class JwksClient:
             monotonic=monotonic,
         )
 
-    def get(self, kid: str) -> Mapping[str, Any] | None:
+    def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
         """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""
-        return _named(self.keys.get(lambda keys: kid in keys), kid)
+        keys = yield from self.keys.wanted(lambda keys: kid in keys)
+        if keys is None:
+            raise CredentialError(Code.KEYS_UNAVAILABLE)
+        return keys.get(kid)
 
-    async def aget(self, kid: str) -> Mapping[str, Any] | None:
-        return _named(await self.keys.aget(lambda keys: kid in keys), kid)
+    get, aget = both(_get)
 
     def __repr__(self) -> str:
         return f"<JwksClient {self._url}>"
-
-
-def _named(keys: Keys | None, kid: str) -> Mapping[str, Any] | None:
-    if keys is None:
-        raise CredentialError(Code.KEYS_UNAVAILABLE)
-    return keys.get(kid)
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
@@ -162,7 +163,7 @@ class Ticket(Sealed):
         # Without the lock, so that the end of a call never waits for an issuer; see `credential`.
         self.concluded = True
 
-    def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
+    def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
         """Return the credential for one of `audiences`, minted at the first request. With `dpop`, it is bound to a new key (RFC 9449).
 
         Raises:
@@ -170,65 +171,40 @@ class Ticket(Sealed):
                 the other form already.
         """
         try:
-            return self._credential(audience, dpop)
+            known = self._audience(audience)
+            found, mine = self._begin(known, dpop)
+            while not mine and isinstance(found, _Minting):
+                yield Step(found.wait, found.await_)
+                found, mine = self._begin(known, dpop)
+            if isinstance(found, CallCredential):
+                return found
+            try:
+                return self._made(known, (yield Step(self._mint, self._amint, known, found.jkt)), found)
+            finally:
+                self._end(known, found)
         except CredentialError as exc:
-            self.refused(exc, audience)
+            yield from self._refused(exc, audience)
             raise
 
-    def refused(self, error: CredentialError, audience: str | None) -> CredentialError:
+    credential, acredential = both(_credential)
+
+    def _refused(self, error: CredentialError, audience: str | None) -> Flow[CredentialError]:
         """Return `error`, after it was put on record that nothing is minted for `audience`."""
         if self._refusals is not None:
-            self._refusals.refused(error.code, audience)
+            yield Step(self._refusals.refused, self._refusals.arefused, error.code, audience)
         return error
 
-    async def arefused(self, error: CredentialError, audience: str | None) -> CredentialError:
-        if self._refusals is not None:
-            await self._refusals.arefused(error.code, audience)
-        return error
+    refused, arefused = both(_refused)
 
-    def _credential(self, audience: str | None, dpop: bool) -> CallCredential:
-        audience = self._audience(audience)
-        while True:
-            found, mine = self._begin(audience, dpop)
-            if isinstance(found, CallCredential):
-                return found
-            if not mine:
-                found.wait()
-                continue
-            try:
-                if self.mint is None:
-                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-                return self._made(audience, self.mint(audience, found.jkt), found)
-            finally:
-                self._end(audience, found)
+    def _mint(self, audience: str, jkt: str | None) -> Credential:
+        if self.mint is None:
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+        return self.mint(audience, jkt)
 
-    async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        try:
-            return await self._acredential(audience, dpop)
-        except CredentialError as exc:
-            await self.arefused(exc, audience)
-            raise
-
-    async def _acredential(self, audience: str | None, dpop: bool) -> CallCredential:
-        audience = self._audience(audience)
-        while True:
-            found, mine = self._begin(audience, dpop)
-            if isinstance(found, CallCredential):
-                return found
-            if not mine:
-                # Shielded: who gives up waiting does not end the minting for the others.
-                await asyncio.shield(asyncio.wrap_future(found.over))
-                continue
-            try:
-                if self.amint is not None:
-                    credential = await self.amint(audience, found.jkt)
-                elif self.mint is not None:
-                    credential = await asyncio.to_thread(self.mint, audience, found.jkt)
-                else:
-                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-                return self._made(audience, credential, found)
-            finally:
-                self._end(audience, found)
+    async def _amint(self, audience: str, jkt: str | None) -> Credential:
+        if self.amint is None:
+            return await asyncio.to_thread(self._mint, audience, jkt)
+        return await self.amint(audience, jkt)
 
     def _audience(self, audience: str | None) -> str:
         if audience is None:
@@ -311,6 +287,10 @@ class _Minting:
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is having it minted; await `acredential`")
         self.over.result()
+
+    async def await_(self) -> None:
+        # Shielded: who gives up waiting does not end the minting for the others.
+        await asyncio.shield(asyncio.wrap_future(self.over))
 
 
 def _running_loop() -> object:

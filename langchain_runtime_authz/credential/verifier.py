@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 from jwt import PyJWK
 
+from langchain_runtime_authz._flow import Flow, Step, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
@@ -106,9 +108,9 @@ class Verifier:
         self._algorithms, self._status = checked_algorithms(algorithms), status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
-    def verify(
+    def _verify(
         self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
-    ) -> Credential:
+    ) -> Flow[Credential]:
         """Return the credential in `token`, verified.
 
         Args:
@@ -124,20 +126,14 @@ class Verifier:
                 quotes the token.
         """
         jws = read(token, typ=TYP, algorithms=self._algorithms)
-        credential = self._verified(token, jws, self._keys.get(jws.header["kid"]), audience, tenant, now)
+        jwk = yield Step(self._keys.get, self._keys.aget, jws.header["kid"])
+        credential = self._verified(token, jws, jwk, audience, tenant, now)
         if self._status is not None:
-            _check_status(_asked(self._status, credential.claims))
+            asked = partial(_asked, self._status, credential.claims)
+            _check_status((yield Step(asked, partial(asyncio.to_thread, asked))))
         return credential
 
-    async def averify(
-        self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
-    ) -> Credential:
-        """Verify like `verify`; `status` runs in a thread."""
-        jws = read(token, typ=TYP, algorithms=self._algorithms)
-        credential = self._verified(token, jws, await self._keys.aget(jws.header["kid"]), audience, tenant, now)
-        if self._status is not None:
-            _check_status(await asyncio.to_thread(_asked, self._status, credential.claims))
-        return credential
+    verify, averify = both(_verify)
 
     def _verified(
         self,

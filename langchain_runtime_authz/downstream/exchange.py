@@ -22,6 +22,8 @@ from typing import Any, Final, NoReturn, Unpack
 
 import httpx
 
+from langchain_runtime_authz._flow import Flow as Steps
+from langchain_runtime_authz._flow import Step, both
 from langchain_runtime_authz._http import Answer, Connection, Fetcher, basic
 from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
@@ -30,7 +32,7 @@ from langchain_runtime_authz.credential.jws import decoded, json_object, sign_co
 from langchain_runtime_authz.credential.keys import Secret, Signer
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
-from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing
+from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, bearing
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 ASSERTION_GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523 §2.1
@@ -106,7 +108,7 @@ class TokenExchange(Secret):
         named = {} if client_id is None else {"client_id": client_id}
         self._client = {"client_assertion_type": client_assertion_type, **named}
 
-    def exchange(self, subject_token: str, **options: Any) -> ExchangedToken:
+    def _exchange(self, subject_token: str, **options: Any) -> Steps[ExchangedToken]:
         """Exchange a token (§2.1).
 
         Args:
@@ -121,28 +123,24 @@ class TokenExchange(Secret):
         """
         return self._asked(_form(subject_token, options))
 
-    async def aexchange(self, subject_token: str, **options: Any) -> ExchangedToken:
-        return await self._aasked(_form(subject_token, options))
+    exchange, aexchange = both(_exchange)
 
-    def grant(self, assertion: str, **options: Any) -> ExchangedToken:
+    def _grant(self, assertion: str, **options: Any) -> Steps[ExchangedToken]:
         """Trade an assertion of another issuer for an access token (RFC 7523 §2.1): an ID-JAG, for example.
 
         `options` are `resource`, `audience` and `scope`. Raises like `exchange`.
         """
         return self._asked(_assertion_form(assertion, options))
 
-    async def agrant(self, assertion: str, **options: Any) -> ExchangedToken:
-        return await self._aasked(_assertion_form(assertion, options))
+    grant, agrant = both(_grant)
 
-    def _asked(self, form: dict[str, str]) -> ExchangedToken:
-        own = {} if self._assertion is None else {**self._client, "client_assertion": self._assertion()}
-        return self._read(self._fetcher.send("POST", self._headers, {**form, **own}), form)
-
-    async def _aasked(self, form: dict[str, str]) -> ExchangedToken:
+    def _asked(self, form: dict[str, str]) -> Steps[ExchangedToken]:
         own: dict[str, str] = {}
         if self._assertion is not None:  # it may ask another process
-            own = {**self._client, "client_assertion": await asyncio.to_thread(self._assertion)}
-        return self._read(await self._fetcher.asend("POST", self._headers, {**form, **own}), form)
+            made = yield Step(self._assertion, partial(asyncio.to_thread, self._assertion))
+            own = {**self._client, "client_assertion": made}
+        sent = ("POST", self._headers, {**form, **own})
+        return self._read((yield Step(self._fetcher.send, self._fetcher.asend, *sent)), form)
 
     def _read(self, answer: Answer | None, form: Mapping[str, str]) -> ExchangedToken:
         wanted = form.get("requested_token_type", ACCESS_TOKEN)

@@ -22,15 +22,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import closing, suppress
-from functools import cache, partial
+from functools import cache
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
+from langchain_runtime_authz._flow import Step
 from langchain_runtime_authz._url import checked_url, is_loopback, is_under
 from langchain_runtime_authz.credential.current_call import arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.ticket import Ticket
@@ -42,17 +43,6 @@ if TYPE_CHECKING:
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
-
-
-class Step:
-    """A call that waits, with its blocking form and its asynchronous form."""
-
-    __slots__ = ("arun", "run")
-
-    def __init__(
-        self, call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
-    ) -> None:
-        self.run, self.arun = partial(call, *args, **options), partial(acall, *args, **options)
 
 
 Flow = Generator[Step | httpx.Request, Any, Any]

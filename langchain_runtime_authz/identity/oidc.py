@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, Unpack
 
+from langchain_runtime_authz._flow import Flow, both
 from langchain_runtime_authz._http import Connection, Fetcher
 from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.authzen import Subject
@@ -118,38 +119,33 @@ class OidcVerifier:
             monotonic=monotonic,
         )
 
-    def verify(self, token: str, *, now: float | None = None) -> Subject:
+    def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
         """Return the subject of a token.
 
         Raises:
             AuthzError: `identity_invalid` if the token proves no subject; `identity_unavailable` if the provider
                 cannot be asked. Never quotes the token.
         """
-        return self.caller(token, now=now).subject
+        return (yield from self._caller(token, now=now)).subject
 
-    async def averify(self, token: str, *, now: float | None = None) -> Subject:
-        return (await self.acaller(token, now=now)).subject
+    verify, averify = both(_verify)
 
-    def caller(self, token: str, *, now: float | None = None) -> Caller:
+    def _caller(self, token: str, *, now: float | None = None) -> Flow[Caller]:
         """Return the subject of a token with its scopes and times. Raises like `verify`."""
-        return self._believed(*self._keyed(token), now)
+        return self._believed(*(yield from self._keyed(token)), now)
 
-    async def acaller(self, token: str, *, now: float | None = None) -> Caller:
-        return self._believed(*await self._akeyed(token), now)
+    caller, acaller = both(_caller)
 
-    async def alogged_out(self, token: str, *, now: float | None = None) -> LoggedOut:
+    def _logged_out(self, token: str, *, now: float | None = None) -> Flow[LoggedOut]:
         """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
-        return self._ended(*await self._akeyed(token), now)
+        return self._ended(*(yield from self._keyed(token)), now)
 
-    def _keyed(self, token: str) -> tuple[Jws, _Key]:
-        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
-        source, kid = _known(self._keys.get(), self._why), str(jws.header["kid"])
-        return jws, _known(source.keys.get(lambda keys: kid in keys)).get(kid)
+    logged_out, alogged_out = both(_logged_out)
 
-    async def _akeyed(self, token: str) -> tuple[Jws, _Key]:
+    def _keyed(self, token: str) -> Flow[tuple[Jws, _Key]]:
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
-        source, kid = _known(await self._keys.aget(), self._why), str(jws.header["kid"])
-        return jws, _known(await source.keys.aget(lambda keys: kid in keys)).get(kid)
+        source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
+        return jws, _known((yield from source.keys.wanted(lambda keys: kid in keys))).get(kid)
 
     def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
         """Return the key set of a discovery document; `None` if it is not of this issuer."""

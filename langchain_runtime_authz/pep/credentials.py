@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.details import authorization_details
@@ -56,24 +56,11 @@ class Minter(NamedTuple):
     amint: Callable[[str, str | None], Awaitable[Credential]]
 
 
-class Asking(Protocol):
-    """The run whose code asks for a token."""
-
-    @property
-    def engine(self) -> Engine: ...
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def agent(self) -> tuple[str, ...]: ...
-
-
-class RefusedMints(tuple[Asking, "DecidedCall | None", "float | None"]):
+class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
     """Records each refused mint (`credential.ticket.Refusals`): of a call, or of other code in a run.
 
-    It holds the run, the call (`None` for other code), and ledger time minus monotonic time at the commit.
-    It is a tuple because every call has one: making a tuple runs no Python code.
+    It holds the run (or what stands for it: `engine`, `run_id`, `epoch`, `agent`), the call (`None` for other code), and
+    ledger time minus monotonic time at the commit. Every call has one, and making a tuple runs no Python code.
     """
 
     __slots__ = ()

@@ -40,7 +40,6 @@ class ProtectedMcp(ProtectedApp):
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).
         server: the callers that may use it.
         prefix: the prefix that the client gives the tools' names (`tool_name_prefix` of the adapters).
-        open_methods: JSON-RPC methods that need no token.
         accept: standings of calls that are served, as in `credential.details.check_call`; `None` for each.
         listing: the tools that `tools/list` shows. `open`: all, to everybody. `granted`: those in the grant of the caller's
             token, and without a token none. A PDP: of the granted ones, those that it permits the caller, or that it
@@ -54,7 +53,6 @@ class ProtectedMcp(ProtectedApp):
         server: ResourceServer,
         *,
         prefix: str = "",
-        open_methods: Collection[str] = OPEN,
         accept: Collection[str] | None = None,
         listing: Literal["open", "granted"] | PDP = "open",
     ) -> None:
@@ -63,7 +61,7 @@ class ProtectedMcp(ProtectedApp):
             raise ConfigError("`listing` is `open`, `granted` or a PDP")
         self._of_tools, self._filters = server.for_tools, listing != "open"
         self._evaluator = None if isinstance(listing, str) else Evaluator(listing)
-        self._open, self._prefix, self._accept = frozenset(open_methods), prefix, accept
+        self._prefix, self._accept = prefix, accept
         self._busy: set[int] = set()
         self._left: deque[int] = deque(maxlen=MAX_LEFT)
 
@@ -114,7 +112,7 @@ class ProtectedMcp(ProtectedApp):
         if method == "tools/list" and self._filters:
             await self._admit(scope, again, self._listed(scope, send), self._server.of)
             return
-        if isinstance(method, str) and method in self._open:
+        if isinstance(method, str) and method in OPEN:
             await self._app(scope, again, self._with_nonce(send))
             return
         if method != "tools/call":
