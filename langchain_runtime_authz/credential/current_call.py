@@ -147,4 +147,3 @@ refused_outside, arefused_outside = both(_refused_outside)
 def tell_by(finder: Callable[[], Refusals | None]) -> None:
     """From here on, ask `finder` whose run code is in that asks for a credential where no gate stands around."""
     _finder.set(finder)
-

@@ -93,7 +93,7 @@ class LocalIssuer(Secret):
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"
 
 
-def _mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
+def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
     """Have `request` signed.
 
     A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for.
@@ -112,7 +112,7 @@ def _mint(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | N
     return _echoed((yield Step(verifier.verify, verifier.averify, token, **own)), asked)
 
 
-mint, amint = both(_mint)
+mint, amint = both(minting)
 # A remote issuer sets these itself; the verifier checks them.
 _OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
 

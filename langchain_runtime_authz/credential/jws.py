@@ -144,7 +144,6 @@ def is_signed_by(jws: Jws, jwk: object) -> bool:
 
 
 def is_signed(jws: Jws, key: PyJWK) -> bool:
-    """Return True if the private part of `key` signed `jws`."""
     try:
         return bool(key.Algorithm.verify(jws.signing_input, key.key, jws.signature))
     except (PyJWTError, ValueError, TypeError):

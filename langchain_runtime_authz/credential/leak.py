@@ -46,7 +46,6 @@ class Search:
         self._raised = False
 
     def clean(self, value: _T) -> _T:
-        """Return `value` without the tokens."""
         self._nodes = 0  # the limit is for each value: a message is searched in parts, and then whole
         return self._walk(value, 0) if self._forms else value
 

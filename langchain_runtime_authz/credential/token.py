@@ -140,7 +140,6 @@ class TokenRequest(BaseModel):
 
 
 def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
-    """Return the claims of `request`, as stated by `issuer`."""
     actor: dict[str, Any] = {}
     for agent in (*reversed(request.delegators), request.agent):
         actor = {ISSUER: issuer, SUBJECT: agent, **({ACTOR: actor} if actor else {})}

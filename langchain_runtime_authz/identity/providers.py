@@ -79,7 +79,6 @@ PROVIDERS: Final = {
 
 
 def provider_of(name: str) -> Provider:
-    """Return the profile of that name. Raises `ConfigError` if there is none."""
     if name not in PROVIDERS:
         raise ConfigError(f"`provider` must be one of {', '.join(PROVIDERS)}")
     return PROVIDERS[name]
@@ -95,7 +94,6 @@ MAX_NAME: Final = 2048  # characters of a name
 
 
 def name_of(value: object) -> str | None:
-    """Return a claim's value if it is a name."""
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() else None
 
 

@@ -183,7 +183,6 @@ class SpiffeIdentity(WorkloadIdentity):
         return got
 
     def _took(self, context: X509Context) -> None:
-        """Judge an update of the Workload API."""
         svids = self._own(context)
         if not svids:
             self._refuse("the Workload API gives no SVID with the wanted SPIFFE id")

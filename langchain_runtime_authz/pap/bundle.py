@@ -262,7 +262,6 @@ def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any
 
 
 def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
-    """Return grants by name. Raises `policy_invalid`, naming the grant and the field."""
     found = {}
     for name, fields in source.items():
         try:
@@ -273,7 +272,6 @@ def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
 
 
 def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
-    """Return cases with full requests. Raises `policy_invalid`, naming the case."""
     found = []
     for i, fields in enumerate(source, 1):
         given = fields if isinstance(fields, dict) else {}

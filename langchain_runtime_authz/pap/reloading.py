@@ -268,7 +268,6 @@ class ReloadingPDP(InProcess):
         return live.concluded(body, live.pdp.evaluate(body))
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer the calls of a message, all under one revision."""
         live = self._serving()
         answers = live.pdp.evaluate_batch(bodies)
         if len(answers) != len(bodies):

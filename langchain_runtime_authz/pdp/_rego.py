@@ -315,7 +315,6 @@ class _Instance:
             raise PolicyFailed("the data is not JSON to OPA")
 
     def evaluate(self, entrypoint: int, body: bytes, program: Program) -> bytes:
-        """Evaluate once, and return the result set as JSON."""
         given = self._heap + _ARGUMENTS.size
         end = given + len(body)
         try:

@@ -107,7 +107,6 @@ def _parsed(answer: object, revision: str) -> Decision | None:
 
 
 def parse_obligation(document: object) -> Obligation:
-    """Return the obligation in a JSON object. Raises `ValidationError`."""
     return _Obligation.model_validate(document).made()
 
 

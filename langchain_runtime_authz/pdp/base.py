@@ -100,7 +100,6 @@ class RemotePDP:
         self._link = Link(url, **connection)
 
     async def _ask_all(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Ask one by one, at the same time."""
         return await asyncio.gather(*map(self._ask, bodies), return_exceptions=True)
 
     def evaluate(self, body: bytes) -> object:
@@ -297,7 +296,6 @@ class Composed:
 
     @property
     def behind(self) -> tuple[PDP, ...]:
-        """Return the PDPs that decide."""
         return (self._real.pdp,)
 
     def evaluate(self, body: bytes) -> object:
@@ -329,7 +327,6 @@ class ObserveOnly(Composed):
         self.real = real
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Permit each, with the real decision's outcome as the reason."""
         return [_observed(d) for d in self._real.evaluate(bodies)]
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:

@@ -256,7 +256,6 @@ class CircuitBreaker(Composed):
             return "open" if self._clock() < self._until else "half-open"
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests, or raise `pdp_circuit_open`."""
         with self._asking() as decisions:
             decisions.extend(self._real.evaluate(bodies))
         return decisions
@@ -301,5 +300,4 @@ def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligat
 
 
 def _joined(named: Iterable[tuple[str, str]]) -> str:
-    """Return revisions under their PDPs' names."""
     return bounded(",".join(f"{name}={revision}" for name, revision in named))

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from langchain_runtime_authz._flow import Flow as Steps
+from langchain_runtime_authz._flow import both
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
@@ -27,31 +29,18 @@ KEYS: Final = "urn:langchain-runtime-authz:keys"
 NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text has no task
 
 
-def _mint(engine: Engine, request: TokenRequest) -> Credential:
-    from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
+def _mint(engine: Engine, request: TokenRequest) -> Steps[Credential]:
+    from langchain_runtime_authz.credential.issuer import minting  # loads the signing library
 
-    _check_killed(engine)
-    return mint(engine.issuer, request, verifier=engine.verifier)
-
-
-async def _amint(engine: Engine, request: TokenRequest) -> Credential:
-    from langchain_runtime_authz.credential.issuer import amint
-
-    _check_killed(engine)
-    return await amint(engine.issuer, request, verifier=engine.verifier)
-
-
-def _check_killed(engine: Engine) -> None:
     if engine.killed:
         raise CredentialError(Code.KILLED)
+    return (yield from minting(engine.issuer, request, verifier=engine.verifier))
 
 
-Mint: Final = Effect(_mint, _amint)  # request → `Credential`
+Mint: Final = Effect(*both(_mint))  # request → `Credential`
 
 
 class Minter(NamedTuple):
-    """Mints the tokens of one call, for an audience, and bound to a key's thumbprint if one is given."""
-
     mint: Callable[[str, str | None], Credential]
     amint: Callable[[str, str | None], Awaitable[Credential]]
 
@@ -66,7 +55,6 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
     __slots__ = ()
 
     def refused(self, code: str, audience: str | None) -> None:
-        """Record that nothing is minted for `audience`."""
         drive(self[0].engine, self._flow(code, audience))
 
     async def arefused(self, code: str, audience: str | None) -> None:
@@ -182,7 +170,6 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
 
 
 def _details(decided: DecidedCall) -> tuple[dict[str, Any], ...]:
-    """Return what a token says of the call, under a new salt."""
     call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
     found = authorization_details(
         call.profile,

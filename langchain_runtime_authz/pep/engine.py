@@ -87,8 +87,6 @@ class LogNotifier:
 
 
 class Tools(Protocol):
-    """Knows the tools of an instance."""
-
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
         """Tool → reviewed profile. The same object while nothing changes."""
@@ -152,7 +150,6 @@ class Engine:
 
     @property
     def killed(self) -> bool:
-        """True if the kill switch is engaged: then nothing is permitted."""
         return self.kill_switch is not None and self.kill_switch.engaged
 
     def child_profile(self, agent: str) -> AgentProfile | None:
@@ -311,7 +308,6 @@ Flow = Generator[tuple[Any, ...], Any, T]
 
 
 def drive(engine: Engine, flow: Flow[T]) -> T:
-    """Run a flow to its end, blocking. An effect's exception is raised inside the flow."""
     try:
         effect, *arguments = next(flow)
         while True:
@@ -327,7 +323,6 @@ def drive(engine: Engine, flow: Flow[T]) -> T:
 
 
 async def adrive(engine: Engine, flow: Flow[T]) -> T:
-    """Run a flow to its end without blocking the event loop."""
     prompt = engine.prompt
     try:
         effect, *arguments = next(flow)

@@ -334,7 +334,6 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
 
 
 def lease_of(run: Run) -> Lease:
-    """Return a run's lease, as it is taken: at the run's epoch, under its jti."""
     return Lease(
         jti=run.jti,
         run_id=run.run_id,

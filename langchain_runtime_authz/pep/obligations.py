@@ -101,7 +101,6 @@ class Terms(NamedTuple):
         )
 
     def admits(self, who: str) -> bool:
-        """Return True if a person may answer, at once or later."""
         return not self.eligible or who in self.eligible or who in self.fallback
 
 
@@ -148,7 +147,6 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
 
 
 def owed(decision: Decision) -> list[Change]:
-    """Return the changes that a decision's obligations demand, in order."""
     return [change for o in decision.obligations if (change := demands(o)) and change is not True]
 
 

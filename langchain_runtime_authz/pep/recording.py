@@ -27,7 +27,6 @@ _CIRCUMSTANCES: Final = frozenset(
 
 
 def is_judgement(decision: Decision) -> bool:
-    """Return True if a deny says something about the agent."""
     return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 
@@ -37,7 +36,6 @@ def label(tool: str) -> str:
 
 
 def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
-    """Record the decisions that an approver is about to be asked about. Raises `AuditError`."""
     for decided in asked:
         yield call_record(run, decided, time.time())
         yield from tell(run, decided.decision, "tools/call", decided.call.tool, time.time())

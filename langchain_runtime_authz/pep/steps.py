@@ -86,7 +86,6 @@ def decide_step(
 
 
 def _loaded(run: Run) -> Flow[Snapshot]:
-    """Load what a step needs, and renew the lease if it is about to lapse."""
     snapshot: Snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
@@ -109,7 +108,7 @@ def _unrecorded(decision: Decision, exc: AuditError) -> Decision:
 
 
 def still_live(run: Run) -> Flow[Code | None]:
-    """Return True if the run may go on, without asking the PDP: for steps with a cached permit."""
+    """Return why the run may not go on, without asking the PDP: for steps with a cached permit."""
     if run.engine.killed:
         return Code.KILLED
     try:

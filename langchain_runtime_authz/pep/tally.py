@@ -52,7 +52,6 @@ class Tally:
             counts[0] += 1
 
     def ran(self, run: Run, kind: str, name: str, layer: str) -> None:
-        """Count that what is behind an enforcement point was let run."""
         with self._lock:
             counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
             if counts is None:
@@ -60,7 +59,6 @@ class Tally:
             counts[1] += 1
 
     def _new(self, key: Key) -> list[int]:
-        """Return the counts of something new, with the lock held."""
         if len(self._counts) >= MAX_KEYS:
             self.dropped += 1
             return [0, 0]

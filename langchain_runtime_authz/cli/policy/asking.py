@@ -65,7 +65,6 @@ def try_request(
 
 
 def _stamps(*paths: Path | None) -> list[tuple[str, int]]:
-    """Return what changes when one of the files does."""
     files: Iterable[Path] = (f for p in paths if p is not None for f in (sorted(p.rglob("*")) if p.is_dir() else [p]))
     return [(str(f), f.stat().st_mtime_ns) for f in files if f.is_file()]
 
@@ -196,5 +195,4 @@ def recorded_in(log: Path, key: Path | None) -> tuple[list[Recorded], int]:
 
 
 def said(answered: Answered) -> str:
-    """Return an outcome with its reasons."""
     return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")

@@ -87,7 +87,6 @@ class Policy:
     cedar: Mapping[str, str] = field(default_factory=dict)
 
     def pdp(self) -> WasmPDP | CedarPDP:
-        """Return an engine for it. Raises `ConfigError`: `policy_invalid`."""
         if self.cedar:
             return cedar_pdp(self.cedar)
         if self.wasm is not None and DATA_ROOT in self.data:
@@ -179,7 +178,6 @@ def _bare(path: Path, opa: str | None) -> Policy:
 
 
 def read_rego(file: Path) -> str:
-    """Return a file's source. Raises `ConfigError`: `policy_invalid`."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -308,7 +306,6 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
-    """Return the files of a policy's bundle, unsigned."""
     files = {name: text.encode() for name, text in policy.cedar.items()} or _rego_files(policy, number)
     metadata = {
         **({"engine": "cedar"} if policy.cedar else {}),

@@ -109,7 +109,6 @@ def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recor
 
 
 def read_request(path: Path) -> EvaluationRequest:
-    """Return the request in a JSON file. The error names the field."""
     try:
         return EvaluationRequest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as exc:
@@ -261,7 +260,6 @@ def _without(path: str) -> Edit:
 
 
 def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
-    """Yield facts that could have been different, in words."""
     yield "an approver approves exactly this call", _approved(authenticated=False)
     yield "an authenticated approver approves exactly this call", _approved(authenticated=True)
     yield "the run has no grant that limits it", _at("/context/lease/grant", None)

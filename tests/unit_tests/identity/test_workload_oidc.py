@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from langchain_runtime_authz.errors import AuthzError, ConfigError
-from langchain_runtime_authz.identity.workload_oidc import TokenFileIdentity
+from langchain_runtime_authz.identity.oidc import TokenFileIdentity
 from tests.unit_tests.identity.test_oidc import APP, IDP, KEY, OTHER, Provider, token, verifier
 from tests.unit_tests.identity.test_spiffe import until
 
