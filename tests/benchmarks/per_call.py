@@ -17,6 +17,7 @@ import gc
 import inspect
 import itertools
 import json
+import logging
 import os
 import platform
 import statistics
@@ -47,6 +48,7 @@ MORE = 8  # turns of the long invoke beyond those of the short one
 SINGLE = "tool call, static"  # the permit that denials and messages of eight calls are held against
 TARGETS = {SINGLE: 0.55, "tool call, shipped policy": 0.95}
 numbers = itertools.count()
+Round = dict[str, dict[str, float]]
 
 
 @tool
@@ -179,31 +181,27 @@ def agent_graph(script: Script) -> Any:
 class Pair:
     """A graph and its protected twin, in one run.
 
-    With `loop`, both are awaited there.
+    With `loop`, both are awaited there. `fields` are further ones of the tool's profile.
     """
 
-    def __init__(self, build: Callable[[Script], Any], pdp: Any, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, build: Callable[[Script], Any], pdp: Any, *, loop: Any = None, ledger: Any = None, **fields: Any) -> None:
         from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 
         critical = {"account": "principal", "amount": "amount"}
-        profiles = {"book": ToolProfile(effect="write", sink="internal", critical=critical)}
-        authz = RuntimeAuthz(pdp=pdp, profiles=profiles)
+        profiles = {"book": ToolProfile(effect="write", sink="internal", critical=critical, **fields)}
+        authz = RuntimeAuthz(pdp=pdp, profiles=profiles, ledger=ledger)
         self.script, self.loop = Script(), loop
         ordered = {"mandate": MANDATE} if "mandate" in inspect.signature(authz.run).parameters else {}
-        limit = {"recursion_limit": 1000}
         # A run for each invoke: one over several threads would spend its mandate at the first of them.
         self.sides = {
-            "plain": (build(self.script), lambda: limit),
-            "protected": (
-                authz.protect(build(self.script)),
-                lambda: authz.run(subject="alice", task=TASK, **ordered).config(limit),
-            ),
+            "plain": (build(self.script), lambda config: config),
+            "protected": (authz.protect(build(self.script)), lambda config: authz.run(subject="alice", task=TASK, **ordered).config(config)),
         }
 
-    def invoke(self, side: str, turns: int) -> Any:
+    def invoke(self, side: str, turns: int, thread: str = "") -> Any:
         """Run so many turns."""
         graph, opened = self.sides[side]
-        config = opened()
+        config = opened({"recursion_limit": 1000, **({"configurable": {"thread_id": thread}} if thread else {})})
         self.script.left = turns
         given = {"messages": [("user", TASK)]}
         if self.loop is None:
@@ -211,13 +209,25 @@ class Pair:
         return self.loop.run_until_complete(graph.ainvoke(given, config))
 
 
+def between(sides: list[Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time_ns) -> dict[str, float]:
+    """Call two things in turns, and return the median of the first, and what the second adds."""
+    spent: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for call, taken in zip(sides, spent, strict=True):
+            begun = clock()
+            call()
+            taken.append(clock() - begun)
+    plain, ours = map(statistics.median, spent)
+    return {"plain": plain, "added": ours - plain}
+
+
 class CallRow:
     """Time a ToolNode inside a running graph."""
 
-    def __init__(self, calls: int, pdp: Any, status: str = "success", *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, calls: int, pdp: Any, status: str = "success", *, loop: Any = None, a_tool: Any = None, **fields: Any) -> None:
         self.calls, self.status, self.spent = calls, status, list[int]()
-        a_tool = book if loop is None else abook
-        self.pair = Pair(lambda script: loop_graph(script, calls, a_tool, self.timed), pdp, loop=loop)
+        a_tool = a_tool or (book if loop is None else abook)
+        self.pair = Pair(lambda script: loop_graph(script, calls, a_tool, self.timed), pdp, loop=loop, **fields)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -242,8 +252,8 @@ class CallRow:
 class TurnRow:
     """Time whole invokes, and take the difference for one turn and for the entry."""
 
-    def __init__(self, build: Callable[[Script], Any], pdp: Any) -> None:
-        self.pair = Pair(build, pdp)
+    def __init__(self, build: Callable[[Script], Any], pdp: Any, ledger: Any = None) -> None:
+        self.pair = Pair(build, pdp, ledger=ledger)
 
     def sample(self, rounds: int) -> dict[str, float]:
         """Return nanoseconds per turn, plain and added, and what an invoke adds apart from its turn."""
@@ -295,25 +305,34 @@ def child(invokes: int) -> None:
         for depth in (1, 10):
             rows[f"{depth} hand-off{'s' * (depth > 1)}, {name}"] = EdgeRow(depth, pdp)
     rows["denied tool call, static"] = CallRow(1, FixedPDP(b'"tools/call"'), "error")
-    for row in rows.values():
-        row.sample(2)  # fills the caches
+
+    def figures(rounds: int) -> Round:
+        found = {name: row.sample(rounds) for name, row in rows.items()}
+        for name in ("static", "shipped policy"):
+            found[f"root entry, {name}"] = {"plain": 0.0, "added": found[f"node, {name}"]["entry"]}
+        return found
+
+    answer(figures, invokes)
+
+
+def answer(figures: Callable[[int], Round], rounds: int, *, warm: bool = True) -> None:
+    """Answer each line of the standard input with the figures of one round."""
+    logging.disable(logging.WARNING)  # of the calls that are to be denied
+    if warm:
+        figures(2)  # fills the caches
     gc.disable()
     answers = sys.stdout
     sys.stdout = sys.stderr
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
         gc.collect()
-        figures = {name: row.sample(invokes) for name, row in rows.items()}
-        for name in ("static", "shipped policy"):
-            figures[f"root entry, {name}"] = {"plain": 0.0, "added": figures[f"node, {name}"]["entry"]}
-        print(json.dumps(figures), file=answers, flush=True)
+        print(json.dumps(figures(rounds)), file=answers, flush=True)
 
 
-def start(tree: Path, invokes: int) -> subprocess.Popen[str]:
-    """Start the process that measures a tree."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", "--invokes", str(invokes)]
-    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen(command, cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(tree: Path, *command: str, python: str = sys.executable) -> subprocess.Popen[str]:
+    """Start a process that answers with figures."""
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen([python, *command], cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def ask(process: subprocess.Popen[str], line: str = "") -> str:
@@ -327,9 +346,6 @@ def ask(process: subprocess.Popen[str], line: str = "") -> str:
         msg = f"the process that measures a tree ended with {process.wait()}"
         raise SystemExit(msg)
     return answer
-
-
-Round = dict[str, dict[str, float]]
 
 
 def table_rows(here: list[Round], there: list[Round]) -> list[list[str]]:
@@ -381,7 +397,7 @@ def main() -> None:
     from rich.table import Table
 
     trees = [TREE] if options.against is None else [TREE, options.against.resolve()]
-    processes = [start(tree, options.invokes) for tree in trees]
+    processes = [start(tree, __file__, "--child", "--invokes", str(options.invokes)) for tree in trees]
     try:
         for process in processes:
             ask(process)

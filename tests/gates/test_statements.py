@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger import sqlite
@@ -15,6 +18,23 @@ PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"acco
 
 
 SQLITE, POSTGRES = 23, 9  # statements of one more turn
+
+
+@contextmanager
+def seen_by_postgres() -> Iterator[list[str]]:
+    """Note the statements that psycopg is told to carry out."""
+    import psycopg
+
+    seen: list[str] = []
+    execute: Any = psycopg.Cursor.execute
+
+    def noted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        text = str(query)
+        seen.append("INSERT INTO journal" if "INSERT INTO journal" in text else kind(text))
+        return execute(self, query, *args, **options)
+
+    with patch.object(psycopg.Cursor, "execute", noted):
+        yield seen
 
 
 def turn_and_invoke(ledger: Ledger, seen: list[str]) -> tuple[list[str], list[str]]:

@@ -42,7 +42,7 @@ from langchain_runtime_authz.ledger.schema import HISTORY, STATE
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
-from tests.gates.test_statements import POSTGRES, turn_and_invoke, writes
+from tests.gates.test_statements import POSTGRES, seen_by_postgres, turn_and_invoke, writes
 
 
 @pytest.fixture(scope="session")
@@ -484,18 +484,9 @@ def test_schemas_that_share_a_new_role_are_made_at_once(dsn: str) -> None:
         conn.execute(f"DROP ROLE r_{tag}")  # type: ignore[arg-type]
 
 
-def test_a_turn_takes_few_statements(dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_takes_few_statements(dsn: str, schema: str) -> None:
     """A load is one statement, and a commit two, unless the thread is new or another commit came between."""
-    seen: list[str] = []
-    execute = psycopg.Cursor.execute
-
-    def counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
-        text = str(query)
-        seen.append("INSERT INTO journal" if "INSERT INTO journal" in text else " ".join(text.split()[:4]))
-        return execute(self, query, *args, **options)
-
-    monkeypatch.setattr(psycopg.Cursor, "execute", counted)
-    with PostgresLedger(dsn, schema=schema) as ledger:
+    with PostgresLedger(dsn, schema=schema) as ledger, seen_by_postgres() as seen:
         turn, invoke = turn_and_invoke(ledger, seen)
     assert (len(turn) <= POSTGRES, writes(turn)) == (True, 3), turn
     assert (len(invoke) <= 22, writes(invoke)) == (True, 5), invoke
