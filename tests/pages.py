@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STARTS = sorted([*ROOT.glob("docs/start/*.md"), ROOT / "docs/start.md", ROOT / "docs/recipes/mail.md", ROOT / "docs/SKILL.md"])
-HOWTOS = [ROOT / "docs/howto.md", ROOT / "docs/recipes/webhook.md"]
+HOWTOS = [ROOT / "README.md", ROOT / "docs/howto.md", ROOT / "docs/recipes/webhook.md"]
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ."
 WORD, KEY, THOUGHT = 60 / 238, 0.28, 1.35  # seconds
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "long-results*")
@@ -74,6 +74,8 @@ def run(page: Path, made: dict[str, Path], folder: Path) -> float:
         for name, content in files(text).items():
             (clone / name).write_text(content, encoding="utf-8")
     blocks = [block for text in texts for block in re.findall(r"^```(bash|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    if page.name == "README.md":  # `.ci/run` plays its test command, and `test_docs.py` its snippets
+        blocks = [block for block in blocks if block[0] == "bash"][:1]
     first = next((code for language, code in blocks if language == "bash"), "")
     install = first.partition("\n")[0] if ".venv/bin/pip install" in first else INSTALL
     if install in made:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +39,9 @@ EDIT = {"type": "edit", "edited_action": {"name": "send_money", "args": {"recipi
 REJECT = {"type": "reject"}
 
 
+README = (ROOT / "examples/agent_server/README.md").read_text()
+
+
 def say(words: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": words}]}
 
@@ -53,7 +58,8 @@ class Bank:
         code.write_text(text.replace("\nauthz =", HOLDS).replace("(ScriptedChatModel(", "(Held("))
         env = {**os.environ, "BANK_DATA": str(folder), "PYTHONPATH": str(ROOT), "LANGSMITH_TRACING": "false", "LANGGRAPH_NO_VERSION_CHECK": "true"}
         self.log = folder / "log"
-        command = [str(Path(sys.executable).parent / "langgraph"), "dev", "--no-browser", "--no-reload", "--port", str(self.port)]
+        (documented,) = re.findall(r"^langgraph dev.*", README, re.MULTILINE)
+        command = [str(Path(sys.executable).parent / shlex.split(documented)[0]), *shlex.split(documented)[1:], "--port", str(self.port)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*command, "--n-jobs-per-worker", "4"], cwd=folder / "app", env=env, stdout=log, stderr=log)
         self.wait(self._up)
@@ -140,6 +146,14 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
 def thread(bank: Bank) -> Thread:
     (bank.folder / "hold").unlink(missing_ok=True)
     return Thread(bank)
+
+
+def test_the_documented_client_pays_what_it_approves(thread: Thread, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert code.count("http://127.0.0.1:2024") == 1
+    exec(code.replace("2024", str(thread.bank.port)), {})
+    assert "send_money" in capsys.readouterr().out
+    assert thread.paid == ["98.70 DE99"]
 
 
 def test_told_is_paid_once(thread: Thread) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -136,12 +137,17 @@ def test_events(day: list[Shown]) -> None:
 
 
 def test_the_demo_can_be_looked_at() -> None:
-    """`runtime-authz demo --otlp` sends its traces there, and says so if nobody listens."""
+    """The program of `examples/jaeger/serve.py` prints where to send `runtime-authz demo`, which says so if nobody listens."""
     demo = [sys.executable, "-c", "from langchain_runtime_authz.cli import app; app()", "demo", "--otlp"]
-    with example("serve").serving(BINARY) as jaeger:
-        subprocess.run([*demo, jaeger.otlp], cwd=ROOT, check=True, capture_output=True, timeout=300)
-        found = read(jaeger.query, "runtime-authz-demo", 2)
+    command = [sys.executable, ROOT / "examples" / "jaeger" / "serve.py", BINARY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            otlp, query = (re.findall(r"http://[\d.:]+", served.stdout.readline())[0] for _ in range(2))
+            subprocess.run([*demo, otlp], cwd=ROOT, check=True, capture_output=True, timeout=300)
+            found = read(query, "runtime-authz-demo", 2)
+        finally:
+            served.send_signal(signal.SIGINT)
     assert {s.name for s in found} >= {"invoke_agent LangGraph", "execute_tool send_money"}
-    gone = subprocess.run([*demo, jaeger.otlp], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
+    gone = subprocess.run([*demo, otlp], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert gone.returncode == 0
-    assert f"traces did not reach {jaeger.otlp}" in gone.stderr.replace("\n", " ")
+    assert f"traces did not reach {otlp}" in gone.stderr.replace("\n", " ")

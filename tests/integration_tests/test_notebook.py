@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
-import nbclient
 import nbformat
 import pytest
 
@@ -41,11 +41,12 @@ def test_it_is_stored_as_executed(path: Path) -> None:
     assert len(picture) < MAX_PICTURE
 
 
-def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell runs. The cells assert what the notebook claims."""
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    notebook = nbformat.read(path, as_version=4)
-    assert any("\nassert " in cell.source for cell in notebook.cells)
-    where = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
-    assert len(pictures(notebook)) == 1
+def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`notebooks/render` executes every cell. The cells assert what the notebook claims."""
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    assert any("\nassert " in cell.source for cell in nbformat.read(copy, as_version=4).cells)
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # the program prepends its own
+    monkeypatch.setattr(sys, "argv", ["render", str(copy)])
+    runpy.run_path(str(path.with_name("render")), run_name="__main__")
+    assert len(pictures(nbformat.read(copy, as_version=4))) == 1
