@@ -28,9 +28,10 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing.clock import FrozenClock
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract, LedgerContract
+from tests.contract.ledger_rules import LedgerRules
 
 
-class TestMemoryLedger(LedgerContract):
+class TestMemoryLedger(LedgerRules, LedgerContract):
     """The default, and the reference for every other store."""
 
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
@@ -38,7 +39,7 @@ class TestMemoryLedger(LedgerContract):
         return MemoryLedger(clock=clock)
 
 
-class TestSqliteLedger(DurableLedgerContract):
+class TestSqliteLedger(LedgerRules, DurableLedgerContract):
     """One file."""
 
     @pytest.fixture(autouse=True)

@@ -42,6 +42,7 @@ from langchain_runtime_authz.ledger.schema import HISTORY, STATE
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
+from tests.contract.ledger_rules import LedgerRules
 from tests.gates.test_statements import POSTGRES, seen_by_postgres, turn_and_invoke, writes
 
 
@@ -62,7 +63,7 @@ def schema(dsn: str) -> Iterator[str]:
         conn.execute(f"DROP SCHEMA {name} CASCADE")
 
 
-class TestPostgresLedger(DurableLedgerContract):
+class TestPostgresLedger(LedgerRules, DurableLedgerContract):
     """One database, which all of these tests share."""
 
     @pytest.fixture(autouse=True)

@@ -1,0 +1,1070 @@
+"""The rules of a ledger's changes in plain words: a class for the tests of each of our ledgers, next to the suite that ships."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from langchain_runtime_authz.authzen import Edge
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.provenance.observe import Sighting
+from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
+from langchain_runtime_authz.ledger.base import (
+    LAPSED,
+    LASTS,
+    Approval,
+    Asked,
+    CallRow,
+    Committed,
+    Doubt,
+    Doubted,
+    Guard,
+    Lease,
+    Scope,
+    Snapshot,
+)
+from langchain_runtime_authz.ledger.calls import (
+    AnswerApproval,
+    AskApproval,
+    ClaimCall,
+    ConcludeCall,
+    ReleaseCall,
+    ResolveCall,
+    SpendApproval,
+    SpendBudget,
+    SpendRate,
+)
+from langchain_runtime_authz.ledger.changes import (
+    AdvanceEpoch,
+    Change,
+    DeleteMarks,
+    EndLease,
+    OpenThread,
+    RecordEdge,
+    RecordPlan,
+    RecordStep,
+    RecordValues,
+    Redeliver,
+    Reinstate,
+    RenewLease,
+    Revoke,
+    SetMark,
+    TakeLease,
+    TakePending,
+)
+from langchain_runtime_authz.testing.ledger_scripts import DIGEST, GRANT, ROOT, TTL, LedgerHarness, unique
+
+_MOST: Final = 2**53 - 1
+OTHER_DIGEST: Final = "sha256:" + "1" * 64
+
+
+def _said(text: str, key: str | None = None) -> HumanText:
+    return HumanText(content_digest(text), text, key)
+
+
+def _plan(
+    name: str, epoch: int = 1, agent: tuple[str, ...] = ROOT, tool: str = "pay", call: str = "call_1"
+) -> PlanRecord:
+    calls = (PlannedCall(0, call, tool, DIGEST), PlannedCall(1, None, "read", OTHER_DIGEST, tool, DIGEST))
+    return PlanRecord(name, agent, epoch, "model", calls)
+
+
+def _edge(parent: str, child: str) -> Edge:
+    return Edge.model_validate({"from": parent, "to": child, "kind": "handoff"})
+
+
+def _ask(key: str, **more: Any) -> AskApproval:
+    return AskApproval(Approval(key, DIGEST, **{"epoch": 1, **more}))
+
+
+def _answer(key: str, state: Any = "approved", **more: Any) -> AnswerApproval:
+    return AnswerApproval(key, state, **{"approver": "user:alice", "authenticated": True, **more})
+
+
+def _claim(key: str, lease: Lease, **more: Any) -> ClaimCall:
+    return ClaimCall(key, lease.jti, repeatable=False, **more)
+
+
+def _guard(lease: Lease) -> Guard:
+    return Guard(lease.jti, lease.epoch)
+
+
+def _sighting(key: str, source: str = "lookup/id", *, asserted: bool = True) -> Sighting:
+    return Sighting(key, "system", asserted, False, source)
+
+
+class LedgerRules(LedgerHarness):
+    """Inherit before the suite."""
+
+    def everything(self, lease: Lease, *calls: str) -> Snapshot:
+        """Load all that a query can ask for, but marks, values and counters."""
+        return self.load(jti=lease.jti, plan=(ROOT, "m1"), calls=calls, agent=lease.agent, log=True, asks=True)
+
+    def nothing(self) -> Snapshot:
+        """Return what a thread that was never written to holds."""
+        return Snapshot(self.clock(), False, "", 1, Task(), False, None, None, {}, {}, History(), ())
+
+    def states(self, *leases: Lease) -> list[str]:
+        """Return the states of leases, `gone` for one that is not there."""
+        found = [self.load(jti=lease.jti).lease for lease in leases]
+        return [lease.state if lease is not None else "gone" for lease in found]
+
+    def approval(self, key: str) -> Approval:
+        return self.load(calls=(key,)).approvals[key]
+
+    # --- threads ----------------------------------------------------------------------------------
+
+    def test_a_thread_never_written_to_does_not_exist(self) -> None:
+        """Its epoch is 1, it holds nothing, and neither a load nor a refused commit creates it."""
+        for _ in range(2):
+            found = self.load(jti="x", plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
+            assert found == self.nothing()
+        self.refuse(Code.APPROVAL_VOID, OpenThread("user:alice"), SpendApproval("k", DIGEST))
+        assert not self.load().exists
+
+    def test_a_thread_keeps_its_first_subject(self) -> None:
+        """Another subject is refused; the same one may open it again."""
+        self.do(OpenThread("user:alice"))
+        self.do(OpenThread("user:alice"))
+        self.refuse(Code.SUBJECT_MISMATCH, OpenThread("user:mallory"))
+        self.refuse(Code.SUBJECT_MISMATCH, OpenThread("service:alice"))
+        assert (self.load().exists, self.load().subject) == (True, "user:alice")
+
+    def test_two_scopes_that_differ_in_one_part_never_meet(self) -> None:
+        """Tenant, issuer, graph or thread: nothing of one is seen in the other."""
+        lease = self.lease()
+        self.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("task"),), first=True, deliver=True))
+        self.do(RecordPlan(_plan("m1")), _claim("k", lease), RecordEdge(_edge("a", "b")))
+        self.do(_ask("k"), RecordStep(call="pay"), SpendBudget("pay", 1), SpendRate("pay", 60, 1))
+        self.do(Revoke(ROOT))
+        mine = self.scope
+        for part in Scope._fields:
+            self.scope = mine._replace(**{part: unique(part)})
+            assert self.everything(lease, "k") == self.nothing()
+            assert self.load(planned_call=(ROOT, "call_1")) == self.nothing()
+            self.refuse(Code.LEASE_ENDED, RecordStep(call="pay"), guard=_guard(lease))
+            self.do(OpenThread("user:bob"), _claim("k", lease))
+            self.do(SpendBudget("pay", 1), SpendRate("pay", 60, 1))
+            self.lease()
+        assert self.ledger.status("another-tenant", lease.jti) == "unknown"
+
+    def test_text_comes_back_as_it_went_in(self) -> None:
+        """Any Unicode, quotes, newlines and long texts."""
+        texts = tuple(
+            _said(t, k) for t, k in (("päy 'it' \"now\"\n\x1f😀\u2028", "k'1"), ("x" * 100_000, None), ("", ""))
+        )
+        self.do(AdvanceEpoch(1, texts, first=True))
+        assert self.load(log=True).log == texts
+
+    # --- task and epoch -----------------------------------------------------------------------------
+
+    def test_the_opening_texts_are_no_correction(self) -> None:
+        """`first` pins them at the current epoch. It is refused if texts are pinned."""
+        lease = self.lease()
+        texts = (_said("pay", "h1"), _said("the bill"))
+        assert self.do(AdvanceEpoch(1, texts, first=True)).epoch == 1
+        seen = self.load(log=True)
+        assert (seen.epoch, seen.log, seen.pending) == (1, texts, ())
+        assert seen.task == extend(Task(), texts, correction=False)
+        assert self.states(lease) == ["live"]
+        self.refuse(Code.STALE_EPOCH, AdvanceEpoch(1, (_said("again"),), first=True))
+        assert self.load(log=True).log == texts
+
+    def test_a_correction_advances_the_epoch_by_one(self) -> None:
+        """It is pinned after what was pinned before, and counted."""
+        self.do(AdvanceEpoch(1, (_said("pay"),), first=True))
+        assert self.do(AdvanceEpoch(1, (_said("never above 10"),))).epoch == 2
+        assert self.do(AdvanceEpoch(2)).epoch == 3
+        seen = self.load(log=True)
+        assert (seen.epoch, [t.text for t in seen.log]) == (3, ["pay", "never above 10"])
+        task = extend(Task(), (_said("pay"),), correction=False)
+        assert seen.task == extend(task, (_said("never above 10"),), correction=True)
+        assert self.load().log == ()
+
+    def test_an_epoch_is_advanced_from_the_one_expected(self) -> None:
+        """Neither from an older one nor from one to come, and once a commit: it never decreases."""
+        self.do(AdvanceEpoch(1))
+        for expected in (-1, 0, 1, 3):
+            self.refuse(Code.STALE_EPOCH, AdvanceEpoch(expected))
+        self.refuse(Code.STALE_EPOCH, AdvanceEpoch(2), AdvanceEpoch(2))
+        assert self.load().epoch == 2
+
+    def test_no_change_lowers_the_epoch(self) -> None:
+        """Every commit after a correction stands under the new epoch."""
+        self.do(AdvanceEpoch(1, (_said("x"),)))
+        lease = self.lease()
+        thread = (OpenThread("user:alice"), TakePending(), RecordPlan(_plan("m1", epoch=1)))
+        agents = (EndLease(lease.jti, "ended"), Revoke(()), Reinstate(()))
+        for change in (*thread, *agents, ReleaseCall("k"), ConcludeCall("k", None)):
+            assert self.do(change).epoch == 2
+        assert self.load().epoch == 2
+
+    def test_a_correction_kills_every_live_lease(self) -> None:
+        """Of every agent. Questions and approvals about the old task are void."""
+        root = self.lease()
+        child = self.lease(("root", "child"), parent=root)
+        for key in ("asked", "approved", "rejected", "spent"):
+            self.do(_ask(key))
+        self.do(_answer("approved"))
+        self.do(_answer("rejected", "rejected"))
+        self.do(_answer("spent"))
+        self.do(SpendApproval("spent", DIGEST))
+        self.do(AdvanceEpoch(1, (_said("no"),)))
+        assert self.states(root, child) == ["ended", "ended"]
+        assert self.load(asks=True).asks == ()
+        for key in ("asked", "approved", "rejected", "spent"):
+            self.refuse(Code.APPROVAL_VOID, SpendApproval(key, DIGEST))
+            self.refuse(Code.APPROVAL_VOID, _answer(key))
+
+    def test_what_happened_survives_a_correction(self) -> None:
+        """Calls, plans, budgets, edges, revocations and the history stay."""
+        lease = self.lease()
+        self.do(OpenThread("user:alice"), RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")), SpendBudget("pay", 1))
+        self.do(_claim("k", lease), RecordStep(call="pay"), Revoke(("root", "bad")))
+        self.do(AdvanceEpoch(1, (_said("no"),)))
+        seen = self.load(plan=(ROOT, "m1"), calls=("k",), agent=("root", "bad"))
+        assert (seen.plan, seen.calls["k"].state, seen.edges) == (_plan("m1"), "claimed", (_edge("a", "b"),))
+        assert (seen.history.calls, seen.revoked, seen.subject) == ({"pay": 1}, True, "user:alice")
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1))
+
+    def test_corrections_wait_until_they_are_delivered(self) -> None:
+        """`deliver` keeps a text for the next root entry; `TakePending` forgets all of them."""
+        self.do(AdvanceEpoch(1, (_said("one"),)))
+        self.do(AdvanceEpoch(2, (_said("two", "c2"),), deliver=True))
+        self.do(AdvanceEpoch(3, (_said("three"),), deliver=True))
+        assert self.load(log=True).pending == (_said("two", "c2"), _said("three"))
+        self.do(TakePending())
+        self.do(TakePending())
+        seen = self.load(log=True)
+        assert (seen.pending, len(seen.log), seen.epoch) == ((), 3, 4)
+
+    def test_erased_corrections_wait_again(self) -> None:
+        """`Redeliver` makes texts pending again, each once, in order."""
+        self.do(AdvanceEpoch(1, (_said("one"), _said("two", "c2")), deliver=True))
+        self.do(TakePending())
+        self.do(Redeliver((_said("one"),)))
+        self.do(Redeliver((_said("one"), _said("two", "c2"))))
+        seen = self.load(log=True)
+        assert seen.pending == (_said("one"), _said("two", "c2"))
+        assert (len(seen.log), seen.epoch) == (2, 2)
+
+    def test_a_text_keeps_who_said_it(self) -> None:
+        """Its author, its key, and whether it is the subject's own: only own words are the task's."""
+        own = replace(_said("pay"), author="user:alice")
+        other = replace(_said("pay carol", "k"), own=False, author="user:bob")
+        self.do(OpenThread("user:alice"), AdvanceEpoch(1, (own,), first=True))
+        self.do(AdvanceEpoch(1, (other,), deliver=True))
+        seen = self.load(log=True)
+        assert seen.log == (own, other)
+        assert seen.pending == (other,)
+        assert (seen.task.text, seen.task.corrections) == ("pay", 1)
+
+    def test_a_text_belongs_to_the_epoch_that_it_opened(self) -> None:
+        """The ledger sets it, whatever the text says; the opening texts belong to the epoch that stands."""
+        claimed = replace(_said("pay"), epoch=7)
+        self.do(AdvanceEpoch(1, (claimed,), first=True))
+        self.do(AdvanceEpoch(1))
+        self.do(AdvanceEpoch(2, (claimed, _said("the bill")), deliver=True))
+        seen = self.load(log=True)
+        assert [t.epoch for t in seen.log] == [1, 3, 3]
+        assert [t.epoch for t in seen.pending] == [3, 3]
+
+    def test_counters_are_told_by_name(self) -> None:
+        """A snapshot holds the counts of the budgets that are asked for, and each thread has its own."""
+        self.do(SpendBudget("same", 9), SpendBudget("other", 9))
+        self.do(SpendBudget("same", 9))
+        assert self.load(counters=("same", "missing")).counters == {"same": 2}
+        assert self.load().counters == {}
+        self.do(ReleaseCall("never", (("same", 1),)))
+        assert self.load(counters=("same",)).counters == {"same": 2}
+        self.scope = self.scope._replace(thread=unique("thread"))
+        assert self.load(counters=("same",)).counters == {}
+
+    def test_marks_are_replaced_and_found_by_name(self) -> None:
+        """Only those that are asked for come back; another thread has its own."""
+        assert self.load(marks=("head",)).marks == {}
+        self.do(SetMark("head", "1"), SetMark("other", "x"))
+        self.do(SetMark("head", "2"))
+        assert self.load(marks=("head", "missing")).marks == {"head": "2"}
+        assert self.load().marks == {}
+        self.scope = self.scope._replace(thread=unique("thread"))
+        assert self.load(marks=("head",)).marks == {}
+
+    def test_a_mark_set_once_stays(self) -> None:
+        """The first value wins, also within a commit; without `once` it is replaced, and a forgotten one is set anew."""
+        self.do(SetMark("mandate", "1", once=True), SetMark("mandate", "2", once=True))
+        self.do(SetMark("mandate", "3", "lookup", once=True))
+        assert self.load(marks=("mandate",)).marks == {"mandate": "1"}
+        assert self.load().history.changed == {}
+        self.do(SetMark("mandate", "4"))
+        assert self.load(marks=("mandate",)).marks == {"mandate": "4"}
+        self.do(DeleteMarks("mandate"), SetMark("mandate", "5", once=True))
+        assert self.load(marks=("mandate",)).marks == {"mandate": "5"}
+
+    def test_marks_are_forgotten_by_how_their_names_begin(self) -> None:
+        """Theirs alone: letters count, nothing in a name is special, and what is set after it stays."""
+        self.do(*(SetMark(name, "x") for name in ("task:1", "task:2", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")))
+        self.do(DeleteMarks("task:"), DeleteMarks('a"%_'), SetMark("task:3", "y"), DeleteMarks("missing"))
+        names = ("task:1", "task:2", "task:3", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")
+        assert set(self.load(marks=names).marks) == {"tas", "Task:1", "head", "task:3", "a'%_", "aXX"}
+        self.do(DeleteMarks(""))
+        assert self.load(marks=names).marks == {}
+
+    def test_a_root_entry_is_under_way_until_it_ends(self) -> None:
+        """Or until its lease lapsed long ago; children's leases don't count, nor what a correction ended."""
+        assert self.load(log=True).underway is False
+        root = self.lease()
+        self.lease(("root", "child"), parent=root)
+        assert (self.load(log=True).underway, self.load(log=True).live) == (True, True)
+        self.do(EndLease(root.jti, "suspended"))
+        assert self.load(log=True).underway is False
+        self.lease()
+        self.clock.tick(TTL + 1)
+        assert (self.load(log=True).underway, self.load(log=True).live) == (True, False)
+        self.clock.tick(LAPSED)
+        assert self.load(log=True).underway is False
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    def test_a_lease_comes_back_as_it_was_taken(self) -> None:
+        """With its grant and its parent; another jti is not it."""
+        root = self.lease(grant=GRANT)
+        child = self.lease(("root", "child"), parent=root)
+        assert self.load(jti=root.jti).lease == root
+        assert self.load(jti=child.jti).lease == child
+        assert self.load(jti="another").lease is None
+        assert self.load().lease is None
+
+    def test_a_lease_is_taken_at_this_epoch_below_a_living_parent(self) -> None:
+        """Neither an older one nor one to come, and below a living parent only."""
+        self.do(AdvanceEpoch(1))
+        lease = self.lease()
+        for epoch in (1, 3):
+            self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=unique(), epoch=epoch)))
+        root = self.lease()
+        child = replace(root, jti=unique(), agent=("root", "child"), parent=root.jti)
+        self.refuse(Code.LEASE_ENDED, TakeLease(replace(child, parent="nobody")))
+        self.do(EndLease(root.jti, "suspended"))
+        self.refuse(Code.LEASE_ENDED, TakeLease(child))
+        assert self.states(child) == ["gone"]
+
+    def test_a_renewal_moves_forward_only(self) -> None:
+        """Also of a lease that was silent beyond its expiry; a dead or unknown one stays as it is."""
+        lease = self.lease()
+        self.clock.tick(2 * TTL)
+        self.do(RenewLease(lease.jti, lease.expires_at + 100), guard=_guard(lease))
+        self.do(RenewLease(lease.jti, lease.expires_at + 50))
+        found = self.load(jti=lease.jti).lease
+        assert found == replace(lease, expires_at=lease.expires_at + 100)
+        self.do(EndLease(lease.jti, "ended"))
+        self.refuse(Code.LEASE_ENDED, RenewLease(lease.jti, lease.expires_at + 200))
+        self.refuse(Code.LEASE_ENDED, RenewLease("nobody", lease.expires_at))
+
+    def test_the_end_of_a_lease_ends_those_below(self) -> None:
+        """To any depth, and no other. Ending twice, or an unknown lease, is not an error."""
+        root, other = self.lease(), self.lease()
+        child = self.lease(("root", "child"), parent=root)
+        grandchild = self.lease(("root", "child", "grandchild"), parent=child)
+        sibling = self.lease(("root", "sibling"), parent=root)
+        self.do(EndLease(child.jti, "suspended"))
+        assert self.states(root, child, grandchild, sibling) == ["live", "suspended", "suspended", "live"]
+        self.do(EndLease(root.jti, "ended"))
+        self.do(EndLease(root.jti, "revoked"))
+        self.do(EndLease("nobody", "ended"))
+        assert self.states(root, child, grandchild, sibling) == ["ended", "suspended", "suspended", "ended"]
+        assert self.states(other) == ["live"]
+
+    def test_calls_of_an_ended_lease_are_unknown(self) -> None:
+        """Nobody will conclude them: they are no longer claimed, and never run again unasked."""
+        root, other = self.lease(), self.lease()
+        child = self.lease(("root", "child"), parent=root)
+        for key, lease in (("mine", root), ("child", child), ("done", root), ("theirs", other)):
+            self.do(_claim(key, lease))
+        self.do(ConcludeCall("done", "done", '"paid"'))
+        self.do(EndLease(root.jti, "ended"))
+        states = {k: r.state for k, r in self.load(calls=("mine", "child", "done", "theirs")).calls.items()}
+        assert states == {"mine": "unknown", "child": "unknown", "done": "done", "theirs": "claimed"}
+        self.refuse(Code.OUTCOME_UNKNOWN, _claim("mine", other))
+
+    # --- revocation -------------------------------------------------------------------------------
+
+    def test_revoked_holds_until_reinstated(self) -> None:
+        """For the agent and all below it, over new leases, ends and corrections, and for no other agent."""
+        root = self.lease()
+        bad: tuple[str, ...] = ("root", "bad")
+        below = (*bad, "below")
+        leases = [self.lease(bad, parent=root), self.lease(below, parent=root)]
+        twin = self.lease(("root", "badly"), parent=root)
+        self.do(Revoke(bad))
+        assert self.states(*leases, twin, root) == ["revoked", "revoked", "live", "live"]
+        for agent in (bad, below):
+            self.refuse(Code.REVOKED, TakeLease(replace(root, jti=unique(), agent=agent)))
+        self.do(EndLease(root.jti, "ended"), AdvanceEpoch(1), OpenThread("user:alice"))
+        for agent in (bad, below):
+            assert self.load(agent=agent).revoked
+        for agent in (ROOT, twin.agent, ()):
+            assert not self.load(agent=agent).revoked
+        self.refuse(Code.REVOKED, TakeLease(replace(root, jti=unique(), agent=below, epoch=2)))
+        self.do(Reinstate(bad))
+        assert not self.load(agent=below).revoked
+        self.lease(below)
+        assert self.states(leases[0]) == ["revoked"]
+
+    def test_reinstating_lifts_what_is_at_or_below(self) -> None:
+        """Not a revocation above. `()` is every agent, also on a thread that was never written to."""
+        self.do(Revoke(()))
+        assert self.load(agent=ROOT).revoked
+        self.refuse(Code.REVOKED, TakeLease(Lease(unique(), "run", ROOT, 1, 0, 60)))
+        self.do(Reinstate(()))
+        self.lease()
+        self.do(Revoke(("root", "a")), Revoke(("root", "a", "b")), Revoke(("root", "c")))
+        self.do(Reinstate(("root", "a", "b")))
+        assert self.load(agent=("root", "a", "b")).revoked
+        self.do(Reinstate(("root", "a")))
+        assert not self.load(agent=("root", "a", "b")).revoked
+        assert self.load(agent=("root", "c")).revoked
+        self.do(Reinstate(()))
+        assert not self.load(agent=("root", "c")).revoked
+
+    # --- guards -----------------------------------------------------------------------------------
+
+    def test_a_guard_passes_while_the_lease_lives(self) -> None:
+        """And its changes are applied. Snapshots and commits bear the time of the ledger's clock."""
+        lease = self.lease()
+        done = self.do(RecordStep(call="pay"), guard=_guard(lease))
+        assert (done.now, done.epoch) == (self.clock(), 1)
+        assert self.load().history.calls == {"pay": 1}
+        for seconds in (0.0, 1.5, 3600.0):
+            self.clock.tick(seconds)
+            assert self.load().now == self.do(RecordStep()).now == self.clock()
+
+    def test_a_guard_says_why_it_refuses(self) -> None:
+        """`lease_ended`, `revoked` or `stale_epoch`, and nothing is applied."""
+        self.refuse(Code.LEASE_ENDED, RecordStep(), guard=Guard("nobody", 1))
+        root = self.lease()
+        ended, suspended = self.lease(("root", "a")), self.lease(("root", "b"))
+        revoked, below = self.lease(("root", "c")), self.lease(("root", "d", "e"))
+        self.do(EndLease(ended.jti, "ended"), EndLease(suspended.jti, "suspended"), EndLease(revoked.jti, "revoked"))
+        self.do(Revoke(("root", "d")))
+        self.refuse(Code.LEASE_ENDED, RecordStep(), guard=Guard("nobody", 1))
+        for lease in (ended, suspended):
+            self.refuse(Code.LEASE_ENDED, RecordStep(), guard=_guard(lease))
+        for lease in (revoked, below):
+            self.refuse(Code.REVOKED, RecordStep(), guard=_guard(lease))
+        for epoch in (0, 2):
+            self.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, epoch))
+        # The correction ended the lease too; that the task changed tells more.
+        self.do(AdvanceEpoch(1))
+        self.refuse(Code.STALE_EPOCH, RecordStep(), guard=_guard(root))
+        self.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, 2))
+        assert self.load().history == History(rotations=1)
+
+    def test_a_commit_is_all_or_nothing(self) -> None:
+        """If any change is refused, in any place, none of the others is applied."""
+        self.do(OpenThread("user:alice"))
+        lease = self.lease()
+        ended = self.lease()
+        self.do(EndLease(ended.jti, "ended"), _claim("taken", lease), SpendBudget("full", 1))
+        self.do(SpendRate("full", 60, 1), Revoke(("root", "bad")))
+        others: tuple[Change, ...] = (
+            AdvanceEpoch(1, (_said("new"),), deliver=True),
+            RecordPlan(_plan("m1")),
+            RecordEdge(_edge("a", "b")),
+            _claim("k", lease, tokens=(unique(),)),
+            _ask("q"),
+            SpendBudget("pay", 1),
+            SpendRate("pay", 60, 1),
+            RecordStep(call="pay", effect="pay", denials=1, data_class="secret", recent="pay"),
+            ConcludeCall("c", "done", "1"),
+            EndLease(lease.jti, "ended"),
+            Revoke(ROOT),
+        )
+        refused: tuple[tuple[Code, Change], ...] = (
+            (Code.SUBJECT_MISMATCH, OpenThread("user:mallory")),
+            (Code.STALE_EPOCH, AdvanceEpoch(7)),
+            (Code.REVOKED, TakeLease(replace(lease, jti=unique(), agent=("root", "bad")))),
+            (Code.LEASE_ENDED, RenewLease(ended.jti, 0)),
+            (Code.CALL_IN_PROGRESS, _claim("taken", lease)),
+            (Code.APPROVAL_VOID, SpendApproval("nothing", DIGEST)),
+            (Code.APPROVAL_VOID, _answer("nothing")),
+            (Code.BUDGET_EXHAUSTED, SpendBudget("full", 1)),
+            (Code.RATE_EXCEEDED, SpendRate("full", 60, 1)),
+        )
+        before = self.everything(lease, "k", "q", "c", "taken")
+        for code, change in refused:
+            self.refuse(code, change, *others)
+            self.refuse(code, *others[1:5], change, *others[5:9])
+            self.refuse(code, *others[1:9], change)
+            assert self.everything(lease, "k", "q", "c", "taken") == before
+        self.do(*others[1:9])  # nor was anything spent
+
+    # --- plans and edges ----------------------------------------------------------------------------
+
+    def test_the_first_record_of_a_plan_stands(self) -> None:
+        """A second one for the same agent, message and epoch changes nothing."""
+        self.do(RecordPlan(_plan("m1")))
+        self.do(RecordPlan(_plan("m1", tool="wire", call="call_9")))
+        assert self.load(plan=(ROOT, "m1")).plan == _plan("m1")
+        assert self.load(planned_call=(ROOT, "call_9")).plan is None
+        other = ("root", "child")
+        self.do(RecordPlan(_plan("m1", agent=other, tool="wire")))
+        assert self.load(plan=(ROOT, "m1")).plan == _plan("m1")
+        assert self.load(plan=(other, "m1")).plan == _plan("m1", agent=other, tool="wire")
+        assert self.load(plan=(ROOT, "m2")).plan is None
+
+    def test_the_newest_record_is_found(self) -> None:
+        """By message: that of the latest epoch. By call: the one recorded last. Of this agent only."""
+        self.do(RecordPlan(_plan("m1")), AdvanceEpoch(1))
+        self.do(RecordPlan(_plan("m1", epoch=2, tool="wire")))
+        assert self.load(plan=(ROOT, "m1")).plan == _plan("m1", epoch=2, tool="wire")
+        assert self.load(planned_call=(ROOT, "call_1")).plan == _plan("m1", epoch=2, tool="wire")
+        self.do(RecordPlan(_plan("m2", epoch=2, tool="send")))
+        assert self.load(planned_call=(ROOT, "call_1")).plan == _plan("m2", epoch=2, tool="send")
+        assert self.load(plan=(ROOT, "m1")).plan == _plan("m1", epoch=2, tool="wire")
+        assert self.load(planned_call=(("root", "child"), "call_1")).plan is None
+        assert self.load().plan is None
+
+    def test_an_edge_is_recorded_once(self) -> None:
+        """In the order in which they came; another kind is another edge."""
+        task = Edge.model_validate({"from": "a", "to": "b", "kind": "task"})
+        self.do(RecordEdge(_edge("a", "b")), RecordEdge(_edge("b", "c")))
+        self.do(RecordEdge(_edge("a", "b")), RecordEdge(task))
+        assert self.load().edges == (_edge("a", "b"), _edge("b", "c"), task)
+
+    # --- calls --------------------------------------------------------------------------------------
+
+    def test_a_side_effect_is_claimed_once(self) -> None:
+        """While claimed: in progress; done: its row; failed, unknown: outcome unknown; suspended: again."""
+        lease, other = self.lease(), self.lease()
+        claim = _claim("k", other)
+        assert self.row("k") is None
+        self.do(_claim("k", lease), guard=_guard(lease))
+        assert self.row("k") == CallRow("k", "claimed", lease.jti, at=self.clock())
+        assert self.refuse(Code.CALL_IN_PROGRESS, claim).row is None
+        for state in ("failed", "unknown"):
+            self.do(ConcludeCall("k", state))
+            assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row is None
+        self.do(ConcludeCall("k", "done", '{"paid": 10}'))
+        assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row == CallRow(
+            "k", "done", lease.jti, '{"paid": 10}', at=self.clock()
+        )
+        self.do(ConcludeCall("k", "suspended"))
+        self.do(claim)
+        assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
+        self.refuse(Code.CALL_IN_PROGRESS, claim)
+
+    def test_a_repeatable_call_may_always_be_claimed(self) -> None:
+        """In any earlier state."""
+        lease, other = self.lease(), self.lease()
+        self.do(ClaimCall("k", lease.jti, repeatable=True))
+        self.do(ClaimCall("k", other.jti, repeatable=True))
+        for state in ("done", "failed", "unknown", "suspended"):
+            self.do(ConcludeCall("k", state))
+            self.do(ClaimCall("k", other.jti, repeatable=True))
+        assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
+
+    def test_a_call_is_concluded_with_its_result(self) -> None:
+        """`None` keeps nothing of it; what happened is recorded without a claim too."""
+        lease = self.lease()
+        self.do(_claim("k", lease), ClaimCall("read", lease.jti, repeatable=True))
+        self.do(ConcludeCall("k", "done", '"ok"'), ConcludeCall("read", None), ConcludeCall("never", "failed"))
+        self.do(ConcludeCall("nothing", None))
+        assert self.row("k") == CallRow("k", "done", lease.jti, '"ok"', at=self.clock())
+        assert (self.row("read"), self.row("nothing")) == (None, None)
+        assert self.row("never") == CallRow("never", "failed", "")
+
+    def test_a_release_gives_everything_back(self) -> None:
+        """The claim, the approval (also another's than the call's own) and the budgets."""
+        lease = self.lease()
+        self.approved("k")
+        budgets = (SpendBudget("pay", 1), SpendBudget("effect:pay", 1))
+        take = (_claim("k", lease), SpendApproval("k", DIGEST), *budgets)
+        self.do(*take)
+        self.do(ReleaseCall("k", (("pay", 1), ("effect:pay", 1))))
+        found = self.approval("k")
+        assert (self.row("k"), found.state) == (None, "approved")
+        self.do(*take)
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.approved("asked")
+        self.do(_claim("edited", lease), SpendApproval("asked", DIGEST))
+        self.do(ReleaseCall("edited", approval="asked"))
+        self.do(SpendApproval("asked", DIGEST))
+
+    def test_only_what_is_held_is_released(self) -> None:
+        """Not twice, and never a call that ran: its claim, approval and budget stay spent."""
+        lease = self.lease()
+        self.do(SpendBudget("pay", 3), SpendBudget("pay", 3))
+        for key in ("released", "done"):
+            self.approved(key)
+        self.do(_claim("released", lease), SpendBudget("pay", 3))
+        for _ in range(3):
+            self.do(ReleaseCall("released", (("pay", 1),)))
+        self.do(_claim("done", lease), SpendApproval("done", DIGEST), SpendBudget("pay", 3))
+        self.do(ConcludeCall("done", "done", "1"))
+        self.do(ReleaseCall("done", (("pay", 1),)))
+        assert self.row("done") == CallRow("done", "done", lease.jti, "1", at=self.clock())
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("done", DIGEST))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 3))
+
+    def test_a_release_gives_back_what_was_spent(self) -> None:
+        """Of each counter by its own amount, and never below nothing."""
+        lease = self.lease()
+        self.do(_claim("k", lease), SpendBudget("limit", 100, 98), SpendBudget("step", 1))
+        self.do(ReleaseCall("k", (("limit", 98), ("step", 1))))
+        assert self.load(counters=("limit", "step")).counters == {"limit": 0, "step": 0}
+        self.do(_claim("k", lease), SpendBudget("limit", 100, 2))
+        self.do(ReleaseCall("k", (("limit", 50), ("unspent", 3))))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 101))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("unspent", 0))
+
+    def test_nothing_is_used_twice_in_one_commit(self) -> None:
+        """Two of the same in one list are two uses."""
+        lease = self.lease()
+        self.approved("k")
+        self.do(_ask("q", needed=2))
+        once: tuple[tuple[Code, Change], ...] = (
+            (Code.CALL_IN_PROGRESS, _claim("k", lease)),
+            (Code.APPROVAL_VOID, _answer("q")),
+            (Code.APPROVAL_VOID, SpendApproval("k", DIGEST)),
+            (Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1)),
+            (Code.RATE_EXCEEDED, SpendRate("pay", 60, 1)),
+        )
+        for code, change in once:
+            self.refuse(code, change, change)
+            self.do(change)
+        self.do(SpendBudget("two", 2), SpendBudget("two", 2))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("two", 2))
+
+    # --- approvals ----------------------------------------------------------------------------------
+
+    def test_a_question_is_open_until_answered(self) -> None:
+        """It comes back as it was asked, with its answer added."""
+        within, until = ((ROOT, "c0"), (("root", "a"), "c1")), int(self.clock()) + TTL
+        place = {"agent": ("root", "a"), "plan_id": "m1", "place": 1, "call_id": "c", "tool": "pay", "within": within}
+        more = {"interrupt_id": "i-1", "expires_at": until, "allowed": ("approve", "edit")}
+        asked = _ask("k", task_id="task-1", round=2, position=3, **place, **more).approval
+        self.do(AskApproval(asked), _ask("other", position=1))
+        assert self.approval("k") == asked
+        assert {a.call_key for a in self.load(asks=True).asks} == {"k", "other"}
+        assert self.load().asks == ()
+        self.do(_answer("k", "rejected", message="not now"))
+        assert self.approval("k") == replace(
+            asked, state="rejected", approver="user:alice", authenticated=True, message="not now"
+        )
+        assert [a.call_key for a in self.load(asks=True).asks] == ["other"]
+
+    def test_the_first_question_and_the_first_answer_stand(self) -> None:
+        """For the same arguments. A second answer, and one to a question that was not asked, is refused."""
+        asked = Approval("k", DIGEST, 1, "task-1", 1, 0, interrupt_id="i-1")
+        self.do(AskApproval(asked))
+        self.do(AskApproval(replace(asked, round=9, position=9)))
+        assert self.approval("k") == asked
+        self.do(AskApproval(replace(asked, args_digest=OTHER_DIGEST)))
+        assert self.approval("k") == replace(asked, args_digest=OTHER_DIGEST)
+        self.refuse(Code.APPROVAL_VOID, _answer("never"))
+        for first in ("approved", "rejected", "malformed"):
+            self.do(_ask(first))
+            self.do(_answer(first, first))
+            stands = self.approval(first)
+            self.refuse(Code.APPROVAL_VOID, _answer(first, approver="user:bob", authenticated=False))
+            assert self.approval(first) == stands
+
+    def test_several_people_approve_one_after_the_other(self) -> None:
+        """The question stays open until enough have. The subject does not count, nobody counts twice, one no is enough."""
+        asked = Approval("k", DIGEST, 1, id="q-1", subject="user:alice", needed=2, distinct=True)
+        self.do(AskApproval(asked), AskApproval(replace(asked, call_key="no")))
+        yes = _answer("k", approver="user:bob", id="q-1")
+        self.refuse(Code.APPROVAL_NOT_DISTINCT, replace(yes, approver="user:alice"))
+        self.refuse(Code.APPROVAL_VOID, replace(yes, id="q-2"))
+        self.do(yes)
+        once = self.approval("k")
+        assert (once.state, once.approvers) == ("asked", ("user:bob",))
+        self.refuse(Code.APPROVAL_NOT_DISTINCT, yes)
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.do(replace(yes, approver="user:carol", authenticated=False))
+        both = self.approval("k")
+        assert (both.state, both.approvers) == ("approved", ("user:bob", "user:carol"))
+        assert (both.approver, both.authenticated) == ("user:bob user:carol", False)
+        self.do(SpendApproval("k", DIGEST))
+        self.do(_answer("no", approver="user:bob"))
+        self.do(_answer("no", "rejected"))
+        refused = self.approval("no")
+        assert refused.state == "rejected"
+
+    def test_who_may_answer(self) -> None:
+        """Those named at once, the fallback from its time on. The subject may always take it back."""
+        who = {"subject": "user:alice", "eligible": ("user:bob",), "fallback": ("user:carol",)}
+        until = int(self.clock()) + TTL
+        self.do(_ask("k", **who, fallback_at=until), _ask("back", **who, fallback_at=until))
+        yes = _answer("k", approver="user:carol")
+        for other in ("user:alice", "user:carol", "user:dave", ""):
+            self.refuse(Code.APPROVAL_APPROVER, replace(yes, approver=other))
+        self.refuse(Code.APPROVAL_APPROVER, _answer("k", "rejected", approver="user:dave"))
+        self.do(_answer("back", "rejected"))
+        self.clock.tick(TTL)
+        self.refuse(Code.APPROVAL_APPROVER, replace(yes, approver="user:dave"))
+        self.do(yes)
+
+    def test_what_is_asked_on_every_thread(self) -> None:
+        """With its thread, of one tenant, until it is answered or void."""
+        assert isinstance(self.ledger, Asked)
+        tenant = self.scope.tenant
+        self.do(_ask("k", id="q-1"), _ask("l", id="q-2"))
+        self.do(_ask("old"))  # by a version that named no question
+        assert sorted((s, a.id) for s, a in self.ledger.asked(tenant)) == [(self.scope, "q-1"), (self.scope, "q-2")]
+        assert [a.call_key for _, a in self.ledger.asked(tenant, "q-2")] == ["l"]
+        assert list(self.ledger.asked(tenant, "q-3")) == []
+        assert list(self.ledger.asked("somebody else")) == []
+        assert [a.id for _, a in asyncio.run(self.ledger.aasked(tenant, "q-1"))] == ["q-1"]
+        self.do(_answer("k", approver="user:bob"))
+        assert [a.id for _, a in self.ledger.asked(tenant)] == ["q-2"]
+        self.do(AdvanceEpoch(1, ()))
+        assert list(self.ledger.asked(tenant)) == []
+
+    def test_an_answer_may_be_another_action(self) -> None:
+        """An action in the call's place, or an answer in the tool's, comes back as it was given."""
+        asked = _ask("k", tool="pay", allowed=("approve", "edit")).approval
+        self.do(AskApproval(asked), _ask("other"))
+        edited = '{"name": "pay", "args": {"amount": 1}}'
+        self.do(_answer("k", edited=edited))
+        self.do(_answer("other", "answered", message="I did it"))
+        assert self.approval("k") == replace(
+            asked, state="approved", approver="user:alice", authenticated=True, edited=edited, approvers=("user:alice",)
+        )
+        found = self.approval("other")
+        assert (found.state, found.message) == ("answered", "I did it")
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("other", DIGEST))
+
+    def test_an_approval_expires(self) -> None:
+        """By ledger time, at the second that it says; one that says none does not."""
+        until = int(self.clock()) + 60
+        for key, expires_at in (("early", until), ("late", until), ("ever", 0)):
+            self.do(_ask(key, expires_at=expires_at))
+            self.do(_answer(key))
+        self.clock.tick(59)
+        self.do(SpendApproval("early", DIGEST))
+        self.clock.tick(1)
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("late", DIGEST))
+        self.do(SpendApproval("ever", DIGEST))
+
+    def test_a_correction_keeps_what_it_approves(self) -> None:
+        """One commit answers, opens the next epoch and records its plan; every other approval is void."""
+        self.approved("before")
+        for key in ("yes", "no", "open", "unnamed"):
+            self.do(_ask(key))
+        carried = replace(_plan("m1", epoch=2), origin=1)
+        answers = (_answer("yes"), _answer("no", "rejected"), _answer("unnamed"))
+        self.do(*answers, AdvanceEpoch(1, keep=("yes", "no", "open")), RecordPlan(carried))
+        assert self.load(plan=(carried.agent, "m1")).plan == carried
+        left = self.load(calls=("before", "yes", "no", "open", "unnamed")).approvals
+        assert {k: (a.state, a.epoch) for k, a in left.items()} == {"yes": ("approved", 2), "no": ("rejected", 1)}
+        self.do(SpendApproval("yes", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("yes", DIGEST))
+
+    def test_an_approval_is_for_exactly_one_call(self) -> None:
+        """Not for other arguments, another call or another epoch, not without a yes, and once. It stays on record."""
+        self.approved("k")
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", OTHER_DIGEST))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("other", DIGEST))
+        for epoch in (0, 2):
+            self.do(AskApproval(Approval(f"e{epoch}", DIGEST, epoch)))
+            self.do(_answer(f"e{epoch}"))
+            self.refuse(Code.APPROVAL_VOID, SpendApproval(f"e{epoch}", DIGEST))
+        self.do(_ask("asked"))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("asked", DIGEST))
+        for state in ("rejected", "malformed"):
+            self.do(_ask(state))
+            self.do(_answer(state, state))
+            self.refuse(Code.APPROVAL_VOID, SpendApproval(state, DIGEST))
+        self.do(SpendApproval("k", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, _answer("k"))
+        found = self.approval("k")
+        assert (found.state, found.approver) == ("spent", "user:alice")
+
+    # --- budgets, rates, history ----------------------------------------------------------------------
+
+    def test_a_budget_is_spent(self) -> None:
+        """Each counter by itself, up to the maximum that is given, however many counters there are."""
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("none", 0))
+        for _ in range(2):
+            self.do(SpendBudget("pay", 2), SpendBudget("effect:pay", 9))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 2))
+        self.do(SpendBudget("pay", 3))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1))
+        names = [f"c{i}" for i in range(MAX_NAMES + 10)]
+        self.do(*(SpendBudget(name, 1) for name in names))
+        for name in names:
+            self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget(name, 1))
+
+    def test_a_budget_is_spent_by_amount(self) -> None:
+        """Up to the maximum exactly; an amount that does not fit takes nothing. Large amounts are exact."""
+        self.do(SpendBudget("limit", 100, 60))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 41))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 30), SpendBudget("limit", 100, 30))
+        self.do(SpendBudget("limit", 100, 40))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100))
+        self.do(SpendBudget("cents", _MOST, _MOST))
+        assert self.load(counters=("limit", "cents")).counters == {"limit": 100, "cents": _MOST}
+
+    def test_a_budget_is_given_back(self) -> None:
+        """A negative amount is never refused, and nobody saves up for more than the maximum."""
+        self.do(SpendBudget("limit", 100, 100))
+        self.do(SpendBudget("limit", 0, -30), SpendBudget("limit", 100, 30))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100))
+        self.do(SpendBudget("limit", 0, -500))
+        assert self.load(counters=("limit",)).counters == {"limit": 0}
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, -500), SpendBudget("limit", 100, 101))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 101))
+
+    def test_a_rate_is_counted_in_a_sliding_window(self) -> None:
+        """Neither uses older than `window` seconds count, nor refused ones. Two windows of a counter both hold."""
+        self.refuse(Code.RATE_EXCEEDED, SpendRate("none", 60, 0))
+        self.do(SpendRate("pay", 10, 2))
+        self.clock.tick(6)
+        self.do(SpendRate("pay", 10, 2))
+        self.do(SpendRate("other", 10, 1))
+        for _ in range(3):
+            self.refuse(Code.RATE_EXCEEDED, SpendRate("pay", 10, 2))
+        self.clock.tick(4)
+        self.do(SpendRate("pay", 10, 2))
+        self.refuse(Code.RATE_EXCEEDED, SpendRate("pay", 10, 2))
+        both = (SpendRate("both", 10, 1), SpendRate("both", 100, 2))
+        self.do(*both)
+        self.refuse(Code.RATE_EXCEEDED, *both)
+        self.clock.tick(11)
+        self.do(*both)
+        self.clock.tick(11)
+        self.refuse(Code.RATE_EXCEEDED, *both)
+        self.refuse(Code.RATE_EXCEEDED, *reversed(both))
+
+    def test_the_history_counts(self) -> None:
+        """Steps, calls, effects, denials, data classes in order, and the last steps by name."""
+        self.do(RecordStep(call="read_file", effect="read", data_class="secret", recent="read_file"))
+        self.do(RecordStep(call="read_file", effect="read", data_class="internal", recent="read_file"))
+        self.do(RecordStep(denials=2, recent="deny:pay"), RecordStep())
+        classes, recent, at = ("internal", "secret"), ("read_file", "read_file", "deny:pay"), int(self.clock())
+        seen = History(4, {"read_file": 2}, {"read": 2}, 2, classes, recent, streak=2, times=(at, at))
+        assert self.load().history == seen
+
+    def test_the_history_tells_whose_reads_they_are(self) -> None:
+        """A child's class is its own until it acts or work is handed on; then, or where nobody is named, everybody's."""
+        one, other = ("main", "one"), ("main", "other")
+        self.do(RecordStep(data_class="secret", agent=one))
+        assert self.load().history.confined == (("secret", one),)
+        self.do(RecordStep(data_class="secret", agent=other), RecordStep(call="look", effect="read", agent=one))
+        assert self.load().history.confined == (("secret", one), ("secret", other))
+        self.do(RecordStep(call="note", effect="write", side_effect=True, agent=other))
+        assert self.load().history.confined == ()
+        self.do(
+            *(RecordStep(data_class=name, agent=one) for name in ("internal", "secret")),
+            RecordStep(data_class="public"),
+        )
+        assert self.load().history.confined == (("internal", one),)
+        now = int(self.clock())
+        self.do(TakeLease(Lease("j", "r", ("main",), 1, now, now + 60)))
+        assert self.load().history.confined == ()
+        assert self.load().history.classes_read == ("internal", "public", "secret")
+
+    def test_the_history_tells_anomalies(self) -> None:
+        """A permit ends a streak of denials; a side effect, or the subject's own word, ends a row of rotations."""
+        self.do(RecordStep(denials=1, unplanned=1), RecordStep(denials=1, tainted=1))
+        self.do(AdvanceEpoch(1))
+        self.do(AdvanceEpoch(2, (replace(_said("x"), own=False),)))
+        seen = self.load().history
+        assert (seen.streak, seen.unplanned, seen.tainted, seen.rotations) == (2, 1, 1, 2)
+        self.do(RecordStep(call="read"))
+        seen = self.load().history
+        assert (seen.streak, seen.denials, seen.rotations) == (0, 2, 2)
+        self.do(RecordStep(call="pay", side_effect=True))
+        assert self.load().history.rotations == 0
+        self.do(AdvanceEpoch(3))
+        self.do(AdvanceEpoch(4, (_said("y"),)))
+        assert self.load().history.rotations == 0
+        for _ in range(TIMES + 3):
+            self.do(RecordStep(call="read"))
+        assert len(self.load().history.times) == TIMES
+
+    def test_the_history_is_bounded(self) -> None:
+        """The last steps and so many names; what comes beyond is counted as `*`, never forgotten."""
+        names = [f"t{i:04}" for i in range(MAX_NAMES + 5)]
+        for name in names:
+            self.do(RecordStep(call=name, effect=name, data_class=name, recent=name))
+        seen = self.load().history
+        assert seen.recent == tuple(names[-RECENT:])
+        kept = names[:MAX_NAMES]
+        assert seen.calls == seen.effects == {**dict.fromkeys(kept, 1), "*": 5}
+        assert seen.classes_read == ("*", *kept)
+        self.do(RecordStep(call=names[0], data_class=names[0]))
+        assert self.load().history.calls[names[0]] == 2
+
+    def test_values_are_found_by_key(self) -> None:
+        """Only those asked for, one sighting per meaning, its first source. At least ten thousand keys are kept."""
+        first, again = _sighting("a", source="mail/sender"), _sighting("a", source="mail/cc")
+        mention = _sighting("a", asserted=False)
+        assert self.load(values=("a",)).values == {}
+        self.do(RecordValues((first, _sighting("b"))), RecordValues((mention,)))
+        self.do(RecordValues((again, first)), RecordValues(()))
+        found = self.load(values=("a", "never")).values
+        assert {k: set(v) for k, v in found.items()} == {"a": {first, mention}}
+        assert self.load().values == {}
+        self.scope = self.scope._replace(thread="another")
+        assert self.load(values=("a",)).values == {}
+        for start in range(0, 10_000, 2000):
+            self.do(RecordValues(tuple(_sighting(f"k{i}") for i in range(start, start + 2000))))
+        wanted = ("k0", "k5000", "k9999")
+        assert self.load(values=wanted).values.keys() == set(wanted)
+
+    # --- the status of a jti --------------------------------------------------------------------------
+
+    def test_the_status_of_a_lease_through_its_life(self) -> None:
+        """unknown, live, ended as its time runs out, live when renewed, and ended, revoked or stale."""
+        assert self.status("nobody") == self.status("") == "unknown"
+        lease, other, third = self.lease(), self.lease(("root", "a")), self.lease(("root", "b"))
+        assert self.status(lease.jti) == "live"
+        self.clock.tick(TTL - 1)
+        assert self.status(lease.jti) == "live"
+        self.clock.tick(1)
+        assert self.status(lease.jti) == "ended"
+        self.do(RenewLease(lease.jti, lease.expires_at + TTL), RenewLease(third.jti, lease.expires_at + TTL))
+        assert self.status(lease.jti) == "live"
+        self.do(EndLease(lease.jti, "suspended"))
+        assert self.status(lease.jti) == "ended"
+        self.do(Revoke(("root", "a")))
+        assert self.status(other.jti) == "revoked"
+        assert self.status(third.jti) == "live"
+        self.do(AdvanceEpoch(1))
+        assert self.status(third.jti) == "stale"
+        self.do(Reinstate(()))
+        assert (self.status(other.jti), self.status(third.jti)) == ("revoked", "stale")
+
+    def test_the_status_of_a_token_through_its_life(self) -> None:
+        """It lives while its call is claimed, its lease is live and the task unchanged."""
+        lease = self.lease()
+        tokens = {state: unique("token") for state in ("done", "failed", "suspended", "unknown", "released", "read")}
+        for key, token in tokens.items():
+            assert self.status(token) == "unknown"
+            self.do(_claim(key, lease, tokens=(token,)))
+            assert self.status(token) == "live"
+        assert self.ledger.status("another-tenant", tokens["done"]) == "unknown"
+        for key in ("done", "failed", "suspended", "unknown"):
+            self.do(ConcludeCall(key, key))  # type: ignore[arg-type]
+        self.do(ReleaseCall("released"), ConcludeCall("read", None))
+        assert {self.status(token) for token in tokens.values()} == {"ended"}
+
+    def test_a_token_dies_with_its_lease(self) -> None:
+        """As its time runs out, as it ends, as its agent is revoked and as the task changes."""
+        leases = [self.lease(("root", name)) for name in "abcd"]
+        tokens = [unique("token") for _ in leases]
+        for lease, token in zip(leases, tokens, strict=True):
+            self.do(_claim(token, lease, tokens=(token,)))
+        self.clock.tick(TTL)
+        assert {self.status(t) for t in tokens} == {"ended"}
+        self.do(*(RenewLease(lease.jti, lease.expires_at + TTL) for lease in leases))
+        assert {self.status(t) for t in tokens} == {"live"}
+        self.do(EndLease(leases[0].jti, "ended"), Revoke(("root", "b")))
+        assert [self.status(t) for t in tokens] == ["ended", "revoked", "live", "live"]
+        self.do(AdvanceEpoch(1))
+        assert [self.status(t) for t in tokens[2:]] == ["stale", "stale"]
+
+    def test_a_call_claimed_again_has_another_token(self) -> None:
+        """The first one stays dead, and a refused claim's never lived."""
+        first, second = self.lease(), self.lease()
+        old, new, never = unique("token"), unique("token"), unique("token")
+        self.do(_claim("k", first, tokens=(old,)))
+        self.refuse(Code.CALL_IN_PROGRESS, _claim("k", second, tokens=(never,)))
+        self.do(ConcludeCall("k", "suspended"), EndLease(first.jti, "suspended"))
+        self.do(_claim("k", second, tokens=(new,)))
+        assert (self.status(old), self.status(new), self.status(never)) == ("ended", "live", "unknown")
+
+    # --- calls in doubt ------------------------------------------------------------------------------
+
+    def deed(self, thread: Scope, key: str, subject: str = "user:alice", deed: str = "pay:x") -> Lease:
+        """Claim a call of a thread and leave it at that, as a process does that is killed."""
+        now = int(self.clock())
+        lease = Lease(unique(), "run-1", ROOT, 1, now, now + TTL)
+        claim = ClaimCall(key, lease.jti, repeatable=False, deed=deed, about={"tool": "pay", "run": "run-1"})
+        done = self.ledger.commit(thread, None, [OpenThread(subject), TakeLease(lease), claim])
+        assert isinstance(done, Committed), done
+        return lease
+
+    def doubted(self, **query: Any) -> list[tuple[str, str]]:
+        """Return the open calls of a deed that a load of the test's thread finds."""
+        return sorted((one.row.key, one.row.state) for one in self.load(**query).doubts)
+
+    def test_a_deed_without_an_outcome_is_found_by_the_same_subject(self) -> None:
+        """On every thread of the subject and tenant, claimed while the lease lives, unknown from then on."""
+        t, key = self.scope, unique()
+        self.deed(t, key)
+        self.deed(t._replace(thread=unique()), f"{key}-elsewhere")
+        self.deed(t._replace(thread=unique()), f"{key}-bobs", "user:bob")
+        self.deed(t._replace(tenant=unique()), f"{key}-foreign")
+        self.deed(t, f"{key}-other", deed="pay:y")
+        for state in ("claimed", "unknown"):
+            assert self.doubted(deeds=("pay:x",)) == [(key, state), (f"{key}-elsewhere", state)]
+            self.clock.tick(TTL)
+        both = [(key, "unknown"), (f"{key}-elsewhere", "unknown"), (f"{key}-other", "unknown")]
+        assert self.doubted(deeds=("pay:x", "pay:y")) == both
+        assert not self.doubted() + self.doubted(deeds=("send:x",))
+        self.do(ConcludeCall(key, "done"), ReleaseCall(f"{key}-other"))
+        assert self.doubted(deeds=("pay:x", "pay:y")) == [(f"{key}-elsewhere", "unknown")]
+        self.do(ConcludeCall(key, "unknown"))
+        assert (key, "unknown") in self.doubted(deeds=("pay:x",))
+
+    def test_a_claim_looks_for_doubts_that_came_since_the_decision(self) -> None:
+        """The twin: what may be done side by side is not refused."""
+        assert [self.claimed("t"), self.claimed("t")] == [None, Code.IN_DOUBT]
+        assert self.claimed("other", process="p2", args="e") == Code.IN_DOUBT
+        assert [self.claimed("other"), self.claimed("t", deed="send:x")] == [None, None]
+        assert self.claimed("other", deed="send:x", process="p2", args="e") is None
+        assert self.claimed("third", deed="send:x", process="p2") == Code.IN_DOUBT
+        self.clock.tick(TTL)
+        assert self.claimed("new") == Code.IN_DOUBT
+        self.clock.tick(LASTS)
+        assert self.claimed("new") is None
+
+    def test_calls_in_doubt_are_listed(self) -> None:
+        """Oldest first, with what is known of them; by key in any state. A read, which may run again, never is."""
+        tenant, key = self.scope.tenant, unique()
+        store = cast("Doubted", self.ledger)
+        lease = self.deed(self.scope, key)
+        self.do(ClaimCall("read", lease.jti, repeatable=True))
+        assert list(store.doubts(tenant)) == []
+        assert [one.row.state for one in store.doubts(tenant, key)] == ["claimed"]
+        at = self.clock()
+        self.clock.tick(TTL)
+        self.deed(self.scope._replace(thread=unique()), f"{key}-later")
+        assert asyncio.run(store.adoubts(tenant)) == [
+            Doubt(self.scope, "user:alice", CallRow(
+                key, "unknown", lease.jti, deed="pay:x", at=at, about={"tool": "pay", "run": "run-1"}
+            ))
+        ]  # fmt: skip
+        self.clock.tick(TTL)
+        assert [one.row.key for one in store.doubts(tenant)] == [key, f"{key}-later"]
+        assert not [*store.doubts(unique()), *store.doubts(tenant, unique())]
+
+    def test_a_call_in_doubt_is_resolved_once(self) -> None:
+        """It happened: then it is done. It did not: then it may run. Never while it is under way, or after its end."""
+        store = cast("Doubted", self.ledger)
+        lease = self.deed(self.scope, "did")
+        self.deed(self.scope, "did-not")
+        for key in ("did", "did-not", "never"):
+            self.refuse(Code.NOT_IN_DOUBT, ResolveCall(key, happened=True, author="user:carol"))
+        self.clock.tick(TTL)
+        self.do(ResolveCall("did", happened=True, author="user:carol", reason="it is on the statement"))
+        self.do(ResolveCall("did-not", happened=False, author="user:carol"))
+        for key in ("did", "did-not"):
+            self.refuse(Code.NOT_IN_DOUBT, ResolveCall(key, happened=True, author="user:mallory"))
+        assert not self.doubted(deeds=("pay:x",))
+        assert not store.doubts(self.scope.tenant)
+        refused = self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("did", lease.jti, repeatable=False)).row
+        assert refused is not None
+        assert refused.state == "done"
+        self.do(ClaimCall("did-not", lease.jti, repeatable=False))
+        ((_, _, row),) = store.doubts(self.scope.tenant, "did")
+        said = {"happened": True, "author": "user:carol", "reason": "it is on the statement", "at": self.clock()}
+        assert (row.about or {})["resolved"] == said
