@@ -82,7 +82,7 @@ class CurrentCall:
         """The id that finds the audit record."""
         return self._call().decision_id
 
-    def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
+    def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
         """Return the call's credential for one audience. A call has one each, which ends with the call.
 
         Blocks while an issuer outside this process signs; `acredential` does not.
@@ -103,14 +103,10 @@ class CurrentCall:
         ```
         """
         if self._ticket is None:
-            raise refused_outside(audience)
-        return self._ticket.credential(audience, dpop=dpop)
+            raise (yield from _refused_outside(audience))
+        return (yield from self._ticket.minting(audience, dpop=dpop))
 
-    async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        """Return what `credential` does, without blocking the event loop."""
-        if self._ticket is None:
-            raise await arefused_outside(audience)
-        return await self._ticket.acredential(audience, dpop=dpop)
+    credential, acredential = both(_credential)
 
     def __repr__(self) -> str:
         return f"<CurrentCall of {self._ticket!r}>"

@@ -163,7 +163,7 @@ class Ticket(Sealed):
         # Without the lock, so that the end of a call never waits for an issuer; see `credential`.
         self.concluded = True
 
-    def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
+    def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
         """Return the credential for one of `audiences`, minted at the first request. With `dpop`, it is bound to a new key (RFC 9449).
 
         Raises:
@@ -186,7 +186,7 @@ class Ticket(Sealed):
             yield from self._refused(exc, audience)
             raise
 
-    credential, acredential = both(_credential)
+    credential, acredential = both(minting)
 
     def _refused(self, error: CredentialError, audience: str | None) -> Flow[CredentialError]:
         """Return `error`, after it was put on record that nothing is minted for `audience`."""

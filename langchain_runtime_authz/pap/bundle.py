@@ -37,7 +37,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Outcome, strict_json
-from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
@@ -131,9 +131,9 @@ def read_files(source: str | Path) -> dict[str, bytes]:
                     raise failed
                 return found
             # Swapped while it was read, and perhaps removed under its links: what is there now is whole.
-        raise _invalid(f"`{path.name}` is swapped faster than it can be read")
+        raise invalid(f"`{path.name}` is swapped faster than it can be read")
     except OSError as exc:
-        raise _invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
+        raise invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
 
 
 def real_root(path: Path) -> Path:
@@ -157,9 +157,9 @@ def files_below(root: Path, name: str) -> list[Path]:
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # not to walk through a disk
-            raise _invalid(f"`{name}` holds too many files for a policy bundle")
+            raise invalid(f"`{name}` holds too many files for a policy bundle")
         if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(root)):
-            raise _invalid(f"`{name}`: the link `{entry.relative_to(root).as_posix()}` leads to no file of the bundle")
+            raise invalid(f"`{name}`: the link `{entry.relative_to(root).as_posix()}` leads to no file of the bundle")
         if entry.is_file():
             found.append(entry)
     return sorted(found)
@@ -175,11 +175,11 @@ def _directory(root: Path, name: str) -> dict[str, bytes]:
 
 def _content(file: Path, name: str) -> bytes:
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe has no end
-        raise _invalid(f"`{name}` is not a plain file")
+        raise invalid(f"`{name}` is not a plain file")
     with file.open("rb") as source:
         content = source.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise _invalid(f"`{name}` is too large for a policy bundle")
+        raise invalid(f"`{name}` is too large for a policy bundle")
     return content
 
 
@@ -189,7 +189,7 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             unpacked = stream.read(MAX_BYTES + 1)
         if len(unpacked) > MAX_BYTES:
-            raise _invalid(f"`{name}` holds more than {MAX_BYTES} bytes")
+            raise invalid(f"`{name}` holds more than {MAX_BYTES} bytes")
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for member in tar:
                 if member.isdir():
@@ -199,41 +199,41 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 plain = member.isreg() and not member.issparse() and 0 <= member.size <= MAX_BYTES
                 file = tar.extractfile(member) if plain else None
                 if file is None or ".." in at.parts or at.as_posix() in found:
-                    raise _invalid(f"`{name}` holds `{member.name}`, which is not a plain file, or holds it twice")
+                    raise invalid(f"`{name}` holds `{member.name}`, which is not a plain file, or holds it twice")
                 found[at.as_posix()] = file.read()
                 _bounded(found, name)
     except gzip.BadGzipFile as exc:
-        raise _invalid(f"`{name}` is not a policy bundle, which is a .tar.gz or a directory") from exc
+        raise invalid(f"`{name}` is not a policy bundle, which is a .tar.gz or a directory") from exc
     except (tarfile.TarError, EOFError, zlib.error, OverflowError) as exc:
-        raise _invalid(f"`{name}` is not a policy bundle: {exc}") from exc
+        raise invalid(f"`{name}` is not a policy bundle: {exc}") from exc
     return found
 
 
 def _bounded(found: Mapping[str, bytes], name: str) -> None:
     if len(found) > MAX_FILES or sum(map(len, found.values())) > MAX_BYTES:
-        raise _invalid(f"`{name}` is too large for a policy bundle")
+        raise invalid(f"`{name}` is too large for a policy bundle")
 
 
 def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
     """Return the verified bundle that these files make. Raises like `read_bundle`."""
     signed_by = verified(files, name, keys) if keys is not None else ""
-    manifest = _object(files.get(MANIFEST, b"{}"), f"{name}: {MANIFEST}")
+    manifest = json_object(files.get(MANIFEST, b"{}"), f"{name}: {MANIFEST}")
     metadata = manifest.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise _invalid(f"{name}: `metadata` must be an object")
+        raise invalid(f"{name}: `metadata` must be an object")
     cedar = CEDAR if metadata.get("engine") == "cedar" else ()
     for needed in (MANIFEST, *(cedar or (DATA, WASM))):
         if needed not in files:
-            raise _invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
+            raise invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
     _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
     if not isinstance(number, str) or not _NUMBER.fullmatch(number):
-        raise _invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
+        raise invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
         digest=_digest_of(files),
         wasm=b"" if cedar else files[WASM],
-        data={} if cedar else _object(files[DATA], f"{name}: {DATA}"),
+        data={} if cedar else json_object(files[DATA], f"{name}: {DATA}"),
         entrypoint=_entrypoint(manifest, name),
         profiles=load_profiles(_member(metadata, "profiles", dict, name)),
         grants=load_grants(_member(metadata, "grants", dict, name), name),
@@ -250,14 +250,14 @@ def _entrypoint(manifest: Mapping[str, Any], name: str) -> str:
         case {"wasm": [{"entrypoint": str(first)}, *_]}:
             return first
         case {"metadata": {"entrypoint": _}} | {"wasm": _}:
-            raise _invalid(f"{name}: an entrypoint in the manifest must be text")
+            raise invalid(f"{name}: an entrypoint in the manifest must be text")
     return ENTRYPOINT
 
 
 def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any:
     found = metadata.get(key, kind())
     if not isinstance(found, kind):
-        raise _invalid(f"{name}: `{key}` in the manifest's metadata must be a {kind.__name__}")
+        raise invalid(f"{name}: `{key}` in the manifest's metadata must be a {kind.__name__}")
     return found
 
 
@@ -267,7 +267,7 @@ def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
         try:
             found[name] = Grant.model_validate(fields)
         except ValidationError as exc:
-            raise _invalid(f"{where}: grant `{name}`: {wrong_field(exc)}") from exc
+            raise invalid(f"{where}: grant `{name}`: {wrong_field(exc)}") from exc
     return found
 
 
@@ -280,7 +280,7 @@ def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
             found.append(_CASE.validate_json(json.dumps({**given, "name": name})))
         except (ValidationError, TypeError, ValueError) as exc:
             why = wrong_field(exc) if isinstance(exc, ValidationError) else str(exc)
-            raise _invalid(f"{where}: case `{name}`: {why}") from exc
+            raise invalid(f"{where}: case `{name}`: {why}") from exc
     return tuple(found)
 
 
@@ -289,13 +289,13 @@ def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]
     if given is None and signed_by:
         return
     if not isinstance(given, dict):
-        raise _invalid(
+        raise invalid(
             f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
         )
     seen = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n not in (MANIFEST, SIGNATURES)}
     if seen != given:
         differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))
-        raise _invalid(f"{name}: `{differ[0]}` is not the file that the manifest names")
+        raise invalid(f"{name}: `{differ[0]}` is not the file that the manifest names")
 
 
 def _digest_of(files: Mapping[str, bytes]) -> str:
@@ -330,17 +330,17 @@ def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, A
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
 
 
-def _object(content: bytes, name: str) -> dict[str, Any]:
+def json_object(content: bytes, name: str) -> dict[str, Any]:
     try:
         document = strict_json(content)
     except (ValueError, RecursionError) as exc:
-        raise _invalid(f"`{name}` is not JSON: {exc}") from exc
+        raise invalid(f"`{name}` is not JSON: {unreadable(exc)}") from exc
     if not isinstance(document, dict):
-        raise _invalid(f"`{name}` must hold an object")
+        raise invalid(f"`{name}` must hold an object")
     return document
 
 
-def _invalid(detail: str) -> ConfigError:
+def invalid(detail: str) -> ConfigError:
     return ConfigError(detail, Code.POLICY_INVALID)
 
 

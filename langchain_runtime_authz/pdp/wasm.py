@@ -74,7 +74,7 @@ class WasmPDP(InProcess):
         code = _read_wasm(wasm)
         document = _canonical(_read_data(data))
         if wasm is None:
-            document = _merge_shipped(document)
+            document = merge_shipped(document)
             if data is not None:
                 # Imported late: a policy as it is shipped needs no check.
                 from langchain_runtime_authz.pdp.shipped_data import check_data
@@ -201,16 +201,26 @@ def _changed(old: object, new: object) -> object:
     return kept | {name: _changed(old.get(name), value) for name, value in new.items() if value is not None}
 
 
-def _merge_shipped(given: dict[str, object]) -> dict[str, object]:
+def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
+    """Return the whole data document of a policy that builds on the shipped one.
+
+    `given` holds members of the shipped data to change (`merge_data`). Or it holds them under `runtime_authz_data`: as an
+    edited copy of data.json, or in a project (`own`) next to the data of its own rules. Raises `policy_invalid`.
+    """
     shipped = _member(_canonical(_parse((_SHIPPED / "data.json").read_bytes(), "data.json")))
-    if set(given) == {DATA_ROOT}:  # an edited copy of data.json
-        given = _member(given)
-    for key in sorted(set(given) - set(shipped)):
+    inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
+    if DATA_ROOT in given and (own or len(given) == 1):
+        inner, rest = _member(given), {k: v for k, v in given.items() if k != DATA_ROOT}
+    for key in sorted(set(inner) - set(shipped)):
         near = difflib.get_close_matches(key, shipped, n=1)
         hint = f" (did you mean `{near[0]}`?)" if near else ""
-        msg = f"the shipped policy has no data key `{key}`{hint}; it has: {', '.join(shipped)}"
+        more = f"; put data of your own rules next to `{DATA_ROOT}`" if own else ""
+        msg = f"{where}the shipped policy has no data key `{key}`{hint}; it has: {', '.join(shipped)}{more}"
         raise ConfigError(msg, Code.POLICY_INVALID)
-    return {DATA_ROOT: merge_data(shipped, given)}
+    if meant := sorted(set(rest) & set(shipped)):
+        msg = f"`{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
+        raise ConfigError(f"{where}{msg}", Code.POLICY_INVALID)
+    return {**rest, DATA_ROOT: merge_data(shipped, inner)}
 
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:

@@ -8,12 +8,11 @@ Other questions and approvals for the old task are then void and asked again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, LedgerError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.facts.state import UNRECORDED
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
@@ -21,7 +20,7 @@ from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordP
 from langchain_runtime_authz.pep.approvals import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Perform, new_id
-from langchain_runtime_authz.pep.recording import corrected, recorded, settle, unrecorded
+from langchain_runtime_authz.pep.recording import confirmed, settle, unrecorded
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
@@ -102,9 +101,7 @@ def answer_beside(
         about_answer["refused"] = str(refused)
     yield answer_event(scope, asked, given, at, content=content, **about_answer)
     if texts and isinstance(done, Committed):
-        yield corrected(scope, done, texts, "answer")
-        with suppress(LedgerError):  # then it is recorded once more
-            yield Commit(scope, None, [recorded(mark.value)])
+        yield from confirmed(scope, done, mark, texts, "answer")
     if refused is not None:
         raise AuthzError(refused)
     return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0

@@ -13,7 +13,6 @@ from typing import Any, Final
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import UNREAD, resource_of
 from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease
@@ -42,7 +41,6 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "unknown": Code.OUTCOME_UNKNOWN,
     "void": Code.STALE_EPOCH,
 }
-_NOTHING: Final[Mapping[str, Provenance]] = {}
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # in the place of a decision until there is one
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
@@ -179,19 +177,10 @@ def _described(
     doubts: tuple[Doubt, ...] = ()
     if snapshot.doubts and row is None and (doubts := in_doubt(run, snapshot, call, deed)):
         standing = doubted(standing)
-    # What is refused here is not asked, but its record still says what it was.
-    body, traced, now, plan_match = None, _NOTHING, 0, None
-    if call.error is None:
-        body, traced = call_request(run, snapshot, words, call, match, row, approval, moved, prior, mandate, standing)
-        now, plan_match = int(snapshot.now), match
-    return DecidedCall(
+    decided = DecidedCall(
         call=call,
         key=key,
         decision=deny(Code.OUTCOME_UNKNOWN) if replay else decision,
-        body=body,
-        now=now,
-        match=plan_match,
-        provenance=traced,
         prior_calls=prior,
         mandate=mandate,
         standing=standing,
@@ -203,6 +192,10 @@ def _described(
         deed=deed,
         doubts=doubts,
     )
+    if call.error is None:  # what is refused here is not asked, but its record still says what it was
+        decided.now, decided.match = int(snapshot.now), match
+        decided.body, decided.provenance = call_request(run, snapshot, words, decided, match, moved)
+    return decided
 
 
 def _reread(

@@ -142,10 +142,15 @@ def change_task(
     mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
     done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
     if isinstance(done, Committed):
-        yield corrected(of, done, texts, source)
-        with suppress(LedgerError):  # then it is recorded once more
-            yield Commit(scope, None, [recorded(mark.value)])
+        yield from confirmed(of, done, mark, texts, source)
     return done
+
+
+def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
+    """Record a change of the task that `done` committed, and take its mark away. Raises `AuditError`."""
+    yield corrected(of, done, texts, source)
+    with suppress(LedgerError):  # then it is recorded once more
+        yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
 
 
 def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:

@@ -18,9 +18,7 @@ from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import changed_since, sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
-from langchain_runtime_authz.mandate.binding import Standing
-from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Run
 from langchain_runtime_authz.pep.mandates import mandate_json
 from langchain_runtime_authz.pep.provenance import arguments, backed
@@ -35,20 +33,16 @@ def call_request(
     run: Run,
     snapshot: Snapshot,
     words: TaskWords,
-    call: Call,
+    decided: DecidedCall,
     match: plan.Match,
-    row: CallRow | None,
-    approval: Approval | None,
     moved: frozenset[str],
-    prior_calls: int,
-    mandate: Mandate | None,
-    standing: Standing,
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
     """Return what is asked about one call, and where its bound arguments came from.
 
-    `moved` are tools whose resources somebody said changed since they were read. The rest is as in `DecidedCall`.
+    `moved` are tools whose resources somebody said changed since they were read.
     """
-    profile, args, recorded = call.profile, call.args, snapshot.plan
+    call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
+    profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)
     stale = moved
     if snapshot.history.changed:
@@ -93,10 +87,10 @@ def call_request(
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
-            "mandate": mandate_json(mandate, standing, backed=backed(traced)),
+            "mandate": mandate_json(decided.mandate, decided.standing, backed=backed(traced)),
             "sink": call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & sources(traced)) if stale else [],
-            "repeats": prior_calls,
+            "repeats": decided.prior_calls,
         },
         approval=_granted(call, row, approval) if approval is not None else None,
     )

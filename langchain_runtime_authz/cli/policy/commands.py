@@ -108,14 +108,14 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
 def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
     """Return what is wrong with Rego and data that compile."""
     from langchain_runtime_authz.cli.policy.lint import lint_paths, lint_rego
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, merge_shipped
+    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
-    from langchain_runtime_authz.pdp.wasm import DATA_ROOT
+    from langchain_runtime_authz.pdp.wasm import DATA_ROOT, merge_shipped
 
     found = list(lint_rego({n: t for n, t in opened.rego.items() if n not in own}))
     if not all(name.endswith(SHIPPED_REGO) for name in opened.rego):
         found += lint_paths(opened.rego, opa)
-    whole = opened.data if opened.wasm is not None else merge_shipped(opened.data)
+    whole = opened.data if opened.wasm is not None else merge_shipped(opened.data, own=True)
     data = whole.get(DATA_ROOT, {})
     return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
 

