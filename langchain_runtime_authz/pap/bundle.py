@@ -85,10 +85,10 @@ class Bundle:
     `signed_by` is empty where no key was asked for. Cedar has `cedar` (file of `CEDAR` → content), Rego has `wasm`.
     """
 
-    number: int
-    digest: str
-    wasm: bytes
-    data: dict[str, Any]
+    number: int = 0
+    digest: str = ""
+    wasm: bytes | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
     entrypoint: str = ENTRYPOINT
     profiles: Mapping[str, ToolProfile] = field(default_factory=dict)
     grants: Mapping[str, Grant] = field(default_factory=dict)
@@ -232,7 +232,7 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
     return Bundle(
         number=int(number),
         digest=_digest_of(files),
-        wasm=b"" if cedar else files[WASM],
+        wasm=None if cedar else files[WASM],
         data={} if cedar else json_object(files[DATA], f"{name}: {DATA}"),
         entrypoint=_entrypoint(manifest, name),
         profiles=load_profiles(_member(metadata, "profiles", dict, name)),

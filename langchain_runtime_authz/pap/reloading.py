@@ -221,17 +221,14 @@ class ReloadingPDP(InProcess):
         bundle = self._live.bundle
         return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
 
-    def reload(self) -> bool:
+    def reload(self, *, again: bool = True) -> bool:
         """Look at the source now. Returns whether another revision decides from here on.
 
-        The watch reads what was refused once a minute, or when it changes; this always does.
+        What was refused is read once more, unless not `again`: the watch reads it once a minute, or when it changes.
 
         Raises:
             ConfigError: what the source holds is not used, and nothing was changed.
         """
-        return self._followed(again=True)
-
-    def _followed(self, *, again: bool) -> bool:
         if self._pid != os.getpid() and not self._closed:
             self._watch()
         with self._lock:
@@ -347,7 +344,7 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         if pdp is None:
             return
         try:
-            pdp._followed(again=False)  # noqa: SLF001  (its own thread)
+            pdp.reload(again=False)
         except ConfigError:
             pass  # told in `status` and in the log
         except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)

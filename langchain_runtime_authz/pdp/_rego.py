@@ -26,7 +26,7 @@ from ctypes import byref
 from functools import partial
 from hashlib import sha256
 from queue import Empty, SimpleQueue
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import wasmtime
 from wasmtime import _ffi
@@ -215,12 +215,6 @@ class Program:
         for _ in range(self._size):
             self._places.put(None)
         self._free: deque[_Instance] = deque(maxlen=self._size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
         """Return the JSON of the rule's answer to an input.

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -34,14 +34,13 @@ from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
-from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
     CEDAR,
     DATA,
     ENTRYPOINT,
     MANIFEST,
     WASM,
-    Case,
+    Bundle,
     assemble,
     invalid,
     json_object,
@@ -54,7 +53,7 @@ from langchain_runtime_authz.pap.reloading import cedar_pdp
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_shipped
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing.requests import NOW, example_request
 
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
@@ -69,24 +68,16 @@ OPA_VERSION: Final = "1.22.2"  # the one that compiles the shipped policy
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """A policy that can decide.
+class Policy(Bundle):
+    """A policy that can decide, released or not.
 
     `data` is the whole data document if `wasm` is given; for the shipped one (`None`), the members to change. `rego` maps
-    files to their source, to find a rule's line. `cedar` maps the files of `pap.bundle.CEDAR` to their content.
+    files to their source, to find a rule's line.
     """
 
-    name: str
-    number: int = 0
-    wasm: bytes | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    entrypoint: str = ENTRYPOINT
-    profiles: Mapping[str, ToolProfile] = field(default_factory=dict)
-    grants: Mapping[str, Grant] = field(default_factory=dict)
-    cases: tuple[Case, ...] = ()
+    name: str = ""
     rego: Mapping[str, str] = field(default_factory=dict)
     zone: ZoneInfo | None = None
-    cedar: Mapping[str, str] = field(default_factory=dict)
 
     def pdp(self) -> WasmPDP | CedarPDP:
         if self.cedar:
@@ -99,7 +90,7 @@ class Policy:
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     """Return the policy at a path, or the shipped one. Raises `ConfigError`, saying what is wrong and where."""
     if source is None:
-        return Policy("shipped", rego={SHIPPED_REGO: shipped_rego()})
+        return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
     source = source if source.name else source.resolve()  # `.` has no name to show
     if found := unread(source):
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
@@ -107,14 +98,13 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     if source.is_dir() and (source / PROJECT).is_file():
         return _project(source, opa)
     if source.suffix == ".json" and source.is_file():
-        return Policy(source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
+        return Policy(name=source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
     if source.is_dir() and not (source / MANIFEST).is_file():
         return _bare(source, opa)
     files = read_files(source)
     bundle = parse_bundle(files, source.name, None)
-    same = ("number", "wasm", "data", "entrypoint", "profiles", "grants", "cases", "cedar")
     rego = {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))}
-    return Policy(source.name, rego=rego, **{name: getattr(bundle, name) for name in same})
+    return Policy(name=source.name, rego=rego, **{f.name: getattr(bundle, f.name) for f in fields(bundle)})
 
 
 def unread(source: Path) -> list[str]:
@@ -176,7 +166,7 @@ def _bare(path: Path, opa: str | None) -> Policy:
     if not (path / DATA).is_file():
         raise invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
     wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
-    return Policy(path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
+    return Policy(name=path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
 
 
 def read_rego(file: Path) -> str:
@@ -266,7 +256,7 @@ def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
     wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()
-    return Policy("", wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
+    return Policy(wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
 
 
 def _cedar(path: Path, shipped: bool) -> Policy:
@@ -281,7 +271,7 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
     entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
     files = ("\n".join(texts.values()), sample[".cedarschema"], json.dumps(table, sort_keys=True), entities)
-    return Policy("", rego=texts, cedar=dict(zip(CEDAR, files, strict=True)))
+    return Policy(rego=texts, cedar=dict(zip(CEDAR, files, strict=True)))
 
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:

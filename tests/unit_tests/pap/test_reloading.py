@@ -192,7 +192,7 @@ def test_what_was_refused_is_read_again_only_where_it_changed(
     def polled() -> tuple[str, int]:
         reads.clear()
         with pytest.raises(ConfigError) as caught:
-            pdp._followed(again=False)
+            pdp.reload(again=False)
         assert pdp.status.refused == str(caught.value)
         return caught.value.code, len(reads)
 
@@ -208,7 +208,7 @@ def test_what_was_refused_is_read_again_only_where_it_changed(
     late[0] = 601
     assert ask(pdp).reasons == (Code.POLICY_STALE,)
     put(source, files(6, DENY_WRITES))
-    assert pdp._followed(again=False)
+    assert pdp.reload(again=False)
     assert (ask(pdp).reason, pdp.status.refused) == (Code.EFFECT, "")
 
 
@@ -231,8 +231,8 @@ def test_what_could_not_be_read_is_read_again(
         with monkeypatch.context() as broken:
             broken.setattr(f"langchain_runtime_authz.{place}", fault)
             with pytest.raises(ConfigError):
-                pdp._followed(again=False)
-    assert pdp._followed(again=False)
+                pdp.reload(again=False)
+    assert pdp.reload(again=False)
     assert pdp.revision.startswith("2@")
 
 
@@ -245,9 +245,9 @@ def test_a_state_that_was_restored_is_looked_at(source: Path, following: Callabl
     put(source, files(2))
     for _ in range(2):
         with pytest.raises(ConfigError, match="restore it"):
-            pdp._followed(again=False)
+            pdp.reload(again=False)
     kept.write_bytes(good)
-    assert pdp._followed(again=False)
+    assert pdp.reload(again=False)
 
 
 @pytest.mark.parametrize(
