@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, NoReturn, get_type_hints
 
 import typer
 from typer import Option
+from typer.core import TyperGroup
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence, unreadable
 
@@ -47,6 +48,19 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     return [f"{name:<8} {value}" for name, value in document.items() if value is not None]
 
 
+class _Group(TyperGroup):
+    """Name the commands of other groups that are called as the one that is missing here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        root, name = ctx.find_root(), args[0]
+        if name not in self.commands:
+            groups = {"": root.command, **{f"{path} ": group for path, group in root.command.commands.items()}}
+            named = [path + name for path, group in groups.items() if name in getattr(group, "commands", ())]
+            if named:
+                ctx.fail(f"No such command {name!r}; there is `{root.info_name} {'`, `'.join(named)}`.")
+        return super().resolve_command(ctx, args)
+
+
 class App(typer.Typer):
     """A group of commands.
 
@@ -54,7 +68,7 @@ class App(typer.Typer):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(no_args_is_help=True, rich_markup_mode=None, **options)
+        super().__init__(cls=_Group, no_args_is_help=True, rich_markup_mode=None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         """Add a command. The function itself stays as it is."""

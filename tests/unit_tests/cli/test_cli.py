@@ -129,6 +129,17 @@ def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
         assert "--agentdojo" in result.stderr
 
 
+@pytest.mark.parametrize("line", ["explain 296e3f65", "audit replay audit.jsonl", "kill show"])
+def test_a_command_of_another_group_is_named(line: str) -> None:
+    """Every one that has the name, as it is called."""
+    result = CliRunner().invoke(app, line.split(), prog_name="runtime-authz", env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    named = re.findall(r"`(?:runtime-authz )?([\w -]+)`", result.output)
+    assert named
+    for command in named:
+        assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
+
+
 def test_demo_says_which_extra_is_missing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AgentDojo the replay says what to install."""
     for name in [n for n in sys.modules if n.split(".")[0] == "agentdojo"]:
