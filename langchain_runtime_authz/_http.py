@@ -278,8 +278,7 @@ class Link:
     ) -> Reply:
         """Send once, and read a whole answer of at most `limit` bytes, within `run` or `arun`.
 
-        Raises:
-            PDPError: with the code of what failed; also for another status than 200, unless any but a redirect will do.
+        Raises `PDPError` with the code of what failed; for another status than 200 too, unless any but a redirect will do.
         """
         import aiohttp
 

@@ -126,8 +126,8 @@ class Approvers:
         """Return the statement on `question`, verified.
 
         Raises:
-            CredentialError: `approval_statement`: not from a known approver, altered, expired, or about
-                another question; `approval_approver`: not a user's; `keys_unavailable`. Never quotes it.
+            CredentialError: `approval_statement`: not from a known approver, altered, expired, or about another question;
+                `approval_approver`: not a user's; `keys_unavailable`. Never quotes it.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)

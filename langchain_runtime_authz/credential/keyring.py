@@ -165,12 +165,7 @@ class KeyRing(Secret):
     def compromise(self, kid: str, following: Signer | None = None) -> Withdrawal:
         """Withdraw a key for good, from the key set at once. If it was active, the next one signs.
 
-        Args:
-            kid: of a key in any state.
-            following: as in `rotate`, if the key was active or next.
-
-        Raises:
-            ConfigError: the ring does not hold the key.
+        `following` is as in `rotate`, if the key was active or next. Raises `ConfigError`: the ring does not hold the key.
         """
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from langchain_runtime_authz._files import replace_file
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
@@ -36,7 +36,6 @@ from langchain_runtime_authz.profile import ToolProfile
 
 _log = logging.getLogger(__name__)
 VERSION: Final = 1  # of the file with the highest revision
-_UNSEEN: Final = ()
 _REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read again, if it stays as it is
 
 Seen = tuple[tuple[str, int, int, int, int], ...]
@@ -187,8 +186,8 @@ class ReloadingPDP(InProcess):
         self._poll = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
         self._entrypoint = None if entrypoint is None else checked_text("entrypoint", entrypoint)
-        self._pool_size = checked_count("pool_size", pool_size)
-        self._timeout = checked_seconds("timeout", timeout)
+        self._limits: dict[str, Any] = {"pool_size": checked_count("pool_size", pool_size)}
+        self._limits["timeout"] = checked_seconds("timeout", timeout)
         self._refused = ""
         # What was refused and until when, as text: an exception's frames would keep the bundle.
         self._rejected: tuple[Seen, float, str, str] | None = None
@@ -236,7 +235,9 @@ class ReloadingPDP(InProcess):
                 raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
             seen = self._look()
             known = seen == self._seen and seen and not self._refused
-            state = (*seen, *_stat(self._highest.path)) if seen else _UNSEEN
+            state = seen
+            with suppress(OSError):  # it may be gone
+                state = (*seen, *_stat(self._highest.path)) if seen else seen
             try:
                 was, self._rejected = self._rejected, None
                 if not again and was is not None and was[0] == state and time.monotonic() < was[1]:
@@ -297,7 +298,7 @@ class ReloadingPDP(InProcess):
         if bundle.number < least or (live is not None and bundle.number == least):
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
-        pdp = self._engine_of(bundle)
+        pdp = engine_of(bundle, self.source.name, bundle.revision, self._entrypoint, **self._limits)
         try:
             self_test(pdp, bundle)
             self._highest.advance(bundle)
@@ -306,29 +307,14 @@ class ReloadingPDP(InProcess):
             raise
         return _Live(bundle, pdp)
 
-    def _engine_of(self, bundle: Bundle) -> WasmPDP | CedarPDP:
-        if bundle.cedar:
-            return cedar_pdp(bundle.cedar)
-        data = bundle.data
-        if DATA_ROOT in data:
-            check_data(data[DATA_ROOT], self.source.name)
-            data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
-        return WasmPDP(
-            wasm=bundle.wasm,
-            data=data,
-            entrypoint=self._entrypoint or bundle.entrypoint,
-            pool_size=self._pool_size,
-            timeout=self._timeout,
-        )
-
     def _look(self) -> Seen:
         """Return what tells one state of the source from another, or nothing if there is no source."""
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
-            return tuple(entry for file in files for entry in _stat(file, needed=True))
+            return tuple(entry for file in files for entry in _stat(file))
         except (OSError, ConfigError):  # reading it says why
-            return _UNSEEN
+            return ()
 
     def _watch(self) -> None:
         self._pid = os.getpid()
@@ -352,14 +338,9 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         del pdp
 
 
-def _stat(file: Path, *, needed: bool = False) -> Seen:
-    """Return what changes when a file does; nothing if there is no file and none is `needed`."""
-    try:
-        s = file.stat()
-    except OSError:
-        if needed:
-            raise
-        return _UNSEEN
+def _stat(file: Path) -> Seen:
+    """Return what changes when a file does."""
+    s = file.stat()
     return ((str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns),)
 
 
@@ -369,8 +350,20 @@ def _may_pass(refusal: ConfigError) -> bool:
     return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 
 
-def cedar_pdp(files: Mapping[str, str]) -> CedarPDP:
-    """Return the engine of a bundle's Cedar files (`pap.bundle.CEDAR`). Raises `ConfigError`."""
+def engine_of(
+    bundle: Bundle, name: str, label: str = "", entrypoint: str | None = None, **limits: Any
+) -> WasmPDP | CedarPDP:
+    """Return an engine for a bundle, whose answers have `label` as their revision. Raises `ConfigError`."""
+    if bundle.cedar:
+        return _cedar(bundle.cedar)
+    data = bundle.data
+    if bundle.wasm is not None and DATA_ROOT in data:
+        check_data(data[DATA_ROOT], name)
+        data = {**data, DATA_ROOT: {**data[DATA_ROOT], **({"revision": label} if label else {})}}
+    return WasmPDP(wasm=bundle.wasm, data=data, entrypoint=entrypoint or bundle.entrypoint, **limits)
+
+
+def _cedar(files: Mapping[str, str]) -> CedarPDP:
     policies, schema, obligations, entities = (files[name] for name in CEDAR)
     try:
         table, known = strict_json(obligations), strict_json(entities)

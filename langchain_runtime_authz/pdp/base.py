@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, Unpack, runtime_checkable
 
 from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import checked_seconds
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest, deny
+from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.telemetry import metrics
@@ -260,14 +260,6 @@ def _is_pdp(pdp: object) -> bool:
         return isinstance(pdp, PDP) and isinstance(pdp.name, str)
     except Exception:  # noqa: BLE001  (one of its properties raised)
         return False
-
-
-def serialise(request: EvaluationRequest) -> bytes | None:
-    """Return the request's JSON, or `None` if a string in it has no UTF-8 form (a lone surrogate)."""
-    try:
-        return request.to_json()
-    except (ValueError, RecursionError):
-        return None
 
 
 def bounded(revision: str) -> str:

@@ -30,11 +30,9 @@ class KillSwitch:
     __slots__ = ("path",)
 
     def __init__(self, path: str | Path) -> None:
-        if not isinstance(path, str | os.PathLike):
+        if not isinstance(path, str | os.PathLike) or Path(path) == Path():  # the working directory is always there
             raise ConfigError("the kill switch needs the path of a file")
         self.path = Path(path)
-        if self.path == Path():  # the working directory, which is always there
-            raise ConfigError("the kill switch needs the path of a file")
         if not self.path.parent.is_dir():
             raise ConfigError(f"the folder of the kill switch `{self.path}` does not exist; create it")
 

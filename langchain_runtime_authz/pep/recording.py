@@ -61,8 +61,8 @@ def step_record(
 ) -> tuple[Any, ...]:
     """Show a decision in the trace and the log, and return the effect that records it. It raises `AuditError`.
 
-    `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time; `asked` is the question
-    that was asked about it before; `expected` what was ordered instead, by argument.
+    `started` is when the PDP was asked, in nanoseconds; `now` is ledger time. `asked` is the question that was asked about it
+    before; `expected` what was ordered instead, by argument.
     """
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
@@ -105,10 +105,7 @@ def run_event(
 
 
 def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
-    """Return the effect that records a change of the task, which `done` committed. It raises `AuditError`.
-
-    `source` says where it came from: `input`, `state`, `answer`, `correct` or `update_state`.
-    """
+    """Return the effect that records a change of the task, which `done` committed. It raises `AuditError`."""
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)

@@ -17,7 +17,6 @@ from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli.policy.project import Policy
-    from langchain_runtime_authz.cli.policy.replay import Flip, Recorded
 
 app = App(
     help="""Write, test, compare, release and question policies.
@@ -194,11 +193,8 @@ def diff(
       runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
     from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import flips
 
-    recorded, lost = recorded_in(log, key)
-    new = open_policy(after, opa)
-    return _told(flips(recorded, open_policy(before, opa), new), recorded, lost, new)
+    return _compared(log, key, open_policy(before, opa), open_policy(after, opa))
 
 
 @app.command("replay")
@@ -214,18 +210,17 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
       runtime-authz policy replay audit.jsonl data.json
     """
     from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import flips
+
+    return _compared(log, key, None, open_policy(policy, opa))
+
+
+def _compared(log: Path, key: Path | None, before: Policy | None, after: Policy) -> Answer:
+    from langchain_runtime_authz.cli.policy.replay import differences, other_profiles
 
     recorded, lost = recorded_in(log, key)
-    new = open_policy(policy, opa)
-    return _told(flips(recorded, None, new), recorded, lost, new)
-
-
-def _told(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy) -> Answer:
-    from langchain_runtime_authz.cli.policy.replay import other_profiles
-
+    found = differences(recorded, before, after)
     flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
-    profiled = other_profiles(recorded, policy)
+    profiled = other_profiles(recorded, after)
     told = {
         "decided": len(recorded),
         "without_content": lost,

@@ -49,9 +49,8 @@ from langchain_runtime_authz.pap.bundle import (
     parse_bundle,
     read_files,
 )
-from langchain_runtime_authz.pap.reloading import cedar_pdp
+from langchain_runtime_authz.pap.reloading import engine_of
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_shipped
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing.requests import NOW, example_request
@@ -80,11 +79,7 @@ class Policy(Bundle):
     zone: ZoneInfo | None = None
 
     def pdp(self) -> WasmPDP | CedarPDP:
-        if self.cedar:
-            return cedar_pdp(self.cedar)
-        if self.wasm is not None and DATA_ROOT in self.data:
-            check_data(self.data[DATA_ROOT], self.name)
-        return WasmPDP(wasm=self.wasm, data=self.data, entrypoint=self.entrypoint, pool_size=1)
+        return engine_of(self, self.name, pool_size=1)
 
 
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:

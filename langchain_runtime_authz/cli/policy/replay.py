@@ -19,7 +19,7 @@ from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalCo
 from langchain_runtime_authz.cli.policy.project import Policy
 from langchain_runtime_authz.errors import ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
-from langchain_runtime_authz.pdp.base import PDP, Evaluator, serialise
+from langchain_runtime_authz.pdp.base import PDP, Evaluator
 
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
@@ -126,10 +126,10 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
 
 def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     evaluator = Evaluator(pdp, deadline=600)
-    return [evaluator.evaluate([serialise(request)])[0] for request in requests]
+    return [evaluator.evaluate([request.to_json()])[0] for request in requests]
 
 
-def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
+def differences(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
     """Return the requests that `after` decides differently than `before`, or than the log.
 
     An edit that keeps the outcome may still drop a limit, a redaction or a second approver.
