@@ -59,7 +59,7 @@ PLAYED = {  # a page's line: what plays it, and has the words of the group
         "tests/integration_tests/test_documented_commands.py",
     ),
     r"(docs/deploy\.md): (?:kubectl|helm) ": (".ci/chart",),
-    r"(docs/policies\.md): GOBIN=": (".ci/services",),
+    r"(docs/policies\.md): GOBIN=.*/opa@(v[\d.]+) ": (".ci/services",),
     r".*: (langgraph dev)": ("tests/integration_tests/test_agent_server_example.py",),
     r".*: python (notebooks/render)": ("tests/integration_tests/test_notebook.py",),
     r".*: python examples/jaeger/(serve\.py)": ("tests/integration_tests/test_jaeger.py",),
