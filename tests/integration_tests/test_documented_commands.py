@@ -2,7 +2,7 @@
 
 A `runtime-authz` line is played as it stands; `held` says what its metavariables are there. The lines of a page run in order, in
 a folder of their own. Text may name a command without what it needs: then its help opens. `pytest -s` prints how many ran.
-`PLAYED` names what plays the lines of other programs.
+`PLAYED` of `test_docs.py` names what plays the lines of other programs.
 """
 
 from __future__ import annotations
@@ -52,20 +52,6 @@ FINDS = {  # leave with 1: what they find is what their pages speak of
     "policy replay audit.jsonl examples/policies/read_only",
     "profile check profiles.yaml my_agent:graph",  # of drafts
 }
-PLAYED = {  # a page's line: what plays it, and has the words of the group
-    r"README\.md: python3 -m venv .*/(pytest) |.*: python -m (tests[\w.]+)|.*: (\.ci/\w+)": (".ci/run", ".ci/long"),
-    r"README\.md: python3 |docs/.*: (?:python3 -m venv|\.venv/bin/python) ": ("tests/pages.py",),
-    r".*: (?:\.venv/bin/)?runtime-authz |docs/operations\.md: (?:copy=|restore )|docs/audit\.md: (openssl) ": (
-        "tests/integration_tests/test_documented_commands.py",
-    ),
-    r"(docs/deploy\.md): (?:kubectl|helm) ": (".ci/chart",),
-    r"(docs/policies\.md): GOBIN=.*/opa@(v[\d.]+) ": (".ci/services",),
-    r".*: (langgraph dev)": ("tests/integration_tests/test_agent_server_example.py",),
-    r".*: python (notebooks/render)": ("tests/integration_tests/test_notebook.py",),
-    r".*: python examples/jaeger/(serve\.py)": ("tests/integration_tests/test_jaeger.py",),
-    r".*: python examples/(\w+\.py)": ("tests/unit_tests/test_examples.py",),
-}
-PROGRAM = re.compile(r"(python3?|pip|kubectl|helm|docker|go|npm|npx|langgraph|openssl|uvicorn|opa|psql|curl|systemctl|pytest|\.ci/\w+) [\w./'-]")
 MAKES = {"init": "authz.yaml", "keys generate": "keys", "policy init": "my-policy", "profile suggest": "profiles.yaml"}  # anew
 
 MODELS = """
@@ -201,24 +187,6 @@ def test_documented_lines_run(
             failed.append((line, done.exit_code, done.output[-300:]))
         ran[kind] += 1
     assert failed == []
-
-
-def programs(text: str) -> list[str]:
-    """Return the command lines of a page: those of its shell blocks, and what looks like one elsewhere."""
-    shown = re.findall(r"^ *```(\w*).*\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    other = [line.lstrip("$ ") for language, block in shown if language in ("", "text", "console") for line in block.splitlines()]
-    likely = [line for line in (*other, *re.findall("`([^`\n]+)`", prose)) if PROGRAM.match(line)]
-    return [*likely, *(line.strip() for language, block in shown if language == "bash" for line in block.splitlines())]
-
-
-@pytest.mark.parametrize("page", sorted(PAGES))
-def test_each_command_has_a_player(page: str) -> None:
-    for line in programs(PAGES[page].read_text(encoding="utf-8")):
-        found, players = next(((m, by) for each, by in PLAYED.items() if (m := re.match(each, f"{page}: {line}"))), (None, ()))
-        assert found is not None, line
-        text = "".join((ROOT / player).read_text(encoding="utf-8") for player in players)
-        assert [word for word in found.groups() if word and not re.search(rf"(?<!\w){re.escape(word)}(?![\w.])", text)] == [], line
 
 
 def test_the_documented_copy_is_restored(prepared: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

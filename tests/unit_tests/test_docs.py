@@ -52,6 +52,20 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
+PLAYED = {  # a page's line: what plays it, and has the words of the group
+    r"README\.md: python3 -m venv .*/(pytest) |.*: python -m (tests[\w.]+)|.*: \.ci/(\w+)": (".ci/run", ".ci/long", "tests/benchmarks/__main__.py"),
+    r"README\.md: python3 |docs/.*: (?:python3 -m venv|\.venv/bin/python) ": ("tests/pages.py",),
+    r".*: (?:\.venv/bin/)?runtime-authz |docs/operations\.md: (?:copy=|restore )|docs/audit\.md: (openssl) ": (
+        "tests/integration_tests/test_documented_commands.py",
+    ),
+    r"(docs/deploy\.md): (?:kubectl|helm) ": (".ci/chart",),
+    r"(docs/policies\.md): GOBIN=.*/opa@(v[\d.]+) ": (".ci/services",),
+    r".*: (langgraph dev)": ("tests/integration_tests/test_agent_server_example.py",),
+    r".*: python (notebooks/render)": ("tests/integration_tests/test_notebook.py",),
+    r".*: python examples/jaeger/(serve\.py)": ("tests/integration_tests/test_jaeger.py",),
+    r".*: python examples/(\w+\.py)": ("tests/unit_tests/test_examples.py",),
+}
+PROGRAM = re.compile(r"(python3?|pip|kubectl|helm|docker|go|npm|npx|langgraph|openssl|uvicorn|opa|psql|curl|systemctl|pytest) [\w./'-]|\.ci/\w+(?: |$)")
 PYTHON = sorted(page for page in PAGES if _blocks("python", TEXTS[page]))
 WITH_CODE = sorted(page for page in PAGES if _python(TEXTS[page]))
 
@@ -226,6 +240,25 @@ def test_commands_exist() -> None:
             command = command.commands[words.pop(0)]
         options = {"--help", *(option for param in command.params for option in param.opts)}
         assert {word.partition("=")[0].strip("[].,;:)'") for word in words if word.startswith(("-", "[-"))} <= options, line
+
+
+def programs(text: str) -> list[str]:
+    """Return the command lines of a page: those of its shell blocks, and what looks like one elsewhere."""
+    shown = re.findall(r"^ *```(\w*).*\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    other = [line.lstrip("$ ") for language, block in shown if language in ("", "text", "console") for line in block.splitlines()]
+    likely = [line for line in (*other, *re.findall("`([^`\n]+)`", prose)) if PROGRAM.match(line)]
+    return [*likely, *(line.strip() for language, block in shown if language == "bash" for line in block.splitlines())]
+
+
+@pytest.mark.parametrize("page", sorted({*TEXTS, *(str(p.relative_to(ROOT)) for p in ROOT.glob("examples/**/*.md"))}))
+def test_each_command_has_a_player(page: str) -> None:
+    """A line that nothing plays is not shown."""
+    for line in programs((ROOT / page).read_text(encoding="utf-8")):
+        found, players = next(((m, by) for each, by in PLAYED.items() if (m := re.match(each, f"{page}: {line}"))), (None, ()))
+        assert found is not None, line
+        text = "".join((ROOT / player).read_text(encoding="utf-8") for player in players)
+        assert [word for word in found.groups() if word and not re.search(rf"(?<!\w){re.escape(word)}(?![\w.])", text)] == [], line
 
 
 def test_programs_exist() -> None:
