@@ -5,15 +5,14 @@ calls in a task. So a task that asked once repeats the same interrupt first when
 policy has changed. Otherwise the tool's own `interrupt()` would receive our answer.
 
 Other reviews are LangChain's, those in Agent Inbox's shape, and questions of an app's own that name one tool and its
-arguments. Such a review asks about all calls of a message in a node before the tool node (`batched`), or about one call
-as it is made (`per_call`). Its question is noted with the source `hitl`, bound to the arguments in the message. The root
-entry answers it like our own, and the policy says if that suffices (`approvals` in data.json). So nobody is asked twice.
-If a review stands between the tool node and the tool, the node leaves the call to the guard: the review's question comes
-first in the task.
+arguments. Such a question is noted with the source `hitl`, bound to the arguments in the message. The root entry answers it
+like our own, and the policy says if that suffices (`approvals` in data.json). So nobody is asked twice. If a review stands
+between the tool node and the tool, the node leaves the call to the guard: the review's question comes first in the task.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
@@ -38,7 +37,7 @@ from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls, review_key
-from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.recording import record_asks
 from langchain_runtime_authz.telemetry.logs import logger
@@ -56,6 +55,21 @@ _DEPTH: Final = 3
 Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
+async def _aread(engine: Engine) -> None:
+    await asyncio.to_thread(getattr, engine.tools, "signatures")
+
+
+# Derive the tools' schemas, by which a mandate is compiled: it takes milliseconds a tool, so never on an event loop.
+ReadSchemas: Final = Effect(lambda _: None, _aread)
+
+
+def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
+    if "schemas" not in run.parts and any(call.profile.ordered for call in calls):
+        run.parts["schemas"] = "read"
+        yield (ReadSchemas,)
+    return (yield from decide_calls(run, calls))
+
+
 def decide_together(
     run: Run, calls: Sequence[Call], config: Mapping[str, Any], *, had: Callable[[], int] | None = None
 ) -> Flow[list[Pending]]:
@@ -64,7 +78,7 @@ def decide_together(
     `had` tells how many answers the task has had. A question that would come before the answer to another is then an
     empty `GraphInterrupt`.
     """
-    decided = yield from decide_calls(run, calls)
+    decided = yield from _decide(run, calls)
     for one in decided:
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _ask(run, calls, decided, config, had=had)
@@ -88,7 +102,7 @@ def decide_together(
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
     """Decide a message's calls once, for tasks of their own. Each has to know by itself if the list goes over a cap."""
-    judged = yield from decide_calls(run, calls)
+    judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not can_ask(config):
         return judged
@@ -104,8 +118,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
 def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
     """Decide in the task of `judged[position]`, where each call of the message is a task of its own.
 
-    Permitted ones run at once. The first asked task raises the one interrupt with the whole list; the others pause
-    without a question of their own, so that a plain resume works.
+    Permitted ones run at once. The first asked task raises the one interrupt with the whole list; the others pause.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], task_id(config)
@@ -279,7 +292,6 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 
 def answer_to(config: Mapping[str, Any], ident: str, given: object) -> object:
-    """Return the answer that the task of `config` has to the interrupt `ident`; `given` if that is not known."""
     scratchpad = scratchpad_of(config)
     answers = scratchpad.resume if scratchpad is not None else ()
     return next((value for i, value in enumerate(answers) if interrupt_id(config, i) == ident), given)
@@ -356,7 +368,6 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _methods(wrapper: object) -> Iterator[MethodType]:
-    """Yield the methods that LangChain composed into a wrapper: closures of closures, traced or not."""
     todo, seen = [wrapper], set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()

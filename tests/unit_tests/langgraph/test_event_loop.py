@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from langchain_runtime_authz import RuntimeAuthz, profile
+from langchain_runtime_authz.langgraph import tool_profiles
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import ScriptedChatModel
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 SLOW = 0.3  # seconds of the engine
 # As the detector of `langgraph dev`: importlib looks at files, and thread pools at locks.
@@ -119,3 +121,23 @@ def test_nothing_waits_on_the_loop(build: Any, tmp_path: Path, request: pytest.F
         assert {d.outcome for d in run.decisions} == {"permit"}
     assert engine.asked >= 6
     assert pause < SLOW, "the loop stood still for as long as the engine took"
+
+
+def test_schemas_are_derived_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mandate is compiled by the schemas of all tools, which take milliseconds each: no such work is a step of the loop."""
+    threads: list[int] = []
+    derive = tool_profiles.convert_to_openai_tool
+    monkeypatch.setattr(tool_profiles, "convert_to_openai_tool", lambda t: (threads.append(threading.get_ident()), derive(t))[1])
+
+    def write(name: str) -> str:
+        """Write."""
+        return f"seen {name}"
+
+    call = {"name": "write", "args": {"name": "a"}, "id": "c1"}
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={n: {"effect": "write", "critical": {"name": "object"}} for n in ("write", "look")})
+    graph = authz.protect(create_agent(model, [tool(write), tool(look)], checkpointer=InMemorySaver()))
+    threads.clear()
+    asyncio.run(_played(authz, graph, "first"))
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
