@@ -293,10 +293,7 @@ FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """Return the value of an argument, all values at a dotted path into it, or `None`.
-
-    If a step of the path meets a value that is not an object (an id instead of `{"id": …}`), that value counts.
-    """
+    """Return the value of an argument, all values at a dotted path into it, or `None`. An id may stand for an object."""
     name, *inner = path.split(".")
     value = args.get(name)
     for step in inner:

@@ -23,10 +23,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return what an answer says apart from plain answers: its text, canonical JSON of such parts, or "".
-
-    `question` is the value of the interrupt that is answered.
-    """
+    """Return what an answer says apart from plain answers: its text, canonical JSON of such parts, or ""."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}

@@ -19,12 +19,7 @@ Confined = tuple[tuple[str, Path], ...]
 
 @dataclass(slots=True)
 class Step:
-    """One step as it is counted. Negative counts take back what was counted before.
-
-    `call` names a permitted call and `side_effect` says that it has one. `unplanned` and `tainted` describe a
-    denial, `resource` (name, tool, version) a read. `agent` took the step. Without one, everybody counts as
-    knowing what was read.
-    """
+    """One step as it is counted. Negative counts take back what was counted before. Without an `agent`, everybody knows."""
 
     call: str | None = None
     effect: str | None = None

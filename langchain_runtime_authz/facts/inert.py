@@ -64,10 +64,7 @@ def _escape(c: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
-    """Return a value in quotation marks, inert and of bounded length.
-
-    A longer one shows its beginning, its end, its length and a digest, so that nothing hides behind the cut.
-    """
+    """Return a value in quotation marks, inert and of bounded length: a digest tells what hides behind the cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if len(text) <= limit:
         return _listed(value) if isinstance(value, list | dict) else f'"{inert(text)}"'

@@ -19,7 +19,6 @@ def checked_zone(name: object) -> ZoneInfo:
 
 
 def local_time(zone: ZoneInfo, now: float) -> dict[str, Any]:
-    """Return what `authzen.LocalContext` holds. Summer time is the zone's."""
     at = datetime.fromtimestamp(now, zone)
     day = at.date()
     return {

@@ -76,10 +76,7 @@ _quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def raw_digest(args: object) -> str:
-    """Return a digest of arguments as written. If they are not JSON, it matches nothing.
-
-    It is only compared with others of its kind, so it need not be RFC 8785, and the C encoder is ten times faster.
-    """
+    """Return a digest of arguments as written, only compared with others of its kind. If they are not JSON, it matches nothing."""
     try:
         text = "".join(_encode(args, 0))
     except (TypeError, ValueError, RecursionError):
@@ -138,11 +135,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan as an approver's answer leaves it, for the epoch that the answer opens.
-
-    `instead` has the edited calls, and `None` for those that were rejected or answered; `announced` the places of those that
-    stand as the model announced them.
-    """
+    """Return the plan as an approver's answer leaves it: edited calls stand as edited, rejected and answered ones are dropped."""
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)

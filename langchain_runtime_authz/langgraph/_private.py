@@ -331,10 +331,7 @@ class StartingTool(NamedTuple):
 
 
 def starting_tool() -> StartingTool | None:
-    """Return the tool that announces its start to the calling `on_tool_start`; `None` if other code announced it.
-
-    LangChain tells a callback only the name. The tool stands in the frame that called the callback manager.
-    """
+    """Return the tool that announces its start to the calling `on_tool_start`; it stands in the announcing frame."""
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None

@@ -124,10 +124,7 @@ def moved(graph: Any, config: Mapping[str, Any], head: str, left: str, channels:
 
 
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if an update that left `place` changed the state `before` it.
-
-    What a run in flight wrote meanwhile is not an edit.
-    """
+    """Return True if an update that left `place` changed the state. What a run in flight wrote meanwhile is not an edit."""
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
@@ -201,10 +198,6 @@ def _waiting(state: StateSnapshot, kept: list[tuple[Any, Any]], channels: Sequen
 
 
 def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
-    """Return the mark that holds the checkpoint which a child's run left at a place.
-
-    A child on a thread of its own may have a checkpointer of its own, so its name is part of the mark.
-    """
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
     where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])

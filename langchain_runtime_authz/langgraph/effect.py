@@ -183,10 +183,7 @@ class Together:
 
 
 class DeclaredEffect(Together):
-    """Decorates a function, or guards a block. A denial is `AuthzDenied`.
-
-    A function that ran before and whose node runs again gives its first result. A block is denied then.
-    """
+    """Decorates a function, or guards a block. A function that ran before gives its first result, a block is denied."""
 
     __slots__ = ("_arguments", "_declared", "_given", "_name", "_profiles")
 

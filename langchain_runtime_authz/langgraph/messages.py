@@ -98,10 +98,7 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: object, asked: int = 0) -> str | None:
-    """Serialise a side effect's result, for the answer if the call is replayed.
-
-    `asked` is the number of answers that the tool itself had from a user.
-    """
+    """Serialise a side effect's result, for a replay. `asked` is the number of answers that the tool had from a user."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
     record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
     try:
@@ -226,10 +223,7 @@ def as_message(entry: object) -> BaseMessage | None:
 
 
 def is_human(message: object) -> bool:
-    """Return True for a message in the user's role that is not marked as written by a machine.
-
-    Any sender can set the mark: it only takes authority from the message.
-    """
+    """Return True for a message in the user's role that is not marked as a machine's: the mark only takes authority."""
     if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
         return False
     return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in USER)
@@ -257,10 +251,7 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
 
 
 def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
-    """Yield the AI messages with tool calls in a node's input or output.
-
-    Walks messages, lists, mappings, state objects, `Command.update`, `Overwrite` and `Send.arg`.
-    """
+    """Yield the AI messages with tool calls in a node's input or output, wherever LangGraph lets them stand."""
     if depth < 0:
         return
     if isinstance(value, AIMessage):

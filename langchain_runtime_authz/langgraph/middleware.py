@@ -291,10 +291,7 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
 
 
 class _Heard(BaseCallbackHandler):
-    """The value with which a thread was resumed, and the checkpoint that the call named.
-
-    It hears chains only while one is waited for, and then not inline: in an async run the record asks a ledger.
-    """
+    """The value with which a thread was resumed, and the checkpoint that the call named. Hears chains while one is awaited."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True

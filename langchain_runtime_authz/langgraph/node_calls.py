@@ -158,10 +158,7 @@ class NodeCalls:
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return an update that answers the message's open calls; `None` if no channel can carry it.
-
-        What it says stays true: a call that code of the node makes later is denied.
-        """
+        """Return an update that answers the message's open calls, for good; `None` if no channel can carry it."""
         done = answered_calls(self._given)
         held = [(name, m.tool_calls) for name, m in newest_messages(self._given)]
         if not held and len(channels) == 1:
@@ -191,10 +188,7 @@ class NodeCalls:
 def _as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:
-    """Return the call as its message holds it, or `None` if it says something else.
-
-    Of the arguments that the code adds, what the profile names in `injected` is not decided. Any other is critical.
-    """
+    """Return the call as its message holds it, or `None`. What the code adds is critical, unless the profile injects it."""
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
     if raw_digest(written) != planned.args_digest:  # an approver put another in its place

@@ -76,12 +76,7 @@ def planner_schema() -> dict[str, Any]:
 
 
 class ModelPlanner:
-    """Plan with any chat model that has structured output. It is asked once, and its own timeout counts.
-
-    Args:
-        model: the chat model.
-        tools: the reviewed profiles, and the signatures of the tools that were seen.
-    """
+    """Plan with any chat model that has structured output. It is asked once, and its own timeout counts."""
 
     def __init__(self, model: BaseChatModel, tools: Tools) -> None:
         self._model = model.with_structured_output(planner_schema())

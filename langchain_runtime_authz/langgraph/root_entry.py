@@ -120,10 +120,7 @@ class RootEntry:
         return RunHandle(self.engine, nobody if found is None else caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
-
-        If the ledger fails (`AuthzDenied`), the state is written, and the next root entry finds the edit.
-        """
+        """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of."""
         opener = opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
@@ -161,11 +158,7 @@ class RootEntry:
 
 
 class Entering(Generic[T]):
-    """Open a run on the way in and close it on the way out, without blocking in its `async with` form.
-
-    A class, not a generator: an event loop that ends closes generators in any order, an inner one
-    before the stream that it serves.
-    """
+    """Open a run on the way in and close it on the way out. A class: an event loop closes generators in any order."""
 
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
         self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""

@@ -80,10 +80,7 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 
 
 class run_scope(CodeScope):
-    """Make `run` the current one for the code inside. Enter it again to go on with its counts of equal calls.
-
-    The ticket of a tool outside is not current inside: the code inside may belong to another agent.
-    """
+    """Make `run` the current one for the code inside, without a ticket: that code may belong to another agent."""
 
     __slots__ = ("_previous", "node")
 
@@ -358,10 +355,7 @@ def opened(config: Mapping[str, Any]) -> RunHandle | None:
 
 
 def _around() -> RunHandle | None:
-    """Return the run of the `with` around the current code.
-
-    A run that a generator opened is refused: a paused generator leaves it behind for the code that steps it.
-    """
+    """Return the run of the `with` around the current code. A paused generator would leave its own behind: it is refused."""
     handle = _opened.get()
     while handle is not None and handle.closed:
         handle = handle._previous

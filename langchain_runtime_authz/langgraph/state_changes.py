@@ -45,10 +45,7 @@ MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
 
 
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
-    """Return True if a watched channel changed, or a task that waited to run does not wait any more.
-
-    `update_state(as_node=...)` can remove a plan without a word.
-    """
+    """Return True if a watched channel changed, or a task that waited does not any more (`update_state(as_node=...)`)."""
     dropped = Counter(before.next) - Counter(now.next)
     if now.next:  # the input was being read, and led to that
         dropped.pop(START, None)
@@ -56,10 +53,7 @@ def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
-    """Return what an input changes in the watched channels other than the messages.
-
-    To-do lists and files are an agent's too, so only the fact that they were edited counts.
-    """
+    """Return what an input changes in other watched channels. Of to-do lists and files only that they were edited counts."""
     edits: list[HumanText] = []
     for name in others(channels):
         if not writes(given, name):
@@ -91,10 +85,7 @@ def writes(given: object, name: str) -> bool:
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
-    """Return what an input removes of the user's messages and of the model's plans.
-
-    A message that comes again under another id is not removed: clients send a whole history anew.
-    """
+    """Return what an input removes of the user's messages and the model's plans. What comes again is not removed."""
     gone, sent = removals(given), [as_message(m) for m in messages_in(given)]
     before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in human_texts(given)}
@@ -160,10 +151,7 @@ def said(value: object) -> str:
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the input of a re-invocation after every question of ours was answered outside the graph.
-
-    The value says nothing: the enforcement point reads the ledger.
-    """
+    """Return the input of a re-invocation after every question of ours was answered outside the graph."""
     ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
@@ -203,9 +191,8 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
     """Put the answers of a resume value into the ledger, before any task starts; return the resume.
 
-    Only those to questions that are open in the graph. A plain value is given its question's id, because LangGraph would
-    hand it to the first task that asks. Not `below`, at a child's checkpoint: the child goes on from a copy, in which the
-    question has another id. If it raises `AuthzDenied`, nothing of the value was taken.
+    A plain value is given its question's id, because LangGraph would hand it to the first task that asks. Not `below`, at a
+    child's checkpoint: the child goes on from a copy, in which the question has another id.
     """
     value = given.resume
     questions = {i.id: i.value for i in state.interrupts}

@@ -151,8 +151,7 @@ class ToolExecution(CodeScope):
     def admits(self, stage: Stage) -> bool:
         """Return True if `stage` of the tool's code may start under this execution. The first redeems the ticket.
 
-        Each stage runs once, and the function that the tool was made of is the last: an `_arun` that calls its own
-        `_run` is one execution, and what the function calls is another.
+        Each runs once, the tool's own function last: what that calls is another execution.
         """
         stages = self.stages
         if stage in stages or FUNCTION in stages:

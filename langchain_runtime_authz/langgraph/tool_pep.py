@@ -82,11 +82,7 @@ DecideOnce: Final = Effect(_decide, _adecide)
 
 
 class MessageCalls:
-    """The calls that one execution of a tool node was given, and the message that planned them.
-
-    The node's tools are guarded as they are met. A review between here and the tool asks about those that are
-    `reviewed`. A `standalone` node is its own root entry and shares no run with other tasks.
-    """
+    """The calls that one execution of a tool node was given, and the message that planned them."""
 
     __slots__ = ("calls", "config", "node", "plan_id", "planned", "position", "profiles", "reviewed", "runtime",
                  "siblings", "state", "together")  # fmt: skip
@@ -135,10 +131,7 @@ class MessageCalls:
         return [(yield from decide_one_of(run, decided, mine, self.config))]
 
     def _batch(self, run: Run) -> _Batch:
-        """Return the batch of the message, found by its very calls, or by their content if they are a copy.
-
-        A tool may write into its arguments, which may be the message's own. A provider may use a message's id again.
-        """
+        """Return the batch of the message, found by its very calls, or by their content if they are a copy."""
         tools = id(self.node._tools_by_name)  # a node decides with its own, even if another has tools of the same names
         with run.lock:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
@@ -221,8 +214,7 @@ def _answered(state: Any, key: str) -> set[str]:
 class Turns:
     """The calls of one execution of the node, by identity, and their order.
 
-    Tools run side by side until one asks by itself. LangGraph gives a task's answers out by number, so from then on
-    they take turns, and of several that ask, the first in order is heard.
+    LangGraph gives a task's answers out by number, so once a tool asks by itself they take turns.
     """
 
     __slots__ = ("adone", "asked", "config", "done", "order", "serial", "waiting")

@@ -56,19 +56,13 @@ _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in
 
 
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the decisions that a question takes: those that the profile declares, of those that are possible.
-
-    A call that no message planned cannot be replaced. If several people must approve, they approve the same call.
-    """
+    """Return the decisions that a question takes. A call that no message planned, or that several approve, is not replaced."""
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in declared) if declared else possible
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
-    """Return the value of the one interrupt that asks about all of `asked`, in order.
-
-    `args` are exact and for programs; `description` is inert and for people.
-    """
+    """Return the value of the one interrupt that asks about all of `asked`: `args` for programs, `description` for people."""
     return {
         "action_requests": [
             {
@@ -96,10 +90,7 @@ def is_ours(value: object) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Return a resume value for a whole list, without decisions on calls that were answered outside the graph.
-
-    If it rejects such a call, it raises `ValueError`: then nothing of it may run unseen.
-    """
+    """Return a resume value without decisions on calls that were answered outside. `ValueError`: it rejects such a call."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     requests = question["action_requests"] if is_ours(question) and isinstance(question, Mapping) else []
     if not isinstance(decisions, list | tuple) or len(decisions) != len(requests) or len(requests) == 1:
@@ -181,10 +172,7 @@ def behind(subject: Subject) -> tuple[str, ...]:
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """Count questions before anybody is asked; return True if they exceed what the run or its subject may ask.
-
-    A list that exceeds a cap is refused as a whole, so that a flood of questions gets nothing through.
-    """
+    """Count questions before anybody is asked; return True if they exceed a cap: then the whole list is refused."""
     hourly: list[Change] = [SpendRate("asks", HOUR, cap) for j in asked if (cap := j.terms.per_hour) is not None]
     per_run: list[Change] = [
         SpendBudget(f"asks:{run.run_id}", cap) for j in asked if (cap := j.terms.per_run) is not None
@@ -262,11 +250,7 @@ def record_answers(
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return the questions of another review as the ledger keeps them.
-
-    `asked` has for each call the review's key, the digest of its arguments as written, the call and the decisions that it takes.
-    `task_id` is the task that makes the call, if the review asks in it.
-    """
+    """Return the questions of another review as the ledger keeps them. `task_id`: of the task in which the review asks."""
     trace = traceparent(run)
     return [
         Approval(
@@ -324,10 +308,7 @@ def _answer_group(group: Sequence[Approval], value: object, subject: Subject) ->
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a list of decisions answers only some of the calls of one interrupt.
-
-    Nothing says which, so nothing of it is applied, and the questions stay open.
-    """
+    """Return True if a list of decisions answers only some of the calls of one interrupt: nothing says which."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys())
     for interrupt_id, count in groups.items():

@@ -1,5 +1,1 @@
-"""Trace where the values of arguments came from.
-
-`observe_output` reads what a tool returned, `atoms_of` the arguments of a later call, and `trace` tells who asserted them.
-Messages are never looked at.
-"""
+"""Trace where the values of arguments came from: tools' outputs and the user's words. Messages are never looked at."""

@@ -1,7 +1,4 @@
-"""The arguments of one call in normal form: read once, then asked by look-up.
-
-Short scalars are remembered for the whole process, so that a repeated value costs one look-up.
-"""
+"""The arguments of one call in normal form: read once, then asked by look-up. Short scalars are remembered."""
 
 from __future__ import annotations
 
@@ -44,11 +41,7 @@ class Atom(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
-    """The atoms of one call: one for each critical and each date argument, given or not.
-
-    `keys` are the digests to look up before `trace` can answer, `target` the critical arguments that were given, `bound` the
-    names of those that a request never shortens.
-    """
+    """The atoms of one call. `keys` are looked up before `trace` can answer; a request never shortens what is `bound`."""
 
     atoms: Sequence[Atom]
     keys: Sequence[str]
@@ -56,10 +49,7 @@ class CallAtoms:
     bound: Collection[str]
 
     def effect_target(self) -> str:
-        """Return one digest for all calls of a tool that hit the same, or "" if it was given no critical argument.
-
-        A false match costs one question; a false mismatch allows a duplicate payment.
-        """
+        """Return one digest for all calls that hit the same. A false mismatch allows a duplicate payment, a match costs a question."""
         hit = []
         for name, _, _, _, marks in sorted(self.atoms):
             if marks:
@@ -175,10 +165,7 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def _places(value: str) -> Iterator[tuple[str, ...]]:
-    """Yield the forms of each place a text goes to. An address with something before or behind it is another one.
-
-    It is not known here what a parser makes of `bob@x.org.é.net` or `https://x.org(.evil.net`.
-    """
+    """Yield the forms of each place a text goes to. An address with something before or behind it is another one."""
     for part in _BETWEEN.split(value):
         if part.strip():
             shown = _SHOWN.fullmatch(part)

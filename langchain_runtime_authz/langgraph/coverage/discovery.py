@@ -1,7 +1,4 @@
-"""Find the rows of a compiled graph's coverage report.
-
-The look is static: nothing is called. The counts of the enforcement points are added, for what came at run time.
-"""
+"""Find the rows of a compiled graph's coverage report, without calling anything, and add the enforcement points' counts."""
 
 from __future__ import annotations
 
