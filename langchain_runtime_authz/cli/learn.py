@@ -161,24 +161,15 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _varied(values: list[Any]) -> str:
-    several = _distinct(values)
-    if not several:
-        return "always from outside"
-    if len(several) == 1:
-        return f"always {_shown(several)}"
-    if not all(isinstance(v, list) for v in several):
-        return f"{len(several)} values in {len(values)} calls"
-    sizes = sorted(map(len, several))
-    items = _shown(_distinct(list(chain(*several))))
-    return f"{len(several)} lists in {len(values)} calls, each of {sizes[0]} to {sizes[-1]} of these: {items}"
-
-
-def _shown(values: list[Any]) -> str:
-    """Return values as they stand in a file, on one line; the first ones of many."""
+    """Say in a line what was given: the one value, or the first of several, and of lists their items."""
     from langchain_runtime_authz.cli._proposal import flow
 
-    shown = [text if len(text := flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in values[:CHOICES]]
-    return ", ".join([*shown, "…"] if len(values) > CHOICES else shown)
+    several = _distinct(values)
+    items = several if len(several) == 1 else _distinct([*chain(*(v if isinstance(v, list) else [v] for v in several))])
+    shown = [text if len(text := flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
+    shown += ["…"] if len(items) > CHOICES else []
+    said = "always" if len(several) == 1 else f"{len(several)} values in {len(values)} calls, of"
+    return f"{said} {', '.join(shown)}" if several else "always from outside"
 
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
@@ -191,19 +182,20 @@ def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
             continue
         yield f"      - id: {flow(name)}\n        tool: {flow(name)}\n        args:\n"
         for argument, values in one.args.items():
-            yield f"          {_ordered(flow(argument), _distinct(values))}\n"
+            yield f"          {_ordered(flow(argument), values)}\n"
 
 
-def _ordered(argument: str, several: list[Any]) -> str:
+def _ordered(argument: str, values: list[Any]) -> str:
     """Return what a step says of an argument with these values: the one, a choice, or a text."""
     from langchain_runtime_authz.cli._proposal import flow
 
+    several = _distinct(values)
     scalar = all(isinstance(v, str | int | float) for v in several)
     lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)
     if len(several) == 1 and several != [[]] and (scalar or lists):
         return f"{argument}: {flow(several[0])}"
     if lists:
-        return f"# {argument}: [{_shown(_distinct(list(chain(*several))))}]  # DOUBT: its lists differ; name the items"
+        return f"# {argument}: []  # DOUBT: {_varied(values)}; name the items"
     words = any(isinstance(v, str) and " " in v for v in several)
     choice = (
         {"kind": "one_of", "values": several} if scalar and len(several) <= CHOICES and not words else {"kind": "text"}

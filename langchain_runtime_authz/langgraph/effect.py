@@ -115,8 +115,6 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
 class Together:
     """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none."""
 
-    __slots__ = ("_arrivals", "_engine", "begun", "output")
-
     def __init__(self, arrivals: Sequence[Arrival] = ()) -> None:
         self._arrivals, self.output, self.begun = arrivals, None, list[ToolExecution | Replay]()
 
@@ -184,8 +182,6 @@ class Together:
 
 class DeclaredEffect(Together):
     """Decorates a function, or guards a block. A function that ran before gives its first result, a block is denied."""
-
-    __slots__ = ("_arguments", "_declared", "_given", "_name", "_profiles")
 
     def __init__(
         self,
@@ -357,21 +353,21 @@ def _gated_class(base: Any) -> Any:
 
     def write(name: str) -> Any:
         own = getattr(base, name)
+        signature = inspect.signature(own)
 
-        def stated(value: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if name.endswith("put") and not value and "value" not in kwargs:
-                raise TypeError(f"{name}() is decided by its `value`, which is missing")
-            return value[0] if value else kwargs.get("value")
-
-        @functools.wraps(own)
-        def put(self: Any, namespace: Any, key: Any, *value: Any, **kwargs: Any) -> Any:
-            with _Writes(self, [PutOp(namespace, key, stated(value, kwargs))]) as left:
-                return own(self, namespace, key, *value, **kwargs) if left.ops else None
+        def writes(*given: Any, **kwargs: Any) -> _Writes:
+            store, namespace, key, *more = signature.bind(*given, **kwargs).arguments.values()
+            return _Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)])
 
         @functools.wraps(own)
-        async def aput(self: Any, namespace: Any, key: Any, *value: Any, **kwargs: Any) -> Any:
-            async with _Writes(self, [PutOp(namespace, key, stated(value, kwargs))]) as left:
-                return await own(self, namespace, key, *value, **kwargs) if left.ops else None
+        def put(*given: Any, **kwargs: Any) -> Any:
+            with writes(*given, **kwargs) as left:
+                return own(*given, **kwargs) if left.ops else None
+
+        @functools.wraps(own)
+        async def aput(*given: Any, **kwargs: Any) -> Any:
+            async with writes(*given, **kwargs) as left:
+                return await own(*given, **kwargs) if left.ops else None
 
         return aput if name.startswith("a") else put
 
@@ -381,8 +377,6 @@ def _gated_class(base: Any) -> Any:
 
 class _Writes(Together):
     """The writes among operations, decided together. Inside, `ops` are those that are to be carried out."""
-
-    __slots__ = ("_given", "_store", "ops")
 
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
         super().__init__()

@@ -33,17 +33,8 @@ MAX_WALKED: Final = 20_000  # values looked at from one node
 MAX_DEPTH: Final = 3  # attributes of attributes of an object that a function holds
 
 # Module-level functions of these hold no agent of the user's. Their closures do, and are followed.
-LIBRARIES: Final = sys.stdlib_module_names | {
-    "langchain",
-    "langchain_core",
-    "langchain_runtime_authz",
-    "langgraph",
-    "langsmith",
-    "opentelemetry",
-    "pydantic",
-    "pydantic_core",
-    "typing_extensions",
-}
+_KNOWN = "langchain langchain_core langchain_runtime_authz langgraph langsmith opentelemetry pydantic pydantic_core"
+LIBRARIES: Final = sys.stdlib_module_names.union(_KNOWN.split(), ["typing_extensions"])
 _LEAVES: Final = (
     str,
     bytes,

@@ -40,14 +40,7 @@ from langchain_runtime_authz.pep.engine import adrive, drive
 # How a tool is called, other than by `invoke`. LangChain's own forms come down to it.
 _FORMS: Final = (
     "__call__",
-    "batch",
-    "abatch",
-    "batch_as_completed",
-    "abatch_as_completed",
-    "stream",
-    "astream",
-    "transform",
-    "atransform",
+    *(a + form for form in ("batch", "batch_as_completed", "stream", "transform") for a in ("", "a")),
 )
 
 

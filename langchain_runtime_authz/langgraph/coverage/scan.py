@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
+from inspect import signature
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +27,7 @@ from langgraph.store.base import BaseStore
 from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode
+from langchain_runtime_authz.langgraph.callback_backstop import tool_names
 from langchain_runtime_authz.langgraph.coverage import Row
 from langchain_runtime_authz.langgraph.effect import effect
 from langchain_runtime_authz.langgraph.object_graph import (
@@ -237,20 +239,15 @@ def _in_function(where: str, function: Any, seen: dict[int, Any], depth: int) ->
     if not isinstance(function, FunctionType) or id(function) in seen or depth > MAX_DEPTH:
         return
     seen[id(function)] = function
-    wrapped = getattr(function, "__wrapped__", None)
-    if wrapped is not None:
+    if (wrapped := getattr(function, "__wrapped__", None)) is not None:
         yield from _in_function(where, wrapped, seen, depth)
-    code = function.__code__
-    for name, value in cells_of(function).items():
-        yield from _named(f"{where}closure {name}", name, value, seen, depth)
-    for name in dict.fromkeys(names_in(code)):
-        if name in function.__globals__:
-            yield from _named(f"{where}global {name}", name, function.__globals__[name], seen, depth)
-    positional = code.co_varnames[: code.co_argcount]
-    defaults = function.__defaults__ or ()
-    given = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
-    for name, value in {**given, **(function.__kwdefaults__ or {})}.items():
-        yield from _secret_in(f"{where}default of {name}", name, value, seen, depth)
+    code, names = function.__code__, function.__globals__
+    given = signature(function, follow_wrapped=False).parameters.values()
+    held = [(f"closure {n}", n, value) for n, value in cells_of(function).items()]
+    held += [(f"global {n}", n, names[n]) for n in dict.fromkeys(names_in(code)) if n in names]
+    held += [(f"default of {p.name}", p.name, p.default) for p in given if p.default is not p.empty]
+    for place, name, value in held:
+        yield from _named(where + place, name, value, seen, depth)
     texts = (c for own in codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__)
     if any(map(_FORMS.search, texts)):
         yield f"{where}constant in its code"
@@ -309,17 +306,12 @@ def _prose(text: str) -> bool:
 
 # --- tools that run at the model provider -------------------------------------------------------------------
 
-# Descriptions of tools that run here, in the forms that LangChain's model integrations accept.
-_RUN_HERE: Final = frozenset(("function", "custom"))
-_DESCRIBES_A_FUNCTION: Final = frozenset(
-    ("input_schema", "inputSchema", "function_declarations", "toolSpec", "parameters", "properties")
-)
-# Types of content blocks, messages and JSON schemas, which stand in lists of their own.
+# Types of content blocks, messages and JSON schemas, which stand in lists of their own, and of tools that run here.
 _BLOCKS = (
     "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
     "number object reasoning string system text thinking tool_call tool_result tool_use user"
 )
-_NO_TOOL: Final = frozenset(_BLOCKS.split())
+_NO_TOOL: Final = frozenset(("function", "custom", *_BLOCKS.split()))
 _GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps"))
 
 
@@ -344,21 +336,17 @@ def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool)
 
 
 def _is_tool(tool: Any) -> bool:
-    if _provider_tool(tool) is not None:
-        return True
-    if not isinstance(tool, dict):  # other mappings may refuse a string
-        return False
-    kind = tool.get("type")  # of some other mapping it may be anything
-    return (isinstance(kind, str) and kind in _RUN_HERE) or not _DESCRIBES_A_FUNCTION.isdisjoint(tool)
+    if _provider_tool(tool) is not None or not isinstance(tool, dict):  # other mappings may refuse a string
+        return _provider_tool(tool) is not None
+    return tool.get("type") in ("function", "custom") or bool(tool_names(tool)[0])
 
 
 def _provider_tool(tool: Any) -> str | None:
     """Return the name of a tool that the provider runs; `None` for anything else."""
     if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
         return None
-    kind = tool.get("type")
-    if isinstance(kind, str):
-        return None if kind in _RUN_HERE | _NO_TOOL or not _DESCRIBES_A_FUNCTION.isdisjoint(tool) else kind
+    own, others = tool_names(tool)
     # Google names the tool by its only key.
-    (key, *more) = tool
-    return key if not more and key in _GOOGLE else None
+    if own or not others or not (isinstance(tool.get("type"), str) or (len(tool) == 1 and others[0] in _GOOGLE)):
+        return None
+    return others[0] if others[0] not in _NO_TOOL else None

@@ -224,10 +224,10 @@ def test_what_a_stranger_wrote_is_not_learned(run: Callable[..., Any], tmp_path:
 LISTS: tuple[tuple[list[Any], str, str, Any], ...] = (
     ([["ann", "bob"], ["ann", "bob"]], "to", "always [ann, bob]", ["ann", "bob"]),
     ([["ann", "bob"], ["ann", "bob"]], "rows.to", "always [ann, bob]", ["ann", "bob"]),
-    ([["ann"], ["bob", "ann"]], "to", "2 lists in 2 calls, each of 1 to 2 of these: ann, bob", None),
+    ([["ann"], ["bob", "ann"]], "to", "2 values in 2 calls, of ann, bob", None),
     ([[f"p{i}" for i in range(9)]] * 2, "to", "always [p0, p1, p2, p3, p4, p5, p6, p7, p8]", [f"p{i}" for i in range(9)]),
-    ([[[1]], [[2]]], "odd", "2 lists in 2 calls, each of 1 to 1 of these: [1], [2]", {"kind": "text"}),
-    (["ann", "bob"], "to", "2 values in 2 calls", {"kind": "one_of", "values": ["ann", "bob"]}),
+    ([[[1]], [[2]]], "odd", "2 values in 2 calls, of [1], [2]", {"kind": "text"}),
+    (["ann", "bob"], "to", "2 values in 2 calls, of ann, bob", {"kind": "one_of", "values": ["ann", "bob"]}),
 )
 
 
