@@ -69,7 +69,7 @@ class Constraint(_Frozen):
         data = {k: v for k, v in data.items() if v is not None}
         ge, le, one_of = data.get("ge"), data.get("le"), data.get("one_of")
         for bound in (ge, le):
-            if bound is not None and not _is_number(bound):
+            if bound is not None and not _within(bound, None, None):
                 return data
         if isinstance(one_of, list | tuple | set | frozenset):
             if ge is not None or le is not None:
@@ -209,10 +209,6 @@ class Grant(_Frozen):
     def from_json(cls, data: Mapping[str, Any]) -> Grant:
         """Return the grant of a JSON form. Raises `pydantic.ValidationError`."""
         return cls.model_validate(data)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _within(value: object, ge: float | None, le: float | None) -> bool:

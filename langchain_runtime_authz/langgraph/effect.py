@@ -204,7 +204,10 @@ class DeclaredEffect(Together):
         if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
             raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
-        properties = _properties(signature, left_out) if named is None else self._named()
+        # A mandate does not order what has its default value.
+        own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}
+        properties = {n: {"default": v} if isinstance(v, str | int | float | None) else {} for n, v in own.items()}
+        properties |= self._named() if named is not None else {}
         tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
 
         def call(args: Any, kwargs: Any) -> Together:
@@ -305,12 +308,6 @@ def _bound(
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:
     return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its own, not whether)
-
-
-def _properties(signature: inspect.Signature, left_out: frozenset[str]) -> dict[str, Any]:
-    """Return the arguments with their defaults. A mandate does not order what has its default value."""
-    own = {n: p.default for n, p in signature.parameters.items() if n not in left_out}
-    return {n: {"default": value} if isinstance(value, str | int | float | None) else {} for n, value in own.items()}
 
 
 def _left_out(function: Any) -> frozenset[str]:

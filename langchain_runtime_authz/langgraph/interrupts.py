@@ -165,7 +165,9 @@ def _ask(
             answer = yield Interrupt(approvals.payload(again))
             answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
             yield from _resolve(run, me, number, answer)
-            withdrawn |= _withdrawn([a for _, a in again], answer, run)
+            approved = [a for _, a in again if a.state == "approved"]
+            said = approvals.answers([a for _, a in again], answer, run.subject) if approved else []
+            withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         if rounds:
             judged = yield from decide_calls(run, calls)
         asked = [j for j in judged if j.asks and not _left(j)]
@@ -202,11 +204,6 @@ def _ask(
     except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
         return [_denied(j, run.engine.failed(exc)) for j in first]
-
-
-def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
-    approved = {a.call_key for a in asks if a.state == "approved"}
-    return {a.call_key for a in approvals.answers(asks, answer, run.subject) if a.state == "rejected"} & approved
 
 
 def _asked_before(judged: DecidedCall, me: str) -> bool:

@@ -380,7 +380,10 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
     calls = plan_calls(message.tool_calls)
     seen = calls_digest(calls)
     by = run.seen_from_model.get(seen)
-    if by is None and (seen in run.foreign or _was_given(given, message)):
+    ident = message.id
+    if by is None and (
+        seen in run.foreign or any(m is message or (ident and m.id == ident) for m in ai_messages(given))
+    ):
         return None
     if message.id is None:
         message.id = str(uuid.uuid4())
@@ -393,8 +396,3 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         model=by[0] if by is not None else None,
         prompt=by[1] if by is not None else None,
     )
-
-
-def _was_given(given: object, message: AIMessage) -> bool:
-    same: Sequence[Any] = [m for m in ai_messages(given) if m is message or (m.id is not None and m.id == message.id)]
-    return bool(same)

@@ -125,7 +125,12 @@ def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
-        return () if hasattr(value, _OF) else _held_by_function(value)
+        cells = list(cells_of(value).values())
+        plain = not cells and not hasattr(value, "__wrapped__")
+        if hasattr(value, _OF) or (plain and root_of(value.__module__) in LIBRARIES):
+            return ()
+        defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        return [*cells, *loaded(value), *defaults, getattr(value, "__wrapped__", None)]
     if isinstance(value, MethodType):
         return _held_by_method(value)
     if isinstance(value, _CONTAINERS):
@@ -142,14 +147,6 @@ def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
         return list(getattr(value, "__dict__", {}).values())
     call = vars(type(value)).get("__call__")
     return (MethodType(call, value),) if isinstance(call, FunctionType) and module_of(value) not in LIBRARIES else ()
-
-
-def _held_by_function(function: FunctionType) -> list[Any]:
-    cells = list(cells_of(function).values())
-    if not cells and not hasattr(function, "__wrapped__") and root_of(function.__module__) in LIBRARIES:
-        return []
-    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return [*cells, *loaded(function), *defaults, getattr(function, "__wrapped__", None)]
 
 
 def cells_of(function: FunctionType) -> dict[str, Any]:

@@ -277,7 +277,9 @@ class _Root(Entering[tuple[Any, Any]]):
             texts += edits if head is not None else [e for e in edits if e.text]
         if not texts and not self.root_entry.speaks(self.graph):
             # Such an input may change the task, but its words are not known to be the user's.
-            texts = [HumanText(raw_digest(state_changes.said_by(update)), "", "channel:input")]
+            say, parts = state_changes.said, update if isinstance(update, Mapping) else {}
+            says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
+            texts = [HumanText(raw_digest(says), "", "channel:input")]
         return texts, standing
 
     def _told(self, entry: Entry) -> Flow[Any]:

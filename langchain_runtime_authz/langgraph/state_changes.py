@@ -75,10 +75,6 @@ def _words(new: object, old: object) -> str:
     return "\n".join(t.text for t in human_texts(new) if (t.key, t.digest) not in before)
 
 
-def said_by(given: object) -> object:
-    return {str(k): said(v) for k, v in given.items()} if isinstance(given, Mapping) else said(given)
-
-
 def writes(given: object, name: str) -> bool:
     """Return True if an input writes a channel. In a mapping, `None` clears it."""
     return name in given if isinstance(given, (dict, Mapping)) else getattr(given, name, None) is not None

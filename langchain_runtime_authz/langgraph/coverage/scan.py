@@ -267,7 +267,8 @@ def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: i
             yield where
     elif isinstance(value, str | bytes):
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
-        if _FORMS.search(text) or (_secret_name(name) and len(text) >= MIN_LENGTH and not _prose(text)):
+        prose = any(c.isspace() for c in text.strip()) or text.startswith(("http://", "https://", "/", "${", "env:"))
+        if _FORMS.search(text) or (_secret_name(name) and len(text) >= MIN_LENGTH and not prose):
             yield where
     elif name.lstrip("_") == "auth" and module_of(value) in ("httpx", "requests", "aiohttp"):
         yield where  # a client's: an object that adds a credential to each request
@@ -298,10 +299,6 @@ def _secret_name(name: object) -> bool:
         return False
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("_")).replace("-", "_").lower()
     return _NAMES.search(snake) is not None
-
-
-def _prose(text: str) -> bool:
-    return any(c.isspace() for c in text.strip()) or text.startswith(("http://", "https://", "/", "${", "env:"))
 
 
 # --- tools that run at the model provider -------------------------------------------------------------------
