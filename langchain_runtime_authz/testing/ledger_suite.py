@@ -105,6 +105,9 @@ class LedgerContract(LedgerHarness):
                     )
         return known, done
 
+    def restart(self) -> None:
+        """Open the store anew, if it outlives its process."""
+
     def test_it_answers_as_the_reference_does(self) -> None:
         """In both forms, after each commit of random scripts. No thread sees another's, and a snapshot does not change."""
         for seed in range(self.SCRIPTS):
@@ -112,6 +115,8 @@ class LedgerContract(LedgerHarness):
             seen: list[tuple[Snapshot, str]] = []
 
             def under_test(seed: int = seed, seen: list[tuple[Snapshot, str]] = seen) -> Sequence[tuple[Ledger, str]]:
+                if len(seen) == self.STEPS // 2:
+                    self.restart()
                 now = self.ledger.load(self.scope, Query(calls=("k",), log=True))
                 seen.append((now, repr(state(now))))
                 return [(self.ledger, "a" if (len(seen) + seed) % 8 == 0 else "")]
@@ -254,6 +259,10 @@ class DurableLedgerContract(LedgerContract):
 
     Needs `os.fork`.
     """
+
+    def restart(self) -> None:
+        self.ledger.close()  # type: ignore[attr-defined]
+        self.ledger = self.make_ledger(self.clock)
 
     @contextmanager
     def again(self) -> Iterator[Ledger]:

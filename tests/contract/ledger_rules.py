@@ -133,32 +133,6 @@ class LedgerRules(LedgerHarness):
         self.refuse(Code.SUBJECT_MISMATCH, OpenThread("service:alice"))
         assert (self.load().exists, self.load().subject) == (True, "user:alice")
 
-    def test_two_scopes_that_differ_in_one_part_never_meet(self) -> None:
-        """Tenant, issuer, graph or thread: nothing of one is seen in the other."""
-        lease = self.lease()
-        self.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("task"),), first=True, deliver=True))
-        self.do(RecordPlan(_plan("m1")), _claim("k", lease), RecordEdge(_edge("a", "b")))
-        self.do(_ask("k"), RecordStep(call="pay"), SpendBudget("pay", 1), SpendRate("pay", 60, 1))
-        self.do(Revoke(ROOT))
-        mine = self.scope
-        for part in Scope._fields:
-            self.scope = mine._replace(**{part: unique(part)})
-            assert self.everything(lease, "k") == self.nothing()
-            assert self.load(planned_call=(ROOT, "call_1")) == self.nothing()
-            self.refuse(Code.LEASE_ENDED, RecordStep(call="pay"), guard=_guard(lease))
-            self.do(OpenThread("user:bob"), _claim("k", lease))
-            self.do(SpendBudget("pay", 1), SpendRate("pay", 60, 1))
-            self.lease()
-        assert self.ledger.status("another-tenant", lease.jti) == "unknown"
-
-    def test_text_comes_back_as_it_went_in(self) -> None:
-        """Any Unicode, quotes, newlines and long texts."""
-        texts = tuple(
-            _said(t, k) for t, k in (("päy 'it' \"now\"\n\x1f😀\u2028", "k'1"), ("x" * 100_000, None), ("", ""))
-        )
-        self.do(AdvanceEpoch(1, texts, first=True))
-        assert self.load(log=True).log == texts
-
     # --- task and epoch -----------------------------------------------------------------------------
 
     def test_the_opening_texts_are_no_correction(self) -> None:

@@ -1,10 +1,8 @@
-"""The ledgers that need no service against a simple model, over any sequence of commits."""
+"""The reference of all ledgers against a simple model, over any sequence of commits; others are held against it."""
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
@@ -38,7 +36,6 @@ from langchain_runtime_authz.ledger.changes import (
     TakeLease,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing.clock import FrozenClock
 
 TTL = 60
@@ -379,25 +376,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (history.steps, history.recent) == (len(self.steps), tuple(self.steps[-RECENT:]))
 
 
-class SqliteMachine(LedgerMachine):
-    """The same on a file, which at times is closed and opened anew."""
-
-    def make_ledger(self) -> Ledger:
-        self.folder = tempfile.TemporaryDirectory()
-        return SqliteLedger(Path(self.folder.name) / "ledger.db", clock=self.clock)
-
-    @rule()
-    def restart(self) -> None:
-        path = self.ledger.path
-        self.ledger.close()
-        self.ledger = SqliteLedger(path, clock=self.clock)
-
-    def teardown(self) -> None:
-        self.ledger.close()
-        self.folder.cleanup()
-
-
-SqliteMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
-TestSqliteLedger = SqliteMachine.TestCase
 LedgerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestLedger = LedgerMachine.TestCase
