@@ -37,11 +37,9 @@ class Step:
 class History:
     """The steps of a thread, shared by its snapshots: never change one in place, make another.
 
-    `calls` counts permitted calls by tool, `effects` by effect. `times` are ledger seconds of the newest
-    permitted calls. `authzen.HistoryContext` describes the other counters. `changed`: tool → the step at which
-    a read of it returned different content, since the task last changed. `resources`: what was read → its
-    version then, a space, and the tool that read it. `confined`: (data class, agent path), for the classes
-    that only these agents and their relatives can know. Any other class that was read may be known to all.
+    `times` are ledger seconds of the newest permitted calls, `changed`: tool → the step at which a read of it returned other
+    content, `resources`: what was read → version and tool. `confined`: (data class, agent path) of what only these agents and
+    their relatives can know.
     """
 
     steps: int = 0

@@ -1,8 +1,7 @@
-"""The plan: which calls a model (or code) announced, as recorded when the model node returned.
+"""The plan: which calls a model (or code) announced, as recorded when the model node returned. First write wins.
 
-First write wins. A call that differs from its record is `changed`; a call that no record holds is unplanned. The policy is
-asked about both as they would run, since middleware may rewrite a call for a good reason. The shipped policy denies them
-(`plan_changed`). A record of an older epoch is `stale`: its side effects are refused, whatever the policy says.
+A call that differs from its record is `changed`, one that no record holds is unplanned, and a record of an older epoch is
+`stale`: its side effects are refused, whatever the policy says.
 
 Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays `model` or `code`.
 """

@@ -1,9 +1,7 @@
 """Tell the state that a protected run left from a state that was changed outside.
 
-A graph's state can be changed without a protected entry: `update_state`, a fork from an older checkpoint, another process
-that runs the graph unprotected. When a root entry ends, the ledger remembers the checkpoint that it left (`HEAD`) and what
-the waiting graphs below held (`BELOW`). The next entry loads that checkpoint, a later one of a run in
-flight or of a dead process, or one that other code wrote.
+When a root entry ends, the ledger remembers the checkpoint that it left (`HEAD`) and what the waiting graphs below held
+(`BELOW`). The next entry loads that one, a later one of a run in flight or a dead process, or one of other code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The task: what the user asked, and when it changed.
 
-The task is a grow-only list of texts of human origin, pinned in the ledger by digest. It does not live in graph state:
-a summary cannot drop "never above 10", and a machine's rewriting is not a correction. A text is of human origin if it
-came by root input of a `user` subject, `.run(task=)` or `.correct()`. Message class, role, name and markers prove nothing.
+It is a grow-only list of texts of human origin, pinned in the ledger by digest, not in graph state: a summary cannot drop
+"never above 10". Message class, role, name and markers prove no origin.
 """
 
 from __future__ import annotations

@@ -198,9 +198,8 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
     """Return `config` for one tool, and the numbers of the `interrupt` calls that it makes under it.
 
-    `place` is the tool's among several of one task. LangGraph numbers the graphs that a task calls as they come, and
-    each finds its checkpoints under its number. So each tool counts its own: else a graph would go on with the state
-    of another, whose tool ran before and does not now.
+    `place` is the tool's among several of one task. Each counts the graphs that it calls by itself: else a graph would go on
+    with the state of another, whose tool ran before and does not now.
     """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)

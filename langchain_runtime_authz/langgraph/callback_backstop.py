@@ -258,10 +258,8 @@ def install(
 ) -> None:
     """Register the hook, once a process.
 
-    Args:
-        everywhere: also deny unguarded tools outside runs, in the whole process and for good.
-        listens: also hear the models of unprotected graphs in `authz.run()` (`AuthzToolNode` alone).
-        hear: gives a handler for an unprotected graph that starts, or `None` (`AuthzMiddleware` alone).
+    `everywhere`: also deny unguarded tools outside runs, for good. `listens`: also hear the models of unprotected graphs in
+    `authz.run()`. `hear` gives a handler for an unprotected graph that starts, or `None`.
     """
     global _hook  # noqa: PLW0603
     with _lock:

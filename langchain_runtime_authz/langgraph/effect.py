@@ -1,14 +1,11 @@
 """Declared effects: functions, nodes and blocks that act without a tool, decided and recorded like a tool call.
 
-An effect is a guarded tool of which only the name is given. Its arguments are those of the function, or those that the
-block names. No model plans it, so the request says `context.plan.source: code`, and an uncovered side effect asks.
+No model plans an effect, so the request says `context.plan.source: code`, and an uncovered side effect asks.
 
-Writes by nodes and tools to a graph's store are effects, once a profile is declared for them. It has one of these names:
-`store.put`, `store.delete`, or one of them with a pattern of namespaces, like `store.put:memories.*`. The longest pattern
-that fits counts. If any such profile is declared, a write that none of them fits is unprofiled. The arguments are
-`namespace` (its labels joined by dots), `key` and `value`. These writes pass undecided: those outside every run, those
-of a thread without the run's context, and those inside a permitted call of a tool with a declared side effect, which was
-decided with its own arguments.
+Writes by nodes and tools to a graph's store are effects once a profile is declared for one: `store.put`, `store.delete`, or
+with a pattern of namespaces, `store.put:memories.*`. The longest that fits counts; a write that none fits is unprofiled.
+These pass undecided: writes outside every run, of a thread without the run's context, and inside a permitted call of a
+tool with a declared side effect, which was decided with its own arguments.
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ def decide_together(
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this one task: nothing runs before every question is answered.
 
-    `had` tells how many answers the task has had. A question that would come before the answer to another is then an
-    empty `GraphInterrupt`.
+    If `had` counts the task's answers, a question that would take the answer to another is an empty `GraphInterrupt`.
     """
     decided = yield from _decide(run, calls)
     for one in decided:

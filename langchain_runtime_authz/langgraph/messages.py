@@ -1,9 +1,7 @@
-"""Read messages, word what a model is told, and record the plans that messages announce.
+"""Read messages, word what a model is told (a neutral sentence and a decision id), and record the plans they announce.
 
-The model gets a neutral sentence and a decision id; the operator finds the reason under that id.
-
-A plan is recorded before anything can act on it, never where its calls are decided. Messages of the
-node's input, messages that the client sent, hand-backs and the output of tool nodes are never plans.
+A plan is recorded before anything can act on it, never where its calls are decided. Messages of the node's input, those
+that the client sent, hand-backs and the output of tool nodes are never plans.
 """
 
 from __future__ import annotations

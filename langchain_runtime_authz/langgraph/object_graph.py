@@ -1,7 +1,6 @@
 """Find what code holds: graphs, tools, models and functions, in closures, globals, attributes and wrappers.
 
-`protect` reaches what the code names. `coverage` looks further (`deep`: into any object's attributes and containers of
-any size). A graph or model that is found is not searched: it has rows of its own.
+`deep` looks into any object's attributes. A graph or model that is found is not searched: it has rows of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Filter what a tool gives back and what it writes elsewhere.
-
-Obligations hide fields of the result. Live tokens of the call are removed from the result, from exceptions, and from
-what the tool writes to the graph's store, its streams and the state itself.
-"""
+"""Filter what a tool gives back: fields that obligations hide, and live tokens of the call, wherever the tool writes them."""
 
 from __future__ import annotations
 

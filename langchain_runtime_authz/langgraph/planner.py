@@ -1,8 +1,7 @@
 """Ask a model what the user ordered, before anything else can speak.
 
-The model sees the user's own words, the tools' signatures and profiles. It never sees a tool's output, and material in
-the user's texts stands as `[material 1]`. Its answer is a mandate as JSON. What the words do not back is dropped
-(`mandate.backing`), and a model that fails gives no mandate.
+It sees the user's own words, signatures and profiles, never a tool's output; material stands as `[material 1]`. What the
+words do not back is dropped (`mandate.backing`), and a model that fails gives no mandate.
 """
 
 from __future__ import annotations

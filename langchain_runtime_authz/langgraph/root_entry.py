@@ -1,7 +1,6 @@
 """Open a run as a graph is entered, and close it as the graph ends: at the root, and at each child.
 
-A root entry (one invoke, stream, batch element or resume) takes its own lease under a `RunHandle`.
-Without one it opens an implicit run for the subject that `subject_from` finds, else for `anonymous`.
+Without a `RunHandle` it opens an implicit run for the subject that `subject_from` finds, else for `anonymous`.
 """
 
 from __future__ import annotations

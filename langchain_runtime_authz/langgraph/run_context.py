@@ -1,10 +1,7 @@
 """Open a run for an application, and find the run that a step belongs to.
 
-A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`, and enforcement
-points read it there. It is absent from state, checkpoints, tracers and remote configs, and streams remove it. A handle
-that leaks prints, copies, pickles and serialises as an empty placeholder.
-
-Evolution rule: the key and the type check stay. A forged string, dict or foreign object does not count as a handle.
+A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`. It is absent from
+state, checkpoints, tracers and remote configs. A handle that leaks is an empty placeholder, and a forged one does not count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A call that arrives at a tool: decided by an enforcement point in front, or here.
+"""A call that arrives at a tool: exactly the call that an enforcement point in front decided passes, with its arguments.
 
-If one in front decided, exactly that call passes, with the very arguments that were decided. If none did, or if the
-arguments or the tool were changed on the way, what would really run is decided.
+If none did, or if the arguments or the tool were changed on the way, what would really run is decided here.
 """
 
 from __future__ import annotations

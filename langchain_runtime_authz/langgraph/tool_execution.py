@@ -1,7 +1,6 @@
 """One permitted run of a tool: what surrounds its code, and how the call ends.
 
-A `Pending` call carries its verdict from an enforcement point to the guard of the tool. A `ToolExecution` is the
-guard's: it lasts while the tool's code runs. Each is the current scope of the code inside.
+A `Pending` call carries its verdict to the guard of the tool, whose `ToolExecution` lasts while the tool's code runs.
 """
 
 from __future__ import annotations

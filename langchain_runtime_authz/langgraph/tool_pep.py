@@ -1,7 +1,6 @@
 """The enforcement point of a message's tool calls: all of them are decided in one batch before any runs.
 
-A tool node may run all calls of a message in one task, or each as a task of its own. `tool_node` puts this enforcement
-point into a ToolNode; `ToolCallPEP` is for middleware.
+A tool node runs all calls of a message in one task, or each in its own. `ToolCallPEP` is for middleware.
 """
 
 from __future__ import annotations

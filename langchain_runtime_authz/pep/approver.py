@@ -1,8 +1,7 @@
 """Answer a question outside the graph: put an approver's verified statement into the ledger.
 
-The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason
-is a correction here as it is at the graph (`corrections.answer`): the same commit opens the next epoch.
-Other questions and approvals for the old task are then void and asked again.
+The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a correction:
+the same commit opens the next epoch, and other questions and approvals are void and asked again.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
 """Normal forms: when two ways of writing are the same value.
 
-A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:` (phones and account numbers), `num:`,
-`date:`, `day:`, `time:`, `text:`. Two values are the same if they share a form.
-
-A form that is vouched for makes its argument trusted, so normalising joins only what reaches the same target.
-Letters of other scripts that look alike are *not* folded: `skeleton` folds them, and an equal skeleton without an
-equal form raises suspicion. A value with invisible or compatibility characters (full width, ligatures) has no form.
+A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`, `text:`. Two
+values are the same if they share one. A form that is vouched for makes its argument trusted, so normalising joins only
+what reaches the same target: letters that look alike are *not* folded (`skeleton` does), invisible ones have no form.
 
 Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text. It
 consumes a character before it looks behind: `re` then skips to that character without trying each place.
