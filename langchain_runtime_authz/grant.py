@@ -32,13 +32,7 @@ def _sorted_scalars(value: object) -> object:
     return value
 
 
-def _sorted_names(value: object) -> object:
-    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(v, str) for v in value):
-        return tuple(sorted(set(value)))
-    return value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_sorted_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_sorted_scalars)]
 Scalars = Annotated[tuple[Scalar, ...], BeforeValidator(_sorted_scalars)]
 Limit = Annotated[int, Field(ge=0)]
 

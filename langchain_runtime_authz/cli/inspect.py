@@ -59,7 +59,6 @@ def inspect(
       runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
       runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """
-    from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.langgraph.coverage import Baseline
 
     if baseline is not None and not fail_ungoverned:
@@ -81,7 +80,7 @@ def inspect(
         "fixed": fixed,
         "unprofiled": {n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()},
     }
-    text = list(_text(target, before, after, [propose(t).yaml() for t in unprofiled.values()]))
+    text = list(_text(target, before, after, [*unprofiled.values()]))
     if accepted is not None:
         text.append(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
         text += [f"fixed: {i}; take it out with --write-baseline" for i in fixed]
@@ -118,9 +117,7 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
     return before, authz.coverage(graph), authz.profiles
 
 
-def _text(target: str, before: CoverageReport | None, after: CoverageReport, stanzas: list[str]) -> Iterator[str]:
-    from langchain_runtime_authz.profile import EFFECTS, SINKS
-
+def _text(target: str, before: CoverageReport | None, after: CoverageReport, tools: list[BaseTool]) -> Iterator[str]:
     if before is None:
         yield f"{target} is protected by its module.\n"
     else:
@@ -128,16 +125,24 @@ def _text(target: str, before: CoverageReport | None, after: CoverageReport, sta
         yield f"{target} as it is: {governed} governed, {len(before.ungoverned)} not."
         yield "\nUnder `authz.protect(graph)`:\n"
     yield f"{after}\n"
-    if not stanzas:
+    if not tools:
         yield "Every tool of a tool node has a profile." if after.tools else "No tool was found in a tool node."
         return
-    yield f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
+    yield f"{len(tools)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
     yield 'Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").'
     yield "A stanza has no effect until its `draft` line is removed.\n"
     yield "# DOUBT marks a guess of this command, not a fact about the tool."
+    yield from drafts(tools)
+
+
+def drafts(tools: list[BaseTool]) -> Iterator[str]:
+    """Yield the lines of a file with a draft for each tool."""
+    from langchain_runtime_authz.cli._proposal import propose
+    from langchain_runtime_authz.profile import EFFECTS, SINKS
+
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         yield f"# {name}: {', '.join(values)}"
-    yield "tools:\n" + "\n".join(stanzas)
+    yield from ("tools:", *(propose(t).yaml() for t in tools)) if tools else ("tools: {}",)
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:

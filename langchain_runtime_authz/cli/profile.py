@@ -42,10 +42,9 @@ def suggest(
       runtime-authz profile suggest my_agent:graph
       runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
-    from langchain_runtime_authz.cli._proposal import propose
-    from langchain_runtime_authz.cli.inspect import graph_tools
+    from langchain_runtime_authz.cli.inspect import drafts, graph_tools
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-    from langchain_runtime_authz.profile import EFFECTS, SINKS, load_profiles
+    from langchain_runtime_authz.profile import load_profiles
 
     declared = load_profiles(profiles)
     held = Profiles(declared)
@@ -54,10 +53,7 @@ def suggest(
         "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
         "# each stanza: correct each guess, remove its mark, uncomment what is true, and remove the `draft` line.",
         "# The kinds of `critical` are explained in docs/profiles.md.",
-        f"# effect: {', '.join(EFFECTS)}",
-        f"# sink: {', '.join(SINKS)}",
-        "# trust: system, internal, external",
-        *(["tools:", *(propose(t).yaml() for t in open_)] if open_ else ["tools: {}"]),
+        *drafts(open_),
     ]
     proposed = "\n".join([*text, ""])
     told = {"drafts": [t.name for t in open_], "proposed": proposed}

@@ -18,10 +18,13 @@ UNREAD: Final = "0"  # the version of a resource that nobody reported as changed
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
     """Return the name of what a call reads: the profile's `resource` with the call's arguments in it."""
-    if profile.resource is None:
-        return None
+    return None if profile.resource is None else filled(profile.resource, {k: str(v) for k, v in args.items()})
+
+
+def filled(template: str, args: Mapping[str, str]) -> str | None:
+    """Return a template with the arguments in it, or None if they do not fit."""
     try:
-        return string.Formatter().vformat(profile.resource, (), {k: str(v) for k, v in args.items()})
+        return string.Formatter().vformat(template, (), args)
     except (KeyError, IndexError, ValueError):
         return None
 

@@ -378,10 +378,7 @@ def _read_paused(saver: Any, place: Mapping[str, Any]) -> Any:
 
 
 async def _aread_paused(saver: Any, place: Mapping[str, Any]) -> Any:
-    async for found in saver.alist(place, limit=MAX_STEPS):
-        if _paused(found):
-            return found
-    return None
+    return next(iter([t async for t in saver.alist(place, limit=MAX_STEPS) if _paused(t)]), None)
 
 
 # saver, place → the checkpoint at which a thread paused last, or `None`. Later steps are younger and perhaps not

@@ -18,13 +18,13 @@ An edit, a response and a rejection with a reason change the task: such an answe
 from __future__ import annotations
 
 import json
-import string
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.facts.source import filled
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval, SpendBudget, SpendRate
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
     from langchain_runtime_authz.pep.call import Call, DecidedCall
     from langchain_runtime_authz.pep.engine import Run
-    from langchain_runtime_authz.profile import ToolProfile
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
@@ -104,24 +103,15 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 def _question(judged: DecidedCall) -> str:
     """One line that asks, and one for each bound argument. Made of profile and call, never of a model's words."""
     call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
-    asked = f"{_worded(call.profile, call.args) or f'Approve {inert(call.tool)}?'} ({reasons})"
+    shown = {name: inert(textwrap.shorten(str(value), MAX_SHOWN)) for name, value in call.args.items()}
+    worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
+    asked = f"{worded} ({reasons})"
     if judged.terms.needed > 1:
         asked += f" {judged.terms.needed} people must."
     lines = judged.evidence[:MAX_LINES]
     left = len(judged.evidence) - len(lines)
     more = [f"- and {left} more arguments; the call's digest is {judged.call.args_digest}"] if left else []
     return "\n".join([asked, *(f"- {line}" for line in lines), *more])
-
-
-def _worded(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
-    """Return the profile's question with the call's arguments in it, if it has one and they fit."""
-    if profile.question is None:
-        return None
-    shown = {name: inert(textwrap.shorten(str(value), MAX_SHOWN)) for name, value in args.items()}
-    try:
-        return string.Formatter().vformat(profile.question, (), shown)
-    except (KeyError, IndexError, ValueError):
-        return None
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
