@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import tomllib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 from langchain_core.tools import BaseTool, base, structured, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from packaging.requirements import Requirement
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.langgraph import tool_profiles
 from langchain_runtime_authz.testing import StaticPDP
+from tests.benchmarks.dependencies import WHY
+from tests.benchmarks.per_call import TREE
 
 TOOLS = 60
 
@@ -138,3 +142,10 @@ def test_an_import_loads_nothing_that_only_some_use() -> None:
 def test_help_loads_nothing_that_a_command_needs() -> None:
     """A command loads its own parts when it runs, so `--help` and each start are quick."""
     assert {"pydantic", "yaml", "langchain_core", "langgraph"}.isdisjoint(loaded("from langchain_runtime_authz.cli import app"))
+
+
+def test_each_dependency_says_why() -> None:
+    """Beyond LangGraph: it is in the table of dependencies with its reason, and so is each extra."""
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    named = {Requirement(text).name for text in project["dependencies"]} - {"langchain-core", "langgraph", "langgraph-prebuilt"}
+    assert named | set(project["optional-dependencies"]) == set(WHY)

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger import sqlite
-from langchain_runtime_authz.ledger.base import Ledger
+from langchain_runtime_authz.ledger.base import Guard, Ledger, Scope
+from langchain_runtime_authz.ledger.calls import ConcludeCall
+from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph
 
@@ -18,6 +22,7 @@ PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"acco
 
 
 SQLITE, POSTGRES = 23, 9  # statements of one more turn
+INVOKE = 45  # and of an invoke with SQLite
 
 
 @contextmanager
@@ -67,18 +72,39 @@ def kind(text: str) -> str:
     return " ".join(text.split()[:4])
 
 
-def test_sqlite(tmp_path: Path, monkeypatch: object) -> None:
-    """It has no statement that writes to several tables; a statement costs it microseconds, and a commit the disk."""
-    seen: list[str] = []
-    connect: Callable[..., object] = sqlite._connect
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the statements of SQLite connections that are made from here on."""
+    noted: list[str] = []
+    connect: Callable[..., Any] = sqlite._connect
 
-    def traced(path: Path, timeout: float) -> object:
+    def traced(path: Path, timeout: float) -> Any:
         made = connect(path, timeout)
-        made.set_trace_callback(lambda text: seen.append(kind(text)))  # type: ignore[attr-defined]
+        made.set_trace_callback(lambda text: noted.append(kind(text)))
         return made
 
-    monkeypatch.setattr(sqlite, "_connect", traced)  # type: ignore[attr-defined]
+    monkeypatch.setattr(sqlite, "_connect", traced)
+    return noted
+
+
+def test_sqlite(tmp_path: Path, seen: list[str]) -> None:
+    """It has no statement that writes to several tables; a statement costs it microseconds, and a commit the disk."""
     with sqlite.SqliteLedger(tmp_path / "ledger.db") as ledger:
         turn, invoke = turn_and_invoke(ledger, seen)
     assert (len(turn) <= SQLITE, writes(turn)) == (True, 3), (len(turn), turn)
-    assert (len(invoke) <= 45, writes(invoke)) == (True, 5), (len(invoke), invoke)
+    assert (len(invoke) <= INVOKE, writes(invoke)) == (True, 5), (len(invoke), invoke)
+
+
+def test_the_gate_catches_a_tenth_more(tmp_path: Path, seen: list[str]) -> None:
+    """Planted in a turn's last commit: the budgets leave less room than that."""
+
+    class Wasteful(sqlite.SqliteLedger):
+        def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Any:
+            if any(isinstance(change, ConcludeCall) for change in changes):
+                for _ in range(round(SQLITE / 10)):
+                    self.asked(scope.tenant)
+            return super().commit(scope, guard, changes)
+
+    with Wasteful(tmp_path / "ledger.db") as ledger:
+        turn, _ = turn_and_invoke(ledger, seen)
+    assert len(turn) > SQLITE
