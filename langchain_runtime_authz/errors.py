@@ -305,7 +305,7 @@ def failure_code(exc: BaseException) -> Code:
 
 
 class AuthzDenied(AuthzError):
-    """A step was denied and no message can carry the answer.
+    """A step was denied and no message can carry the answer. Catch it where code can go on without the step.
 
     The text is neutral, because it may reach a model. A note (PEP 678), which tracebacks show, has code and remedy.
 
@@ -319,6 +319,7 @@ class AuthzDenied(AuthzError):
         self.code = str(code)
         self.decision_id = decision_id
         self.add_note(f"{self.code}: {sentence(code)}\nauthz.explain({decision_id!r}) says more")
+        self.add_note("Uncaught it ends the graph's run. Code that can go on without the step catches `AuthzDenied`.")
 
     def __reduce__(self) -> tuple[type[AuthzDenied], tuple[str, str]]:
         return type(self), (self.code, self.decision_id)

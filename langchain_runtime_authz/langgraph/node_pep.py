@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, cast
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableWithFallbacks
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
@@ -19,7 +19,14 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import tool_pep
-from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, interrupt_id, lookalike, task_id
+from langchain_runtime_authz.langgraph._private import (
+    RunnableSeq,
+    ToolNode,
+    aconsumed,
+    interrupt_id,
+    lookalike,
+    task_id,
+)
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
@@ -81,22 +88,24 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         if run is None:
             opener = _opener(config)
             run = drive(opener.engine, _beside(opener))
-        return drive(run.engine, _step(run, key, base, inner or self, channels, input, config or {}, kwargs))
+        return drive(run.engine, _step(run, key, base.invoke, inner or self, channels, input, config or {}, kwargs))
 
-    async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+    async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             opener = _opener(config)
             run = await adrive(opener.engine, _beside(opener))
-        return await adrive(run.engine, _step(run, key, base, inner or self, channels, input, config or {}, kwargs))
+        return await adrive(run.engine, _step(run, key, _code, inner or self, channels, input, config or {}, kwargs))
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
-    # streaming form goes through the one gated road.
+    # streaming form goes through the one gated road. One with fallbacks gives another run's callbacks if it is streamed.
+    streamed = {"_code": _streamed} if issubclass(base, RunnableWithFallbacks) else {}
+
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         yield self.invoke(input, config, **kwargs)
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        yield await self.ainvoke(input, config, **kwargs)
+        yield await self.ainvoke(input, config, **streamed, **kwargs)
 
     def transform(self: Any, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
         yield self.invoke(_joined(list(input)), config, **kwargs)
@@ -110,18 +119,22 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     return lookalike(base, {"__runtime_authz_node__": name, **own})
 
 
-def _run(_: Engine, scope: run_scope, base: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
+def _streamed(bound: Any, input: Any, config: Any, **kwargs: Any) -> Any:
+    return aconsumed(bound.astream(input, config, **kwargs))
+
+
+def _run(_: Engine, scope: run_scope, code: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
     with scope:
         try:
-            return base.invoke(bound, input, config, **kwargs), None
+            return code(bound, input, config, **kwargs), None
         except BaseException as exc:  # noqa: BLE001  (raised by `_step`, if it stands)
             return None, exc
 
 
-async def _arun(_: Engine, scope: run_scope, base: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
+async def _arun(_: Engine, scope: run_scope, code: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
     with scope:
         try:
-            return await base.ainvoke(bound, input, config, **kwargs), None
+            return await code(bound, input, config, **kwargs), None
         except BaseException as exc:  # noqa: BLE001  (likewise)
             return None, exc
 
@@ -134,7 +147,7 @@ Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 def _step(
     run: Run,
     key: tuple[str, str],
-    base: Any,
+    code: Any,
     bound: Any,
     channels: frozenset[str],
     input: Any,
@@ -142,14 +155,14 @@ def _step(
     kwargs: Any,
 ) -> Flow[Any]:
     """Enter the node, run it, and record the plans that its output announces."""
-    tally, holds_gate = run.engine.tally, issubclass(base, ToolNode)
+    tally, holds_gate = run.engine.tally, isinstance(bound, ToolNode)
     tally.decided(run, "node", key[1], "node gate")
     if not (holds_gate and _kept(run, key) and (yield from _lives(run))):
         yield from _enter(run, key, holds_gate)
     tally.ran(run, "node", key[1], "node gate")
     node = None if holds_gate else NodeCalls(input, config)
     own = config if node is None else node.config
-    output, failed = yield (RunNode, run_scope(run, task_id(own), node), base, bound, input, own, kwargs)
+    output, failed = yield (RunNode, run_scope(run, task_id(own), node), code, bound, input, own, kwargs)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, task_id(own))

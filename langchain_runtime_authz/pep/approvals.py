@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.facts.source import filled
+from langchain_runtime_authz.facts.state import OF_TASK
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
-from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval, SpendBudget, SpendRate
-from langchain_runtime_authz.ledger.changes import Change
-from langchain_runtime_authz.pep.engine import Commit, Flow, new_id
+from langchain_runtime_authz.ledger.changes import Change, SetMark
+from langchain_runtime_authz.mandate.placing import RISKY
+from langchain_runtime_authz.pep.engine import Commit, Flow, Load, new_id
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.telemetry.spans import traceparent
 
@@ -51,6 +53,10 @@ _YES: Final = frozenset([
     "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
     "continue", "proceed"])  # fmt: skip
 _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
+_CHANGED: Final = (
+    "THE ARGUMENTS CHANGED since the last approval, so it was not used. The code makes a new value each time that it runs: "
+    "make it in a node before"
+)
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in which a form may say yes or no
 
 
@@ -175,9 +181,27 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     return False
 
 
+def _newest(task_id: str, tool: str) -> str:
+    return f"{OF_TASK}asked:{task_id}:{tool}"
+
+
+def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
+    """Say in a question if its task has an unused approval of the same tool: for arguments that did not come again."""
+    marks = {j.call.tool: _newest(task_id, j.call.tool) for j in asked}
+    before = (yield Load(run.scope, Query(marks=tuple(marks.values())))).marks
+    if before:
+        approvals = (yield Load(run.scope, Query(calls=tuple(before.values())))).approvals
+        for j in asked:
+            held = approvals.get(before.get(marks[j.call.tool], ""))
+            if held is not None and held.state == "approved" and held.call_key != j.key:
+                free = "" if j.call.profile.effect in RISKY else ", or name it in the profile's `free`"
+                j.evidence = (f"{_CHANGED}{free}", *j.evidence)
+
+
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
     """Open questions in the ledger before anybody is asked; return False if the run is over. Raises `AuditError`."""
-    done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
+    marks = [SetMark(_newest(q.task_id, q.tool), q.call_key) for q in opened if q.source == "interrupt"]
+    done = yield Commit(run.scope, run.guard, [*(AskApproval(question) for question in opened), *marks])
     if isinstance(done, Conflict):
         return False
     yield asked_event(run, opened, done.now, [j.decision.decision_id for j in asked])

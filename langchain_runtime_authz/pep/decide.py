@@ -241,7 +241,8 @@ def _key(run: Run, call: Call, epoch: int) -> str:
     authority = run.parts.get("authority")
     if authority is None:
         authority = run.parts["authority"] = plan.authority(run.scope, run.agent)
-    return plan.call_key(authority, epoch, source, call.position or 0, call.tool, call.args_digest)
+    bound = call.bound_digest if call.profile.free else call.args_digest
+    return plan.call_key(authority, epoch, source, call.position or 0, call.tool, bound)
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:

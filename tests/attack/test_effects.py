@@ -144,10 +144,22 @@ def test_two_effects_of_one_node_ask_in_turn_and_run_once(ran: Any) -> None:
 
     graph = authz.protect(node_graph(in_run(lambda: results.extend(send("a@x.example") + send("b@x.example"))), checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD)
-    told(authz, graph, approve(), THREAD)
+    assert "CHANGED" not in str(told(authz, graph, approve(), THREAD)["__interrupt__"])
     state = told(authz, graph, approve(), THREAD)
     assert "__interrupt__" not in state
     assert ran == results == ["a@x.example", "b@x.example"]
+
+
+@pytest.mark.parametrize("effect", ["send", "pay"])
+def test_a_payment_has_no_free_arguments(effect: str, ran: Any) -> None:
+    """An approval of what does great harm binds all of them. Of another effect, an equal call is still another call."""
+    authz, numbers = RuntimeAuthz(), iter(range(9))
+    act = authz.effect("act", profile={**BARE, "effect": effect, "free": ["ref"]})(lambda to, ref: ran.append(to))
+    graph = authz.protect(node_graph(in_run(lambda: [act("a@x.example", next(numbers)) for _ in range(2)]), checkpointer=InMemorySaver()))
+    for given in (human(), approve(), approve()):
+        state = told(authz, graph, given, THREAD)
+    assert ran == (["a@x.example"] * 2 if effect == "send" else [])
+    assert ("__interrupt__" in state) == (effect == "pay")
 
 
 @pytest.mark.parametrize("catch", [False, True])

@@ -97,6 +97,22 @@ def test_gate_of_a_sequence(kind: str, copied: str, way: str, ran: Any) -> None:
     assert ran == ["first", "second"] * 2
 
 
+def test_events_of_a_node_with_fallbacks() -> None:
+    """A tool below it has the parents and tags that it has in the plain graph."""
+
+    def play(authz: Any) -> list[Any]:
+        look = StructuredTool.from_function(lambda x: x, name="look", description="Look.")
+        tools = ToolNode([look]).with_fallbacks([RunnableLambda(lambda state: state)], exception_key="error")
+        call = AIMessage("", id="a", tool_calls=[{"name": "look", "args": {"x": "1"}, "id": "c"}])
+        graph: Any = chain({"model": lambda state: {"messages": [call]}, "tools": tools}, MessagesState, name="fallbacks")
+        with authz.run(subject="alice", task="x") if authz else nullcontext():
+            events = WAYS["astream_events"](authz.protect(graph) if authz else graph, human())
+        return [(e["event"], e["name"], len(e["parent_ids"]), e["tags"]) for e in events]
+
+    assert (plain := play(None)) == play(authz_with(StaticPDP(True)))
+    assert ("on_tool_start", "look", 3, []) in plain
+
+
 def test_protecting_a_sequence_twice(pdp: Any, authz: Any) -> None:
     """Changes nothing: one gate."""
     told(authz, authz.protect(authz.protect(_lcel([])).copy()), {"steps": []}, task="x")
