@@ -318,8 +318,7 @@ class AuthzDenied(AuthzError):
         Exception.__init__(self, f"not permitted (decision {decision_id})")
         self.code = str(code)
         self.decision_id = decision_id
-        self.add_note(f"{self.code}: {sentence(code)}\nauthz.explain({decision_id!r}) says more")
-        self.add_note("Uncaught it ends the graph's run. Code that can go on without the step catches `AuthzDenied`.")
+        self.add_note(f"{self.code}: {sentence(code)}\nauthz.explain({decision_id!r}) says more; catch it to go on")
 
     def __reduce__(self) -> tuple[type[AuthzDenied], tuple[str, str]]:
         return type(self), (self.code, self.decision_id)

@@ -69,7 +69,8 @@ def propose(tool: BaseTool) -> Proposal:
     paths = dict(_paths(schema.get("properties", {}), set(injected_names(tool))))
     words = _words(tool.name)
     critical = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
-    when = [p for p, s in paths.items() if p not in critical and _is_time(p, s)]
+    timed = (p for p, s in paths.items() if _formats(s) & {"date", "date-time", "time"} or _is_text(p, s, _TIMES))
+    when = [p for p in timed if p not in critical]
     text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s, _TEXTS)])
     text = [t for t in text if t not in {p.split(".")[0] for p in (*critical, *when)}]
     named = {p.split(".")[0] for p in (*critical, *when, *text)}
@@ -218,10 +219,6 @@ def _new(kind: str, path: str, words: list[str]) -> str:
     if kind != "object" or words[0] not in _MAKES:
         return kind
     return "name" if set(_last(path)) & {"filename", "path", *words[1:]} else kind
-
-
-def _is_time(path: str, schema: Mapping[str, Any]) -> bool:
-    return bool(_formats(schema) & {"date", "date-time", "time"}) or _is_text(path, schema, _TIMES)
 
 
 def _is_text(path: str, schema: Mapping[str, Any], lexicon: frozenset[str]) -> bool:

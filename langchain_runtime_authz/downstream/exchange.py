@@ -130,7 +130,7 @@ class TokenExchange(Secret):
 
         `options` are `resource`, `audience` and `scope`. Raises like `exchange`.
         """
-        return self._asked(_assertion_form(assertion, options))
+        return self._asked({"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)})
 
     grant, agrant = both(_grant)
 
@@ -302,10 +302,6 @@ def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError("`actor_token` and `actor_token_type` belong together")
     own = {"grant_type": GRANT, "subject_token": subject_token}
     return {**own, "subject_token_type": JWT, "requested_token_type": ACCESS_TOKEN, **given}
-
-
-def _assertion_form(assertion: str, options: Mapping[str, Any]) -> dict[str, str]:
-    return {"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)}
 
 
 def _claims(token: str) -> Mapping[str, Any] | None:

@@ -160,11 +160,6 @@ def call_key(authority: str, epoch: int, plan_id: str, position: int, tool: str,
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def intent_of(authority: Sequence[str], subject: str, agent: Sequence[str]) -> str:
-    """Return the part of an idempotency key that says on whose behalf which agent acts, in which graph."""
-    return f'["intent", {json.dumps(list(authority))}, {json.dumps(subject)}, {json.dumps(list(agent))}'
-
-
 def idempotency_key(intent: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one intent, for the service that carries it out: stable over fork and thread copy too.
 

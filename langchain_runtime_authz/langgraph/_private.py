@@ -46,7 +46,7 @@ from langgraph._internal._constants import (
     RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
-from langgraph._internal._runnable import _consume_aiter as aconsumed
+from langgraph._internal._runnable import _consume_aiter as ajoin
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -60,7 +60,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
 __all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode",
-           "aconsumed", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable"]  # fmt: skip
+           "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable"]  # fmt: skip
 
 T = TypeVar("T")
 

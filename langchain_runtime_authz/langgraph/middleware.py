@@ -325,7 +325,7 @@ def hear() -> BaseCallbackHandler | None:
     graph, value, thread, checkpoint = found
     if value is None:
         # In a protected graph its own gates hear what a node returns.
-        hooks = (getattr(node.bound, "func", None) for node in graph.nodes.values() if not is_gated(node.bound))
+        hooks = (vars(node.bound).get("func") for node in graph.nodes.values() if not is_gated(node.bound))
         if not any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks):
             return None
     return _Heard(value, thread, checkpoint)
@@ -363,7 +363,8 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
     at = {"configurable": place}
-    found = yield Perform(partial(_read_paused, saver, at), partial(_aread_paused, saver, at))
+    read = partial(saver.list, at, limit=MAX_STEPS)
+    found = yield Perform(lambda: next(filter(_paused, read()), None), partial(_aread_paused, saver, at))
     if found is None:
         return
     message = newest_plan(found.checkpoint["channel_values"])
@@ -371,10 +372,6 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
         if channel == INTERRUPTS:
             for question in asked:
                 yield from note_question(run, message, question, task)
-
-
-def _read_paused(saver: Any, place: Mapping[str, Any]) -> Any:
-    return next((t for t in saver.list(place, limit=MAX_STEPS) if _paused(t)), None)
 
 
 async def _aread_paused(saver: Any, place: Mapping[str, Any]) -> Any:

@@ -19,14 +19,7 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import tool_pep
-from langchain_runtime_authz.langgraph._private import (
-    RunnableSeq,
-    ToolNode,
-    aconsumed,
-    interrupt_id,
-    lookalike,
-    task_id,
-)
+from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ajoin, interrupt_id, lookalike, task_id
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
@@ -98,8 +91,9 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         return await adrive(run.engine, _step(run, key, _code, inner or self, channels, input, config or {}, kwargs))
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
-    # streaming form goes through the one gated road. One with fallbacks gives another run's callbacks if it is streamed.
-    streamed = {"_code": _streamed} if issubclass(base, RunnableWithFallbacks) else {}
+    # streaming form goes through the one gated road. If one with fallbacks is streamed, its parts have other callbacks.
+    streams = issubclass(base, RunnableWithFallbacks)
+    streamed = {"_code": lambda node, *args, **kwargs: ajoin(node.astream(*args, **kwargs))} if streams else {}
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         yield self.invoke(input, config, **kwargs)
@@ -117,10 +111,6 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     if isinstance(bound, RunnableSequence | RunnableSeq):
         own["steps"] = property(lambda self: [_Whole(self)])
     return lookalike(base, {"__runtime_authz_node__": name, **own})
-
-
-def _streamed(bound: Any, input: Any, config: Any, **kwargs: Any) -> Any:
-    return aconsumed(bound.astream(input, config, **kwargs))
 
 
 def _run(_: Engine, scope: run_scope, code: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:

@@ -365,7 +365,8 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
     for root in sorted(call.given - shape.settled):
         value = call.args.get(root)
         for name in (*declared, *profile.text):
-            if name.partition(".")[0] != root or _covers(shape.settled, name):
+            above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # itself, and what it lies below
+            if name.partition(".")[0] != root or not shape.settled.isdisjoint(above):
                 continue
             held = argument(call.args, name)
             if absent(held):
@@ -376,11 +377,6 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
                 yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
         for path in dict.fromkeys(loose(root, value, {*shape.settled, *declared, *profile.text})):
             yield Deviation(path, "undeclared", "not to be given")
-
-
-def _covers(names: Collection[str], path: str) -> bool:
-    """Return True if a path or one that it lies below is among the names."""
-    return path in names or any(path[:i] in names for i, c in enumerate(path) if c == ".")
 
 
 # --- prohibitions and sums ----------------------------------------------------------------------------

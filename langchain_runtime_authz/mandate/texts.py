@@ -41,8 +41,10 @@ def unbacked(text: str, allowed: str) -> bool:
     written: dict[str, bool] = {}
     for form, spelled in ours.items():
         written[spelled] = written.get(spelled, False) or _backed(form, there)
-    if not all(backed or (spelled.isascii() and _small(spelled)) for spelled, backed in written.items()):
-        return True
+    for spelled in (one for one, backed in written.items() if not backed):  # a small number identifies nothing
+        plain = spelled.strip("+-").replace(".", "").replace(",", "")
+        if not (spelled.isascii() and plain.isdecimal() and len(plain) <= _DIGITS):
+            return True
     return not set(_tokens(_without(text, written))) <= {*_tokens(allowed), *_tokens(_without(allowed, there.values()))}
 
 
@@ -50,13 +52,6 @@ def _backed(form: str, there: dict[str, str]) -> bool:
     if form.startswith("date:"):  # either of the two may leave the year open
         return form in there or f"date:{form[-6:]}" in there or (form[5] == "-" and f"day:{form[-6:]}" in there)
     return form.startswith("time:") or (form in there and not form.startswith("day:"))
-
-
-def _small(spelled: str) -> bool:
-    """Return True for a number that identifies nothing."""
-    return (
-        spelled.strip("+-").replace(".", "").replace(",", "").isdecimal() and sum(map(str.isdigit, spelled)) <= _DIGITS
-    )
 
 
 def _without(text: str, spelled: Iterable[str]) -> str:

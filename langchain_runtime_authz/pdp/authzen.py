@@ -193,17 +193,14 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
         given = context["obligations"]
         # What is malformed stays so, and `parse_answer` says it: an obligation is never dropped.
         known["obligations"] = [_obligation(o) for o in given] if isinstance(given, list) else given
-    codes = [context.get("reason"), *_codes(context.get("reasons"))]
+    several = given if isinstance(given := context.get("reasons"), list) else []
+    codes = [context.get("reason"), *(r.get("code") for r in several if isinstance(r, dict))]
     known["reasons"] = [{"code": c} for c in codes if isinstance(c, str) and REASON_CODE.fullmatch(c)][:64]
     if isinstance(ttl := context.get("ttl"), int):
         known["ttl"] = ttl
     if isinstance(policy := context.get("policy"), dict) and isinstance(policy.get("revision"), str):
         known["policy"] = {"revision": bounded(policy["revision"])}
     return known
-
-
-def _codes(reasons: object) -> list[object]:
-    return [r.get("code") for r in reasons if isinstance(r, dict)] if isinstance(reasons, list) else []
 
 
 def _obligation(given: object) -> object:

@@ -54,8 +54,7 @@ _YES: Final = frozenset([
     "continue", "proceed"])  # fmt: skip
 _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
 _CHANGED: Final = (
-    "THE ARGUMENTS CHANGED since the last approval, so it was not used. The code makes a new value each time that it runs: "
-    "make it in a node before"
+    "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in which a form may say yes or no
 
@@ -181,27 +180,22 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     return False
 
 
-def _newest(task_id: str, tool: str) -> str:
-    return f"{OF_TASK}asked:{task_id}:{tool}"
-
-
 def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
     """Say in a question if its task has an unused approval of the same tool: for arguments that did not come again."""
-    marks = {j.call.tool: _newest(task_id, j.call.tool) for j in asked}
-    before = (yield Load(run.scope, Query(marks=tuple(marks.values())))).marks
-    if before:
-        approvals = (yield Load(run.scope, Query(calls=tuple(before.values())))).approvals
-        for j in asked:
-            held = approvals.get(before.get(marks[j.call.tool], ""))
-            if held is not None and held.state == "approved" and held.call_key != j.key:
-                free = "" if j.call.profile.effect in RISKY else ", or name it in the profile's `free`"
-                j.evidence = (f"{_CHANGED}{free}", *j.evidence)
+    marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
+    last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
+    held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
+    for j, mark in zip(asked, marks, strict=True):
+        before = held.get(last.get(mark, ""))
+        if before is not None and before.state == "approved":
+            free = "" if j.call.profile.effect in RISKY else ", or name it in the profile's `free`"
+            j.evidence = (f"{_CHANGED}{free}", *j.evidence)
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
     """Open questions in the ledger before anybody is asked; return False if the run is over. Raises `AuditError`."""
-    marks = [SetMark(_newest(q.task_id, q.tool), q.call_key) for q in opened if q.source == "interrupt"]
-    done = yield Commit(run.scope, run.guard, [*(AskApproval(question) for question in opened), *marks])
+    marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
+    done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
     if isinstance(done, Conflict):
         return False
     yield asked_event(run, opened, done.now, [j.decision.decision_id for j in asked])

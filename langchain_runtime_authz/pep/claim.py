@@ -7,6 +7,7 @@ of no return: a correction that commits first wins, after it the call is under w
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from functools import partial
 from typing import Final, Literal
@@ -88,7 +89,9 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return refused
     tokens: dict[str, str] = {}
     if call.profile.audience:
-        tokens = {audience: _token_jti(run, decided, audience) for audience in audiences_of(run, call.profile.audience)}
+        # Of this call in this lease for this audience: a replay under a new lease gets another jti.
+        named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
+        tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _intent(run, decided)
     changes, spent = _changes(run, decided, tuple(tokens.values()), intent)
     shared = occasion(run, decided.mandate)
@@ -237,11 +240,6 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
     return denial
 
 
-def _token_jti(run: Run, decided: DecidedCall, audience: str) -> str:
-    # Of this call in this lease for this audience: a replay under a new lease gets another jti.
-    return hashlib.sha256(f"{run.jti}:{decided.key}:{audience}".encode()).hexdigest()[:32]
-
-
 def _intent(run: Run, decided: DecidedCall) -> str:
     """Return the key that the tool is offered. If the message is not known, no copy of the call can be."""
     call = decided.call
@@ -249,7 +247,8 @@ def _intent(run: Run, decided: DecidedCall) -> str:
         return decided.key
     intent = run.parts.get("intent")
     if intent is None:
-        intent = run.parts["intent"] = plan.intent_of(run.scope[:3], run.subject.principal, run.agent)
+        # On whose behalf which agent acts, in which graph.
+        intent = run.parts["intent"] = json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
     return plan.idempotency_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
 
 

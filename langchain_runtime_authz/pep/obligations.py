@@ -64,7 +64,7 @@ class Terms(NamedTuple):
         if not (isinstance(approvers, dict) and isinstance(fallback, dict) and isinstance(asks, dict)):
             return None
         formed = (
-            _among(approvers, {"min": _positive, "distinct_from_subject": _is_bool, "who": _names})
+            _among(approvers, {"min": _positive, "distinct_from_subject": lambda v: isinstance(v, bool), "who": _names})
             and _among(fallback, {"after": _positive, "who": _names})
             and _among(asks, {"run": _natural, "hour": _natural})
             and ("expires_in" not in props or _positive(props["expires_in"]))
@@ -107,10 +107,6 @@ class Terms(NamedTuple):
 def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
     """Return True if every member is known and of its shape. An unknown term is not carried out."""
     return all(name in shapes and shapes[name](value) for name, value in found.items())
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:

@@ -18,7 +18,7 @@ from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import changed_since, sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
-from langchain_runtime_authz.pep.call import DecidedCall
+from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Run
 from langchain_runtime_authz.pep.mandates import mandate_json
 from langchain_runtime_authz.pep.provenance import arguments, backed
@@ -92,21 +92,20 @@ def call_request(
             "changed": sorted(stale & sources(traced)) if stale else [],
             "repeats": decided.prior_calls,
         },
-        approval=_granted(decided, row, approval) if approval is not None else None,
+        approval=_granted(call, decided.key, row, approval) if approval is not None else None,
     )
     return body, traced
 
 
-def _granted(decided: DecidedCall, row: CallRow | None, approval: Approval) -> JSON | None:
+def _granted(call: Call, key: str, row: CallRow | None, approval: Approval) -> JSON | None:
     """Return the approval on record for exactly this call."""
-    call = decided.call
     # A call that paused by itself re-enters under the approval that it has spent. So does a read whose task is entered again.
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None
     edited = call.amends == approval.call_key
     # What a review showed, and what an approver wrote, is compared with the arguments as written.
-    if not (approval.call_key == decided.key or approval.source == "hitl" or edited):
+    if not (approval.call_key == key or approval.source == "hitl" or edited):
         return None
     return {
         "source": approval.source,

@@ -98,7 +98,8 @@ def test_gate_of_a_sequence(kind: str, copied: str, way: str, ran: Any) -> None:
 
 
 def test_events_of_a_node_with_fallbacks() -> None:
-    """A tool below it has the parents and tags that it has in the plain graph."""
+    """A tool below it has the parents and tags that it has in the plain graph, which our middleware elsewhere leaves alone."""
+    RuntimeAuthz().middleware()
 
     def play(authz: Any) -> list[Any]:
         look = StructuredTool.from_function(lambda x: x, name="look", description="Look.")

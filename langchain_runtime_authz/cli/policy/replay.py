@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz.audit.chain import Opened, read_log, verified
 from langchain_runtime_authz.audit.record import place
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.cli.policy.project import Policy
 from langchain_runtime_authz.errors import ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
@@ -135,26 +135,18 @@ def differences(recorded: Sequence[Recorded], before: Policy | None, after: Poli
     An edit that keeps the outcome may still drop a limit, a redaction or a second approver.
     """
     requests = [r.request for r in recorded]
-    write = _types if before is None else _terms
-    old = [r.answered for r in recorded] if before is None else _decided(before, requests, write)
-    found = map(Flip, recorded, old, _decided(after, requests, write))
+    old = [r.answered for r in recorded] if before is None else _decided(before, requests, whole=True)
+    found = map(Flip, recorded, old, _decided(after, requests, whole=before is not None))
     return [f for f in found if f.turns or f.before.obligations != f.after.obligations]
 
 
-def _types(decision: Decision) -> Iterable[str]:
-    return (o.type for o in decision.obligations)
+def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bool) -> list[Answered]:
+    def written(one: Obligation) -> str:
+        return f"{one.type} {json.dumps(one.properties, sort_keys=True)}" if whole else one.type
 
-
-def _terms(decision: Decision) -> Iterable[str]:
-    return (f"{o.type} {json.dumps(o.properties, sort_keys=True)}" for o in decision.obligations)
-
-
-def _decided(
-    policy: Policy, requests: Sequence[EvaluationRequest], write: Callable[[Decision], Iterable[str]]
-) -> list[Answered]:
     with closing(policy.pdp()) as pdp:
         decided = decide(pdp, [zoned(policy, request) for request in requests])
-    return [Answered(d.outcome, d.reasons, tuple(sorted(write(d)))) for d in decided]
+    return [Answered(d.outcome, d.reasons, tuple(sorted(map(written, d.obligations)))) for d in decided]
 
 
 def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:

@@ -47,10 +47,6 @@ _ELSEWHERE: Final = "runs elsewhere, its steps are not seen: protect it there, a
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
 _UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
 _DECLARE: Final = "declare it with `authz.effect`"
-_UNDECIDED: Final = (
-    "what nodes and tools write there is not decided: declare a profile `store.put`, "
-    "with `free: [key]` if keys are made anew each time"
-)
 _OWN_THREAD: Final = "agent `{}` has a checkpointer: on a thread of its own, its questions do not reach the caller"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
 # Code that also runs before a run begins, or while a consumer reads events.
@@ -165,7 +161,8 @@ class _Look:
             yield Row("checkpointer", type(saver).__name__, label, (), why)
         if graph.store is not None:
             governed = governs_stores(self.protection.profiles)
-            note = "" if governed else _UNDECIDED
+            note = "what nodes and tools write there is not decided: declare a profile `store.put`, with `free: [key]` "
+            note = "" if governed else note + "if a node makes a key anew each time"
             yield Row("store", type(graph.store).__name__, label, ("store gate",) if layers and governed else (), note)
         for route, value in _loop_code(graph):
             yield from self._loop_tools(value, label, route)
