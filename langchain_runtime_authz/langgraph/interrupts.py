@@ -184,8 +184,7 @@ def _ask(
             raise GraphInterrupt(())
         if fresh and (here or (can_ask(config) and not late)):
             yield from record_asks(run, fresh)
-            if not here:
-                yield from approvals.tell_changed(run, fresh, me)
+            yield from approvals.tell_changed(run, fresh, me)
             opened = approvals.questions(run, fresh, rounds, me, interrupt_id(config))
             if (here or not counted or rounds) and (yield from approvals.over_cap(run, fresh)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)

@@ -186,8 +186,7 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
     for j, mark in zip(asked, marks, strict=True):
-        before = held.get(last.get(mark, ""))
-        if before is not None and before.state == "approved":
+        if (before := held.get(last.get(mark, ""))) is not None and before.state == "approved":
             free = "" if j.call.profile.effect in RISKY else ", or name it in the profile's `free`"
             j.evidence = (f"{_CHANGED}{free}", *j.evidence)
 

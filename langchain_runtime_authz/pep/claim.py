@@ -247,7 +247,6 @@ def _intent(run: Run, decided: DecidedCall) -> str:
         return decided.key
     intent = run.parts.get("intent")
     if intent is None:
-        # On whose behalf which agent acts, in which graph.
         intent = run.parts["intent"] = json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
     return plan.idempotency_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
 

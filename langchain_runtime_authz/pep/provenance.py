@@ -142,8 +142,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
             line += _source(found)
         if name in differs:
             line += f", EXPECTED {differs[name]}"
-        if name in call.unbound:
-            line += " (free: it may be another one when the call runs)"
+        line += " (free: it may be another one when the call runs)" if name in call.unbound else ""
         if outside and (sentence := _sentence(value, memory)) is not None:
             line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)

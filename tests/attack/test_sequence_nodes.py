@@ -8,6 +8,8 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.channels import EphemeralValue, LastValue
 from langgraph.pregel import NodeBuilder, Pregel
 
+from langchain_runtime_authz import AuthzMiddleware
+
 from ._kit import *
 
 
@@ -99,7 +101,7 @@ def test_gate_of_a_sequence(kind: str, copied: str, way: str, ran: Any) -> None:
 
 def test_events_of_a_node_with_fallbacks() -> None:
     """A tool below it has the parents and tags that it has in the plain graph, which our middleware elsewhere leaves alone."""
-    RuntimeAuthz().middleware()
+    AuthzMiddleware(RuntimeAuthz())
 
     def play(authz: Any) -> list[Any]:
         look = StructuredTool.from_function(lambda x: x, name="look", description="Look.")

@@ -161,8 +161,9 @@ class _Look:
             yield Row("checkpointer", type(saver).__name__, label, (), why)
         if graph.store is not None:
             governed = governs_stores(self.protection.profiles)
-            note = "what nodes and tools write there is not decided: declare a profile `store.put`, with `free: [key]` "
-            note = "" if governed else note + "if a node makes a key anew each time"
+            note = (
+                "" if governed else "writes are not decided: declare `store.put`, with `free: [key]` for keys made anew"
+            )
             yield Row("store", type(graph.store).__name__, label, ("store gate",) if layers and governed else (), note)
         for route, value in _loop_code(graph):
             yield from self._loop_tools(value, label, route)
