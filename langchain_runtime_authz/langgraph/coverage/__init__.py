@@ -154,7 +154,7 @@ class CoverageReport:
     @property
     def plain(self) -> tuple[Row, ...]:
         """Nodes that run code of the application. What it does is not seen, whether or not a row `effect` says some."""
-        return tuple(r for r in self.rows if r.kind == "node" and r.note == UNSEEN)
+        return tuple(r for r in self.rows if r.kind == "node" and r.note.startswith(UNSEEN))
 
     @property
     def ran(self) -> bool:

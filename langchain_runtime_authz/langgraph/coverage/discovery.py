@@ -180,10 +180,12 @@ class _Look:
             yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
         if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its own
-            note = _UNGATED if not gated else "" if isinstance(bound, ToolNode) else UNSEEN
+            acts, missed = code_of(node)
+            unseen = f"{UNSEEN}; not followed: {', '.join(missed)}" if missed else UNSEEN
+            note = _UNGATED if not gated else "" if isinstance(bound, ToolNode) else unseen
             yield Row("node", name, label, gated, note, name)
             decided = governs_stores(self.protection.profiles)
-            if seen := ", ".join(str(s) for s in code_of(node) or () if not (decided and s.kind == "store")):
+            if seen := ", ".join(str(s) for s in acts if not (decided and s.kind == "store")):
                 yield Row("effect", name, label, (), f"{seen}: {_DECLARE}", name)
         own = bound.tools_by_name.values() if isinstance(bound, ToolNode) else ()
         for tool in own:

@@ -1,7 +1,9 @@
 """See what code of a graph does and holds, without running it. What is not found says nothing.
 
 An effect is looked for in a node's function, its closures, the functions of the application that it calls, and what
-these hold. The look does not enter installed packages: it only sees that one is used which reaches out.
+these hold. Of the application's objects and classes that are met, the members are followed whose names the code uses
+(rapid type analysis), so a method is found whichever way its object came there. The look does not enter installed
+packages: it only sees that one is used which reaches out.
 
 A secret is looked for in tools, by its type (`SecretStr`), its name (`api_key`, an `Authorization` header) or the form
 of well-known tokens, and never shown. A tool with a key of its own does not need a permit to use it. Replace such a key
@@ -16,9 +18,10 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial, partialmethod
+from importlib.util import resolve_name
 from inspect import signature
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
@@ -46,7 +49,9 @@ from langchain_runtime_authz.langgraph.object_graph import (
     roots_of,
 )
 
-MAX_FUNCTIONS: Final = 2000  # looked at from one node
+MAX_VALUES: Final = 10_000  # looked at from one node
+_MAKING: Final = ("__init__", "__new__", "__post_init__")
+_DESCRIPTORS: Final = (property, cached_property, partialmethod, classmethod, staticmethod)
 # Kinds of effects by the modules, and by the functions of `os` and `asyncio`, that have them.
 _NETWORK = "aiohttp curl_cffi ftplib grpc http.client httplib2 httpx paramiko pycurl requests urllib.request urllib3 websockets"
 _KINDS: Final = {
@@ -84,43 +89,115 @@ class Sighting(NamedTuple):
 def acting_nodes(graph: AnyGraph) -> dict[str, tuple[Sighting, ...]]:
     """Return the nodes of a graph, and of those below it, in whose code an effect is seen."""
     nodes = (item for found in graphs_in(graph) for item in found.graph.nodes.items())
-    return {name: seen for name, node in nodes if (seen := code_of(node))}
+    return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
 
-def code_of(node: PregelNode) -> tuple[Sighting, ...]:
+def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
+    """Return the effects that are seen in a node's code, and what of it was not followed."""
     if isinstance(node.bound, ToolNode | Pregel):
-        return ()
-    return tuple(dict.fromkeys(Sighting(*s) for value in _reached(roots_of(node)) for s in _in_value(value)))
+        return (), ()
+    missed: dict[str, None] = {}
+    seen = dict.fromkeys(Sighting(*s) for value in _reached(roots_of(node), missed) for s in _in_value(value))
+    return tuple(seen), tuple(missed)
 
 
-def _reached(roots: Iterable[Any]) -> Iterator[Any]:
+def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
     """Yield the application's functions, and the clients that they hold, up to declared effects, tools and graphs."""
-    todo, seen = deque(roots), dict[int, Any]()
-    while todo and len(seen) < MAX_FUNCTIONS:
+    todo, seen = deque(roots), dict[Any, Any]()
+    names, waiting = set[str](), dict[str, list[Any]]()  # used by code so far; members whose name nothing used yet
+    while todo:
         value = todo.popleft()
-        if id(value) not in seen:
-            seen[id(value)] = value
-            with suppress(Exception):  # a proxy that has nothing behind it here
-                counts, further = _reach(value)
-                todo.extend(further)
-                if counts:
-                    yield value
+        # A method is made anew each time it is asked for.
+        key = (id(value.__self__), id(value.__func__)) if type(value) is MethodType else id(value)
+        if key in seen:
+            continue
+        if len(seen) >= MAX_VALUES:
+            missed[f"more than {MAX_VALUES} values"] = None
+            return
+        seen[key] = value
+        try:
+            counts, further = _reach(value, missed)
+            members = list(_members(value))
+        except Exception:  # noqa: BLE001  (a proxy that has nothing behind it here)
+            missed[f"a value of the type {type(value).__name__}"] = None
+            continue
+        todo.extend(further)
+        for name, member in members:
+            (todo if name in names else waiting.setdefault(name, [])).append(member)
+        if counts:
+            for name in {*names_in(value.__code__), ""} - names if isinstance(value, FunctionType) else ():
+                names.add(name)
+                todo.extend(waiting.pop(name, ()))
+            yield value
 
 
-def _reach(value: Any) -> tuple[bool, Iterable[Any]]:
+def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
     """Return whether a value is looked into for effects, and what it holds that is reached."""
     function = value.__func__ if isinstance(value, MethodType) else value
-    if isinstance(value, (BaseTool, Pregel, *model_types())) or hasattr(function, "__runtime_authz_effect__"):
+    if _has_rows(value) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
     if not isinstance(function, FunctionType):
-        return (True, ()) if _kind_of(value) is not None else (False, held_by(value))
-    own = _package(function) not in LIBRARIES and "site-packages" not in function.__code__.co_filename
-    if own:
-        blocks = any(type(v) is MethodType and v.__func__ is effect for v in loaded(function))
-        return value is function and not blocks, () if blocks else held_by(value)
+        wrapped = (getattr(value, "__dict__", None) or {}).get("__wrapped__")  # a cache
+        return (True, ()) if _kind_of(value) is not None else (False, (*held_by(value), wrapped))
+    if _package(function) not in LIBRARIES and "site-packages" not in function.__code__.co_filename:
+        if any(type(v) is MethodType and v.__func__ is effect for v in loaded(function)):
+            return False, ()
+        if value is not function:
+            return False, (function, value.__self__)
+        return True, (*held_by(function), *_imported_inside(function, missed))
     # Of a library's function only what the application put into it is reached.
-    library = _package(function) not in LIBRARIES or (value is function and function.__closure__ is None)
-    return False, () if library else held_by(value)
+    if _package(function) not in LIBRARIES:
+        if (package := root_of(function.__globals__.get("__name__"))) not in LIBRARIES:
+            missed[package] = None
+        return False, (*cells_of(function).values(), getattr(function, "__wrapped__", None))
+    return False, () if value is function and function.__closure__ is None else held_by(value)
+
+
+def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of the application holds, by name; of a class, what its instances will.
+
+    The name is empty if it is used without being named, and `super` if it is overridden.
+    """
+    cls, made = (value, False) if isinstance(value, type) else (type(value), True)
+    bases = [base for base in cls.__mro__ if _is_own(base.__module__)]
+    if not bases or _has_rows(value) or isinstance(value, FunctionType | MethodType):
+        return
+    if made:
+        yield from (getattr(value, "__dict__", None) or {}).items()
+    told = set[str]()
+    for name, held in (item for base in bases for item in vars(base).items()):
+        parts = (getattr(held, n, None) for n in ("fget", "func", "__func__")) if isinstance(held, _DESCRIPTORS) else ()
+        member = next(filter(None, parts), held)
+        if isinstance(member, FunctionType):
+            unnamed = name.startswith("__") and not (made and name in _MAKING)
+            yield "super" if name in told else "" if unnamed else name, MethodType(member, value)
+        else:
+            yield name, getattr(value, name, None) if made and isinstance(member, MemberDescriptorType) else member
+        told.add(name)
+
+
+def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
+    """Yield what a function takes from the application's modules that it imports when it runs."""
+    for code in codes(function.__code__):
+        level = 0
+        for step in dis.get_instructions(code):
+            level = step.argval if isinstance(step.argval, int) else level  # is loaded before the name
+            if step.opname == "IMPORT_NAME":
+                name = resolve_name("." * level + step.argval, function.__globals__.get("__package__"))
+                if name not in sys.modules and root_of(name) not in LIBRARIES:
+                    missed[name] = None  # a look imports nothing
+                held = vars(sys.modules[name]) if name in sys.modules and _is_own(name) else {}
+                yield from (held[n] for n in names_in(code) if n in held)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, (BaseTool, Pregel, *model_types()))
+
+
+@lru_cache(maxsize=4096)
+def _is_own(module: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return root_of(module) not in LIBRARIES and "site-packages" not in file
 
 
 def _in_value(value: Any) -> Iterator[tuple[str, str]]:

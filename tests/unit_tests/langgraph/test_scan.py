@@ -8,7 +8,7 @@ import smtplib
 import subprocess
 import urllib.parse
 import urllib.request
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,108 @@ class Client:
         self.session.post("http://x")
 
 
+class Mail:
+    """A helper that a node holds, makes, is given or inherits from."""
+
+    def __init__(self) -> None:
+        self.client = httpx.Client()
+
+    def send(self) -> None:
+        self.client.post("http://x")
+
+    def render(self) -> str:
+        return "text"
+
+
+class Slots:
+    __slots__ = ("mail",)
+
+    def __init__(self) -> None:
+        self.mail = Mail()
+
+
+class Guarded:
+    """Its tools decide by themselves."""
+
+    pay = pay_tool([])
+    notify = AUTHZ.effect("mail")(mails)
+
+    @property
+    def broken(self) -> Any:
+        raise RuntimeError
+
+
+class Logged(Mail):
+    def send(self) -> None:
+        os.remove("x")
+        super().send()
+
+
+class Nodes:
+    """A node's object whose helpers act."""
+
+    def __init__(self) -> None:
+        self.mail, self.several, self.slots, self.logged = Mail(), [Mail()], Slots(), Logged()
+        self.tools = Guarded()
+
+    @property
+    def own(self) -> Mail:
+        return self.mail
+
+    @cached_property
+    def kept(self) -> Mail:
+        return self.mail
+
+    def held(self, state: Any) -> None:
+        self.mail.send()
+
+    def listed(self, state: Any) -> None:
+        for mail in self.several:
+            mail.send()
+
+    def slotted(self, state: Any) -> None:
+        self.slots.mail.send()
+
+    def by_property(self, state: Any) -> None:
+        self.own.send()
+
+    def by_cache(self, state: Any) -> None:
+        self.kept.send()
+
+    def given(self, state: Any) -> None:
+        given(self.mail)
+
+    def renders(self, state: Any) -> None:
+        self.mail.render()
+
+    def guarded(self, state: Any) -> None:
+        self.tools.pay.invoke({})
+        self.tools.notify(state)
+        self.tools.broken
+
+    def inherited(self, state: Any) -> None:
+        self.logged.send()
+
+
+def given(mail: Mail) -> None:
+    mail.send()
+
+
+@lru_cache
+def made() -> Mail:
+    return Mail()
+
+
+def imports_own(state: Any) -> None:
+    from tests.unit_tests.langgraph.test_scan import helper as own
+
+    own()
+
+
+NODES = Nodes()
+SENDS = ["network (httpx.Client)"]
+
+
 def closure() -> Any:
     client = httpx.Client()
     return lambda state: client.post("http://x")
@@ -120,6 +222,18 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "store": (remembers, ["store (store.put)"]),
     "object": (Client(), ["network (httpx.Client)"]),
     "closure": (closure(), ["network (httpx.Client)", "network (httpx.post)"]),
+    "held object": (NODES.held, SENDS),
+    "object in a list": (NODES.listed, SENDS),
+    "object in a slot": (NODES.slotted, SENDS),
+    "property": (NODES.by_property, SENDS),
+    "cached property": (NODES.by_cache, SENDS),
+    "handed on": (NODES.given, SENDS),
+    "inherited": (NODES.inherited, ["network (httpx.Client)", "write (os.remove)"]),
+    "made": (lambda s: Mail().send(), SENDS),
+    "made elsewhere": (lambda s: made().send(), SENDS),
+    "imported from the application": (imports_own, ["network (requests.post)"]),
+    "harmless method of a client's holder": (NODES.renders, []),
+    "tools and declared effects of an object": (NODES.guarded, []),
     "pure": (pure, []),
     "declared": (declared, []),
     "blocks": (blocks, []),
@@ -131,7 +245,7 @@ def test_effects_in_a_nodes_code(case: str) -> None:
     """Each is named by kind and by what; nothing is called."""
     node, expected = CASES[case]
     found = {name: [str(s) for s in seen] for name, seen in acting_nodes(node_graph(node)).items()}
-    assert found == ({"step": expected} if expected else {})
+    assert {name: sorted(set(seen)) for name, seen in found.items()} == ({"step": expected} if expected else {})
 
 
 def test_nodes_without_code_of_the_application() -> None:
@@ -168,6 +282,6 @@ def test_what_is_not_seen_is_a_number() -> None:
     report.raise_if_ungoverned()
     assert "1 node runs code that is not seen" in str(report)
     assert "none" not in str(report)
-    assert [r.note for r in report.rows if r.kind == "node"] == ["its code is not seen"]
+    assert [r.note for r in report.rows if r.kind == "node"] == ["its code is not seen; not followed: jwt"]
     declares = str(authz.coverage(authz.protect(node_graph(AUTHZ.effect("mail", arguments=lambda state: {})(mails)))))
     assert "declared effect" in declares
