@@ -3,7 +3,7 @@
 ```
 AuthzError                 a code, with a sentence for the operator
 ├── ConfigError            a constructor's argument or a setting is wrong
-│   └── AlreadyProtected   the graph belongs to another `RuntimeAuthz`
+│   └── AlreadyProtected   the graph or tool belongs to another `RuntimeAuthz`
 ├── MappingError           the state cannot be expressed as a request (a deny)
 ├── CredentialError        a token was refused
 ├── PDPError               the PDP could not be asked, or its answer not be read (a deny)
@@ -194,7 +194,7 @@ class Code(StrEnum):
     POLICY_OLDER = "policy_older", "the policy is older than the one in use; to undo a change, release the old content under a new number", "an old bundle was published again", "fixed"
     PROFILE_INVALID = "profile_invalid", "a profile of a tool or agent is wrong; correct it", "a field of the profile is missing or has a wrong value", "fixed"
     MANDATE_INVALID = "mandate_invalid", "the mandate cannot be read or contradicts itself; correct it", "a step names an unknown tool or argument, or two steps contradict each other", "fixed"
-    ALREADY_PROTECTED = "already_protected", "another RuntimeAuthz protects this graph; use that one, or build the graph again", "two instances exist, often because a module was imported twice", "fixed"
+    ALREADY_PROTECTED = "already_protected", "another RuntimeAuthz protects it; use that one for every graph that shares it, or give each instance graphs and tools of its own", "two instances exist, often because a module was imported twice or two graphs share a tool", "fixed"
     DEEP_COPY = "deep_copy", "compiled graphs cannot be deep-copied; use `graph.copy()`, which stays protected, or compile the builder again", "code calls `copy.deepcopy` on a graph", "fixed"
     UNDECLARED = "undeclared", "a node or tool did what nobody declared; declare it with `authz.effect` or in the tool's profile", "`observe_process(strict=True)` saw a file, program or connection that no profile speaks of", "fixed"
     UNGOVERNED = "ungoverned", "no enforcement point stands in front of it; follow its note, or accept it in a baseline", "the graph reaches something that no enforcement point covers", "fixed"
@@ -273,10 +273,10 @@ class ConfigError(AuthzError):
 
 
 class AlreadyProtected(ConfigError):
-    """The graph is protected by another `RuntimeAuthz`."""
+    """The graph or tool is protected by another `RuntimeAuthz`."""
 
-    def __init__(self, graph: str) -> None:
-        super().__init__(f"graph `{graph}`", Code.ALREADY_PROTECTED)
+    def __init__(self, name: str, kind: str = "graph") -> None:
+        super().__init__(f"{kind} `{name}`", Code.ALREADY_PROTECTED)
 
 
 class MappingError(AuthzError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.facts.inert import inert
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def init(
     given = load_profiles(answers)
     tools = graph_tools(target)
     new = [t for t in tools if t.name not in kept]
+    _check_answers(answers, given, tools)
     facts = {t.name: _profile(t, given, yes=yes or answers is not None) for t in new}
     declared = load_profiles({**kept, **facts})
     told = outcomes(declared, [(t.name, example_args(t)) for t in new])
@@ -119,6 +121,18 @@ def init(
     return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)
 
 
+def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:
+    from langchain_runtime_authz.langgraph.tool_profiles import arguments_of
+    from langchain_runtime_authz.profile import check_arguments
+
+    known = {t.name: t for t in tools}
+    if unknown := ", ".join(f"`{inert(n)}`" for n in given if n not in known):
+        named = ", ".join(f"`{inert(n)}`" for n in known)
+        raise ConfigError(f"{file}: {unknown} is not a tool that was found; these were: {named}", Code.PROFILE_INVALID)
+    for name, answer in given.items():
+        check_arguments(name, answer, arguments_of(known[name]))
+
+
 def _interactive() -> bool:
     return sys.stdin.isatty()
 
@@ -126,7 +140,7 @@ def _interactive() -> bool:
 def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> Any:
     from langchain_runtime_authz.langgraph.tool_profiles import digest_of
 
-    if (ready := _ready(tool)) is not None:
+    if tool.name not in given and (ready := _ready(tool)) is not None:
         name, fields = ready
         typer.echo(f"{tool.name}: taken from the ready set `{name}`.", err=True)
         return fields
@@ -271,7 +285,12 @@ def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dic
         warnings.simplefilter("ignore")
         authz = RuntimeAuthz(profiles=declared)
     found = []
-    for name, args in calls:
-        with authz.session(subject="tester", task="Look around") as session:
-            found.append(WORDS[session.decide(name, args).outcome])
+    log = logging.getLogger("langchain_runtime_authz.decisions")
+    before, log.disabled = log.disabled, True  # nobody asked for these calls
+    try:
+        for name, args in calls:
+            with authz.session(subject="tester", task="Look around") as session:
+                found.append(WORDS[session.decide(name, args).outcome])
+    finally:
+        log.disabled = before
     return found

@@ -177,7 +177,9 @@ def graph_tools(target: str) -> list[BaseTool]:
     if acting:
         typer.echo(f"Nodes that act without a tool ({acting}): declare them with `authz.effect`.", err=True)
     if not found:
-        raise ConfigError(f"`{target}` has no tool; effects of plain functions and nodes have no profile here")
+        raise ConfigError(
+            f"`{target}` has no tool to profile; declare what its nodes do by `authz.effect`, each with its `profile=`"
+        )
     return list(found.values())
 
 

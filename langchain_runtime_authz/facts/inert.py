@@ -60,6 +60,8 @@ def _marked(shown: list[str]) -> list[str]:
 
 
 def _escape(c: str) -> str:
+    if c in "\n\t":
+        return "\\n" if c == "\n" else "\\t"
     return f"\\u{ord(c):04x}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08x}"  # noqa: PLR2004  (Unicode planes)
 
 

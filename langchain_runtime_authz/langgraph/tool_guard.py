@@ -48,7 +48,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
     """Return a guarded copy of `tool`, or `tool` itself if it is guarded already."""
     if is_guarded(tool):
         if guard_of(tool).profiles is not profiles:
-            raise AlreadyProtected(tool.name)
+            raise AlreadyProtected(tool.name, "tool")
         return tool
     tool._injected_args_keys  # noqa: B018  (LangChain keeps it in the tool, so the copies have it)
     copy = tool.model_copy()

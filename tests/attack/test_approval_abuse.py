@@ -726,8 +726,8 @@ def test_an_inert_text_has_one_reading(text: str) -> None:
     import re
     import unicodedata
 
-    escaped = r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\([*~_])"
-    back = re.sub(escaped, lambda m: m[3] or chr(int(m[1] or m[2], 16)), inert(text))
+    escaped = r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\([*~_nt])"
+    back = re.sub(escaped, lambda m: {"n": "\n", "t": "\t"}.get(m[3], m[3]) or chr(int(m[1] or m[2], 16)), inert(text))
     assert back == unicodedata.normalize("NFC", text)
 
 

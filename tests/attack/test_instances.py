@@ -59,7 +59,7 @@ def test_shared_child_of_two_instances_is_refused(ran: Any) -> None:
         other.protect(second)
     assert owner_of(second) is None
     assert {name: node.bound for name, node in second.nodes.items()} == bounds
-    with pytest.raises(AlreadyProtected):
+    with pytest.raises(AlreadyProtected, match="tool `pay`"):
         other.guard(list(shared.nodes["tools"].bound.tools_by_name.values()))
 
 

@@ -161,6 +161,34 @@ def test_what_can_not_be_done_is_one_sentence(run: Callable[..., Any], tmp_path:
     assert not (tmp_path / "authz.yaml").exists()
 
 
+WRONG = [
+    ("serch: reads", ("answers.yaml: `serch` is not a tool", "`web_search`")),
+    ("add: calculates", ("add", "`calculates`")),
+    ("add: {effect: write, sink: internal, critical: {c: object}}", ("add", "`c`")),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), WRONG)
+def test_an_answer_that_fits_nothing_is_refused(run: Callable[..., Any], tmp_path: Path, line: str, says: tuple[str, ...]) -> None:
+    """A tool, a word or an argument that is not there would leave a tool with the default."""
+    (tmp_path / "answers.yaml").write_text(f"tools:\n  send_mail: ask\n  {line}\n")
+    result = run("init", "--answers", "answers.yaml")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert all(text in result.stderr for text in ("profile_invalid", *says)), result.stderr
+    assert not (tmp_path / "authz.yaml").exists()
+
+
+def test_an_answer_is_kept_and_a_dry_run_is_not_logged(
+    run: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also for a tool that has a ready profile."""
+    (tmp_path / "answers.yaml").write_text("tools:\n  write_todos: deny\n")
+    with caplog.at_level("DEBUG"):
+        assert run("init", "--answers", "answers.yaml").exit_code == 0
+    assert load_profiles("authz.yaml")["write_todos"].verdict == "deny"
+    assert not [r for r in caplog.records if "asks about" in r.getMessage() or "denied" in r.getMessage()]
+
+
 # --- learn
 
 
