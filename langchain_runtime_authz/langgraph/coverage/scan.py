@@ -2,7 +2,7 @@
 
 An effect is looked for in a node's function, its closures, the functions of the application that it calls, and what
 these hold. Of the application's objects and classes that are met, the members are followed whose names the code uses
-(rapid type analysis), so a method is found whichever way its object came there. The look does not enter installed
+(rapid type analysis), so a method is found without knowing how its object came there. The look does not enter installed
 packages: it only sees that one is used which reaches out.
 
 A secret is looked for in tools, by its type (`SecretStr`), its name (`api_key`, an `Authorization` header) or the form
