@@ -299,6 +299,7 @@ class _Root(Entering[tuple[Any, Any]]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
+        busy = bool(run.children)  # a child that `gather` left behind goes on writing what waits
         saver, place, watch = (
             checkpoints.saver_of(self.graph),
             checkpoints.thread_config(self.config),
@@ -314,7 +315,8 @@ class _Root(Entering[tuple[Any, Any]]):
                     waiting = yield from checkpoints.read_waiting(
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
-                    left = Left(head.id if head is not None else None, memory, waiting.digest if waiting else None)
+                    below = waiting.digest if waiting is not None and not busy else None
+                    left = Left(head.id if head is not None else None, memory, below)
                     # Every task has ended, and with it the use of the marks of tasks' children.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 edits = yield from checkpoints.updates_during(

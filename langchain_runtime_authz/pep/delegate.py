@@ -66,6 +66,7 @@ def open_child(
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
         foreign=parent.foreign,
         handed=parent.handed,
+        children=parent.children,
         corrected=parent.corrected,
         seen_from_model=parent.seen_from_model,
     )
@@ -78,6 +79,7 @@ def open_child(
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
     child.parts["invited"] = decision.decision_id
+    child.children.add(child.jti)
     detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
     try:
         yield run_event(parent, "delegated", time.time(), detail=detail)

@@ -242,6 +242,8 @@ class Run:
     foreign: set[str] = field(default_factory=set)
     # Agent → the hand-off to it in this root entry; all runs of the entry share it.
     handed: dict[str, Edge] = field(default_factory=dict)
+    # The jtis of this entry's child agents that have not ended; all runs of the entry share it.
+    children: set[str] = field(default_factory=set)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
     kept: dict[tuple[str, str], str] = field(default_factory=dict)
     # Versions of the resources that calls under way read, by call key, as they were before the read.

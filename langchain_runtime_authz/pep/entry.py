@@ -362,6 +362,7 @@ def close(
     if not run.closed:
         count("leases", by=-1)
     run.closed = True
+    run.children.discard(run.jti)
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
     marks = [*also, *(SetMark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:

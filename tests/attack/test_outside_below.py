@@ -299,3 +299,72 @@ def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str, authz: Any) 
             assert graph.invoke(None, THREAD)["told"] == ["turtles"]
     (corrected,) = [r for r in authz.audit.records if r.get("event") == "corrected"]
     assert corrected["epoch"] == 2
+
+
+class Gathered:
+    """A node that gathers two agents, which stop before their tools; the second plans after the first has ended the run."""
+
+    def __init__(self, *, protected: bool = True) -> None:
+        self.ran: list[str] = []
+        self.later = asyncio.Event()
+
+        @tool
+        async def look(what: str) -> str:
+            """Look."""
+            self.ran.append(what)
+            return what
+
+        async def plan(state: MessagesState) -> dict[str, Any]:
+            if isinstance(state["messages"][-1], ToolMessage):
+                return {"messages": [AIMessage("done")]}
+            if (topic := state["messages"][0].text) == "b":
+                await self.later.wait()
+            return {"messages": [says(call("look", {"what": topic}, topic))]}
+
+        def agent() -> Any:
+            builder = StateGraph(MessagesState).add_node("plan", plan).add_node("tools", ToolNode([look]))
+            builder.add_edge(START, "plan").add_conditional_edges("plan", tools_condition).add_edge("tools", "plan")
+            return builder.compile(interrupt_before=["tools"])
+
+        child, self.saver, self.editor = agent(), InMemorySaver(), agent()
+
+        async def supervise(_: MessagesState) -> dict[str, Any]:
+            found = await asyncio.gather(*(child.ainvoke(human(topic)) for topic in "ab"))
+            return {"messages": [one["messages"][-1] for one in found]}
+
+        builder = StateGraph(MessagesState).add_node("supervise", supervise).add_edge(START, "supervise")
+        self.graph = builder.compile(checkpointer=self.saver)
+        self.authz = authz_with(StaticPDP(True), profiles={"look": ToolProfile(effect="write")})
+        if protected:
+            self.authz.protect(self.graph)
+
+    async def edit(self) -> None:
+        """Change what the first agent would do, as another process does that does not protect it."""
+        (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept and not n.endswith("|1")]
+        lent = {"__pregel_checkpointer": self.saver}
+        place = {"configurable": {"thread_id": "t", "checkpoint_ns": name, **lent}}
+        await self.editor.aupdate_state(place, {"messages": [says(call("look", {"what": "eve"}, "a"))]}, as_node="plan")
+
+    async def go(self, *, edited: bool = False) -> list[str]:
+        for given in (human("go"), None):
+            async with self.authz.run(subject="alice"):
+                with contextlib.suppress(AuthzHalt):  # the first entry that sees the edit
+                    await self.graph.ainvoke(given, THREAD)
+            if not self.later.is_set():
+                self.later.set()
+                await asyncio.sleep(0.2)  # the agent that was left behind plans, and stops
+                if edited:
+                    await self.edit()
+        return self.ran
+
+
+def test_an_agent_that_was_left_behind_edits_nothing() -> None:
+    """It writes its state after the run ended: the task is the same, and both plans run."""
+    gathered = Gathered()
+    assert sorted(asyncio.run(gathered.go())) == ["a", "b"]
+    assert not [r for r in gathered.authz.audit.records if r.get("event") == "corrected"]
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["enforced", "unenforced"])
+def test_an_edit_counts_beside_an_agent_that_was_left_behind(protected: bool) -> None:
+    assert ("eve" in asyncio.run(Gathered(protected=protected).go(edited=True))) != protected
