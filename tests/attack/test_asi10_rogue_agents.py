@@ -81,6 +81,28 @@ def test_a_call_beside_the_plan(form: str, protected: bool, ran: Any) -> None:
     assert any("unplanned" in r for r in first_reasons(authz, "write")) is protected
 
 
+@pytest.mark.parametrize(("profiles", "asks"), [({}, 1), ({"write": "ask"}, 1), ({"write": "allow"}, 0)], ids=repr)
+def test_a_call_of_code_that_a_person_is_asked_about(profiles: Any, asks: int, form: str, ran: Any) -> None:
+    """Nobody planned it: it runs once if it is approved, and only so. A tool that its author allows runs as it comes."""
+    write = tools(ran)[2]
+    authz = RuntimeAuthz(profiles=profiles)
+    given = authz.guard(write)
+
+    def act() -> None:
+        given.invoke({"n": 1})
+
+    async def aact() -> None:
+        await given.ainvoke({"n": 1})
+
+    graph = authz.protect(node_graph(in_run(act, aact), checkpointer=InMemorySaver()))
+    with authz.run(subject="alice", task="Look"):
+        (out,) = drive_form(form, graph, human("Look"), THREAD)
+    assert (len(out.get("__interrupt__", ())), len(ran)) == (asks, 1 - asks)
+    with authz.run(subject="alice"):
+        drive_form(form, graph, Command(resume={"decisions": [{"type": "approve"}]}) if asks else None, THREAD)
+    assert ran == [("write", 1)]
+
+
 STOPPED = ([call("look", {"n": 1}, "c1")], [call("write", {"n": 2}, "c2")])
 
 

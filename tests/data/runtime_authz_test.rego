@@ -215,6 +215,9 @@ test_unplanned if {
 		denies(patched({"context": {"plan": plan}}), ["unplanned"])
 	}
 	denies(patched({"context": {"plan": null}}), ["unplanned"])
+	asks(patched(object.union(properties({"verdict": "ask"}), {"context": {"plan": null}})), ["verdict"])
+	permits(patched(object.union(properties({"verdict": "permit"}), {"context": {"plan": null}})))
+	asks(patched(object.union(properties({"profiled": false}), {"context": {"plan": null}})), ["unprofiled"])
 }
 
 test_plan_changed if {

@@ -459,6 +459,19 @@ planned if {
 	effect in cfg.plan.unplanned_permitted
 }
 
+# A person is shown the call, or the tool's author lets it run as it comes.
+planned if {
+	profiled
+	"ask" in verdicts
+}
+
+planned if {
+	not profiled
+	unprofiled_verdict == "ask"
+}
+
+planned if allowed
+
 subject_sufficient if {
 	is_string(input.subject.type)
 	input.subject.type != "anonymous"
