@@ -274,7 +274,7 @@ class LedgerHarness:
 
     def race(self, jobs: Sequence[tuple[Sequence[Change], Guard | None]]) -> list[Committed | Conflict]:
         """Commit each job in its own thread, all at once."""
-        gate = threading.Barrier(len(jobs))
+        gate, _ = threading.Barrier(len(jobs)), (self.ledger, self.scope)  # made before any thread asks for them
 
         def run(job: tuple[Sequence[Change], Guard | None]) -> Committed | Conflict:
             gate.wait()

@@ -216,6 +216,7 @@ class LedgerContract(LedgerHarness):
 
     def test_one_of_many_processes_that_decided_at_once_does_it(self) -> None:
         """On a thread each, of one subject: neither sees the other before its commit."""
+        self.load()
         for _ in range(5):
             deed, start = f"pay:{unique()}", threading.Barrier(6)
 

@@ -254,9 +254,6 @@ def test_a_pdp_that_can_not_name_its_policy_still_denies(revision: Any) -> None:
     pdp.broken = True
     for (decision,) in (evaluator.evaluate([REQUEST.to_json()]), asyncio.run(evaluator.aevaluate([REQUEST.to_json()]))):
         assert (decision.reasons, decision.policy_revision) == ((Code.PDP_MALFORMED,), "")
-    if isinstance(revision, Exception):
-        with pytest.raises(ConfigError):
-            Evaluator(pdp)
 
 
 ODD: list[Any] = [
