@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
@@ -220,7 +221,8 @@ def _as_planned(
 
 
 def _decide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
-    with node.lock:
+    # A worker thread waits for the decisions of coroutines, too. An event loop's own thread would wait for ever.
+    with nullcontext() if asyncio._get_running_loop() else node.alock, node.lock:
         return drive(engine, flow)
 
 

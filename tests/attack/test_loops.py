@@ -326,6 +326,30 @@ def test_a_denial_without_a_message_to_answer_is_raised(go: str) -> None:
 # --- questions --------------------------------------------------------------------------------------
 
 
+def test_a_coroutine_and_a_thread_of_a_loop_do_not_ask_at_once() -> None:
+    """A tool without a coroutine runs in a worker thread: the second question comes after the answer to the first."""
+
+    def plain(ran: list[Any]) -> list[BaseTool]:
+        return [bill(ran), StructuredTool.from_function(bill(ran).func, name="wire", description="Pay.", args_schema=PayArgs)]
+
+    pdp = asking("pay", "wire")
+    real = pdp.aevaluate
+
+    async def late(body: bytes) -> object:
+        await asyncio.sleep(0.05)
+        return await real(body)
+
+    pdp.aevaluate = late
+    loop = Loop([call("pay", {"to": "ann", "amount": "5"}, "ann"), call("wire", {"to": "bob", "amount": "5"}, "bob")],
+                tools=plain, pdp=pdp, catch=True, gather=True)
+    state, asked = loop.go(human(), "async"), []
+    while state.get("__interrupt__"):
+        (question,) = state["__interrupt__"]
+        asked += [one["args"]["recipient"] for one in question.value["action_requests"]]
+        state = loop.go(Command(resume=APPROVAL), "async")
+    assert sorted(asked) == sorted(name for name, *_ in loop.ran) == ["ann", "bob"]
+
+
 @pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("catch", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
