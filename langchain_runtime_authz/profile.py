@@ -93,8 +93,8 @@ class ToolProfile(BaseModel):
             exists already; a `name` is given to something new.
         when: arguments that are dates or times.
         text: free-text arguments.
-        free: arguments that decide nothing, like the language of an answer. An approval does not bind them, but for `pay`,
-            `delete` and `admin`. Every other argument of a side effect counts as critical for the mandate (`mandate.binding`).
+        free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
+            critical for the mandate (`mandate.binding`).
         injected: arguments that the code of a node may add to what the model wrote. They are not decided then.
         data_class: the class of the data that the tool returns or handles; `class` in a file.
         trust: who writes the output; or by field, `{"": external, id: system}`.
@@ -161,8 +161,6 @@ class ToolProfile(BaseModel):
         for one, other in combinations(("critical", "when", "text", "free"), 2):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
-        if inner := {*self.free} & {path.partition(".")[0] for path in (*self.critical, *self.when, *self.text)}:
-            raise ValueError(f"`{min(inner)}` is free, and a part of it is not; name its free parts")
         if (d := {*self.decisions}) and not {"approve", "reject"} <= d <= {"approve", "edit", "reject", "respond"}:
             raise ValueError("`decisions` holds `approve` and `reject`, and if you like `edit` and `respond`")
         self.named()

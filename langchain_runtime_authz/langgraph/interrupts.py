@@ -44,7 +44,7 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
-# How reviews name things: Agent Inbox's flags, and the tool and its arguments in a question of an app's own.
+# How reviews name things: Agent Inbox's flags; tool and arguments in an app's own question.
 _FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
 _TOOL: Final = ("tool", "tool_name", "name", "action", "function")
 _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
@@ -71,16 +71,21 @@ def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 
 def decide_together(
-    run: Run, calls: Sequence[Call], config: Mapping[str, Any], *, had: Callable[[], int] | None = None
+    run: Run,
+    calls: Sequence[Call],
+    config: Mapping[str, Any],
+    *,
+    had: Callable[[], int] | None = None,
+    turn: Callable[[], bool] = bool,
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this one task: nothing runs before every question is answered.
 
-    If `had` counts the task's answers, a question that would take the answer to another is an empty `GraphInterrupt`.
+    With `had`, which counts the task's answers, a question that is not its turn, or would take another's answer, is empty.
     """
     decided = yield from _decide(run, calls)
     for one in decided:
         if one.approval is not None or one.decision.outcome == "approval_required":
-            decided = yield from _ask(run, calls, decided, config, had=had)
+            decided = yield from _ask(run, calls, decided, config, had=had, turn=turn)
             break
     waiting: list[Pending] = []
     for place, one in enumerate(decided):
@@ -152,11 +157,11 @@ def _ask(
     *,
     counted: bool = False,
     had: Callable[[], int] | None = None,
+    turn: Callable[[], bool] = bool,
 ) -> Flow[list[DecidedCall]]:
     me, first = task_id(config), judged
     try:
         before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
-        # Every one, though of an edited call only the newest question is in sight.
         rounds = max((a.round for a, _ in before), default=-1) + 1
         withdrawn: set[str] = set()
         for number in range(rounds):
@@ -180,7 +185,7 @@ def _ask(
         late = before_answers and answers_left(config, answered)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
-        if fresh and late and had and can_ask(config) and not here:
+        if fresh and had and can_ask(config) and not here and (late or not turn()):
             raise GraphInterrupt(())
         if fresh and (here or (can_ask(config) and not late)):
             yield from record_asks(run, fresh)

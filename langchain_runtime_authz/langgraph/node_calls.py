@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
@@ -40,13 +39,13 @@ _PAUSE: Final = 0.005  # seconds
 class NodeCalls:
     """One execution of a hand-written node."""
 
-    __slots__ = ("_announced", "_begun", "_came", "_closed", "_given", "_held", "_numbers", "_taken", "alock", "config",
+    __slots__ = ("_announced", "_asking", "_begun", "_came", "_closed", "_given", "_held", "_numbers", "_taken", "alock", "config",
                  "lock", "question", "running")  # fmt: skip
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
         self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
-        self.lock, self.alock = threading.Lock(), threading.Lock()
+        self.lock, self.alock, self._asking = threading.Lock(), threading.Lock(), threading.Lock()
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first that was raised inside
         self._announced: list[AIMessage] = []
@@ -116,17 +115,28 @@ class NodeCalls:
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self.question is not None:
             raise self.question
+        return (yield from self._decided(run, calls))
+
+    def _decided(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
+        mine: list[bool] = []
+
+        def turn() -> bool:
+            # A coroutine and a worker thread are decided at once, and neither can wait for the other.
+            if self._asking.acquire(blocking=False):
+                mine.append(True)
+            return bool(mine) and self.question is None
+
         try:
-            return (yield from self._decided(run, calls))
+            return (yield from decide_together(run, calls, self.config, had=lambda: len(self._numbers), turn=turn))
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc
             else:  # its question would take the answer to another
-                self._held += calls
+                self._held = [*self._held, *calls]
             raise
-
-    def _decided(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
-        return decide_together(run, calls, self.config, had=lambda: len(self._numbers))
+        finally:
+            if mine:
+                self._asking.release()
 
     def ended(self, call: Call, place: Place | None, output: Any, exc: BaseException | None) -> None:
         """Note what a permitted call came to. One that came to nothing frees its place: the same may come again."""
@@ -221,8 +231,7 @@ def _as_planned(
 
 
 def _decide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
-    # A worker thread waits for the decisions of coroutines, too. An event loop's own thread would wait for ever.
-    with nullcontext() if asyncio._get_running_loop() else node.alock, node.lock:
+    with node.lock:
         return drive(engine, flow)
 
 
@@ -236,5 +245,5 @@ async def _adecide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
         node.alock.release()
 
 
-# Decide a node's calls one after another: each question is asked, and none takes the answer to another.
+# Decide a node's calls one after another, threads and coroutines each: no question takes the answer to another.
 DecideInNode: Final = Effect(_decide, _adecide)

@@ -6,6 +6,7 @@ and the tasks that wait to run. Ids, key order and the message classes' own fiel
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +35,6 @@ from langchain_runtime_authz.langgraph.messages import (
 )
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.mandate.own_words import continues
 from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, is_ours, remaining
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
@@ -240,23 +240,22 @@ def _said_more(answer: object, offered: Collection[object], question: str, depth
 
 
 def _consents(text: str, question: str) -> bool:
-    """Return True if words only consent, thank, greet or say to go on: they order, withdraw and suspend nothing.
+    """Return True if words only say yes, and perhaps please or thanks: they order, withdraw and suspend nothing.
 
-    Each word must be known as such in one language, and none may stop anything in another. A question is not consent,
-    nor is a word that the question names or a time, which may be a choice.
+    All words must be known as such in one language, and none may stop anything in another. A question and a number are not
+    consent, nor is a word that the question names, which may be a choice.
     """
-    if continues(text):
-        return True
-    return len(text) <= MAX_CONSENT and any(_courteous(text, question, each) for each in languages())
+    short = len(text) <= MAX_CONSENT and not any(c.isdigit() for c in text)
+    return short and any(_assents(text, question, each) for each in languages())
 
 
-def _courteous(text: str, question: str, language: Language) -> bool:
+def _assents(text: str, question: str, language: Language) -> bool:
     tokens = [t for t in language.tokens(text) if t.kind != "sep"]
-    words, at = [t for t in tokens if t.kind != "end"], 0
-    choices = {t.lower for t in language.tokens(question)}.union(language.data["times"]) - CLOSED
+    words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
+    choices = {*re.findall(r"\w+", question.lower())} - CLOSED
     odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it trails off
     if odd or any(t.lower in choices for t in words):
         return False
-    while taken := language.match(language.courtesies, words, at):
-        at += taken
-    return at == len(words) > 0 and not any(each.stop(words) for each in languages())
+    while taken := (said := language.match(language.assents, words, at)) or language.match(language.thanks, words, at):
+        yes, at = yes or bool(said), at + taken
+    return yes and at == len(words) and not any(each.stop(words) for each in languages())

@@ -271,8 +271,7 @@ def _arrival(
     if run is None and opener is None:
         return _nowhere(tool, config, call_id)
     counts, call = settled() if opener is None else opener.settled, described(facts, given)
-    bound = call.bound_digest if call.profile.free else call.args_digest
-    equal = f"{call.call_id} {call.tool} {bound}" if counts is not None else ""
+    equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     engine = run.engine if run is not None else opener.engine if opener is not None else None
     return Arrival(
         call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine, given=given,

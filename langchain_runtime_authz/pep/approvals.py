@@ -30,7 +30,6 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
-from langchain_runtime_authz.mandate.placing import RISKY
 from langchain_runtime_authz.pep.engine import Commit, Flow, Load, new_id
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.telemetry.spans import traceparent
@@ -187,8 +186,7 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
     for j, mark in zip(asked, marks, strict=True):
         if (before := held.get(last.get(mark, ""))) is not None and before.state == "approved":
-            free = "" if j.call.profile.effect in RISKY else ", or name it in the profile's `free`"
-            j.evidence = (f"{_CHANGED}{free}", *j.evidence)
+            j.evidence = (_CHANGED, *j.evidence)
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:

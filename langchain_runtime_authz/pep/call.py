@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import Match
 from langchain_runtime_authz.facts.provenance.atoms import CallAtoms
@@ -18,7 +17,6 @@ from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Doubt
 from langchain_runtime_authz.mandate.binding import Standing
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.mandate.placing import RISKY
 from langchain_runtime_authz.pep.obligations import Terms
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -66,16 +64,6 @@ class Call:
         """Names of the arguments that the model sent. Under an alias, all of them count as sent."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         return frozenset(sent if sent.keys() <= self.args.keys() else self.args)
-
-    @property
-    def unbound(self) -> frozenset[str]:
-        """Names of the arguments that may be others once the call is approved: the free ones, where no great harm is done."""
-        return frozenset() if self.profile.effect in RISKY else frozenset(self.profile.free)
-
-    @property
-    def bound_digest(self) -> str:
-        """Digest of the arguments that make it this call. Ask it only of a profile with free arguments."""
-        return digest({name: value for name, value in self.args.items() if name not in self.unbound})
 
 
 @dataclass(slots=True)

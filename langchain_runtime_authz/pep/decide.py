@@ -241,8 +241,7 @@ def _key(run: Run, call: Call, epoch: int) -> str:
     authority = run.parts.get("authority")
     if authority is None:
         authority = run.parts["authority"] = plan.authority(run.scope, run.agent)
-    bound = call.bound_digest if call.profile.free else call.args_digest
-    return plan.call_key(authority, epoch, source, call.position or 0, call.tool, bound)
+    return plan.call_key(authority, epoch, source, call.position or 0, call.tool, call.args_digest)
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:

@@ -79,12 +79,12 @@ def open_child(
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
     child.parts["invited"] = decision.decision_id
-    child.children.add(child.jti)
     detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
     try:
         yield run_event(parent, "delegated", time.time(), detail=detail)
     except AuditError as exc:
         raise AuthzDenied(exc.code, decision.decision_id) from exc
+    child.children.add(child.jti)
     child.span = run_span(child, decision=decision.decision_id)
     count("leases")
     return child

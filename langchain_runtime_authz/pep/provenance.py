@@ -142,7 +142,6 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
             line += _source(found)
         if name in differs:
             line += f", EXPECTED {differs[name]}"
-        line += " (free: it may be another one when the call runs)" if name in call.unbound else ""
         if outside and (sentence := _sentence(value, memory)) is not None:
             line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)

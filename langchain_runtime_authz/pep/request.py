@@ -92,12 +92,12 @@ def call_request(
             "changed": sorted(stale & sources(traced)) if stale else [],
             "repeats": decided.prior_calls,
         },
-        approval=_granted(call, decided.key, row, approval) if approval is not None else None,
+        approval=_granted(call, row, approval) if approval is not None else None,
     )
     return body, traced
 
 
-def _granted(call: Call, key: str, row: CallRow | None, approval: Approval) -> JSON | None:
+def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
     """Return the approval on record for exactly this call."""
     # A call that paused by itself re-enters under the approval that it has spent. So does a read whose task is entered again.
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
@@ -105,7 +105,7 @@ def _granted(call: Call, key: str, row: CallRow | None, approval: Approval) -> J
         return None
     edited = call.amends == approval.call_key
     # What a review showed, and what an approver wrote, is compared with the arguments as written.
-    if not (approval.call_key == key or approval.source == "hitl" or edited):
+    if not (approval.args_digest == call.args_digest or approval.source == "hitl" or edited):
         return None
     return {
         "source": approval.source,

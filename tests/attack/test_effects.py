@@ -150,18 +150,6 @@ def test_two_effects_of_one_node_ask_in_turn_and_run_once(ran: Any) -> None:
     assert ran == results == ["a@x.example", "b@x.example"]
 
 
-@pytest.mark.parametrize("effect", ["send", "pay"])
-def test_a_payment_has_no_free_arguments(effect: str, ran: Any) -> None:
-    """An approval of what does great harm binds all of them. Of another effect, an equal call is still another call."""
-    authz, numbers = RuntimeAuthz(), iter(range(9))
-    act = authz.effect("act", profile={**BARE, "effect": effect, "free": ["ref"]})(lambda to, ref: ran.append(to))
-    graph = authz.protect(node_graph(in_run(lambda: [act("a@x.example", next(numbers)) for _ in range(2)]), checkpointer=InMemorySaver()))
-    for given in (human(), approve(), approve()):
-        state = told(authz, graph, given, THREAD)
-    assert ran == (["a@x.example"] * 2 if effect == "send" else [])
-    assert ("__interrupt__" in state) == (effect == "pay")
-
-
 @pytest.mark.parametrize("catch", [False, True])
 def test_effects_at_once_ask_one_after_the_other(catch: bool, ran: Any) -> None:
     """Each has its own question and its own answer, also where the code swallows what the call raises."""

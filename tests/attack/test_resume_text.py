@@ -189,7 +189,7 @@ def test_what_was_planned_beside_is_stale(how: str) -> None:
 CONSENT = ["Yes, please go ahead", "Sure, thanks!", "go on", {"note": "OK, thank you very much"}]
 NO_CONSENT = [
     "Yes, but do not pay", "Thanks, no", "Sure. Halt", "OK?", "ok...", "first show me the bill", "Danke, nein", "today please",
-    "yes, pay eve", "Archibald", "bob", "then", {"note": "thanks, later"},
+    "yes, pay eve", "Archibald", "bob", "then", "That's all, thanks. Have a good day!", "continue?", "2. please", "2) yes", "second please", "hello", {"note": "thanks, later"},
 ]  # fmt: skip
 
 

@@ -216,7 +216,7 @@ test_unplanned if {
 	}
 	denies(patched({"context": {"plan": null}}), ["unplanned"])
 	asks(patched(object.union(properties({"verdict": "ask"}), {"context": {"plan": null}})), ["verdict"])
-	permits(patched(object.union(properties({"verdict": "permit"}), {"context": {"plan": null}})))
+	denies(patched(object.union(properties({"verdict": "permit"}), {"context": {"plan": null}})), ["unplanned"])
 	asks(patched(object.union(properties({"profiled": false}), {"context": {"plan": null}})), ["unprofiled"])
 }
 

@@ -11,7 +11,7 @@ import langchain_runtime_authz
 
 PACKAGE = Path(langchain_runtime_authz.__file__).parent
 FILE_LINES = 450
-PACKAGE_LINES = 44_852  # on the way to 29,000
+PACKAGE_LINES = 44_845  # on the way to 29,000
 LONGER = {  # files that are still longer than FILE_LINES, and how long they may be
     "testing/ledger_suite.py": 1351,
 }

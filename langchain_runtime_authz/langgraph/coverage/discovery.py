@@ -161,9 +161,7 @@ class _Look:
             yield Row("checkpointer", type(saver).__name__, label, (), why)
         if graph.store is not None:
             governed = governs_stores(self.protection.profiles)
-            note = (
-                "" if governed else "writes are not decided: declare `store.put`, with `free: [key]` for keys made anew"
-            )
+            note = "" if governed else "what nodes and tools write there is not decided: declare a profile `store.put`"
             yield Row("store", type(graph.store).__name__, label, ("store gate",) if layers and governed else (), note)
         for route, value in _loop_code(graph):
             yield from self._loop_tools(value, label, route)

@@ -82,6 +82,7 @@ class Language:
         self.gerunds = phrases("gerunds")
         self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
         self.tails, self.courtesies = phrases("tails"), phrases("courtesies", "openers", "tails")
+        self.assents, self.thanks = phrases("assents"), phrases("thanks")
         self.separators, self.dictation, self.topics = phrases("separators"), phrases("dictation"), phrases("topics")
         self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
         self.reads, self.read_words = phrases("reads"), sets("read_words")

@@ -459,7 +459,7 @@ planned if {
 	effect in cfg.plan.unplanned_permitted
 }
 
-# A person is shown the call, or the tool's author lets it run as it comes.
+# A person is shown the call.
 planned if {
 	profiled
 	"ask" in verdicts
@@ -469,8 +469,6 @@ planned if {
 	not profiled
 	unprofiled_verdict == "ask"
 }
-
-planned if allowed
 
 subject_sufficient if {
 	is_string(input.subject.type)

@@ -95,7 +95,7 @@ def test_a_demand_that_is_misspelt_is_not_lost() -> None:
         ({"context.call": None, GRANT: None}, "deny", ("no_permit",), []),
         ({"context.plan.stale": True}, "deny", ("stale_plan",), []),
         ({"context.plan": None}, "deny", ("unplanned",), []),
-        ({"context.plan": None, "resource.properties.verdict": "permit"}, "permit", (), []),
+        ({"context.plan": None, "resource.properties.verdict": "permit"}, "deny", ("unplanned",), []),
         ({"context.plan.planned": False, "context.plan.changed": True}, "deny", ("plan_changed",), []),
         ({"context.plan.changed": True, EFFECT: "read"}, "deny", ("plan_changed",), []),
         ({"subject.type": "anonymous"}, "deny", ("anonymous",), []),
