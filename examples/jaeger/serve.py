@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def main() -> None:
     binary = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("LRA_JAEGER")
     if not binary:
         raise SystemExit("name the Jaeger binary: python examples/jaeger/serve.py PATH")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serving(binary) as jaeger:
         print(f"send traces:  runtime-authz demo --otlp {jaeger.otlp}")
         print(f"read them:    {jaeger.query}/api/traces?service=runtime-authz-demo", flush=True)
