@@ -35,7 +35,7 @@ from langchain_runtime_authz.langgraph.messages import (
 )
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, is_ours, remaining
+from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, approval_ids, is_ours, remaining
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
 from langchain_runtime_authz.pep.entry import Entry
@@ -200,6 +200,8 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
         return given  # LangGraph refuses it, or it resumes nothing
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
+    # A node that was stopped may have asked more at the same place: only what was shown is answered.
+    asks = [a for a in asks if a.id in (approval_ids(questions[a.interrupt_id]) or (a.id,))]
     open_ids = {a.id for a in asks}
     try:
         left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}

@@ -84,21 +84,25 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
     }
 
 
+def approval_ids(value: object) -> list[str]:
+    """Return the ids of the questions that a `payload` asks. Empty: another interrupt's value."""
+    asked = value.get("action_requests") if isinstance(value, Mapping) else None
+    ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
+    return ids if asked and all(ids) and len(ids) == len(asked) else []
+
+
 def is_ours(value: object) -> bool:
     """Return True if an interrupt's value is a `payload`: every call of it has a question in the ledger."""
-    asked = value.get("action_requests") if isinstance(value, Mapping) else None
-    return (
-        isinstance(asked, list) and bool(asked) and all(isinstance(a, Mapping) and a.get("approval_id") for a in asked)
-    )
+    return bool(approval_ids(value))
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
     """Return a resume value without decisions on calls that were answered outside. `ValueError`: it rejects such a call."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
-    requests = question["action_requests"] if is_ours(question) and isinstance(question, Mapping) else []
-    if not isinstance(decisions, list | tuple) or len(decisions) != len(requests) or len(requests) == 1:
+    ids = approval_ids(question)
+    if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
         return value
-    pairs = list(zip(decisions, [r["approval_id"] in open_ids for r in requests], strict=True))
+    pairs = list(zip(decisions, [i in open_ids for i in ids], strict=True))
     if any(not is_open and isinstance(d, Mapping) and d.get("type") == "reject" for d, is_open in pairs):
         raise ValueError("it rejects what was answered already")
     return {"decisions": [d for d, is_open in pairs if is_open]}

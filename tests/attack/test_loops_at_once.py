@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
+from langgraph.errors import GraphInterrupt, NodeCancelledError
 from pydantic import ConfigDict
 
 from ._kit import *
@@ -220,3 +221,31 @@ def test_a_model_does_not_overrule_what_code_adds_undecided(protected: bool) -> 
         )  # fmt: skip
         loop.go(human())
         assert loop.ran == ran
+
+
+def test_an_answer_is_for_the_calls_that_were_shown() -> None:
+    """A node that was stopped as it asked, and asks about another call when it runs again: each question has its answer."""
+    stopped: list[Any] = []
+
+    async def act(tools: Any, calls: Any) -> Any:
+        if not stopped:
+            stopped.append(None)
+            with contextlib.suppress(GraphInterrupt):
+                await tools["pay"].ainvoke(calls[0]["args"])
+            raise asyncio.CancelledError
+        return answers(calls, [await tools["pay"].ainvoke(c["args"]) for c in reversed(calls)][::-1])
+
+    loop = Acting(THREE[:2], act=act, pdp=WasmPDP(), profiles={})
+
+    async def enter(given: Any) -> Any:
+        async with loop.authz.run(subject="alice"):
+            return await loop.graph.ainvoke(given, THREAD)
+
+    with pytest.raises(NodeCancelledError):
+        asyncio.run(enter(human()))
+    state, shown = asyncio.run(enter(None)), []
+    while asked := state.get("__interrupt__"):
+        shown += [call["args"]["recipient"] for call in asked[0].value["action_requests"]]
+        state = asyncio.run(enter(Command(resume={"decisions": [{"type": "approve"}]})))
+    assert shown == ["bob", "ann"]
+    assert_went_on(state)
