@@ -47,7 +47,9 @@ class Code(StrEnum):
     """
 
     sentence: str
-    """What happened and what to do, for the operator."""
+    """What happened (`meaning`) and what to do (`remedy`), for the operator."""
+    meaning: str
+    remedy: str
     cause: str
     retry: str
 
@@ -55,17 +57,8 @@ class Code(StrEnum):
         """Make a member of a code and what is said of it."""
         member = str.__new__(cls, code)
         member._value_, member.sentence, member.cause, member.retry = code, sentence, cause, retry
+        member.meaning, _, member.remedy = sentence.partition("; ")
         return member
-
-    @property
-    def meaning(self) -> str:
-        """Return what happened."""
-        return self.sentence.partition("; ")[0]
-
-    @property
-    def remedy(self) -> str:
-        """Return what to do."""
-        return self.sentence.partition("; ")[2]
 
     # fmt: off
     # The state cannot be expressed as a request (AuthZEN: mapping error).
@@ -243,9 +236,7 @@ def unreadable(exc: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(exc, json.JSONDecodeError):
         return f"line {exc.lineno}, column {exc.colno}: {exc.msg}"
-    if (
-        mark := getattr(exc, "problem_mark", None)
-    ) is not None:  # a `yaml.MarkedYAMLError`, recognised without importing PyYAML
+    if (mark := getattr(exc, "problem_mark", None)) is not None:  # a `yaml.MarkedYAMLError`, without PyYAML
         return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(exc, 'problem', None)}"
     return str(exc) or type(exc).__name__
 

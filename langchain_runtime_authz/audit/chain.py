@@ -88,13 +88,18 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return record
 
 
-def verify_chain(source: str | Path | IOBase | Iterable[bytes], head: str | None = None) -> ChainReport:
+def verify_chain(
+    source: str | Path | IOBase | Iterable[bytes],
+    head: str | None = None,
+    joints: list[dict[str, Any]] | None = None,
+) -> ChainReport:
     """Verify a chain from its first line to its last.
 
     Args:
         source: path of the file, the open binary file, or its lines (bytes, with or without newline).
         head: the hash that the last line must have, pinned elsewhere. Without it, an edit of the last line or a
             cut at the end is not found.
+        joints: gets the records that join segments.
 
     Raises:
         OSError: the file cannot be read.
@@ -105,7 +110,38 @@ def verify_chain(source: str | Path | IOBase | Iterable[bytes], head: str | None
     if isinstance(source, IOBase):
         # A line without its newline is a fragment, even if it parses.
         source = (line if line.endswith(b"\n") else b"\0" + line for line in source)
-    return _verify(source, head)
+    prev = GENESIS  # of the previous line
+    whole = GENESIS  # of the last record, fragments apart
+    fragments: list[str] = []
+    count = 0
+    for line in source:
+        text = line.removesuffix(b"\n")
+        own, record, wrong = line_hash(text), parse_line(text), None
+        if record is None:
+            fragments.append(own)
+        elif record["seq"] != count:
+            wrong = f"its `seq` is {record['seq']}, not {count}: a line was dropped, inserted or moved"
+        elif record["prev"] != prev:
+            wrong = "its `prev` is not the hash of the previous line: a line was edited"
+        elif (record.get("kind") == TORN) != bool(fragments):
+            wrong = "a fragment must be followed by its `torn` record, and only a fragment"
+        elif fragments and (record.get("fragments") != fragments or record.get("after") != whole):
+            wrong = "the `torn` record is of other fragments"
+        else:
+            fragments, whole = [], own
+        if wrong is not None:
+            return ChainReport(count, prev, False, count + 1, wrong)
+        if joints is not None and record is not None and record.get("kind") in (CONTINUED, DROPPED):
+            joints.append(record)
+        prev = own
+        count += 1
+    if fragments:
+        intact = count - len(fragments)
+        return ChainReport(intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows")
+    if head is not None and head != prev:
+        wrong = "the last line is not the pinned head: the end was cut or edited"
+        return ChainReport(count, prev, False, count + 1, wrong)
+    return ChainReport(count, prev, True)
 
 
 def log_files(path: str | Path) -> list[Path]:
@@ -145,7 +181,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
         shown = name if len(files) > 1 else ""
         own: list[dict[str, Any]] = []
         with opened() as file:
-            report = verify_chain(_noting(file, own), head if name == files[-1][0] else None)
+            report = verify_chain(file, head if name == files[-1][0] else None, own)
         first = own[0] if own and own[0]["seq"] == 0 else {}
         after = str(first.get("after")) if first.get("kind") == CONTINUED else GENESIS
         if not report.ok:
@@ -161,14 +197,6 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
         wrong = "the segments before it are missing, and no record says that they were dropped"
         return ChainReport(0, GENESIS, False, 1, wrong, files[0][0])
     return ChainReport(count, before, True)
-
-
-def _noting(file: Any, kept: list[dict[str, Any]]) -> Iterator[bytes]:
-    """Yield the lines of a file, and keep the records that join segments."""
-    for line in file:
-        if any(f'"kind":"{kind}"'.encode() in line for kind in (CONTINUED, DROPPED)):
-            kept += filter(None, [parse_line(line.rstrip(b"\n"))])
-        yield line if line.endswith(b"\n") else b"\0" + line
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
@@ -193,36 +221,3 @@ def _read(line: bytes) -> dict[str, Any] | None:
         except ValueError:
             record = json.loads(line)  # it reads lone surrogates too
     return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
-
-
-def _verify(lines: Iterable[bytes], head: str | None) -> ChainReport:
-    prev = GENESIS  # of the previous line
-    whole = GENESIS  # of the last record, fragments apart
-    fragments: list[str] = []
-    count = 0
-    for line in lines:
-        text = line.removesuffix(b"\n")
-        own, record, wrong = line_hash(text), parse_line(text), None
-        if record is None:
-            fragments.append(own)
-        elif record["seq"] != count:
-            wrong = f"its `seq` is {record['seq']}, not {count}: a line was dropped, inserted or moved"
-        elif record["prev"] != prev:
-            wrong = "its `prev` is not the hash of the previous line: a line was edited"
-        elif (record.get("kind") == TORN) != bool(fragments):
-            wrong = "a fragment must be followed by its `torn` record, and only a fragment"
-        elif fragments and (record.get("fragments") != fragments or record.get("after") != whole):
-            wrong = "the `torn` record is of other fragments"
-        else:
-            fragments, whole = [], own
-        if wrong is not None:
-            return ChainReport(count, prev, False, count + 1, wrong)
-        prev = own
-        count += 1
-    if fragments:
-        intact = count - len(fragments)
-        return ChainReport(intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows")
-    if head is not None and head != prev:
-        wrong = "the last line is not the pinned head: the end was cut or edited"
-        return ChainReport(count, prev, False, count + 1, wrong)
-    return ChainReport(count, prev, True)

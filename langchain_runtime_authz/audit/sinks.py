@@ -265,7 +265,7 @@ class FileSink:
             return
         if size < self._at[0]:
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter")
-        lines = _last_lines(self._fd, size)
+        lines = last_lines(self._fd, size)
         if not (open_end := lines[-1] != b""):
             lines.pop()
         fragments: list[str] = []
@@ -414,7 +414,7 @@ def _exclusive(fd: int) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _last_lines(fd: int, size: int) -> list[bytes]:
+def last_lines(fd: int, size: int) -> list[bytes]:
     """Return the end of the file, split at newlines, with at least the last whole record if there is one."""
     length = BLOCK
     with os.fdopen(fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)

@@ -6,18 +6,21 @@ import json
 import re
 import time
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, lines
+from langchain_runtime_authz.cli.policy.asking import Opa
 from langchain_runtime_authz.cli.story import LOG, Log
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
@@ -97,7 +100,7 @@ def pack(
     policy: Annotated[
         Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
     ] = None,
-    opa: Annotated[str | None, Option(metavar="FILE", help="The OPA that compiles Rego.")] = None,
+    opa: Opa = None,
 ) -> Answer:
     """Write an evidence pack: the log, its head, the policy with its data, the controls, and the digest of each.
 
@@ -147,14 +150,9 @@ def controls(
       runtime-authz controls
       pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
     """
-    document = controls_document(results)
+    document = controls_document({} if results is None else read_results(results))
     shown = (s for f in document["frameworks"] for c in f["controls"] for s in (*c["attacks"], *c["rules"]))
     return Answer(document, _text(document), any(s["result"] == "failed" for s in shown))
-
-
-def controls_document(results: Path | None = None) -> dict[str, Any]:
-    """Return what `controls` prints. Raises `ConfigError`: the results are not a JUnit report."""
-    return _document(load(), {} if results is None else read_results(results))
 
 
 def load() -> dict[str, Any]:
@@ -172,13 +170,9 @@ def own_test(reason: str) -> str:
 @cache
 def rule_lines(reason: str) -> list[int]:
     """Return the lines of the shipped policy that give a reason or an obligation."""
-    kind, _, obligation = reason.rpartition("obligation:")
-    name = re.escape(obligation)
-    given = (
-        rf'"type": "{name}"'
-        if kind or reason.startswith("obligation:")
-        else rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
-    )
+    name = re.escape(reason.removeprefix("obligation:"))
+    given = rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
+    given = given if name == reason else rf'"type": "{name}"'
     text = (POLICIES / REGO).read_text(encoding="utf-8").splitlines()
     return [number for number, line in enumerate(text, 1) if re.search(given, line)]
 
@@ -193,38 +187,38 @@ def read_results(path: Path) -> dict[str, Counter[str]]:
         raise ConfigError(f"{path.name} is not a JUnit report: {exc}") from exc
     if root.tag not in ("testsuites", "testsuite"):
         raise ConfigError(f"{path.name} is not a JUnit report")
-    found: dict[str, Counter[str]] = {}
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for case in root.iter("testcase"):
         module, name = case.get("classname", ""), case.get("name", "")
         kinds = {child.tag for child in case}
         result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         node = f"{module.replace('.', '/')}.py::{name}"
         for at in {node, node.partition("[")[0]}:
-            found.setdefault(at, Counter())[result] += 1
+            found[at][result] += 1
     return found
 
 
-def _result(node: str, seen: dict[str, Counter[str]]) -> str:
-    counted = seen.get(node)
-    return "not run" if not counted else next(r for r in _WORST if counted[r])
+def _tests(nodes: Iterable[str], seen: Mapping[str, Counter[str]]) -> list[dict[str, str]]:
+    """Return tests with their results: the worst one if there are several."""
+    return [{"test": n, "result": next((r for r in _WORST if seen.get(n, Counter()).get(r)), "not run")} for n in nodes]
 
 
-def _document(mapping: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[str, Any]:
-    frameworks = []
+def controls_document(seen: Mapping[str, Counter[str]] = MappingProxyType({})) -> dict[str, Any]:
+    """Return what `controls` prints, with the results of tests (`read_results`)."""
+    mapping, frameworks = load(), []
     for key, framework in mapping["frameworks"].items():
         listed = []
         for control, title in framework["controls"].items():
             rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
-            attacks = [{"test": n, "result": _result(n, seen)} for n in framework.get("attacks", {}).get(control, ())]
+            attacks = _tests(framework.get("attacks", {}).get(control, ()), seen)
             listed.append({"id": control, "title": title, "attacks": attacks, "rules": rules})
         told = {name: framework[name] for name in ("title", "source", "titles_from")}
         frameworks.append({"id": key, **told, "controls": listed})
     return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
 
 
-def _rule(rule: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[str, Any]:
-    nodes = [own_test(rule["reason"]), *rule.get("tests", [])]
-    tests = [{"test": n, "result": _result(n, seen)} for n in nodes]
+def _rule(rule: dict[str, Any], seen: Mapping[str, Counter[str]]) -> dict[str, Any]:
+    tests = _tests([own_test(rule["reason"]), *rule.get("tests", [])], seen)
     worst = min((t["result"] for t in tests), key=_WORST.index)
     return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}
 

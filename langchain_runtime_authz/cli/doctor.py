@@ -17,7 +17,6 @@ from langchain_runtime_authz.cli.ledger import Store
 from langchain_runtime_authz.errors import AuthzError, Code, PDPError
 
 EXPORTER: Final = "opentelemetry.exporter"
-TAIL: Final = 1 << 20  # bytes of a log that are looked at
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -52,9 +51,8 @@ def doctor(
         _checked("keys", _keys, f"runtime-authz keys generate {keys}", keys),
         _checked("kill switch", _kill_switch, "name a file in a folder that exists"),
         _tracing(),
+        *([_checked("graph", _graph, "name it as `module:graph`", target)] if target is not None else ()),
     ]
-    if target is not None:
-        lines.append(_checked("graph", _graph, "name it as `module:graph`", target))
     failed = any(line.state == "fail" for line in lines)
     told = [f"{n.state:<5} {n.what:<12} {n.found}" + f"\n{'':<5} {'do':<12} {n.do}" * bool(n.do) for n in lines]
     return Answer({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
@@ -139,10 +137,10 @@ def _audit(file: Path, ledger: str | None) -> Line:
 
 def _is_chain(file: Path) -> bool:
     from langchain_runtime_authz.audit.chain import parse_line
+    from langchain_runtime_authz.audit.sinks import last_lines
 
     with file.open("r+b") as log:
-        log.seek(max(0, file.stat().st_size - TAIL))
-        return any(parse_line(line.rstrip(b"\n")) is not None for line in log)
+        return any(map(parse_line, last_lines(log.fileno(), file.stat().st_size)))
 
 
 def _writable(file: Path) -> bool:

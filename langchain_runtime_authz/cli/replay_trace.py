@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli.mandate import Profiles
+from langchain_runtime_authz.cli.policy.asking import Opa
 from langchain_runtime_authz.errors import ConfigError, sentence
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.pdp.cedar import CedarPDP
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
     from langchain_runtime_authz.report.trace import Replayed, Step
 
 MAX_ARGS: Final = 120  # characters shown of a call's arguments
@@ -24,7 +24,7 @@ _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED"
 
 def replay_trace(
     file: Annotated[Path, Argument(metavar="FILE.jsonl", help="The trace.")],
-    profiles: Annotated[str, Option(metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")],
+    profiles: Profiles,
     mandate: Annotated[
         Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
@@ -37,9 +37,7 @@ def replay_trace(
             metavar="DIR", help="The policy that decides: a directory of Rego with its data.json, a project, a bundle."
         ),
     ] = None,
-    opa: Annotated[
-        str | None, Option(metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH.")
-    ] = None,
+    opa: Opa = None,
 ) -> Answer:
     """Decide a recorded trace: show what would have been stopped or asked about. Nothing runs.
 
@@ -62,22 +60,17 @@ def replay_trace(
 
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
     """
-    from langchain_runtime_authz.report.trace import read_trace
-    from langchain_runtime_authz.report.trace import replay_trace as replay
+    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+    from langchain_runtime_authz.report import trace as traces
 
     if policy is not None and policy_data is not None:
         raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")
-    trace = read_trace(file)
-    with closing(_pdp(policy, policy_data, opa)) as pdp:
-        result = replay(trace, profiles=profiles, pdp=pdp, mandate=mandate)
+    trace = traces.read_trace(file)
+    engine: Any = WasmPDP(data=policy_data) if policy is None else open_policy(policy, opa).pdp()
+    with closing(engine) as pdp:
+        result = traces.replay_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
     return Answer(result.to_dict(), _text(result), bool(result.let_through))
-
-
-def _pdp(policy: Path | None, data: Path | None, opa: str | None) -> WasmPDP | CedarPDP:
-    from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
-
-    return WasmPDP(data=data) if policy is None else open_policy(policy, opa).pdp()
 
 
 def _text(result: Replayed) -> Iterator[str]:

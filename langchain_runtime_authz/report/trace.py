@@ -34,6 +34,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 class _Line(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    at: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class _Header(_Line):
@@ -42,16 +43,12 @@ class _Header(_Line):
     subject: Name = "user"
 
 
-class _Event(_Line):
-    at: Annotated[float, Field(allow_inf_nan=False)] | None = None
-
-
-class User(_Event):
+class User(_Line):
     type: Literal["user"]
     text: str
 
 
-class ToolCall(_Event):
+class ToolCall(_Line):
     type: Literal["tool_call"]
     id: Name
     tool: Name
@@ -60,7 +57,7 @@ class ToolCall(_Event):
     unwanted: bool = False
 
 
-class ToolOutput(_Event):
+class ToolOutput(_Line):
     type: Literal["tool_output"]
     id: Name
     output: Any = None
@@ -73,13 +70,13 @@ class ToolOutput(_Event):
         return self
 
 
-class Delegate(_Event):
+class Delegate(_Line):
     type: Literal["delegate"]
     agent: Name
     parent: Name = MAIN
 
 
-class End(_Event):
+class End(_Line):
     type: Literal["end"]
     agent: Name
 
@@ -102,7 +99,7 @@ class Step:
     line: int
     agent: str
     tool: str
-    args: Mapping[str, Any]
+    args: dict[str, Any]
     outcome: str  # permit | deny | approval_required | halt
     reasons: tuple[str, ...]  # stable codes, most telling first
     unwanted: bool
@@ -146,11 +143,9 @@ class Replayed:
 def read_trace(path: str | Path) -> Trace:
     """Read a whole trace before anything is decided. The error names the line that is malformed."""
     name, number = Path(path).name, 1
-    header: _Header | None = None
-    events: list[tuple[int, Event]] = []
+    trace: Trace | None = None
     agents, waiting = {MAIN}, dict[str, bool]()
-    last: float | None = None
-    since = 0.0
+    last, since = None, 0.0
     with Path(path).open("rb") as file:
         try:
             for number, raw in enumerate(file, 1):
@@ -159,25 +154,22 @@ def read_trace(path: str | Path) -> Trace:
                 line = json.loads(raw.decode())
                 if not isinstance(line, dict):
                     raise ValueError("not a JSON object")  # noqa: TRY004  (a wrong line, like any other)
-                if header is None:
-                    header = _Header.model_validate(line)
+                if trace is None:
+                    trace = Trace(_Header.model_validate(line).subject, [])
                     continue
                 event = _EVENT.validate_python(line)
                 _follow(event, agents, waiting)
-                if event.at is None:
-                    since += 1
-                elif last is not None and event.at < last:
+                passed = 1.0 if event.at is None else event.at - (event.at if last is None else last)
+                if passed < 0:
                     raise ValueError("`at` is before the previous line")
-                else:
-                    since += event.at - last if last is not None else 0
-                    last = event.at
-                events.append((number, event.model_copy(update={"at": since})))
+                since, last = since + passed, last if event.at is None else event.at
+                trace.events.append((number, event.model_copy(update={"at": since})))
         except (ValueError, RecursionError) as exc:
             why = wrong_field(exc) if isinstance(exc, ValidationError) else unreadable(exc)
             raise ConfigError(f"{name}, line {number}: {why.removeprefix('line 1, ')}") from exc
-    if header is None:
+    if trace is None:
         raise ConfigError(f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing')
-    return Trace(header.subject, events)
+    return trace
 
 
 def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
