@@ -127,17 +127,12 @@ class Step:
         return {"at": clock(self.at), **place, **told, "reasons": reasons, "run_id": run}
 
 
-@dataclass(slots=True)
-class Order:
+class Order(NamedTuple):
     """The steps that a task ordered (id → its line) under a `heading`, and those that were done of each."""
 
     heading: str
     steps: dict[str, str]
-    done: dict[str, list[Step]] = field(default_factory=dict)
-
-    def state(self, step: str) -> str:
-        times = len(self.done.get(step, ()))
-        return f"done {times} times" if times > 1 else "done" if times else "not done"
+    done: defaultdict[str, list[Step]]
 
 
 @dataclass(slots=True)
@@ -179,24 +174,39 @@ class Story:
             *([f"{self.unread} lines could not be read"] if self.unread else []),
         ]
 
+    def ordered(self) -> list[tuple[str, str, str]]:
+        """Return who ordered, what, and what was done of it; at last what no order covers."""
+
+        def done(*steps: Step) -> str:
+            return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
+
+        rows = [
+            (o.heading, line, done(*o.done[i]) or "not done")
+            for o in self.orders.values()
+            for i, line in o.steps.items()
+        ]
+        return rows + [("Not ordered", "", done(step)) for step in self.unordered if self.orders]
+
+    def since(self, step: Step) -> str:
+        seconds = step.at - self.steps[0].at
+        return f"+{seconds:.3f} s" if seconds < 100 else f"+{seconds / 60:.1f} min"  # noqa: PLR2004  (seconds)
+
     def __str__(self) -> str:
-        parts = [[wrapped("", line, 10) for line in self.heading()]]
+        parts = {"": [wrapped("", line, 10) for line in self.heading()]}
         if len(self.lanes) > 1:
             agents = (wrapped("  " * _depth(lane), f"{self.name(lane)} {how}") for lane, how in self.lanes.items())
-            parts.append(["Agents", *agents])
-        for order in self.orders.values():
-            parts.append([order.heading, *(wrapped(f"  {order.state(i)}: ", line) for i, line in order.steps.items())])
-        if self.orders and self.unordered:
-            parts.append(["Done without an order", *(wrapped("  ", step.what) for step in self.unordered)])
-        parts.append(["Time", *map(self._line, self.steps)] if self.steps else [])
-        return "\n\n".join("\n".join(part) for part in parts if part)
+            parts["Agents"] = list(agents)
+        for heading, line, done in self.ordered():
+            parts.setdefault(heading, []).append(wrapped("  ", f"{line}: {done}" if line else done, 4))
+        if self.steps:
+            parts["Time"] = [*map(self._line, self.steps)]
+        return "\n\n".join("\n".join([heading, *lines]) for heading, lines in parts.items()).lstrip()
 
     def _line(self, step: Step) -> str:
         sign, word = SIGNS[step.kind]
-        since, depth = f"+{step.at - self.steps[0].at:.3f}", "│ " * (_depth(step.lane) - 1)
-        who = f"{self.name(step.lane)}: " if len(self.lanes) > 1 else ""
+        depth, who = "│ " * (_depth(step.lane) - 1), f"{self.name(step.lane)}: " if len(self.lanes) > 1 else ""
         ident = f" {step.decision_id[:8]}" if step.kind in ("deny", "ask") else ""
-        return wrapped(f"{since:>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
+        return wrapped(f"{self.since(step):>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
 
     def to_dict(self) -> dict[str, Any]:
         steps = [step.to_dict() for step in self.steps]
@@ -239,13 +249,13 @@ def _add(story: Story, step: Step) -> None:
         steps = {}
         for one in _list(detail.get("steps")):
             steps[shown(_at(one, "id"))] = shown(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
-        order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps)
+        order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps, defaultdict(list))
         story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
     elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") not in _HARMLESS:
         mandate = _at(record, "request", "context", "call", "mandate")
         found = story.orders.get((lane.thread, str(_at(mandate, "digest"))))
         if found is not None and _at(mandate, "standing") == "covered":
-            found.done.setdefault(shown(_at(mandate, "step")), []).append(step)
+            found.done[shown(_at(mandate, "step"))].append(step)
         else:
             story.unordered.append(step)
 

@@ -90,7 +90,7 @@ def _timeline(story: Story, *, linked: bool) -> str:
         x, before = x + NEAR + min(FAR, gap * PER_SECOND), step.at
         if x - ticked >= TICK or not ticked:
             ticked = x
-            rules.append(f'<text class="soft" x="{x:.0f}" y="14" text-anchor="middle">{_since(story, step)}</text>')
+            rules.append(f'<text class="soft" x="{x:.0f}" y="14" text-anchor="middle">{story.since(step)}</text>')
         if step.kind == "task":
             rules.append(f'<path class="axis" stroke-dasharray="4 4" d="M{x:.0f} 20V{height}"/>')
             rules.append(f'<text class="soft" x="{x + 3:.0f}" y="28">epoch {escape(step.epoch)}</text>')
@@ -112,7 +112,7 @@ def _timeline(story: Story, *, linked: bool) -> str:
 
 def _mark(story: Story, step: Step, x: float, y: int, *, linked: bool) -> str:
     sign, word = SIGNS[step.kind]
-    told = escape(f"{word}: {step.what}, {story.name(step.lane)}, {_since(story, step)}")
+    told = escape(f"{word}: {step.what}, {story.name(step.lane)}, {story.since(step)}")
     tag, about = ("a", f' href="#s{step.number}" aria-label="{told}"') if linked else ("g", "")
     return (
         f'<{tag} class="mark k {step.kind}"{about} transform="translate({x:.0f} {y})"><title>{told}</title>'
@@ -120,31 +120,18 @@ def _mark(story: Story, step: Step, x: float, y: int, *, linked: bool) -> str:
     )
 
 
-def _since(story: Story, step: Step) -> str:
-    since = step.at - story.steps[0].at
-    return f"+{since:.2f} s" if since < 100 else f"+{since / 60:.1f} min"  # noqa: PLR2004  (seconds)
-
-
 def _orders(story: Story) -> str:
-    rows = []
-    for order in story.orders.values():
-        for i, line in order.steps.items():
-            done = ", ".join(f"{_since(story, s)} {s.what}" for s in order.done.get(i, ()))
-            rows.append((order.heading, line, done or order.state(i)))
-    rows += [("Not ordered", "", f"{_since(story, s)} {s.what}") for s in story.unordered if story.orders]
+    rows = story.ordered()
     return f"<h2>Ordered and done</h2>{table(('by', 'ordered', 'done'), rows)}" if rows else ""
 
 
 def _agents(story: Story) -> str:
-    if len(story.lanes) < 2:  # noqa: PLR2004
-        return ""
     told, depth = "", 0
-    for lane in story.lanes:
+    for lane, how in story.lanes.items():
         deep = max(len(lane.agent), 1)
         told += "<ul><li>" * (deep - depth) if deep > depth else "</li></ul>" * (depth - deep) + "</li><li>"
-        told += escape(f"{story.name(lane)} {story.lanes[lane]}")
-        depth = deep
-    return f"<h2>Agents</h2>{told}{'</li></ul>' * depth}"
+        told, depth = told + escape(f"{story.name(lane)} {how}"), deep
+    return f"<h2>Agents</h2>{told}{'</li></ul>' * depth}" if len(story.lanes) > 1 else ""
 
 
 def _table(story: Story, *, linked: bool) -> str:
@@ -155,7 +142,7 @@ def _table(story: Story, *, linked: bool) -> str:
         ident = f' id="s{step.number}"' if linked else ""
         rows.append(
             f'<tr{ident} class="k {step.kind}" data-k="{step.kind}" data-l="{lanes[step.lane]}">'
-            f'<td class="n">{_since(story, step)}</td><td>{escape(story.name(step.lane))}</td>'
+            f'<td class="n">{story.since(step)}</td><td>{escape(story.name(step.lane))}</td>'
             f'<td class="w"><span aria-hidden="true">{sign}</span> {word}</td>'
             f"<td><details><summary>{escape(step.what + step.ended) or word}</summary><pre>{escape(step.why())}</pre></details></td>"
             f"<td>{escape(step.epoch)}</td></tr>"

@@ -50,14 +50,14 @@ class OpenSpan:
     __slots__ = ("_before", "_outer", "_span")
 
     def __init__(self, span: Span) -> None:
-        self._span: Span | None = span
+        self._span = span
         self._outer = trace.get_current_span().get_span_context()
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
         """Make the span current. One that is not sampled, too: what is below must not be a trace of its own."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
-            if self._span is not None and self._span.get_span_context().is_valid:
+            if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
@@ -71,32 +71,29 @@ class OpenSpan:
     def context(self) -> otel_context.Context | None:
         """Return the context of a child; `None` if the current span is below this one already."""
         current = trace.get_current_span().get_span_context()
-        if self._span is not None and (not current.is_valid or current == self._outer):
-            return trace.set_span_in_context(self._span)
-        return None
+        own = self._span is not trace.INVALID_SPAN and (not current.is_valid or current == self._outer)
+        return trace.set_span_in_context(self._span) if own else None
 
     def link(self, *parents: str) -> None:
         """Link the span to questions, of which only the W3C `traceparent` is known."""
         with suppress(Exception):
-            if (span := self._span) is not None:
-                for found in _questions(*parents):
-                    span.add_link(found.context, found.attributes)
+            for found in _questions(*parents):
+                self._span.add_link(found.context, found.attributes)
 
     def fail(self, error: type[BaseException]) -> None:
         """Note that the code inside raised, unless that is control flow or a denial."""
         with suppress(Exception):
             # This layer imports no LangGraph.
             control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
-            if self._span is not None and issubclass(error, Exception) and not control:
+            if issubclass(error, Exception) and not control:
                 _fail(self._span, error.__qualname__)
 
     def end(self, state: str | None = None, epoch: int | None = None) -> None:
         """End the span, in a state of its run. What comes later changes nothing."""
-        span, self._span = self._span, None
+        span, self._span = self._span, trace.INVALID_SPAN
         with suppress(Exception):
-            if span is not None:
-                span.set_attributes(_filled({n.RUN_STATE: state, n.EPOCH: epoch}))
-                span.end()
+            span.set_attributes(_filled({n.RUN_STATE: state, n.EPOCH: epoch}))
+            span.end()
 
 
 def is_idle() -> bool:
@@ -224,7 +221,7 @@ def inject(headers: MutableMapping[str, str]) -> None:
 def _describe(
     span: Span, run: Any, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str
 ) -> None:
-    attributes = {
+    about = {
         n.OPENINFERENCE_SPAN_KIND: n.GUARDRAIL,
         n.ACTION: action,
         n.RESOURCE: resource,
@@ -239,7 +236,7 @@ def _describe(
         n.OBLIGATION_TYPES: sorted({o.type for o in decision.obligations}) or None,
         **_of(run),
     }
-    span.set_attributes(_filled(attributes))
+    span.set_attributes(_filled(about))
     # A denial is an answer. Only a request that could not be made, or an engine that failed, is an error.
     if decision.failure in ("mapping", "pdp"):
         _fail(span, decision.reason or decision.failure)
@@ -247,7 +244,7 @@ def _describe(
         request = json.loads(body)
         context = request["context"]
         call = context.get("call") or {}
-        attributes = {
+        asked = {
             n.REQUEST_HASH: hmac.digest(_HASH_KEY, body, "sha256").hex(),
             n.SUBJECT_TYPE: request["subject"]["type"],
             n.ACTOR_ID: context["agent"]["id"],
@@ -257,7 +254,7 @@ def _describe(
             n.TOOL_CALL_ARGUMENTS: _content(call.get("args")),
             n.TASK_TEXT: _content(context["task"]["text"]),
         }
-        span.set_attributes(_filled(attributes))
+        span.set_attributes(_filled(asked))
 
 
 def _content(value: Any) -> str | None:
