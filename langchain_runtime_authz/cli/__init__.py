@@ -27,7 +27,6 @@ from langchain_runtime_authz.cli import (
     profile,
     replay_trace,
     revocation,
-    story,
 )
 from langchain_runtime_authz.cli._app import App
 from langchain_runtime_authz.cli.policy.commands import app as policies
@@ -53,11 +52,9 @@ app = App(
 )
 for _run in (
     *(demo.demo, init.init, learn.learn, doctor.doctor, inspect.inspect, codes.codes, audit.controls),
-    *(revocation.revoke, revocation.reinstate, story.report, replay_trace.replay_trace),
+    *(revocation.revoke, revocation.reinstate, audit.report, replay_trace.replay_trace),
 ):
     app.command()(_run)
-for _read in (story.show, story.story, story.explain, story.who_approved):
-    audit.app.command()(_read)
 for _group in (approvals, audit, calls, keys, ledger, mandate, profile):
     app.add_typer(_group.app, name=_group.__name__.rpartition(".")[2])
 app.add_typer(revocation.kill, name="kill")

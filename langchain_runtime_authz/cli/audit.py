@@ -1,35 +1,205 @@
-"""`runtime-authz audit verify | prune | pack`, `runtime-authz controls`: evidence of a whole log and of tested rules."""
+"""`runtime-authz audit`, `report` and `controls`: read any decision log, keep it as evidence, and show tested rules."""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import json
+import math
 import re
 import time
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App, lines
+from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
+from langchain_runtime_authz.cli._app import Answer, App, Key, lines
 from langchain_runtime_authz.cli.policy.asking import Opa
-from langchain_runtime_authz.cli.story import LOG, Log
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.audit.chain import ChainReport
 
 app = App(help="Read the decision log.")
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
 _WORST: Final = ("failed", "skipped", "not run", "passed")
-DAY: Final = 86_400.0
 SIX_MONTHS: Final = 184  # days
 REGO: Final = "rego/runtime_authz.rego"
+OWN_TEST: Final = "tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{}]"
+MANIFEST: Final = "manifest.json"
+MAX_MANIFEST: Final = 1 << 20
+LOG: Final = Path("audit.jsonl")
+Log = Annotated[Path, Option(envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="Of `RuntimeAuthz(audit=FILE)`.")]
+Everything = Annotated[bool, Option("--all", help="Also the permitted steps of runs, nodes and models.")]
+
+
+class Source(NamedTuple):
+    log: Log = LOG
+    key: Key = None
+
+    def told(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
+        from langchain_runtime_authz.audit.chain import read_log
+        from langchain_runtime_authz.audit.seal import opener
+
+        return tell(read_log(self.log, mark, None if self.key is None else opener(self.key)), keep, limit)
+
+    def thread(self, thread: str | None, everything: bool) -> Story:
+        """Return the story of a thread, or of a whole log, and say whether the log is whole."""
+        from langchain_runtime_authz.audit.chain import verify_log
+
+        def keep(step: Step) -> bool:
+            return thread in (None, step.lane.thread) and (everything or step.kind != "check")
+
+        told = self.told(keep, thread or "")
+        if not told.total:
+            known = list(dict.fromkeys(s.lane.thread for s in self.told(lambda s: bool(s.lane.thread)).steps))
+            names = ", ".join(shown(t, 40) for t in known[:5]) or "none"
+            found = f"tells nothing of the thread `{shown(thread)}`; it has {len(known)} threads: {names}"
+            raise ConfigError(f"{self.log.name} {found}")
+        chain = verify_log(self.log)
+        whole = f"whole, {chain.records} records, head {chain.head[:16]}"
+        told.notes.append(f"{'chain':<9} {whole if chain.ok else f'BROKEN at {chain.where}: {chain.error}'}")
+        return told
+
+
+class Filter(NamedTuple):
+    thread: Annotated[str | None, Option(help="LangGraph's thread_id.")] = None
+    subject: Annotated[str | None, Option(help="On whose behalf, like user:alice.")] = None
+    tool: Annotated[str | None, Option(help="A tool's name.")] = None
+    since: Annotated[str | None, Option(metavar="TIME", help="ISO 8601, in UTC if it names no zone.")] = None
+    until: Annotated[str | None, Option(metavar="TIME", help="Likewise.")] = None
+
+    def keep(self) -> Callable[[Step], bool]:
+        first, last = _time(self.since, -math.inf), _time(self.until, math.inf)
+
+        def keep(step: Step) -> bool:
+            of = self.subject in (None, step.subject, step.subject.partition(":")[2])
+            at = first <= step.at <= last and self.thread in (None, step.lane.thread)
+            return of and at and self.tool in (None, step.tool)
+
+        return keep
+
+
+@app.command("show")
+def show(
+    source: Source,
+    steps: Filter,
+    agent: Annotated[str | None, Option(help="An agent's name.")] = None,
+    outcome: Annotated[str | None, Option(help=f"One of {', '.join(SIGNS)}.")] = None,
+    limit: Annotated[int, Option(min=1, help="The newest steps to show.")] = 100,
+    everything: Everything = False,
+) -> Answer:
+    """List what happened, newest last.
+
+    \b
+    Examples:
+      runtime-authz audit show
+      runtime-authz audit show --log audit.jsonl --outcome deny --since 2026-11-27 --json
+    """
+    if outcome is not None and outcome not in SIGNS:
+        raise ConfigError(f"--outcome must be one of {', '.join(SIGNS)}")
+    of = steps.keep()
+
+    def keep(step: Step) -> bool:
+        wanted = step.kind == outcome if outcome else everything or step.kind != "check"
+        return wanted and of(step) and (agent is None or agent in step.lane.agent)
+
+    return _listed(source.told(keep, steps.thread or "", limit))
+
+
+@app.command("who-approved")
+def who_approved(source: Source, steps: Filter) -> Answer:
+    """List every answer to a question: who gave it, to what, and whether the call ran.
+
+    \b
+    Example:
+      runtime-authz audit who-approved --tool send_money --since 2026-11-01
+    """
+    of = steps.keep()
+    return _listed(source.told(lambda s: s.kind == "answer" and of(s), steps.thread or ""))
+
+
+@app.command("story")
+def story(
+    thread: Annotated[str, Argument(help="LangGraph's thread_id.")],
+    source: Source,
+    everything: Everything = False,
+) -> Answer:
+    """Tell what happened on a thread, as a tree of 80 columns.
+
+    \b
+    Example:
+      runtime-authz audit story household --log audit.jsonl
+    """
+    told = source.thread(thread, everything)
+    return Answer(told.to_dict(), str(told))
+
+
+def report(
+    source: Source,
+    thread: Annotated[str | None, Argument(metavar="THREAD|FILE", help="A thread of the log, or a log.")] = None,
+    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The page to write.")] = Path("run.html"),
+    everything: Everything = False,
+) -> Answer:
+    """Write one self-contained HTML page of what happened.
+
+    It has a timeline of the agents, what was ordered next to what was done, and why each step was decided so.
+
+    \b
+    Examples:
+      runtime-authz report household -o run.html
+      runtime-authz report audit.jsonl -o log.html
+    """
+    from langchain_runtime_authz.audit.story_page import page
+
+    if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
+        source, thread = source._replace(log=Path(thread)), None
+    told = source.thread(thread, everything)
+    output.write_text(page(told), encoding="utf-8")
+    found = {"wrote": str(output), "steps": len(told.steps), "total": told.total}
+    return Answer(found, f"wrote {output}: {len(told.steps)} of {told.total} steps")
+
+
+@app.command("explain")
+def explain(decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: Source) -> Answer:
+    """Say why a step was decided so, and what came of it.
+
+    \b
+    Example:
+      runtime-authz audit explain 296e3f65
+    """
+    told = source.told(lambda s: bool(decision) and s.decision_id.startswith(decision))
+    decided = [s for s in told.steps if s.record.get("kind") == "decision"]
+    if len({s.decision_id for s in decided}) != 1:
+        found = f"{len(decided)} decisions begin" if decided else "no decision begins"
+        wanted = f"with `{shown(decision)}`; give the id that a message or `audit show` has"
+        raise ConfigError(f"{source.log.name}: {found} {wanted}")
+    step = decided[-1]
+    return Answer({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
+
+
+def _time(text: str | None, default: float) -> float:
+    if text is None:
+        return default
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigError(f"`{shown(text)}` is not a time; write it like 2026-11-27T08:00") from exc
+    return (at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def _listed(seen: Story) -> Answer:
+    unread = f"; {seen.unread} lines are not records" if seen.unread else ""
+    return Answer(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
 
 
 @app.command("verify")
@@ -41,8 +211,7 @@ def verify(
 ) -> Answer:
     """Verify a decision log with all its segments, from first line to last, alone or in an evidence pack (`audit pack`).
 
-    Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head somewhere
-    else, and give it next time.
+    Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head elsewhere.
 
     \b
     Examples:
@@ -55,8 +224,6 @@ def verify(
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
     manifest = ""
     if zipfile.is_zipfile(file):
-        from langchain_runtime_authz.audit.evidence import verify_pack
-
         report, manifest = verify_pack(file, head)
     else:
         report = verify_log(file, head)
@@ -71,7 +238,7 @@ def verify(
 
 @app.command("prune")
 def prune(
-    log: Annotated[Path, Option(envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="The log.")],
+    log: Log,
     days: Annotated[float, Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
     as_json: bool = False,
 ) -> Answer:
@@ -85,12 +252,11 @@ def prune(
     """
     from langchain_runtime_authz.audit.sinks import drop_segments
 
-    dropped = drop_segments(log, time.time() - days * DAY)
+    dropped = drop_segments(log, time.time() - days * 86_400)
     if days < SIX_MONTHS:
         note = "note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months"
         typer.echo(note, err=as_json)
-    text = [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"]
-    return Answer({"removed": dropped}, text)
+    return Answer({"removed": dropped}, [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"])
 
 
 @app.command("pack")
@@ -113,7 +279,6 @@ def pack(
     """
     from langchain_runtime_authz import __version__
     from langchain_runtime_authz.audit.chain import read_log
-    from langchain_runtime_authz.audit.evidence import write_pack
     from langchain_runtime_authz.cli.policy.project import open_policy
 
     source = open_policy(policy, opa)
@@ -128,13 +293,66 @@ def pack(
     else:  # what `data.json` changes
         texts["policy/shipped_data.json"] = (POLICIES / "data.json").read_bytes()
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
-    about = {"made_by": f"langchain-runtime-authz {__version__}", "policy": named}
-    chain, manifest = write_pack(output, log, texts, about)
+    made_by = f"langchain-runtime-authz {__version__}"
+    chain, manifest = write_pack(output, log, texts, {"made_by": made_by, "policy": named})
     found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": manifest}
     other = sorted(seen.keys() - {revision})
     note = f"other policies decided too: {', '.join(other)}" if other else None
-    text = lines({**found, "note": note, "wrote": output})
-    return Answer({**found, "other": other, "wrote": str(output)}, text)
+    return Answer({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
+
+
+def write_pack(path: Path, log: Path, texts: Mapping[str, bytes], about: Mapping[str, Any]) -> tuple[ChainReport, str]:
+    """Write an archive of a verified log and `texts` (name → content); return the log's chain and the manifest's digest.
+
+    `manifest.json` holds `about`, the SHA-256 of each file, the log's number of records and its head. Keep the manifest's
+    digest, or the head, somewhere else: somebody who can rewrite the archive can rewrite its manifest.
+    """
+    from langchain_runtime_authz.audit.chain import log_files, verified
+
+    chain = verified(log)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in log_files(log):
+            archive.write(part, LOG.name + part.name.removeprefix(log.name))
+        for name, content in texts.items():
+            archive.writestr(name, content)
+        files = {name: _digest(archive.open(name)) for name in archive.namelist()}
+        told = {"version": 1, **about, "log": {"records": chain.records, "head": chain.head}, "files": files}
+        manifest = json.dumps(told, indent=2).encode()
+        archive.writestr(MANIFEST, manifest)
+    return chain, hashlib.sha256(manifest).hexdigest()
+
+
+def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
+    """Verify each file of an archive, then the log's chain; return that and the manifest's digest."""
+    from langchain_runtime_authz.audit.chain import verify_files
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open(MANIFEST) as file:
+                raw = file.read(MAX_MANIFEST)
+            manifest = json.loads(raw)
+            files, log = dict(manifest["files"]), dict(manifest["log"])
+            if sorted([*files, MANIFEST]) != sorted(archive.namelist()):
+                raise _differs(path, "the files in it are not those of its manifest")
+            for name, digest in files.items():
+                if _digest(archive.open(name)) != digest:
+                    raise _differs(path, f"{name} is not what its manifest says")
+            parts = sorted(name for name in files if name.startswith(f"{LOG}."))
+            chain = verify_files([(part, partial(archive.open, part)) for part in (*parts, LOG.name)], head)
+            if chain.ok and (chain.records, chain.head) != (log["records"], log["head"]):
+                raise _differs(path, "the log is not the one that its manifest names")
+            return chain, hashlib.sha256(raw).hexdigest()
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, RuntimeError) as exc:
+        raise _differs(path, "it is not an evidence pack that can be read") from exc
+
+
+def _differs(path: Path, why: str) -> AuditError:
+    return AuditError(Code.CHAIN_BROKEN, f"{path.name}: {why}")
+
+
+def _digest(file: IO[bytes]) -> str:
+    with file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def controls(
@@ -150,24 +368,17 @@ def controls(
       runtime-authz controls
       pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
     """
-    document = controls_document({} if results is None else read_results(results))
-    shown = (s for f in document["frameworks"] for c in f["controls"] for s in (*c["attacks"], *c["rules"]))
-    return Answer(document, _text(document), any(s["result"] == "failed" for s in shown))
+    document = controls_document(results)
+    parts = (p for f in document["frameworks"] for c in f["controls"] for p in (*c["attacks"], *c["rules"]))
+    return Answer(document, _text(document), any(p["result"] == "failed" for p in parts))
 
 
-def load() -> dict[str, Any]:
+def load() -> Any:
     import yaml
 
-    loaded: dict[str, Any] = yaml.safe_load((POLICIES / "controls.yaml").read_text(encoding="utf-8"))
-    return loaded
+    return yaml.safe_load((POLICIES / "controls.yaml").read_text(encoding="utf-8"))
 
 
-def own_test(reason: str) -> str:
-    """Return the test that every mapped rule has: a request that this rule alone decides."""
-    return f"tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{reason}]"
-
-
-@cache
 def rule_lines(reason: str) -> list[int]:
     """Return the lines of the shipped policy that give a reason or an obligation."""
     name = re.escape(reason.removeprefix("obligation:"))
@@ -189,10 +400,9 @@ def read_results(path: Path) -> dict[str, Counter[str]]:
         raise ConfigError(f"{path.name} is not a JUnit report")
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for case in root.iter("testcase"):
-        module, name = case.get("classname", ""), case.get("name", "")
         kinds = {child.tag for child in case}
         result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        node = f"{module.replace('.', '/')}.py::{name}"
+        node = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}"
         for at in {node, node.partition("[")[0]}:
             found[at][result] += 1
     return found
@@ -203,9 +413,9 @@ def _tests(nodes: Iterable[str], seen: Mapping[str, Counter[str]]) -> list[dict[
     return [{"test": n, "result": next((r for r in _WORST if seen.get(n, Counter()).get(r)), "not run")} for n in nodes]
 
 
-def controls_document(seen: Mapping[str, Counter[str]] = MappingProxyType({})) -> dict[str, Any]:
-    """Return what `controls` prints, with the results of tests (`read_results`)."""
-    mapping, frameworks = load(), []
+def controls_document(results: Path | None = None) -> dict[str, Any]:
+    """Return what `controls` prints. Raises `ConfigError`: the results are not a JUnit report."""
+    mapping, seen, frameworks = load(), {} if results is None else read_results(results), []
     for key, framework in mapping["frameworks"].items():
         listed = []
         for control, title in framework["controls"].items():
@@ -218,7 +428,8 @@ def controls_document(seen: Mapping[str, Counter[str]] = MappingProxyType({})) -
 
 
 def _rule(rule: dict[str, Any], seen: Mapping[str, Counter[str]]) -> dict[str, Any]:
-    tests = _tests([own_test(rule["reason"]), *rule.get("tests", [])], seen)
+    # The first test is the one that every rule has: a request that this rule alone decides.
+    tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
     worst = min((t["result"] for t in tests), key=_WORST.index)
     return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}
 
@@ -235,6 +446,5 @@ def _text(document: dict[str, Any]) -> str:
                 lines.append(f"    {rule['reason']}  ({document['policy']}:{at})  {rule['result']}")
                 lines += [f"      {t['result']:8} {t['test']}" for t in rule["tests"]]
         lines.append("")
-    lines.append("Crosswalk of ids that are in no published list (this project's own):")
-    lines += [f"  {c['id']} -> {', '.join(c['controls'])}" for c in document["crosswalk"]]
-    return "\n".join(lines)
+    crosswalk = (f"  {c['id']} -> {', '.join(c['controls'])}" for c in document["crosswalk"])
+    return "\n".join([*lines, "Crosswalk of ids that are in no published list (this project's own):", *crosswalk])

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.audit import load, own_test, rule_lines
+from langchain_runtime_authz.cli.audit import OWN_TEST, load, rule_lines
 from langchain_runtime_authz.cli.policy.project import shipped_rego
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -224,7 +224,7 @@ def test_without_a_report_nothing_has_passed() -> None:
 
 def test_a_report_of_pytest_itself(tmp_path: Path) -> None:
     """What `pytest --junitxml` writes of a test of that name is what is read."""
-    path, _, case = own_test("grant_tool").partition("::")
+    path, _, case = OWN_TEST.format("grant_tool").partition("::")
     name, _, reason = case.removesuffix("]").partition("[")
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(f"import pytest\n@pytest.mark.parametrize('reason', [{reason!r}])\ndef {name}(reason): pass\n")

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chain, verify_log
-from langchain_runtime_authz.audit.evidence import verify_pack, write_pack
 from langchain_runtime_authz.audit.sinks import FileSink, drop_segments
 from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli.audit import verify_pack, write_pack
 from langchain_runtime_authz.errors import AuditError, ConfigError
 
 
