@@ -1,60 +1,101 @@
-"""Write what waits once, for blocking and for asynchronous callers: as a generator that yields `Step`s."""
+"""Write what waits once, for blocking and for asynchronous callers: as a generator that yields effects.
+
+A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two interpreters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from operator import attrgetter
+from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Step:
-    """A call that waits, with its blocking form and its asynchronous form."""
+class Effect:
+    """One kind of I/O, in its blocking and its awaiting form (`ado`; without one, it never waits).
 
-    __slots__ = ("arun", "run")
+    Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself. Both forms get
+    the engine. In place of them, `method` names one of a part of the engine, like `ledger.load`; `aload` then awaits.
+    """
+
+    __slots__ = ("ado", "do", "method")
 
     def __init__(
-        self, call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
+        self,
+        do: Callable[..., Any] | None = None,
+        ado: Callable[..., Awaitable[Any]] | None = None,
+        *,
+        method: str = "",
     ) -> None:
-        self.run, self.arun = partial(call, *args, **options), partial(acall, *args, **options)
+        self.do, self.ado = do, ado
+        self.method = attrgetter(method) if method else None
+        part, _, name = method.rpartition(".")
+        if part and ado is None:
+            amethod = attrgetter(f"{part}.a{name}")
+            self.ado = lambda engine, *arguments: amethod(engine)(*arguments)
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        return (self, *arguments)
 
 
-Flow = Generator[Step, Any, T]
+Flow = Generator[tuple[Any, ...], Any, T]
+_CALL: Final = Effect(lambda _, blocking, _awaiting: blocking(), lambda _, _blocking, awaiting: awaiting())
+
+
+def Perform(  # noqa: N802  (reads as an effect)
+    call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
+) -> tuple[Any, ...]:
+    """Call another's part, in both forms: one that blocks, and one that gives an awaitable."""
+    return (_CALL, partial(call, *args, **options), partial(acall, *args, **options))
+
+
+def drive(engine: Any, flow: Flow[T]) -> T:
+    try:
+        effect, *arguments = next(flow)
+        while True:
+            try:
+                method = effect.method
+                value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
+            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                effect, *arguments = flow.throw(exc)
+            else:
+                effect, *arguments = flow.send(value)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+async def adrive(engine: Any, flow: Flow[T]) -> T:
+    prompt = engine.prompt if engine is not None else ()
+    try:
+        effect, *arguments = next(flow)
+        while True:
+            try:
+                if effect.ado is not None and effect not in prompt:
+                    value = await effect.ado(engine, *arguments)
+                elif effect.method is not None:
+                    value = effect.method(engine)(*arguments)
+                else:
+                    value = effect.do(engine, *arguments)
+            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                effect, *arguments = flow.throw(exc)
+            else:
+                effect, *arguments = flow.send(value)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
 
 
 def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
-    """Return the blocking function that runs a flow, and the asynchronous one."""
+    """Return the blocking function that runs a flow without an engine, and the asynchronous one."""
 
     @wraps(flow)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        steps = flow(*args, **kwargs)
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    value = step.run()
-                except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                    step = steps.throw(exc)
-                else:
-                    step = steps.send(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+        return drive(None, flow(*args, **kwargs))
 
     @wraps(flow)
     async def arun(*args: P.args, **kwargs: P.kwargs) -> T:
-        steps = flow(*args, **kwargs)
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    value = await step.arun()
-                except BaseException as exc:  # noqa: BLE001  (likewise)
-                    step = steps.throw(exc)
-                else:
-                    step = steps.send(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+        return await adrive(None, flow(*args, **kwargs))
 
     return run, arun

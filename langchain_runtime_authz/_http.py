@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, TypeVar, Un
 from urllib.parse import quote_plus, unquote, urlencode, urlsplit
 
 from langchain_runtime_authz._files import bearer_token, tls_context
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._url import checked_url, is_loopback, is_plain_url, split_url
 from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, strict_json
@@ -331,7 +331,7 @@ class Fetcher:
         """Return the answer, or `None` if it is late, too large, compressed, or a redirect."""
         exchange = partial(self._exchange, method, headers, form)
         try:
-            return (yield Step(self._link.run, self._link.arun, exchange))  # type: ignore[no-any-return]
+            return (yield Perform(self._link.run, self._link.arun, exchange))  # type: ignore[no-any-return]
         except (PDPError, TimeoutError, ValueError):
             return None
 

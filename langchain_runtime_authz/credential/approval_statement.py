@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
@@ -131,7 +131,7 @@ class Approvers:
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)
-        return _verified(jws, (yield Step(keys.get, keys.aget, jws.header["kid"])), question, now)
+        return _verified(jws, (yield Perform(keys.get, keys.aget, jws.header["kid"])), question, now)
 
     verify, averify = both(_verify)
 

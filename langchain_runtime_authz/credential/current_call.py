@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, both
 from langchain_runtime_authz.credential.ticket import CallCredential, Refusals, Ticket
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
@@ -103,7 +103,7 @@ class CurrentCall:
         ```
         """
         if self._ticket is None:
-            raise (yield from _refused_outside(audience))
+            raise (yield from refused_outside(audience))
         return (yield from self._ticket.minting(audience, dpop=dpop))
 
     credential, acredential = both(_credential)
@@ -127,17 +127,14 @@ def current_call() -> CurrentCall:
     return CurrentCall(current_scope.get().ticket)
 
 
-def _refused_outside(audience: str | None) -> Flow[CredentialError]:
+def refused_outside(audience: str | None) -> Flow[CredentialError]:
     """Return the refusal of a credential outside a permitted call, and record it if a run is under way."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # No run, so no log of one either: the error says it all.
         return CredentialError(Code.CREDENTIAL_UNAVAILABLE, "no run is under way here, so that this is on no record")
-    yield Step(told.refused, told.arefused, Code.CREDENTIAL_UNAVAILABLE, audience)
+    yield told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-
-
-refused_outside, arefused_outside = both(_refused_outside)
 
 
 def tell_by(finder: Callable[[], Refusals | None]) -> None:

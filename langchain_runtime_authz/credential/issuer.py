@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
@@ -105,11 +105,11 @@ def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier |
     asked = names.claims_of(request, issuer.issuer)
     if type(issuer) is not LocalIssuer and verifier is None:
         raise ConfigError("the tokens of an issuer outside this process are verified: pass a verifier")
-    token = yield Step(issuer.issue, issuer.aissue, request)
+    token = yield Perform(issuer.issue, issuer.aissue, request)
     if type(issuer) is LocalIssuer or verifier is None:
         return names.seal(token, asked)
     own = {"audience": request.audience, "tenant": request.tenant, "now": request.issued_at}
-    return _echoed((yield Step(verifier.verify, verifier.averify, token, **own)), asked)
+    return _echoed((yield Perform(verifier.verify, verifier.averify, token, **own)), asked)
 
 
 mint, amint = both(minting)

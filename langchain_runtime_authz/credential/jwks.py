@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar, Unpack
 
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._http import Answer, Connection, Fetcher
 from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
 from langchain_runtime_authz.credential.keyring import CACHE_AGE
@@ -58,12 +58,12 @@ class CachedDocument(Generic[T]):
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
-                self._store((yield Step(self._fetcher.send, self._fetcher.asend, "GET", _HEADERS)))
+                self._store((yield Perform(self._fetcher.send, self._fetcher.asend, "GET", _HEADERS)))
             finally:
                 self._end(mine)
         elif pending is not None and not known:
             # Shielded: a caller that stops waiting does not end the fetch for the others.
-            yield Step(pending.result, lambda: asyncio.shield(asyncio.wrap_future(pending)))
+            yield Perform(pending.result, lambda: asyncio.shield(asyncio.wrap_future(pending)))
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
@@ -25,11 +25,8 @@ if TYPE_CHECKING:  # its module loads the signing library
 class Refusals(Protocol):
     """Hears of each refused mint before the caller does. Raising is a refusal too."""
 
-    def refused(self, code: str, audience: str | None) -> None:
-        """`audience` is whatever the tool asked for."""
-
-    async def arefused(self, code: str, audience: str | None) -> None:
-        """`refused` without blocking the event loop."""
+    def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
+        """Return what tells it (`_flow.Perform`). `audience` is whatever the tool asked for."""
 
 
 class CallCredential(Sealed):
@@ -94,13 +91,13 @@ class Ticket(Sealed):
 
     `raw` are the arguments as decided, without injected ones. A token is minted for `audiences` only, bound to a key's
     thumbprint if one is given, and exchanged for `reaches` only. `spent` are the budgets that the call counts against, given
-    back if it never starts. `approval_key` names the approval that it spent. `redeemed`: the tool has started. `leaked`: a
+    back if it never starts. `mint` gives the effect that mints for an audience. `approval_key` names the approval that it spent. `redeemed`: the tool has started. `leaked`: a
     token was seen where it must not be. `withheld`: a part of the output could not be searched for tokens.
     """
 
     _pickled = "[ticket]"
     __slots__ = (
-        "_lock", "_minted", "_minting", "_others", "_refusals", "agent", "amint", "approval_key", "audiences", "call_id",
+        "_lock", "_minted", "_minting", "_others", "_refusals", "agent", "approval_key", "audiences", "call_id",
         "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "raw",
         "reaches", "redeemed", "spent", "tool", "withheld",
     )  # fmt: skip
@@ -120,8 +117,7 @@ class Ticket(Sealed):
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
         spent: tuple[tuple[str, int], ...] = (),
-        mint: Callable[[str, str | None], Credential] | None = None,
-        amint: Callable[[str, str | None], Awaitable[Credential]] | None = None,
+        mint: Callable[[str, str | None], tuple[Any, ...]] | None = None,
         approval_key: str = "",
         refusals: Refusals | None = None,
         reaches: tuple[str, ...] = (),
@@ -142,7 +138,6 @@ class Ticket(Sealed):
         self.obligations = obligations
         self.spent = spent
         self.mint = mint
-        self.amint = amint
         self.redeemed = False
         self.concluded = False
         self.leaked = self.withheld = False
@@ -174,37 +169,27 @@ class Ticket(Sealed):
             known = self._audience(audience)
             found, mine = self._begin(known, dpop)
             while not mine and isinstance(found, _Minting):
-                yield Step(found.wait, found.await_)
+                yield Perform(found.wait, found.await_)
                 found, mine = self._begin(known, dpop)
             if isinstance(found, CallCredential):
                 return found
             try:
-                return self._made(known, (yield Step(self._mint, self._amint, known, found.jkt)), found)
+                if self.mint is None:
+                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+                return self._made(known, (yield self.mint(known, found.jkt)), found)
             finally:
                 self._end(known, found)
         except CredentialError as exc:
-            yield from self._refused(exc, audience)
+            yield from self.refused(exc, audience)
             raise
 
     credential, acredential = both(minting)
 
-    def _refused(self, error: CredentialError, audience: str | None) -> Flow[CredentialError]:
+    def refused(self, error: CredentialError, audience: str | None) -> Flow[CredentialError]:
         """Return `error`, after it was put on record that nothing is minted for `audience`."""
         if self._refusals is not None:
-            yield Step(self._refusals.refused, self._refusals.arefused, error.code, audience)
+            yield self._refusals.refused(error.code, audience)
         return error
-
-    refused, arefused = both(_refused)
-
-    def _mint(self, audience: str, jkt: str | None) -> Credential:
-        if self.mint is None:
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-        return self.mint(audience, jkt)
-
-    async def _amint(self, audience: str, jkt: str | None) -> Credential:
-        if self.amint is None:
-            return await asyncio.to_thread(self._mint, audience, jkt)
-        return await self.amint(audience, jkt)
 
     def _audience(self, audience: str | None) -> str:
         if audience is None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from jwt import PyJWK
 
-from langchain_runtime_authz._flow import Flow, Step, both
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
@@ -126,11 +126,11 @@ class Verifier:
                 quotes the token.
         """
         jws = read(token, typ=TYP, algorithms=self._algorithms)
-        jwk = yield Step(self._keys.get, self._keys.aget, jws.header["kid"])
+        jwk = yield Perform(self._keys.get, self._keys.aget, jws.header["kid"])
         credential = self._verified(token, jws, jwk, audience, tenant, now)
         if self._status is not None:
             asked = partial(_asked, self._status, credential.claims)
-            _check_status((yield Step(asked, partial(asyncio.to_thread, asked))))
+            _check_status((yield Perform(asked, partial(asyncio.to_thread, asked))))
         return credential
 
     verify, averify = both(_verify)

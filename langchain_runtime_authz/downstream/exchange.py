@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn, Unpack
 import httpx
 
 from langchain_runtime_authz._flow import Flow as Steps
-from langchain_runtime_authz._flow import Step, both
+from langchain_runtime_authz._flow import Perform, both
 from langchain_runtime_authz._http import Answer, Connection, Fetcher, basic
 from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
@@ -137,10 +137,10 @@ class TokenExchange(Secret):
     def _asked(self, form: dict[str, str]) -> Steps[ExchangedToken]:
         own: dict[str, str] = {}
         if self._assertion is not None:  # it may ask another process
-            made = yield Step(self._assertion, partial(asyncio.to_thread, self._assertion))
+            made = yield Perform(self._assertion, partial(asyncio.to_thread, self._assertion))
             own = {**self._client, "client_assertion": made}
         sent = ("POST", self._headers, {**form, **own})
-        return self._read((yield Step(self._fetcher.send, self._fetcher.asend, *sent)), form)
+        return self._read((yield Perform(self._fetcher.send, self._fetcher.asend, *sent)), form)
 
     def _read(self, answer: Answer | None, form: Mapping[str, str]) -> ExchangedToken:
         wanted = form.get("requested_token_type", ACCESS_TOKEN)
@@ -258,16 +258,16 @@ class ExchangeAuth(TicketAuth):
     def _exchanged(self, ticket: Ticket, audience: str) -> Generator[Any, Any, ExchangedToken]:
         options = self._options
         if self._actor_token is not None:
-            actor = yield Step(self._actor_token, partial(asyncio.to_thread, self._actor_token))
+            actor = yield Perform(self._actor_token, partial(asyncio.to_thread, self._actor_token))
             options = {**options, "actor_token": actor, "actor_token_type": JWT}
         if self._subject_token is not None:
             subject = self._subject_token()
         else:
-            subject = (yield Step(ticket.credential, ticket.acredential, audience)).token
-        exchanged = yield Step(self._exchange.exchange, self._exchange.aexchange, subject, **options)
+            subject = (yield Perform(ticket.credential, ticket.acredential, audience)).token
+        exchanged = yield Perform(self._exchange.exchange, self._exchange.aexchange, subject, **options)
         if self._granting is not None:
             rest = {"resource": self._resource, "scope": options["scope"]}
-            exchanged = yield Step(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
+            exchanged = yield Perform(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
@@ -280,7 +280,7 @@ class ExchangeAuth(TicketAuth):
             return {}
         ledger, lease = run.engine.ledger, (run.scope.tenant, run.jti)
         # The provider's token knows nothing of the task: nobody behind it could refuse what was corrected meanwhile.
-        if (yield Step(ledger.status, ledger.astatus, *lease)) != "live":
+        if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
             run.parts.pop("exchanged", None)
             raise CredentialError(Code.CREDENTIAL_REVOKED)
         found, kept = run.parts.get("exchanged", (None, {}))

@@ -31,9 +31,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from langchain_runtime_authz._flow import Step
+from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz._url import checked_url, is_loopback, is_under
-from langchain_runtime_authz.credential.current_call import arefused_outside, current_ticket, refused_outside
+from langchain_runtime_authz.credential.current_call import current_ticket, refused_outside
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.telemetry.spans import inject
@@ -45,7 +45,7 @@ MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
 
 
-Flow = Generator[Step | httpx.Request, Any, Any]
+Flow = Generator[tuple[Any, ...] | httpx.Request, Any, Any]  # of `_flow.Perform`, and requests to send
 
 
 class TicketAuth(httpx.Auth):
@@ -60,25 +60,25 @@ class TicketAuth(httpx.Auth):
         with closing(flow), suppress(StopIteration):
             while True:
                 step = flow.send(got)
-                got = step.run() if isinstance(step, Step) else (yield step)
+                got = step[1]() if isinstance(step, tuple) else (yield step)
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         flow, got = self._flow(request), None
         with closing(flow), suppress(StopIteration):
             while True:
                 step = flow.send(got)
-                got = await step.arun() if isinstance(step, Step) else (yield step)
+                got = await step[2]() if isinstance(step, tuple) else (yield step)
 
     def _flow(self, request: httpx.Request) -> Flow:
         origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
         ticket, audience = current_ticket(), ""
         if ticket is None and not self._anonymous:
-            raise (yield Step(refused_outside, arefused_outside, origin))
+            raise (yield from refused_outside(origin))
         if ticket is not None:
             try:
                 audience = self._audience(request, ticket)
             except CredentialError as exc:  # put on record before it is raised
-                raise (yield Step(ticket.refused, ticket.arefused, exc, origin)) from None
+                raise (yield from ticket.refused(exc, origin)) from None
         inject(request.headers)
         try:
             yield from self._send(request, origin, ticket, audience)
@@ -136,7 +136,7 @@ class CallAuth(TicketAuth):
         if ticket is None:
             yield request
             return
-        credential = yield Step(ticket.credential, ticket.acredential, audience, dpop=self._dpop)
+        credential = yield Perform(ticket.credential, ticket.acredential, audience, dpop=self._dpop)
         for _ in range(2):
             headers = credential.headers(request.method, str(request.url), self._nonces.get(origin))
             response = yield bearing(request, headers)

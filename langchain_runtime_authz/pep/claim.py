@@ -12,6 +12,7 @@ import time
 from functools import partial
 from typing import Final, Literal
 
+from langchain_runtime_authz._flow import Flow
 from langchain_runtime_authz.audit.record import completion_record
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
@@ -41,7 +42,7 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, 
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.delegate import hand_off
-from langchain_runtime_authz.pep.engine import Block, Commit, Flow, Run, Write
+from langchain_runtime_authz.pep.engine import Block, Commit, Run, Write
 from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, observe, small
@@ -119,7 +120,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
             yield from recording.tell(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
         return (yield from _given_back(run, decided, spent, exc, recorded))
-    approval, made = decided.approval, minter(run, decided, tokens, done.now) if tokens else None
+    approval = decided.approval
     return Ticket(
         tool=call.tool,
         call_id=call.call_id,
@@ -135,8 +136,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
         spent=spent,
-        mint=made.mint if made is not None else None,
-        amint=made.amint if made is not None else None,
+        mint=minter(run, decided, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
 

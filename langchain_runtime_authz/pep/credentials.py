@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz._flow import Flow as Steps
-from langchain_runtime_authz._flow import both
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
@@ -16,7 +14,7 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Record, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Perform, Record, Run, adrive, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 
 if TYPE_CHECKING:
@@ -26,23 +24,8 @@ if TYPE_CHECKING:
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)
 KEYS: Final = "urn:langchain-runtime-authz:keys"
+Mint = Callable[[str, str | None], tuple[Any, ...]]  # audience and thumbprint of a key → the effect that mints
 NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text has no task
-
-
-def _mint(engine: Engine, request: TokenRequest) -> Steps[Credential]:
-    from langchain_runtime_authz.credential.issuer import minting  # loads the signing library
-
-    if engine.killed:
-        raise CredentialError(Code.KILLED)
-    return (yield from minting(engine.issuer, request, verifier=engine.verifier))
-
-
-Mint: Final = Effect(*both(_mint))  # request → `Credential`
-
-
-class Minter(NamedTuple):
-    mint: Callable[[str, str | None], Credential]
-    amint: Callable[[str, str | None], Awaitable[Credential]]
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
@@ -54,11 +37,8 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
 
     __slots__ = ()
 
-    def refused(self, code: str, audience: str | None) -> None:
-        drive(self[0].engine, self._flow(code, audience))
-
-    async def arefused(self, code: str, audience: str | None) -> None:
-        await adrive(self[0].engine, self._flow(code, audience))
+    def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
+        return Perform(drive, adrive, self[0].engine, self._flow(code, audience))
 
     def _flow(self, code: str, audience: str | None) -> Flow[None]:
         run, decided, offset = self
@@ -103,7 +83,9 @@ def minted(
 
     `request` are the fields of `TokenRequest` that say for what. Raises `CredentialError`: refused, or the identity ended.
     """
-    identity = run.engine.identity
+    from langchain_runtime_authz.credential.issuer import minting  # loads the signing library
+
+    engine, identity = run.engine, run.engine.identity
     if (ends := identity.expires_at) is not None and now >= int(ends):
         raise CredentialError(Code.WORKLOAD_UNPROVEN)
     asked = TokenRequest(
@@ -123,7 +105,9 @@ def minted(
         expires_at=int(now) + TOKEN_TTL if ends is None else min(int(now) + TOKEN_TTL, int(ends)),
         **request,
     )
-    credential: Credential = yield Mint(asked)
+    if engine.killed:
+        raise CredentialError(Code.KILLED)
+    credential = yield from minting(engine.issuer, asked, verifier=engine.verifier)
     record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
     yield Record(
         mint_record,
@@ -141,13 +125,12 @@ def minted(
     return credential
 
 
-def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Minter:
-    """Return the minter of one committed call; `jtis` by audience.
+def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
+    """Return what mints for one committed call; `jtis` by audience.
 
     `committed_at` is ledger time. Later times are measured from it, so minting does not read the ledger.
     """
     since = time.monotonic()
-    engine = run.engine
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:
         if run.over:  # the call never returned, and the run went on without it
@@ -163,10 +146,7 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         decision_id, details = decided.decision.decision_id, _details(decided)
         return (yield from minted(run, now, decided.task, decided.mandate, decision_id, details=details, **asked))
 
-    return Minter(
-        lambda audience, jkt: drive(engine, flow(audience, jkt)),
-        lambda audience, jkt: adrive(engine, flow(audience, jkt)),
-    )
+    return lambda audience, jkt: Perform(drive, adrive, run.engine, flow(audience, jkt))
 
 
 def _details(decided: DecidedCall) -> tuple[dict[str, Any], ...]:

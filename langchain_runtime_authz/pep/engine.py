@@ -1,8 +1,4 @@
-"""The parts of one instance, a run's place among them, and the two drivers of flows.
-
-A flow is a generator. It yields effects, receives their results, and does no I/O of its own. `drive` and
-`adrive` are the only two interpreters, so sync and async callers share one flow.
-"""
+"""The parts of one instance, a run's place among them, and the effects of this room."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from operator import attrgetter
 from os import urandom
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 from zoneinfo import ZoneInfo
 
+from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (what flows of this room are made of)
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure_code
@@ -279,71 +275,6 @@ class Run:
         return self.closed or (self.parent is not None and self.parent.over)
 
 
-class Effect:
-    """One kind of I/O, in its blocking and its awaiting form (`ado`; without one, it never waits).
-
-    Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself. Both forms get
-    the engine. In place of them, `method` names one of a part of the engine, like `ledger.load`; `aload` then awaits.
-    """
-
-    __slots__ = ("ado", "do", "method")
-
-    def __init__(
-        self,
-        do: Callable[..., Any] | None = None,
-        ado: Callable[..., Awaitable[Any]] | None = None,
-        *,
-        method: str = "",
-    ) -> None:
-        self.do, self.ado = do, ado
-        self.method = attrgetter(method) if method else None
-        part, _, name = method.rpartition(".")
-        if part and ado is None:
-            amethod = attrgetter(f"{part}.a{name}")
-            self.ado = lambda engine, *arguments: amethod(engine)(*arguments)
-
-    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
-        return (self, *arguments)
-
-
-Flow = Generator[tuple[Any, ...], Any, T]
-
-
-def drive(engine: Engine, flow: Flow[T]) -> T:
-    try:
-        effect, *arguments = next(flow)
-        while True:
-            try:
-                method = effect.method
-                value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
-            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                effect, *arguments = flow.throw(exc)
-            else:
-                effect, *arguments = flow.send(value)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-
-
-async def adrive(engine: Engine, flow: Flow[T]) -> T:
-    prompt = engine.prompt
-    try:
-        effect, *arguments = next(flow)
-        while True:
-            try:
-                if effect.ado is not None and effect not in prompt:
-                    value = await effect.ado(engine, *arguments)
-                elif effect.method is not None:
-                    value = effect.method(engine)(*arguments)
-                else:
-                    value = effect.do(engine, *arguments)
-            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                effect, *arguments = flow.throw(exc)
-            else:
-                effect, *arguments = flow.send(value)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-
-
 class _Driven(Protocol):
     @property
     def _engine(self) -> Engine: ...
@@ -398,8 +329,6 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-# A call of another's part, in both forms: one that blocks, and one that gives an awaitable.
-Perform: Final = Effect(lambda _, blocking, _awaiting: blocking(), lambda _, _blocking, awaiting: awaiting())
 # A function that blocks, and its arguments: on an event loop it gets a thread of its own.
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
 Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`

@@ -8,11 +8,13 @@ import copy
 import json
 import pickle
 import threading
+from functools import partial
 from typing import Any
 
 import orjson
 import pytest
 
+from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_call, current_ticket
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
@@ -45,7 +47,8 @@ def minted(audience: str, jkt: str | None = None) -> Credential:
     )
 
 
-def a_ticket(**changes: Any) -> Ticket:
+def a_ticket(mint: Any = minted, amint: Any = None, **changes: Any) -> Ticket:
+    amint = amint or partial(asyncio.to_thread, mint)
     fields: dict[str, Any] = {
         "tool": "send_money",
         "call_id": "call_1",
@@ -57,7 +60,7 @@ def a_ticket(**changes: Any) -> Ticket:
         "idempotency_key": "key",
         "audiences": (BANK,),
         "raw": {"recipient": "RAW-SECRET"},
-        "mint": minted,
+        "mint": None if mint is None else (lambda *asked: Perform(mint, amint, *asked)),
     }
     return Ticket(**{**fields, **changes})
 
@@ -311,24 +314,6 @@ async def test_a_failed_mint_is_tried_again_by_who_waited(cancelled: bool) -> No
         with pytest.raises(asyncio.CancelledError if cancelled else CredentialError):
             await first
     assert len(tries) == 2
-
-
-async def test_an_issuer_without_an_asynchronous_road_waits_in_a_thread() -> None:
-    """The event loop goes on while it signs."""
-    ran_in: list[int] = []
-
-    def blocking(audience: str, jkt: str | None) -> Credential:
-        ran_in.append(threading.get_ident())
-        return minted(audience, jkt)
-
-    with ticket_scope(a_ticket(mint=blocking)) as ticket:
-        ticket.redeem()
-        await current_call().acredential()
-    assert ran_in != [threading.get_ident()]
-    with ticket_scope(a_ticket(mint=None)) as ticket:
-        ticket.redeem()
-        with pytest.raises(CredentialError):
-            await current_call().acredential()
 
 
 async def test_outside_there_is_none_on_either_road() -> None:

@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 import httpx
 import pytest
 
+from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential.current_call import current_call
-from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
+from langchain_runtime_authz.credential.issuer import LocalIssuer, amint, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing, httpx2_auth
@@ -29,7 +30,7 @@ def a_ticket(*audiences: str, refusals: Any = None) -> Ticket:
     ticket = Ticket(
         tool="pay", call_id="c", call_key="k", agent=("root",), epoch=1,
         decision_id="d-1", jti="j", idempotency_key="k", audiences=audiences, refusals=refusals, reaches=(CRM, CRM + "/v1"),
-        mint=lambda audience, jkt: mint(ISSUER, a_request(audience=audience, cnf_jkt=jkt)),
+        mint=lambda audience, jkt: Perform(mint, amint, ISSUER, a_request(audience=audience, cnf_jkt=jkt)),
     )  # fmt: skip
     ticket.redeem()
     return ticket
@@ -273,11 +274,11 @@ class Told:
     def __init__(self) -> None:
         self.got: list[tuple[str, str | None]] = []
 
-    def refused(self, code: str, audience: str | None) -> None:
-        self.got.append((code, audience))
+    def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
+        return Perform(self.got.append, self._append, (code, audience))
 
-    async def arefused(self, code: str, audience: str | None) -> None:
-        self.got.append((code, audience))
+    async def _append(self, one: tuple[str, str | None]) -> None:
+        self.got.append(one)
 
 
 @ROADS
