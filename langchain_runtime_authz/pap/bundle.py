@@ -37,8 +37,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Outcome, strict_json
-from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp.wasm import read_json
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 MANIFEST: Final = ".manifest"
@@ -331,10 +332,7 @@ def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, A
 
 
 def json_object(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        document = strict_json(content)
-    except (ValueError, RecursionError) as exc:
-        raise invalid(f"`{name}` is not JSON: {unreadable(exc)}") from exc
+    document = read_json(content, name)
     if not isinstance(document, dict):
         raise invalid(f"`{name}` must hold an object")
     return document

@@ -31,7 +31,7 @@ from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, read_json
 from langchain_runtime_authz.profile import ToolProfile
 
 _log = logging.getLogger(__name__)
@@ -355,21 +355,14 @@ def engine_of(
 ) -> WasmPDP | CedarPDP:
     """Return an engine for a bundle, whose answers have `label` as their revision. Raises `ConfigError`."""
     if bundle.cedar:
-        return _cedar(bundle.cedar)
+        policies, schema, obligations, entities = (bundle.cedar[file] for file in CEDAR)
+        table, known = (read_json(text, file) for file, text in zip(CEDAR[2:], (obligations, entities), strict=True))
+        return CedarPDP(policies=policies, schema=schema, obligations=table, entities=known)  # type: ignore[arg-type]
     data = bundle.data
     if bundle.wasm is not None and DATA_ROOT in data:
         check_data(data[DATA_ROOT], name)
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], **({"revision": label} if label else {})}}
     return WasmPDP(wasm=bundle.wasm, data=data, entrypoint=entrypoint or bundle.entrypoint, **limits)
-
-
-def _cedar(files: Mapping[str, str]) -> CedarPDP:
-    policies, schema, obligations, entities = (files[name] for name in CEDAR)
-    try:
-        table, known = strict_json(obligations), strict_json(entities)
-    except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"obligations or entities are not JSON: {exc}", Code.POLICY_INVALID) from exc
-    return CedarPDP(policies=policies, schema=schema, obligations=table, entities=known)
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:

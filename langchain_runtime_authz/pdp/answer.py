@@ -16,6 +16,7 @@ from langchain_runtime_authz.authzen import (
     Properties,
     strict_json,
 )
+from langchain_runtime_authz.errors import Code, PDPError
 
 
 class _Open(BaseModel):
@@ -94,16 +95,28 @@ def _parsed(answer: object, revision: str) -> Decision | None:
     except (ValidationError, ValueError, RecursionError):
         return None
     ctx = parsed.context
+    obliged = {o.type for o in ctx.obligations}
     # An approval travels as a deny with an obligation, so that a foreign PEP denies.
-    if parsed.decision and any(o.type == "require_approval" for o in ctx.obligations):
+    if parsed.decision and "require_approval" in obliged:
         return None
+    outcome: Outcome = "permit" if parsed.decision else "approval_required" if "require_approval" in obliged else "deny"
+    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
+        outcome = "halt"
     return Decision(
-        outcome=_outcome(parsed.decision, {o.type for o in ctx.obligations}),
+        outcome=outcome,
         reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
         obligations=tuple(o.made() for o in ctx.obligations),
         policy_revision=ctx.policy.revision or revision,
         ttl=ctx.ttl,
     )
+
+
+def parse_json(body: bytes) -> object:
+    """Return the document in an answer. Raises `pdp_malformed`."""
+    try:
+        return strict_json(body)
+    except (ValueError, RecursionError) as exc:
+        raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
 
 
 def parse_obligation(document: object) -> Obligation:
@@ -117,11 +130,3 @@ def misspelt(members: object) -> bool:
     return any(
         isinstance(k, str) and k != "obligations" and k.casefold() in ("obligation", "obligations") for k in members
     )
-
-
-def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
-    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
-        return "halt"
-    if permitted:
-        return "permit"
-    return "approval_required" if "require_approval" in obliged else "deny"

@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny, strict_json
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp.answer import misspelt, parse_answer
+from langchain_runtime_authz.pdp.answer import misspelt, parse_answer, parse_json
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
 
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
@@ -100,8 +100,8 @@ class AuthzenPDP(RemotePDP):
         try:
             where = link.below("url", WELL_KNOWN + path)
             reply = link.run(lambda: link.exchange("GET", where, limit=MAX_ANSWER_BYTES))
-            metadata = strict_json(reply.body)
-        except (PDPError, TimeoutError, ValueError, RecursionError) as exc:
+            metadata = parse_json(reply.body)
+        except (PDPError, TimeoutError) as exc:
             raise ConfigError(f"the PDP's metadata cannot be had: {exc or type(exc).__name__}") from exc
         finally:
             link.close()
@@ -139,10 +139,7 @@ class AuthzenPDP(RemotePDP):
         reply = await self._link.exchange("POST", url, body=body, limit=n * MAX_ANSWER_BYTES, headers=headers)
         if reply.headers.get(REQUEST_ID, sent_id) != sent_id:
             raise PDPError(Code.PDP_MALFORMED, "the answer to another request")
-        try:
-            return strict_json(reply.body), sent_id
-        except (ValueError, RecursionError) as exc:
-            raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
+        return parse_json(reply.body), sent_id
 
     def _heard(self, decision: Decision) -> Decision:
         if decision.failure is None:

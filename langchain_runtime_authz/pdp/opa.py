@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple, Unpack
 
 from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision, strict_json
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision
 from langchain_runtime_authz.errors import Code, PDPError
-from langchain_runtime_authz.pdp.answer import parse_answer
+from langchain_runtime_authz.pdp.answer import parse_answer, parse_json
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
 
 DECISION: Final = "runtime_authz/decision"
@@ -103,14 +103,6 @@ class _Told(NamedTuple):
     named: bool
 
 
-def _opened(document: object) -> tuple[object, _Told]:
-    if not isinstance(document, dict):
-        raise PDPError(Code.PDP_MALFORMED, "not an object")
-    if "result" not in document:  # OPA's way to say `undefined`
-        raise PDPError(Code.PDP_UNDEFINED)
-    return document["result"], _told(document)
-
-
 def _decision(result: object, told: _Told) -> Decision | None:
     """Return the decision, or `None` if the rule's value is not a decision document."""
     decision = parse_answer(result)
@@ -120,13 +112,17 @@ def _decision(result: object, told: _Told) -> Decision | None:
     return replace(decision, pdp_decision_id=told.own_id, policy_revision=revision)
 
 
-def _told(document: dict[str, Any]) -> _Told:
+def _opened(document: object) -> tuple[object, _Told]:
+    if not isinstance(document, dict):
+        raise PDPError(Code.PDP_MALFORMED, "not an object")
+    if "result" not in document:  # OPA's way to say `undefined`
+        raise PDPError(Code.PDP_UNDEFINED)
     own_id = document.get("decision_id")
     provenance = document.get("provenance")
     bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
     every = bundles.items() if isinstance(bundles, dict) else ()
     each = {name: bundle.get("revision") if isinstance(bundle, dict) else None for name, bundle in every}
-    return _Told(
+    return document["result"], _Told(
         own_id[:_MAX_ID] if isinstance(own_id, str) else "",
         bounded(",".join(f"{name}@{revision or ''}" for name, revision in sorted(each.items()))),
         all(each.values()),
@@ -139,10 +135,7 @@ class _Answer:
     status = 200
 
     def __init__(self, body: bytes) -> None:
-        try:
-            self._document = strict_json(body)
-        except (ValueError, RecursionError) as exc:
-            raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
+        self._document = parse_json(body)
 
     def raise_for_status(self) -> None:
         """Do nothing: our exchange raised."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
-from langchain_runtime_authz.pdp.answer import parse_answer
+from langchain_runtime_authz.pdp.answer import parse_answer, parse_json
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
 if TYPE_CHECKING:
@@ -102,14 +102,13 @@ class WasmPDP(InProcess):
 
     def document(self, body: bytes) -> object:
         """Return the policy's answer to any input as it stands: for comparing policies, not for deciding."""
-        return _document(self.program.evaluate(body, self._entrypoint))
+        return parse_json(self.program.evaluate(body, self._entrypoint))
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer the calls of a message in one evaluation, if the policy has the entrypoint for it."""
         if self._batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
             return [self._tried(body) for body in bodies]
-        text = self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch)
-        answers = _document(text)
+        answers = parse_json(self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch))
         if not isinstance(answers, list):
             raise PDPError(Code.PDP_MALFORMED, "the batch is not a list")
         return [parse_answer(answer, self.revision) for answer in answers]
@@ -125,13 +124,6 @@ class WasmPDP(InProcess):
             return exc
 
 
-def _document(text: bytes) -> object:
-    try:
-        return strict_json(text)
-    except (ValueError, RecursionError) as exc:
-        raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
-
-
 def _read_wasm(source: str | Path | bytes | None) -> bytes:
     if isinstance(source, bytes):
         return source
@@ -145,7 +137,7 @@ def _read_data(source: Json | str | Path | None) -> object:
     if not isinstance(source, str | Path):
         return source
     path = checked_path("data", source)
-    return _parse(_read(path, "data"), path.name)
+    return read_json(_read(path, "data"), path.name)
 
 
 def _read(path: Traversable, what: str) -> bytes:
@@ -156,7 +148,8 @@ def _read(path: Traversable, what: str) -> bytes:
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
 
 
-def _parse(text: bytes, name: str) -> object:
+def read_json(text: bytes | str, name: str) -> object:
+    """Return a JSON document of a policy. Raises `policy_invalid`."""
     try:
         return strict_json(text)
     except (ValueError, RecursionError) as exc:
@@ -207,7 +200,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
     `given` holds members of the shipped data to change (`merge_data`). Or it holds them under `runtime_authz_data`: as an
     edited copy of data.json, or in a project (`own`) next to the data of its own rules. Raises `policy_invalid`.
     """
-    shipped = _member(_canonical(_parse((_SHIPPED / "data.json").read_bytes(), "data.json")))
+    shipped = _member(_canonical(read_json((_SHIPPED / "data.json").read_bytes(), "data.json")))
     inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
     if DATA_ROOT in given and (own or len(given) == 1):
         inner, rest = _member(given), {k: v for k, v in given.items() if k != DATA_ROOT}

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
-from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, UNRECORDED, outside_key
+from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
@@ -29,7 +29,7 @@ from langchain_runtime_authz.ledger.changes import (
 )
 from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial, record_answers
 from langchain_runtime_authz.pep.decide import data_scope
-from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Run, new_id
+from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.entry import lease_of
 from langchain_runtime_authz.pep.recording import change_task, corrected, recorded, run_event, unrecorded
 
@@ -181,15 +181,14 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
     the digest of what then waits below the root, so that the next entry does not find the edit once more.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
-    for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+
+    def edit(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]] | None:
         if not snapshot.exists:
-            return
+            return None
         said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
-        edit = [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)]
-        if isinstance((yield from change_task(scope, snapshot, edit, (*said, act), "update_state")), Committed):
-            return
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+        return [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)], (*said, act)
+
+    yield from change_task(scope, "update_state", edit)
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
@@ -197,15 +196,13 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 
     `by` (`type:id`) names its author; `None`: the thread's own subject. Return the new epoch.
     """
-    for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+
+    def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:
         author = by if by is not None else snapshot.subject
         said = replace(text, author=author, own=author == snapshot.subject)
-        change = [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)]
-        done = yield from change_task(scope, snapshot, change, (said,), "correct")
-        if isinstance(done, Committed):
-            return done.epoch
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+        return [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)], (said,)
+
+    return cast("Committed", (yield from change_task(scope, "correct", change))).epoch
 
 
 def _done(

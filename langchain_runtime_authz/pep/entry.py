@@ -312,14 +312,12 @@ def edited(
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
     """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already."""
-    for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(UNRECORDED,)))
-        if texts[-1].key in {t.key for t in snapshot.log}:
-            return False
-        edit = [AdvanceEpoch(snapshot.epoch, (*texts,))]
-        if isinstance((yield from change_task(run, snapshot, edit, texts, "state")), Committed):
-            return True
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+    def edit(snapshot: Snapshot) -> tuple[list[Change], Sequence[HumanText]] | None:
+        known = texts[-1].key in {t.key for t in snapshot.log}
+        return None if known else ([AdvanceEpoch(snapshot.epoch, (*texts,))], texts)
+
+    return (yield from change_task(run, "state", edit)) is not None
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import Event, decision_record, run_record
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.state import UNRECORDED
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.engine import Commit, Flow, Notify, Record, Run, Write
+from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Notify, Record, Run, Write, new_id
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
@@ -131,16 +131,25 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 
 
 def change_task(
-    of: Run | Scope, before: Snapshot, changes: Sequence[Change], texts: Sequence[HumanText], source: str
-) -> Flow[Committed | Conflict]:
-    """Commit and record a change of the task, after one that is not on record. Raises `AuditError`."""
-    yield from settle(of, before)
+    of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
+) -> Flow[Committed | None]:
+    """Commit and record a change of the task, after one that is not on record; `None` if `change` finds nothing to do.
+
+    Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task again and again.
+    """
     scope = of.scope if isinstance(of, Run) else of
-    mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
-    done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
-    if isinstance(done, Committed):
-        yield from confirmed(of, done, mark, texts, source)
-    return done
+    for _ in range(ATTEMPTS):
+        before: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+        if (made := change(before)) is None:
+            return None
+        yield from settle(of, before)
+        changes, texts = made
+        mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
+        done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
+        if isinstance(done, Committed):
+            yield from confirmed(of, done, mark, texts, source)
+            return done
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
 def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
