@@ -42,12 +42,18 @@ class Renewed(Generic[T]):
             PDPError: they cannot be used.
         """
         try:
-            seen = [(s.st_mtime_ns, s.st_ino, s.st_size) for s in (file.stat() for file in self._files)]
+            seen = [stamp(file) for file in self._files]
             if seen != self._seen:  # looked at before loading: a file replaced meanwhile is loaded again
                 self._value, self._seen = self._load(), seen
         except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
             raise PDPError(self._code, f"{self._what} cannot be loaded ({type(exc).__name__})") from exc
         return self._value
+
+
+def stamp(file: Path) -> tuple[int, int, int, int]:
+    """Return what changes when a file is replaced or written. Raises `OSError`."""
+    s = file.stat()
+    return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
 def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:

@@ -172,7 +172,7 @@ class Link:
             raise ConfigError("`tls` takes the place of `ca_file` and `client_cert`; give one of them")
         if token_file is not None and not self.private:
             raise ConfigError("a token is not sent in the clear: use https, a unix socket or a loopback address")
-        if proxy is not None and not _is_proxy(proxy):
+        if proxy is not None and not ((at := split_url("proxy", proxy)).scheme in ("http", "https") and at.hostname):
             raise ConfigError("`proxy` must be an http or https URL")  # it may hold a password
         if proxy is not None and unix:
             raise ConfigError("a unix socket is not reached by a proxy")
@@ -386,11 +386,6 @@ def _clean(kind: type[Any]) -> type[Any]:
             return connection
 
     return Clean
-
-
-def _is_proxy(url: str) -> bool:
-    parts = split_url("proxy", url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 # A fork copies neither the thread nor its loop: the child makes its own at its next exchange. The parent's

@@ -43,7 +43,9 @@ DeviationCode = Literal[_OfValue, "spent", "after", "part", "confirm", "limit", 
 Failure = Literal["mapping", "pdp", "enforcement"]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """Base of what travels: strict, frozen and closed."""
+
     # Built at first use. A deferred part takes settings of the whole that it stands in: give all the same.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
@@ -51,7 +53,7 @@ class _Model(BaseModel):
 Properties = dict[str, JsonValue]
 
 
-class Subject(_Model):
+class Subject(Model):
     """The principal on whose behalf the run acts (AuthZEN §5.1)."""
 
     type: Annotated[str, Field(min_length=1)]
@@ -83,13 +85,13 @@ class Subject(_Model):
         return self.type in ("user", "anonymous")
 
 
-class Action(_Model):
+class Action(Model):
     """The attempted action (AuthZEN §5.3)."""
 
     name: ActionName
 
 
-class Resource(_Model):
+class Resource(Model):
     """The target of the action (AuthZEN §5.2): a run, agent, node, model or tool."""
 
     type: Literal["run", "agent", "node", "model", "tool"]
@@ -97,7 +99,7 @@ class Resource(_Model):
     properties: Properties = Field(default_factory=dict)
 
 
-class TaskContext(_Model):
+class TaskContext(Model):
     """The user's task, as pinned in the ledger."""
 
     id: str
@@ -107,14 +109,14 @@ class TaskContext(_Model):
     corrections: int
 
 
-class PromptContext(_Model):
+class PromptContext(Model):
     """The model that planned the step, if it was seen."""
 
     model: str | None = None
     digest: str | None = None
 
 
-class AgentContext(_Model):
+class AgentContext(Model):
     """The acting agent. `attested` is true only if a workload identity was verified."""
 
     path: list[str]
@@ -122,7 +124,7 @@ class AgentContext(_Model):
     attested: bool = False
 
 
-class Edge(_Model):
+class Edge(Model):
     """One delegation, parent to child."""
 
     from_: Annotated[str, Field(alias="from")]
@@ -130,14 +132,14 @@ class Edge(_Model):
     kind: EdgeKind
 
 
-class DelegationContext(_Model):
+class DelegationContext(Model):
     """The delegations from the root agent (`depth` 0) to the acting agent."""
 
     depth: int
     edges: list[Edge] = Field(default_factory=list)
 
 
-class PlanContext(_Model):
+class PlanContext(Model):
     """The recorded plan that holds the step, if one does.
 
     `changed`: its message announced another call in this place, or none. `resource` and `call` are those that would run.
@@ -153,7 +155,7 @@ class PlanContext(_Model):
     changed: bool = False
 
 
-class Said(_Model):
+class Said(Model):
     """A source that asserted or mentioned a value: the user, the principal, or a field of a tool's output.
 
     `origin` is `human` for the user's words. `source` is `tool` or `tool/field`. `counterparty`: the other side
@@ -165,7 +167,7 @@ class Said(_Model):
     counterparty: bool = False
 
 
-class ItemProvenance(_Model):
+class ItemProvenance(Model):
     """The provenance of one value; `facts.provenance.trace` explains classes and standings.
 
     `lookalike`: it looks like something that the user said, and differs.
@@ -187,14 +189,14 @@ class ArgumentProvenance(ItemProvenance):
     items: list[ItemProvenance] = Field(default_factory=list)
 
 
-class DeviationContext(_Model):
+class DeviationContext(Model):
     """One argument that differs from what the mandate orders. `argument` is empty if the whole call does."""
 
     argument: str
     code: DeviationCode
 
 
-class MandateContext(_Model):
+class MandateContext(Model):
     """The result of comparing the call with the task's mandate.
 
     `covered`: one unspent step has all its arguments. `deviates`: a step fits the tool, but not this call. `forbidden`:
@@ -210,7 +212,7 @@ class MandateContext(_Model):
     deviations: list[DeviationContext] = Field(default_factory=list)
 
 
-class CallContext(_Model):
+class CallContext(Model):
     """The call itself. `args` are the parsed arguments, as the tool will receive them.
 
     `provenance` holds the arguments that decide whom or what the call hits. `sink` is where they go in this call: `none`
@@ -230,7 +232,7 @@ class CallContext(_Model):
     repeats: int = 0
 
 
-class HistoryContext(_Model):
+class HistoryContext(Model):
     """The steps taken so far on this thread, in bounded space.
 
     `denials` and `streak` (those since the last permit) count what was decided, not outages. `unplanned` and `tainted`
@@ -254,7 +256,7 @@ class HistoryContext(_Model):
     last_minute: int = 0
 
 
-class LeaseContext(_Model):
+class LeaseContext(Model):
     """The right to go on. `grant` is `Grant.to_json()`; null means every reachable tool.
 
     `seconds` and `steps`: since the root entry began, by ledger time and in decided steps.
@@ -268,7 +270,7 @@ class LeaseContext(_Model):
     steps: int = 0
 
 
-class ApprovalContext(_Model):
+class ApprovalContext(Model):
     """An approval on record for exactly this call.
 
     `edited_from` is the tool of the call that was asked about, if an approver replaced that call by
@@ -283,7 +285,7 @@ class ApprovalContext(_Model):
     approvers: list[str] = Field(default_factory=list)
 
 
-class LocalContext(_Model):
+class LocalContext(Model):
     """`now` by the clock of `RuntimeAuthz(zone=...)`, an IANA name; `weekday` is 1 for Monday to 7 for Sunday."""
 
     zone: str
@@ -293,7 +295,7 @@ class LocalContext(_Model):
     minute: int
 
 
-class Context(_Model):
+class Context(Model):
     """The execution state at the moment of the step. `local` is null without a zone: let a rule on time then deny."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -310,7 +312,7 @@ class Context(_Model):
     local: LocalContext | None = None
 
 
-class EvaluationRequest(_Model):
+class EvaluationRequest(Model):
     """One AuthZEN evaluation: may `subject` do `action` on `resource`, now?"""
 
     subject: Subject

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
-from langchain_runtime_authz._files import replace_file
+from langchain_runtime_authz._files import replace_file, stamp
 from langchain_runtime_authz.credential.jws import public_key
 from langchain_runtime_authz.credential.keys import Alg, Secret, Signer, SigningKey, thumbprint
 from langchain_runtime_authz.credential.token import MAX_TTL
@@ -255,7 +255,7 @@ class KeyDirectory(KeyRing):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path, self._password = Path(path), password
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._looked = float("-inf")
         self._begin((), cache_age, clock)
         self._load()
@@ -299,12 +299,12 @@ class KeyDirectory(KeyRing):
 
     def _load(self) -> None:
         try:
-            stamp = _stamp(self._path)
+            seen = stamp(self._path / RING)
         except OSError as exc:
             msg = f"{self._path.name}: no key ring ({exc.strerror}); make one with `runtime-authz keys generate`"
             raise ConfigError(msg) from None
-        if stamp != self._stamp:
-            self._keys, self._stamp = _read(self._path, self._password), stamp
+        if seen != self._stamp:
+            self._keys, self._stamp = _read(self._path, self._password), seen
 
     @contextmanager
     def _changing(self) -> Iterator[float]:
@@ -315,7 +315,7 @@ class KeyDirectory(KeyRing):
 
     def _save(self) -> None:
         _write(self._path, self._keys, self._password)
-        self._stamp = _stamp(self._path)
+        self._stamp = stamp(self._path / RING)
 
 
 def _pair(active: Signer, following: Signer | None, now: float) -> tuple[_Key, ...]:
@@ -336,11 +336,6 @@ def _like(signer: Signer | None) -> SigningKey:
     if not isinstance(signer, SigningKey):
         raise ConfigError("a signer outside this process needs the next one: pass `following=`")
     return SigningKey.generate(signer.alg)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    stat = (path / RING).stat()
-    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def _write(path: Path, keys: tuple[_Key, ...], password: bytes | None) -> None:

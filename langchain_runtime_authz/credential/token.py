@@ -16,9 +16,9 @@ from functools import reduce
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, Subject
+from langchain_runtime_authz.authzen import MAX_DEPTH, Model, Subject
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
@@ -73,10 +73,8 @@ REDACTED: Final = "[credential]"
 Name = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
-class Task(BaseModel):
+class Task(Model):
     """The user's task at the moment of the call. `epoch` only grows; `mandate` is the mandate's digest."""
-
-    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     id: Name
     epoch: Annotated[int, Field(ge=0)]
@@ -84,7 +82,7 @@ class Task(BaseModel):
     mandate: Name | None = None
 
 
-class TokenRequest(BaseModel):
+class TokenRequest(Model):
     """A request to an issuer to sign a token for one permitted call. Holds no secret.
 
     Attributes:
@@ -104,8 +102,6 @@ class TokenRequest(BaseModel):
         expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
         cnf_jkt: RFC 7638 thumbprint of the holder's key, if the token is bound to one.
     """
-
-    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     subject: Subject
     tenant: Name

@@ -130,7 +130,9 @@ class Verifier:
         credential = self._verified(token, jws, jwk, audience, tenant, now)
         if self._status is not None:
             asked = partial(_asked, self._status, credential.claims)
-            _check_status((yield Perform(asked, partial(asyncio.to_thread, asked))))
+            answer = yield Perform(asked, partial(asyncio.to_thread, asked))
+            if answer != "live":
+                raise CredentialError(Code.STATUS_UNAVAILABLE if answer is None else Code.CREDENTIAL_REVOKED)
         return credential
 
     verify, averify = both(_verify)
@@ -211,13 +213,6 @@ def _check_shape(claims: dict[str, Any]) -> None:
         refuse(f"`{names.AUTHORIZATION_DETAILS}` must hold objects with a type")
     if names.CONFIRMATION in claims and not (isinstance(cnf, dict) and isinstance(cnf.get(names.JKT), str)):
         refuse(f"`{names.CONFIRMATION}` must hold jkt")
-
-
-def _check_status(answer: object) -> None:
-    if answer is None:
-        raise CredentialError(Code.STATUS_UNAVAILABLE)
-    if answer != "live":
-        raise CredentialError(Code.CREDENTIAL_REVOKED)
 
 
 # The helpers below return `None` instead of raising: an exception's context would quote the token.

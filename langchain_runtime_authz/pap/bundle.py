@@ -232,7 +232,7 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
         raise invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
-        digest=_digest_of(files),
+        digest=hashlib.sha256(json.dumps(_hashes(files, SIGNATURES), sort_keys=True).encode()).hexdigest(),
         wasm=None if cedar else files[WASM],
         data={} if cedar else json_object(files[DATA], f"{name}: {DATA}"),
         entrypoint=_entrypoint(manifest, name),
@@ -293,15 +293,14 @@ def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]
         raise invalid(
             f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
         )
-    seen = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n not in (MANIFEST, SIGNATURES)}
+    seen = _hashes(files, MANIFEST, SIGNATURES)
     if seen != given:
         differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))
         raise invalid(f"{name}: `{differ[0]}` is not the file that the manifest names")
 
 
-def _digest_of(files: Mapping[str, bytes]) -> str:
-    each = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n != SIGNATURES}
-    return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
+def _hashes(files: Mapping[str, bytes], *without: str) -> dict[str, str]:
+    return {n: hashlib.sha256(c).hexdigest() for n, c in sorted(files.items()) if n not in without}
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -321,13 +320,8 @@ def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, A
     The manifest does not list the Wasm: an OPA server without a Wasm engine, as most are, would refuse
     the bundle, and with the Rego it decides the same.
     """
-    digests = {n: hashlib.sha256(c).hexdigest() for n, c in sorted(files.items())}
-    manifest = {
-        "revision": str(revision),
-        "roots": [""],
-        "rego_version": 1,
-        "metadata": {**metadata, "sha256": digests},
-    }
+    about = {**metadata, "sha256": _hashes(files)}
+    manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from langchain_runtime_authz._files import replace_file
+from langchain_runtime_authz._files import replace_file, stamp
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 VERSION: Final = 1  # of the file with the highest revision
 _REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read again, if it stays as it is
 
-Seen = tuple[tuple[str, int, int, int, int], ...]
+Seen = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class HighestRevision:
@@ -237,7 +237,7 @@ class ReloadingPDP(InProcess):
             known = seen == self._seen and seen and not self._refused
             state = seen
             with suppress(OSError):  # it may be gone
-                state = (*seen, *_stat(self._highest.path)) if seen else seen
+                state = (*seen, _seen(self._highest.path)) if seen else seen
             try:
                 was, self._rejected = self._rejected, None
                 if not again and was is not None and was[0] == state and time.monotonic() < was[1]:
@@ -312,7 +312,7 @@ class ReloadingPDP(InProcess):
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
-            return tuple(entry for file in files for entry in _stat(file))
+            return tuple(map(_seen, files))
         except (OSError, ConfigError):  # reading it says why
             return ()
 
@@ -338,10 +338,8 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         del pdp
 
 
-def _stat(file: Path) -> Seen:
-    """Return what changes when a file does."""
-    s = file.stat()
-    return ((str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns),)
+def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
+    return str(file), stamp(file)
 
 
 def _may_pass(refusal: ConfigError) -> bool:

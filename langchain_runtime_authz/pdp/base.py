@@ -297,7 +297,9 @@ class Composed:
         return (await self.aevaluate_batch([body]))[0]
 
     def close(self) -> None:
-        close_all(*(e.pdp for e in self._all))
+        for each in self._all:
+            if (close := getattr(each.pdp, "close", None)) is not None:
+                close()
 
 
 class ObserveOnly(Composed):
@@ -323,13 +325,6 @@ class ObserveOnly(Composed):
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         return [_observed(d) for d in await self._real.aevaluate(bodies)]
-
-
-def close_all(*pdps: PDP) -> None:
-    for pdp in pdps:
-        close = getattr(pdp, "close", None)
-        if close is not None:
-            close()
 
 
 def _observed(real: Decision) -> Decision:

@@ -8,7 +8,7 @@ decision; this says it once, before the first, and where. What the members mean 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ _TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists al
 
 Verdict = Literal["permit", "ask", "deny"]
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
+T = TypeVar("T")
 Row = dict[Literal[CallStanding, "backed"], Verdict]
 _Limit = Literal[
     "max_denials", "max_streak", "max_per_minute", "max_unplanned", "max_tainted", "max_rotations", "max_depth", "max_steps",
@@ -86,14 +87,9 @@ class _Budget(_Closed):
     counter: Name = "own"
 
 
-class _Budgets(_Closed):
-    effects: dict[Effect, _Budget] = {}
-    tools: dict[str, _Budget] = {}
-
-
-class _Notify(_Closed):
-    effects: dict[Effect, dict[Verdict, Name]] = {}
-    tools: dict[str, dict[Verdict, Name]] = {}
+class _Each(_Closed, Generic[T]):
+    effects: dict[Effect, T] = {}
+    tools: dict[str, T] = {}
 
 
 class _Data(BaseModel):
@@ -111,8 +107,8 @@ class _Data(BaseModel):
     approvals: dict[Effect | Literal["*"], _Approval] = {}
     models: _Models = _Models(provider_tools=[])
     rates: dict[Effect, _Rate] = {}
-    budget: _Budgets = _Budgets()
-    notify: _Notify = _Notify()
+    budget: _Each[_Budget] = _Each()
+    notify: _Each[dict[Verdict, Name]] = _Each()
     redact: dict[str, list[str]] = {}
     anomaly: dict[_Limit, Count | None] = {}
 

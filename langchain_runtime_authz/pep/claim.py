@@ -208,12 +208,16 @@ def _refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
 
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
     """Return the verdict on a call that ran before, is denied, or was decided before the kill switch was engaged."""
-    if decided.replay:
-        message = (yield from _news(run, decided)) if decided.stale else ""
-        return Replay(decided.call, decided.row.result if decided.row is not None else None, message)
-    if decided.decision.outcome != "permit":
-        return (yield from deny_call(run, decided))
-    return (yield from deny_call(run, decided.under(deny(Code.KILLED))))
+    if not decided.replay:
+        killed = decided.decision.outcome == "permit"
+        return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
+    message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
+    if message:  # the user's words that the graph has not seen
+        try:
+            yield Commit(run.scope, None, [TakePending()])
+        except Exception as exc:  # noqa: BLE001  (then it is told once more)
+            _log.error("what was told with %s stays pending: %s", decided.decision.decision_id, type(exc).__name__)
+    return Replay(decided.call, decided.row.result if decided.row is not None else None, message)
 
 
 def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Verdict | Conflict]:
@@ -260,7 +264,10 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = decided.call, decided.decision
     changes: list[Change] = [counted(decided)]
-    rotation = [_rotation(run, decided)] if any(o.type == "rotate" for o in decision.obligations) else []
+    rotation: list[Change] = []
+    if any(o.type == "rotate" for o in decision.obligations):
+        text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
+        rotation.append(AdvanceEpoch(run.epoch, (text,)))
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     message = ""
@@ -296,22 +303,6 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
     return Denial(call, decision, message)
-
-
-def _news(run: Run, decided: DecidedCall) -> Flow[str]:
-    """Return the user's words that the graph has not seen, for the answer to a call that ran before."""
-    message = "\n".join((*run.undelivered, *run.corrected))
-    if message:
-        try:
-            yield Commit(run.scope, None, [TakePending()])
-        except Exception as exc:  # noqa: BLE001  (then it is told once more)
-            _log.error("what was told with %s stays pending: %s", decided.decision.decision_id, type(exc).__name__)
-    return message
-
-
-def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
-    text = HumanText(decided.call.args_digest, "", f"data:{decided.decision.decision_id}", own=False)
-    return AdvanceEpoch(run.epoch, (text,))
 
 
 def counted(decided: DecidedCall, by: int = 1) -> RecordStep:

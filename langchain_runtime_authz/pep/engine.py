@@ -275,13 +275,8 @@ class Run:
         return self.closed or (self.parent is not None and self.parent.over)
 
 
-class _Driven(Protocol):
-    @property
-    def _engine(self) -> Engine: ...
-
-
 P = ParamSpec("P")
-S = TypeVar("S", bound=_Driven)
+S = TypeVar("S", bound=Any)
 
 
 def both(

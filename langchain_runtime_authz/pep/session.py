@@ -44,7 +44,7 @@ class Session:
         self._parent, self._requested = parent, grant
         self._profiles = profiles
         self._steps = 0
-        self._open: dict[str, list[tuple[Call, Ticket]]] = {}
+        self._open: dict[tuple[str, str], list[tuple[Call, Ticket]]] = {}
         self._asked: dict[str, tuple[Call, DecidedCall]] = {}
         self._last: DecidedCall | None = None
 
@@ -132,7 +132,7 @@ class Session:
         self._last = judged
         if isinstance(verdict, Ticket):
             verdict.redeem()
-            self._open.setdefault(_open_key(call.tool, call.args_digest), []).append((call, verdict))
+            self._open.setdefault((call.tool, call.args_digest), []).append((call, verdict))
             return judged.decision
         if judged.asks:
             self._asked[judged.decision.decision_id] = (call, judged)
@@ -180,7 +180,7 @@ class Session:
         Raises:
             AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
         """
-        found = self._open.get(_open_key(tool, digest(project(dict(args)))))
+        found = self._open.get((tool, digest(project(dict(args)))))
         if not found:
             raise AuthzError(Code.NO_CALL, f"`{tool}`")
         call, ticket = found.pop(0)
@@ -247,7 +247,3 @@ class Session:
             atoms=atoms_of(profile, projected),
             error=error,
         )
-
-
-def _open_key(tool: str, args_digest: str) -> str:
-    return f"{tool} {args_digest}"

@@ -81,7 +81,8 @@ def decide_step(
             yield from obliged_events(run, decision, now)
             yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
-        return _unrecorded(decision, exc)
+        if decision.outcome == "permit":
+            return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
     return decision
 
 
@@ -98,13 +99,6 @@ def _obliged(run: Run, decision: Decision) -> list[Change]:
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     return changes
-
-
-def _unrecorded(decision: Decision, exc: AuditError) -> Decision:
-    """Return the decision in the place of one that was not recorded, or of which nobody was told."""
-    if decision.outcome != "permit":
-        return decision
-    return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
 
 
 def still_live(run: Run) -> Flow[Code | None]:

@@ -100,7 +100,25 @@ class IntrospectionClient:
         return hmac.compare_digest(self._digest, hashlib.sha256(secret.encode()).digest())
 
 
-class IntrospectionEndpoint:
+class FormEndpoint:
+    """An ASGI application that answers a form with JSON."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        if scope["method"] == "POST":
+            status, body, *extra = await self._answer(headers, receive)
+        else:
+            status, body, *extra = 405, {"error": "invalid_request"}, ("allow", "POST")
+        await send_json(send, status, body, [("cache-control", "no-store"), *extra])
+
+    async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[Any, ...]:
+        """Return the status, the body, and more headers."""
+        raise NotImplementedError
+
+
+class IntrospectionEndpoint(FormEndpoint):
     """The endpoint, an ASGI application (§2).
 
     If a token is not live, not ours, or for an audience of another client, the answer is
@@ -128,16 +146,7 @@ class IntrospectionEndpoint:
             return {"active": False}
         return {**credential.claims, "active": True, "token_type": "DPoP" if credential.jkt else "Bearer"}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        status, body, *extra = await self._answer(scope, receive)
-        await send_json(send, status, body, [("cache-control", "no-store"), *extra])
-
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[Any, ...]:
-        if scope["method"] != "POST":
-            return 405, {"error": "invalid_request"}, ("allow", "POST")
-        headers = [(name.lower(), value) for name, value in scope["headers"]]
+    async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[Any, ...]:
         client = self._client([value for name, value in headers if name == b"authorization"])
         if client is None:
             return 401, {"error": "invalid_client"}, ("www-authenticate", 'Basic realm="introspection"')

