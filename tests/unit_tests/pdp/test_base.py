@@ -210,7 +210,7 @@ def test_an_obligation_of_another_pdp_in_another_place_is_no_plain_permit(stray:
 def opa_says(*revisions: object) -> Any:
     """What OPA tells of bundles with these revisions."""
     bundles = {f"bundle-{i:0>99}": {"revision": r} for i, r in enumerate(revisions)}
-    return {"decision": True}, opa._told({"provenance": {"bundles": bundles}})
+    return opa._opened({"result": {"decision": True}, "provenance": {"bundles": bundles}})
 
 
 def test_long_revisions_that_differ_at_their_ends_are_two() -> None:
