@@ -264,11 +264,9 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = decided.call, decided.decision
     changes: list[Change] = [counted(decided)]
-    rotation: list[Change] = []
-    if any(o.type == "rotate" for o in decision.obligations):
-        text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
-        rotation.append(AdvanceEpoch(run.epoch, (text,)))
-    if any(o.type == "revoke" for o in decision.obligations):
+    obliged = {o.type for o in decision.obligations}
+    rotation = [_rotation(run, decided)] if "rotate" in obliged else []
+    if "revoke" in obliged:
         changes.append(Revoke(run.agent))
     message = ""
     if decided.approval is not None and decided.approval.state in ("rejected", "answered"):
@@ -303,6 +301,11 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
     return Denial(call, decision, message)
+
+
+def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
+    text = HumanText(decided.call.args_digest, "", f"data:{decided.decision.decision_id}", own=False)
+    return AdvanceEpoch(run.epoch, (text,))
 
 
 def counted(decided: DecidedCall, by: int = 1) -> RecordStep:
