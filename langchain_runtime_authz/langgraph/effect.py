@@ -34,11 +34,17 @@ from langchain_runtime_authz.credential.current_call import CurrentCall, current
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import kept, lookalike, task_id
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.node_calls import DecideInNode
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, Pending, ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_execution import (
+    FUNCTION,
+    Conclude,
+    OneByOne,
+    Pending,
+    ToolExecution,
+    answer,
+)
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -262,7 +268,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if first.node is None:
         waiting = yield from decide_together(run, calls, first.config)
     else:
-        waiting = yield (DecideInNode, first.node, first.node.decide_all(run, calls))
+        waiting = yield (OneByOne, first.node.locks, first.node.decide_all(run, calls))
     for one, pending in zip(arrivals, waiting, strict=True):
         run.engine.tally.decided(run, "tool", one.call.tool, LAYER)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict

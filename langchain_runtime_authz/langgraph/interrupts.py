@@ -64,10 +64,15 @@ ReadSchemas: Final = Effect(lambda _: None, _aread)
 
 
 def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    if "schemas" not in run.parts and any(call.profile.ordered for call in calls):
+    if "schemas" in run.parts or not any(call.profile.ordered for call in calls):
+        return decide_calls(run, calls)
+
+    def first() -> Flow[list[DecidedCall]]:
         run.parts["schemas"] = "read"
         yield (ReadSchemas,)
-    return (yield from decide_calls(run, calls))
+        return (yield from decide_calls(run, calls))
+
+    return first()
 
 
 def decide_together(

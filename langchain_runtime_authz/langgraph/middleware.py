@@ -11,7 +11,6 @@ invocation. The same handler hears how the model's node ends, because the plan i
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import warnings
 import weakref
@@ -48,11 +47,11 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import waiting
+from langchain_runtime_authz.langgraph.tool_execution import OneByOne, waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Perform, Run, adrive, both, drive
+from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run, adrive, both, drive
 from langchain_runtime_authz.pep.steps import ModelCall, decide_model, withheld
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
@@ -63,38 +62,9 @@ _MISPLACED: Final = (
 
 
 class _Entries:
-    __slots__ = ("alock", "lock", "open")
-
     def __init__(self) -> None:
+        self.locks = threading.Lock(), threading.Lock()
         self.open: dict[str, Entering[Any]] = {}
-        self.lock = threading.Lock()
-        self.alock = asyncio.Lock()
-
-
-# entries, namespace, what makes an `Entering` → what it gives on the way in; `None` if one is open and `again` is false.
-def _open(engine: Engine, entries: _Entries, ns: str, make: Callable[[], Entering[Any]], again: bool) -> Any:
-    with entries.lock:
-        if ns in entries.open and not again:
-            return None
-        entered = (entering := make()).__enter__()
-        entries.open[ns] = entering
-        if not again:
-            drive(engine, _answered(_opened(entering), entering.config))
-        return entered
-
-
-async def _aopen(engine: Engine, entries: _Entries, ns: str, make: Callable[[], Entering[Any]], again: bool) -> Any:
-    async with entries.alock:
-        if ns in entries.open and not again:
-            return None
-        entered = await (entering := make()).__aenter__()
-        entries.open[ns] = entering
-        if not again:
-            await adrive(engine, _answered(_opened(entering), entering.config))
-        return entered
-
-
-Open: Final = Effect(_open, _aopen)
 
 
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -157,13 +127,25 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         return _opened(self._entries(runtime).open[agent_ns(config)]), True
 
     def _opening(self, config: Mapping[str, Any], runtime: Any, given: Any) -> Flow[Any]:
-        def make() -> Entering[Any]:
-            at_call = self._entrance.at_call(config)
-            if at_call.parent is not None:
-                return self._entrance.enter_child(at_call.parent, self._agent, config)
-            return self._entrance.enter(self._agent, given, config, at_call)
+        entries, ns = self._entries(runtime), agent_ns(config)
 
-        return (yield (Open, self._entries(runtime), agent_ns(config), make, given is not None))
+        def opening() -> Flow[Any]:
+            """Give what the entry gives on the way in; `None` if one is open, unless an input begins another."""
+            if ns in entries.open and given is None:
+                return None
+            at_call = self._entrance.at_call(config)
+            entering: Entering[Any] = (
+                self._entrance.enter(self._agent, given, config, at_call)
+                if at_call.parent is None
+                else self._entrance.enter_child(at_call.parent, self._agent, config)
+            )
+            entered = yield Perform(entering.__enter__, entering.__aenter__)
+            entries.open[ns] = entering
+            if given is None:
+                yield from _answered(_opened(entering), config)
+            return entered
+
+        return (yield (OneByOne, entries.locks, opening()))
 
     def _entries(self, runtime: Any) -> _Entries:
         writer = runtime.stream_writer

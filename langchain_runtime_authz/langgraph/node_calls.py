@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphInterrupt
@@ -25,27 +25,23 @@ from langchain_runtime_authz.langgraph.inputs import answered_calls, newest_mess
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.tool_execution import Pending
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Pending
 from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Load, Run
 
 Place = tuple[str, int]  # a message's id, and a call's position in it
 Describe = Callable[[ToolFacts, Any], Call]  # gives the call of these arguments
-_PAUSE: Final = 0.005  # seconds
 
 
 class NodeCalls:
-    """One execution of a hand-written node."""
-
-    __slots__ = ("_announced", "_asking", "_begun", "_came", "_closed", "_given", "_held", "_numbers", "_taken", "alock", "config",
-                 "lock", "question", "running")  # fmt: skip
+    """One execution of a hand-written node. It decides its calls one by one: no question takes the answer to another."""
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
         self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
-        self.lock, self.alock, self._asking = threading.Lock(), threading.Lock(), threading.Lock()
+        self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first that was raised inside
         self._announced: list[AIMessage] = []
@@ -150,7 +146,7 @@ class NodeCalls:
     async def finish(self) -> None:
         """Wait for the tools that still run: what they come to is recorded."""
         while self.running > 0:  # noqa: ASYNC110  (threads end calls too)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(PAUSE)
 
     # --- the end of the node ---
 
@@ -228,22 +224,3 @@ def _as_planned(
     profile = profile.model_copy(update={**rest, "critical": critical})
     facts = facts._replace(profiled=facts.profiled._replace(profile=profile))
     return replace(describe(facts, given), call_id=planned.call_id, raw=written)
-
-
-def _decide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
-    with node.lock:
-        return drive(engine, flow)
-
-
-async def _adecide(engine: Engine, node: NodeCalls, flow: Flow[Any]) -> Any:
-    # Not a lock of asyncio: threads of one node may each have an event loop.
-    while not node.alock.acquire(blocking=False):  # noqa: ASYNC110
-        await asyncio.sleep(_PAUSE)
-    try:
-        return await adrive(engine, flow)
-    finally:
-        node.alock.release()
-
-
-# Decide a node's calls one after another, threads and coroutines each: no question takes the answer to another.
-DecideInNode: Final = Effect(_decide, _adecide)

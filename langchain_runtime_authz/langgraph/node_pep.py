@@ -7,7 +7,7 @@ dynamic subclass of its own type, so that drawing and `isinstance` still see wha
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, cast
 
@@ -19,7 +19,15 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import tool_pep
-from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ajoin, interrupt_id, lookalike, task_id
+from langchain_runtime_authz.langgraph._private import (
+    RunnableCallable,
+    RunnableSeq,
+    ToolNode,
+    ajoin,
+    interrupt_id,
+    lookalike,
+    task_id,
+)
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
@@ -27,7 +35,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, re
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import Outcome
+from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
@@ -49,27 +57,6 @@ def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = 
     return gated
 
 
-class _Whole(Runnable[Any, Any]):
-    """A gated sequence as one step of another: LangGraph would take it apart, and its gate with it."""
-
-    def __init__(self, sequence: Any) -> None:
-        self._sequence = sequence
-        self.name = sequence.get_name()
-
-    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        return self._sequence.invoke(input, config, **kwargs)
-
-    async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        return await self._sequence.ainvoke(input, config, **kwargs)
-
-    def transform(self, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        yield from self._sequence.transform(input, config, **kwargs)
-
-    async def atransform(self, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        async for chunk in self._sequence.atransform(input, config, **kwargs):
-            yield chunk
-
-
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     key = ("node/enter", name)
@@ -79,38 +66,42 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
-            opener = _opener(config)
-            run = drive(opener.engine, _beside(opener))
+            run = drive(*_outside(config))
         return drive(run.engine, _step(run, key, base.invoke, inner or self, channels, input, config or {}, kwargs))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
-            opener = _opener(config)
-            run = await adrive(opener.engine, _beside(opener))
+            run = await adrive(*_outside(config))
         return await adrive(run.engine, _step(run, key, _code, inner or self, channels, input, config or {}, kwargs))
 
-    # A node streams through callbacks; its own output is consumed whole by the graph. So every
-    # streaming form goes through the one gated road. If one with fallbacks is streamed, its parts have other callbacks.
-    streams = issubclass(base, RunnableWithFallbacks)
-    streamed = {"_code": lambda node, *args, **kwargs: ajoin(node.astream(*args, **kwargs))} if streams else {}
-
-    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        yield self.invoke(input, config, **kwargs)
-
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        yield await self.ainvoke(input, config, **streamed, **kwargs)
+        # If one with fallbacks is streamed, its parts have other callbacks.
+        yield await self.ainvoke(
+            input, config, _code=lambda node, *a, **k: ajoin(base.astream(node, *a, **k)), **kwargs
+        )
 
-    def transform(self: Any, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        yield self.invoke(_joined(list(input)), config, **kwargs)
-
-    async def atransform(self: Any, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        yield await self.ainvoke(_joined([chunk async for chunk in input]), config, **kwargs)
-
-    own: dict[str, Any] = {f.__name__: f for f in (invoke, ainvoke, stream, astream, transform, atransform)}
-    if isinstance(bound, RunnableSequence | RunnableSeq):
-        own["steps"] = property(lambda self: [_Whole(self)])
+    # A node streams through callbacks; its own output is consumed whole by the graph. So every
+    # streaming form goes through the one gated road.
+    own = {n: getattr(Runnable, n) for n in ("stream", "astream", "transform", "atransform")}
+    own |= {"invoke": invoke, "ainvoke": ainvoke}
+    if issubclass(base, RunnableWithFallbacks):
+        own["astream"] = astream
+    if isinstance(bound, RunnableSequence | RunnableSeq):  # in another one, LangGraph would take it apart, and its gate
+        own["steps"] = property(_whole)
     return lookalike(base, {"__runtime_authz_node__": name, **own})
+
+
+def _whole(sequence: Any) -> list[Any]:
+    return [
+        RunnableCallable(
+            lambda given, config, **kwargs: sequence.invoke(given, config, **kwargs),
+            lambda given, config, **kwargs: sequence.ainvoke(given, config, **kwargs),
+            name=sequence.get_name(),
+            trace=False,
+            recurse=False,
+        )
+    ]
 
 
 def _run(_: Engine, scope: run_scope, code: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
@@ -184,25 +175,19 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
     raise cast("BaseException", failed)
 
 
-def _joined(chunks: list[Any]) -> Any:
-    total = chunks[0]
-    for chunk in chunks[1:]:
-        total = total + chunk
-    return total
-
-
-def _opener(config: Any) -> RunHandle:
+def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
+    """Return the flow that gives the run of a node which is called outside every protected graph."""
     opener = opened(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    return opener
 
+    def flow() -> Flow[Run]:
+        try:
+            return (yield from opener.outside_run())
+        except AuthzDenied as denied:
+            raise AuthzHalt(denied.code, denied.decision_id) from None
 
-def _beside(opener: RunHandle) -> Flow[Run]:
-    try:
-        return (yield from opener.outside_run())
-    except AuthzDenied as denied:
-        raise AuthzHalt(denied.code, denied.decision_id) from None
+    return opener.engine, flow()
 
 
 def _kept(run: Run, key: tuple[str, str]) -> bool:
@@ -242,6 +227,13 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
 _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
+def _take_turns(run: Run, message: tool_pep.MessageCalls, waiting: Sequence[Pending]) -> None:
+    for one in waiting:
+        if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+            run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
+    _turns.set(tool_pep.Turns(message.config, message.calls, waiting))
+
+
 class _Gate(ToolNode):
     """ToolNode's own hooks, overridden. Used as the first base of a dynamic subclass."""
 
@@ -258,10 +250,7 @@ class _Gate(ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
-            for one in waiting:
-                if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
-                    run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
-            _turns.set(tool_pep.Turns(config, message.calls, waiting))
+            _take_turns(run, message, waiting)
             return super()._func(input, config, runtime)
         finally:
             _turns.set(before)
@@ -272,10 +261,7 @@ class _Gate(ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
         try:
-            for one in waiting:
-                if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
-                    run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
-            _turns.set(tool_pep.Turns(config, message.calls, waiting))
+            _take_turns(run, message, waiting)
             return await super()._afunc(input, config, runtime)
         finally:
             _turns.set(before)

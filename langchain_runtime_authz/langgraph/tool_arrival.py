@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph.inputs import (
     without,
 )
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers
-from langchain_runtime_authz.langgraph.node_calls import DecideInNode, Describe, NodeCalls, Place
+from langchain_runtime_authz.langgraph.node_calls import Describe, NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, opened, settled
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -81,7 +81,7 @@ class Arrival:
             (resolved,) = yield from decide_together(run, [self._counted(call)], self.config)
         else:
             flow = node.decide(run, call, self.facts, self.given, describe, self._counted)
-            resolved, self.place = yield (DecideInNode, node, flow)
+            resolved, self.place = yield (tool_execution.OneByOne, node.locks, flow)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = resolved.verdict
         if verdict is None:

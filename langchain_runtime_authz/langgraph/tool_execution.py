@@ -35,6 +35,8 @@ State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
 Outcome = tuple[Any, BaseException | None]  # what the tool gave or raised; a flow cannot raise a `StopIteration`
 FUNCTION: Final[Stage] = "function"
+PAUSE: Final = 0.005  # seconds
+Locks = tuple[threading.Lock, threading.Lock]
 
 
 class Pending(CodeScope):
@@ -111,6 +113,25 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
 
 RunTool: Final = Effect(_run, _arun)
 Conclude: Final = Effect(drive, _aconclude)
+
+
+def _one(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
+    with locks[0]:
+        return drive(engine, flow)
+
+
+async def _aone(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
+    # Not a lock of asyncio: threads may each have an event loop.
+    while not locks[1].acquire(blocking=False):  # noqa: ASYNC110
+        await asyncio.sleep(PAUSE)
+    try:
+        return await adrive(engine, flow)
+    finally:
+        locks[1].release()
+
+
+# Locks, flow. Run one flow at a time, of threads and of coroutines each: neither can wait for the other.
+OneByOne: Final = Effect(_one, _aone)
 
 
 class ToolExecution(CodeScope):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, cast
 
@@ -41,11 +40,11 @@ from langchain_runtime_authz.langgraph.messages import (
     replay_message,
     with_note,
 )
-from langchain_runtime_authz.langgraph.tool_execution import Pending, hand_on
+from langchain_runtime_authz.langgraph.tool_execution import OneByOne, Pending, hand_on
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 
 MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
 
@@ -53,31 +52,17 @@ MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
 # --- deciding ---------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class _Batch:
-    """The decisions of one message whose calls are tasks of their own. The first task makes them."""
+    """The decisions of one message whose calls are tasks of their own. The first task makes them; the others wait."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    alock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    decided: list[DecidedCall] | None = None
+    def __init__(self) -> None:
+        self.locks = threading.Lock(), threading.Lock()
+        self.decided: list[DecidedCall] | None = None
 
-
-def _decide(engine: Engine, run: Run, batch: _Batch, message: MessageCalls) -> list[DecidedCall]:
-    with batch.lock:
-        if batch.decided is None:
-            batch.decided = drive(engine, decide_message(run, message.describe(), message.config))
-        return batch.decided
-
-
-async def _adecide(engine: Engine, run: Run, batch: _Batch, message: MessageCalls) -> list[DecidedCall]:
-    async with batch.alock:
-        if batch.decided is None:
-            batch.decided = await adrive(engine, decide_message(run, message.describe(), message.config))
-        return batch.decided
-
-
-# Decide a message, unless another of its tasks has; the other tasks wait.
-DecideOnce: Final = Effect(_decide, _adecide)
+    def decide(self, run: Run, message: MessageCalls) -> Flow[list[DecidedCall]]:
+        if self.decided is None:
+            self.decided = yield from decide_message(run, message.describe(), message.config)
+        return self.decided
 
 
 class MessageCalls:
@@ -125,7 +110,8 @@ class MessageCalls:
         return decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
-        decided: list[DecidedCall] = yield (DecideOnce, run, self._batch(run), self)
+        batch = self._batch(run)
+        decided: list[DecidedCall] = yield (OneByOne, batch.locks, batch.decide(run, self))
         mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
         return [(yield from decide_one_of(run, decided, mine, self.config))]
 
