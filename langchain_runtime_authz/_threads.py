@@ -17,11 +17,10 @@ from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.state import HEAD, UNKNOWN
 from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config
-from langchain_runtime_authz.langgraph.inputs import human_texts
-from langchain_runtime_authz.langgraph.messages import messages_in, written
+from langchain_runtime_authz.langgraph.inputs import open_questions
+from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, written
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
-from langchain_runtime_authz.langgraph.state_changes import open_questions
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, open_question
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke

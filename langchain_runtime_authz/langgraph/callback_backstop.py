@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -31,7 +31,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langchain_core.tracers.context import register_configure_hook
 
-from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
@@ -54,7 +54,7 @@ from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
-from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown
+from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown, withheld
 
 Due = tuple[Engine, Flow[None]] | None
 
@@ -298,20 +298,19 @@ _DECLARED: Final = ("function_declarations", "functionDeclarations")
 _NO_INSTRUCTIONS: Final = frozenset((HumanMessage, AIMessage, ToolMessage))
 
 
-class _Decided(NamedTuple):
-    run: Run
-    model: str
-    provider_tools: frozenset[str]
-
-
-# Set by the middleware around the call of a model that it decided.
-_decided: ContextVar[_Decided | None] = ContextVar("langchain_runtime_authz.model_decided", default=None)
+# Run, model and provider tools, set by the middleware around the call of a model that it decided.
+_decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
+    "langchain_runtime_authz.model_decided", default=None
+)
 
 
 @contextmanager
-def decided_scope(run: Run, call: ModelCall, provider_tools: frozenset[str]) -> Iterator[None]:
+def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
+    """Open the scope of a permitted model call. Raises `AuthzHalt`."""
+    if not decision.permit:
+        raise AuthzHalt(decision.reason, decision.decision_id)
     previous = _decided.get()
-    _decided.set(_Decided(run, call.model, provider_tools))
+    _decided.set((run, call.model, frozenset(call.provider_tools) - withheld(decision)[1]))
     try:
         yield
     finally:
@@ -412,8 +411,7 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
     """Decide a model call of a run from inside a callback, unless our middleware has. Raises `AuthzHalt`."""
     ready = _decided.get()
-    ours = ready is not None and ready.run is by and ready.model == call.model
-    if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
+    if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return
     decision = yield from decide_model(by, call)
     if call.provider_tools:

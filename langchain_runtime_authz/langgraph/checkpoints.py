@@ -1,24 +1,31 @@
 """Read threads' checkpoints, and hold what is loaded against what a run of ours left.
 
 One rule: a checkpoint that differs from the recorded one changes the task if its watched channels, or the
-tasks that wait in it, differ. Most reads need a checkpoint's ids and metadata only (`_frames`).
+tasks that wait in it, differ. Of a state only what a task or a plan is made of counts: messages, to-do lists, files, the
+declared task channels, and the tasks that wait to run. Ids, key order and the message classes' own fields do not count.
+
+Most reads need a checkpoint's ids and metadata only (`_frames`).
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final, cast
 
 import ormsgpack
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.constants import START
 from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import StateSnapshot
 
+from langchain_runtime_authz.digest import digest, fingerprint, project
+from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Below, ChildMark, Head, outside_key
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -31,15 +38,14 @@ from langchain_runtime_authz.langgraph._private import (
     namespace_of_graph,
     namespaces_of_task,
 )
-from langchain_runtime_authz.langgraph.inputs import human_texts
-from langchain_runtime_authz.langgraph.state_changes import differ, said, watched
+from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.entry import edited
 
+WATCHED: Final = ("messages", "todos", "files")
 MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
-_UPDATES: Final = {"source": "update"}
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
@@ -246,7 +252,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     if saver is None:
         return []
     frames = _frames(saver)
-    found: CheckpointTuple | None = yield _newest_update(frames, place)
+    found: CheckpointTuple | None = yield find_checkpoint(frames, place, filter={"source": "update"}, limit=1)
     if found is None or found.checkpoint["id"] <= run.loaded:
         return []
     mark = mark_of(place, graph.get_name())
@@ -274,12 +280,53 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     return [*texts, HumanText(content_digest(ident), "", outside_key(ident), own=False)]
 
 
-def _newest_update(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
-    async def first() -> CheckpointTuple | None:
-        return next(iter([found async for found in saver.alist(place, filter=_UPDATES, limit=1)]), None)
+def find_checkpoint(
+    saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
+) -> tuple[Any, ...]:
+    """Find the newest checkpoint of those that `saver.list` gives, or `None`."""
 
-    return Perform(lambda: next(iter([*saver.list(place, filter=_UPDATES, limit=1)]), None), first)
+    async def first() -> CheckpointTuple | None:
+        return next(filter(wanted, [found async for found in saver.alist(place, **options)]), None)
+
+    return Perform(lambda: next(filter(wanted, saver.list(place, **options)), None), first)
 
 
 def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
     return found.metadata.get("source") == "update" and outside_key(found.checkpoint["id"]) not in known
+
+
+def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
+    """Return True if a watched channel changed, or a task that waited does not any more (`update_state(as_node=...)`)."""
+    dropped = Counter(before.next) - Counter(now.next)
+    if now.next:  # the input was being read, and led to that
+        dropped.pop(START, None)
+    return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
+
+
+def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
+    """Return a digest for each watched channel of a state. Equal digests say the same."""
+    if not isinstance(values, Mapping):
+        return {"": said(values)}
+    return {name: said(values[name]) for name in (*WATCHED, *channels) if values.get(name)}
+
+
+def said(value: object) -> str:
+    """Return a digest of what a channel's value says to a model or to code."""
+    if isinstance(value, list | tuple):
+        return raw_digest([said(v) for v in value])
+    if isinstance(value, BaseMessage):
+        parts: list[Any] = [value.type.removesuffix("MessageChunk").lower(), content_digest(value.content)]
+        if isinstance(value, AIMessage):
+            parts += [[call["name"], raw_digest(call["args"])] for call in value.tool_calls]
+        if isinstance(value, ToolMessage):
+            parts.append(value.tool_call_id)
+            # A model reads whether the tool failed, and code reads the artifact.
+            parts += [value.status] if value.status != "success" else []
+            parts += [fingerprint(value.artifact)] if value.artifact is not None else []
+        if isinstance(value, ChatMessage):
+            parts.append(value.role)
+        return raw_digest(parts)
+    try:
+        return digest(project(value))
+    except MappingError:
+        return content_digest(value)

@@ -64,15 +64,14 @@ ReadSchemas: Final = Effect(lambda _: None, _aread)
 
 
 def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    if "schemas" in run.parts or not any(call.profile.ordered for call in calls):
-        return decide_calls(run, calls)
+    known = "schemas" in run.parts or not any(call.profile.ordered for call in calls)
+    return decide_calls(run, calls) if known else _decide_first(run, calls)
 
-    def first() -> Flow[list[DecidedCall]]:
-        run.parts["schemas"] = "read"
-        yield (ReadSchemas,)
-        return (yield from decide_calls(run, calls))
 
-    return first()
+def _decide_first(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
+    run.parts["schemas"] = "read"
+    yield (ReadSchemas,)
+    return (yield from decide_calls(run, calls))
 
 
 def decide_together(

@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
@@ -41,6 +41,7 @@ from langchain_runtime_authz.langgraph._private import (
     task_id,
 )
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
+from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
@@ -52,7 +53,7 @@ from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run, adrive, both, drive
-from langchain_runtime_authz.pep.steps import ModelCall, decide_model, withheld
+from langchain_runtime_authz.pep.steps import decide_model, withheld
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
 _MISPLACED: Final = (
@@ -158,7 +159,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
         run, ours = drive(self._engine, self._run(get_config(), request.runtime))
         decision = drive(run.engine, decide_model(run, call := call_of_request(request)))
-        with _shown(run, call, decision), run_scope(run) if ours else nullcontext():
+        with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = handler(_without(request, decision))
         if ours:
             drive(self._engine, _planned_by(run, request, response))
@@ -168,7 +169,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
         run, ours = await adrive(self._engine, self._run(get_config(), request.runtime))
         decision = await adrive(run.engine, decide_model(run, call := call_of_request(request)))
-        with _shown(run, call, decision), run_scope(run) if ours else nullcontext():
+        with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = await handler(_without(request, decision))
         if ours:
             await adrive(self._engine, _planned_by(run, request, response))
@@ -224,15 +225,6 @@ def _opened(entering: Entering[Any]) -> Run:
     if entering.run is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
     return entering.run
-
-
-@contextmanager
-def _shown(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """Open the scope of a permitted model call. Raises `AuthzHalt`."""
-    if not decision.permit:
-        raise AuthzHalt(decision.reason, decision.decision_id)
-    with decided_scope(run, call, frozenset(call.provider_tools) - withheld(decision)[1]):
-        yield
 
 
 def _without(request: Any, decision: Decision) -> Any:
@@ -344,9 +336,8 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     place = {"thread_id": thread, "checkpoint_ns": agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
-    at = {"configurable": place}
-    read = partial(saver.list, at, limit=MAX_STEPS)
-    found = yield Perform(lambda: next(filter(_paused, read()), None), partial(_aread_paused, saver, at))
+    # Later steps are younger and perhaps not written yet; the pause was written before the thread was resumed.
+    found = yield find_checkpoint(saver, {"configurable": place}, _paused, limit=MAX_STEPS)
     if found is None:
         return
     message = newest_plan(found.checkpoint["channel_values"])
@@ -356,11 +347,5 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
                 yield from note_question(run, message, question, task)
 
 
-async def _aread_paused(saver: Any, place: Mapping[str, Any]) -> Any:
-    return next(iter([t async for t in saver.alist(place, limit=MAX_STEPS) if _paused(t)]), None)
-
-
-# saver, place → the checkpoint at which a thread paused last, or `None`. Later steps are younger and perhaps not
-# written yet; the pause was written before the thread was resumed.
 def _paused(found: Any) -> bool:
     return any(channel == INTERRUPTS for _, channel, _ in found.pending_writes or ())

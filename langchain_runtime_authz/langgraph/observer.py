@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -59,7 +59,6 @@ class Observed(NamedTuple):
 _observers: weakref.WeakSet[Observer] = weakref.WeakSet()
 _names: dict[str, str] = {}  # address → the shortest host name that it was resolved from
 _busy = threading.local()
-_installed = False  # the hook is, for good
 
 
 def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
@@ -117,11 +116,9 @@ def limits() -> str:
 # --- the hook -----------------------------------------------------------------------------------------------
 
 
+@cache
 def _install() -> None:
-    global _installed
-    if _installed:
-        return
-    _installed, resolve = True, socket.getaddrinfo
+    resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
         answer = resolve(host, *args, **kwargs)  # the event comes before the answer: names are kept here

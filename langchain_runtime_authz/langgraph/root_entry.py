@@ -18,10 +18,9 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
-from langchain_runtime_authz.langgraph import checkpoints, state_changes
+from langchain_runtime_authz.langgraph import checkpoints, inputs
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_sent, place_below
-from langchain_runtime_authz.langgraph.inputs import human_texts
-from langchain_runtime_authz.langgraph.messages import foreign_plans, written
+from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.run_context import (
     AuthzHalt,
@@ -264,19 +263,19 @@ class _Root(Entering[tuple[Any, Any]]):
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return what the user says by an input, and the digests of the user's texts in the state already."""
         channels, texts = self.root_entry.channels, human_texts(update)
-        edited = any(state_changes.writes(update, name) for name in state_changes.others(channels))
-        removes, standing = head is not None and bool(state_changes.removals(update)), frozenset[str]()
+        edited = any(inputs.writes(update, name) for name in inputs.others(channels))
+        removes, standing = head is not None and bool(inputs.removals(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
             standing = frozenset(t.digest for t in human_texts(state))
-            texts = state_changes.unheard(texts, state)
-            edits = state_changes.brought(update, state, channels) if edited else []
-            edits += state_changes.taken_out(update, state) if removes else []
+            texts = inputs.unheard(texts, state)
+            edits = inputs.brought(update, state, channels) if edited else []
+            edits += inputs.taken_out(update, state) if removes else []
             # On a new thread only what the user declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
         if not texts and not self.root_entry.speaks(self.graph):
             # Such an input may change the task, but its words are not known to be the user's.
-            say, parts = state_changes.said, update if isinstance(update, Mapping) else {}
+            say, parts = checkpoints.said, update if isinstance(update, Mapping) else {}
             says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
             texts = [HumanText(raw_digest(says), "", "channel:input")]
         return texts, standing
@@ -288,13 +287,13 @@ class _Root(Entering[tuple[Any, Any]]):
             state = yield checkpoints.read_state(self.graph, self.config)
             # A root config may name a child's checkpoint, as `get_state(subgraphs=True)` gives it.
             below = bool(self.config["configurable"].get("checkpoint_ns"))
-            given = yield from state_changes.resumed(entry, given, state, below=below)
+            given = yield from inputs.resumed(entry, given, state, below=below)
         elif given is None and checkpoints.saver_of(self.graph) is not None:
-            given = state_changes.answered_elsewhere(entry, (yield checkpoints.read_state(self.graph, self.config)))
+            given = inputs.answered_elsewhere(entry, (yield checkpoints.read_state(self.graph, self.config)))
         if entry.pending:
             state = (yield checkpoints.read_state(self.graph, self.config)) if known else None
             asked = [i.id for i in state.interrupts] if state is not None else []
-            given = state_changes.delivered(entry, given, state.values if state is not None else None, asked)
+            given = inputs.delivered(entry, given, state.values if state is not None else None, asked)
         return given
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:

@@ -1,41 +1,57 @@
 """A call that arrives at a tool: exactly the call that an enforcement point in front decided passes, with its arguments.
 
 If none did, or if the arguments or the tool were changed on the way, what would really run is decided here.
+
+Calls of a hand-written node are found in its plan, held while a question is open, and answered at the end. A call without
+an id is the newest message's call of that tool with the same arguments; an equal one is the next. Code that swallows a
+question does not lose it: other calls of the node are held, and its enforcement point raises the question when the node
+ends. The node runs anew with the answer; the ledger answers the calls that ran.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
+from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph._private import injected_names, task_id
+from langchain_runtime_authz.langgraph._private import counting_questions, injected_names, task_id
 from langchain_runtime_authz.langgraph.inputs import (
+    Describe,
+    answered_calls,
+    as_planned,
     describe,
+    newest_messages,
     parse,
     parses_alike,
+    sent_calls,
     supplied,
     unchanged,
     unknown,
     without,
 )
-from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers
-from langchain_runtime_authz.langgraph.node_calls import Describe, NodeCalls, Place
-from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, opened, settled
+from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
+from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened, settled
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Pending
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
+from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.engine import Engine, Flow, Run
+from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run
 
 Parser = Callable[[Any, str | None], Any]
 
@@ -204,13 +220,6 @@ def _anew(
     # and the plan is looked up by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
 
-    def described(facts: ToolFacts, given: Any) -> Call:
-        own = given if isinstance(given, str) else without(given, facts.injected)
-        read = partial(parse, tool, given, call_id, parser)
-        return describe(
-            tool, facts, read, call_id=call_id, written=own, plan_id=plan_id, position=position, amend=amend
-        )
-
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # here is only this one
             return unknown(name, call_id, plan_id, position, args)
@@ -218,6 +227,7 @@ def _anew(
         own = {k: v for k, v in sent_too.items() if supplied(k, v, facts.injected)}
         return described(facts, {**without(args, facts.injected), **own})
 
+    described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     found = _arrival(tool, config, call_id, facts, described, tool_input, one)
     found.front, found.parser = mine, parser
     found.text = partial(tool_execution.returns_text, tool)
@@ -226,11 +236,7 @@ def _anew(
 
 def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
     """Return the arrival of a call of a tool's own code, past `run`: it receives `args` as they are."""
-
-    def described(facts: ToolFacts, args: Any) -> Call:
-        return describe(tool, facts, lambda: args, call_id=None, written=without(args, facts.injected))
-
-    return _arrival(tool, config, None, facts, described, args)
+    return _arrival(tool, config, None, facts, _described(tool, None, None), args)
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
@@ -239,18 +245,22 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     if owner is None:
         return _nowhere(tool, config, None)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), injected_names(tool))
-
-    def described(facts: ToolFacts, given: Any) -> Call:
-        own = given if isinstance(given, str) else without(given, facts.injected)
-        return describe(
-            tool, facts, partial(parse, tool, given, call_id, tool._parse_input), call_id=call_id, written=own
-        )
-
-    found = _arrival(tool, config, None, facts, described, tool_input)
+    found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
     found.layer = "ambient hook"
     if found.call.error is None and not parses_alike(found.call):
         found.call = replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS)
     return found
+
+
+def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> Describe:
+    """Return what gives the call of other arguments. Without a parser the tool receives them as they are."""
+
+    def described(facts: ToolFacts, given: Any) -> Call:
+        own = given if isinstance(given, str) else without(given, facts.injected)
+        read = partial(parse, tool, given, call_id, parser) if parser is not None else lambda: given
+        return describe(tool, facts, read, call_id=call_id, written=own, **planned)
+
+    return described
 
 
 def _arrival(
@@ -281,3 +291,166 @@ def _arrival(
 
 def _nowhere(tool: BaseTool, config: Mapping[str, Any], call_id: str | None) -> Arrival:
     return Arrival(unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
+
+
+# --- the calls of a hand-written node ----------------------------------------------------------------------------
+
+
+Place = tuple[str, int]  # a message's id, and a call's position in it
+
+
+class NodeCalls:
+    """One execution of a hand-written node. It decides its calls one by one: no question takes the answer to another."""
+
+    def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
+        self._given = given
+        self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
+        self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
+        self._closed = False
+        self.question: GraphInterrupt | None = None  # the first that was raised inside
+        self._announced: list[AIMessage] = []
+        self._held: list[Call] = []
+        self._taken: set[Place] = set()
+        # The outputs, denials and replays of its calls by call id; denials of calls that no message holds by tool.
+        self._came: dict[str | None, Any] = {}
+        self._begun: set[str | None] = set()
+        self.running = 0  # guarded tools that are decided or run
+
+    # --- the plan ---
+
+    def announce(self, message: AIMessage) -> None:
+        if message.tool_calls:
+            self._announced.append(message)
+
+    def _find(
+        self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe
+    ) -> Flow[tuple[Call, Place | None]]:
+        inside = [m for m in reversed(self._announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
+        if inside:
+            yield from record_plans(run, self._given, inside)
+        messages = inside or [message for _, message in newest_messages(self._given)]
+        queries: list[tuple[Query, dict[int, Any]]]
+        queries = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
+        if not messages:
+            queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in sent_calls(self._given)]
+        done = answered_calls(self._given)
+        for query, calls in queries:
+            if not any(c["name"] == call.tool for c in calls.values()):
+                continue
+            plan: PlanRecord | None = (yield Load(run.scope, query)).plan
+            several = plan.calls if plan is not None else ()
+            if len(several) > 1:  # each node may be sent one of them, with the message
+                mine = {c["id"] for c in sent_calls(self._given)}
+                several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
+            for planned in several:
+                written = calls.get(planned.position) or calls.get(-1)
+                place = (plan.id if plan is not None else "", planned.position)
+                if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
+                    continue
+                if call.call_id in (None, planned.call_id) and written["id"] == planned.call_id:
+                    found = as_planned(call, planned, written["args"], facts, given, describe)
+                    if found is not None:
+                        self._taken.add(place)
+                        return replace(found, plan_id=place[0], position=place[1]), place
+        return call, None
+
+    # --- deciding, one call at a time ---
+
+    def decide(
+        self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe, unplanned: Callable[[Call], Call]
+    ) -> Flow[tuple[Pending, Place | None]]:
+        """Decide a call as the message holds it, else as `unplanned` gives it. Raises as `decide_all` does."""
+        call, place = yield from self._find(run, call, facts, given, describe)
+        (one,) = yield from self.decide_all(run, [call if place is not None else unplanned(call)])
+        if isinstance(one.verdict, Ticket):
+            self._begun.add(one.call.call_id)
+        elif place is not None:
+            self._came[one.call.call_id] = one.verdict
+        elif isinstance(one.verdict, Denial):
+            self._came[one.call.tool] = one.verdict
+        return one, place
+
+    def decide_all(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
+        if self._closed:  # the model was told that they were not carried out
+            raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
+        if self.question is not None:
+            raise self.question
+        return (yield from self._decided(run, calls))
+
+    def _decided(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
+        mine: list[bool] = []
+
+        def turn() -> bool:
+            # A coroutine and a worker thread are decided at once, and neither can wait for the other.
+            if self._asking.acquire(blocking=False):
+                mine.append(True)
+            return bool(mine) and self.question is None
+
+        try:
+            return (yield from decide_together(run, calls, self.config, had=lambda: len(self._numbers), turn=turn))
+        except GraphInterrupt as exc:
+            if exc.args and exc.args[0]:
+                self.question = exc
+            else:  # its question would take the answer to another
+                self._held = [*self._held, *calls]
+            raise
+        finally:
+            if mine:
+                self._asking.release()
+
+    def ended(self, call: Call, place: Place | None, output: Any, exc: BaseException | None) -> None:
+        """Note what a permitted call came to. One that came to nothing frees its place: the same may come again."""
+        if isinstance(exc, GraphInterrupt):
+            self.question = self.question or exc  # the tool's own
+        if place is not None and exc is None:
+            self._came[call.call_id] = output
+        elif place is not None:
+            self._taken.discard(place)
+
+    async def finish(self) -> None:
+        """Wait for the tools that still run: what they come to is recorded."""
+        while self.running > 0:  # noqa: ASYNC110  (threads end calls too)
+            await asyncio.sleep(PAUSE)
+
+    # --- the end of the node ---
+
+    @property
+    def asks(self) -> bool:
+        return self.question is not None or bool(self._held)
+
+    def over(self, run: Run, exc: BaseException | None) -> Flow[None]:
+        if not self.asks or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
+            return
+        run.pause()
+        if self.question is None and skip_answers_to(self.config, len(self._numbers)):
+            for one in (yield from self._decided(run, self._held)):  # raises, unless it was answered elsewhere
+                yield from one.give_back()
+        # INVARIANT: nothing that the node returns is written while a question is open.
+        raise self.question or GraphInterrupt(())
+
+    def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
+        """Return an update that answers the message's open calls, for good; `None` if no channel can carry it."""
+        done = answered_calls(self._given)
+        held = [(name, m.tool_calls) for name, m in newest_messages(self._given)]
+        if not held and len(channels) == 1:
+            held = [(*channels, list(sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
+        for name, calls in held:
+            if name in channels and (left := [c for c in calls if c["id"] not in done]):
+                self._closed = True
+                return {name: [self._answer(c, denied) for c in left]}
+        return None
+
+    def _answer(self, call: Mapping[str, Any], denied: AuthzDenied) -> ToolMessage:
+        ident, name = call["id"], call["name"]
+        came = self._came.get(ident, self._came.get(name))
+        if isinstance(came, Denial):
+            return denial_message(came, ident)
+        if isinstance(came, Replay):
+            return replay_message(came, ident)
+        if isinstance(came, ToolMessage):
+            return came.model_copy(update={"tool_call_id": ident})
+        if ident in self._came:
+            return ToolMessage(came if isinstance(came, str) else str(came), name=name, tool_call_id=ident)
+        code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
+        own = unknown(name, ident, None, None, {})
+        return denial_message(Denial(own, replace(deny(code), decision_id=denied.decision_id)), ident)

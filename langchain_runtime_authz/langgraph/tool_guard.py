@@ -158,25 +158,22 @@ def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
-    output, failed = drive(engine, arrived.start(guard_of(tool), code))
-    try:
-        if failed is not None:
-            raise failed  # here, where what was filtered does not become its context
-    finally:
-        del failed  # its traceback holds this frame
-    return output
+    return _given(*drive(engine, arrived.start(guard_of(tool), code)))
 
 
 async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
-    output, failed = await adrive(engine, arrived.start(guard_of(tool), code))
+    return _given(*await adrive(engine, arrived.start(guard_of(tool), code)))
+
+
+def _given(output: Any, failed: BaseException | None) -> Any:
     try:
         if failed is not None:
-            raise failed
+            raise failed  # here, where what was filtered does not become its context
     finally:
-        del failed
+        del failed  # its traceback holds this frame
     return output
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -23,7 +23,7 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph._private import ToolNode
-from langchain_runtime_authz.langgraph.inputs import describe, parse, unknown, without
+from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.interrupts import (
     decide_message,
     decide_one_of,
@@ -96,7 +96,7 @@ class MessageCalls:
         self.together = standalone or input_type != "tool_calls" or found is None or len(calls) != 1
         if not self.together and found is not None:
             self.position = found.position
-            answered = _answered(self.state, key)
+            answered = answered_calls(self.state)
             self.siblings = [
                 calls[0] if i == found.position else c
                 for i, c in enumerate(found.calls)
@@ -186,11 +186,6 @@ class MessageCalls:
             return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
         except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
             return call["args"]
-
-
-def _answered(state: Any, key: str) -> set[str]:
-    messages = state.get(key, []) if isinstance(state, Mapping) else getattr(state, key, state)
-    return {m.tool_call_id for m in messages if isinstance(m, ToolMessage)} if isinstance(messages, list) else set()
 
 
 # --- running ----------------------------------------------------------------------------------------

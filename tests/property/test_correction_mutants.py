@@ -65,7 +65,7 @@ def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_stands_in_the_state_is_human(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(root_entry.state_changes, "unheard", lambda texts, state: texts)
+    patch.setattr(root_entry.inputs, "unheard", lambda texts, state: texts)
 
 
 def anybodys_words_are_the_subjects(patch: pytest.MonkeyPatch) -> None:
