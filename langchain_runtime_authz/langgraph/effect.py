@@ -35,7 +35,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import kept, lookalike, task_id
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
-from langchain_runtime_authz.langgraph.run_context import running
+from langchain_runtime_authz.langgraph.run_context import Block, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import (
     FUNCTION,
@@ -48,7 +48,7 @@ from langchain_runtime_authz.langgraph.tool_execution import (
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.engine import Flow, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow
 from langchain_runtime_authz.profile import METADATA_KEY, ToolProfile, load_profiles
 
 LAYER: Final = "declared effect"
@@ -115,11 +115,13 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
     return found
 
 
-class Together:
+class Together(Block[Any]):
     """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none."""
 
-    def __init__(self, arrivals: Sequence[Arrival] = ()) -> None:
-        self._arrivals, self.output, self.begun = arrivals, None, list[ToolExecution | Replay]()
+    output: Any = None
+
+    def __init__(self, arrivals: Sequence[Arrival]) -> None:
+        self._arrivals = arrivals
 
     def arriving(self) -> Sequence[Arrival]:
         return self._arrivals
@@ -139,28 +141,19 @@ class Together:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
         return kept["content"]
 
-    def __enter__(self) -> Any:
-        flow = self._beginning()
-        self.begun = drive(self._engine, flow) if self._engine else []
-        return self.opened()
-
-    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if self._engine:
-            drive(self._engine, self._ending(exc))
-
-    async def __aenter__(self) -> Any:
-        flow = self._beginning()
-        self.begun = await adrive(self._engine, flow) if self._engine else []
-        return self.opened()
-
-    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if self._engine:
-            await adrive(self._engine, self._ending(exc))
-
-    def _beginning(self) -> Flow[list[ToolExecution | Replay]]:
+    def _enter(self) -> Flow[Any]:
+        self.begun: list[ToolExecution | Replay] = []
         self._arrivals = self.arriving()
-        self._engine = self._arrivals[0].engine if self._arrivals else None
-        return _begin(self._arrivals)
+        self.engine = self._arrivals[0].engine if self._arrivals else None
+        return self._beginning()
+
+    def _beginning(self) -> Flow[Any]:
+        if self._arrivals:
+            self.begun = yield from _begin(self._arrivals)
+        return self.opened()
+
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
+        return self._ending(exc) if self.begun else None
 
     def _ending(self, exc: BaseException | None) -> Flow[None]:
         failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
@@ -194,7 +187,6 @@ class DeclaredEffect(Together):
         arguments: Callable[..., Mapping[str, Any]] | None,
         given: Mapping[str, Any],
     ) -> None:
-        super().__init__()
         self._profiles, self._name, self._declared = profiles, name, declared
         self._arguments, self._given = arguments, given
 
@@ -379,7 +371,6 @@ class _Writes(Together):
     """The writes among operations, decided together. Inside, `ops` are those that are to be carried out."""
 
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
-        super().__init__()
         self._store, self._given, self.ops = store, ops, ops
 
     def arriving(self) -> Sequence[Arrival]:

@@ -6,7 +6,7 @@ Without a `RunHandle` it opens an implicit run for the subject that `subject_fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
 
@@ -24,6 +24,7 @@ from langchain_runtime_authz.langgraph.messages import foreign_plans, human_text
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.run_context import (
     AuthzHalt,
+    Block,
     Caller,
     RunHandle,
     caller,
@@ -37,7 +38,7 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.corrections import altered
 from langchain_runtime_authz.pep.delegate import open_child
-from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_entry
 from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.telemetry.logs import logger
@@ -155,37 +156,15 @@ class RootEntry:
         return place
 
 
-class Entering(Generic[T]):
-    """Open a run on the way in and close it on the way out. A class: an event loop closes generators in any order."""
+class Entering(Block[T]):
+    """Open a run on the way in and close it on the way out."""
 
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
         self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
         self.name, self.config, self.graph = name, config, graph
         self.run: Run | None = None
 
-    def __enter__(self) -> T:
-        try:
-            return drive(self.engine, self._enter())
-        except BaseException as exc:
-            self.__exit__(type(exc), exc, exc.__traceback__)
-            raise
-
-    async def __aenter__(self) -> T:
-        try:
-            return await adrive(self.engine, self._enter())
-        except BaseException as exc:
-            await self.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if (over := self._over(kind, exc[0], cut=False)) is not None:
-            drive(self.engine, over)
-
-    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if (over := self._over(kind, exc[0], cut=kind is GeneratorExit)) is not None:
-            await adrive(self.engine, over)
-
-    def _over(self, kind: type[BaseException] | None, exc: object, *, cut: bool) -> Flow[None] | None:
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
         """Note what the entry came to, and return the flow that closes its run."""
         note_question(self.run, exc)
         if isinstance(exc, AuthzDenied):  # told here, if no enforcement point has told of it
@@ -193,12 +172,9 @@ class Entering(Generic[T]):
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
         if (run := self.run) is None:
             return None
-        if kind is not None and run.span is not None:
-            run.span.fail(kind)
-        return self._leave(run, raised=kind is not None, cut=cut)
-
-    def _enter(self) -> Flow[T]:
-        raise NotImplementedError
+        if exc is not None and run.span is not None:
+            run.span.fail(type(exc))
+        return self._leave(run, raised=exc is not None, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         """Close the run. `raised`: tasks may not have ended; `cut`: a stream that was closed early may still write."""

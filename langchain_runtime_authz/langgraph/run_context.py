@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
@@ -35,6 +35,7 @@ from langchain_runtime_authz.pep.mandates import Ordered
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
 
+T = TypeVar("T")
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
@@ -74,6 +75,46 @@ class Handle(Sealed):
 
 # Set by `with authz.run(...)`, read by root entries at the call.
 _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
+
+
+class Block(Generic[T]):
+    """A `with`, or `async with`, whose ways in and out are flows; if the way in fails, the way out is taken at once.
+
+    A class: an event loop closes generators in any order.
+    """
+
+    engine: Any
+
+    def _enter(self) -> Flow[T]:
+        raise NotImplementedError
+
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
+        """Return the flow of the way out, if there is any. `cut`: a stream was closed early."""
+        raise NotImplementedError
+
+    def __enter__(self) -> T:
+        try:
+            flow = self._enter()
+            return drive(self.engine, flow)
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    async def __aenter__(self) -> T:
+        try:
+            flow = self._enter()
+            return await adrive(self.engine, flow)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        if (over := self._over(exc, cut=False)) is not None:
+            drive(self.engine, over)
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        if (over := self._over(exc, cut=kind is GeneratorExit)) is not None:
+            await adrive(self.engine, over)
 
 
 class run_scope(CodeScope):

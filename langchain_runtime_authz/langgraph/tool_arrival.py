@@ -21,14 +21,12 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
-from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph._private import counting_questions, injected_names, task_id
 from langchain_runtime_authz.langgraph.inputs import (
     Describe,
@@ -47,7 +45,17 @@ from langchain_runtime_authz.langgraph.inputs import (
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened, settled
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Pending
+from langchain_runtime_authz.langgraph.tool_execution import (
+    PAUSE,
+    OneByOne,
+    Outcome,
+    Pending,
+    ToolExecution,
+    answer,
+    denied,
+    pending,
+    returns_text,
+)
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -64,7 +72,7 @@ class Arrival:
     opener: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
     verdict: Verdict | None = None  # of an enforcement point in front
     counts: dict[str, int] | None = None  # of equal calls, if no enforcement point and no message tells them apart
-    front: tool_execution.Pending | None = None  # what was handed on for the call that became this one
+    front: Pending | None = None  # what was handed on for the call that became this one
     call_id: str | None = None  # the tool call's, if a message can answer it
     parser: Parser | None = None  # makes the tool's arguments of what it was sent
     given: Any = None  # what it was sent
@@ -85,7 +93,7 @@ class Arrival:
             try:
                 self.run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # nothing may start here
-                return tool_execution.denied(self.call, exc)
+                return denied(self.call, exc)
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
@@ -97,11 +105,9 @@ class Arrival:
             (resolved,) = yield from decide_together(run, [self._counted(call)], self.config)
         else:
             flow = node.decide(run, call, self.facts, self.given, describe, self._counted)
-            resolved, self.place = yield (tool_execution.OneByOne, node.locks, flow)
+            resolved, self.place = yield (OneByOne, node.locks, flow)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
-        verdict = resolved.verdict
-        if verdict is None:
-            raise TypeError("nothing comes after the guard that a call could be left to")
+        verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that a call could be left to
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
@@ -123,7 +129,7 @@ class Arrival:
         if self.node is not None and isinstance(self.verdict, Ticket):
             self.node.ended(self.call, self.place, output, exc)
 
-    def execution(self, guard: object, verdict: Verdict) -> tool_execution.ToolExecution | None:
+    def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
         """Return the execution of the call, or `None` if only an answer is left. Malformed arguments have no ticket."""
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
@@ -131,25 +137,17 @@ class Arrival:
         parsed = call.parsed
         if ticket is not None and not self.exact:
             parsed = self._own(parsed)
-        front = self.front if self.front is not None else tool_execution.pending()
-        return tool_execution.ToolExecution(
-            guard,
-            run,
-            call,
-            ticket,
-            parsed=parsed,
-            config=self.config,
-            call_id=self.call_id,
-            settle=self.settle if self.counts is not None or self.node is not None else None,
-            place=front.place if front is not None else None,
-        )
+        front = self.front if self.front is not None else pending()
+        settle = self.settle if self.counts is not None or self.node is not None else None
+        place = front.place if front is not None else None
+        return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place)
 
-    def start(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
+    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
             return execution.flow(code)
         return self._flow(guard, code)
 
-    def _flow(self, guard: object, code: Callable[[tool_execution.ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
+    def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         if self.node is not None:
             self.node.running += 1
         try:
@@ -157,31 +155,24 @@ class Arrival:
             if (execution := self.execution(guard, verdict)) is not None:
                 return (yield from execution.flow(code))
             text = self.call_id is None and self.place is not None and self.text()
-            return tool_execution.answer(verdict, self.call_id, text=text), None
+            return answer(verdict, self.call_id, text=text), None
         finally:
             if self.node is not None:
                 self.node.running -= 1
 
     def refuse(self) -> Any:
-        return tool_execution.answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
+        return answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
         injected, given = self.call.injected, self.given
         if self.parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
-        if not self.call.supplied and not _any_supplied(sent, injected):
+        if not self.call.supplied and not any(supplied(k, v, injected) for k, v in sent.items()):
             return parsed
         now = self.parser(dict(sent), self.call_id)
         own = now if isinstance(now, dict) else {}
         return without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
-
-
-def _any_supplied(args: Mapping[str, Any], injected: frozenset[str]) -> bool:
-    for name, value in args.items():
-        if name in injected or type(value) is ToolRuntime:
-            return True
-    return False
 
 
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
@@ -189,7 +180,7 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
     if not config or "recursion_limit" not in config or "configurable" not in config:
         config = ensure_config(config)  # LangChain's `invoke` has done it already
     scope = current_scope.get()
-    one = scope if type(scope) is tool_execution.Pending else None
+    one = scope if type(scope) is Pending else None
     if one is not None and one.call.call_id != call_id:
         one = None  # a call that a wrapper makes on its own; the verdict waits for the call that it is on
     mine = one if one is not None and not one.used and one.take() else None
@@ -213,8 +204,8 @@ def _anew(
     config: Mapping[str, Any],
     call_id: str | None,
     parser: Parser,
-    one: tool_execution.Pending | None,
-    mine: tool_execution.Pending | None,
+    one: Pending | None,
+    mine: Pending | None,
 ) -> Arrival:
     # After an enforcement point, what differs from its call differs from the plan. Without one no message is at hand,
     # and the plan is looked up by the call's id.
@@ -230,7 +221,7 @@ def _anew(
     described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     found = _arrival(tool, config, call_id, facts, described, tool_input, one)
     found.front, found.parser = mine, parser
-    found.text = partial(tool_execution.returns_text, tool)
+    found.text = partial(returns_text, tool)
     return found
 
 
@@ -243,7 +234,7 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     """Return the arrival of a call of a tool without a guard, which parses its input once more. A denial is raised."""
     owner = find_run(config) or opened(config)
     if owner is None:
-        return _nowhere(tool, config, None)
+        return Arrival(unknown(tool.name, None, None, None, {}), config)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), injected_names(tool))
     found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
     found.layer = "ambient hook"
@@ -270,7 +261,7 @@ def _arrival(
     facts: ToolFacts,
     described: Describe,
     given: Any,
-    one: tool_execution.Pending | None = None,
+    one: Pending | None = None,
 ) -> Arrival:
     if one is not None:
         call = described(facts, given)
@@ -279,7 +270,7 @@ def _arrival(
     run = find_run(config)
     opener = opened(config) if run is None else None
     if run is None and opener is None:
-        return _nowhere(tool, config, call_id)
+        return Arrival(unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
     counts, call = settled() if opener is None else opener.settled, described(facts, given)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     engine = run.engine if run is not None else opener.engine if opener is not None else None
@@ -287,10 +278,6 @@ def _arrival(
         call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine, given=given,
         facts=facts, describe=described, node=current_node(run),
     )  # fmt: skip
-
-
-def _nowhere(tool: BaseTool, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    return Arrival(unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
 
 
 # --- the calls of a hand-written node ----------------------------------------------------------------------------

@@ -146,7 +146,6 @@ class ToolExecution(CodeScope):
         run: Run,
         call: Call,
         ticket: Ticket | None,
-        *,
         parsed: Any,
         config: Mapping[str, Any],
         call_id: str | None,
