@@ -35,21 +35,11 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A tool's proposed profile.
-
-    Attributes:
-        name: the tool's name.
-        facts: fields of a `ToolProfile`, under their names in a file.
-        why: field → the reason for the guess.
-        doubts: facts that would lower the risk.
-        silent: arguments of unknown meaning.
-    """
-
     name: str
-    facts: dict[str, Any]
-    why: dict[str, str]
-    doubts: tuple[Doubt, ...]
-    silent: tuple[str, ...]
+    facts: dict[str, Any]  # fields of a `ToolProfile`, under their names in a file
+    why: dict[str, str]  # field → the reason for the guess
+    doubts: tuple[Doubt, ...]  # facts that would lower the risk
+    silent: tuple[str, ...]  # arguments of unknown meaning
 
     def yaml(self) -> str:
         """Return the stanza for a profile file: a draft, which lowers no risk until it is reviewed."""

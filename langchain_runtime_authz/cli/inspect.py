@@ -146,18 +146,12 @@ def drafts(tools: list[BaseTool]) -> Iterator[str]:
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
-    """Yield the tools that the nodes of a graph hold, and of the graphs in it: a tool may come more than once."""
+    """Yield the tools that the nodes of a graph hold or reach, and of the graphs in it."""
     from langchain_core.tools import BaseTool
 
-    from langchain_runtime_authz.langgraph._private import ToolNode
-    from langchain_runtime_authz.langgraph.object_graph import graphs_in, roots_of, walk
+    from langchain_runtime_authz.langgraph.object_graph import reached
 
-    for found in graphs_in(graph):
-        for node in found.graph.nodes.values():
-            if isinstance(node.bound, ToolNode):
-                yield from node.bound.tools_by_name.values()
-            else:  # a hand-written node calls the tools that its function can reach
-                yield from (value for value in walk(roots_of(node)) if isinstance(value, BaseTool))
+    return (value for value in reached(graph) if isinstance(value, BaseTool))
 
 
 def graph_tools(target: str) -> list[BaseTool]:

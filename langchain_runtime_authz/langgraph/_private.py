@@ -345,10 +345,7 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
 
 
 def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
-    """Return the graph for which the caller's caller sets up callbacks, and its resume value.
-
-    Also return the thread and the checkpoint id that the call names, if any. `None` if it is not a graph.
-    """
+    """Return the graph for which the caller's caller sets up callbacks, with its resume value, thread and checkpoint id."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
         if frame is None or frame.f_code in _STREAMS:

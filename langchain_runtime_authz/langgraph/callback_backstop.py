@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import chain
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -126,21 +127,27 @@ class _Models(BaseCallbackHandler):
         if (by := current_scope.get().run or _opened()) is None:
             return None
         call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
-        note_model_call(by, kwargs.get("run_id"), call.model, call.prompt)
+        with by.lock:
+            by.asked_model[kwargs.get("run_id")] = (call.model, call.prompt)
+            _forget(by.asked_model)
         return self._due(by, call)
 
     def _due(self, by: Run | RunHandle, call: ModelCall) -> Due:
         return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        if (by := current_scope.get().run or _opened()) is not None:
-            for generations in response.generations:
-                for generation in generations:
-                    if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                        note_model_output(by, generation.message, kwargs.get("run_id"))
-                        if (node := current_node(running())) is not None:
-                            node.announce(generation.message)
-            by.asked_model.pop(kwargs.get("run_id"), None)
+        if (by := current_scope.get().run or _opened()) is None:
+            return
+        asked = by.asked_model.pop(kwargs.get("run_id"), (None, None))
+        for generation in chain.from_iterable(response.generations):
+            message = generation.message if isinstance(generation, ChatGeneration) else None
+            if not isinstance(message, AIMessage) or not message.tool_calls:
+                continue
+            with by.lock:
+                by.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
+                _forget(by.seen_from_model)
+            if (node := current_node(running())) is not None:
+                node.announce(message)
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _opened()) is not None:
@@ -420,17 +427,6 @@ def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
         raise AuthzHalt(decision.reason, decision.decision_id)
 
 
-def note_model_call(run: Run | RunHandle, ident: object, model: str, prompt: str | None) -> None:
-    with run.lock:
-        run.asked_model[ident] = (model, prompt)
-        while len(run.asked_model) > _KEEP:
-            run.asked_model.pop(next(iter(run.asked_model)))
-
-
-def note_model_output(run: Run | RunHandle, message: AIMessage, ident: object) -> None:
-    with run.lock:
-        asked = run.asked_model.get(ident, (None, None))
-        if message.tool_calls:
-            run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
-        while len(run.seen_from_model) > _KEEP:
-            run.seen_from_model.pop(next(iter(run.seen_from_model)))
+def _forget(kept: dict[Any, Any]) -> None:
+    while len(kept) > _KEEP:
+        kept.pop(next(iter(kept)))

@@ -388,11 +388,7 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
-    """Record plans.
-
-    Raises:
-        AuthzHalt: they could not be recorded; nothing of the output that announces them may then take effect.
-    """
+    """Record plans. Raises `AuthzHalt`: nothing of the output that announces them may then take effect."""
     try:
         done = yield (Commit, run.scope, None, plans)
         for record in plans:

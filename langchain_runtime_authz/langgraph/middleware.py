@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, cast
@@ -48,11 +48,11 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import OneByOne, waiting
+from langchain_runtime_authz.langgraph.tool_execution import OneByOne, RunTool, waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
-from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run, adrive, both, drive
+from langchain_runtime_authz.pep.engine import Effect, Flow, Load, Perform, Run, adrive, both, drive
 from langchain_runtime_authz.pep.steps import decide_model, withheld
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
@@ -60,6 +60,10 @@ _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
     "and the call is then decided again as it really runs. List it last"
 )
+
+
+# Engine, flow: run a flow with the parts of another instance.
+Within: Final = Effect(lambda _, engine, flow: drive(engine, flow), lambda _, engine, flow: adrive(engine, flow))
 
 
 class _Entries:
@@ -155,25 +159,18 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     # --- the model's call ---
 
-    def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+    def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
-        run, ours = drive(self._engine, self._run(get_config(), request.runtime))
-        decision = drive(run.engine, decide_model(run, call := call_of_request(request)))
+        run, ours = yield from self._run(get_config(), request.runtime)
+        # The run may be another instance's, which decides with its own parts.
+        decision = yield (Within, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
-            response = handler(_without(request, decision))
+            response = yield (RunTool, handler, _without(request, decision))
         if ours:
-            drive(self._engine, _planned_by(run, request, response))
+            yield from _planned_by(run, request, response)
         return response
 
-    async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Decide `model/call`, and take out of the request what the model is not to be shown."""
-        run, ours = await adrive(self._engine, self._run(get_config(), request.runtime))
-        decision = await adrive(run.engine, decide_model(run, call := call_of_request(request)))
-        with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
-            response = await handler(_without(request, decision))
-        if ours:
-            await adrive(self._engine, _planned_by(run, request, response))
-        return response
+    wrap_model_call, awrap_model_call = both(_wrap_model_call)
 
     def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
         """Record a plan that no model was seen to announce; in a protected graph its own gate has."""
@@ -185,31 +182,23 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     # --- the tool's call ---
 
-    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+    def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide the call, unless an enforcement point in front has; then it only passes."""
         self._warn(handler)
         if waiting():
-            return handler(request)
-        run, _ = drive(self._engine, self._run(request.runtime.config, request.runtime))
+            return (yield (RunTool, handler, request))
+        run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):
-                return self._gate.call(run, request, handler)
+                gate = self._gate
+                return (
+                    yield Perform(partial(gate.call, run, request, handler), partial(gate.acall, run, request, handler))
+                )
         except GraphInterrupt:
             run.pause()
             raise
 
-    async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Decide the call, unless an enforcement point in front has; then it only passes."""
-        self._warn(handler)
-        if waiting():
-            return await handler(request)
-        run, _ = await adrive(self._engine, self._run(request.runtime.config, request.runtime))
-        try:
-            with run_scope(run):
-                return await self._gate.acall(run, request, handler)
-        except GraphInterrupt:
-            run.pause()
-            raise
+    wrap_tool_call, awrap_tool_call = both(_wrap_tool_call)
 
     def _warn(self, handler: object) -> None:
         if not self._warned and not is_innermost(handler):

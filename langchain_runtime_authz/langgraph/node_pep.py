@@ -346,11 +346,8 @@ def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
 class AuthzParts(Protocol):
     """The parts of a `RuntimeAuthz` that nodes, middleware and handlers need."""
 
-    @property
-    def profiles(self) -> Profiles: ...
-
-    @property
-    def root_entry(self) -> RootEntry: ...
+    profiles: Profiles
+    root_entry: RootEntry
 
 
 class AuthzToolNode(_Gate):

@@ -122,10 +122,17 @@ def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
         return clean(code())
     except BaseException as exc:  # noqa: BLE001
         failed = clean_error(exc)
+    return given(None, failed)  # outside the handler, so that the original does not become its context
+
+
+def given(output: Any, failed: BaseException | None) -> Any:
+    """Return an output, or raise what came instead of it, whose traceback must not hold this frame."""
     try:
-        raise failed  # outside the handler, so that the original does not become its context
+        if failed is not None:
+            raise failed
     finally:
-        del failed  # its traceback holds this frame
+        del failed
+    return output
 
 
 async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error: Clean) -> Any:
@@ -133,10 +140,7 @@ async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error
         return clean(await code())
     except BaseException as exc:  # noqa: BLE001
         failed = clean_error(exc)
-    try:
-        raise failed
-    finally:
-        del failed
+    return given(None, failed)
 
 
 # --- what a tool writes besides its result ------------------------------------------------------------

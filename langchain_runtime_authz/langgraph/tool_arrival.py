@@ -306,8 +306,7 @@ class NodeCalls:
     # --- the plan ---
 
     def announce(self, message: AIMessage) -> None:
-        if message.tool_calls:
-            self._announced.append(message)
+        self._announced.append(message)
 
     def _find(
         self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe

@@ -22,7 +22,7 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter, kept, lookalike
 from langchain_runtime_authz.langgraph.inputs import Malformed
-from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
+from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
@@ -158,23 +158,14 @@ def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
-    return _given(*drive(engine, arrived.start(guard_of(tool), code)))
+    return given(*drive(engine, arrived.start(guard_of(tool), code)))
 
 
 async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
-    return _given(*await adrive(engine, arrived.start(guard_of(tool), code)))
-
-
-def _given(output: Any, failed: BaseException | None) -> Any:
-    try:
-        if failed is not None:
-            raise failed  # here, where what was filtered does not become its context
-    finally:
-        del failed  # its traceback holds this frame
-    return output
+    return given(*await adrive(engine, arrived.start(guard_of(tool), code)))
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -244,17 +235,17 @@ def _by_hand(
     tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arrival:
     """Return the arrival of a call as its code receives it: arguments by name, but what the framework supplies."""
-    given = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
-    config = ensure_config(given.pop(config_parameter(code) or "", None))
+    named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
+    config = ensure_config(named.pop(config_parameter(code) or "", None))
     function = next((f for f in guard.functions if f is not None), None)
     # `_run(*args, **kwargs)` of a tool that was made of a function: the names are the function's.
     signature = inspect.signature(code if stage == FUNCTION or not callable(function) else function)
-    for name, value in signature.bind_partial(*args, **given).arguments.items():
+    for name, value in signature.bind_partial(*args, **named).arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            given |= value
+            named |= value
         else:
-            given[name] = value
-    return arrival_by_hand(tool, guard.facts(tool), given, config)
+            named[name] = value
+    return arrival_by_hand(tool, guard.facts(tool), named, config)
 
 
 # --- tool classes with an `invoke` of their own, which need not come down to `run` ------------------

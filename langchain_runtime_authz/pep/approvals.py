@@ -2,14 +2,7 @@
 
 The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`).
 Each action is a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the
-call's key and the digest of its exact arguments. An answer is one of LangChain's decisions:
-
-```
-{"type": "approve"}
-{"type": "edit", "edited_action": {"name": "pay", "args": {...}}}
-{"type": "reject", "message": "..."}          message optional
-{"type": "respond", "message": "..."}         the approver answers instead of the tool
-```
+call's key and the digest of its exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
 
 An edit, a response and a rejection with a reason change the task: such an answer is a correction
 (`corrections`), and opens the next epoch with the approved calls.
