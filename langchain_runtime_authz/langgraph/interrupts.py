@@ -411,7 +411,11 @@ def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:
         calls = [{"name": i["action_request"].get("action"), "args": i["action_request"].get("args")} for i in inbox]
-        return (calls, [_of_config(i.get("config")) for i in inbox]) if len(inbox) == len(items) else ((), ())
+        flags = [i.get("config") for i in inbox]
+        takes = [
+            tuple(d for n, d in _FLAGS.items() if f.get(n)) if isinstance(f, Mapping) else DECISIONS for f in flags
+        ]
+        return (calls, takes) if len(inbox) == len(items) else ((), ())
     if not isinstance(value, Mapping):
         return (), ()
     if "review_configs" in value:
@@ -423,12 +427,6 @@ def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[
         return [value], [_of_schema(schema)]
     named = list(_calls(value, _DEPTH))
     return (named, [PLAIN]) if len(named) == 1 else ((), ())
-
-
-def _of_config(config: object) -> tuple[str, ...]:
-    if not isinstance(config, Mapping):
-        return DECISIONS
-    return tuple(decision for flag, decision in _FLAGS.items() if config.get(flag))
 
 
 def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
