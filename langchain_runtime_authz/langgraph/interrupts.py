@@ -12,7 +12,6 @@ between the tool node and the tool, the node leaves the call to the guard: the r
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
@@ -37,7 +36,7 @@ from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls, review_key
-from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Block, Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.recording import record_asks
 from langchain_runtime_authz.telemetry.logs import logger
@@ -55,14 +54,6 @@ _DEPTH: Final = 3
 Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
-async def _aread(engine: Engine) -> None:
-    await asyncio.to_thread(getattr, engine.tools, "signatures")
-
-
-# Derive the tools' schemas, by which a mandate is compiled: it takes milliseconds a tool, so never on an event loop.
-ReadSchemas: Final = Effect(lambda _: None, _aread)
-
-
 def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     known = "schemas" in run.parts or not any(call.profile.ordered for call in calls)
     return decide_calls(run, calls) if known else _decide_first(run, calls)
@@ -70,7 +61,8 @@ def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 def _decide_first(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     run.parts["schemas"] = "read"
-    yield (ReadSchemas,)
+    # By which a mandate is compiled: to derive one takes milliseconds, so never on an event loop.
+    yield (Block, getattr, run.engine.tools, "signatures")
     return (yield from decide_calls(run, calls))
 
 
