@@ -8,7 +8,7 @@ transaction's tenant.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, LiteralString, cast
@@ -22,7 +22,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin
-from langchain_runtime_authz.ledger.rows import Row, Statement
+from langchain_runtime_authz.ledger.rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
 from langchain_runtime_authz.ledger.sql import WORKERS, SqlLedger
 
@@ -95,7 +95,7 @@ class PostgresLedger(SqlLedger):
     """
 
     _dialect = ("json_build_array", _NOW, "CAST(xmin AS TEXT)")
-    _optimistic = True
+    _by_thread = True
 
     def __init__(
         self,
@@ -149,9 +149,10 @@ class PostgresLedger(SqlLedger):
         yield from self._session(tenant, [])
 
     @contextmanager
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> Iterator[_Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
         locks: list[Statement] = [(_TURN_LOCK, (tenant, b"", name)) for name in sorted(turns)]
-        yield from self._session(tenant, [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *locks])
+        lock = [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *locks] if locked else []
+        yield from self._session(tenant, lock)
 
     def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
         self._here()
@@ -207,17 +208,26 @@ class _Tx:
                 cursors = [self._execute(*statement) for statement in several]
         return [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
 
-    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int | None:
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
         """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
-        (_, (tenant, key, *row)), *others, (_, entry) = statements
-        parts, values = [f"held AS ({_HELD})"], [*row, tenant, key, seen]
-        for number, (name, value) in enumerate(turns.items()):
+        if not found.seen:  # a new thread has no row that could tell of others
+            return None
+        of = (found.tenant, found.key)
+        entry, parts, values = (*of, nonce, now), [f"held AS ({_HELD})"], [*kept.thread, *of, found.seen]
+        for number, (name, value) in enumerate(found.turns.items()):
             parts.append(f"t{number} AS ({_TAKEN})")
-            values += [tenant, b"", name, entry[2], value]
-        for number, (text, given) in enumerate(others):
-            parts.append(f"w{number} AS ({text})")
-            values += given
-        won = ", ".join(["held", *(f"t{number}" for number in range(len(turns)))])
+            values += [found.tenant, b"", name, now, value]
+        for name, write in PUTS.items():
+            for some in chunks(kept.puts.get(name, ())):
+                several = ", ".join([marks(2 + len(write.columns))] * len(some))
+                parts.append(f"w{len(parts)} AS ({write.sql(f'VALUES {several}')})")
+                values += [column for row in some for column in (*of, *row)]
+        for name, (table, column) in DROPS.items():
+            for some in chunks(kept.drops.get(name, ())):
+                where = f"tenant = ? AND thread = ? AND {column} IN {marks(len(some))}"
+                parts.append(f"w{len(parts)} AS (DELETE FROM {table} WHERE {where})")
+                values += [*of, *some]
+        won = ", ".join(["held", *(f"t{number}" for number in range(len(found.turns)))])
         written = (f"WITH {', '.join(parts)} {_ENTRY.format(won)}", [*values, *entry])
         try:
             ((position,),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]

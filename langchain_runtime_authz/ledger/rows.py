@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.facts.history import History
@@ -26,10 +26,10 @@ Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
 CHUNK: Final = 500  # keys in one statement
 
-_KEY: Final = "tenant, thread"
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE: Final = json.JSONDecoder().raw_decode  # without the look for blanks
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
 _LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
 _CALL: Final = f"key, state, jti, result, deed, about FROM call WHERE {_OF} AND "
@@ -47,7 +47,6 @@ _BELOW: Final = (
     f" SELECT l.jti FROM lease l JOIN below ON l.parent = below.jti WHERE l.tenant = ? AND l.thread = ?)"
     f" SELECT jti FROM below)"
 )
-JOURNAL: Final = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
 
 
 @lru_cache(maxsize=4096)
@@ -136,7 +135,7 @@ class Fetch:
         for prefix in n.unmarked:
             begin = encoded(prefix)[:-1]  # names are JSON
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
-        for some in _chunks(sorted(n.values)):
+        for some in chunks(sorted(n.values)):
             among(self._value, f"body FROM value WHERE {_OF} AND key", some)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
@@ -157,18 +156,18 @@ class Fetch:
         rows = sorted((number, place or 0.0, columns) for number, place, columns in rows)
         self.clock = rows[0][1]
         for number, self._place, columns in rows[1:]:
-            self._takers[number](*json.loads(columns))
+            self._takers[number](*_DECODE(columns)[0])
 
     def remember(self) -> None:
         """Keep the rows as they are, to compare with."""
         t = self.thread
-        kept: dict[str, Any] = {name: dict(getattr(t, name)) for name in (*_PUTS, "plans", "values")}
+        kept: dict[str, Any] = {name: dict(getattr(t, name)) for name in (*_ROWS, "plans")}
         self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending), **kept)
 
     def _thread(self, scope: str, subject: str, history: str, seen: str) -> None:
         t, self.seen = self.thread, seen
         t.exists = bool(scope)  # without a scope it is only a row to lock
-        t.subject, t.history = json.loads(subject), History(**known(History, history))
+        t.subject, t.history = json.loads(subject), parsed(History, history)
 
     def _epoch(self, epoch: int, digest: str, body: str) -> None:
         told = json.loads(body)
@@ -184,9 +183,8 @@ class Fetch:
         self.position, self.nonce, self.latest = position or 0, nonce or "", self._place
 
     def _lease(self, state: str, body: str) -> None:
-        grant = json.loads(body)["grant"]
-        held = {**known(b.Lease, body), "grant": None if grant is None else Grant.from_json(grant), "state": state}
-        self.thread.leases[held["jti"]] = b.Lease(**held)
+        lease = _lease(state, body)
+        self.thread.leases[lease.jti] = lease
 
     def _call(self, *row: Any) -> None:
         found = call_row(*(*row, self._place))
@@ -199,7 +197,7 @@ class Fetch:
         self.turns[name] = value
 
     def _approval(self, body: str) -> None:
-        asked = b.Approval(**known(b.Approval, body))
+        asked = parsed(b.Approval, body)
         self.thread.approvals[asked.call_key] = asked
 
     def _plan(self, body: str) -> None:
@@ -237,62 +235,69 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str) -> str:
     return " UNION ALL ".join([*several, f"SELECT -1, {clock}, '[]'"])
 
 
-def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
-    """Return the statements that keep what `changes.apply` changed in the thread, its own row first.
+class Kept(NamedTuple):
+    """The changes of a commit: the row of `THREAD`, rows to put and keys to drop, by the names of `PUTS` and `DROPS`."""
 
-    A store may run them in any order: those of one table are one statement.
-    """
+    thread: Row
+    puts: Mapping[str, Sequence[Row]]
+    drops: Mapping[str, Sequence[str]]
+
+
+def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
+    """Return what `changes.apply` changed in the thread. A store may keep it in any order."""
     t, before = f.thread, f.before
-    of = (f.tenant, f.key)
-    found: list[Statement] = []
-
-    def add(sql: str, rows: Sequence[Row]) -> None:
-        if rows:
-            values = f"{', '.join([_in(rows[0])] * len(rows))}"
-            found.append((sql.replace("{}", values), [column for row in rows for column in row]))
-
-    add(_PUT_THREAD, [(*of, encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now)])
+    drops: dict[str, Sequence[str]] = {}
+    puts: dict[str, Sequence[Row]] = {
+        # A commit does not bring the earlier texts.
+        "said": [(t.epoch, encoded(_fields(text))) for text in t.log],
+        "revocation": [
+            (encoded(agent), int(agent not in t.revoked), now) for agent in sorted(t.revoked ^ before.revoked)
+        ],
+        "token": [(encoded(jti), encoded(call), encoded(lease)) for jti, call, lease in t.issued if call is not None],
+        "plan": [
+            (*map(encoded, message), epoch, encoded(_fields(plans[epoch])))
+            for message, plans in t.plans.items()
+            for epoch in plans.keys() - before.plans.get(message, {}).keys()
+        ],
+    }
     if (t.epoch, t.task) != (before.epoch, before.task):
         body = encoded({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
-        add(_PUT_EPOCH, [(*of, t.epoch, t.task.digest, body, now)])
-    # A commit does not bring the earlier texts.
-    add(_PUT_SAID, [(*of, t.epoch, encoded(_fields(text))) for text in t.log])
+        puts["epoch"] = [(t.epoch, t.task.digest, body, now)]
     if t.pending != before.pending:
-        found.append((f"DELETE FROM delivery WHERE {_OF}", of))
-        add(_PUT_DELIVERY, [(*of, encoded(_fields(text))) for text in t.pending])
-    turned = sorted(t.revoked ^ before.revoked)
-    add(_PUT_REVOCATION, [(*of, encoded(agent), int(agent not in t.revoked), now) for agent in turned])
-    tokens = [(jti, call, lease_jti) for jti, call, lease_jti in t.issued if call is not None]
-    add(_PUT_TOKEN, [(f.tenant, encoded(jti), f.key, encoded(call), encoded(lease)) for jti, call, lease in tokens])
-    plans = [
-        (*of, *map(encoded, message), epoch, encoded(_fields(plans[epoch])))
-        for message, plans in t.plans.items()
-        for epoch in plans.keys() - before.plans.get(message, {}).keys()
-    ]
-    add(_PUT_PLAN, plans)
-    for name, (put, columns) in _PUTS.items():
+        drops["delivery"] = [f.tenant]
+        puts["delivery"] = [(encoded(_fields(text)),) for text in t.pending]
+    for name, columns in _ROWS.items():
         rows, old = getattr(t, name), getattr(before, name)
-        add(put, [(*of, *columns(key, row)) for key, row in rows.items() if key not in old or old[key] != row])
-        if gone := old.keys() - rows.keys():
-            found.append((f"{_DROPS[name]} IN {_in(gone)}", (*of, *map(encoded, gone))))
-    seen = [(*of, encoded(key), encoded(seen)) for key, seen in t.values.items() if before.values.get(key) != seen]
-    for some in _chunks(seen):
-        add(_PUT_VALUE, some)
-    return found
+        puts[name] = [columns(key, row) for key, row in rows.items() if key not in old or old[key] != row]
+        if name in DROPS:
+            drops[name] = [encoded(key) for key in old.keys() - rows.keys()]
+    return Kept((encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now), puts, drops)
 
 
-def _put(table: str, key: tuple[str, ...], *columns: str) -> str:
-    names = (*key, *columns)
+class Write(NamedTuple):
+    """A table, its columns behind tenant and thread, and what happens to a row that is there."""
+
+    table: str
+    columns: tuple[str, ...]
+    there: str = ""
+
+    def sql(self, rows: str) -> str:
+        """Return the statement that keeps `rows`, an expression."""
+        return f"INSERT INTO {self.table} ({', '.join(('tenant', 'thread', *self.columns))}) {rows}{self.there}"
+
+
+def _put(table: str, key: tuple[str, ...], *columns: str) -> Write:
     new = ", ".join(f"{c} = excluded.{c}" for c in columns)
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES {{}} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}"
+    names = tuple(c for c in (*key, *columns) if c not in ("tenant", "thread"))
+    return Write(table, names, f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}")
 
 
 def _in(values: Collection[object]) -> str:
-    return _marks(len(values))
+    return marks(len(values))
 
 
 @cache
-def _marks(number: int) -> str:
+def marks(number: int) -> str:
     return f"({','.join('?' * number)})"
 
 
@@ -319,59 +324,51 @@ def _of_lease(jti: str, lease: b.Lease) -> Row:
     return encoded(jti), _maybe(lease.parent), lease.state, lease.expires_at, body
 
 
-_PUT_THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
-_PUT_EPOCH: Final = f"INSERT INTO epoch ({_KEY}, epoch, digest, body, at) VALUES {{}}{_ONCE}"
-_PUT_SAID: Final = f"INSERT INTO said ({_KEY}, epoch, body) VALUES {{}}"
-_PUT_DELIVERY: Final = f"INSERT INTO delivery ({_KEY}, body) VALUES {{}}"
-_PUT_REVOCATION: Final = f"INSERT INTO revocation ({_KEY}, agent, lifted, at) VALUES {{}}"
-_PUT_VALUE: Final = _put("value", ("tenant", "thread", "key"), "body")
-_PUT_TOKEN: Final = _put("token", ("tenant", "jti"), "thread", "key", "lease")
-_PUT_PLAN: Final = f"INSERT INTO plan ({_KEY}, agent, message, epoch, body) VALUES {{}}{_ONCE}"
-# Of each table of a thread: its statement, and the columns of a row behind tenant and thread.
-_PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
-    "leases": (_put("lease", ("tenant", "thread", "jti"), "parent", "state", "expires", "body"), _of_lease),
-    "calls": (
-        _put("call", ("tenant", "thread", "key"), "state", "jti", "result", "deed", "at", "about"),
-        lambda key, row: (
-            encoded(key),
-            row.state,
-            encoded(row.jti),
-            _maybe(row.result),
-            row.deed,
-            row.at,
-            _maybe(row.about),
-        ),
-    ),
-    "approvals": (
-        _put("approval", ("tenant", "thread", "key"), "state", "body"),
-        lambda key, asked: (encoded(key), asked.state, encoded(_fields(asked))),
-    ),
-    "budgets": (
-        _put("budget", ("tenant", "thread", "counter"), "spent"),
-        lambda counter, spent: (encoded(counter), spent),
-    ),
-    "rates": (
-        _put("rate", ("tenant", "thread", "counter", "span"), "times"),
-        lambda rate, times: (encoded(rate[0]), rate[1], encoded(times)),
-    ),
-    "marks": (_put("mark", ("tenant", "thread", "name"), "value"), lambda name, value: (encoded(name), encoded(value))),
-    "by_call": (
-        f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES {{}}",
-        lambda place, plan: (*map(encoded, place), encoded(plan.id), plan.epoch),
-    ),
-    "edges": (
-        f"INSERT INTO edge ({_KEY}, parent, child, kind) VALUES {{}}{_ONCE}",
-        lambda key, _: [*map(encoded, key)],
-    ),
+def _of_call(key: str, row: b.CallRow) -> Row:
+    return encoded(key), row.state, encoded(row.jti), _maybe(row.result), row.deed, row.at, _maybe(row.about)
+
+
+THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
+# By name: where the rows of `Kept.puts` go.
+PUTS: Final[Mapping[str, Write]] = {
+    "epoch": Write("epoch", ("epoch", "digest", "body", "at"), _ONCE),
+    "said": Write("said", ("epoch", "body")),
+    "delivery": Write("delivery", ("body",)),
+    "revocation": Write("revocation", ("agent", "lifted", "at")),
+    "token": _put("token", ("tenant", "jti"), "thread", "key", "lease"),
+    "plan": Write("plan", ("agent", "message", "epoch", "body"), _ONCE),
+    "leases": _put("lease", ("tenant", "thread", "jti"), "parent", "state", "expires", "body"),
+    "calls": _put("call", ("tenant", "thread", "key"), "state", "jti", "result", "deed", "at", "about"),
+    "approvals": _put("approval", ("tenant", "thread", "key"), "state", "body"),
+    "budgets": _put("budget", ("tenant", "thread", "counter"), "spent"),
+    "rates": _put("rate", ("tenant", "thread", "counter", "span"), "times"),
+    "marks": _put("mark", ("tenant", "thread", "name"), "value"),
+    "by_call": Write("planned", ("agent", "call", "message", "epoch")),
+    "edges": Write("edge", ("parent", "child", "kind"), _ONCE),
+    "values": _put("value", ("tenant", "thread", "key"), "body"),
 }
-_DROPS: Final = {
-    "calls": f"DELETE FROM call WHERE {_OF} AND key",
-    "approvals": f"DELETE FROM approval WHERE {_OF} AND key",
-    "marks": f"DELETE FROM mark WHERE {_OF} AND name",
+# By name: the table that loses rows, and the column that names them.
+DROPS: Final = {
+    "delivery": ("delivery", "tenant"),  # all of them
+    "calls": ("call", "key"),
+    "approvals": ("approval", "key"),
+    "marks": ("mark", "name"),
+}
+# Of each mapping of a thread: the columns of a row.
+_ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
+    "leases": _of_lease,
+    "calls": _of_call,
+    "approvals": lambda key, asked: (encoded(key), asked.state, encoded(_fields(asked))),
+    "budgets": lambda counter, spent: (encoded(counter), spent),
+    "rates": lambda rate, times: (encoded(rate[0]), rate[1], encoded(times)),
+    "marks": lambda name, value: (encoded(name), encoded(value)),
+    "by_call": lambda place, plan: (*map(encoded, place), encoded(plan.id), plan.epoch),
+    "edges": lambda key, _: [*map(encoded, key)],
+    "values": lambda key, seen: (encoded(key), encoded(seen)),
 }
 
 
-def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """Yield few enough keys or rows for one statement's parameters."""
     for start in range(0, len(keys), CHUNK):
         yield keys[start : start + CHUNK]
@@ -383,11 +380,26 @@ def known(kind: Any, body: str) -> dict[str, Any]:
     return {name: _frozen(found[name]) for name in _names(kind) if name in found}
 
 
+@lru_cache(maxsize=512)
+def parsed(kind: Any, body: str) -> Any:
+    """Read a row that nobody changes in place. A step reads the same rows several times."""
+    return kind(**known(kind, body))
+
+
+@lru_cache(maxsize=512)
+def _lease(state: b.LeaseState, body: str) -> b.Lease:
+    lease: b.Lease = parsed(b.Lease, body)
+    return replace(
+        lease, grant=None if lease.grant is None else Grant.from_json(json.loads(body)["grant"]), state=state
+    )
+
+
 def _frozen(value: Any) -> Any:
     """Turn lists into tuples: JSON has no tuples, and rows have no lists."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+@lru_cache(maxsize=512)
 def _plan(body: str) -> PlanRecord:
     told = known(PlanRecord, body)
     calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in told["calls"])

@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -20,7 +20,7 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger import rows, tenant_rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
-from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement
+from langchain_runtime_authz.ledger.rows import Fetch, Kept, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
 from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, status
 
@@ -31,17 +31,17 @@ T = TypeVar("T")
 
 
 class Tx(Protocol):
-    """A connection in use. Each statement is a transaction, unless it was opened by `_writing`."""
+    """A connection in use. Each statement is a transaction, unless `_writing` opened it `locked`."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
         ...
 
-    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int | None:
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
         """Keep a commit's rows and return its place in the journal.
 
-        The first statement is of the thread's row, the last of the journal. Return None if the thread is not as it was
-        `seen`, or somebody else has had one of its `turns` since; then nothing was kept.
+        Return None if the thread is not as it was `found`, or somebody else has had one of its `turns` since; then
+        nothing was kept.
         """
         ...
 
@@ -51,8 +51,8 @@ class SqlLedger:
 
     # See `Fetch.statement`.
     _dialect = ("json_array", "0.0", "'seen'")
-    # Whether a commit tries without a lock first.
-    _optimistic = False
+    # Whether a commit excludes only those of its thread, so that it must take its `turns` among others.
+    _by_thread = False
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock  # in place of the store's
@@ -88,21 +88,18 @@ class SqlLedger:
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), secrets.token_hex(16)
         wanted = needs(guard, changes)
-        if not self._optimistic:
-            wanted.turns.clear()  # its commits are serial
-        for locked in (False, True) if self._optimistic else (True,):
+        if not self._by_thread:
+            wanted.turns.clear()
+        for locked in (False, True):
             seen = self._position(scope.tenant)
-            with self._writing(scope.tenant, key, wanted.turns) if locked else self._reading(scope.tenant) as tx:
+            with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
                 found = Fetch(scope.tenant, key, wanted)
                 now = self._fetch(tx, found, seen)
-                if not locked and not found.seen:
-                    continue  # a new thread has no row that could tell of others
                 found.thread.scope, found.thread.open = scope, tenant_rows.opened(found.doubts, now)
                 found.remember()
                 if (refused := apply(found.thread, guard, changes, now)) is not None:
                     return refused
-                entry = (rows.JOURNAL, (scope.tenant, key, nonce, now))
-                position = tx.keep([*rows.keep(found, scope, now), entry], found.seen, found.turns)
+                position = tx.keep(found, rows.keep(found, scope, now), nonce, now)
             if position is not None:
                 self._saw(scope.tenant, position, nonce)
                 for jti, call, lease in found.thread.issued:
@@ -110,7 +107,7 @@ class SqlLedger:
                 if len(self._places) > MAX_PLACES:
                     self._places.clear()
                 return b.Committed(now, found.thread.epoch)
-        raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread's row changed under its lock")
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
         """See `Ledger.status`."""
@@ -249,7 +246,7 @@ class SqlLedger:
     def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         raise NotImplementedError
 
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> AbstractContextManager[Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
         raise NotImplementedError
 
     def _forked(self) -> None:

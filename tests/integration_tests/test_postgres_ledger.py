@@ -405,7 +405,7 @@ def test_a_commit_is_on_the_disk_when_it_returns(dsn: str, own: str, before: str
         with psycopg.connect(dsn) as owner:
             change = sql.SQL("ALTER ROLE {} SET synchronous_commit = {}")
             owner.execute(change.format(sql.Identifier(name), sql.Literal(before)))
-        with PostgresLedger(f"{dsn} user={name}", schema=own) as made, made._writing("acme", b"", ()) as tx:
+        with PostgresLedger(f"{dsn} user={name}", schema=own) as made, made._writing("acme", b"", (), True) as tx:
             assert tx.batch([("SELECT current_setting('synchronous_commit')", ())]) == [[(after,)]]
 
 

@@ -18,9 +18,10 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
-from langchain_runtime_authz.ledger import sqlite
-from langchain_runtime_authz.ledger.base import Committed, Query, Scope
-from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke
+from langchain_runtime_authz.ledger import rows, sqlite
+from langchain_runtime_authz.ledger.admin import Admin, accept_clock, accept_restore, prune
+from langchain_runtime_authz.ledger.base import Committed, Guard, Lease, Query, Scope
+from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke, TakeLease
 from langchain_runtime_authz.ledger.sql import URGENT
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
@@ -333,3 +334,41 @@ def test_a_revocation_does_not_lose_to_other_writers(tmp_path: Path, monkeypatch
         else:
             ledger.commit(SCOPE, None, [OpenThread("user:alice"), Revoke(())])
             assert ledger.load(SCOPE, Query()).revoked
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "code"),
+    [
+        (accept_restore, Code.STALE_EPOCH),
+        (accept_clock, Code.LEASE_ENDED),
+        (lambda admin: prune(admin, -3600), Code.LEASE_ENDED),
+        (lambda admin: admin.run("INSERT INTO migration VALUES (99, 99, 0)"), Code.LEDGER_SCHEMA),
+        (None, Code.REVOKED),
+    ],
+)
+def test_a_commit_does_not_outrun_what_another_process_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Admin], object] | None, code: Code
+) -> None:
+    """What ends between the read and the write of a commit stays ended: the commit begins anew."""
+    path, keep, calls, clock = tmp_path / "ledger.db", rows.keep, [], time.time
+    lease = Lease("jti", "run", ("root",), 1, 0, int(clock()) + (60 if meanwhile is None else -1))
+
+    def late(*args: Any) -> Any:
+        if not calls:
+            calls.append(1)
+            if meanwhile is None:
+                with SqliteLedger(path) as other:
+                    other.commit(SCOPE, None, [Revoke(())])
+            else:
+                with sqlite.administer(path) as admin:
+                    meanwhile(admin)
+        return keep(*args)
+
+    with SqliteLedger(path) as ledger:
+        ledger.commit(SCOPE, None, [OpenThread("user:alice"), TakeLease(lease)])
+        monkeypatch.setattr(rows, "keep", late)
+        try:
+            done: Any = ledger.commit(SCOPE, Guard("jti", 1), [RecordStep(call="pay")])
+        except LedgerError as exc:
+            done = exc
+    assert (getattr(done, "code", None), calls) == (code, [1])
