@@ -24,6 +24,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
 from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.credentials import RefusedMints
@@ -306,6 +307,9 @@ def _state_of(exc: BaseException) -> State:
 def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
     """Return the answer to a call that does not run: a message, or for a call without an id what its code expects."""
     if isinstance(verdict, Denial):
+        # What a run left behind is decided anew when its thread goes on.
+        if verdict.decision.reason == Code.LEASE_ENDED:
+            raise AuthzHalt(Code.LEASE_ENDED, verdict.decision.decision_id)
         if call_id is not None:
             return denial_message(verdict, call_id)
         if text:

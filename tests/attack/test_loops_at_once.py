@@ -249,3 +249,56 @@ def test_an_answer_is_for_the_calls_that_were_shown() -> None:
         state = asyncio.run(enter(Command(resume={"decisions": [{"type": "approve"}]})))
     assert shown == ["bob", "ann"]
     assert_went_on(state)
+
+
+@pytest.mark.parametrize("node", [True, False], ids=["ToolNode", "hand-written"])
+def test_an_agent_that_was_left_behind_keeps_its_calls(node: bool) -> None:
+    """Its call comes after the other's question ended the run: nothing is told to its model, and it is asked about later."""
+    ran: list[str] = []
+    later = asyncio.Event()
+
+    @tool
+    async def look(what: str) -> str:
+        """Look."""
+        ran.append(what)
+        return what
+
+    async def plan(state: MessagesState) -> dict[str, Any]:
+        last = state["messages"][-1]
+        if isinstance(last, ToolMessage):
+            return {"messages": [AIMessage(last.text)]}
+        return {"messages": [says(call("look", {"what": last.text}, last.text))]}
+
+    async def wait(state: MessagesState) -> Any:
+        if state["messages"][0].text == "b":
+            await later.wait()
+        (planned,) = state["messages"][-1].tool_calls
+        if node:
+            return await tools.ainvoke(state)
+        return {"messages": [ToolMessage(await look.ainvoke(planned["args"]), tool_call_id=planned["id"])]}
+
+    tools = ToolNode([look])
+    builder = StateGraph(MessagesState).add_node("plan", plan).add_node("tools", wait)
+    builder.add_edge(START, "plan").add_conditional_edges("plan", tools_condition).add_edge("tools", "plan")
+    child = builder.compile()
+
+    async def supervise(_: MessagesState) -> dict[str, Any]:
+        return {"messages": [one["messages"][-1] for one in await asyncio.gather(*(child.ainvoke(human(t)) for t in "ab"))]}
+
+    graph = StateGraph(MessagesState).add_node("supervise", supervise).add_edge(START, "supervise")
+    graph = graph.compile(checkpointer=InMemorySaver())
+    authz = authz_with(WasmPDP(), profiles={})
+    authz.protect(graph)
+
+    async def go() -> Any:
+        given: Any = human("go")
+        for _ in range(3):
+            async with authz.run(subject="alice"):
+                state = await graph.ainvoke(given, THREAD)
+            given = Command(resume={"decisions": [{"type": "approve"}]})
+            later.set()
+            await asyncio.sleep(0.1)  # what was left behind calls its tool
+        return state
+
+    assert [m.text for m in asyncio.run(go())["messages"]] == ["go", "a", "b"]
+    assert ran == ["a", "b"]
