@@ -15,17 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Keep what was loaded from files, and load it again when one of them changes.
-
-    Args:
-        files: are looked at.
-        load: reads them; raises `OSError` or `ValueError` if they cannot be used.
-        code: of the error.
-        what: cannot be loaded.
-
-    Raises:
-        ConfigError: they cannot be used now.
-    """
+    """Keep what `load` made of files, and load it again when one changes. Raises `ConfigError`: not usable now."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -36,11 +26,7 @@ class Renewed(Generic[T]):
             raise ConfigError(exc.detail or what) from exc.__cause__
 
     def read(self) -> T:
-        """Return the content of the files as they are now.
-
-        Raises:
-            PDPError: they cannot be used.
-        """
+        """Return the content of the files as they are now. Raises `PDPError`: they cannot be used."""
         try:
             seen = [stamp(file) for file in self._files]
             if seen != self._seen:  # looked at before loading: a file replaced meanwhile is loaded again

@@ -276,10 +276,7 @@ class Link:
         headers: Mapping[str, str] = _NONE,
         any_status: bool = False,
     ) -> Reply:
-        """Send once, and read a whole answer of at most `limit` bytes, within `run` or `arun`.
-
-        Raises `PDPError` with the code of what failed; for another status than 200 too, unless any but a redirect will do.
-        """
+        """Send once, and read an answer of at most `limit` bytes. Raises `PDPError`, also for most statuses."""
         import aiohttp
 
         own: dict[str, Any] = {}
@@ -374,10 +371,7 @@ async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_statu
 
 
 def _clean(kind: type[Any]) -> type[Any]:
-    """Return the connector class, without reuse of a connection that received more than was asked for.
-
-    Otherwise the surplus (a wrong `Content-Length`, an answer sent twice) would answer the next question.
-    """
+    """Return the connector class, without reuse of a connection whose surplus bytes would answer the next question."""
 
     class Clean(kind):  # type: ignore[misc]
         async def connect(self, *args: Any, **kwargs: Any) -> Any:

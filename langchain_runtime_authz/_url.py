@@ -20,10 +20,7 @@ _AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
 
 
 def is_plain_url(url: str) -> bool:
-    """Return True if every reader takes the text apart alike.
-
-    `urlsplit` drops tabs and line ends, and keeps a backslash in a name; other readers do not.
-    """
+    """Return True if every reader takes the text apart alike: `urlsplit` drops tabs, and keeps backslashes."""
     return _URL.fullmatch(url) is not None
 
 

@@ -19,8 +19,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 class CodeScope:
     """The run and ticket that are current for the code inside, and the recorder of refusals where no ticket is.
 
-    `counts` are of equal calls that the code has had an answer to, and that no message planned. `task` is the Pregel task of
-    the node around it.
+    `counts`: equal calls already answered that no message planned. `task`: the Pregel task of the node around it.
     """
 
     ticket: Ticket | None = None

@@ -80,13 +80,9 @@ def read_proof(
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
 ) -> Proof:
-    """Check a proof as §4.3 requires, except for its replay.
+    """Check a proof as §4.3 requires, except for its replay. Raises `proof_invalid` or `proof_nonce`; never quotes it.
 
-    `htu` is the URL as the server knows itself, never from a `Host` header alone. `jkt` is `cnf.jkt` of the token that
-    came along. `is_nonce` is asked last.
-
-    Raises:
-        CredentialError: `proof_invalid` or `proof_nonce`. Never quotes the proof.
+    `htu` is the URL as the server knows itself, never from a `Host` header alone. `is_nonce` is asked last.
     """
     jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):

@@ -31,10 +31,9 @@ Keys = Mapping[str, Mapping[str, Any]]
 
 
 class CachedDocument(Generic[T]):
-    """A cached document behind a URL. Safe to use from many threads and event loops.
+    """A cached document behind a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
 
-    It is fetched again after half of `max_age`, while callers get the old copy, and for a value that the copy does not hold.
-    `read` gets a JSON object (`None`: the fetch failed) and the value before, and returns the new one; `None` keeps the old.
+    `read` gets a JSON object (`None`: the fetch failed) and the value before; `None` keeps the old.
     """
 
     def __init__(
@@ -144,11 +143,7 @@ class JwksClient:
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:
-    """Return the public signing keys of a JWK set by `kid`, `None` if it is not a JWK set.
-
-    Keys that are private, symmetric, weak, malformed or for another use are left out, as RFC 7517 §5
-    requires. So are all keys that share a name.
-    """
+    """Return a JWK set's usable public keys by `kid` (RFC 7517 §5), without those that share one."""
     keys = document.get("keys") if document is not None else None
     if not isinstance(keys, list) or len(keys) > MAX_KEYS or not all(isinstance(jwk, dict) for jwk in keys):
         return None

@@ -159,12 +159,7 @@ class Ticket(Sealed):
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the credential for one of `audiences`, minted at the first request. With `dpop`, it is bound to a new key (RFC 9449).
-
-        Raises:
-            CredentialError: `audience`, or `credential_unavailable`: the tool is not running, or has this audience's token in
-                the other form already.
-        """
+        """Return the credential for an audience, minted once, or bound to a new key. Raises `CredentialError`."""
         try:
             known = self._audience(audience)
             found, mine = self._begin(known, dpop)

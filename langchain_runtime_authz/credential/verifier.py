@@ -39,11 +39,7 @@ KeySet = Mapping[str, Any]
 
 @runtime_checkable
 class KeySource(Protocol):
-    """A source of public keys, one at a time: `keyring.KeyRing`, `jwks.JwksClient`.
-
-    `get` returns `None` if the issuer does not have the key. It raises `CredentialError`
-    (`keys_unavailable`) if that cannot be known.
-    """
+    """A source of public keys: `get` returns `None` if the issuer does not have it, or raises `keys_unavailable`."""
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
         """Return the JWK (RFC 7517 §4) of that `kid`."""

@@ -271,10 +271,7 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the tokens of the run's agent under its present lease; an empty mapping for the call's own token.
-
-        Raises `credential_revoked` if the task changed, or the run is over, and the call does not know yet.
-        """
+        """Return the tokens kept under the run's lease; none for the call's own. Raises `credential_revoked`."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}

@@ -159,10 +159,7 @@ class CallAuth(TicketAuth):
 
 
 class _Bearing:
-    """A request that hides its credential from the code that turns it into a redirect.
-
-    Transports and instrumentation, which may copy or replace the headers, see all of them.
-    """
+    """A request that hides its credential from the code that turns it into a redirect, and from nothing else."""
 
     _redirect: CodeType
 
@@ -191,10 +188,7 @@ def _without_credential(headers: httpx.Headers) -> httpx.Headers:
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
-    """Add a credential's headers to a request, such that a redirect does not inherit them.
-
-    An audience may be a path of its origin, and the other paths belong to other services.
-    """
+    """Add a credential that a redirect does not inherit: other paths of the origin may belong to other services."""
     request.headers.update(credential)
     if not isinstance(request, _Bearing):
         request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash

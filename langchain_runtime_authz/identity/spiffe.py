@@ -143,10 +143,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._closed.wait(pause)
 
     def _connected(self, ended: threading.Event) -> bool:
-        """Follow the Workload API until a stream of it ends; return True if it gave anything.
-
-        The library's own trials end at some errors. Here each is followed by another, with a new connection.
-        """
+        """Follow the Workload API until a stream ends; return True if it gave anything. The library stops sooner."""
         from spiffe import WorkloadApiClient
         from spiffe.errors import PySpiffeError
 
@@ -218,10 +215,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a client's context that shows an SVID, and believes one SPIFFE id of these authorities.
-
-    Raises `workload_unproven` if there are none.
-    """
+    """Return a context that shows an SVID, and believes one id of these authorities. Raises `workload_unproven`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -347,9 +341,6 @@ def checked_domain(trust_domain: str) -> str:
 
 
 def bundle_keys(document: Mapping[str, Any]) -> Keys:
-    """Return the JWT keys of a SPIFFE bundle (SPIFFE Trust Domain and Bundle §4.2), as a bundle endpoint serves it.
-
-    Keys for X.509, keys that are not usable here, and keys that share a name are left out.
-    """
+    """Return the usable JWT keys of a SPIFFE bundle (Trust Domain and Bundle §4.2), as a bundle endpoint serves it."""
     own = [j for j in document.get("keys") or () if isinstance(j, Mapping) and j.get("use") == "jwt-svid"]
     return usable_keys({"keys": [{k: v for k, v in jwk.items() if k != "use"} for jwk in own]}) or {}

@@ -81,10 +81,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One revision. `digest` is SHA-256 (hex) over all files but the signatures.
-
-    `signed_by` is empty where no key was asked for. Cedar has `cedar` (file of `CEDAR` → content), Rego has `wasm`.
-    """
+    """One revision: Rego has `wasm`, Cedar has `cedar`. `digest` is SHA-256 over all files but the signatures."""
 
     number: int = 0
     digest: str = ""
@@ -107,10 +104,7 @@ _CASE: Final = TypeAdapter(Case)
 
 
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
-    """Return the bundle in a `.tar.gz` or a directory. Raises `policy_invalid`.
-
-    With keys, only a bundle that one of them signed is read. Any other raises `policy_unsigned`.
-    """
+    """Return the bundle in a `.tar.gz` or a directory. Raises `policy_invalid`; with keys `policy_unsigned`."""
     return parse_bundle(read_files(source), Path(source).name, keys)
 
 
@@ -140,9 +134,7 @@ def read_files(source: str | Path) -> dict[str, bytes]:
 def real_root(path: Path) -> Path:
     """Return the directory that a bundle's path leads to now, to be read as one state.
 
-    A delivery swaps a link: to the directory itself (`current -> releases/42`), or, as Kubernetes does in a
-    mounted volume, the link `..data` inside it, through which every visible entry leads. Links are followed
-    once, here, so all files are of one delivery.
+    A delivery swaps a link: to the directory, or, in a Kubernetes volume, `..data` in it. It is followed once, here.
     """
     root = path.resolve()
     mounted = root / MOUNTED
@@ -315,11 +307,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return `files` (data.json, policy.wasm, Rego) with the manifest that makes them a bundle.
-
-    The manifest does not list the Wasm: an OPA server without a Wasm engine, as most are, would refuse
-    the bundle, and with the Rego it decides the same.
-    """
+    """Return `files` with a bundle's manifest. It does not list the Wasm, which most OPA servers would refuse."""
     about = {**metadata, "sha256": _hashes(files)}
     manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}

@@ -44,9 +44,7 @@ Seen = tuple[tuple[str, tuple[int, ...]], ...]
 class HighestRevision:
     """The revision that was used last, kept over restarts and between processes in the file `path`.
 
-    It is replaced as a whole under a lock. If it cannot be read or written, no policy is used: only its absence is a
-    first start, which the log reports. Anyone who may write there can go back: give it to the service alone, and raise
-    `at_least` with each deployment if that is not enough.
+    If it cannot be read or written, no policy is used: only its absence is a first start. A writer of it can go back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -364,10 +362,7 @@ def engine_of(
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
-    """Hold a policy against its bundle's cases, and against a request that says nothing.
-
-    Raises `policy_invalid`: it permits an empty request, or decides the named case otherwise.
-    """
+    """Hold a policy against its bundle's cases, and against a request that says nothing. Raises `policy_invalid`."""
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
         decision = parse_answer(pdp.document(b"{}") if isinstance(pdp, WasmPDP) else pdp.evaluate(b"{}"))
         if decision is not None and decision.permit:

@@ -217,10 +217,9 @@ class Program:
         self._free: deque[_Instance] = deque(maxlen=self._size)
 
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
-        """Return the JSON of the rule's answer to an input.
+        """Return the JSON of the rule's answer. Raises `TimeoutError`, `pdp_undefined` or `PolicyFailed`.
 
-        On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own. Raises
-        `TimeoutError`, `pdp_undefined` if the rule has no value for this input, or `PolicyFailed`.
+        On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own.
         """
         if self.closed:
             raise PolicyFailed("closed")

@@ -120,11 +120,7 @@ class RemotePDP:
 
 
 class Evaluator:
-    """Ask a PDP with a deadline, and return a decision in every case.
-
-    The `deadline` is in seconds for all requests of one batch, by default the PDP's own. For a PDP with `in_process`, it is
-    in seconds of CPU of the asking thread.
-    """
+    """Ask a PDP, and return a decision in every case. The `deadline` is for a batch, of CPU if it is `in_process`."""
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
         if isinstance(pdp, type) or not _is_pdp(pdp):
@@ -154,11 +150,7 @@ class Evaluator:
         return revision if isinstance(revision, str) else ""
 
     def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
-        """Return one decision for each request's JSON, in order.
-
-        `None` stands for a request that has no JSON form, which is denied. `within` is what is left of the
-        caller's own seconds, if that is less than the deadline. Raises only what stops the process.
-        """
+        """Return a decision for each request's JSON (`None`: it has none), in order. `within`: seconds left."""
         began = time.monotonic()
         until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []

@@ -234,11 +234,7 @@ def _dump(document: object) -> str:
 
 
 def cedar_request(request: Json) -> dict[str, Any]:
-    """Return a request in the words of `policies/cedar/runtime_authz.cedarschema`.
-
-    This computes what Cedar cannot: whether the grant holds the step, which kinds of delegation led to it,
-    how often this tool and effect were used, whether the approval is for this call, and what it can set going.
-    """
+    """Return a request in the words of `policies/cedar/runtime_authz.cedarschema`, with what Cedar cannot compute."""
     ctx, resource, action = request["context"], request["resource"], request["action"]["name"]
     properties, name, history, lease = resource["properties"], resource["id"], ctx["history"], ctx["lease"]
     effect, sink = _string(properties.get("effect")), _string(properties.get("sink"))

@@ -128,10 +128,7 @@ class CandidatePDP(Composed):
         return self._compare_later(bodies, await self._real.aevaluate(bodies))
 
     def close(self) -> int:  # type: ignore[override]
-        """Drop what waits, close both PDPs if they can be closed, and return how many requests were dropped.
-
-        No difference is reported from here on. The comparison under way gets a second to end. Idempotent.
-        """
+        """Close both PDPs; return how many requests were not compared. The one under way gets a second."""
         with self._lock:
             self._own()
             if not self._closed and self._pending:

@@ -133,10 +133,7 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The call ran before: its recorded result (JSON text) stands, and it does not run again.
-
-    `message` is what the user has said since.
-    """
+    """The call ran before: its recorded result (JSON text) stands. `message` is what the user has said since."""
 
     call: Call
     result: str | None

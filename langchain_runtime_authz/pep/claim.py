@@ -56,10 +56,7 @@ RACES: Final = 16  # agents that do the same at once before one of them is refus
 
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Commit, record and ticket one decided call. Never raises; a call that asks is a denial here.
-
-    If somebody did the same since it was decided, it is decided anew. What was decided last comes with the verdict.
-    """
+    """Commit, record and ticket a decided call, decided anew if somebody did the same since. Never raises."""
     verdict = yield from claim_once(run, decided)
     if isinstance(verdict, Conflict):
         return (yield from claim_again(run, decided, verdict))
@@ -309,10 +306,7 @@ def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
 
 
 def counted(decided: DecidedCall, by: int = 1) -> RecordStep:
-    """Return what a denial adds to the history, or takes back (`by=-1`).
-
-    An outage, a correction or a kill switch is not misbehaviour.
-    """
+    """Return what a denial adds to the history, or takes back (`by=-1`). An outage is not misbehaviour."""
     call, counts = decided.call, recording.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
@@ -334,10 +328,9 @@ def conclude(
     output: object = None,
     question: str = "",
 ) -> Flow[None]:
-    """Close a call. Never refused, since it happened.
+    """Close a call. Never refused, since it happened. If a live token was found in its output, the agent is revoked.
 
-    `question` is the id of the one that the tool asks by itself. `released` is a ticket that was never redeemed. `output` is what the tool returned, for provenance.
-    Where a live token was found in what the tool gave out, the agent is revoked.
+    `question` is the id of the one that the tool asks by itself. `released` is a ticket that was never redeemed.
     """
     ticket.conclude()
     leaked, profile = ticket.leaked, call.profile

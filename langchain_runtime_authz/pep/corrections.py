@@ -81,10 +81,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return the places of the calls that a review asked about, as in their message, and that are approved so.
-
-    Our own questions do not count: after an edit they are about the edited call.
-    """
+    """Return the places of the calls that a review, not a question of ours, approved as in their message."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -98,9 +95,8 @@ def reply(
 ) -> Flow[bool]:
     """Take answers to questions of tools and nodes: an answer that is not plain corrects the task. True if one did.
 
-    `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open before any task starts.
-    Of the old calls, only those whose tools ask by themselves (`own`) go on in it: each has or awaits its own answer. The
-    same answer to the same question says nothing new. Raises `AuthzDenied`: others changed the task meanwhile.
+    `questions` are the values of open interrupts by id, `given` the answers. Of the old calls, only those whose tools ask
+    by themselves (`own`) go on in the next epoch. Raises `AuthzDenied`: others changed the task meanwhile.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -177,8 +173,7 @@ def carried(
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
     """Pin an `update_state` of a thread that the ledger knows, which left `checkpoint`, as a correction.
 
-    `texts` are the user's words in it, `by` (`type:id`) names the user; the act itself has no words. `below` is
-    the digest of what then waits below the root, so that the next entry does not find the edit once more.
+    `texts` are the words of its author `by`. `below`: the digest of what then waits below, so that it counts once.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 
@@ -192,10 +187,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """Pin a correction from outside the graph: epoch + 1; the next root entry delivers it.
-
-    `by` (`type:id`) names its author; `None`: the thread's own subject. Return the new epoch.
-    """
+    """Pin a correction from outside the graph by an author (`None`: the subject); return the new epoch."""
 
     def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:
         author = by if by is not None else snapshot.subject
@@ -216,10 +208,7 @@ def _done(
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
-    """Declare that a resource changed: earlier reads of it are out of date, on every thread.
-
-    `content`: the record names the resource; otherwise it holds the digest of its name.
-    """
+    """Declare that a resource changed: earlier reads of it are out of date. With `content` the record names it."""
     change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
     return _done(scope, change, "data_changed", detail, data_scope(scope))
 

@@ -29,10 +29,9 @@ NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text 
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
-    """Records each refused mint (`credential.ticket.Refusals`): of a call, or of other code in a run.
+    """Records each refused mint (`credential.ticket.Refusals`): of a call, or of other code in a run (`None`).
 
-    It holds the run (or what stands for it: `engine`, `run_id`, `epoch`, `agent`), the call (`None` for other code), and
-    ledger time minus monotonic time at the commit. Every call has one, and making a tuple runs no Python code.
+    The third is ledger time minus monotonic time. Every call has one, and making a tuple runs no Python code.
     """
 
     __slots__ = ()
@@ -79,10 +78,7 @@ def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
 def minted(
     run: Run, now: float, task: PinnedTask, mandate: Mandate | None, decision_id: str, **request: Any
 ) -> Flow[Credential]:
-    """Mint a token of a run's agent, and record it before it is handed out.
-
-    `request` are the fields of `TokenRequest` that say for what. Raises `CredentialError`: refused, or the identity ended.
-    """
+    """Mint a token of a run's agent, and record it before it is handed out. Raises `CredentialError`."""
     from langchain_runtime_authz.credential.issuer import minting  # loads the signing library
 
     engine, identity = run.engine, run.engine.identity
@@ -126,10 +122,7 @@ def minted(
 
 
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
-    """Return what mints for one committed call; `jtis` by audience.
-
-    `committed_at` is ledger time. Later times are measured from it, so minting does not read the ledger.
-    """
+    """Return what mints for a call that was committed at a ledger time; `jtis` by audience."""
     since = time.monotonic()
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:

@@ -50,11 +50,7 @@ _REFUSED: Final[Mapping[str, Code]] = {
 
 
 def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    """Decide all calls of one message on one snapshot and in one batch. Never raises.
-
-    A failing ledger denies every call. What is refused here without asking the PDP is a deny like any other:
-    `claim_call` records it.
-    """
+    """Decide all calls of one message on one snapshot and in one batch. Never raises: a failing ledger denies."""
     if not calls:
         return []
     started, engine = time.time_ns(), run.engine
@@ -154,10 +150,7 @@ def _described(
     moved: frozenset[str],
     ahead: dict[str, int],
 ) -> DecidedCall:
-    """Return a call with what is known of it, and the decision if the PDP need not be asked.
-
-    `ahead` counts, by counter, what the calls before it in the message use up.
-    """
+    """Return a call with what is known of it. `ahead` counts what the calls before it in the message use up."""
     counter, deed, mandate, binding = compared
     row = snapshot.calls.get(key)
     match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, call)
@@ -304,10 +297,7 @@ def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Return True if a review's answer is about this call, as the approver saw or edited it.
-
-    The arguments as written count: the approver saw these, whatever they parse to.
-    """
+    """Return True if a review's answer is about this call, by the arguments as written: the approver saw these."""
     digest = plan.raw_digest(call.raw)
     if review.edited:
         name, args = edited_action(review.edited)

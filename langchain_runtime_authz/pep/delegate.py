@@ -37,11 +37,7 @@ def open_child(
     call_id: str | None = None,
     refuse: Code | None = None,
 ) -> Flow[Run]:
-    """Open a child agent's run below `parent`. Raises `AuthzDenied`.
-
-    `call_id` is the parent's call in which the child runs, if it does in one. `refuse` says why the caller refuses it,
-    whatever the policy says.
-    """
+    """Open a child agent's run below `parent`, in its call `call_id`. Raises `AuthzDenied`, also for `refuse`."""
     opened = edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
@@ -99,10 +95,7 @@ def invitation(child: Run, audience: str) -> Flow[Credential]:
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off at the call of its tool, so that the model reads a denial. Never raises.
-
-    The agent that takes over is decided again as it is entered, under the same edge.
-    """
+    """Decide a hand-off at its tool's call, for the model to read. Never raises. It is decided again on entry."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened

@@ -53,9 +53,7 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
     """Return the counter of calls with the same effect for one turn of the user, and the name of the deed.
 
-    The deed is the same for each call with this effect on this target, whatever the tool, thread and turn. The counter
-    is `""` if the target is not known. The epoch is part of neither. It moves if an approver rejects a call with a
-    reason, or if a machine changes what the task is based on, and neither asks for anything to be done again.
+    The counter is `""` if the target is not known. The epoch is part of neither: it may move, and nothing is ordered.
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ""

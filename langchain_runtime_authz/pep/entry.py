@@ -60,11 +60,7 @@ _log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An opened root entry, at ledger time `now`.
-
-    `pending` are corrections that the graph's state may not hold until a run that saw them ends. A resume value may answer
-    `asks`.
-    """
+    """A root entry. The graph's state may not hold `pending` corrections yet. A resume value may answer `asks`."""
 
     run: Run
     pending: tuple[HumanText, ...]
@@ -112,10 +108,9 @@ def open_entry(
     workflow: bool = False,
     upstream: tuple[str, ...] = (),
 ) -> Flow[Entry]:
-    """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
+    """Open a root entry: pin the task, advance the epoch if it changed, take a lease. Raises `AuthzDenied`.
 
-    `workflow`: the graph orchestrates agents and is none itself. `upstream` are the agents of other servers that delegated
-    to this one. Raises `AuthzDenied`: the subject may not start here, or the ledger is gone.
+    `workflow`: the graph orchestrates agents and is none itself. `upstream`: agents of other servers that delegated.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
@@ -156,10 +151,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
 
 
 def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
-    """Ask the planner what the newest turn orders, once; the ledger keeps the first answer.
-
-    It is asked before anything of this entry runs, and is shown the user's own words only.
-    """
+    """Ask the planner what the newest turn orders, once, by the user's own words; the ledger keeps the first answer."""
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts, key = turn(snapshot.log)
     if not texts:
@@ -293,10 +285,9 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
 def edited(
     run: Run, mark: ChildMark, read: Callable[[], Flow[Head | None]], moved: Callable[[str, str], Flow[bool]]
 ) -> Flow[bool]:
-    """Compare what a child of `run` will load with the checkpoint that its last run left, under `mark`; False without one.
+    """Compare what a child will load with the checkpoint under `mark`; False without one. An edit drains the run.
 
-    Only an `update` was done from outside: this run may be in the middle of its own writing. Raises `AuthzDenied`
-    (`stale_epoch`): it was edited, so the task changed. The run drains.
+    Only an `update` was done from outside: this run may be in the middle of its own writing. Raises `AuthzDenied`.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -321,10 +312,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return what the user says for the first time.
-
-    `.run(task=)` with a pinned digest says nothing new. An input that repeats the task says it once.
-    """
+    """Return what the user says for the first time. A pinned `task` says nothing new, and an input may repeat it."""
     if task is None:
         return changed(pinned, texts)
     rest = changed([t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest])
@@ -351,10 +339,7 @@ def close(
     also: Sequence[Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns.
-
-    `edits`: what others did to the thread's state meanwhile, as texts to pin.
-    """
+    """End a run's lease and those below it, set the marks, and pin the `edits` of others. The jtis are dead then."""
     if run.closed and left.head is None and not also:
         return
     if not run.closed:

@@ -25,10 +25,7 @@ ORDERED: Final = "mandate:application"  # the mark that keeps an application's m
 
 
 class Ordered(NamedTuple):
-    """The application's mandate of one run, and the epoch at which it counts on each thread: that of the first entry.
-
-    A correction suspends it, until the application opens another run with it.
-    """
+    """The application's mandate of a run, and its epoch on each thread. A correction suspends it in this run."""
 
     mandate: Mandate
     epochs: dict[Scope, int]
@@ -61,10 +58,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Give a root entry the application's mandate that counts at its epoch.
-
-    Without it, the user's words would order the same deed once more.
-    """
+    """Give a root entry the application's mandate of its epoch, or the user's words would order the same once more."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -73,10 +67,7 @@ def recall(run: Run, mark: str | None) -> None:
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
-    """Return what the task orders: by the application, else by the planner, else by the user's words.
-
-    They do not add up: a deed that two of them order would be done twice.
-    """
+    """Return what the application, else the planner, else the user's words order: a deed in two is done once."""
     if run.mandate is not None:
         return run.mandate
     if run.engine.planner is not None:
@@ -154,10 +145,9 @@ def task_name(run: Run) -> str:
 def standing_of(
     binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
 ) -> Standing:
-    """Return how a call stands to the mandate, given what is spent.
+    """Return how a call stands to the mandate, given what is spent, also by the call itself before (`row`).
 
-    A call that was let run unasked before (`row`) has spent its step already. `ahead` is what the calls before it in the
-    message will spend; this one's is added.
+    `ahead` is what the calls before it in the message will spend; this one's is added.
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
@@ -169,11 +159,7 @@ def standing_of(
 
 
 def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return where else the steps of an application's mandate are spent.
-
-    With a `key` they are spent once for all threads of the subject. Without one, a run that enters several threads
-    spends them once, at the first. Other mandates belong to their thread (`None`).
-    """
+    """Return where else an application's mandate is spent: with a `key`, for all threads of the subject."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:

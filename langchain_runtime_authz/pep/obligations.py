@@ -112,8 +112,7 @@ def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], boo
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
     """Return the change to commit with the permit; `True` for none; `None` if not understood.
 
-    An obligation of a known type with properties of another shape, or with an extra property, is not understood.
-    A misspelt property (`aprovers`) would be ignored, and the permit would be too wide.
+    A property of another shape or name is not understood: a misspelt one would be ignored, and the permit too wide.
     """
     props = obligation.properties
     if not props.keys() <= _PROPERTIES.get(obligation.type, props.keys()):
@@ -212,10 +211,9 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
 
 
 def keepable(permit: Decision, revision: str) -> bool:
-    """Return True if a permit may be cached for equal steps under `revision`, the policy before it was asked.
+    """Return True if a permit may be cached under `revision`, the policy before it was asked.
 
-    It may not if the revision is unknown or is not the answer's: then a newer policy, or a replica with another
-    one, permitted. It may not if each step must be counted or told.
+    It may not if another policy, or a replica with another one, permitted; or if each step must be counted or told.
     """
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)

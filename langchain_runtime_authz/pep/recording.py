@@ -61,8 +61,7 @@ def step_record(
 ) -> tuple[Any, ...]:
     """Show a decision in the trace and the log, and return the effect that records it. It raises `AuditError`.
 
-    `started` is when the PDP was asked, in nanoseconds; `now` is ledger time. `asked` is the question that was asked about it
-    before; `expected` what was ordered instead, by argument.
+    `started`: nanoseconds; `now`: ledger time; `asked`: its question; `expected`: what was ordered, by argument.
     """
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
@@ -89,10 +88,9 @@ def step_record(
 def run_event(
     of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
 ) -> tuple[Any, ...]:
-    """Show an event of a run or a thread in the trace, and return the effect that records it (`audit.record`).
+    """Show an event of a run or a thread in the trace, and return the effect that records it. It raises `AuditError`.
 
-    `about` replaces what the run says of itself: `epoch`, `agent`, `run_id`. `question` is the `Approval.trace` that
-    the event answers. The effect raises `AuditError`.
+    `about` replaces what the run says of itself. `question` is the `Approval.trace` that the event answers.
     """
     if isinstance(of, Run):
         of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}

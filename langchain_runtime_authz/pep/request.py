@@ -37,10 +37,7 @@ def call_request(
     match: plan.Match,
     moved: frozenset[str],
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return what is asked about one call, and where its bound arguments came from.
-
-    `moved` are tools whose resources somebody said changed since they were read.
-    """
+    """Return what is asked about a call, and where its arguments came from. Resources of `moved` tools changed."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)

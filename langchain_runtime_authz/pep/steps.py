@@ -42,11 +42,7 @@ def decide_step(
     refuse: Code | None = None,
     known: Snapshot | None = None,
 ) -> Flow[Decision]:
-    """Decide such a step. Never raises.
-
-    `extra` gives changes to commit with a permit. `refuse` is why the enforcement point refuses the step itself. `known`
-    is the thread as a commit has just left it.
-    """
+    """Decide such a step. Never raises. `refuse` is the enforcement point's own reason, `extra` goes with a permit."""
     body = None
     started = time.time_ns()
     now = started / 1e9

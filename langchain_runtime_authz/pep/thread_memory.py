@@ -42,11 +42,7 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """A task's words at one state of it, read once.
-
-    `words` are all that the user said in `turns` texts, without answers to questions, which ask for nothing new. `compiled`
-    is what the newest `turn` orders (`mandate.words`); `()` until it is read.
-    """
+    """A task's words at one state of it, without answers. `compiled` is `()` until the turn is read."""
 
     digest: str
     words: UserWords

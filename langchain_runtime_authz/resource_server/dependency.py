@@ -225,10 +225,7 @@ class ResourceServer(BearerServer[Credential]):
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return the credential of one request, or raise `CredentialError` with a code for `refusal`.
-
-        `path` is the one that arrives, percent-encoded, without the query. `headers` are all, names in lower case.
-        """
+        """Return the credential of a request: its percent-encoded path, and headers with names in lower case."""
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]

@@ -148,10 +148,7 @@ class ProofVerifier:
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
-        """Return the proof of one request, checked against the token and its `cnf.jkt`. Refuse it the second time.
-
-        Raises `proof_invalid`, `proof_nonce`, `proof_replayed`, `proof_limit`, or `status_unavailable` if the store fails.
-        """
+        """Return a request's proof, and refuse it the second time. Raises `CredentialError`, also if that is unknown."""
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")

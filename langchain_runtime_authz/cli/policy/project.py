@@ -207,10 +207,7 @@ def _project(path: Path, opa: str | None) -> Policy:
 
 
 def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Return cases with whole requests: each case names only the differences from the example request.
-
-    `at` is the case's time, like `2026-11-27 18:30`, in the project's zone.
-    """
+    """Return cases with whole requests; each names what differs from the example, and `at` a time in the zone."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):

@@ -87,11 +87,7 @@ def refused(path: Path, wanted: str) -> tuple[str, ...]:
 
 
 def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recorded], int]:
-    """Return the decisions of a log that can be made again, and the number of those that cannot.
-
-    Refusals by the enforcement point are left out: no policy made them. A record without its contents cannot be
-    decided again. `opened` gives sealed records their contents back.
-    """
+    """Return the decisions of a log that can be made again, not the enforcement point's own, and how many cannot."""
     verified(path)
     found, lost = [], 0
     for record in read_log(path, opened=opened):
@@ -130,10 +126,7 @@ def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
 
 
 def differences(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
-    """Return the requests that `after` decides differently than `before`, or than the log.
-
-    An edit that keeps the outcome may still drop a limit, a redaction or a second approver.
-    """
+    """Return the requests that `after` decides or obliges differently than `before`, or than the log."""
     requests = [r.request for r in recorded]
     old = [r.answered for r in recorded] if before is None else _decided(before, requests, whole=True)
     found = map(Flip, recorded, old, _decided(after, requests, whole=before is not None))
@@ -150,10 +143,7 @@ def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bo
 
 
 def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
-    """Return the tools whose profile in the policy differs from the recorded one.
-
-    A recorded request holds the facts of its time, so no flip shows the effect of a changed profile.
-    """
+    """Return the tools whose profile differs from the recorded one: no flip shows the effect of that."""
     found = set()
     for r in recorded:
         declared, told = policy.profiles.get(r.request.resource.id), r.request.resource.properties
