@@ -23,7 +23,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines
-from langchain_runtime_authz.cli.policy.asking import Opa
+from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.mandate import Profiles
-from langchain_runtime_authz.cli.policy.asking import Opa
+from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import ConfigError, sentence
 
 if TYPE_CHECKING:

@@ -63,17 +63,9 @@ def sign_statement(
     now: float | None = None,
     expires_in: int = MAX_LIFE,
 ) -> str:
-    """Return a statement as a compact JWS (RFC 7515 §7.1).
+    """Return a statement as a compact JWS (RFC 7515 §7.1), by the key of an approver (`type:id`) or of an `issuer`.
 
-    Args:
-        signer: the approver's key, or that of the service that authenticated the approver.
-        approver: `type:id`, like `user:bob`.
-        verdict: the approver's answer.
-        question: what it answers.
-        jti: unique.
-        issuer: the service; the approver by default.
-        now: epoch seconds.
-        expires_in: seconds, at most 300.
+    `issuer` is the service that authenticated the approver. `expires_in`: seconds, at most 300.
     """
     at = int(time.time() if now is None else now)
     claims = {
@@ -123,11 +115,9 @@ class Approvers:
         )
 
     def _verify(self, statement: str, question: Question, *, now: float | None = None) -> Flow[Statement]:
-        """Return the statement on `question`, verified.
+        """Return the statement on `question`, verified. Never quotes it.
 
-        Raises:
-            CredentialError: `approval_statement`: not from a known approver, altered, expired, or about another question;
-                `approval_approver`: not a user's; `keys_unavailable`. Never quotes it.
+        Raises `approval_statement`, `approval_approver` (not a user's) or `keys_unavailable`.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)

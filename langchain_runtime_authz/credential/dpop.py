@@ -37,12 +37,9 @@ class ProofKey(Secret):
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """Return a proof for one request (§4.2). Each request needs a new one.
+        """Return a proof for one request (§4.2), for the `token` sent along and the server's last `DPoP-Nonce`.
 
-        `token` is sent along, and `nonce` is the server's last `DPoP-Nonce`.
-
-        Raises:
-            ConfigError: `htu` is not an absolute http(s) URL.
+        Raises `ConfigError`: `htu` is not an absolute http(s) URL.
         """
         target = normal_target(htu)
         if target is None:

@@ -145,14 +145,9 @@ class KeyRing(Secret):
         return self.get(kid)
 
     def rotate(self, following: Signer | None = None) -> KeyInfo:
-        """Retire the active key, sign with the next one, and publish a new next key.
+        """Retire the active key, sign with the next one, and publish a new next key (`following`).
 
-        Args:
-            following: the new next key; a new key of the same algorithm by default.
-
-        Raises:
-            ConfigError: the next key was published less than `cache_age` seconds ago, so verifiers may
-                not know it yet; or the new key is or was one of the ring's.
+        Raises `ConfigError`: the next key was published less than `cache_age` seconds ago, or the new one before.
         """
         with self._changing() as now:
             wait = self._one("next").since + self._cache_age + self._lag - now
@@ -163,10 +158,7 @@ class KeyRing(Secret):
             return self._one("active").info
 
     def compromise(self, kid: str, following: Signer | None = None) -> Withdrawal:
-        """Withdraw a key for good, from the key set at once. If it was active, the next one signs.
-
-        `following` is as in `rotate`, if the key was active or next. Raises `ConfigError`: the ring does not hold the key.
-        """
+        """Withdraw a key for good, and from the key set at once. Raises `ConfigError`: the ring does not hold it."""
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)
             if key is None:

@@ -86,18 +86,12 @@ class TokenRequest(Model):
     """A request to an issuer to sign a token for one permitted call. Holds no secret.
 
     Attributes:
-        subject: on whose behalf.
-        tenant: whose data.
         agent: id of the acting agent: `client_id` and `act.sub`.
         delegators: ids of the agents that delegated to it, nearest first; informational.
         audience: the one resource that may accept the token.
         txn: id of the run.
-        task: id, epoch and digest of the task, and the mandate's digest.
-        tool: the tool whose call was permitted; or the agent of another server that was invoked.
-        action: which of both.
+        tool: the tool whose call was permitted; or the agent of another server that was invoked (`action`).
         details: what else the token authorizes (`credential.details`); each has a `type`.
-        grant: the acting agent's attenuated grant, if it has one.
-        jti: id of the token.
         issued_at: epoch seconds.
         expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
         cnf_jkt: RFC 7638 thumbprint of the holder's key, if the token is bound to one.
@@ -238,10 +232,7 @@ class Credential(Sealed):
 
     @property
     def actors(self) -> tuple[str, ...]:
-        """Return the `act` chain: the acting agent, then its delegators, nearest first.
-
-        All but the first are information for the log, never authority (RFC 8693 §4.1).
-        """
+        """Return the `act` chain, the acting agent first: the others are never authority (RFC 8693 §4.1)."""
         found: list[str] = []
         act = self.claims[ACTOR]
         while isinstance(act, Mapping) and len(found) <= MAX_DEPTH:

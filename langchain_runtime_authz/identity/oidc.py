@@ -34,10 +34,10 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.providers import (
     AUTHORIZED_PARTY,
     PAYLOAD_TYPE,
+    PROVIDERS,
     Provider,
     header_type,
     name_of,
-    provider_of,
     shown,
 )
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
@@ -66,10 +66,7 @@ class Caller(NamedTuple):
 
 
 class LoggedOut(NamedTuple):
-    """A verified logout token: it names a session, or a subject whose sessions all ended, or both.
-
-    `token_id` and `expires_at` are the token's own `jti` and `exp`.
-    """
+    """A verified logout token: it names a session, or a subject whose sessions all ended, or both."""
 
     subject: str | None
     session: str | None
@@ -111,7 +108,9 @@ class OidcVerifier:
     ) -> None:
         if not audience and not client_id:
             raise ConfigError("tokens need a recipient: set `audience` (access tokens) or `client_id` (ID tokens)")
-        self.issuer, self._provider = checked_url(issuer, "issuer"), provider_of(provider)
+        if provider not in PROVIDERS:
+            raise ConfigError(f"`provider` must be one of {', '.join(PROVIDERS)}")
+        self.issuer, self._provider = checked_url(issuer, "issuer"), PROVIDERS[provider]
         self._audience, self.client_id, self._algorithms = audience, client_id, checked_algorithms(algorithms)
         self._keys_at = partial(JwksClient, monotonic=monotonic, **connection)
         self._why: str | None = None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.errors import ConfigError
 
 AUTHORIZED_PARTY: Final = "azp"  # OpenID Connect Core §2
 PAYLOAD_TYPE: Final = "typ"  # Keycloak's, in the payload
@@ -76,12 +75,6 @@ PROVIDERS: Final = {
         Provider("okta", _JWT | {""}, ("cid",), (claim.TOKEN_ID, "scp")),
     )
 }
-
-
-def provider_of(name: str) -> Provider:
-    if name not in PROVIDERS:
-        raise ConfigError(f"`provider` must be one of {', '.join(PROVIDERS)}")
-    return PROVIDERS[name]
 
 
 def header_type(header: Mapping[str, Any]) -> str | None:

@@ -84,11 +84,7 @@ class SpiffeIdentity(WorkloadIdentity):
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
-        """Return a new JWT-SVID of this workload for one audience. Send it there only; never log it.
-
-        Raises:
-            AuthzError: `workload_unproven`.
-        """
+        """Return a new JWT-SVID for one audience. Send it there only; never log it. Raises `workload_unproven`."""
         client, own = self._client, self._id
         if client is None or own is None or not self.attested:
             self._unproven()

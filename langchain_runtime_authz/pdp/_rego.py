@@ -176,7 +176,10 @@ def _compiled(code: bytes) -> _Compiled:
                 module = wasmtime.Module(_the_clock().engine, code)
             except wasmtime.WasmtimeError as exc:
                 raise PolicyFailed("not a Wasm module") from exc
-            known = _Compiled(module, _pages(module, len(code)))
+            asked = [w.type for w in module.imports if (w.module, w.name) == ("env", "memory")]
+            if not asked or not isinstance(asked[0], wasmtime.MemoryType):
+                raise PolicyFailed("it imports no memory")
+            known = _Compiled(module, int(asked[0].limits.min) + -(-len(code) // _PAGE))
         _modules[key] = known  # the last one used is the last one dropped
         if len(_modules) > MAX_MODULES:
             del _modules[next(iter(_modules))]
@@ -366,14 +369,6 @@ class _Instance:
                 break
             size *= 8
         raise PolicyFailed("the answer has no end")
-
-
-def _pages(module: wasmtime.Module, size: int) -> int:
-    """Return the initial memory: what the module asks for, and room for the text that it brings."""
-    for wanted in module.imports:
-        if (wanted.module, wanted.name) == ("env", "memory") and isinstance(wanted.type, wasmtime.MemoryType):
-            return int(wanted.type.limits.min) + -(-size // _PAGE)
-    raise PolicyFailed("it imports no memory")
 
 
 def _forked() -> None:

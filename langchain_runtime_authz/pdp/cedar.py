@@ -240,8 +240,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
     effect, sink = _string(properties.get("effect")), _string(properties.get("sink"))
     plan, call, approval = ctx["plan"] or {}, ctx["call"] or {}, ctx["approval"] or {}
     of_this = bool(approval and call) and approval["args_digest"] == call["args_digest"] != ""
-    effects, sinks = _reached(properties.get("reaches", []), effect, sink, call.get("sink"))
-    verdicts = _verdicts(properties)
+    effects, sinks, verdicts = _reached(properties, effect, sink, call.get("sink"))
     mandate: Json = call["mandate"] if call else _NO_MANDATE
     edges = ctx["delegation"]["edges"]
     args: Json = call.get("args", {})
@@ -345,24 +344,14 @@ def _decimal(*values: object) -> Json:
     return {"__extn": {"fn": "decimal", "arg": f"{largest.quantize(_DIGITS, ROUND_CEILING):f}"}}
 
 
-def _reached(reaches: object, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str]]:
-    """Return every effect and sink of a call, with those of what it can set going. Malformed ones are unknown."""
-    listed = reaches if isinstance(reaches, list) else [None]
-    each = [r if isinstance(r, dict) else {} for r in listed]
+def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str], set[str]]:
+    """Return every effect, sink and verdict of a call and of what it can set going. Malformed ones are unknown."""
+    reaches = properties.get("reaches", [])
+    each: list[Json] = [r if isinstance(r, dict) else {} for r in (reaches if isinstance(reaches, list) else [None])]
+    said = [p["verdict"] for p in (properties, *each) if "verdict" in p] if isinstance(reaches, list) else []
     effects = {effect, *(_string(r.get("effect")) for r in each)}
     sinks = {sink if own is None else own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
-    return effects, sinks
-
-
-def _verdicts(properties: Json) -> set[str]:
-    """Return the verdicts of the tool's profile and of those that it can set going. Malformed ones are unknown."""
-    reaches = properties.get("reaches", [])
-    said = (
-        [p["verdict"] for p in (properties, *reaches) if isinstance(p, dict) and "verdict" in p]
-        if isinstance(reaches, list)
-        else []
-    )
-    return {_string(verdict) for verdict in said}
+    return effects, sinks, {_string(verdict) for verdict in said}
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -132,14 +133,14 @@ class CandidatePDP(Composed):
         with self._lock:
             self._own()
             if not self._closed and self._pending:
-                self._add("dropped", self._pending)
+                self.counts["dropped"] += self._pending
                 _log.warning("%s: closed, %d requests were not compared", self.name, self._pending)
             self._closed, thread = True, self._thread
             self._waiting.put(None)
         super().close()
         if thread is not None and thread is not threading.current_thread():  # `on_difference` may close
             thread.join(CLOSING)
-        return self.counts.get("dropped", 0)
+        return self.counts["dropped"]
 
     def _compare_later(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
         with self._lock:
@@ -157,7 +158,7 @@ class CandidatePDP(Composed):
                 # A forgotten PDP ends its thread. Its finaliser may run anywhere, so it takes no lock.
                 weakref.finalize(self, self._waiting.put, None).atexit = False
             if self._waiting.qsize() >= MAX_WAITING:
-                self._add("skipped", len(bodies))
+                self.counts["skipped"] += len(bodies)
             else:
                 self._waiting.put((list(bodies), decisions))
                 self._pending += len(bodies)
@@ -172,7 +173,7 @@ class CandidatePDP(Composed):
                 if self._closed:  # it was dropped, and the candidate may be closed already
                     return
                 self._pending -= 1
-                self._add(f"{ours.outcome}>{theirs.outcome}" if flips else "same", 1)
+                self.counts[f"{ours.outcome}>{theirs.outcome}" if flips else "same"] += 1
             if flips:
                 try:
                     self._tell(parse_request(body), ours, theirs)
@@ -192,15 +193,12 @@ class CandidatePDP(Composed):
         self._pid, self._pending = os.getpid(), 0  # requests that wait or are being compared
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
-        self.counts: dict[str, int] = {}
+        self.counts = Counter[str]()
 
     def _own(self) -> None:
         """Begin anew in a fork's child, which does not have the thread. Under the lock."""
         if self._pid != os.getpid():
             self._begin()
-
-    def _add(self, what: str, n: int) -> None:
-        self.counts[what] = self.counts.get(what, 0) + n
 
 
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import strict_json
@@ -71,8 +71,18 @@ class WasmPDP(InProcess):
     ) -> None:
         self._entrypoint = checked_text("entrypoint", entrypoint)
         self.deadline = checked_seconds("deadline", deadline)
-        code = _read_wasm(wasm)
-        document = _canonical(_read_data(data))
+        at = (
+            _SHIPPED / "policy.wasm"
+            if wasm is None
+            else wasm
+            if isinstance(wasm, bytes)
+            else checked_path("wasm", wasm)
+        )
+        code = at if isinstance(at, bytes) else _read(at, "policy")
+        if isinstance(data, str | Path):
+            path = checked_path("data", data)
+            data = cast("Json", read_json(_read(path, "data"), path.name))
+        document = _canonical({} if data is None else data)
         if wasm is None:
             document = merge_shipped(document)
             if data is not None:
@@ -122,22 +132,6 @@ class WasmPDP(InProcess):
             return self.evaluate(body)
         except Exception as exc:  # noqa: BLE001  (a deny of this request alone)
             return exc
-
-
-def _read_wasm(source: str | Path | bytes | None) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    path: Traversable = _SHIPPED / "policy.wasm" if source is None else checked_path("wasm", source)
-    return _read(path, "policy")
-
-
-def _read_data(source: Json | str | Path | None) -> object:
-    if source is None:
-        return {}
-    if not isinstance(source, str | Path):
-        return source
-    path = checked_path("data", source)
-    return read_json(_read(path, "data"), path.name)
 
 
 def _read(path: Traversable, what: str) -> bytes:

@@ -37,11 +37,7 @@ class AgentProfile(BaseModel):
 
 
 def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
-    """Return agent profiles by agent name.
-
-    Raises:
-        ConfigError: `profile_invalid`, naming the agent and the field.
-    """
+    """Return agent profiles by agent name. Raises `profile_invalid`, naming the agent and the field."""
     try:
         found = TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
     except ValidationError as exc:

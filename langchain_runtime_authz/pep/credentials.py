@@ -136,23 +136,19 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
             "jti": jtis[audience],
             "cnf_jkt": jkt,
         }
-        decision_id, details = decided.decision.decision_id, _details(decided)
-        return (yield from minted(run, now, decided.task, decided.mandate, decision_id, details=details, **asked))
+        call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
+        details = authorization_details(
+            call.profile,
+            call.tool,
+            call.args,
+            step=standing.step if standing.standing == "covered" else None,
+            standing=standing.standing,
+            source=mandate.source if mandate is not None else None,
+            mandate=mandate.digest if mandate is not None else None,
+            salt=secrets.token_urlsafe(SALT),
+            approved=approval is not None and approval.state == "approved",
+        )
+        decision_id = decided.decision.decision_id
+        return (yield from minted(run, now, decided.task, mandate, decision_id, details=tuple(details), **asked))
 
     return lambda audience, jkt: Perform(drive, adrive, run.engine, flow(audience, jkt))
-
-
-def _details(decided: DecidedCall) -> tuple[dict[str, Any], ...]:
-    call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
-    found = authorization_details(
-        call.profile,
-        call.tool,
-        call.args,
-        step=standing.step if standing.standing == "covered" else None,
-        standing=standing.standing,
-        source=mandate.source if mandate is not None else None,
-        mandate=mandate.digest if mandate is not None else None,
-        salt=secrets.token_urlsafe(SALT),
-        approved=approval is not None and approval.state == "approved",
-    )
-    return tuple(found)

@@ -14,13 +14,13 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.source import UNREAD, resource_of
-from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease
-from langchain_runtime_authz.mandate.binding import Binding
+from langchain_runtime_authz.mandate.binding import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
-from langchain_runtime_authz.pep.doubt import ask_despite, doubted, effect_names, in_doubt, looked_up
+from langchain_runtime_authz.pep.doubt import ask_despite, effect_names, in_doubt, looked_up
 from langchain_runtime_authz.pep.engine import Block, Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
@@ -167,9 +167,9 @@ def _described(
     standing = NO_STANDING
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
-    doubts: tuple[Doubt, ...] = ()
-    if snapshot.doubts and row is None and (doubts := in_doubt(run, snapshot, call, deed)):
-        standing = doubted(standing)
+    doubts = in_doubt(run, snapshot, call, deed) if snapshot.doubts and row is None else ()
+    if doubts and standing.standing == "covered":  # what ordered it may be spent
+        standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
         call=call,
         key=key,
@@ -322,7 +322,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
     )
 
 
-def renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
     """Keep a living run's lease ahead of ledger time, up to its maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
@@ -330,7 +330,6 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
             yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
             run.expires_at = until
-    return snapshot
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:

@@ -21,7 +21,6 @@ from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.fork import PROCESS
 from langchain_runtime_authz.ledger.base import LASTS, Conflict, Doubt, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ResolveCall
-from langchain_runtime_authz.mandate.binding import Deviation, Standing
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.telemetry.logs import logger
@@ -69,13 +68,6 @@ def in_doubt(run: Run, snapshot: Snapshot, call: Call, deed: str) -> tuple[Doubt
         return ()
     about = {"args_digest": call.args_digest, "process": PROCESS[0], "run_id": run.run_id}
     return tuple(one for one in snapshot.doubts if one.concerns(run.scope, deed, about, snapshot.now))
-
-
-def doubted(standing: Standing) -> Standing:
-    """Return how a call stands to its mandate whose deed may be done: what ordered it may be spent."""
-    if standing.standing != "covered":
-        return standing
-    return standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
 
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:

@@ -10,13 +10,25 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from os import urandom
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (what flows of this room are made of)
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure_code
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
@@ -26,7 +38,6 @@ from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.agents import ANY, AgentProfile
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.recent import RecentDecisions
-from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.telemetry.metrics import count, observe_ledger
@@ -98,6 +109,62 @@ class Tools(Protocol):
 class KnownTools:
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+Key = tuple[str, str, str, str, str]  # as `Gate`
+MAX_KEYS: Final = 10_000  # tools may be made at run time, so their number has no bound of its own
+
+
+class Gate(NamedTuple):
+    """An enforcement point in front of one thing: in a root graph, an agent of it, and the layer that decided."""
+
+    root: str
+    agent: str
+    kind: str
+    name: str
+    layer: str
+
+
+class Counted(NamedTuple):
+    """Two counts: an enforcement point's decisions, and the runs of what is behind it."""
+
+    decided: int = 0
+    ran: int = 0
+
+
+class Tally:
+    """Counts what enforcement points decided and let run, for reports. Do not count under names that a model made up."""
+
+    __slots__ = ("_counts", "_lock", "dropped")
+
+    def __init__(self) -> None:
+        self._counts: dict[Key, list[int]] = {}
+        self._lock = forkable_lock()
+        self.dropped = 0
+
+    def decided(self, run: Run, kind: str, name: str, layer: str) -> None:
+        with self._lock:
+            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
+            if counts is None:
+                counts = self._new(key)
+            counts[0] += 1
+
+    def ran(self, run: Run, kind: str, name: str, layer: str) -> None:
+        with self._lock:
+            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
+            if counts is None:
+                counts = self._new(key)
+            counts[1] += 1
+
+    def _new(self, key: Key) -> list[int]:
+        if len(self._counts) >= MAX_KEYS:
+            self.dropped += 1
+            return [0, 0]
+        return self._counts.setdefault(key, [0, 0])
+
+    def of(self, root: str) -> Mapping[Gate, Counted]:
+        with self._lock:
+            return {Gate(*key): Counted(*counts) for key, counts in self._counts.items() if key[0] == root}
 
 
 @dataclass(frozen=True, slots=True)

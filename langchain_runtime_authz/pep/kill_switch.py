@@ -18,14 +18,7 @@ KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the fi
 
 
 class KillSwitch:
-    """Watches one path.
-
-    Args:
-        path: of the file; its folder must exist, else nobody could engage it.
-
-    Raises:
-        ConfigError: it names no file, or the folder does not exist.
-    """
+    """Watches one path. Raises `ConfigError` if it names no file, or its folder does not exist."""
 
     __slots__ = ("path",)
 

@@ -60,7 +60,8 @@ def decide_step(
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
         if decision.obligations:
-            changes += _obliged(run, decision)
+            changes += owed(decision) if permit else []
+            changes += [Revoke(run.agent)] if any(o.type == "revoke" for o in decision.obligations) else []
         if not permit:
             changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
         if changes:
@@ -88,13 +89,6 @@ def _loaded(run: Run) -> Flow[Snapshot]:
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
     return snapshot
-
-
-def _obliged(run: Run, decision: Decision) -> list[Change]:
-    changes = owed(decision) if decision.outcome == "permit" else []
-    if any(o.type == "revoke" for o in decision.obligations):
-        changes.append(Revoke(run.agent))
-    return changes
 
 
 def still_live(run: Run) -> Flow[Code | None]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines
-from langchain_runtime_authz.cli.policy.asking import Opa, PolicyPath, explain, recorded_in, said, try_request
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli.policy.project import Policy
@@ -38,6 +38,9 @@ app = App(
     Exit codes: 0; 1 for a finding (a failed case, a flip); 2 if a command could not do its work.""",
 )
 
+POLL: Final = 0.3  # seconds between looks at files
+PolicyPath = Annotated[Path | None, Argument(metavar="[POLICY]", help="Project, bundle or data.json.")]
+Opa = Annotated[str | None, Option("--opa", metavar="FILE", help="The OPA to call; default: $OPA, then PATH.")]
 Log = Annotated[Path, Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
 _STARTER = Path(__file__).with_name("starter")
@@ -215,7 +218,7 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
 
 
 def _compared(log: Path, key: Path | None, before: Policy | None, after: Policy) -> Answer:
-    from langchain_runtime_authz.cli.policy.replay import differences, other_profiles
+    from langchain_runtime_authz.cli.policy.replay import differences, other_profiles, recorded_in, said
 
     recorded, lost = recorded_in(log, key)
     found = differences(recorded, before, after)
@@ -239,8 +242,125 @@ def _compared(log: Path, key: Path | None, before: Policy | None, after: Policy)
     return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(found))
 
 
-app.command("explain")(explain)
-app.command("try")(try_request)
+@app.command("explain")
+def explain(
+    source: Annotated[Path, Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
+    decision_id: Annotated[
+        str | None, Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
+    ] = None,
+    policy: Annotated[Path | None, Option(metavar="POLICY", help="Ask this policy.")] = None,
+    key: Key = None,
+    opa: Opa = None,
+) -> Answer:
+    """Show which rules decided, and the smallest changes that would change the outcome.
+
+    Without DECISION, a log's decisions are listed. Each change was tried on the policy. It is not a recommendation.
+
+    \b
+    Examples:
+      runtime-authz policy explain audit.jsonl
+      runtime-authz policy explain audit.jsonl 3f9c2a
+      runtime-authz policy explain request.json --policy my-policy
+    """
+    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy.replay import (
+        asked,
+        changes,
+        decide,
+        explained,
+        find,
+        listed,
+        read_request,
+        recorded_in,
+        said,
+        zoned,
+    )
+
+    opened = open_policy(policy, opa)
+    recorded = None
+    if source.suffix == ".json" and decision_id is None:
+        request = read_request(source)
+    else:
+        decisions, _ = recorded_in(source, key)
+        if decision_id is None:
+            return listed(decisions)
+        recorded = find(decisions, decision_id, source)
+        request = recorded.request
+    request = zoned(opened, request)
+    with closing(opened.pdp()) as pdp:
+        (decision,) = decide(pdp, [request])
+        otherwise = changes(pdp, request, decision)
+    document, because = explained(opened, decision, request)
+    text = [f"{request.action.name} {asked(request)} by {request.subject.type} {request.subject.id}"]
+    text.append(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
+    was: dict[str, Any] | None = None
+    if recorded is not None:
+        outcome, reasons, _ = recorded.answered
+        was = {"outcome": outcome, "reasons": reasons, "policy_revision": recorded.revision}
+        if (outcome, reasons) != (decision.outcome, decision.reasons):
+            said_then = f"recorded  {said(recorded.answered)} under {recorded.revision}"
+            text.append(f"{said_then}; this policy decides differently")
+    text += [*because, *(f"{outcome} if {'; and '.join(words)}" for words, outcome in otherwise)]
+    text += [] if otherwise else ["no change of up to three facts changes the outcome"]
+    more = [{"if": words, "outcome": outcome} for words, outcome in otherwise]
+    return Answer({**document, "recorded": was, "changes": more}, text)
+
+
+@app.command("try")
+def try_request(
+    request: Annotated[Path, Argument(metavar="REQUEST", help="A request in a JSON file; made if it is missing.")],
+    policy: PolicyPath = None,
+    watch: Annotated[bool, Option("--watch", help="Again at each save of the request or the policy.")] = False,
+    log: Annotated[Path | None, Option(metavar="LOG", help="Take the request from this log.")] = None,
+    decision_id: Annotated[str | None, Option("--decision", metavar="ID", help="The decision to take.")] = None,
+    key: Key = None,
+    opa: Opa = None,
+    as_json: bool = False,
+) -> Answer:
+    """Decide a request in a file. Edit the file or the policy, and see the answer again.
+
+    If REQUEST is missing, it is written first: the example request, or the one of a recorded decision.
+
+    \b
+    Examples:
+      runtime-authz policy try request.json my-policy --watch
+      runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
+    """
+    from langchain_runtime_authz.cli.policy.replay import find, recorded_in
+    from langchain_runtime_authz.testing.requests import example_request
+
+    if not request.exists():
+        found = None if log is None else find(recorded_in(log, key)[0], decision_id or "", log).request
+        body = (found or example_request()).to_json()
+        request.write_text(json.dumps(json.loads(body), indent=2) + "\n", encoding="utf-8")
+        typer.echo(f"wrote     {request}", err=as_json)
+    while watch:
+        seen = _stamps(request, policy)
+        try:
+            _tried(request, policy, opa).show(as_json)
+        except AuthzError as exc:
+            typer.echo(f"error     {exc}", err=as_json)
+        typer.echo("")
+        while _stamps(request, policy) == seen:
+            time.sleep(POLL)
+    return _tried(request, policy, opa)
+
+
+def _stamps(*paths: Path | None) -> list[tuple[str, int]]:
+    files: Iterable[Path] = (f for p in paths if p is not None for f in (sorted(p.rglob("*")) if p.is_dir() else [p]))
+    return [(str(f), f.stat().st_mtime_ns) for f in files if f.is_file()]
+
+
+def _tried(source: Path, policy: Path | None, opa: str | None) -> Answer:
+    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy.replay import asked, decide, explained, read_request, zoned
+
+    opened = open_policy(policy, opa)
+    request = zoned(opened, read_request(source))
+    with closing(opened.pdp()) as pdp:
+        (decision,) = decide(pdp, [request])
+    document, because = explained(opened, decision, request)
+    return Answer(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
 
 
 @app.command("build")

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,9 +15,11 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz.audit.chain import Opened, read_log, verified
 from langchain_runtime_authz.audit.record import place
+from langchain_runtime_authz.audit.seal import opener
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
+from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.policy.project import Policy
-from langchain_runtime_authz.errors import ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.errors import ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 
@@ -292,3 +294,59 @@ def _tried(pdp: PDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decisio
     except ValidationError:
         return None
     return decide(pdp, [request])[0]
+
+
+def recorded_in(log: Path, key: Path | None) -> tuple[list[Recorded], int]:
+    """Return what `read_decisions` does. Raises `ConfigError`: nothing can be decided again."""
+    recorded, lost = read_decisions(log, None if key is None else opener(key))
+    if not recorded:
+        why = (
+            "it has no contents; write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
+            if lost
+            else "it is empty"
+        )
+        raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
+    return recorded, lost
+
+
+def said(answered: Answered) -> str:
+    return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")
+
+
+def listed(recorded: list[Recorded]) -> Answer:
+    rows, text = [], []
+    for r in recorded:
+        about = {"decision_id": r.decision_id, "action": r.request.action.name, "resource": r.request.resource.id}
+        rows.append({**about, "outcome": r.answered.outcome, "reasons": r.answered.reasons})
+        text.append(f"{r.decision_id[:12]}  {r.request.action.name} {asked(r.request)}: {said(r.answered)}")
+    return Answer({"decisions": rows}, text)
+
+
+def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
+    found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
+    if not found and (codes := refused(log, wanted)):
+        why = "; ".join(f"{code}: {sentence(code)}" for code in codes)
+        raise ConfigError(f"the enforcement point made this decision, not a policy ({why})")
+    if len(found) != 1:
+        many = f"{len(found) or 'no'} decisions that can be made again and whose id begins with `{wanted}`"
+        raise ConfigError(f"{log.name} holds {many}")
+    return next(iter(found.values()))
+
+
+def explained(policy: Policy, decision: Decision, request: EvaluationRequest) -> tuple[dict[str, Any], list[str]]:
+    fired = {code: rules(policy, code, decision.outcome) for code in decision.reasons}
+    document = {
+        "action": request.action.name,
+        "resource": request.resource.id,
+        "subject": request.subject.principal,
+        "outcome": decision.outcome,
+        "policy_revision": decision.policy_revision,
+        "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
+        "obligations": [asdict(o) for o in decision.obligations],
+    }
+    text = [] if fired else ["because   no rule denies it or asks"]
+    for code, where in fired.items():
+        text.append(f"because   {code}: {sentence(code)}")
+        text.append(f"          {', '.join(where) or 'by default: no rule permits it'}")
+    text += [f"obliges   {o.type} {json.dumps(o.properties)}" for o in decision.obligations]
+    return document, text

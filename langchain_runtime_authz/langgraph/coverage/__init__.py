@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pep.tally import Counted
+from langchain_runtime_authz.pep.engine import Counted
 
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 UNSEEN: Final = "its code is not seen"  # the note of a node that runs code of the application

@@ -34,7 +34,7 @@ from langchain_runtime_authz.langgraph.protect import agent_names, gates_remote,
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_profiles import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
-from langchain_runtime_authz.pep.tally import Counted, Gate
+from langchain_runtime_authz.pep.engine import Counted, Gate
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.protect import Protection

@@ -617,6 +617,6 @@ def test_try_writes_the_request_and_answers_at_each_save(
         edits.pop(0)()
         os.utime(request, ns=(len(edits), len(edits)))
 
-    monkeypatch.setattr("langchain_runtime_authz.cli.policy.asking.time", SimpleNamespace(sleep=saved))  # other threads may sleep
+    monkeypatch.setattr("langchain_runtime_authz.cli.policy.commands.time", SimpleNamespace(sleep=saved))  # other threads may sleep
     shown = [line for line in run("try", request, cedar, "--watch").stdout.splitlines() if not line.startswith((" ", "because"))]
     assert [line.split()[0] for line in shown if line] == ["permit", "deny", "error", "permit", "deny"]

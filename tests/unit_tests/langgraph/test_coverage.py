@@ -629,8 +629,8 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     """Counts from many threads add up; beyond its bound nothing is kept, and the loss is counted."""
     import threading
 
-    from langchain_runtime_authz.pep import tally as module
-    from langchain_runtime_authz.pep.tally import Counted, Tally
+    from langchain_runtime_authz.pep import engine as module
+    from langchain_runtime_authz.pep.engine import Counted, Tally
 
     run: Any = SimpleNamespace(scope=SimpleNamespace(graph="g"), agent=("g",))
     tally = Tally()
