@@ -61,9 +61,8 @@ class Forms:
 class BrokenLedger:
     """A ledger that fails where it is told to."""
 
-    def __init__(self) -> None:
-        self.real = MemoryLedger()
-        self.broken: Callable[[str, Sequence[Change]], bool] = lambda _verb, _changes: False
+    def __init__(self, broken: Callable[[str, Sequence[Change]], bool] = lambda _verb, _changes: False) -> None:
+        self.real, self.broken = MemoryLedger(), broken
 
     def _check(self, verb: str, changes: Sequence[Change] = ()) -> None:
         if self.broken(verb, changes):
@@ -160,11 +159,10 @@ def test_a_permitted_call_runs_and_is_observed(form: str) -> None:
     assert (context.agent.path, context.lease.jti) == (["session"], session.session.jti)
 
 
-@BOTH
-def test_a_denied_call_is_not_claimed(form: str) -> None:
+def test_a_denied_call_is_not_claimed() -> None:
     """It can not be observed, and the next request counts it."""
     pdp = StaticPDP(lambda r: r.resource.id != "pay")
-    session = Forms(opened(authz_with(pdp)), form)
+    session = opened(authz_with(pdp))
     decision = session.decide("pay", PAY)
     assert (decision.outcome, decision.reasons) == ("deny", ("no_permit",))
     with pytest.raises(AuthzError, match="no_call: `pay`: no permitted call") as caught:
@@ -175,10 +173,9 @@ def test_a_denied_call_is_not_claimed(form: str) -> None:
     assert calls(pdp)[-1].context.history.recent == ["deny:pay"]
 
 
-@BOTH
-def test_a_call_is_observed_once(form: str) -> None:
+def test_a_call_is_observed_once() -> None:
     """And only as it was permitted: of the tool, with the arguments."""
-    session = Forms(opened(authz_with()), form)
+    session = opened(authz_with())
     assert session.decide("pay", PAY).permit
     for tool, args in (("note", PAY), ("pay", {**PAY, "amount": 99}), ("pay", {})):
         with pytest.raises(AuthzError):
@@ -188,11 +185,10 @@ def test_a_call_is_observed_once(form: str) -> None:
         session.observe("pay", PAY, "paid")
 
 
-@BOTH
-def test_a_failed_call_is_recorded_as_failed(form: str) -> None:
+def test_a_failed_call_is_recorded_as_failed() -> None:
     """With what happened, never with the exception's text."""
     authz = authz_with()
-    session = Forms(opened(authz), form)
+    session = opened(authz)
     session.decide("pay", PAY)
     session.observe("pay", PAY, None, error=RuntimeError("SECRET"))
     session.decide("note", {})
@@ -202,11 +198,10 @@ def test_a_failed_call_is_recorded_as_failed(form: str) -> None:
     assert "SECRET" not in str(completions)
 
 
-@BOTH
-def test_each_decision_is_a_plan_of_its_own(form: str) -> None:
+def test_each_decision_is_a_plan_of_its_own() -> None:
     """The same side effect decided again is another call: the policy sees it in the history."""
     pdp = StaticPDP(True)
-    session = Forms(opened(authz_with(pdp)), form)
+    session = opened(authz_with(pdp))
     for _ in range(3):
         assert session.decide("pay", PAY).permit
         session.observe("pay", PAY, "paid")
@@ -269,11 +264,10 @@ def test_a_request_beyond_the_limit_is_denied() -> None:
     assert memo["length"] == 300_000
 
 
-@BOTH
-def test_every_decision_is_recorded(form: str) -> None:
+def test_every_decision_is_recorded() -> None:
     """Permits and denials, by the id that the caller holds, in the order of the steps."""
     authz = authz_with(StaticPDP(lambda r: r.resource.id != "pay"))
-    session = Forms(opened(authz), form)
+    session = opened(authz)
     decisions = [session.decide("lookup", {}), session.decide("pay", PAY), session.decide("note", {"a": {1}})]
     written = [r for r in records(authz) if r["kind"] == "decision" and r["action"] == "tools/call"]
     assert [r["decision_id"] for r in written] == [d.decision_id for d in decisions]
@@ -414,29 +408,27 @@ def test_a_halt_revokes_the_agent() -> None:
 # --- corrections --------------------------------------------------------------------------------------
 
 
-@BOTH
-def test_a_correction_opens_a_new_epoch(form: str) -> None:
+def test_a_correction_opens_a_new_epoch() -> None:
     """Epoch + 1, the old jti is dead, and the session goes on under a new one."""
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
-    session = Forms(opened(authz), form)
-    old = session.session.jti
-    assert session.correct("Never above 10") == session.session.epoch == 2
-    assert (status(authz, old), status(authz, session.session)) == ("stale", "live")
+    session = opened(authz)
+    old = session.jti
+    assert session.correct("Never above 10") == session.epoch == 2
+    assert (status(authz, old), status(authz, session)) == ("stale", "live")
     assert session.decide("pay", PAY).permit
     task = calls(pdp)[-1].context.task
     assert (task.epoch, task.corrections, task.text) == (2, 1, "Pay the December bill\nNever above 10")
     assert session.correct("Never above 10") == 3
     session.close()
-    assert status(authz, session.session) == "ended"
+    assert status(authz, session) == "ended"
 
 
-@BOTH
-def test_a_correction_from_beside_stops_the_session(form: str) -> None:
+def test_a_correction_from_beside_stops_the_session() -> None:
     """Whoever tells the instance that the task changed: what was planned before is void."""
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
-    session = Forms(opened(authz, thread="t"), form)
+    session = opened(authz, thread="t")
     assert authz.correct("t", "Stop", graph="session") == 2
     asked = len(pdp.requests)
     assert session.decide("lookup", {}).reason == "stale_epoch"
@@ -446,22 +438,20 @@ def test_a_correction_from_beside_stops_the_session(form: str) -> None:
         session.delegate("child")
 
 
-@BOTH
-def test_a_call_under_way_is_observed_after_a_correction(form: str) -> None:
+def test_a_call_under_way_is_observed_after_a_correction() -> None:
     """The commit was the point of no return: what happened is recorded."""
     authz = authz_with()
-    session = Forms(opened(authz), form)
+    session = opened(authz)
     session.decide("pay", PAY)
     session.correct("Stop")
     session.observe("pay", PAY, "paid")
     assert [r["state"] for r in records(authz) if r["kind"] == "completion"] == ["done"]
 
 
-@BOTH
-def test_a_correction_voids_what_was_asked(form: str) -> None:
+def test_a_correction_voids_what_was_asked() -> None:
     """An approval of the old task's call is not one of the new task's."""
     authz = authz_with(StaticPDP(ask_for_pay))
-    session = Forms(opened(authz), form)
+    session = opened(authz)
     asked = session.decide("pay", PAY)
     session.correct("Not that one")
     assert session.approve(asked).reason == "approval_void"
@@ -480,11 +470,10 @@ def ask_for_pay(request: EvaluationRequest) -> object:
     return {"decision": False, "context": {"obligations": [{"id": "a", "type": "require_approval"}]}}
 
 
-@BOTH
-def test_an_approval_lifts_the_question(form: str) -> None:
+def test_an_approval_lifts_the_question() -> None:
     """The call is decided again with the approval in the request, and runs once."""
     pdp = StaticPDP(ask_for_pay)
-    session = Forms(opened(authz_with(pdp)), form)
+    session = opened(authz_with(pdp))
     asked = session.decide("pay", PAY)
     assert (asked.outcome, asked.permit) == ("approval_required", False)
     with pytest.raises(AuthzError):
@@ -499,12 +488,11 @@ def test_an_approval_lifts_the_question(form: str) -> None:
     assert session.decide("pay", PAY).outcome == "approval_required"
 
 
-@BOTH
 @pytest.mark.parametrize("approved", [True, False])
-def test_a_question_counts_as_a_denial_until_it_is_approved(form: str, approved: bool) -> None:
+def test_a_question_counts_as_a_denial_until_it_is_approved(approved: bool) -> None:
     """A person who approves each payment does not have the run revoked for it."""
     pdp = StaticPDP(ask_for_pay)
-    session = Forms(opened(authz_with(pdp)), form)
+    session = opened(authz_with(pdp))
     for n in range(3):
         asked = session.decide("pay", {**PAY, "amount": n})
         session.decide("lookup", {"key": "x"})
@@ -548,17 +536,16 @@ def test_an_approval_does_not_survive_the_session() -> None:
 GRANT = Grant(tools=("lookup", "pay"), args={"pay": {"amount": Constraint(le=100)}}, max_depth=2, budgets={"pay": 2})
 
 
-@BOTH
-def test_a_child_gets_the_parents_grant_narrowed(form: str) -> None:
+def test_a_child_gets_the_parents_grant_narrowed() -> None:
     """It has a path and a jti of its own, and asking for more gives no more."""
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
-    parent = Forms(opened(authz, grant=GRANT), form)
+    parent = opened(authz, grant=GRANT)
     child = parent.delegate(
         "payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}}),
     )
-    assert child.jti != parent.session.jti
-    assert Forms(child, form).decide("pay", PAY).permit
+    assert child.jti != parent.jti
+    assert child.decide("pay", PAY).permit
     request = calls(pdp)[-1]
     assert request.context.agent.path == ["session", "payer"]
     assert request.context.delegation.depth == 1
@@ -571,7 +558,6 @@ def test_a_child_gets_the_parents_grant_narrowed(form: str) -> None:
     assert (invoked.resource.type, invoked.resource.id) == ("agent", "payer")
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("tool", "args", "why"),
     [
@@ -582,10 +568,10 @@ def test_a_child_gets_the_parents_grant_narrowed(form: str) -> None:
         ("pay", {**PAY, "amount": True}, "grant_argument"),
     ],
 )
-def test_a_child_stays_within_its_parents_grant(form: str, tool: str, args: dict[str, Any], why: str) -> None:
+def test_a_child_stays_within_its_parents_grant(tool: str, args: dict[str, Any], why: str) -> None:
     """Though the PDP permits everything: it is not even asked."""
     pdp = StaticPDP(True)
-    child = Forms(Forms(opened(authz_with(pdp), grant=GRANT), form).delegate("payer"), form)
+    child = opened(authz_with(pdp), grant=GRANT).delegate("payer")
     asked = len(pdp.requests)
     decision = child.decide(tool, args)
     assert (decision.outcome, decision.reasons) == ("deny", ("grant_exceeded", why))
@@ -627,15 +613,14 @@ def test_a_denied_delegation_gives_no_session() -> None:
     assert calls(pdp)[-1].context.delegation.edges == []
 
 
-@BOTH
-def test_children_end_with_their_parent(form: str) -> None:
+def test_children_end_with_their_parent() -> None:
     """And not the other way round."""
     authz = authz_with()
-    parent = Forms(opened(authz), form)
+    parent = opened(authz)
     first, second = parent.delegate("a"), parent.delegate("b")
     below = first.delegate("c")
-    Forms(first, form).close()
-    assert [status(authz, s) for s in (parent.session, first, below, second)] == ["live", "ended", "ended", "live"]
+    first.close()
+    assert [status(authz, s) for s in (parent, first, below, second)] == ["live", "ended", "ended", "live"]
     assert below.decide("lookup", {}).reason == "lease_ended"
     parent.close()
     assert status(authz, second) == "ended"
@@ -652,10 +637,9 @@ def test_a_correction_reaches_every_agent() -> None:
     assert parent.delegate("a").decide("lookup", {}).permit
 
 
-@BOTH
-def test_a_budget_is_spent_by_permitted_calls(form: str) -> None:
+def test_a_budget_is_spent_by_permitted_calls() -> None:
     """Not by denied ones; the next call is refused though the PDP permits."""
-    session = Forms(opened(authz_with(), grant=Grant(budgets={"pay": 2, "effect:write": 1})), form)
+    session = opened(authz_with(), grant=Grant(budgets={"pay": 2, "effect:write": 1}))
     assert not session.decide("pay", {"a": {1}}).permit
     for number in range(2):
         assert session.decide("pay", {**PAY, "n": number}).permit
@@ -690,11 +674,10 @@ def test_a_rate_limit_of_the_policy_is_kept() -> None:
 
 
 @pytest.mark.parametrize("unknown", [{"id": "o", "type": "notify"}, {"id": "o", "type": "redact", "properties": {}}])
-@BOTH
-def test_an_obligation_that_is_not_understood_denies(form: str, unknown: dict[str, Any]) -> None:
+def test_an_obligation_that_is_not_understood_denies(unknown: dict[str, Any]) -> None:
     """The call does not run, and the PDP's own reasons stand behind ours."""
     answer = {"decision": True, "context": {"obligations": [unknown], "reasons": [{"code": "theirs"}]}}
-    session = Forms(opened(authz_with(StaticPDP(lambda r: answer if r.resource.id == "pay" else True))), form)
+    session = opened(authz_with(StaticPDP(lambda r: answer if r.resource.id == "pay" else True)))
     decision = session.decide("pay", PAY)
     assert (decision.outcome, decision.reasons) == ("deny", ("unknown_obligation", "theirs"))
     with pytest.raises(AuthzError):
@@ -733,13 +716,6 @@ def test_a_pdp_that_fails_denies(form: str, answer: object, code: str) -> None:
     assert session.decide("lookup", {}).permit
 
 
-def test_a_pdp_that_fails_lets_no_session_start() -> None:
-    """`AuthzDenied` with its code."""
-    with pytest.raises(AuthzDenied) as caught:
-        opened(authz_with(StaticPDP(lambda _: 1 / 0)))
-    assert caught.value.code == Code.PDP_ERROR
-
-
 @BOTH
 @pytest.mark.parametrize("verb", ["load", "commit"])
 def test_a_ledger_that_fails_denies(form: str, verb: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -769,27 +745,15 @@ def test_a_ledger_that_fails_at_the_claim_denies(form: str) -> None:
         session.observe("pay", PAY, "paid")
 
 
-@pytest.mark.parametrize("verb", ["load", "commit"])
-def test_a_ledger_that_fails_lets_no_session_start(verb: str) -> None:
-    """`AuthzDenied` whose text says nothing of the store."""
-    ledger = BrokenLedger()
-    ledger.broken = lambda used, _: used == verb
-    with pytest.raises(AuthzDenied) as caught:
-        opened(authz_with(ledger=ledger))
-    assert caught.value.code == Code.LEDGER_UNAVAILABLE
-    assert "hunter2" not in str(caught.value)
-
-
 def is_permit(record: dict[str, Any]) -> bool:
     return record["kind"] == "decision" and record["action"] == "tools/call" and record["outcome"] == "permit"
 
 
-@BOTH
-def test_a_permit_that_can_not_be_recorded_is_none(form: str) -> None:
+def test_a_permit_that_can_not_be_recorded_is_none() -> None:
     """The call is denied and released: nothing is claimed, and its budget is given back."""
     sink = BrokenSink(is_permit)
     pdp = StaticPDP(True)
-    session = Forms(opened(authz_with(pdp, audit=sink), grant=Grant(budgets={"pay": 1})), form)
+    session = opened(authz_with(pdp, audit=sink), grant=Grant(budgets={"pay": 1}))
     for _ in range(3):
         decision = session.decide("pay", PAY)
         assert (decision.outcome, decision.reason) == ("deny", "audit_unavailable")
@@ -800,11 +764,10 @@ def test_a_permit_that_can_not_be_recorded_is_none(form: str) -> None:
     assert session.decide("pay", {**PAY, "n": 1}).reason == "budget_exhausted"
 
 
-@BOTH
-def test_an_approval_is_not_lost_with_the_record(form: str) -> None:
+def test_an_approval_is_not_lost_with_the_record() -> None:
     """What was released can be approved and run once the sink is repaired."""
     sink = BrokenSink(is_permit)
-    session = Forms(opened(authz_with(StaticPDP(ask_for_pay), audit=sink)), form)
+    session = opened(authz_with(StaticPDP(ask_for_pay), audit=sink))
     asked = session.decide("pay", PAY)
     assert session.approve(asked).reason == "audit_unavailable"
     sink.broken = lambda _: False
@@ -819,53 +782,62 @@ def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
     assert session.decide("lookup", {}).permit
 
 
-def test_a_start_that_can_not_be_recorded_is_none() -> None:
-    """No record, no session."""
+@pytest.mark.parametrize(
+    ("part", "code"),
+    [
+        ({"pdp": StaticPDP(lambda _: 1 / 0)}, Code.PDP_ERROR),
+        ({"ledger": BrokenLedger(lambda verb, _: verb == "load")}, Code.LEDGER_UNAVAILABLE),
+        ({"ledger": BrokenLedger(lambda verb, _: verb == "commit")}, Code.LEDGER_UNAVAILABLE),
+        ({"audit": BrokenSink(lambda r: r["kind"] == "decision")}, Code.AUDIT_UNAVAILABLE),
+    ],
+    ids=["pdp", "load", "commit", "audit"],
+)
+def test_a_part_that_fails_lets_no_session_start(part: dict[str, Any], code: Code) -> None:
+    """`AuthzDenied` with its code, whose text says nothing of the store."""
     with pytest.raises(AuthzDenied) as caught:
-        opened(authz_with(audit=BrokenSink(lambda r: r["kind"] == "decision")))
-    assert caught.value.code == Code.AUDIT_UNAVAILABLE
+        opened(authz_with(**part))
+    assert caught.value.code == code
+    assert "hunter2" not in str(caught.value)
 
 
 # --- time -----------------------------------------------------------------------------------------------
 
 
-@BOTH
-def test_a_living_session_outlives_its_lease_time(form: str) -> None:
+def test_a_living_session_outlives_its_lease_time() -> None:
     """Each step keeps the lease ahead of the ledger's clock; a silent one looks dead to others meanwhile."""
     clock = FrozenClock()
     pdp = StaticPDP(True)
     authz = authz_with(pdp, ledger=MemoryLedger(clock=clock))
-    session = Forms(opened(authz), form)
+    session = opened(authz)
     for _ in range(20):
         clock.tick(LEASE_TTL * 0.75)
         assert session.decide("lookup", {}).permit
         lease = calls(pdp)[-1].context.lease
         assert clock.now < lease.exp <= clock.now + LEASE_TTL
-        assert status(authz, session.session) == "live"
+        assert status(authz, session) == "live"
     clock.tick(LEASE_TTL)
-    assert status(authz, session.session) == "ended"
+    assert status(authz, session) == "ended"
     assert session.decide("lookup", {}).permit
-    assert status(authz, session.session) == "live"
+    assert status(authz, session) == "live"
 
 
-@BOTH
-def test_no_session_outlives_its_maximum(form: str) -> None:
+def test_no_session_outlives_its_maximum() -> None:
     """However lively: from the maximum on it is `lease_expired`, for children too, and the PDP is not asked."""
     clock = FrozenClock()
     pdp = StaticPDP(True)
     authz = authz_with(pdp, ledger=MemoryLedger(clock=clock))
-    session = Forms(opened(authz), form)
+    session = opened(authz)
     clock.tick(MAX_LIFETIME - 1)
     child = session.delegate("late")
     assert session.decide("pay", PAY).permit
-    assert Forms(child, form).decide("lookup", {}).permit
+    assert child.decide("lookup", {}).permit
     assert calls(pdp)[-1].context.lease.exp <= clock.now + 1
     clock.tick(1)
     asked = len(pdp.requests)
     assert session.decide("lookup", {}).reason == "lease_expired"
-    assert Forms(child, form).decide("lookup", {}).reason == "lease_expired"
+    assert child.decide("lookup", {}).reason == "lease_expired"
     assert len(pdp.requests) == asked
-    assert status(authz, session.session) == "ended"
+    assert status(authz, session) == "ended"
     session.observe("pay", PAY, "paid")
     assert opened(authz).decide("lookup", {}).permit
 
@@ -1028,13 +1000,12 @@ def test_a_subject_that_is_none_is_refused(subject: Any) -> None:
             authz.run(subject="alice", **wrong)  # type: ignore[arg-type]
 
 
-@BOTH
 @pytest.mark.parametrize("text", [True, False], ids=["text", "object"])
-def test_the_end_of_a_large_output_counts_when_it_is_needed(form: str, text: bool) -> None:
+def test_the_end_of_a_large_output_counts_when_it_is_needed(text: bool) -> None:
     """It is read on for a value that the user did not say, also if the tool's owner changed it since."""
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
-    session = Forms(opened(authz, task="Pay UK99 98.7"), form)
+    session = opened(authz, task="Pay UK99 98.7")
     rows = [{"id": f"row-{i}", "to": f"UK{i:010}", "note": "x" * 60} for i in range(1000)]
     session.decide("lookup", {"key": "x"})
     session.observe("lookup", {"key": "x"}, json.dumps(rows) if text else rows)

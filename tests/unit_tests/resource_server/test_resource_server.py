@@ -97,6 +97,13 @@ def asked(app: Any, headers: Any = (), path: str = "/pay", **options: Any) -> ht
     return asyncio.run(ask())
 
 
+def proved(key: ProofKey, url: str = "/pay", nonce: str | None = None, **changes: Any) -> dict[str, str]:
+    """A token bound to the key, with a proof of a request to this URL."""
+    bound = token(cnf_jkt=key.jkt, **changes)
+    proof = key.proof("POST", url if "://" in url else BANK + url, token=bound, nonce=nonce)
+    return {"Authorization": f"DPoP {bound}", "DPoP": proof}
+
+
 def challenge(answer: httpx.Response) -> str:
     return str(answer.headers.get("www-authenticate", ""))
 
@@ -174,45 +181,37 @@ def test_each_refusal_has_its_code(options: Any, changes: Any, status: int, code
     assert asked(app).status_code == 401
 
 
-def test_a_bound_token_with_its_proof_is_still_no_bearer_token() -> None:
-    """RFC 9449 §7.2: shown under the wrong scheme it is refused; the proof is not used up by that."""
-    app, key = app_of(server()), ProofKey()
-    bound = token(cnf_jkt=key.jkt)
-    headers = {"Authorization": f"Bearer {bound}", "DPoP": key.proof("POST", BANK + "/pay", token=bound)}
-    answer = asked(app, headers)
-    assert (answer.status_code, answer.json()) == (401, {"detail": "proof_missing"})
-    assert asked(app, {**headers, "Authorization": f"DPoP {bound}"}).status_code == 200
-
-
 def test_too_many_proofs_of_one_key_are_one_callers_trouble() -> None:
     """RFC 6585 §4: that caller waits, and no challenge tells it to try another credential; others are served."""
     app, keys = app_of(server(proofs=ProofVerifier(origin=BANK, replays=MemoryReplays(100)))), [ProofKey(), ProofKey()]
-    answers = []
-    for key in (keys[0], keys[0], keys[1]):
-        bound = token(cnf_jkt=key.jkt)
-        proof = key.proof("POST", BANK + "/pay", token=bound)
-        answers.append(asked(app, {"Authorization": f"DPoP {bound}", "DPoP": proof}))
+    answers = [asked(app, proved(key)) for key in (keys[0], keys[0], keys[1])]
     assert [a.status_code for a in answers] == [200, 429, 200]
     assert answers[1].json() == {"detail": "proof_limit"}
     assert answers[1].headers["retry-after"] == "1"
     assert "www-authenticate" not in answers[1].headers
 
 
-def test_a_bound_token_needs_a_proof_and_somebody_who_reads_it() -> None:
-    """Under its own scheme, but without a proof, or at a service that knows none: refused, and no error of the service's."""
+@pytest.mark.parametrize("case", ["bearer", "no proof", "no reader", "unbound", "as it should be"])
+def test_a_bound_token_needs_its_scheme_and_a_proof_that_somebody_reads(case: str) -> None:
+    """RFC 9449 §7.1, §7.2: otherwise it is refused, as is a token under that scheme which no proof makes better."""
     key = ProofKey()
-    bound = token(cnf_jkt=key.jkt)
-    headers = {"Authorization": f"DPoP {bound}"}
-    assert asked(app_of(server()), headers).json() == {"detail": "proof_missing"}
-    headers["DPoP"] = key.proof("POST", BANK + "/pay", token=bound)
-    assert asked(app_of(server(proofs=None)), headers).json() == {"detail": "proof_missing"}
-
-
-def test_an_unbound_token_is_not_made_better_by_a_proof() -> None:
-    """Under the scheme of bound tokens it is refused, with a proof of whatever key."""
-    plain, key = token(), ProofKey()
-    headers = {"Authorization": f"DPoP {plain}", "DPoP": key.proof("POST", BANK + "/pay", token=plain)}
-    assert asked(app_of(server()), headers).json() == {"detail": "proof_missing"}
+    headers, made = proved(key), server(proofs=None) if case == "no reader" else server()
+    bound = headers["Authorization"].removeprefix("DPoP ")
+    if case == "bearer":
+        headers["Authorization"] = f"Bearer {bound}"
+    elif case == "no proof":
+        del headers["DPoP"]
+    elif case == "unbound":
+        plain = token()
+        headers = {"Authorization": f"DPoP {plain}", "DPoP": key.proof("POST", BANK + "/pay", token=plain)}
+    app = app_of(made)
+    answer = asked(app, headers)
+    if case == "as it should be":
+        assert answer.status_code == 200
+    else:
+        assert (answer.status_code, answer.json()) == (401, {"detail": "proof_missing"})
+    if case == "bearer":  # the proof was not used up by that
+        assert asked(app, {**headers, "Authorization": f"DPoP {bound}"}).status_code == 200
 
 
 def test_a_dead_token_asks_nobody() -> None:
@@ -795,49 +794,33 @@ def test_introspection_is_configured_safely() -> None:
             IntrospectionClient(secret, audiences=audiences)  # type: ignore[arg-type]
 
 
-async def test_the_ledger_is_asked_for_key_and_token() -> None:
-    """A key that was withdrawn in the ledger refuses every token that it signed."""
+async def test_the_ledger_and_the_kill_switch_are_asked(tmp_path: Path) -> None:
+    """A key that was withdrawn in the ledger refuses every token that it signed, and the kill switch all tokens."""
     from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
     from langchain_runtime_authz.pep.credentials import key_scope
+    from langchain_runtime_authz.pep.kill_switch import KillSwitch
 
     class Live(MemoryLedger):
         def status(self, tenant: str, jti: str) -> Any:
             return "live" if (tenant, jti) == ("acme", "j-1") else "unknown"
 
-    ledger = Live()
+    ledger, switch, scope = Live(), KillSwitch(tmp_path / "kill"), key_scope("acme", ISSUER.issuer, KEY.kid)
     credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
-    status = LedgerStatus(ledger)
-    assert await status.status(credential) == "live"
-    scope = key_scope("acme", ISSUER.issuer, KEY.kid)
-    ledger.commit(scope, None, [Revoke(())])
-    assert await status.status(credential) == "revoked"
-    ledger.commit(scope, None, [Reinstate(())])
-    assert await status.status(credential) == "live"
-
-
-async def test_nothing_lives_while_the_kill_switch_is_engaged(tmp_path: Path) -> None:
-    """A service that watches it refuses every token; released, the ledger is asked again."""
-    from langchain_runtime_authz.pep.kill_switch import KillSwitch
-
-    class Live(MemoryLedger):
-        def status(self, tenant: str, jti: str) -> Any:
-            return "live"
-
-    switch = KillSwitch(tmp_path / "kill")
-    credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
-    status = LedgerStatus(Live(), switch)
-    assert await status.status(credential) == "live"
-    switch.engage()
-    assert await status.status(credential) == "revoked"
-    switch.release()
+    status = LedgerStatus(ledger, switch)
+    for stop, go in (
+        (lambda: ledger.commit(scope, None, [Revoke(())]), lambda: ledger.commit(scope, None, [Reinstate(())])),
+        (switch.engage, switch.release),
+    ):
+        assert await status.status(credential) == "live"
+        stop()
+        assert await status.status(credential) == "revoked"
+        go()
     assert await status.status(credential) == "live"
 
 
 def proven(made: ResourceServer, app: Any, path: str, url: str, **headers: str) -> str:
     """What a client is answered that knows the service as `url` and whose request arrives as `path`."""
-    key = ProofKey()
-    bound = token(cnf_jkt=key.jkt)
-    answer = asked(app, {"Authorization": f"DPoP {bound}", "DPoP": key.proof("POST", url, token=bound), **headers}, path)
+    answer = asked(app, {**proved(ProofKey(), url), **headers}, path)
     return "200" if answer.status_code == 200 else challenge(answer).partition('error_description="')[2].partition('"')[0]
 
 
@@ -887,9 +870,7 @@ def test_a_mounted_application_is_where_it_is_mounted(public: str | None) -> Non
 async def test_what_is_no_path_becomes_none_by_a_prefix(public: str, arrives: str, proven: str) -> None:
     """A request target that lacks its slash is refused, though its proof is for what it would become."""
     made, key = server(public_url=BANK + public), ProofKey()
-    bound = token(cnf_jkt=key.jkt)
-    proof = key.proof("POST", BANK + proven, token=bound)
-    headers = [("authorization", f"DPoP {bound}"), ("dpop", proof)]
+    headers = [(name.lower(), value) for name, value in proved(key, proven).items()]
     if arrives.startswith("/"):
         assert (await made.authenticate(method="POST", path=arrives, headers=headers)).jkt == key.jkt
         return
