@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import strict_json
@@ -71,18 +71,15 @@ class WasmPDP(InProcess):
     ) -> None:
         self._entrypoint = checked_text("entrypoint", entrypoint)
         self.deadline = checked_seconds("deadline", deadline)
-        at = (
-            _SHIPPED / "policy.wasm"
-            if wasm is None
-            else wasm
-            if isinstance(wasm, bytes)
-            else checked_path("wasm", wasm)
-        )
-        code = at if isinstance(at, bytes) else _read(at, "policy")
+        code = wasm
+        if not isinstance(code, bytes):
+            at: Traversable = _SHIPPED / "policy.wasm" if code is None else checked_path("wasm", code)
+            code = _read(at, "policy")
+        given: object = {} if data is None else data
         if isinstance(data, str | Path):
             path = checked_path("data", data)
-            data = cast("Json", read_json(_read(path, "data"), path.name))
-        document = _canonical({} if data is None else data)
+            given = read_json(_read(path, "data"), path.name)
+        document = _canonical(given)
         if wasm is None:
             document = merge_shipped(document)
             if data is not None:

@@ -366,7 +366,7 @@ def test_wrong_data_is_refused(data: object, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "", "[]", '{"rates": NaN}', '{"rates": {}, "rates": {}}', "{" * 100_000, "\0"],
+    "text", ["{", "", "null", "[]", '{"rates": NaN}', '{"rates": {}, "rates": {}}', "{" * 100_000, "\0"],
 )
 def test_a_wrong_data_file_is_refused(tmp_path: Path, text: str) -> None:
     """So is a file that is not one JSON object, or says a thing twice."""
