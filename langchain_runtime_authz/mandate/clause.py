@@ -95,18 +95,25 @@ class Tool:
         self.name, self.profile, self.schema, self.language = name, profile, schema, language
         self.arguments: list[_Argument] = []
         data = language.data
+        usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
         if profile.intent:
-            entries = [tuple(i.lower().split()) for i in profile.intent]
-            self.entries = [e for e in entries if e and e[0] not in data["not_verbs"]]
-            self.entries += [tuple(i.split()) for v, same in data["idioms"].items() if (v,) in entries for i in same]
+            own = {tuple(i.lower().split()) for i in profile.intent} - {()}
+            # Two words of a group tell its sense: who may "open, create" a ticket may "add" one.
+            groups = [g for g in groups if sum((v,) in own for v in g) > 1]
         else:
-            own = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
-            own = own[: 1 + (own[:1] == [data["carrier"]])]  # "send_email" is asked for by both, "delete_email" by one
-            usual = data["effects"].get(profile.effect, ())
-            groups = [g for g in data["verbs"] if not set(own).isdisjoint(g)]
-            if len(groups) > len(own):  # "write" a file, or "write" to somebody
-                groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(own))] or [own]
-            self.entries = [(v,) for v in {v for g in groups for v in g} or usual]
+            verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
+            verbs = verbs[
+                : 1 + (verbs[:1] == [data["carrier"]])
+            ]  # "send_email" is asked for by both, "delete_email" by one
+            groups = [g for g in groups if not set(verbs).isdisjoint(g)]
+            if len(groups) > len(verbs):  # "write" a file, or "write" to somebody
+                groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(verbs))] or [verbs]
+            own = {(v,) for v in verbs or usual}
+        alike = {(v,) for g in groups for v in g}
+        alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
+        alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
+        # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
+        self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
 
     def prepare(self) -> None:
         """Work out arguments and vocabulary, once a verb fits."""
@@ -151,11 +158,29 @@ class Tool:
             words=(self.core | labels) - self.language.closed,
             labels=labels,
             things=frozenset[str]().union(
-                *(a.words for a in self.arguments if a.kind in {"object", "principal", "channel"})
+                *(a.words for a in self.arguments if a.kind in {"object", "principal", "channel", "value"})
             ),
+            headings=frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"]),
             choices=frozenset(w.lower() for a in self.arguments for w in _choices(a)) - apart,
             texts=bool(self.texts),
             slot=sum(a.role == "slot" for a in self.arguments) == 1,
+            command=profile.effect == "admin" and [a.kind for a in self.arguments] == ["value"],
+            counts=any(a.role == "count" for a in self.arguments),
+            adverbs=[
+                *(
+                    ("flag", a.name, p)
+                    for a in self.arguments
+                    if a.types == {"boolean"}
+                    for w in a.words
+                    if (p := self.language.flags.get(w))
+                ),
+                *(
+                    ("choice", c, p)
+                    for a in self.arguments
+                    for c in _choices(a)
+                    if (p := self.language.frequencies.get(c))
+                ),
+            ],
         )
         kinds_of = {a.kind for a in self.arguments}
         self.apart = {"principal", "object"} <= kinds_of
@@ -166,12 +191,12 @@ class Tool:
         words = words.union(*(self.language.data["narrower"].get(w, ()) for w in words))
         return words.union(*(g for g in self.language.data["synonyms"] if not words.isdisjoint(g)))
 
-    def verb(self, tokens: Sequence[Token]) -> int:
+    def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
         taken = 0
         rest = {singular(t.lower) for t in tokens[1:] if t.kind == "word"}
-        for entry in self.entries:
-            if entry[0] == tokens[0].lower:
+        for entry, its in self.entries.items():
+            if entry[0] == tokens[0].lower and (its or not own):
                 particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
                 if particle and (len(tokens) < 2 or tokens[1].lower != entry[1]):  # noqa: PLR2004  (verb and particle)
                     continue
@@ -179,12 +204,10 @@ class Tool:
                     taken = max(taken, 1 + particle)
         return taken
 
-    def commanded(self, tokens: Sequence[Token]) -> str:
-        """Return the one argument of a tool that takes a command, if only its nouns stand behind the verb."""
-        self.prepare()
-        only = self.arguments[0] if len(self.arguments) == 1 else None
-        plain = all(t.lower in self.language.determiners or singular(t.lower) in self.core for t in tokens)
-        return only.name if only and only.kind == "value" and plain else ""
+    def labels(self) -> frozenset[str]:
+        """Return the words that name an argument."""
+        names = (*self.profile.critical, *self.profile.when, *self.profile.text)
+        return self._same(word for name in names for word in words_of(name))
 
     def bind(self, phrases: Sequence[Phrase], spoken: str | None) -> list[dict[str, Phrase]] | None:
         """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text.
@@ -274,6 +297,10 @@ class Tool:
     def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
         effect, named, choices = self.profile.effect, self._named(phrase), _choices(argument)
+        if marker == "flag":
+            return phrase.values[0].text == argument.name
+        if marker == "dictation" and not self.texts:
+            marker = ""
         if marker == "choice":
             return phrase.values[0].text in choices
         if marker == "counted":
@@ -287,6 +314,13 @@ class Tool:
         if argument.types and argument.types <= _COUNTS and phrase.kind not in {"number", "money"}:
             return False
         set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
+        sole = [a for a in self.arguments if a.kind == "value" and a.required] == [argument]
+        set_to |= (
+            sole
+            and not (phrase.nouns or role or choices)
+            and marker in data["setting"]
+            and effect in {"admin", "write"}
+        )
         generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
         if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
@@ -337,6 +371,8 @@ class Tool:
                 len(self.profile.when) == 1 or not argument.words.isdisjoint(data["arguments"]["start"])
             )
         plain = marker in markers.get(f"{kind} {effect}", markers[kind])
+        if phrase.attached and kind in {"object", "name"} and marker in {*data["parting"], data["setting"][0]}:
+            return True
         if role == "container" and kind == "object":
             if not marker:
                 return plain and self.alone
@@ -372,13 +408,15 @@ class Tool:
         values: list[Scalar] = []
         start, end = phrase.values[0].start, phrase.values[-1].end
         for token in phrase.values:
+            if argument.types == {"boolean"}:
+                values.append(True)
+                continue
             number = re.search(NUMBER, token.text) if token.kind in {"money", "number"} else None
             read = read_number(number[0]) if number else None
             if number is None or read is None:
                 values.append(token.text)
                 continue
             values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)
-            start, end = (
-                (token.start + number.start(), token.start + number.end()) if len(phrase.values) == 1 else (start, end)
-            )
+            if len(phrase.values) == 1 and token.end - token.start == len(token.text):
+                start, end = token.start + number.start(), token.start + number.end()
         return Const(value=tuple(values) if argument.array else values[0], said=Span(digest, start, end))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -101,6 +102,7 @@ class _Turn:
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
         self.verbs = language.verbs | verbs | language.reads.keys()
+        self.labels = frozenset[str]().union(*(tool.labels() for tool in self.tools))
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
         self.vague: set[str] = set()  # tools to which the clause does not say what it names
@@ -110,11 +112,7 @@ class _Turn:
         dropped: list[Dropped] = []
         for text in texts:
             digest = content_digest(text)
-            if command := self._command(text, digest):
-                self.deeds.append(command)
-                self.open = True
-                continue
-            sentences = list(self._sentences(text))
+            sentences = self._sentences(text)
             if len(sentences) > MAX_LINES:
                 dropped.append(Dropped(_short(text), "it is too long for an order"))
                 break
@@ -132,39 +130,44 @@ class _Turn:
                 return Compiled(Mandate(steps=steps, source="words"), ())
         return Compiled(None, tuple(dropped))
 
-    def _command(self, text: str, digest: str) -> list[Step]:
-        """Return the steps of "Run this query: …": the whole rest of the text is the one argument."""
-        head, colon, said = text.partition(":")
-        start, end = len(head) + 1 + len(said) - len(said.lstrip()), len(text.rstrip())
-        if not colon or not said[:1].isspace() or start >= end or self.open:
-            return []
-        tokens = list(self.language.tokens(head))
-        tokens = self._untailed(tokens[self._opened(tokens, 0) :])
-        if not tokens or self.language.stop(tokens):
-            return []
-        found = []
-        for tool in self.tools:
-            if (
-                tool.profile.effect == "admin"
-                and (taken := tool.verb(tokens))
-                and (name := tool.commanded(tokens[taken:]))
-            ):
-                value = Const(value=text[start:end], said=Span(digest, start, end))
-                found.append(Step(id="?", tool=tool.name, args={name: value}))
-        return found
-
-    def _sentences(self, text: str) -> Iterator[tuple[list[Token], str]]:
+    def _sentences(self, text: str) -> list[tuple[list[Token], str]]:
+        """Return the sentences with their marks. "The amount is 45" goes on with the sentence before it."""
+        found: list[tuple[list[Token], str]] = []
         sentence: list[Token] = []
-        for token in self.language.tokens(text):
+        for token in [*self._framed(text), Token("end", "", len(text), len(text))]:
             if token.kind != "end":
                 sentence.append(token)
-            elif sentence:
-                yield sentence, token.text
+            elif sentence and found and self._labelled(sentence):
+                found[-1] = (
+                    [*found[-1][0], Token("sep", ",", sentence[0].start, sentence[0].start), *sentence],
+                    found[-1][1] + token.text,
+                )
                 sentence = []
-            elif "?" in token.text:  # a question mark of its own
-                yield [token], token.text
-        if sentence:
-            yield sentence, ""
+            elif sentence or "?" in token.text:  # a question mark of its own
+                found.append((sentence or [token], token.text))
+                sentence = []
+        return found
+
+    def _framed(self, text: str) -> list[Token]:
+        """Return the tokens. The rest of the text behind "with this content:" or "this query:" is one quotation."""
+        tokens, language = list(self.language.tokens(text)), self.language
+        for at, (frame, colon) in enumerate(pairwise(tokens), 2):
+            if colon.kind == "colon" and singular(frame.lower) in language.framed and at < len(tokens):
+                start, end = tokens[at].start, len(text.rstrip())
+                if tokens[at].kind != "quote" and (
+                    singular(frame.lower) not in language.data["speech"] or not language.stop(tokens[at:])
+                ):
+                    return [*tokens[:at], Token("quote", text[start:end], start, end)]
+                break
+        return tokens
+
+    def _labelled(self, tokens: Sequence[Token]) -> bool:
+        """Return True for a sentence that only says what an argument is: "Subject: Site plan"."""
+        at = int(tokens[0].lower in self.language.determiners)
+        is_ = at + 1 < len(tokens) and (
+            tokens[at + 1].kind == "colon" or self.language.match(self.language.copulas, tokens, at + 1)
+        )
+        return bool(is_) and singular(tokens[at].lower) in self.labels
 
     def _sentence(self, tokens: list[Token], mark: str, text: str, digest: str) -> None:
         language = self.language
@@ -178,6 +181,10 @@ class _Turn:
             raise _UnclearError("it is too long for an order")
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
+        onward, to = language.data["onward"], language.data["setting"][0]  # "over to" is "to"
+        tokens = [
+            t for t, n in zip(tokens, [*tokens[1:], tokens[0]], strict=True) if t.lower not in onward or n.lower != to
+        ]
         clauses = list(self._clauses(tokens))
         if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
             clauses = [clauses[1] + clauses[0]]
@@ -198,7 +205,8 @@ class _Turn:
     def _requested(self, tokens: Sequence[Token]) -> bool:
         """Return True for a question that is a polite order ("Could you …?")."""
         begins = range(opened := self._opened(tokens, 0))
-        return opened < len(tokens) and any(self.language.match(self.language.requests, tokens, at) for at in begins)
+        asks = any(self.language.match(self.language.requests, tokens, at) for at in begins)
+        return opened < len(tokens) and (asks or self.language.match(self.language.tags, tokens, len(tokens) - 2) > 0)
 
     def _opened(self, tokens: Sequence[Token], at: int) -> int:
         """Return where the clause begins that stands behind greetings and polite words."""
@@ -215,6 +223,8 @@ class _Turn:
             if dictated and at > begin:
                 after = tokens[at + dictated].kind if at + dictated < len(tokens) else ""
                 open_ = open_ or after != "quote"
+                at += dictated
+                continue
             gap = language.match(language.separators, tokens, at)
             if gap:
                 verb = self._opened(tokens, at + gap)
@@ -251,8 +261,11 @@ class _Turn:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
         if gerund and (base := language.base(tokens[0].lower, self.verbs)):
             tokens = [tokens[0]._replace(text=base), *tokens[1:]]
-        self.vague.clear()
-        steps = [step for tool in self.tools for step in [self._ordered(tool, tokens, text, digest)] if step]
+        for own in (True, False):
+            self.vague.clear()
+            read = (self._ordered(tool, tokens, text, digest, own=own) for tool in self.tools)
+            if steps := [step for step in read if step]:
+                break
         if len(steps) > 1 and self.vague:
             steps = [s for s in steps if s[0].tool not in self.vague]
             if not steps:
@@ -267,13 +280,18 @@ class _Turn:
         elif not self._plain_read(tokens):
             raise _UnclearError("it is not understood as an order to a tool")
 
-    @staticmethod
-    def _called(tokens: Sequence[Token]) -> bool:
+    def _called(self, tokens: Sequence[Token]) -> bool:
         """Return True if a comma and a name end the tokens: "Delete a.txt, Carol" does not delete Carol."""
         at = len(tokens)
+        if any(t.kind == "colon" for t in tokens):
+            return False
         while at and tokens[at - 1].kind in {"name", "word"}:
             at -= 1
-        return 0 < at < len(tokens) and tokens[at - 1].text == "," and tokens[at].lower not in {"and", "then", "also"}
+        return (
+            0 < at < len(tokens)
+            and tokens[at - 1].text == ","
+            and tokens[at].lower not in {"and", "then", "also"} | self.labels
+        )
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""
@@ -288,9 +306,9 @@ class _Turn:
             size -= bool(size and tokens[size - 1].kind == "sep")
         return tokens[:size]
 
-    def _ordered(self, tool: Tool, tokens: list[Token], text: str, digest: str) -> list[Step]:
+    def _ordered(self, tool: Tool, tokens: list[Token], text: str, digest: str, *, own: bool) -> list[Step]:
         """Return the steps that a clause orders of a tool: several for a list of complete objects or pairs."""
-        taken = tool.verb(tokens)
+        taken = tool.verb(tokens, own=own)
         if not taken:
             return []
         tool.prepare()

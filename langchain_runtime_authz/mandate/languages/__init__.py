@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +63,16 @@ def words_of(name: str) -> list[str]:
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
+def phrases_of(written: Iterable[str], least: int = 1) -> Phrases:
+    """Return phrases by their first word. "go /and" is written for "go" and "go and"."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
+    for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
+        if len(phrase) >= least:
+            found.setdefault(phrase[0], []).append(phrase)
+    return found
+
+
 class Language:
     """The closed lists of one language, and its tokens."""
 
@@ -70,22 +81,24 @@ class Language:
             return frozenset(data[name])
 
         def phrases(*names: str, least: int = 1) -> Phrases:
-            found: dict[str, list[tuple[str, ...]]] = {}
-            for phrase in sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True):
-                if len(phrase) >= least:
-                    found.setdefault(phrase[0], []).append(phrase)
-            return found
+            return phrases_of([p for n in names for p in data[n]], least)
 
         self.data = data
         self.stop_phrases = phrases("stop_phrases")
         self.excused = phrases("openers", "tails", least=2)
         self.gerunds = phrases("gerunds")
         self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
-        self.tails, self.courtesies = phrases("tails"), phrases("courtesies", "openers", "tails")
+        self.tails, self.tags, self.copulas = phrases("tails", "tags"), phrases("tags"), phrases("copulas")
+        self.courtesies = phrases("courtesies", "openers", "tails")
         self.assents, self.thanks = phrases("assents"), phrases("thanks")
         self.separators, self.dictation, self.topics = phrases("separators"), phrases("dictation"), phrases("topics")
         self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
         self.reads, self.read_words = phrases("reads"), sets("read_words")
+        self.flags = {name: phrases_of(said) for name, said in data["flags"].items()}
+        self.frequencies = {name: phrases_of(said) for name, said in data["frequencies"].items()}
+        self.framed = frozenset(
+            w for g in data["synonyms"] if not {*data["speech"], *data["commands"]}.isdisjoint(g) for w in g
+        )
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = sets("prepositions") | data["naming"].keys()
