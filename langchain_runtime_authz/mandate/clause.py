@@ -7,14 +7,14 @@ its arguments, its `intent`. A noun that names an argument decides; else the pre
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
-from langchain_runtime_authz.mandate.phrases import Phrase, Vocabulary
+from langchain_runtime_authz.mandate.phrases import Phrase
 from langchain_runtime_authz.profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
@@ -93,6 +93,7 @@ class Tool:
 
     def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
         self.name, self.profile, self.schema, self.language = name, profile, schema, language
+        self.effect = profile.effect
         self.arguments: list[_Argument] = []
         data = language.data
         usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
@@ -139,7 +140,7 @@ class Tool:
             types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
             optional = kind in {"when", "text"} or role == "named_only"
             required = name in needed if needed is not None else not optional
-            labels = self._same(words)
+            labels = self.language.alike(words)
             if kind == "text" and not labels.isdisjoint(data["speech"]):
                 labels |= set(data["speech"])
             self.arguments.append(_Argument(name, kind, labels, role, "array" in types, required, given, types))
@@ -148,48 +149,25 @@ class Tool:
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
         core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
-        self.core = self._same([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
+        self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
-        labels = frozenset[str]().union(*(a.words for a in self.arguments))
+        valued = {"object", "principal", "channel", "value"}
+        self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
+        self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
+        self.headings = frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"])
+        self.words = (self.core | self.labels) - self.language.closed
         apart = self.language.stops | self.language.determiners | self.language.prepositions
-        self.vocabulary = Vocabulary(
-            language=self.language,
-            effect=profile.effect,
-            words=(self.core | labels) - self.language.closed,
-            labels=labels,
-            things=frozenset[str]().union(
-                *(a.words for a in self.arguments if a.kind in {"object", "principal", "channel", "value"})
-            ),
-            headings=frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"]),
-            choices=frozenset(w.lower() for a in self.arguments for w in _choices(a)) - apart,
-            texts=bool(self.texts),
-            slot=sum(a.role == "slot" for a in self.arguments) == 1,
-            command=profile.effect == "admin" and [a.kind for a in self.arguments] == ["value"],
-            counts=any(a.role == "count" for a in self.arguments),
-            adverbs=[
-                *(
-                    ("flag", a.name, p)
-                    for a in self.arguments
-                    if a.types == {"boolean"}
-                    for w in a.words
-                    if (p := self.language.flags.get(w))
-                ),
-                *(
-                    ("choice", c, p)
-                    for a in self.arguments
-                    for c in _choices(a)
-                    if (p := self.language.frequencies.get(c))
-                ),
-            ],
-        )
+        self.choices = frozenset(w.lower() for a in self.arguments for w in _choices(a)) - apart
+        self.slot = sum(a.role == "slot" for a in self.arguments) == 1
+        self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
+        self.counts = any(a.role == "count" for a in self.arguments)
+        said = [("choice", c, self.language.frequencies.get(c)) for a in self.arguments for c in _choices(a)]
+        flags = [(a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
+        said += [("flag", name, self.language.flags.get(w)) for name, w in flags]
+        self.adverbs = [(marker, value, phrases) for marker, value, phrases in said if phrases]
         kinds_of = {a.kind for a in self.arguments}
         self.apart = {"principal", "object"} <= kinds_of
         self.alone = sum(a.kind in {"object", "principal", "name", "channel"} for a in self.arguments) == 1
-
-    def _same(self, words: Iterable[str]) -> frozenset[str]:
-        words = frozenset(words)
-        words = words.union(*(self.language.data["narrower"].get(w, ()) for w in words))
-        return words.union(*(g for g in self.language.data["synonyms"] if not words.isdisjoint(g)))
 
     def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
@@ -203,11 +181,6 @@ class Tool:
                 if rest.issuperset(map(singular, entry[1:])):
                     taken = max(taken, 1 + particle)
         return taken
-
-    def labels(self) -> frozenset[str]:
-        """Return the words that name an argument."""
-        names = (*self.profile.critical, *self.profile.when, *self.profile.text)
-        return self._same(word for name in names for word in words_of(name))
 
     def bind(self, phrases: Sequence[Phrase], spoken: str | None) -> list[dict[str, Phrase]] | None:
         """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text.
@@ -296,7 +269,7 @@ class Tool:
 
     def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
-        effect, named, choices = self.profile.effect, self._named(phrase), _choices(argument)
+        effect, named, choices = self.effect, self._named(phrase), _choices(argument)
         if marker == "flag":
             return phrase.values[0].text == argument.name
         if marker == "dictation" and not self.texts:
@@ -397,7 +370,7 @@ class Tool:
                     args[argument.name] = Text(quote=(phrase.values[0].text,))
                 elif spoken or "" in bound or (said and not headings.isdisjoint(argument.words)):
                     args[argument.name] = Text(quote=tuple(said))
-                elif self.profile.effect == "pay" and argument.name in needed:
+                elif self.effect == "pay" and argument.name in needed:
                     args[argument.name] = Text(quote=(order,))
             elif phrase is not None:
                 args[argument.name] = self._const(argument, phrase, digest)

@@ -20,8 +20,9 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
-from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Span, Step
+from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step
+from langchain_runtime_authz.mandate.phrases import Reader
 from langchain_runtime_authz.profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
@@ -102,7 +103,8 @@ class _Turn:
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
         self.verbs = language.verbs | verbs | language.reads.keys()
-        self.labels = frozenset[str]().union(*(tool.labels() for tool in self.tools))
+        named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
+        self.labels = language.alike(word for name in named for word in words_of(name))
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
         self.vague: set[str] = set()  # tools to which the clause does not say what it names
@@ -349,7 +351,7 @@ class _Turn:
     def _steps_of(
         self, tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool, part: bool
     ) -> tuple[list[Step], bool]:
-        read = tool.vocabulary.read(tokens, text, lists=lists, part=part)
+        read = Reader(tool, tokens, text, lists=lists, part=part).read()
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return [], False

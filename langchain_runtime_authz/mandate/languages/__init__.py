@@ -216,6 +216,12 @@ class Language:
                     return len(phrase)
         return 0
 
+    def alike(self, words: Iterable[str]) -> frozenset[str]:
+        """Return the nouns, and what else they are called."""
+        words = frozenset(words)
+        words = words.union(*(self.data["narrower"].get(w, ()) for w in words))
+        return words.union(*(g for g in self.data["synonyms"] if not words.isdisjoint(g)))
+
     def value(self, token: Token) -> bool:
         """Return True if a token may be a value. A common word may only behind a preposition or a noun."""
         if token.kind in {"name", "word"}:
