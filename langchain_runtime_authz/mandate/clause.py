@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.forms import forms
@@ -19,7 +21,7 @@ from langchain_runtime_authz.profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
-_TRIES: Final = 500  # assignments looked at
+_TRIES: Final = 2000  # assignments looked at
 # What the words of an argument's name tell about its part in a clause; the first that fits counts.
 _ROLES: Final = (
     "named_only",
@@ -34,29 +36,23 @@ _ROLES: Final = (
     "file",
     "container",
 )
-
 # What may stand for an argument of a kind; behind a noun that names it, more may.
-_KINDS: Final[Mapping[str, frozenset[str]]] = {
-    "principal": frozenset({"email", "id", "name", "handle", "word"}),
-    "url": frozenset({"url"}),
-    "object": frozenset({"id", "name", "quote", "handle", "hash", "word", "number"}),
-    "name": frozenset({"id", "name", "quote", "hash"}),
-    "channel": frozenset({"hash", "id", "name", "quote", "word"}),
-    "amount": frozenset({"money", "number"}),
-    "place": frozenset({"name", "quote", "word", "id"}),
-    "value": frozenset({"quote"}),
-    "when": frozenset({"date"}),
-    "text": frozenset(),
+_PLAIN: Final = {
+    "principal": "email id name handle word",
+    "url": "url",
+    "object": "id name quote handle hash word number",
+    "name": "id name quote hash",
+    "channel": "hash id name quote word",
+    "amount": "money number",
+    "place": "name quote word id",
+    "value": "quote",
+    "when": "date",
+    "text": "",
 }
-_NAMED: Final[Mapping[str, frozenset[str]]] = {
-    **{
-        k: v | {"word", "number", "email", "quote"}
-        for k, v in _KINDS.items()
-        if k in {"principal", "object", "name", "channel"}
-    },
-    "value": frozenset(
-        {"quote", "id", "name", "word", "number", "version", "email", "money", "url", "handle", "hash", "date"}
-    ),
+_KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
+_NAMED: Final = {
+    **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in ("principal", "object", "name", "channel")},
+    "value": frozenset().union(*_KINDS.values(), {"version"}),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
 
@@ -96,6 +92,7 @@ class Tool:
         self.effect = profile.effect
         self.arguments: list[_Argument] = []
         data = language.data
+        own: set[tuple[str, ...]]
         usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
         if profile.intent:
             own = {tuple(i.lower().split()) for i in profile.intent} - {()}
@@ -103,14 +100,13 @@ class Tool:
             groups = [g for g in groups if sum((v,) in own for v in g) > 1]
         else:
             verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
-            verbs = verbs[
-                : 1 + (verbs[:1] == [data["carrier"]])
-            ]  # "send_email" is asked for by both, "delete_email" by one
+            # "send_email" is asked for by both, "delete_email" by one.
+            verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
             groups = [g for g in groups if not set(verbs).isdisjoint(g)]
             if len(groups) > len(verbs):  # "write" a file, or "write" to somebody
                 groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(verbs))] or [verbs]
             own = {(v,) for v in verbs or usual}
-        alike = {(v,) for g in groups for v in g}
+        alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
         alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
         alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
         # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
@@ -144,8 +140,7 @@ class Tool:
             if kind == "text" and not labels.isdisjoint(data["speech"]):
                 labels |= set(data["speech"])
             self.arguments.append(_Argument(name, kind, labels, role, "array" in types, required, given, types))
-        if any(name in (needed or ()) for name in inner) or any(len(name) > MAX_NAME for name in kinds):
-            self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}, frozenset()))  # never bound
+        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
         core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
@@ -165,14 +160,14 @@ class Tool:
         flags = [(a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
         said += [("flag", name, self.language.flags.get(w)) for name, w in flags]
         self.adverbs = [(marker, value, phrases) for marker, value, phrases in said if phrases]
-        kinds_of = {a.kind for a in self.arguments}
-        self.apart = {"principal", "object"} <= kinds_of
-        self.alone = sum(a.kind in {"object", "principal", "name", "channel"} for a in self.arguments) == 1
+        ruled = [a.kind for a in self.arguments]
+        self.apart = "principal" in ruled and "object" in ruled
+        self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
 
     def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
         taken = 0
-        rest = {singular(t.lower) for t in tokens[1:] if t.kind == "word"}
+        rest = {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
         for entry, its in self.entries.items():
             if entry[0] == tokens[0].lower and (its or not own):
                 particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
@@ -204,37 +199,22 @@ class Tool:
             pending |= {a.name for a in self.arguments if a.role == "setting"}
         described = any(p.nouns for p in phrases)
         names = [[a.name for a in self.arguments if self._fits(a, p, pending, described=described)] for p in used]
-        for options, phrase in zip(names, used, strict=True):  # "set the status to closed"
-            if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
-                options[:] = foreign.intersection(options)
         for options, phrase in zip(names, used, strict=True):
+            if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
+                options[:] = foreign.intersection(options)  # "set the status to closed"
             if self._spoken(phrase):
                 options.append("")
-        complete: list[dict[str, Phrase]] = []
-        needed = {a.name or "nested" for a in self.arguments if a.required and a.kind not in {"when", "text"}}
-        tries = _TRIES
-
-        def walk(at: int, bound: dict[str, Phrase]) -> None:
-            nonlocal tries
-            tries -= 1
-            if tries < 0 or len(complete) > 1:
-                return
-            if at == len(used):
-                if needed <= bound.keys():
-                    complete.append(dict(bound))
-                return
-            for name in names[at]:
-                if name not in bound:
-                    walk(at + 1, {**bound, name: used[at]})
-
-        walk(0, {})
-        if len(complete) != 1 or tries < 0:
+        needed = {a.name for a in self.arguments if a.required and a.kind not in {"when", "text"}}
+        if self.nested or prod(map(len, names)) > _TRIES:
             return None
-        bare = {n for p in idle if not any(a.name in complete[0] for a in self._named(p)) for n in p.nouns}
+        complete = [way for way in product(*names) if len({*way}) == len(way) and needed.issubset(way)]
+        if len(complete) != 1:
+            return None
+        found, kinds = dict(zip(complete[0], used, strict=True)), {a.name: a for a in self.arguments}
+        bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
         # A verb alone orders nothing, and a noun that only names an argument wants a value.
         if not (bare <= self.core and (used or bare or spoken)):
             return None
-        found, kinds = complete[0], {a.name: a for a in self.arguments}
         # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
         if aimed and not {"principal", "amount"} <= {kinds[n].kind for n in found if n}:
             return None
@@ -270,15 +250,13 @@ class Tool:
     def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
         effect, named, choices = self.effect, self._named(phrase), _choices(argument)
-        if marker == "flag":
-            return phrase.values[0].text == argument.name
+        if marker in {"flag", "choice"}:
+            return phrase.values[0].text in (choices if marker == "choice" else (argument.name,))
         if marker == "dictation" and not self.texts:
             marker = ""
-        if marker == "choice":
-            return phrase.values[0].text in choices
         if marker == "counted":
             return kind == "object" and not role and any(a.role == "count" for a in self.arguments)
-        if marker == "dictation" or (named and argument not in named) or kind == "nested":
+        if marker == "dictation" or (named and argument not in named):
             return False
         if marker == "slot" or role == "slot":
             return (marker == "slot" or bool(named)) and role == "slot"
@@ -288,12 +266,8 @@ class Tool:
             return False
         set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
         sole = [a for a in self.arguments if a.kind == "value" and a.required] == [argument]
-        set_to |= (
-            sole
-            and not (phrase.nouns or role or choices)
-            and marker in data["setting"]
-            and effect in {"admin", "write"}
-        )
+        sole = sole and effect in {"admin", "write"} and not (phrase.nouns or role or choices)
+        set_to |= sole and marker in data["setting"]
         generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
         if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
@@ -322,11 +296,9 @@ class Tool:
         if role in {"named_only", "end"} or kind == "text":
             return False
         if phrase.kind in {"number", "word"} and not phrase.nouns:
-            if kind == "amount" and effect != "pay":
-                return False
-            if kind == "object" and phrase.kind == "number" and (marker or not phrase.first or effect == "pay"):
-                return False
-            if kind == "object" and phrase.kind == "word" and not marker and not phrase.first:
+            stray = bool(marker) or effect == "pay" if phrase.kind == "number" else not (marker or phrase.first)
+            stray = stray or (phrase.kind == "number" and not phrase.first)
+            if (kind == "amount" and effect != "pay") or (kind == "object" and stray):
                 return False
         if kind == "channel" and not marker and phrase.kind != "hash":
             return False
@@ -340,9 +312,8 @@ class Tool:
         if role == "venue" and marker in data["setting"]:
             return False
         if kind == "when" and marker in data["setting"]:
-            return effect != "pay" and (
-                len(self.profile.when) == 1 or not argument.words.isdisjoint(data["arguments"]["start"])
-            )
+            starts = not argument.words.isdisjoint(data["arguments"]["start"])
+            return effect != "pay" and (len(self.profile.when) == 1 or starts)
         plain = marker in markers.get(f"{kind} {effect}", markers[kind])
         if phrase.attached and kind in {"object", "name"} and marker in {*data["parting"], data["setting"][0]}:
             return True
@@ -381,15 +352,14 @@ class Tool:
         values: list[Scalar] = []
         start, end = phrase.values[0].start, phrase.values[-1].end
         for token in phrase.values:
-            if argument.types == {"boolean"}:
-                values.append(True)
-                continue
             number = re.search(NUMBER, token.text) if token.kind in {"money", "number"} else None
             read = read_number(number[0]) if number else None
-            if number is None or read is None:
+            if argument.types == {"boolean"}:
+                values.append(True)
+            elif number is None or read is None:
                 values.append(token.text)
-                continue
-            values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)
-            if len(phrase.values) == 1 and token.end - token.start == len(token.text):
-                start, end = token.start + number.start(), token.start + number.end()
+            else:
+                values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)
+                if len(phrase.values) == 1 and token.end - token.start == len(token.text):
+                    start, end = token.start + number.start(), token.start + number.end()
         return Const(value=tuple(values) if argument.array else values[0], said=Span(digest, start, end))

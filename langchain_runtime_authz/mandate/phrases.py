@@ -71,7 +71,10 @@ class Reader:
         while (token := self.tokens[self.at]).kind != "end":
             if len(self.found) > MAX_PHRASES:
                 return None
-            said, topic = self._match("dictation"), self._match("topics")
+            said, topic = (
+                self.language.match("dictation", self.tokens, self.at),
+                self.language.match("topics", self.tokens, self.at),
+            )
             if said or topic:
                 rest = self.tokens[self.at + (said or topic) : -1]
                 if rest and rest[0].kind == "quote":
@@ -97,9 +100,6 @@ class Reader:
                 return (self.found, self._said(rest)) if told and self._stated(rest) else None
         return self.found, None
 
-    def _match(self, name: str, at: int | None = None) -> int:
-        return self.language.match(getattr(self.language, name), self.tokens, self.at if at is None else at)
-
     def _said(self, tokens: Sequence[Token]) -> str:
         return self.text[tokens[0].start : tokens[-1].end]
 
@@ -109,7 +109,7 @@ class Reader:
     def _next(self) -> bool:
         """Read the next phrase, or the purpose of a payment."""
         begin, chosen = self.at, list[Phrase]()
-        joined = self._match("separators") if self.lists and self.found else 0
+        joined = self.language.match("separators", self.tokens, self.at) if self.lists and self.found else 0
         self.at += joined
         phrase = self._phrase(chosen)
         if joined and (phrase is None or self.tool.labels.isdisjoint(phrase.nouns)):
@@ -219,23 +219,20 @@ class Reader:
             self.at += 1
         determined = determiner in language.determiners
         self._nouns(nouns, chosen)
-        if (
-            determined
-            and len(nouns) == named
-            and language.common(self.tokens[self.at])
-            and data["person"] in tool.words
-        ):
-            if self.tokens[self.at + 1].kind == "name":  # "the plumber Arne Holm"
-                nouns.append(data["person"])
-                self.at += 1
+        apposed = determined and len(nouns) == named and data["person"] in tool.words
+        if apposed and language.common(self.tokens[self.at]) and self.tokens[self.at + 1].kind == "name":
+            nouns.append(data["person"])  # "the plumber Arne Holm"
+            self.at += 1
         labelled, behind = len(nouns) > named, self.at
         if labelled or determined:
-            said = self._match("dictation")
-            frames = self.tokens[self.at].kind == "colon" or self.tokens[self.at + said].kind == "quote"
-            self.at += self._match("copulas") or said * frames
-        values = self._values(marker, begin, labelled=labelled, determiner=determiner)
-        if not values and labelled and tool.headings.issuperset(nouns) and (taken := self._run(data["parting"])):
+            said = self.language.match("dictation", self.tokens, self.at)
+            colon = self.tokens[self.at].kind == "colon" and not (nouns and tool.labels.isdisjoint(nouns))
+            colon = colon or self.tokens[self.at + said].kind == "quote"
+            self.at += language.match("copulas", self.tokens, self.at) or said * colon
+        if labelled and tool.headings.issuperset(nouns) and (taken := self._run(data["parting"])):
             values = [self._quote(taken)]
+        else:
+            values = self._values(marker, begin, labelled=labelled, determiner=determiner)
         trailing = singular(self.tokens[self.at].lower)
         if values and determined and trailing in tool.words and self.tokens[self.at].kind == "word":
             nouns.append(trailing)
@@ -244,7 +241,7 @@ class Reader:
             marker = data["setting"][1]  # "make her an admin"
         if not values:
             self.at = behind
-            dictates = labelled and self._match("dictation")
+            dictates = labelled and self.language.match("dictation", self.tokens, self.at)
             if not labelled or (marker and not dictates):
                 return None
         return Phrase(marker, tuple(nouns), tuple(values), begin == 0)
@@ -254,8 +251,8 @@ class Reader:
         told = labelled or (bool(marker) and marker not in self.data["setting"])
         determined = determiner in self.language.determiners
         while True:
-            gap = self._match("separators") if self.lists and values else 0
-            gap += self._match("separators", self.at + gap) if gap else 0
+            gap = self.language.match("separators", self.tokens, self.at) if self.lists and values else 0
+            gap += self.language.match("separators", self.tokens, self.at + gap) if gap else 0
             if values and not gap:
                 return values
             token, after = self._value(self.at + gap, told=told)

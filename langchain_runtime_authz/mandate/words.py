@@ -147,9 +147,6 @@ class _Turn:
             return _nothing(self.text, str(exc))
         return Compiled(Mandate(steps=steps, source="words") if steps else None, ())
 
-    def _match(self, name: str, tokens: Sequence[Token], at: int) -> int:
-        return self.language.match(getattr(self.language, name), tokens, at)
-
     # --- sentences
 
     def _sentences(self) -> list[tuple[list[Token], str]]:
@@ -184,7 +181,7 @@ class _Turn:
     def _labelled(self, tokens: Sequence[Token]) -> bool:
         """Return True for a sentence that only says what an argument is: "Subject: Site plan"."""
         label, *rest = tokens[tokens[0].lower in self.language.determiners :] or tokens
-        links = bool(rest) and (rest[0].kind == "colon" or self._match("copulas", rest, 0) > 0)
+        links = bool(rest) and (rest[0].kind == "colon" or self.language.match("copulas", rest, 0) > 0)
         return links and singular(label.lower) in self.labels
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
@@ -214,7 +211,7 @@ class _Turn:
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
         """Return where the clause begins that stands behind greetings and polite words."""
-        while taken := self._match(phrases, tokens, at):
+        while taken := self.language.match(phrases, tokens, at):
             at += taken
             at += at < len(tokens) and tokens[at].text == ","
         return at
@@ -226,19 +223,19 @@ class _Turn:
     def _requested(self, tokens: Sequence[Token]) -> bool:
         """Return True for a question that is a polite order ("Could you …?")."""
         opened = self._opened(tokens)
-        asks = any(self._match("requests", tokens, at) for at in range(opened))
-        return opened < len(tokens) and (asks or self._match("tags", tokens, len(tokens) - 2) > 0)
+        asks = any(self.language.match("requests", tokens, at) for at in range(opened))
+        return opened < len(tokens) and (asks or self.language.match("tags", tokens, len(tokens) - 2) > 0)
 
     def _clauses(self, tokens: list[Token]) -> Iterator[list[Token]]:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
         begin, at, open_ = 0, self._opened(tokens), False
         while at < len(tokens):
-            dictated = max(self._match("dictation", tokens, at), self._match("topics", tokens, at))
+            dictated = max(self.language.match("dictation", tokens, at), self.language.match("topics", tokens, at))
             if dictated and at > begin:
                 at += dictated
                 open_ = open_ or [t.kind for t in tokens[at : at + 1]] != ["quote"]
                 continue
-            gap = self._match("separators", tokens, at)
+            gap = self.language.match("separators", tokens, at)
             verb = self._opened(tokens, at + gap)
             if gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
                 if open_:
@@ -259,7 +256,7 @@ class _Turn:
 
     def _clause(self, tokens: list[Token]) -> None:
         opened = self._opened(tokens)
-        gerund = any(self._match("gerunds", tokens, at) for at in range(opened))
+        gerund = any(self.language.match("gerunds", tokens, at) for at in range(opened))
         tokens = self._untailed(tokens[opened:])
         if self._courteous(tokens):
             return
@@ -294,7 +291,7 @@ class _Turn:
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
-            if self._match("tails", tokens, at) == len(tokens) - at:
+            if self.language.match("tails", tokens, at) == len(tokens) - at:
                 comma = at and tokens[at - 1].kind == "sep"
                 return self._untailed(tokens[: at - bool(comma)])
         return tokens
@@ -326,7 +323,7 @@ class _Turn:
         parts: list[list[Token]] = [[]]
         at = 0
         while at < len(tokens):
-            gap = self._match("separators", tokens, at)
+            gap = self.language.match("separators", tokens, at)
             if gap and parts[-1]:
                 parts.append([])
             elif not gap:
@@ -345,7 +342,7 @@ class _Turn:
 
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""
-        taken, value = self._match("reads", tokens, 0), self.language.value
+        taken, value = self.language.match("reads", tokens, 0), self.language.value
         known = (t.lower in self.language.read_words for t in tokens[taken:])
         plain = (value(t) and not (t.kind == "word" and t.lower in self.verbs) for t in tokens[taken:])
         return taken > 0 and len(tokens) <= MAX_READ and all(map(or_, known, plain))

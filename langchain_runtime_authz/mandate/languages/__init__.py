@@ -35,6 +35,19 @@ def _lower(text: str) -> str:
     return text.lower().replace("’", "'")
 
 
+# The lists of phrases, and what else each takes in.
+_LISTS: Final = (
+    "openers", "requests", "gerunds", "tails", "tags", "courtesies", "separators", "dictation", "topics", "copulas",
+    "stop_phrases", "reads", "assents", "thanks",
+)  # fmt: skip
+
+_WITH: Final = {
+    "openers": ("requests", "gerunds"),
+    "requests": ("gerunds",),
+    "tails": ("tags",),
+    "courtesies": ("openers", "tails"),
+}
+
 Phrases = Mapping[str, Sequence[tuple[str, ...]]]
 """Phrases by their first word, the longest first."""
 
@@ -80,29 +93,20 @@ class Language:
         def sets(name: str) -> frozenset[str]:
             return frozenset(data[name])
 
-        def phrases(*names: str, least: int = 1) -> Phrases:
-            return phrases_of([p for n in names for p in data[n]], least)
-
         self.data = data
-        self.stop_phrases = phrases("stop_phrases")
-        self.excused = phrases("openers", "tails", least=2)
-        self.gerunds = phrases("gerunds")
-        self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
-        self.tails, self.tags, self.copulas = phrases("tails", "tags"), phrases("tags"), phrases("copulas")
-        self.courtesies = phrases("courtesies", "openers", "tails")
-        self.assents, self.thanks = phrases("assents"), phrases("thanks")
-        self.separators, self.dictation, self.topics = phrases("separators"), phrases("dictation"), phrases("topics")
-        self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
-        self.reads, self.read_words = phrases("reads"), sets("read_words")
+        self.phrases = {name: phrases_of(p for n in (name, *_WITH.get(name, ())) for p in data[n]) for name in _LISTS}
+        self.excused = phrases_of((p for n in ("openers", "tails") for p in data[n]), least=2)
         self.flags = {name: phrases_of(said) for name, said in data["flags"].items()}
         self.frequencies = {name: phrases_of(said) for name, said in data["frequencies"].items()}
-        self.framed = frozenset(
-            w for g in data["synonyms"] if not {*data["speech"], *data["commands"]}.isdisjoint(g) for w in g
-        )
+        framing = {*data["speech"], *data["commands"]}
+        self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
+        self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
+        self.reads, self.read_words = self.phrases["reads"], sets("read_words")
+        self.assents, self.thanks = self.phrases["assents"], self.phrases["thanks"]
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = sets("prepositions") | data["naming"].keys()
-        separating = self.separators.keys() | self.topics.keys()
+        separating = self.phrases["separators"].keys() | self.phrases["topics"].keys()
         self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
         currencies = frozenset(c.lower() for c in data["currencies"])
         self.closed = sets("never_values") | currencies | self.stops | self.determiners | self.prepositions | separating
@@ -201,17 +205,18 @@ class Language:
             if excused := self.match(self.excused, tokens, at):  # "after that, …", "… as soon as possible"
                 at += excused
                 continue
-            if phrase := self.match(self.stop_phrases, tokens, at):
+            if phrase := self.match("stop_phrases", tokens, at):
                 return " ".join(t.text for t in tokens[at : at + phrase])
             if tokens[at].kind in {"word", "name", "id", "odd", "owner"} and self.stopped(tokens[at].lower):
                 return tokens[at].text
             at += 1
         return ""
 
-    def match(self, phrases: Phrases, tokens: Sequence[Token], at: int) -> int:
+    def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
         """Return how many tokens from `at` on are one of the phrases, the longest first."""
         if at < len(tokens) and tokens[at].kind in _WORDLIKE:
-            for phrase in phrases.get(tokens[at].lower, ()):
+            known = self.phrases[phrases] if isinstance(phrases, str) else phrases
+            for phrase in known.get(tokens[at].lower, ()):
                 if len(phrase) == 1 or phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
                     return len(phrase)
         return 0
