@@ -144,6 +144,7 @@ class Tool:
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
         core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
+        core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
         self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
         valued = {"object", "principal", "channel", "value"}
@@ -264,7 +265,8 @@ class Tool:
             return False
         if argument.types and argument.types <= _COUNTS and phrase.kind not in {"number", "money"}:
             return False
-        set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
+        linked = marker in data["setting"] or phrase.marker == "dictation"
+        set_to = argument.name in pending and not phrase.nouns and linked
         sole = [a for a in self.arguments if a.kind == "value" and a.required] == [argument]
         sole = sole and effect in {"admin", "write"} and not (phrase.nouns or role or choices)
         set_to |= sole and marker in data["setting"]

@@ -66,7 +66,8 @@ class Reader:
 
     def read(self) -> tuple[list[Phrase], str | None] | None:
         """Return the phrases and the dictated text, or `None` if a word is left over."""
-        if self.tool.command and (command := self._command()):
+        single = not (self.lists or self.part)
+        if self.tool.command and single and (command := self._command()):
             return [command], None
         while (token := self.tokens[self.at]).kind != "end":
             if len(self.found) > MAX_PHRASES:
@@ -248,7 +249,8 @@ class Reader:
 
     def _values(self, marker: str, begin: int, *, labelled: bool, determiner: str) -> list[Token]:
         values: list[Token] = []
-        told = labelled or (bool(marker) and marker not in self.data["setting"])
+        moved = self.tool.effect == "write" and len(self.tokens) == self.at + 2  # "to archive"; but not "to pay Bob"
+        told = labelled or (bool(marker) and (moved or marker not in self.data["setting"]))
         determined = determiner in self.language.determiners
         while True:
             gap = self.language.match("separators", self.tokens, self.at) if self.lists and values else 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from operator import or_
 from textwrap import shorten
 from types import MappingProxyType
@@ -159,8 +159,9 @@ class _Turn:
                 continue
             if sentence and found and self._labelled(sentence):
                 before, mark = found.pop()
-                sentence = [*before, sentence[0]._replace(kind="sep", text=","), *sentence]
-                token = token._replace(text=mark + token.text)  # noqa: PLW2901
+                plain = [t._replace(kind="word") for t in sentence[:2] if t.kind in {"word", "name"}]
+                sentence = [*before, sentence[0]._replace(kind="sep", text=","), *plain, *sentence[len(plain) :]]
+                token = token._replace(text=f"{mark} {token.text}")  # noqa: PLW2901
             if sentence or "?" in token.text:  # a question mark of its own
                 found.append((sentence or [token], token.text))
             sentence = []
@@ -169,8 +170,9 @@ class _Turn:
     def _framed(self) -> list[Token]:
         """Return the tokens. The rest of the text behind "with this content:" or "this query:" is one quotation."""
         tokens, language, end = list(self.language.tokens(self.text)), self.language, len(self.text.rstrip())
-        for at, (frame, colon) in enumerate(pairwise(tokens[:-1]), 2):
-            if colon.kind == "colon" and (noun := singular(frame.lower)) in language.framed:
+        for at, colon in enumerate(tokens[:-1], 1):
+            frame = self._untailed(tokens[: at - 1])[-1:] if colon.kind == "colon" else []
+            if frame and (noun := singular(frame[0].lower)) in language.framed:
                 speech = noun in language.data["speech"]
                 if tokens[at].kind == "quote" or (speech and language.stop(tokens[at:])):
                     return tokens
@@ -257,13 +259,16 @@ class _Turn:
     def _clause(self, tokens: list[Token]) -> None:
         opened = self._opened(tokens)
         gerund = any(self.language.match("gerunds", tokens, at) for at in range(opened))
-        tokens = self._untailed(tokens[opened:])
+        whole, tokens = tokens, self._untailed(tokens[opened:])
         if self._courteous(tokens):
             return
         if self._called(tokens):
             raise _UnclearError("it is not clear whether its last word is somebody who is spoken to")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
+        plea = [t for t in whole if t.lower in self.language.data["pleas"]]
+        if plea and tokens[0].kind == "money":  # "45 EUR to Bob, please"
+            tokens = [tokens[0]._replace(kind="word", text=self.language.data["effects"]["pay"][0]), *tokens]
         if gerund and (base := self.language.base(tokens[0].lower, self.verbs)):
             tokens = [tokens[0]._replace(text=base), *tokens[1:]]
         ways: list[_Way] = []
@@ -367,8 +372,9 @@ class _Turn:
         return tuple(found)
 
     def _target(self, step: Step) -> tuple[object, ...]:
-        kinds = next(t.profile.critical for t in self.tools if t.name == step.tool)
-        return (step.tool, *((n, v) for n, v in _values(step)[1:] if kinds.get(n) in _TARGETS))
+        profile = next(t.profile for t in self.tools if t.name == step.tool)
+        hit = [(n, v) for n, v in _values(step) if profile.critical.get(n) in _TARGETS]
+        return (step.tool, *(hit or [(n, str(v)) for n, v in _values(step) if n not in profile.when]))
 
 
 def _generic(step: Step) -> bool:
