@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -353,16 +354,8 @@ def _stands(value: object, text: str) -> bool:
         return False
     if not isinstance(value, str):
         return not set(scalar_forms(value)).isdisjoint(mentions(text))
-    part, whole = fold(tidy(value)), fold(tidy(text))
-    at = whole.find(part) if part else -1
-    while at >= 0:
-        before, behind = whole[at - 1 : at], whole[at + len(part) : at + len(part) + 1]
-        if not (before.isalnum() or (before in ("_", "-", "@") and before)) and not (
-            behind.isalnum() or (behind in ("_", "-", "@") and behind)
-        ):
-            return True
-        at = whole.find(part, at + 1)
-    return False
+    part = fold(tidy(value))
+    return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
 
 
 # --- records ------------------------------------------------------------------------------------------

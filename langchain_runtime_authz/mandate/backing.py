@@ -193,13 +193,7 @@ class _Check:
         said: dict[str, list[Place]] = {}
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
-        marked = {
-            n: self._marked(a, said[n]) if isinstance(a, model.Const) and n in said else a for n, a in args.items()
-        }
-        plain = {
-            n: model.Const(value=a.value) if isinstance(a, model.Const) and n not in said else a
-            for n, a in marked.items()
-        }
+        plain = {n: self._said(a, said.get(n)) if isinstance(a, model.Const) else a for n, a in args.items()}
         self.kept[step.id] = step.model_copy(update={"args": plain})
         return None
 
@@ -243,12 +237,13 @@ class _Check:
         if step.times > 1:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
 
-    def _marked(self, argument: model.Const, places: Sequence[Place]) -> model.Const:
+    def _said(self, argument: model.Const, places: Sequence[Place] | None) -> model.Const:
+        if not places:
+            return model.Const(value=argument.value)
         n, start, end = hull(places)
         segment = self.words.segments[n]
-        return model.Const(
-            value=argument.value, said=model.Span(segment.digest, segment.offset + start, segment.offset + end)
-        )
+        span = model.Span(segment.digest, segment.offset + start, segment.offset + end)
+        return model.Const(value=argument.value, said=span)
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:
@@ -266,13 +261,7 @@ def _values(argument: model.Argument) -> tuple[object, ...]:
 def _wanted(where: model.Where) -> Iterator[tuple[str, object]]:
     for field, conditions in where.items():
         for condition in conditions:
-            yield field, _value_of(condition)
-
-
-def _value_of(condition: model.Condition) -> object:
-    while isinstance(condition, model.Not):
-        condition = condition.condition
-    if isinstance(condition, model.Eq | model.AtLeast | model.AtMost):
-        return condition.value
-    assert isinstance(condition, model.Contains | model.StartsWith)  # noqa: S101  (for the type checker)
-    return condition.text
+            while isinstance(condition, model.Not):
+                condition = condition.condition  # noqa: PLW2901
+            said = condition.text if isinstance(condition, model.Contains | model.StartsWith) else condition.value
+            yield field, said

@@ -157,10 +157,10 @@ class Tool:
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
         self.counts = any(a.role == "count" for a in self.arguments)
-        said = [("choice", c, self.language.frequencies.get(c)) for a in self.arguments for c in _choices(a)]
-        flags = [(a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
-        said += [("flag", name, self.language.flags.get(w)) for name, w in flags]
-        self.adverbs = [(marker, value, phrases) for marker, value, phrases in said if phrases]
+        said = [("choice", c, c) for a in self.arguments for c in _choices(a)]
+        said += [("flag", a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
+        adverbs = self.language.adverbs
+        self.adverbs = [(marker, value, adverbs[word]) for marker, value, word in said if word in adverbs]
         ruled = [a.kind for a in self.arguments]
         self.apart = "principal" in ruled and "object" in ruled
         self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1

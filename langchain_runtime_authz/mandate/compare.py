@@ -172,28 +172,25 @@ def within(value: object, prefix: str) -> bool:
     if "://" not in prefix:
         folder, path = _segments(prefix), _segments(value)
         rooted = value.startswith("/") == prefix.startswith("/")
-        return rooted and "://" not in value and ".." not in path and _begins(path, folder) and len(path) > len(folder)
+        below = path[: len(folder)] == folder and len(path) > len(folder)
+        return rooted and "://" not in value and ".." not in path and below
     try:
-        link, below = urlsplit(value), urlsplit(prefix)
+        link, start = urlsplit(value), urlsplit(prefix)
         doors = _door(value) == _door(prefix)
     except ValueError:
         return False
-    if link.scheme.lower() != below.scheme.lower() or not doors or "@" in link.netloc or not link.hostname:
+    if link.scheme.lower() != start.scheme.lower() or not doors or "@" in link.netloc or not link.hostname:
         return False
-    if link.hostname != below.hostname or not {"..", "."}.isdisjoint(link.path.split("/")):
+    if link.hostname != start.hostname or not {"..", "."}.isdisjoint(link.path.split("/")):
         return False
-    if below.query:
-        return link.path == below.path and link.query == below.query
-    stem = below.path.rstrip("/")
+    if start.query:
+        return link.path == start.path and link.query == start.query
+    stem = start.path.rstrip("/")
     return link.path.rstrip("/") == stem or link.path.startswith(f"{stem}/")
 
 
 def _segments(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
-
-
-def _begins(path: list[str], folder: list[str]) -> bool:
-    return path[: len(folder)] == folder
 
 
 def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:

@@ -6,7 +6,7 @@ A place backs one argument of one step. All places of a side effect lie in one s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.mandate.model import Step
@@ -197,15 +197,10 @@ class Placing:
         if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):
             return False
         n, first, last = hull([c.place for c in placed if not c.need.dictated])
-        return any(
-            first <= start and end <= last and not any(_overlap(Place(n, start, end), c.place) for c in placed)
-            for start, end in self._numbers(n)
-        )
-
-    def _numbers(self, n: int) -> Iterator[tuple[int, int]]:
-        for form, spans in self.words.segments[n].tokens.items():
-            if form.startswith("num:"):
-                yield from spans
+        tokens = self.words.segments[n].tokens
+        numbers = [Place(n, *span) for form, spans in tokens.items() if form.startswith("num:") for span in spans]
+        inside = [p for p in numbers if first <= p.start and p.end <= last]
+        return not all(any(_overlap(p, c.place) for c in placed) for p in inside)
 
     def _unsaid(self, need: Need) -> str:
         name = need.owner.partition(" ")[2] or need.owner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from langchain_runtime_authz.mandate import model
@@ -112,10 +112,5 @@ def _value(value: object) -> str:
         return "yes" if value else "no"
     text = str(value)
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    shown = "".join(_visible(text))
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return f'"{shown}"' if any(c in ' ,"' for c in shown) or not shown else shown
-
-
-def _visible(text: str) -> Iterator[str]:
-    for c in text:
-        yield c if c.isprintable() else c.encode("unicode_escape").decode()

@@ -35,19 +35,6 @@ def _lower(text: str) -> str:
     return text.lower().replace("’", "'")
 
 
-# The lists of phrases, and what else each takes in.
-_LISTS: Final = (
-    "openers", "requests", "gerunds", "tails", "tags", "courtesies", "separators", "dictation", "topics", "copulas",
-    "stop_phrases", "reads", "assents", "thanks",
-)  # fmt: skip
-
-_WITH: Final = {
-    "openers": ("requests", "gerunds"),
-    "requests": ("gerunds",),
-    "tails": ("tags",),
-    "courtesies": ("openers", "tails"),
-}
-
 Phrases = Mapping[str, Sequence[tuple[str, ...]]]
 """Phrases by their first word, the longest first."""
 
@@ -93,11 +80,14 @@ class Language:
         def sets(name: str) -> frozenset[str]:
             return frozenset(data[name])
 
+        def said(name: str) -> Iterator[str]:
+            for phrase in data["phrases"][name]:
+                yield from said(phrase[1:]) if phrase[0] == "@" else (phrase,)
+
         self.data = data
-        self.phrases = {name: phrases_of(p for n in (name, *_WITH.get(name, ())) for p in data[n]) for name in _LISTS}
-        self.excused = phrases_of((p for n in ("openers", "tails") for p in data[n]), least=2)
-        self.flags = {name: phrases_of(said) for name, said in data["flags"].items()}
-        self.frequencies = {name: phrases_of(said) for name, said in data["frequencies"].items()}
+        self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
+        self.excused = phrases_of([*said("polite"), *said("tails")], least=2)
+        self.adverbs = {word: phrases_of(phrases) for word, phrases in data["adverbs"].items()}
         framing = {*data["speech"], *data["commands"]}
         self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
         self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
