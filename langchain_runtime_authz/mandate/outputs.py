@@ -12,7 +12,6 @@ import re
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.atoms import absent
@@ -43,7 +42,6 @@ _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # the name of a record's member
 
 
-@dataclass(slots=True, eq=False)
 class Output:
     """The output of one read.
 
@@ -56,14 +54,15 @@ class Output:
         turn: its place in the order of reads and writes.
     """
 
-    profile: ToolProfile
-    args: dict[str, Any]
-    given: frozenset[str]
-    value: Any
-    complete: bool
-    turn: int
-    weight: int = 0
-    _words: Words | None = None
+    __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
+
+    def __init__(
+        self, profile: ToolProfile, args: dict[str, Any], given: frozenset[str], value: Any, complete: bool, turn: int
+    ) -> None:
+        self.profile, self.args, self.given = profile, args, given
+        self.value, self.complete, self.turn = value, complete, turn
+        self.weight = 0
+        self._words: Words | None = None
 
     @property
     def words(self) -> Words:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz.mandate.languages import Token, singular
@@ -20,11 +21,7 @@ MAX_PHRASES: Final = 8  # of one clause
 MAX_PURPOSE: Final = 6  # words behind "for", or of a subject
 _NAMES: Final = 4  # words of one name
 _PLAIN: Final = frozenset({"word", "name", "number", "id", "version"})
-# Kinds that one list may mix, and kinds of which there are lists of their own.
-_SORTS: Final = {
-    **dict.fromkeys(("name", "email", "handle"), "somebody"),
-    **dict.fromkeys(("id", "quote"), "something"),
-}
+_SORTS: Final = {"email": "name", "handle": "name", "quote": "id"}  # kinds that one list may mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +39,12 @@ class Phrase:
         return self.values[0].kind
 
 
-class Reader:
-    """Read what stands behind the verb of one clause.
+def _sort(token: Token) -> str:
+    return _SORTS.get(token.kind, token.kind)
 
-    Args:
-        tool: whose nouns are known.
-        tokens: what stands behind the verb.
-        text: the whole text.
-        lists: True if a value may be a list.
-        part: True if it is one of several parts, which "and" joins.
-    """
+
+class Reader:
+    """Read what stands behind the verb. `lists`: values may be lists. `part`: it is one of several parts."""
 
     def __init__(self, tool: Tool, tokens: Sequence[Token], text: str, *, lists: bool, part: bool) -> None:
         self.tool, self.language, self.data, self.text = tool, tool.language, tool.language.data, text
@@ -72,10 +65,7 @@ class Reader:
         while (token := self.tokens[self.at]).kind != "end":
             if len(self.found) > MAX_PHRASES:
                 return None
-            said, topic = (
-                self.language.match("dictation", self.tokens, self.at),
-                self.language.match("topics", self.tokens, self.at),
-            )
+            said, topic = self._match("dictation"), self._match("topics")
             if said or topic:
                 rest = self.tokens[self.at + (said or topic) : -1]
                 if rest and rest[0].kind == "quote":
@@ -101,6 +91,9 @@ class Reader:
                 return (self.found, self._said(rest)) if told and self._stated(rest) else None
         return self.found, None
 
+    def _match(self, phrases: str, ahead: int = 0) -> int:
+        return self.language.match(phrases, self.tokens, self.at + ahead)
+
     def _said(self, tokens: Sequence[Token]) -> str:
         return self.text[tokens[0].start : tokens[-1].end]
 
@@ -110,7 +103,7 @@ class Reader:
     def _next(self) -> bool:
         """Read the next phrase, or the purpose of a payment."""
         begin, chosen = self.at, list[Phrase]()
-        joined = self.language.match("separators", self.tokens, self.at) if self.lists and self.found else 0
+        joined = self._match("separators") if self.lists and self.found else 0
         self.at += joined
         phrase = self._phrase(chosen)
         if joined and (phrase is None or self.tool.labels.isdisjoint(phrase.nouns)):
@@ -138,16 +131,12 @@ class Reader:
     def _command(self) -> Phrase | None:
         """Read a command without quotes: "git pull". All of it is plain words, to the end of the clause."""
         words, language = self.tool.words, self.language
-        at = next(
-            n
-            for n, t in enumerate(self.tokens)
-            if t.lower not in language.determiners and singular(t.lower) not in words
-        )
-        rest = self.tokens[at:-1]
+        lead = list(takewhile(lambda t: t.lower in language.determiners or singular(t.lower) in words, self.tokens))
+        rest = self.tokens[len(lead) : -1]
         plain = all(t.kind in _PLAIN - {"name"} and t.lower not in language.closed for t in rest)
         if not rest or not plain or rest[0].kind not in {"word", "id"} or rest[0].lower in language.framed:
             return None
-        nouns = tuple(n for t in self.tokens[:at] if (n := singular(t.lower)) in words)
+        nouns = tuple(n for t in lead if (n := singular(t.lower)) in words)
         return Phrase("", nouns, (self._quote(rest),), first=True)
 
     def _stated(self, tokens: Sequence[Token]) -> bool:
@@ -226,10 +215,10 @@ class Reader:
             self.at += 1
         labelled, behind = len(nouns) > named, self.at
         if labelled or determined:
-            said = self.language.match("dictation", self.tokens, self.at)
+            said = self._match("dictation")
             colon = self.tokens[self.at].kind == "colon" and not (nouns and tool.labels.isdisjoint(nouns))
             colon = colon or self.tokens[self.at + said].kind == "quote"
-            self.at += language.match("copulas", self.tokens, self.at) or said * colon
+            self.at += self._match("copulas") or said * colon
         if labelled and tool.headings.issuperset(nouns) and (taken := self._run(data["parting"])):
             values = [self._quote(taken)]
         else:
@@ -239,10 +228,10 @@ class Reader:
             nouns.append(trailing)
             self.at += 1
         if values and not nouns and begin and first.lower in data["indefinite"]:
-            marker = data["setting"][1]  # "make her an admin"
+            marker = data["setting"][1]  # "an admin" is "as admin"
         if not values:
             self.at = behind
-            dictates = labelled and self.language.match("dictation", self.tokens, self.at)
+            dictates = labelled and self._match("dictation")
             if not labelled or (marker and not dictates):
                 return None
         return Phrase(marker, tuple(nouns), tuple(values), begin == 0)
@@ -251,30 +240,24 @@ class Reader:
         values: list[Token] = []
         moved = self.tool.effect == "write" and len(self.tokens) == self.at + 2  # "to archive"; but not "to pay Bob"
         told = labelled or (bool(marker) and (moved or marker not in self.data["setting"]))
-        determined = determiner in self.language.determiners
+        determined, paid = determiner in self.language.determiners, any(t.kind == "money" for t in self.tokens)
         while True:
-            gap = self.language.match("separators", self.tokens, self.at) if self.lists and values else 0
-            gap += self.language.match("separators", self.tokens, self.at + gap) if gap else 0
+            gap = self._match("separators") if self.lists and values else 0
+            gap += self._match("separators", gap) if gap else 0
             if values and not gap:
                 return values
             token, after = self._value(self.at + gap, told=told)
-            if token is None:
-                return values
-            if values and _SORTS.get(token.kind, token.kind) != _SORTS.get(values[0].kind, values[0].kind):
+            if token is None or (values and _sort(token) != _sort(values[0])):
                 return values
             if token.kind == "word":
                 noun = values and singular(token.lower) in self.tool.words
                 trails = singular(self.tokens[after].lower) in self.tool.things  # "the checkout service"
-                whom = (trails if determined else bool(marker)) or self._whom()
-                if noun or not (labelled or whom or (begin and determiner in self.data["indefinite"])):
+                alone = self.at == 0 and (paid or not (self.part or self.tool.effect == "pay"))  # "pay bob 45 eur"
+                her = begin and not marker and determiner in self.data["indefinite"]  # "make her an admin"
+                if noun or not (labelled or alone or her or (trails if determined else marker)):
                     return values
             values.append(token)
             self.at = after
-
-    def _whom(self) -> bool:
-        """Return True if a lower-case word right behind the verb may be a value: "pay bob 45 eur"."""
-        paid = any(t.kind == "money" for t in self.tokens)
-        return self.at == 0 and (paid or not (self.part or self.tool.effect == "pay"))
 
     def _value(self, at: int, *, told: bool) -> tuple[Token | None, int]:
         token = self.tokens[at]
@@ -306,7 +289,8 @@ class Reader:
             if not (fine or token.lower in (inner if self.at > begin else first)):
                 break
             self.at += 1
-        return self.tokens[begin : self.at] if self.at - begin <= MAX_PURPOSE else []
+        self.at = self.at if self.at - begin <= MAX_PURPOSE else begin
+        return self.tokens[begin : self.at]
 
     def _purpose(self) -> Phrase | None:
         """Read what a payment is for. It goes into the payment's text, if there is one."""

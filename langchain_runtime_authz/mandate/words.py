@@ -43,16 +43,11 @@ _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
 class _Way(NamedTuple):
-    """The steps that one tool reads in a clause.
-
-    Attributes:
-        vague: they do not say what they name; another tool may have something of that name.
-        dictated: their text goes on to the end of the clause, without quotes.
-    """
+    """The steps that one tool reads in a clause."""
 
     steps: list[Step]
-    vague: bool
-    dictated: bool
+    vague: bool  # they do not say what they name; another tool may have something of that name
+    dictated: bool  # their text goes on to the end of the clause, without quotes
 
 
 _NO_WAY: Final = _Way([], vague=False, dictated=False)
