@@ -328,10 +328,10 @@ def kind_of(profile: ToolProfile, name: str) -> str:
 
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
     """Return True if two lists have the same items, whatever their order, and none of them is one too many."""
-    if len(items) > len(ordered):
-        return False
-    return all(any(same(item, one, kind) for one in ordered) for item in items) and all(
-        any(same(item, one, kind) for item in items) for one in ordered
+    return (
+        len(items) <= len(ordered)
+        and all(any(same(item, one, kind) for one in ordered) for item in items)
+        and all(any(same(item, one, kind) for item in items) for one in ordered)
     )
 
 
@@ -390,10 +390,8 @@ def _values(row: _Row, path: str) -> list[Any]:
 
 
 def _conditions(argument: model.Pick | model.Each) -> Collection[str]:
-    names = set(argument.where)
-    if isinstance(argument, model.Pick):
-        names.update(name for name in (argument.max, argument.min) if name is not None)
-    return names
+    extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
+    return {*argument.where, *filter(None, extremes)}
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:

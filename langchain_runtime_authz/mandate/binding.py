@@ -267,10 +267,9 @@ def bind(
             after = _after(plan.after, index.prefix, profiles)
             if after is None and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
-        groups = []
-        for source, keys in rows:
-            if keys:
-                groups.append([f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
+        groups = [
+            [f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for source, keys in rows if keys
+        ]
         matches.append(
             _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
         )

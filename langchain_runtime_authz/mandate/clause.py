@@ -1,7 +1,7 @@
-"""Read one clause for one tool: its phrases, and the one way to give each phrase to an argument.
+"""Find the one way to give each phrase of a clause to an argument of one tool.
 
-A phrase is a preposition, nouns and a value: "to the channel #ops". Nouns are from the tool's own vocabulary: its name,
-its arguments, its `intent`. A noun that names an argument decides; else the preposition and the kind do.
+Nouns are from the tool's name, its arguments and its `intent`. A noun that names an argument decides; else the
+preposition and the kind do.
 """
 
 from __future__ import annotations
@@ -232,10 +232,9 @@ class Tool:
             phrase = bound.get(argument.name)
             if phrase is None or phrase.nouns:
                 continue
-            if any(v.text.isdecimal() for v in phrase.values) and argument.kind != "amount":
-                return True
+            number = any(v.text.isdecimal() for v in phrase.values) and argument.kind != "amount"
             paths = argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
-            if argument.kind in {"object", "name"} and not paths:
+            if number or (argument.kind in {"object", "name"} and not paths):
                 return True
         return False
 
