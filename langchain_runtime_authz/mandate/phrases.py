@@ -46,7 +46,8 @@ def _sort(token: Token) -> str:
 class Reader:
     """Read what stands behind the verb. `lists`: values may be lists. `part`: it is one of several parts."""
 
-    def __init__(self, tool: Tool, tokens: Sequence[Token], text: str, *, lists: bool, part: bool) -> None:
+    def __init__(self, tool: Tool, verb: str, tokens: Sequence[Token], text: str, *, lists: bool, part: bool) -> None:
+        self.tells = tool.effect == "send" and bool(tool.texts) and verb in tool.language.data["tellings"]
         self.tool, self.language, self.data, self.text = tool, tool.language, tool.language.data, text
         self.lists, self.part, self.at = lists, part, 0
         self.found: list[Phrase] = []
@@ -87,8 +88,8 @@ class Reader:
                 continue
             if not self._next():
                 rest = self.tokens[self.at : -1]
-                told = self.tool.effect == "send" and self.tool.texts and any(p.values for p in self.found)
-                return (self.found, self._said(rest)) if told and self._stated(rest) else None
+                told = self.tells and any(p.values for p in self.found) and self._stated(rest)
+                return (self.found, self._said(rest)) if told else None
         return self.found, None
 
     def _match(self, phrases: str, ahead: int = 0) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from operator import or_
 from textwrap import shorten
 from types import MappingProxyType
@@ -154,8 +154,8 @@ class _Turn:
                 continue
             if sentence and found and self._labelled(sentence):
                 before, mark = found.pop()
-                plain = [t._replace(kind="word") for t in sentence[:2] if t.kind in {"word", "name"}]
-                sentence = [*before, sentence[0]._replace(kind="sep", text=","), *plain, *sentence[len(plain) :]]
+                label, *rest = sentence[sentence[0].lower in self.language.determiners :]
+                sentence = [*before, label._replace(kind="sep", text=","), label._replace(kind="word"), *rest]
                 token = token._replace(text=f"{mark} {token.text}")  # noqa: PLW2901
             if sentence or "?" in token.text:  # a question mark of its own
                 found.append((sentence or [token], token.text))
@@ -163,16 +163,24 @@ class _Turn:
         return found
 
     def _framed(self) -> list[Token]:
-        """Return the tokens. The rest of the text behind "with this content:" or "this query:" is one quotation."""
+        """Return the tokens. The rest of the text behind "this query:" is one quotation.
+
+        So is it behind "with this text:", to the end of the line; and to the end of the text, if it begins a line or
+        its label begins a sentence.
+        """
         tokens, language, end = list(self.language.tokens(self.text)), self.language, len(self.text.rstrip())
         for at, colon in enumerate(tokens[:-1], 1):
             frame = self._untailed(tokens[: at - 1])[-1:] if colon.kind == "colon" else []
-            if frame and (noun := singular(frame[0].lower)) in language.framed:
-                speech = noun in language.data["speech"]
-                if tokens[at].kind == "quote" or (speech and language.stop(tokens[at:])):
-                    return tokens
-                start = tokens[at].start
-                return [*tokens[:at], Token("quote", self.text[start:end], start, end)]
+            if not frame or (noun := singular(frame[0].lower)) not in language.framed:
+                continue
+            rest = list(dropwhile(lambda t: t.kind == "end", tokens[at:])) or [colon]
+            start = rest[0].start
+            apart = at < 3 or tokens[at - 3].kind == "end" or "\n" in self.text[colon.end : start]  # noqa: PLR2004
+            several = any(t.kind == "end" for t in rest[:-1])
+            speech = noun in language.data["speech"]
+            if rest[0].kind == "quote" or (speech and (language.stop(rest) or (several and not apart))):
+                break
+            return [*tokens[:at], Token("quote", self.text[start:end], start, end)]
         return tokens
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
@@ -305,10 +313,11 @@ class _Turn:
             return _NO_WAY  # "Transfer of 45 EUR" is a noun
         tool.prepare()
         order = self.text[min(t.start for t in tokens) : max(t.end for t in tokens)]
-        whole = self._way(tool, rest, order, lists=len(parts) > 1, part=False)
+        verb = tokens[0].lower
+        whole = self._way(tool, verb, rest, order, lists=len(parts) > 1, part=False)
         if len(parts) == 1:
             return whole
-        ways = [self._way(tool, part, order, lists=False, part=True) for part in parts]
+        ways = [self._way(tool, verb, part, order, lists=False, part=True) for part in parts]
         paired = [step for way in ways for step in way.steps]
         if not all(way.steps for way in ways):
             return whole
@@ -331,8 +340,8 @@ class _Turn:
             at += gap or 1
         return parts
 
-    def _way(self, tool: Tool, tokens: list[Token], order: str, *, lists: bool, part: bool) -> _Way:
-        read = Reader(tool, tokens, self.text, lists=lists, part=part).read()
+    def _way(self, tool: Tool, verb: str, tokens: list[Token], order: str, *, lists: bool, part: bool) -> _Way:
+        read = Reader(tool, verb, tokens, self.text, lists=lists, part=part).read()
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return _NO_WAY
