@@ -105,15 +105,12 @@ class _Check:
                     self.lost[step.id] = f"it depends on `{needed}`"
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
-    def anchored(self, step: model.Step) -> bool:
-        """Return True if the words hold a value of the step, or of a read that it takes values from."""
-        return any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))
-
     def doubtful(self, step: model.Step) -> bool:
         """Return True if nothing in the words is about a step that does great harm, or whose target is looked up."""
         looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
         profile = self.profiles[step.tool]
-        return profile.side_effect and (looked_up or profile.effect in RISKY) and not self.anchored(step)
+        anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # its reads as well
+        return profile.side_effect and (looked_up or profile.effect in RISKY) and not anchored
 
     def uncross(self) -> None:
         """Drop the steps whose places in the words are mixed."""
@@ -121,10 +118,7 @@ class _Check:
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 
     def take(self, step: model.Step) -> None:
-        why = self._unfit(step)
-        if why is None:
-            why = self._place(step)
-        if why is not None:
+        if why := self._unfit(step) or self._place(step):
             self.lost[step.id] = why
 
     # --- what a step may not be, whatever the words are

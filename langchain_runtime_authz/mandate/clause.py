@@ -117,8 +117,7 @@ class Tool:
         if self.arguments:
             return
         data, profile = self.language.data, self.profile
-        properties = self.schema.get("properties")
-        properties = properties if isinstance(properties, Mapping) else {}
+        properties = p if isinstance(p := self.schema.get("properties"), Mapping) else {}
         needed = _listed(self.schema.get("required"))
         kinds: dict[str, str] = {n: k for n, k in profile.critical.items() if "." not in n}
         kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
@@ -130,8 +129,7 @@ class Tool:
         for name, kind in kinds.items():
             words = words_of(name)
             role = next((r for r in _ROLES if not roles[r].isdisjoint(words)), "")
-            given = properties.get(name)
-            given = given if isinstance(given, Mapping) else {}
+            given = p if isinstance(p := properties.get(name), Mapping) else {}
             options = [given, *(o for o in _listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
             types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
             optional = kind in {"when", "text"} or role == "named_only"
@@ -336,7 +334,7 @@ class Tool:
         headings = set(self.language.data["arguments"]["heading"])
         needed = _listed(self.schema.get("required")) or ()
         for argument in self.arguments:
-            phrase = bound.get(argument.name) if argument.name else None
+            phrase = bound.get(argument.name)
             if argument.kind == "text":
                 if phrase is not None:
                     args[argument.name] = Text(quote=(phrase.values[0].text,))

@@ -94,22 +94,12 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
         one, other = _iso(value.strip()), _iso(constant.strip())
         if one is not None and other is not None:
             return _order_dates(value.strip(), one, constant.strip(), other) == 0
-    ours, theirs = _days(own), _days(said)
-    full, full_said = _full(own), _full(said)
-    if full and full_said:
-        ours, theirs = full, full_said
-    if ours != theirs:
+    ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
+    full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
+    if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
         return False
     times = {f for f in said if f.startswith("time:")}
     return not times or times == {f for f in own if f.startswith("time:")}
-
-
-def _days(found: Sequence[str]) -> set[str]:
-    return {f[-6:] for f in found if f.startswith(("date:", "day:"))}
-
-
-def _full(found: Sequence[str]) -> set[str]:
-    return {f for f in found if f.startswith("date:") and f[5] != "-"}
 
 
 def _iso(text: str) -> datetime.datetime | None:

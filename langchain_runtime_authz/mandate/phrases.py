@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PHRASES: Final = 8  # of one clause
 MAX_PURPOSE: Final = 6  # words behind "for", or of a subject
+LABEL: Final = ";"  # parts a sentence from another that only says what an argument is
 _NAMES: Final = 4  # words of one name
 _PLAIN: Final = frozenset({"word", "name", "number", "id", "version"})
 _SORTS: Final = {"email": "name", "handle": "name", "quote": "id"}  # kinds that one list may mix
@@ -66,6 +67,9 @@ class Reader:
         while (token := self.tokens[self.at]).kind != "end":
             if len(self.found) > MAX_PHRASES:
                 return None
+            if token.text == LABEL:
+                self.at += 1
+                continue
             said, topic = self._match("dictation"), self._match("topics")
             if said or topic:
                 rest = self.tokens[self.at + (said or topic) : -1]

@@ -24,7 +24,7 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step
-from langchain_runtime_authz.mandate.phrases import Reader
+from langchain_runtime_authz.mandate.phrases import LABEL, Reader
 from langchain_runtime_authz.profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
@@ -155,7 +155,7 @@ class _Turn:
             if sentence and found and self._labelled(sentence):
                 before, mark = found.pop()
                 label, *rest = sentence[sentence[0].lower in self.language.determiners :]
-                sentence = [*before, label._replace(kind="sep", text=","), label._replace(kind="word"), *rest]
+                sentence = [*before, label._replace(kind="sep", text=LABEL), label._replace(kind="word"), *rest]
                 token = token._replace(text=f"{mark} {token.text}")  # noqa: PLW2901
             if sentence or "?" in token.text:  # a question mark of its own
                 found.append((sentence or [token], token.text))
