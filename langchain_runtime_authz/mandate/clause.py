@@ -8,34 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import forms
-from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number
 from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
-from langchain_runtime_authz.mandate.phrases import Phrase
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.mandate.phrases import Argued, Phrase, Vocabulary, listed
 
-MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
 _TRIES: Final = 2000  # assignments looked at
-# What the words of an argument's name tell about its part in a clause; the first that fits counts.
-_ROLES: Final = (
-    "named_only",
-    "venue",
-    "count",
-    "slot",
-    "setting",
-    "source",
-    "goal",
-    "end",
-    "version",
-    "file",
-    "container",
-)
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _PLAIN: Final = {
     "principal": "email id name handle word",
@@ -57,26 +41,6 @@ _NAMED: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Argument:
-    name: str
-    kind: str  # of the profile, or `when` or `text`
-    words: frozenset[str]
-    role: str
-    array: bool
-    required: bool
-    schema: Mapping[str, Any]
-    types: frozenset[str]  # of JSON; empty if the schema does not tell
-
-
-def _listed(value: object) -> Sequence[Any] | None:
-    return value if isinstance(value, list | tuple) else None
-
-
-def _choices(argument: _Argument) -> Sequence[str]:
-    return [c for c in _listed(argument.schema.get("enum")) or () if isinstance(c, str)]
-
-
 def _somebody(token: Token) -> bool:
     """Return True if a value looks like the name or the account of somebody, and not like that of a thing."""
     if token.kind == "id":
@@ -84,97 +48,8 @@ def _somebody(token: Token) -> bool:
     return token.kind in {"email", "name", "word", "handle"}
 
 
-class Tool:
-    """A tool's verbs, arguments and vocabulary in one language."""
-
-    def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
-        self.name, self.profile, self.schema, self.language = name, profile, schema, language
-        self.effect = profile.effect
-        self.arguments: list[_Argument] = []
-        data = language.data
-        own: set[tuple[str, ...]]
-        usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
-        if profile.intent:
-            own = {tuple(i.lower().split()) for i in profile.intent} - {()}
-            # Two words of a group tell its sense: who may "open, create" a ticket may "add" one.
-            groups = [g for g in groups if sum((v,) in own for v in g) > 1]
-        else:
-            verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
-            # "send_email" is asked for by both, "delete_email" by one.
-            verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
-            groups = [g for g in groups if not set(verbs).isdisjoint(g)]
-            if len(groups) > len(verbs):  # "write" a file, or "write" to somebody
-                groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(verbs))] or [verbs]
-            own = {(v,) for v in verbs or usual}
-        alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
-        alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
-        alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
-        # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
-        self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
-
-    def prepare(self) -> None:
-        """Work out arguments and vocabulary, once a verb fits."""
-        if self.arguments:
-            return
-        data, profile = self.language.data, self.profile
-        properties = p if isinstance(p := self.schema.get("properties"), Mapping) else {}
-        needed = _listed(self.schema.get("required"))
-        kinds: dict[str, str] = {n: k for n, k in profile.critical.items() if "." not in n}
-        kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
-        inner = {n.partition(".")[0] for n in profile.critical if "." in n}
-        for name in properties:
-            if isinstance(name, str) and not {name} & (kinds.keys() | inner | set(profile.free)):
-                kinds[name] = "value"
-        roles = {role: frozenset(data["arguments"][role]) for role in _ROLES}
-        for name, kind in kinds.items():
-            words = words_of(name)
-            role = next((r for r in _ROLES if not roles[r].isdisjoint(words)), "")
-            given = p if isinstance(p := properties.get(name), Mapping) else {}
-            options = [given, *(o for o in _listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
-            types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
-            optional = kind in {"when", "text"} or role == "named_only"
-            required = name in needed if needed is not None else not optional
-            labels = self.language.alike(words)
-            if kind == "text" and not labels.isdisjoint(data["speech"]):
-                labels |= set(data["speech"])
-            self.arguments.append(_Argument(name, kind, labels, role, "array" in types, required, given, types))
-        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
-        phrases = [words_of(self.name), *map(words_of, profile.intent)]
-        deeds = self.language.verbs - self.language.things
-        core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
-        core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
-        self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
-        self.texts = [a for a in self.arguments if a.kind == "text"]
-        valued = {"object", "principal", "channel", "value"}
-        self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
-        self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
-        self.headings = frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"])
-        self.words = (self.core | self.labels) - self.language.closed
-        apart = self.language.stops | self.language.determiners | self.language.prepositions
-        self.choices = frozenset(w.lower() for a in self.arguments for w in _choices(a)) - apart
-        self.slot = sum(a.role == "slot" for a in self.arguments) == 1
-        self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
-        self.counts = any(a.role == "count" for a in self.arguments)
-        said = [("choice", c, c) for a in self.arguments for c in _choices(a)]
-        said += [("flag", a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
-        adverbs = self.language.adverbs
-        self.adverbs = [(marker, value, adverbs[word]) for marker, value, word in said if word in adverbs]
-        ruled = [a.kind for a in self.arguments]
-        self.apart = "principal" in ruled and "object" in ruled
-        self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
-
-    def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
-        """Return how many tokens the verb takes: 0 if the tool is not asked for."""
-        taken = 0
-        rest = {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
-        for entry, its in self.entries.items():
-            if entry[0] == tokens[0].lower and (its or not own):
-                particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
-                if particle and (len(tokens) < 2 or tokens[1].lower != entry[1]):  # noqa: PLR2004  (verb and particle)
-                    continue
-                if rest.issuperset(map(singular, entry[1:])):
-                    taken = max(taken, 1 + particle)
-        return taken
+class Tool(Vocabulary):
+    """A tool, and how its arguments take the phrases of a clause."""
 
     def bind(self, phrases: Sequence[Phrase], spoken: str | None) -> list[dict[str, Phrase]] | None:
         """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text.
@@ -236,7 +111,7 @@ class Tool:
                 return True
         return False
 
-    def _named(self, phrase: Phrase) -> list[_Argument]:
+    def _named(self, phrase: Phrase) -> list[Argued]:
         """Return the arguments that the phrase's nouns name."""
         return [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
 
@@ -245,9 +120,9 @@ class Tool:
             return False
         return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
 
-    def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
+    def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
-        effect, named, choices = self.effect, self._named(phrase), _choices(argument)
+        effect, named, choices = self.effect, self._named(phrase), argument.choices
         if marker in {"flag", "choice"}:
             return phrase.values[0].text in (choices if marker == "choice" else (argument.name,))
         if marker == "dictation" and not self.texts:
@@ -332,7 +207,7 @@ class Tool:
         said = [*spoken, *(p.values[0].text for n, p in bound.items() if not n)]
         said += [bound[a.name].values[0].text for a in self.texts if a.name in bound and not said]
         headings = set(self.language.data["arguments"]["heading"])
-        needed = _listed(self.schema.get("required")) or ()
+        needed = listed(self.schema.get("required")) or ()
         for argument in self.arguments:
             phrase = bound.get(argument.name)
             if argument.kind == "text":
@@ -347,7 +222,7 @@ class Tool:
         return Step(id="?", tool=self.name, args=args)
 
     @staticmethod
-    def _const(argument: _Argument, phrase: Phrase, digest: str) -> Const:
+    def _const(argument: Argued, phrase: Phrase, digest: str) -> Const:
         values: list[Scalar] = []
         start, end = phrase.values[0].start, phrase.values[-1].end
         for token in phrase.values:
