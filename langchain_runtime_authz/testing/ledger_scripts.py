@@ -18,47 +18,9 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.ledger.base import (
-    Approval,
-    CallRow,
-    Committed,
-    Conflict,
-    Guard,
-    Lease,
-    Ledger,
-    Query,
-    Scope,
-    Snapshot,
-)
-from langchain_runtime_authz.ledger.calls import (
-    AnswerApproval,
-    AskApproval,
-    ClaimCall,
-    ConcludeCall,
-    ReleaseCall,
-    ResolveCall,
-    SpendApproval,
-    SpendBudget,
-    SpendRate,
-)
-from langchain_runtime_authz.ledger.changes import (
-    AdvanceEpoch,
-    Change,
-    DeleteMarks,
-    EndLease,
-    OpenThread,
-    RecordEdge,
-    RecordPlan,
-    RecordStep,
-    RecordValues,
-    Redeliver,
-    Reinstate,
-    RenewLease,
-    Revoke,
-    SetMark,
-    TakeLease,
-    TakePending,
-)
+from langchain_runtime_authz.ledger import base, calls, changes
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Ledger, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.testing.clock import FrozenClock
 
 DIGEST: Final = "sha256:" + "0" * 64
@@ -107,13 +69,13 @@ class Script:
         """Return the next step. `epoch` tells the epoch that stands."""
         pick = self.by.choice
         scope = pick([*self.scopes, self.scopes[0], self.scopes[0]])
-        changes: tuple[Change, ...] = (OpenThread("user:alice"),)  # comes first on each thread
+        todo: tuple[Change, ...] = (changes.OpenThread("user:alice"),)  # comes first on each thread
         new, at = scope not in self.jtis, epoch(scope)
         jti = pick(self.jtis.setdefault(scope, [f"{scope.thread}-nobody"])[-4:])
         if not new:
-            changes = tuple(self.change(jti, at + pick((0,) * 6 + (-1, 1))) for _ in range(pick((1, 1, 1, 2, 4))))
-        self.jtis[scope] += [c.lease.jti for c in changes if isinstance(c, TakeLease)]
-        claims = any(isinstance(change, ClaimCall) for change in changes)  # nobody claims without a lease
+            todo = tuple(self.change(jti, at + pick((0,) * 6 + (-1, 1))) for _ in range(pick((1, 1, 1, 2, 4))))
+        self.jtis[scope] += [c.lease.jti for c in todo if isinstance(c, changes.TakeLease)]
+        claims = any(isinstance(change, calls.ClaimCall) for change in todo)  # nobody claims without a lease
         agent, name = pick(AGENTS), pick(NAMES)
         more = {"plan": (agent, name)} if pick((True, False)) else {"planned_call": (agent, name)}
         known: Any = {
@@ -123,7 +85,7 @@ class Script:
         }
         query = pick((Query(), *[Query(jti=jti, agent=agent, log=True, asks=True, **known)] * 3))
         guard = Guard(jti, at) if claims or (not new and pick((True, False, False))) else None
-        return Step(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, changes, query, jti)
+        return Step(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, todo, query, jti)
 
     def change(self, jti: str, epoch: int) -> Change:
         """Return any change."""
@@ -140,38 +102,38 @@ class Script:
             "within": ((ROOT, name),),
         }
         about = {"args_digest": pick("de"), "process": pick("pq"), "run_id": str(number)}
-        calls = (PlannedCall(0, name, tool, "d"), PlannedCall(1, None, "read", "e", tool, "d"))
+        planned = (PlannedCall(0, name, tool, "d"), PlannedCall(1, None, "read", "e", tool, "d"))
         text = HumanText(f"d{number}", pick(TEXTS), pick((None, name)), pick((True, False)), who, past=yes, mixed=yes)
         texts = (text, HumanText("d", "pay"))[: pick((1, 2))]
         makers: tuple[Callable[[], Change], ...] = (
-            lambda: OpenThread(who),
-            lambda: AdvanceEpoch(epoch, texts, first=yes, deliver=pick((True, False)), keep=(name,)),
-            TakePending,
-            lambda: Redeliver(texts),
-            lambda: SetMark(name, tool, pick(("", "lookup")), once=yes, instead=pick((None, None, "pay"))),
-            lambda: DeleteMarks(pick(("k", "k'\"%", ""))),
-            lambda: RecordStep(tool, tool, pick((0, 1)), pick((None, "secret")), name, yes, 1, 1, (name, tool, "1"), agent),
-            *[lambda: TakeLease(Lease(self.new(), "run", agent, epoch, now, now + TTL, pick((None, GRANT)), pick((None, jti))))] * 3,
-            lambda: RenewLease(jti, now + pick((-1, 10, 2 * TTL))),
-            lambda: EndLease(jti, pick(("suspended", "ended", "revoked"))),
-            lambda: Revoke(agent),
-            *[lambda: Reinstate(agent)] * 2,
-            lambda: RecordPlan(PlanRecord(name, agent, epoch, "model", calls)),
-            lambda: RecordEdge(Edge.model_validate({"from": name, "to": tool, "kind": pick(("task", "handoff"))})),
-            lambda: RecordValues((Sighting(name, origin, yes, pick((True, False)), tool),)),
-            *[lambda: ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick((True, False)))] * 4,
-            *[lambda: ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
-            *[lambda: ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
-            lambda: ResolveCall(name, yes, who, tool),
-            lambda: SpendBudget(name, 4, pick((number, -1))),
-            *[lambda: SpendRate("k", pick((10, 100)), 1)] * 2,
-            *[lambda: AskApproval(Approval(
+            lambda: changes.OpenThread(who),
+            lambda: changes.AdvanceEpoch(epoch, texts, first=yes, deliver=pick((True, False)), keep=(name,)),
+            changes.TakePending,
+            lambda: changes.Redeliver(texts),
+            lambda: changes.SetMark(name, tool, pick(("", "lookup")), once=yes, instead=pick((None, None, "pay"))),
+            lambda: changes.DeleteMarks(pick(("k", "k'\"%", ""))),
+            lambda: changes.RecordStep(tool, tool, pick((0, 1)), pick((None, "secret")), name, yes, 1, 1, (name, tool, "1"), agent),
+            *[lambda: changes.TakeLease(Lease(self.new(), "run", agent, epoch, now, now + TTL, pick((None, GRANT)), pick((None, jti))))] * 3,
+            lambda: changes.RenewLease(jti, now + pick((-1, 10, 2 * TTL))),
+            lambda: changes.EndLease(jti, pick(("suspended", "ended", "revoked"))),
+            lambda: changes.Revoke(agent),
+            *[lambda: changes.Reinstate(agent)] * 2,
+            lambda: changes.RecordPlan(PlanRecord(name, agent, epoch, "model", planned)),
+            lambda: changes.RecordEdge(Edge.model_validate({"from": name, "to": tool, "kind": pick(("task", "handoff"))})),
+            lambda: changes.RecordValues((Sighting(name, origin, yes, pick((True, False)), tool),)),
+            *[lambda: calls.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick((True, False)))] * 4,
+            *[lambda: calls.ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
+            *[lambda: calls.ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
+            lambda: calls.ResolveCall(name, yes, who, tool),
+            lambda: calls.SpendBudget(name, 4, pick((number, -1))),
+            *[lambda: calls.SpendRate("k", pick((10, 100)), 1)] * 2,
+            *[lambda: calls.AskApproval(base.Approval(
                 name, tool, epoch, "task", number, 1, id=self.new(), subject=who, needed=pick((1, 1, 2)), distinct=yes,
                 expires_at=pick((0, now + TTL)), eligible=pick(((), (who,))), fallback=("user:bob",), fallback_at=now + 1,
                 allowed=("approve", "edit"), interrupt_id="i", run_id="r", question=pick(TEXTS), trace="t", **place,
             ))] * 2,
-            *[lambda: AnswerApproval(name, pick(("approved", "approved", "rejected", "answered", "malformed")), who, yes, tool, name)] * 2,
-            *[lambda: SpendApproval(name, tool)] * 2,
+            *[lambda: calls.AnswerApproval(name, pick(("approved", "approved", "rejected", "answered", "malformed")), who, yes, tool, name)] * 2,
+            *[lambda: calls.SpendApproval(name, tool)] * 2,
         )  # fmt: skip
         return pick(makers)()
 
@@ -253,7 +215,7 @@ class LedgerHarness:
     def load(self, **query: Any) -> Snapshot:
         return self.ledger.load(self.scope, Query(**query))
 
-    def row(self, key: str) -> CallRow | None:
+    def row(self, key: str) -> base.CallRow | None:
         return self.load(calls=(key,)).calls.get(key)
 
     def lease(self, agent: tuple[str, ...] = ROOT, *, parent: Lease | None = None, grant: Grant | None = None) -> Lease:
@@ -261,7 +223,7 @@ class LedgerHarness:
         now = int(self.clock())
         below = parent.jti if parent is not None else None
         lease = Lease(unique(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
-        self.do(TakeLease(lease))
+        self.do(changes.TakeLease(lease))
         return lease
 
     def status(self, jti: str) -> str:
@@ -269,8 +231,8 @@ class LedgerHarness:
 
     def approved(self, key: str, **asked: Any) -> None:
         """Make an approval of the call that is ready to be spent."""
-        self.do(AskApproval(Approval(key, DIGEST, **{"epoch": 1, **asked})))
-        self.do(AnswerApproval(key, "approved", "user:alice", authenticated=True))
+        self.do(calls.AskApproval(base.Approval(key, DIGEST, **{"epoch": 1, **asked})))
+        self.do(calls.AnswerApproval(key, "approved", "user:alice", authenticated=True))
 
     def race(self, jobs: Sequence[tuple[Sequence[Change], Guard | None]]) -> list[Committed | Conflict]:
         """Commit each job in its own thread, all at once."""
@@ -284,13 +246,13 @@ class LedgerHarness:
             return list(pool.map(run, jobs))
 
     def claimed(
-        self, thread: str, process: str = "p1", args: str = "d", kind: Any = ClaimCall, **more: Any
+        self, thread: str, process: str = "p1", args: str = "d", kind: Any = calls.ClaimCall, **more: Any
     ) -> Code | None:
         """Claim a call whose decision knew of no doubt, in a run of its own; return why it was refused."""
         about = {"args_digest": args, "process": process, "run_id": unique()}
         scope, now = self.scope._replace(thread=thread), int(self.clock())
         lease = Lease(unique(), about["run_id"], ROOT, 1, now, now + TTL)
-        self.ledger.commit(scope, None, [OpenThread("user:alice"), TakeLease(lease)])
+        self.ledger.commit(scope, None, [changes.OpenThread("user:alice"), changes.TakeLease(lease)])
         claim = kind(unique(), lease.jti, False, about=about, **{"deed": "pay:x", "subject": "user:alice", **more})
         done = self.ledger.commit(scope, Guard(lease.jti, 1), [claim])
         return done.code if isinstance(done, Conflict) else None

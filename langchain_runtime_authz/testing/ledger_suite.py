@@ -28,30 +28,10 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, content_digest
-from langchain_runtime_authz.ledger.base import (
-    Anchored,
-    Committed,
-    Conflict,
-    Guard,
-    Lease,
-    Ledger,
-    Query,
-    Scope,
-    Snapshot,
-)
-from langchain_runtime_authz.ledger.calls import (
-    ClaimCall,
-    SpendApproval,
-    SpendBudget,
-    SpendRate,
-)
-from langchain_runtime_authz.ledger.changes import (
-    AdvanceEpoch,
-    Change,
-    OpenThread,
-    RecordStep,
-    RecordValues,
-)
+from langchain_runtime_authz.ledger import base
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Ledger, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.calls import ClaimCall, SpendApproval, SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, OpenThread, RecordStep, RecordValues
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.testing.ledger_scripts import (
@@ -332,7 +312,7 @@ class DurableLedgerContract(LedgerContract):
     def test_a_commit_is_held_by_its_anchor(self) -> None:
         """By this tenant's ledger and no other, and by every instance of it."""
         with self.again() as again:
-            ours, theirs = cast("Anchored", self.ledger), cast("Anchored", again)
+            ours, theirs = cast("base.Anchored", self.ledger), cast("base.Anchored", again)
             tenant = self.scope.tenant
             assert ours.anchor(tenant) is None
             self.do(RecordStep())
