@@ -353,7 +353,7 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
 def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
     """Return the newest record of a decision, from a sink in memory or the file of one."""
     found = None
-    for record in _records(sink, decision_id):
+    for record in records(sink, decision_id):
         if record and record.get("kind") == "decision" and record.get("decision_id") == decision_id:
             found = record
     return found
@@ -364,12 +364,13 @@ def told(sink: AuditSink, run_id: str | None = None) -> str:
     from langchain_runtime_authz.audit.story import tell
     from langchain_runtime_authz.audit.story_page import fragment
 
-    records = _records(sink, run_id or "")
-    found = tell(records, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
+    known = records(sink, run_id or "")
+    found = tell(known, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
     return fragment(found) if found.steps else "<p>nothing on record here</p>"
 
 
-def _records(sink: AuditSink, mark: str) -> Iterable[dict[str, Any] | None]:
+def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
+    """Return what a sink in memory or the file of one holds, the oldest first (`chain.read_log`)."""
     if isinstance(sink, MemorySink):
         return sink.records
     return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()

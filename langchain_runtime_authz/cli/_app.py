@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ class Answer:
         text = json.dumps(self.document, indent=2) if as_json else text if isinstance(text, str) else "\n".join(text)
         if text:
             typer.echo(text)
+
+
+def moment(at: float) -> str:
+    """Return a time in ISO 8601, in UTC."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App
-from langchain_runtime_authz.cli.keys import Password
+from langchain_runtime_authz.cli._app import Answer, App, moment
+from langchain_runtime_authz.cli.keys import Password, as_bytes
 from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
@@ -57,21 +56,11 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
     with store.opened() as ledger:
         found = list(ledger.asked(tenant))
     for scope, asked in found:
-        rows.append(
-            {
-                "id": asked.id,
-                "graph": scope.graph,
-                "thread": scope.thread,
-                "subject": asked.subject,
-                "tool": asked.tool,
-                "args_digest": asked.args_digest,
-                "expires_at": asked.expires_at or None,
-                "approvers": list(asked.approvers),
-                "needed": asked.needed,
-                "question": asked.question,
-            }
-        )
-        until = dt.datetime.fromtimestamp(asked.expires_at, dt.UTC).isoformat() if asked.expires_at else "for ever"
+        names = ("id", "subject", "tool", "args_digest", "needed", "question")
+        own = {"expires_at": asked.expires_at or None, "approvers": list(asked.approvers)}
+        place = {"graph": scope.graph, "thread": scope.thread}
+        rows.append({**{name: getattr(asked, name) for name in names}, **place, **own})
+        until = moment(asked.expires_at) if asked.expires_at else "for ever"
         lines.append(f"{asked.id}  {inert(scope.graph)}/{inert(scope.thread)}  for {inert(asked.subject)}")
         lines.append(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")
         lines += [*(f"  {line}" for line in asked.question.splitlines()), ""]
@@ -86,8 +75,8 @@ def approve(store: Store, id: Id, who: Approver, tenant: Tenant = "default", aud
     Examples:
       runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """
-    with _authz(store, tenant, who, audit) as authz:
-        waits = authz.approve(id, statement=_signed(authz, id, who, "approve"))
+    with _signed(store, id, who, "approve", tenant, audit) as (authz, statement):
+        waits = authz.approve(id, statement=statement)
     rest = f"waits for  {waits} more" if waits else "complete   resume the graph"
     done = {"id": id, "verdict": "approve", "approver": f"user:{who.person}", "missing": waits}
     return Answer(done, f"approved   by user:{who.person}\n{rest}")
@@ -110,25 +99,20 @@ def deny(
     Examples:
       runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """
-    with _authz(store, tenant, who, audit) as authz:
-        authz.deny_approval(id, statement=_signed(authz, id, who, "deny"), message=message)
+    with _signed(store, id, who, "deny", tenant, audit) as (authz, statement):
+        authz.deny_approval(id, statement=statement, message=message)
     done = {"id": id, "verdict": "deny", "approver": f"user:{who.person}"}
     return Answer(done, f"rejected   by user:{who.person}")
 
 
-def _signed(authz: RuntimeAuthz, id: str, who: Approver, verdict: Verdict) -> str:
-    from langchain_runtime_authz.credential.approval_statement import sign_statement
-    from langchain_runtime_authz.credential.keys import SigningKey
-
-    signer = SigningKey.from_pem(who.key.read_bytes(), who.password.encode() if who.password else None)
-    about, jti = authz.question(id), secrets.token_hex(16)
-    return sign_statement(signer, approver=f"user:{who.person}", verdict=verdict, question=about, jti=jti)
-
-
 @contextmanager
-def _authz(store: Store, tenant: str, who: Approver, audit: Path | None) -> Iterator[RuntimeAuthz]:
+def _signed(
+    store: Store, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None
+) -> Iterator[tuple[RuntimeAuthz, str]]:
+    """Give what takes an answer, and the approver's statement of it."""
     from langchain_runtime_authz.authz import RuntimeAuthz
-    from langchain_runtime_authz.credential.approval_statement import Approvers
+    from langchain_runtime_authz.credential.approval_statement import Approvers, sign_statement
+    from langchain_runtime_authz.credential.keys import SigningKey
     from langchain_runtime_authz.digest import parse_object
 
     try:
@@ -137,4 +121,7 @@ def _authz(store: Store, tenant: str, who: Approver, audit: Path | None) -> Iter
         wanted = f"{who.approvers} must hold a JSON object, `user:<name>` to JWK set"
         raise ConfigError(f"{wanted}: {unreadable(exc)}") from exc
     with store.opened() as ledger:
-        yield RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)
+        signer = SigningKey.from_pem(who.key.read_bytes(), as_bytes(who.password))
+        question, jti = authz.question(id), secrets.token_hex(16)
+        yield authz, sign_statement(signer, approver=f"user:{who.person}", verdict=verdict, question=question, jti=jti)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App, lines
+from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.inert import inert
@@ -40,12 +39,11 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
     """
     with store.opened() as ledger:
         found = [_told(one) for one in ledger.doubts(tenant)]
-    lines = []
+    text = []
     for told in found:
-        lines.append(told["call"])
-        lines.append(f"  {inert(str(told['tool']))} at {told['permitted_at']}, for {inert(told['subject'])}")
-        lines.append(f"  {inert(told['graph'])}/{inert(told['thread'])}, idempotency key {told['idempotency_key']}")
-    return Answer(found, [*lines, f"{len(found)} in doubt"])
+        text += [told["call"], f"  {inert(str(told['tool']))} at {told['permitted_at']}, for {inert(told['subject'])}"]
+        text.append(f"  {inert(told['graph'])}/{inert(told['thread'])}, idempotency key {told['idempotency_key']}")
+    return Answer(found, [*text, f"{len(found)} in doubt"])
 
 
 @app.command("show")
@@ -93,13 +91,12 @@ def resolve(
 
 def _told(one: Doubt) -> dict[str, Any]:
     about = one.row.about or {}
-    at = dt.datetime.fromtimestamp(one.row.at, dt.UTC).isoformat(timespec="seconds")
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
     return {
         "call": one.row.key,
         "state": one.row.state,
         "tool": about.get("tool"),
-        "permitted_at": at,
+        "permitted_at": moment(one.row.at),
         "subject": one.subject,
         "graph": one.scope.graph,
         "thread": one.scope.thread,

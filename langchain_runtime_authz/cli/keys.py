@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App
+from langchain_runtime_authz.cli._app import Answer, App, moment
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
@@ -43,7 +42,7 @@ def generate(
     """
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
-    ring = KeyDirectory.create(directory, alg, _bytes(password))  # type: ignore[arg-type]  # checked there
+    ring = KeyDirectory.create(directory, alg, as_bytes(password))  # type: ignore[arg-type]  # checked there
     return _told(ring, wrote=str(directory))
 
 
@@ -92,27 +91,23 @@ def compromise(
     """
     ring = _opened(directory, password)
     done = ring.compromise(kid)
-    by = _time(done.refused_by)
+    by = moment(done.refused_by)
     text = (f"withdrawn  {done.kid}", f"signing    {done.active}")
     until = f"refused    at once by the issuer and by introspection; everywhere by {by}"
     return _told(ring, *text, until, withdrawn=done.kid, active=done.active, refused_by=by)
 
 
-def _opened(directory: Path, password: str | None) -> KeyDirectory:
-    from langchain_runtime_authz.credential.keyring import KeyDirectory
-
-    return KeyDirectory(directory, _bytes(password))
-
-
-def _bytes(password: str | None) -> bytes | None:
+def as_bytes(password: str | None) -> bytes | None:
     return password.encode() if password else None
 
 
+def _opened(directory: Path, password: str | None) -> KeyDirectory:
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
+
+    return KeyDirectory(directory, as_bytes(password))
+
+
 def _told(ring: KeyDirectory, *more: str, **done: Any) -> Answer:
-    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": _time(k.since)} for k in ring.infos()]
+    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": moment(k.since)} for k in ring.infos()]
     lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
     return Answer({**done, "keys": keys}, [*lines, *more])
-
-
-def _time(at: float) -> str:
-    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
@@ -54,10 +55,8 @@ class Store(NamedTuple):
     def opened(self) -> Iterator[SqlLedger]:
         """Open the existing ledger."""
         ledger: SqlLedger
-        if self._is_postgres():
-            with _needing_postgres():
-                from langchain_runtime_authz.ledger.postgres import PostgresLedger
-            ledger = PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)
+        if (postgres := self._postgres()) is not None:
+            ledger = postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)
         else:
             from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
@@ -69,11 +68,9 @@ class Store(NamedTuple):
     @contextmanager
     def administered(self, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
         """Open it for its owner."""
-        if self._is_postgres():
-            with _needing_postgres():
-                from langchain_runtime_authz.ledger import postgres
-            options = {"schema": self.schema, "role": self.role}
-            with postgres.administer(self.where, **options, create=create, look=look) as admin:
+        if (postgres := self._postgres()) is not None:
+            options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
+            with postgres.administer(self.where, **options) as admin:
                 yield admin
             return
         from langchain_runtime_authz.ledger import sqlite
@@ -83,11 +80,17 @@ class Store(NamedTuple):
         with sqlite.administer(self.where, create=create) as admin:
             yield admin
 
-    def _is_postgres(self) -> bool:
-        """Return True for a connection string of PostgreSQL, False for a path."""
-        return self.where.startswith(("postgresql://", "postgres://")) or (
-            "=" in self.where and not Path(self.where).exists()
-        )
+    def _postgres(self) -> ModuleType | None:
+        """Return the module for a connection string of PostgreSQL, `None` for a path."""
+        if not self.where.startswith(("postgresql://", "postgres://")) and (
+            "=" not in self.where or Path(self.where).exists()
+        ):
+            return None
+        try:
+            from langchain_runtime_authz.ledger import postgres
+        except ModuleNotFoundError as exc:
+            raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc
+        return postgres
 
     def _must_be_there(self) -> None:
         """Refuse a mistyped path. SQLite would accept an empty file as a new ledger."""
@@ -184,8 +187,7 @@ def prune(
     age = re.fullmatch(r"(\d{1,6})([hdw])", older_than)
     if age is None:
         raise typer.BadParameter("must be like 36h, 90d or 12w", param_hint="--older-than")
-    threads = commits = 0
-    more = True
+    threads, commits, more = 0, 0, True
     while more:  # in several transactions, so that no process waits long
         with store.administered() as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
@@ -280,12 +282,3 @@ def _confirm(question: str, yes: bool, as_json: bool) -> None:
 
 def _told(found: Version) -> dict[str, Any]:
     return {"schema": found.version or "none", "oldest": found.min_reader}
-
-
-@contextmanager
-def _needing_postgres() -> Iterator[None]:
-    """Explain a missing driver."""
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, records
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import AuthzDenied
@@ -164,13 +164,14 @@ def play(console: Console, log: Path | None = None) -> list[Row]:
 def perform(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
     """Play the script once, with a new bank."""
     bank = Bank()
-    stage = _Stage(console, log if protected else None)
+    audit = FileSink(log, content=True) if log is not None and protected else MemorySink()
+    stage = _Stage(console, audit)
     graph = agent_graph(ScriptedChatModel(script=[_model] * 20), bank.tools())
     config: RunnableConfig = {"configurable": {"thread_id": "household"}}
     authz: RuntimeAuthz | None = None
     scope: AbstractContextManager[Any] = nullcontext()
     if protected:
-        authz = RuntimeAuthz(profiles=PROFILES, audit=stage.audit)
+        authz = RuntimeAuthz(profiles=PROFILES, audit=audit)
         graph = authz.protect(graph)
         scope = authz.run(subject="alice", task=TASK)
 
@@ -198,26 +199,12 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
     return Performance(bank, stage.rows)
 
 
-class _Both:
-    """Keep the records in memory for the stage, and in a file if one was requested."""
-
-    def __init__(self, log: Path | None) -> None:
-        self.content = log is not None
-        self.records: list[dict[str, Any]] = []
-        self._file = FileSink(log, content=True) if log is not None else None
-
-    def write(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
-        if self._file is not None:
-            self._file.write(record)
-
-
 class _Stage:
     """Show a performance and keep its steps; without a console only keep them."""
 
-    def __init__(self, console: Console | None, log: Path | None = None) -> None:
+    def __init__(self, console: Console | None, audit: AuditSink) -> None:
         self.rows: list[Row] = []
-        self.audit: _Both = _Both(log)
+        self._audit = audit
         self._console = console
         self._planned: dict[str, str] = {}
         self._asked: dict[str, str] = {}
@@ -266,7 +253,7 @@ class _Stage:
     def _decided(self) -> tuple[str, str, int]:
         """Return outcome, reason and epoch of the newest tool call in the audit trail."""
         outcome, reason, epoch = "no decision", "", 0
-        for record in self.audit.records:
+        for record in filter(None, records(self._audit)):
             if record["kind"] == "run":
                 epoch = max(epoch, record["epoch"] or 0)
             elif record.get("action") == "tools/call":
