@@ -104,14 +104,14 @@ def explain(record: Mapping[str, Any]) -> Explanation:
     """Return a decision record (`audit.record`) in words. What the record leaves out is left out."""
     request = record.get("request") or {}
     call = (request.get("context") or {}).get("call") or {}
-    scope = record.get("scope") or {}
-    reasons = [str(code) for code in record.get("reasons") or ()]
+    scope, failure = record.get("scope") or {}, record.get("failure")
+    told_by = f" ({record['pdp']})" if failure in (None, "pdp") and record.get("pdp") else ""
     return Explanation(
         decision_id=str(record.get("decision_id", "")),
         outcome=str(record.get("outcome", "")),
         headline=_headline(record, request.get("subject") or {}, (request.get("resource") or {}).get("properties")),
-        decided_by=_decided_by(record),
-        reasons=tuple(map(_reason, reasons)),
+        decided_by=_FAILURES.get(failure, str(failure)) + told_by,
+        reasons=tuple(_reason(str(code)) for code in record.get("reasons") or ()),
         order=_order(call.get("mandate") or {}),
         arguments=_arguments(call, record.get("expected") or {}),
         policy_revision=str(record.get("policy_revision") or ""),
@@ -122,8 +122,7 @@ def explain(record: Mapping[str, Any]) -> Explanation:
 
 
 def _headline(record: Mapping[str, Any], subject: Mapping[str, Any], properties: Mapping[str, Any] | None) -> str:
-    outcome = str(record.get("outcome", ""))
-    line = f"{_OUTCOMES.get(outcome, outcome)}: {inert(str(record.get('resource', '')))} ({record.get('action', '')})"
+    line = f"{_said(_OUTCOMES, record.get('outcome', ''))}: {inert(str(record.get('resource', '')))} ({record.get('action', '')})"
     if properties and properties.get("effect"):
         line += f", effect {properties['effect']}"
         line += "" if properties.get("profiled", True) else ", without a profile"
@@ -133,28 +132,24 @@ def _headline(record: Mapping[str, Any], subject: Mapping[str, Any], properties:
     return line + (f", agent {inert('/'.join(map(str, path)))}" if len(path) > 1 else "")
 
 
-def _decided_by(record: Mapping[str, Any]) -> str:
-    by = _FAILURES.get(record.get("failure"), str(record.get("failure")))
-    return f"{by} ({record['pdp']})" if record.get("failure") in (None, "pdp") and record.get("pdp") else by
-
-
 def _reason(code: str) -> Reason:
     meaning, remedy = told(code)
     return Reason(code, meaning, remedy, RETRY[Code(code).retry] if remedy else "")
 
 
+def _said(words: Mapping[Any, str], code: object) -> str:
+    """Return a code in words, or as it is."""
+    return words.get(str(code), str(code))
+
+
 def _order(mandate: Mapping[str, Any]) -> str:
     if not mandate:
         return ""
-    line = _ORDERED.get(str(mandate.get("standing")), str(mandate.get("standing")))
+    line = _said(_ORDERED, mandate.get("standing"))
     if mandate.get("source"):
-        line += f"; it was given {_BY.get(mandate['source'], mandate['source'])}"
-    whole = [_deviation(d) for d in mandate.get("deviations") or () if not d.get("argument")]
+        line += f"; it was given {_said(_BY, mandate['source'])}"
+    whole = [_said(DEVIATIONS, d.get("code")) for d in mandate.get("deviations") or () if not d.get("argument")]
     return "; ".join([line, *whole])
-
-
-def _deviation(found: Mapping[str, Any]) -> str:
-    return DEVIATIONS.get(str(found.get("code")), str(found.get("code")))
 
 
 def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Argument, ...]:
@@ -165,7 +160,7 @@ def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Ar
             name=name,
             given=quoted(given[name]) if name in given else None,
             source=_source(traced[name]) if name in traced else "",
-            deviation=_deviation(deviates[name]) if name in deviates else "",
+            deviation=_said(DEVIATIONS, deviates[name].get("code")) if name in deviates else "",
             expected=inert(str(expected[name]).translate(_QUOTES)) if name in expected else None,
         )
         for name in dict.fromkeys((*given, *traced, *deviates))
@@ -174,7 +169,7 @@ def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Ar
 
 def _source(found: Mapping[str, Any]) -> str:
     by = [inert(str(s["source"])) for s in found.get("asserted_by") or found.get("mentioned_by") or () if s["source"]]
-    line = SAYS.get(str(found.get("class")), str(found.get("class"))) + (f" ({', '.join(by[:3])})" if by else "")
+    line = _said(SAYS, found.get("class")) + (f" ({', '.join(by[:3])})" if by else "")
     return line + (", and it only looks like what the user said" if found.get("lookalike") else "")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.session import Session
 
 VERSION: Final = 1
@@ -110,21 +108,13 @@ class Step:
         return {**asdict(self), "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons]}
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(NamedTuple):
+    """The calls of a trace: all, those that would not have run, and those where enforcement disturbs or fails."""
+
     steps: tuple[Step, ...]
-
-    @property
-    def stopped(self) -> tuple[Step, ...]:
-        return tuple(s for s in self.steps if not s.ran)
-
-    @property
-    def disturbed(self) -> tuple[Step, ...]:
-        return tuple(s for s in self.steps if not s.unwanted and s.outcome != "permit")
-
-    @property
-    def let_through(self) -> tuple[Step, ...]:
-        return tuple(s for s in self.steps if s.unwanted and s.ran)
+    stopped: tuple[Step, ...]
+    disturbed: tuple[Step, ...]  # asked about or denied, though nobody marked them
+    let_through: tuple[Step, ...]  # unwanted, and would have run
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -132,10 +122,8 @@ class Replayed:
             "calls": len(self.steps),
             "permitted": sum(s.outcome == "permit" for s in self.steps),
             "asked": sum(s.outcome == "approval_required" for s in self.steps),
-            "stopped": len(self.stopped),
-            "disturbed": len(self.disturbed),
             "unwanted": sum(s.unwanted for s in self.steps),
-            "let_through": len(self.let_through),
+            **{name: len(calls) for name, calls in self._asdict().items() if name != "steps"},
             "steps": [s.to_dict() for s in self.steps],
         }
 
@@ -195,9 +183,7 @@ def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
         agents.remove(event.agent)
 
 
-def replay_trace(
-    trace: Trace, *, mandate: Mandate | Mapping[str, Any] | str | Path | None = None, **options: Any
-) -> Replayed:
+def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replayed:
     """Decide and observe every call of a trace, without a graph and without running anything.
 
     `mandate` is what the task orders, as for `RuntimeAuthz.run`. `options` are arguments of the `RuntimeAuthz` that
@@ -222,9 +208,8 @@ def replay_trace(
                 parents[event.agent] = event.parent
                 agents[event.agent] = _child(agents[event.parent], event.agent)
             elif isinstance(event, End):
-                ended = agents.pop(event.agent)
                 parents.pop(event.agent)
-                if isinstance(ended, Session):
+                if isinstance(ended := agents.pop(event.agent), Session):
                     ended.close()
             elif isinstance(event, ToolCall):
                 agent = agents[event.agent]
@@ -235,7 +220,9 @@ def replay_trace(
                 caller, call = running.pop(event.id)
                 failed = RuntimeError(event.error) if event.error is not None else None
                 caller.observe(call.tool, call.args, event.output, failed)
-    return Replayed(tuple(steps))
+    disturbed = tuple(s for s in steps if not s.unwanted and s.outcome != "permit")
+    let_through = tuple(s for s in steps if s.unwanted and s.ran)
+    return Replayed(tuple(steps), tuple(s for s in steps if not s.ran), disturbed, let_through)
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
