@@ -44,7 +44,7 @@ def page(story: Story) -> str:
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{style}</style></head>'
         f'<body class="rta"><header><h1>{escape(title)}</h1>{_facts(story)}</header><main>'
         f'<h2 id="time">Time</h2><p>Steps stand in their order. Time between them widens the gap, up to a limit. '
-        f"Arrow keys move along the steps, Enter shows why.</p>{_filters(story)}{_timeline(story, linked=True)}<pre id='why' role='status'></pre>"
+        f"Arrow keys move along the steps, Enter shows why.</p><fieldset hidden></fieldset>{_timeline(story, linked=True)}<pre id='why' role='status'></pre>"
         f"{_orders(story)}{_agents(story)}<h2>Steps</h2>{_table(story, linked=True)}</main>"
         f"<script>{script}</script></body></html>\n"
     )
@@ -67,19 +67,6 @@ def _sha(text: str) -> str:
 
 def _facts(story: Story) -> str:
     return f'<ul class="facts">{"".join(f"<li>{escape(line)}</li>" for line in story.heading())}</ul>'
-
-
-def _filters(story: Story) -> str:
-    kinds = "".join(
-        f'<label><input type="checkbox" value="{kind}" checked> {sign} {word}</label>'
-        for kind, (sign, word) in SIGNS.items()
-        if story.counts[kind]
-    )
-    lanes = "".join(f'<option value="{i}">{escape(story.name(lane))}</option>' for i, lane in enumerate(story.lanes))
-    return (
-        f'<fieldset hidden><legend>Show</legend>{kinds}<label>Agent <select><option value="">all</option>{lanes}'
-        f'</select></label><label>Text <input type="search"></label><output></output></fieldset>'
-    )
 
 
 def _timeline(story: Story, *, linked: bool) -> str:
