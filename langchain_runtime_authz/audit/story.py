@@ -72,10 +72,7 @@ class Lane(NamedTuple):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Step:
-    """One thing that happened: its `kind` (a key of `SIGNS`) and its line `what`. `str` is a line of a list.
-
-    `decision_id` is of the decision that it is, or is about; `end` is how a permitted call ended, once it has.
-    """
+    """One thing that happened: its `kind` (a key of `SIGNS`) and its line `what`. `str` is a line of a list."""
 
     at: float
     kind: str
@@ -85,8 +82,8 @@ class Step:
     detail: Record
     subject: str = ""
     tool: str = ""
-    decision_id: str = ""
-    end: str = ""
+    decision_id: str = ""  # of the decision that it is, or is about
+    end: str = ""  # of a permitted call, once it ended
     number: int = 0
 
     @property
@@ -137,25 +134,19 @@ class Order(NamedTuple):
 
 @dataclass(slots=True)
 class Story:
-    """The newest steps of `total`, and what they add up to. `str` is a tree of 80 columns.
-
-    Attributes:
-        lanes: the places of the steps → how authority was delegated to each.
-        orders: by thread and the mandate's digest.
-        unordered: permitted side effects that no order covers.
-        unread: lines of the log that are not records.
-        notes: further lines of the heading.
-    """
+    """The newest steps of `total`, and what they add up to. `str` is a tree of 80 columns."""
 
     steps: deque[Step] = field(default_factory=deque)
     total: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    lanes: dict[Lane, str] = field(default_factory=dict)
-    orders: dict[tuple[str, str], Order] = field(default_factory=dict)
-    unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))
+    lanes: dict[Lane, str] = field(default_factory=dict)  # → how authority was delegated to each
+    orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
+    unordered: deque[Step] = field(
+        default_factory=lambda: deque(maxlen=MAX_STEPS)
+    )  # permitted, and no order covers them
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
-    unread: int = 0
-    notes: list[str] = field(default_factory=list)
+    unread: int = 0  # lines of the log that are not records
+    notes: list[str] = field(default_factory=list)  # of the heading
 
     def name(self, lane: Lane) -> str:
         """Return a lane's name: the agent's, with its thread if there are several."""
@@ -213,18 +204,13 @@ class Story:
         return {"heading": self.heading(), "total": self.total, "counts": dict(self.counts), "steps": steps}
 
 
-def tell(
-    records: Iterable[Record | None], keep: Callable[[Step], bool] = lambda _: True, limit: int = MAX_STEPS
-) -> Story:
-    """Return the story of records in their order; `None` is a line of a log that is not one.
-
-    `keep` says which steps belong to it, `limit` how many it keeps.
-    """
+def tell(records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS) -> Story:
+    """Return the story of records in their order, of the steps to `keep`. `None` is a line of a log that is not one."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):
         if step is None:
             story.unread += 1
-        elif keep(step):
+        elif keep is None or keep(step):
             story.total += 1
             step.number = story.total
             story.steps.append(step)

@@ -278,7 +278,7 @@ def pack(
       runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz import __version__
-    from langchain_runtime_authz.audit.chain import read_log
+    from langchain_runtime_authz.audit.chain import log_files, read_log, verified
     from langchain_runtime_authz.cli.policy.project import open_policy
 
     source = open_policy(policy, opa)
@@ -293,33 +293,22 @@ def pack(
     else:  # what `data.json` changes
         texts["policy/shipped_data.json"] = (POLICIES / "data.json").read_bytes()
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
-    made_by = f"langchain-runtime-authz {__version__}"
-    chain, manifest = write_pack(output, log, texts, {"made_by": made_by, "policy": named})
-    found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": manifest}
-    other = sorted(seen.keys() - {revision})
-    note = f"other policies decided too: {', '.join(other)}" if other else None
-    return Answer({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
-
-
-def write_pack(path: Path, log: Path, texts: Mapping[str, bytes], about: Mapping[str, Any]) -> tuple[ChainReport, str]:
-    """Write an archive of a verified log and `texts` (name → content); return the log's chain and the manifest's digest.
-
-    `manifest.json` holds `about`, the SHA-256 of each file, the log's number of records and its head. Keep the manifest's
-    digest, or the head, somewhere else: somebody who can rewrite the archive can rewrite its manifest.
-    """
-    from langchain_runtime_authz.audit.chain import log_files, verified
-
     chain = verified(log)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in log_files(log):
             archive.write(part, LOG.name + part.name.removeprefix(log.name))
         for name, content in texts.items():
             archive.writestr(name, content)
         files = {name: _digest(archive.open(name)) for name in archive.namelist()}
-        told = {"version": 1, **about, "log": {"records": chain.records, "head": chain.head}, "files": files}
+        about = {"version": 1, "made_by": f"langchain-runtime-authz {__version__}", "policy": named}
+        told = {**about, "log": {"records": chain.records, "head": chain.head}, "files": files}
         manifest = json.dumps(told, indent=2).encode()
         archive.writestr(MANIFEST, manifest)
-    return chain, hashlib.sha256(manifest).hexdigest()
+    digest = hashlib.sha256(manifest).hexdigest()
+    found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": digest}
+    other = sorted(seen.keys() - {revision})
+    note = f"other policies decided too: {', '.join(other)}" if other else None
+    return Answer({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
 
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:

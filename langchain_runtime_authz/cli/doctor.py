@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -92,10 +92,7 @@ def _versions() -> Iterator[Line]:
 
 
 def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return next((found.version for found in distributions(name=name)), None)
 
 
 def _engine() -> Line:

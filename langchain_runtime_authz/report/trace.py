@@ -186,8 +186,7 @@ def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
 def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replayed:
     """Decide and observe every call of a trace, without a graph and without running anything.
 
-    `mandate` is what the task orders, as for `RuntimeAuthz.run`. `options` are arguments of the `RuntimeAuthz` that
-    decides: `profiles`, `pdp`, …
+    `mandate` is as for `RuntimeAuthz.run`, `options` are arguments of the `RuntimeAuthz` that decides.
     """
     began = now = time.time()
     authz = RuntimeAuthz(ledger=MemoryLedger(clock=lambda: now), **options)  # windows and budgets count by the trace

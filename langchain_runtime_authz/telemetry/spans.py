@@ -55,7 +55,7 @@ class OpenSpan:
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
-        """Make the span current. One that is not sampled, too: what is below must not be a trace of its own."""
+        """Make the span current, also if it is not sampled: what is below must not be a trace of its own."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
             if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()
@@ -141,8 +141,8 @@ def record_decision(
 ) -> None:  # fmt: skip
     """Count one decision, and record it as a span.
 
-    `body` is the request's JSON, or `None` if the PDP was not asked; `started` when it was, in nanoseconds since the
-    epoch. `question` is the `traceparent` of the question that this decides anew.
+    `body` is `None` if the PDP was not asked; `started` is in nanoseconds since the epoch. `question` is the
+    `traceparent` of the question that this decides anew.
     """
     if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
         metrics.count_decision(decision, action, started, run.subject)
@@ -154,11 +154,10 @@ def record_decision(
         # What runs next is linked to it: a tool, a child agent, or the resume after a question.
         if decision.outcome == "approval_required" or (decision.permit and action in ("tools/call", "agent/invoke")):
             run.decision_spans[decision.decision_id] = span.get_span_context()
-        try:
+        with suppress(Exception):
             if span.is_recording():
                 _describe(span, run, decision, body, pdp, action, resource)
-        finally:
-            span.end()
+        span.end()
 
 
 def record_event(
@@ -166,8 +165,8 @@ def record_event(
 ) -> None:
     """Add an event to the span of what is under way; outside every span it is a span of its own.
 
-    Of the `detail` of its audit record, `names.SHOWN` is shown; `about` are the record's `run_id`, `epoch` and `agent`,
-    and a `reason` that is a code. `scope` is `None` if the thread is not known. `question` is the `traceparent` of the question that it answers.
+    `about` are `run_id`, `epoch` and `agent` of its audit record, and a `reason` that is a code. `question` is the
+    `traceparent` of the question that it answers.
     """
     metrics.count("events", {n.EVENT: event})
     if is_idle():
@@ -203,7 +202,7 @@ def record_observation(what: str, name: str) -> None:
 
 
 def traceparent(run: Any, decision: str = "") -> str:
-    """Return the W3C `traceparent` of a decision's span, else of what is under way; empty if there is none."""
+    """Return the W3C `traceparent` of a decision's span, else of what is under way."""
     carrier: dict[str, str] = {}
     with suppress(Exception):
         found = run.decision_spans.pop(decision, None)

@@ -19,7 +19,7 @@ from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chain, verify_log
 from langchain_runtime_authz.audit.sinks import FileSink, drop_segments
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.audit import verify_pack, write_pack
+from langchain_runtime_authz.cli.audit import verify_pack
 from langchain_runtime_authz.errors import AuditError, ConfigError
 
 
@@ -142,9 +142,10 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
 
 
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
-    packed, _ = write_pack(tmp_path / "e.zip", log, {}, {})
-    assert packed.records == 49 + len(log_files(log))
-    assert verify_pack(tmp_path / "e.zip", packed.head)[0] == verify_log(log)
+    assert CliRunner().invoke(app, ["audit", "pack", "--log", str(log), "-o", str(tmp_path / "e.zip")]).exit_code == 0
+    whole = verify_log(log)
+    assert whole.records == 49 + len(log_files(log))
+    assert verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
 
 
 def _write_many(path: str, who: int, count: int) -> None:
