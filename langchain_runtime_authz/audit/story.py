@@ -141,9 +141,7 @@ class Story:
     counts: Counter[str] = field(default_factory=Counter)
     lanes: dict[Lane, str] = field(default_factory=dict)  # → how authority was delegated to each
     orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
-    unordered: deque[Step] = field(
-        default_factory=lambda: deque(maxlen=MAX_STEPS)
-    )  # permitted, and no order covers them
+    unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
     unread: int = 0  # lines of the log that are not records
     notes: list[str] = field(default_factory=list)  # of the heading

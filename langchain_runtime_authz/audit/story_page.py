@@ -11,6 +11,7 @@ import hashlib
 from functools import cache
 from html import escape
 from importlib import resources
+from string import Template
 from typing import Final
 
 from langchain_runtime_authz._html import table
@@ -38,16 +39,9 @@ def page(story: Story) -> str:
     style, script = _asset("story.css"), _asset("story.js")
     policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
     title = f"Run report: {', '.join(list(story.facts.get('thread', ['no thread']))[:3])}"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{style}</style></head>'
-        f'<body class="rta"><header><h1>{escape(title)}</h1>{_facts(story)}</header><main>'
-        f'<h2 id="time">Time</h2><p>Steps stand in their order. Time between them widens the gap, up to a limit. '
-        f"Arrow keys move along the steps, Enter shows why.</p><fieldset hidden></fieldset>{_timeline(story, linked=True)}<pre id='why' role='status'></pre>"
-        f"{_orders(story)}{_agents(story)}<h2>Steps</h2>{_table(story, linked=True)}</main>"
-        f"<script>{script}</script></body></html>\n"
-    )
+    parts = {"facts": _facts(story), "timeline": _timeline(story, linked=True), "orders": _orders(story)}
+    parts |= {"agents": _agents(story), "steps": _table(story, linked=True), "style": style, "script": script}
+    return Template(_asset("story.html")).substitute(parts, policy=policy, title=escape(title))
 
 
 def fragment(story: Story) -> str:

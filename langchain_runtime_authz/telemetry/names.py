@@ -79,18 +79,7 @@ TENANT: Final = "runtime_authz.tenant"
 
 # Of the detail of an event's audit record, what a trace shows: codes, numbers and ids. People, texts and values stay in
 # the audit log.
-SHOWN: Final = frozenset(
-    (
-        "approval",
-        "audience",
-        "authenticated",
-        "decision_id",
-        "happened",
-        "kind",
-        "model",
-        "plan",
-        "questions",
-        "refused",
-    )
-    + ("source", "steps", "texts", "to", "tool", "tools", "verdict")
-)
+SHOWN: Final = frozenset((
+    "approval", "audience", "authenticated", "decision_id", "happened", "kind", "model", "plan", "questions", "refused",
+    "source", "steps", "texts", "to", "tool", "tools", "verdict",
+))  # fmt: skip
