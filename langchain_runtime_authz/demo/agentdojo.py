@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
@@ -91,23 +91,15 @@ class Condition:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     user_tasks: int
     pairs: int
     conditions: tuple[Condition, ...]
     rubber_stamp: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "benchmark": "agentdojo",
-            "version": VERSION,
-            "suite": SUITE,
-            "user_tasks": self.user_tasks,
-            "pairs": self.pairs,
-            "rubber_stamp": self.rubber_stamp,
-            "conditions": [c.to_dict() for c in self.conditions],
-        }
+        about = {"benchmark": "agentdojo", "version": VERSION, "suite": SUITE}
+        return {**about, **self._asdict(), "conditions": [c.to_dict() for c in self.conditions]}
 
 
 def replay(limit: int | None = None, progress: Console | None = None, *, rubber_stamp: float = 0.0) -> Report:
@@ -119,7 +111,7 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
         rubber_stamp: the share of the questions, between 0 and 1, that the user approves unread.
     """
     suite = load_suite(SUITE)
-    pairs = list(_diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values())))[:limit]
+    pairs = _diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values()))[:limit]
     users = list(dict.fromkeys(user for user, _ in pairs))
     attack = attack_texts(suite)
     cases: list[_Case] = [(user, None, {}) for user in users]
@@ -130,7 +122,8 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     def looks_away() -> bool:
         return dice.random() < rubber_stamp
 
-    with _bar(progress) as bar:
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=progress, disable=progress is None) as bar:
         for name, authz in (("static token", None), ("runtime decision", RuntimeAuthz(profiles=PROFILES))):
             started = time.perf_counter()
             dice.seed(0)  # the same numbers for each condition and each replay
@@ -204,11 +197,10 @@ def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
     return texts
 
 
-def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield every pair once, in an order that varies both sides from the start."""
-    for shift in range(len(injections)):
-        for i, user in enumerate(users):
-            yield user, injections[(i + shift) % len(injections)]
+def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Return every pair once, in an order that varies both sides from the start."""
+    count = len(injections)
+    return [(user, injections[(i + shift) % count]) for shift in range(count) for i, user in enumerate(users)]
 
 
 _Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `None`, and the injected texts
@@ -358,8 +350,3 @@ def _folded(text: str) -> str:
 def _share(flags: Iterator[bool]) -> float:
     found = list(flags)
     return sum(found) / len(found) if found else 0.0
-
-
-def _bar(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=console is None)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -59,8 +59,7 @@ PROFILES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
+class Payment(NamedTuple):
     recipient: str
     amount: float
     subject: str
@@ -133,8 +132,7 @@ ACTS: Final = {
 PAUSE: Final = 0.35  # seconds for a line on a terminal
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     step: int
     tried: str
     decision: str
@@ -143,8 +141,7 @@ class Row:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Performance:
+class Performance(NamedTuple):
     bank: Bank
     rows: list[Row]
 

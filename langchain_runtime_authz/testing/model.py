@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import count
 from typing import Annotated, Any
 
 from langchain_core.caches import BaseCache
@@ -28,20 +28,6 @@ from langchain_runtime_authz.errors import ConfigError
 
 Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
 """The model's next answer: a message, or a function of the messages that it was given."""
-
-
-class _Cursor:
-    """The number of the next turn, shared by shallow copies of a model."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._next = 0
-
-    def take(self) -> int:
-        with self._lock:
-            taken = self._next
-            self._next += 1
-            return taken
 
 
 class ScriptedChatModel(BaseChatModel):
@@ -60,7 +46,8 @@ class ScriptedChatModel(BaseChatModel):
     prompts: list[list[BaseMessage]] = Field(default_factory=list, exclude=True)
     # A process-wide LLM cache would answer instead of the script.
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
-    _cursor: _Cursor = PrivateAttr(default_factory=_Cursor)
+    # The number of the next turn. Shallow copies of a model share it, and one `next` is atomic.
+    _next: Iterator[int] = PrivateAttr(default_factory=count)
 
     @property
     def _llm_type(self) -> str:
@@ -87,7 +74,7 @@ class ScriptedChatModel(BaseChatModel):
             yield ChatGenerationChunk(message=chunk)
 
     def _play(self, messages: list[BaseMessage]) -> AIMessage:
-        number = self._cursor.take()
+        number = next(self._next)
         if number >= len(self.script):
             last = f", after {messages[-1].type!r} message {messages[-1].text!r:.80}" if messages else ""
             raise ConfigError(f"the script holds {len(self.script)} turns and turn {number + 1} was requested{last}")
@@ -110,15 +97,9 @@ def _chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
     words = re.findall(r"\S+\s*|\s+", content) if isinstance(content, str) else [content]
     for word in words:
         yield AIMessageChunk(content=word, id=message.id, name=message.name)
-    calls = [
-        tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
-        for index, call in enumerate(message.tool_calls)
-    ]
-    broken = [
-        tool_call_chunk(name=call["name"], args=call["args"], id=call["id"], index=index)
-        for index, call in enumerate(message.invalid_tool_calls, start=len(calls))
-    ]
-    for part in calls + broken:
+    for index, call in enumerate([*message.tool_calls, *message.invalid_tool_calls]):
+        args = call["args"] if isinstance(call["args"], str | None) else json.dumps(call["args"])
+        part = tool_call_chunk(name=call["name"], args=args, id=call["id"], index=index)
         yield AIMessageChunk(content="", id=message.id, tool_call_chunks=[part])
     yield AIMessageChunk(
         content="" if isinstance(content, str) else [],

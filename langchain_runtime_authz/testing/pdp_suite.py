@@ -38,9 +38,7 @@ class PDPContract:
         try:
             yield Evaluator(pdp, deadline=10)
         finally:
-            close = getattr(pdp, "close", None)
-            if close is not None:
-                close()
+            getattr(pdp, "close", int)()
 
     def test_it_is_a_pdp(self) -> None:
         """Check the four members; name and revision are text."""
