@@ -39,8 +39,7 @@ ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
 class AuditSink(Protocol):
     """Keeps records (`audit.record`).
 
-    If `write` waits for a disk or a network, set the optional attribute `waits` to True: then it runs in a thread of its
-    own where the caller is on an event loop.
+    If `write` waits for a disk or a network, set the optional attribute `waits` to True. Then event loops run it in a thread.
     """
 
     @property

@@ -66,7 +66,7 @@ class Script:
         return f"{self.scopes[0].thread}-{self.count}"
 
     def step(self, epoch: Callable[[Scope], int]) -> Step:
-        """Return the next step. `epoch` tells the epoch that stands."""
+        """Return the next step. `epoch` tells the current epoch."""
         pick = self.by.choice
         scope = pick([*self.scopes, self.scopes[0], self.scopes[0]])
         todo: tuple[Change, ...] = (changes.OpenThread("user:alice"),)  # comes first on each thread

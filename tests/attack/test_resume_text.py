@@ -206,7 +206,7 @@ def test_what_was_planned_beside_goes_on_after_consent(kind: str, how: str, answ
 
 @pytest.mark.parametrize("answer", NO_CONSENT, ids=str)
 def test_one_word_that_is_not_known_as_consent_makes_it_stale(how: str, answer: Any) -> None:
-    """A choice, a time, a name, a question, a restriction, another language: the payment beside it does not run."""
+    """A choice, a time, a name, a question, a restriction, another language: the payment next to it does not run."""
     desk = Desk("hand", call("confirmed_pay", {"to": "bob, now or then"}, "c-confirm"), PAY, policy=True)
     desk.go(human(), how)
     desk.ran.clear()
@@ -217,7 +217,7 @@ def test_one_word_that_is_not_known_as_consent_makes_it_stale(how: str, answer: 
 
 @pytest.mark.parametrize(("answer", "epoch"), [({"account": "joint"}, 1), ({"account": "eve's"}, 2)], ids=str)
 def test_the_schema_of_an_answer_offers_its_values(how: str, answer: Any, epoch: int) -> None:
-    """What LangGraph's `response_schema` lists is plain, and nothing else of that field."""
+    """The values that LangGraph's `response_schema` lists are plain, and nothing else of that field."""
     desk = Desk("hand", call("choose", {}, "c"), protected=False)
 
     @tool
@@ -233,7 +233,7 @@ def test_the_schema_of_an_answer_offers_its_values(how: str, answer: Any, epoch:
 
 
 def test_unenforced_it_runs_after_a_restriction() -> None:
-    """Without us the payment beside it is made."""
+    """Without us the payment next to it is made."""
     desk = Desk("hand", CONFIRM, PAY, protected=False)
     desk.graph.invoke(human(), THREAD)
     desk.ran.clear()

@@ -237,7 +237,7 @@ class LedgerRules(LedgerHarness):
         assert (seen.task.text, seen.task.corrections) == ("pay", 1)
 
     def test_a_text_belongs_to_the_epoch_that_it_opened(self) -> None:
-        """The ledger sets it, whatever the text says; the opening texts belong to the epoch that stands."""
+        """The ledger sets it, whatever the text says; the opening texts belong to the current epoch."""
         claimed = replace(_said("pay"), epoch=7)
         self.do(AdvanceEpoch(1, (claimed,), first=True))
         self.do(AdvanceEpoch(1))
