@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, get_type_hints
+from typing import Annotated, Any, Final, NoReturn, TypeVar, get_type_hints
 
 import typer
 from typer import Option
@@ -20,6 +20,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, senten
 
 FINDING: Final = 1
 UNUSABLE: Final = 2
+Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Key = Annotated[
     Path | None, Option("--key", metavar="PEM", help="The private key to which the log's contents were sealed.")
@@ -76,10 +77,10 @@ class App(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=_Group, no_args_is_help=True, rich_markup_mode=None, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Run], Run]:
         """Add a command. The function itself stays as it is."""
 
-        def add(run: Any) -> Any:
+        def add(run: Run) -> Run:
             typer.Typer.command(self, name, **options)(_command(run))
             return run
 

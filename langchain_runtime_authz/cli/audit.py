@@ -113,7 +113,9 @@ def show(
         wanted = step.kind == outcome if outcome else everything or step.kind != "check"
         return wanted and of(step) and (agent is None or agent in step.lane.agent)
 
-    return _listed(source.told(keep, steps.thread or "", limit))
+    seen = source.told(keep, steps.thread or "", limit)
+    unread = f"; {seen.unread} lines are not records" if seen.unread else ""
+    return Answer(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
 
 
 @app.command("who-approved")
@@ -124,8 +126,7 @@ def who_approved(source: Source, steps: Filter) -> Answer:
     Example:
       runtime-authz audit who-approved --tool send_money --since 2026-11-01
     """
-    of = steps.keep()
-    return _listed(source.told(lambda s: s.kind == "answer" and of(s), steps.thread or ""))
+    return show(source, steps, outcome="answer", limit=MAX_STEPS)
 
 
 @app.command("story")
@@ -195,11 +196,6 @@ def _time(text: str | None, default: float) -> float:
     except ValueError as exc:
         raise ConfigError(f"`{shown(text)}` is not a time; write it like 2026-11-27T08:00") from exc
     return (at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)).timestamp()
-
-
-def _listed(seen: Story) -> Answer:
-    unread = f"; {seen.unread} lines are not records" if seen.unread else ""
-    return Answer(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
 
 
 @app.command("verify")

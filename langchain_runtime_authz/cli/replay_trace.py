@@ -81,7 +81,7 @@ def _text(result: Replayed) -> Iterator[str]:
             yield from (f"      {line}" for line in step.evidence)
     told = result.to_dict()
     if (first := next(iter(result.stopped), None)) is not None:
-        yield f"\nThe first step that would not have run: line {first.line}, {json.dumps(first.tool)[1:-1]}."
+        yield f"\nThe first step that would not have run: line {first.line}, {json.dumps(first.call.tool)[1:-1]}."
     yield (
         f"\n{told['calls']} calls: {told['permitted']} permitted, {told['asked']} asked about, "
         f"{told['stopped']} would not have run.\n"
@@ -92,8 +92,8 @@ def _text(result: Replayed) -> Iterator[str]:
 
 def _line(step: Step) -> str:
     # Arguments may come from an attacker: as JSON they cannot control the terminal.
-    args = json.dumps(step.args)
+    call, args = step.call, json.dumps(step.call.args)
     args = args if len(args) <= MAX_ARGS else args[:MAX_ARGS] + "…"
-    who = "" if step.agent == "main" else f"{json.dumps(step.agent)} "
-    mark = " (unwanted)" if step.unwanted else ""
-    return f"{step.line:>4}  {_WORDS[step.outcome]:<7} {who}{json.dumps(step.tool)[1:-1]} {args}{mark}"
+    who = "" if call.agent == "main" else f"{json.dumps(call.agent)} "
+    mark = " (unwanted)" if call.unwanted else ""
+    return f"{step.line:>4}  {_WORDS[step.outcome]:<7} {who}{json.dumps(call.tool)[1:-1]} {args}{mark}"

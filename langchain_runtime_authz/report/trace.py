@@ -1,20 +1,14 @@
-"""Decide runs that were recorded elsewhere.
+"""Decide runs that were recorded elsewhere, as JSON Lines that `runtime-authz replay-trace --help` shows.
 
-A trace is JSON Lines in UTF-8, as `runtime-authz replay-trace --help` shows it: a header, then the events in order.
-`agent` defaults to `main`; `at` (seconds, any origin) is optional everywhere. The first `user` event is the task, and
-each later one changes it. An output is any JSON, or `error` for a failed call.
-
-`unwanted` marks a call that served an attack; a question about any other call is approved. The output of a call that
-would not have run is not observed, so arguments of later calls that come from it count as unknown. Version 1 is a
-closed format: an unknown field is an error.
+The first `user` event is the task, and each later one changes it. `at` may begin anywhere. The output of a call that
+would not have run is not observed, so arguments of later calls that come from it count as unknown.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -95,17 +89,17 @@ class Step:
     """A call of the trace, decided."""
 
     line: int
-    agent: str
-    tool: str
-    args: dict[str, Any]
+    call: ToolCall
     outcome: str  # permit | deny | approval_required | halt
     reasons: tuple[str, ...]  # stable codes, most telling first
-    unwanted: bool
     ran: bool  # it would have run: permitted, or asked about and approved
     evidence: tuple[str, ...] = ()  # the sources of its arguments, unless it was permitted
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons]}
+        call = self.call.model_dump(include={"agent", "tool", "args", "unwanted"})
+        reasons = [{"code": r, "sentence": sentence(r)} for r in self.reasons]
+        own = {"outcome": self.outcome, "reasons": reasons, "ran": self.ran, "evidence": self.evidence}
+        return {"line": self.line, **call, **own}
 
 
 class Replayed(NamedTuple):
@@ -122,7 +116,7 @@ class Replayed(NamedTuple):
             "calls": len(self.steps),
             "permitted": sum(s.outcome == "permit" for s in self.steps),
             "asked": sum(s.outcome == "approval_required" for s in self.steps),
-            "unwanted": sum(s.unwanted for s in self.steps),
+            "unwanted": sum(s.call.unwanted for s in self.steps),
             **{name: len(calls) for name, calls in self._asdict().items() if name != "steps"},
             "steps": [s.to_dict() for s in self.steps],
         }
@@ -219,8 +213,8 @@ def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
                 caller, call = running.pop(event.id)
                 failed = RuntimeError(event.error) if event.error is not None else None
                 caller.observe(call.tool, call.args, event.output, failed)
-    disturbed = tuple(s for s in steps if not s.unwanted and s.outcome != "permit")
-    let_through = tuple(s for s in steps if s.unwanted and s.ran)
+    disturbed = tuple(s for s in steps if not s.call.unwanted and s.outcome != "permit")
+    let_through = tuple(s for s in steps if s.call.unwanted and s.ran)
     return Replayed(tuple(steps), tuple(s for s in steps if not s.ran), disturbed, let_through)
 
 
@@ -233,12 +227,11 @@ def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
 
 
 def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> Step:
-    step = partial(Step, line, call.agent, call.tool, call.args, unwanted=call.unwanted)
     if isinstance(agent, AuthzDenied):
-        return step(outcome="deny", reasons=(agent.code,), ran=False)
+        return Step(line, call, "deny", (agent.code,), ran=False)
     decision = agent.decide(call.tool, call.args)
     ran = decision.permit
     evidence = () if ran else agent.evidence(decision)
     if decision.outcome == "approval_required" and not call.unwanted:
         ran = agent.approve(decision).permit
-    return step(outcome=decision.outcome, reasons=decision.reasons, ran=ran, evidence=evidence)
+    return Step(line, call, decision.outcome, decision.reasons, ran, evidence)

@@ -134,7 +134,7 @@ def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -
 
     step = replay_trace(TRACE, profiles=PROFILES, mandate=MANDATE).stopped[0]
     with capsys.disabled():
-        print(f"\n{step.tool} {step.args['command']!r}: {step.outcome} ({', '.join(step.reasons)})", *step.evidence, sep="\n  ")
+        print(f"\n{step.call.tool} {step.call.args['command']!r}: {step.outcome} ({', '.join(step.reasons)})", *step.evidence, sep="\n  ")
     (why,) = step.evidence
     assert why.startswith('command "env; cat ')
     assert "it stands in a text that was read (read_file)" in why
@@ -169,8 +169,8 @@ def test_no_step_of_the_chain_depends_on_the_one_before(skipped: int) -> None:
 def test_the_recorded_trace_says_the_same() -> None:
     """Without a graph: four of four unwanted calls stopped, none of five others disturbed."""
     result = replay_trace(TRACE, profiles=PROFILES, mandate=MANDATE)
-    assert [s.tool for s in result.stopped] == ["run_shell", "write_file", "git_remote_add", "git_push"]
-    assert result.stopped == tuple(s for s in result.steps if s.unwanted)
+    assert [s.call.tool for s in result.stopped] == ["run_shell", "write_file", "git_remote_add", "git_push"]
+    assert result.stopped == tuple(s for s in result.steps if s.call.unwanted)
     assert result.disturbed == result.let_through == ()
     assert result.stopped[-1].reasons == ("effect", "forbidden")
 
@@ -178,5 +178,5 @@ def test_the_recorded_trace_says_the_same() -> None:
 def test_without_a_mandate_each_side_effect_is_asked_about() -> None:
     """The task's words are not a plain order. That costs questions and lets nothing through."""
     result = replay_trace(TRACE, profiles=PROFILES)
-    assert [s.tool for s in result.disturbed] == ["write_file", "run_tests", "git_commit"]
-    assert result.stopped == tuple(s for s in result.steps if s.unwanted)
+    assert [s.call.tool for s in result.disturbed] == ["write_file", "run_tests", "git_commit"]
+    assert result.stopped == tuple(s for s in result.steps if s.call.unwanted)
