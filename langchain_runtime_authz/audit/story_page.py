@@ -39,15 +39,21 @@ def page(story: Story) -> str:
     style, script = _asset("story.css"), _asset("story.js")
     policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
     title = f"Run report: {', '.join(list(story.facts.get('thread', ['no thread']))[:3])}"
-    parts = {"facts": _facts(story), "timeline": _timeline(story, linked=True), "orders": _orders(story)}
-    parts |= {"agents": _agents(story), "steps": _table(story, linked=True), "style": style, "script": script}
-    return Template(_asset("story.html")).substitute(parts, policy=policy, title=escape(title))
+    parts = {"policy": policy, "title": escape(title), "style": style, "script": script, "agents": _agents(story)}
+    return Template(_asset("story.html")).substitute(_parts(story, linked=True), **parts)
 
 
 def fragment(story: Story) -> str:
     """Return a story as a static fragment, without links and script."""
-    body = f"{_facts(story)}{_timeline(story, linked=False)}{_orders(story)}{_table(story, linked=False)}"
-    return f'<div class="rta"><style>{_asset("story.css")}</style>{body}</div>'
+    return f'<div class="rta"><style>{_asset("story.css")}</style>{"".join(_parts(story, linked=False).values())}</div>'
+
+
+def _parts(story: Story, *, linked: bool) -> dict[str, str]:
+    facts = f'<ul class="facts">{"".join(f"<li>{escape(line)}</li>" for line in story.heading())}</ul>'
+    rows = story.ordered()
+    orders = f"<h2>Ordered and done</h2>{table(('by', 'ordered', 'done'), rows)}" if rows else ""
+    drawn = {"timeline": _timeline(story, linked=linked), "orders": orders, "steps": _table(story, linked=linked)}
+    return {"facts": facts, **drawn}
 
 
 @cache
@@ -57,10 +63,6 @@ def _asset(name: str) -> str:
 
 def _sha(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _facts(story: Story) -> str:
-    return f'<ul class="facts">{"".join(f"<li>{escape(line)}</li>" for line in story.heading())}</ul>'
 
 
 def _timeline(story: Story, *, linked: bool) -> str:
@@ -99,11 +101,6 @@ def _mark(story: Story, step: Step, x: float, y: int, *, linked: bool) -> str:
         f'<{tag} class="mark k {step.kind}"{about} transform="translate({x:.0f} {y})"><title>{told}</title>'
         f'<path d="{_SHAPES.get(step.kind, _CIRCLE)}"/><text y="4">{sign}</text></{tag}>'
     )
-
-
-def _orders(story: Story) -> str:
-    rows = story.ordered()
-    return f"<h2>Ordered and done</h2>{table(('by', 'ordered', 'done'), rows)}" if rows else ""
 
 
 def _agents(story: Story) -> str:

@@ -109,9 +109,7 @@ def run_span(run: Any, *, workflow: bool = False, decision: str = "") -> OpenSpa
     return _open(operation, name, run, run.parent, decision, about)
 
 
-def execute_tool_span(
-    run: Any, tool: str, call_id: str | None = None, decision: str = "", args: Mapping[str, Any] | None = None
-) -> OpenSpan | None:
+def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
     """Start the span of one tool execution; return `None` if no SDK records. `decision` is the id of its permit."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None

@@ -89,9 +89,9 @@ def decided(decision: Decision = PERMIT, body: bytes | None = BODY, resource: st
 
 
 @contextmanager
-def execute_tool_span(run: Run, tool: str, *about: str) -> Iterator[None]:
+def execute_tool_span(run: Run, tool: str, call_id: str = "", decision: str = "") -> Iterator[None]:
     """A tool runs, as `ToolExecution` runs it."""
-    span, failed = telemetry.execute_tool_span(run, tool, *about), None
+    span, failed = telemetry.execute_tool_span(run, tool, call_id, decision, {}), None
     if span is not None:
         span.enter()
     try:
@@ -345,7 +345,7 @@ def test_without_an_sdk_a_call_costs_two_python_calls(monkeypatch: pytest.Monkey
     sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
     try:
         record_decision(run, PERMIT, b"not read", pdp="wasm", action="tools/call", resource="pay")
-        telemetry.execute_tool_span(run, "pay", "1")
+        telemetry.execute_tool_span(run, "pay", "1", "", {})
     finally:
         sys.setprofile(None)
     assert otel_context.get_current() is before
