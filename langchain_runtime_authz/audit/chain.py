@@ -73,7 +73,6 @@ def make_line(record: dict[str, Any], seq: int, prev: str) -> bytes:
 
 
 def line_hash(line: bytes) -> str:
-    """Return the SHA-256 (hex) of a line without its newline."""
     return hashlib.sha256(line).hexdigest()
 
 

@@ -138,7 +138,6 @@ def _reason(code: str) -> Reason:
 
 
 def _said(words: Mapping[Any, str], code: object) -> str:
-    """Return a code in words, or as it is."""
     return words.get(str(code), str(code))
 
 

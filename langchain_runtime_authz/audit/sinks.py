@@ -78,7 +78,6 @@ class MemorySink:
         return [r() if callable(r) else r for r in list(self.kept)]
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record."""
         self.kept.append(record)
 
     def _repr_html_(self) -> str:

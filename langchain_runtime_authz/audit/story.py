@@ -64,8 +64,6 @@ _inert = lru_cache(4096)(inert)  # names and codes come again and again
 
 
 class Lane(NamedTuple):
-    """The place of a step: a thread, and an agent on it by its path from the root agent."""
-
     thread: str
     agent: tuple[str, ...]
 
@@ -147,7 +145,6 @@ class Story:
     notes: list[str] = field(default_factory=list)  # of the heading
 
     def name(self, lane: Lane) -> str:
-        """Return a lane's name: the agent's, with its thread if there are several."""
         agent = shown(lane.agent[-1], 40) if lane.agent else "-"
         return f"{shown(lane.thread, 40)}: {agent}" if len(self.facts.get("thread", ())) > 1 else agent
 
@@ -338,7 +335,6 @@ def _source(detail: Record) -> str:
 
 
 def _arguments(args: object) -> str:
-    """Return arguments in brackets. A mandate's constant is its value."""
     if not isinstance(args, dict):
         return ""
     plain = {k: v.get("value", f"({v.get('kind')})") if isinstance(v, dict) else v for k, v in args.items()}

@@ -44,7 +44,6 @@ def page(story: Story) -> str:
 
 
 def fragment(story: Story) -> str:
-    """Return a story as a static fragment, without links and script."""
     return f'<div class="rta"><style>{_asset("story.css")}</style>{"".join(_parts(story, linked=False).values())}</div>'
 
 

@@ -46,7 +46,6 @@ class Answer:
 
 
 def moment(at: float) -> str:
-    """Return a time in ISO 8601, in UTC."""
     return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")
 
 

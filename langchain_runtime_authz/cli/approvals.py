@@ -34,8 +34,6 @@ Id = Annotated[str, Argument(metavar="ID", help="The question, as `approvals lis
 
 
 class Approver(NamedTuple):
-    """An approver, and the keys that prove it."""
-
     person: Annotated[str, Option("--as", help="The approver: the name of a user.")]
     key: Annotated[Path, Option(help="The approver's private key: PEM.")]
     approvers: Annotated[Path, Option(help="The approvers' public keys: JSON, `user:<name>` to JWK set (RFC 7517).")]
@@ -109,7 +107,6 @@ def deny(
 def _signed(
     store: Store, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None
 ) -> Iterator[tuple[RuntimeAuthz, str]]:
-    """Give what takes an answer, and the approver's statement of it."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approval_statement import Approvers, sign_statement
     from langchain_runtime_authz.credential.keys import SigningKey

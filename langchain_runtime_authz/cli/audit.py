@@ -365,7 +365,6 @@ def load() -> Any:
 
 
 def rule_lines(reason: str) -> list[int]:
-    """Return the lines of the shipped policy that give a reason or an obligation."""
     name = re.escape(reason.removeprefix("obligation:"))
     given = rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
     given = given if name == reason else rf'"type": "{name}"'
@@ -394,7 +393,6 @@ def read_results(path: Path) -> dict[str, Counter[str]]:
 
 
 def _tests(nodes: Iterable[str], seen: Mapping[str, Counter[str]]) -> list[dict[str, str]]:
-    """Return tests with their results: the worst one if there are several."""
     return [{"test": n, "result": next((r for r in _WORST if seen.get(n, Counter()).get(r)), "not run")} for n in nodes]
 
 

@@ -21,8 +21,6 @@ ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Line(NamedTuple):
-    """One thing that was looked at. `do` says what to do about it."""
-
     state: Literal["ok", "note", "fail"]
     what: str
     found: str

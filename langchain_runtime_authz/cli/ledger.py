@@ -45,15 +45,12 @@ Audit = Annotated[
 
 
 class Store(NamedTuple):
-    """The place of a ledger."""
-
     where: Annotated[str, Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
     schema: Annotated[str, Option(help="PostgreSQL: the schema of the tables.")] = "runtime_authz"
     role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
 
     @contextmanager
     def opened(self) -> Iterator[SqlLedger]:
-        """Open the existing ledger."""
         ledger: SqlLedger
         if (postgres := self._postgres()) is not None:
             ledger = postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)
@@ -67,7 +64,6 @@ class Store(NamedTuple):
 
     @contextmanager
     def administered(self, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
-        """Open it for its owner."""
         if (postgres := self._postgres()) is not None:
             options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
             with postgres.administer(self.where, **options) as admin:

@@ -26,8 +26,6 @@ Watched = Annotated[
 
 
 class Place(NamedTuple):
-    """An agent on a thread, and who stops it or lets it act again."""
-
     thread: Annotated[str, Argument(help="LangGraph's thread_id.")]
     graph: Annotated[str, Option(help="The graph's name, as audit records show it.")]
     agent: Annotated[str, Option(help="Only this agent and those below it: a path, like root/payer.")] = ""

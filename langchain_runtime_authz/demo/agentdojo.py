@@ -177,7 +177,6 @@ def _profiles() -> dict[str, ToolProfile]:
 
 @cache
 def load_mandates(path: Path = MANDATES) -> dict[str, Mandate]:
-    """Return the mandate of each user task, from a YAML file."""
     import yaml
 
     return {task: load_mandate(order) for task, order in yaml.safe_load(path.read_text(encoding="utf-8")).items()}

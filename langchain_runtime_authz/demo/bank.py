@@ -159,7 +159,6 @@ def play(console: Console, log: Path | None = None) -> list[Row]:
 
 
 def perform(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
-    """Play the script once, with a new bank."""
     bank = Bank()
     audit = FileSink(log, content=True) if log is not None and protected else MemorySink()
     stage = _Stage(console, audit)
@@ -226,7 +225,6 @@ class _Stage:
         return {"type": "approve" if known else "reject"}
 
     def watch(self, message: AnyMessage) -> None:
-        """Show and keep a message that a node wrote."""
         if isinstance(message, ToolMessage):
             self._conclude(message)
         elif isinstance(message, AIMessage):
@@ -285,7 +283,6 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _closing(protected: Bank, twin: Bank) -> str:
-    """Compare both books."""
     return (
         f"Without protection the same script paid the attacker {twin.paid(ATTACKER):.2f}, here "
         f"{protected.paid(ATTACKER):.2f}, and the plumber {twin.paid(PLUMBER):.2f}, the stopped payment among it, "

@@ -86,8 +86,6 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A call of the trace, decided."""
-
     line: int
     call: ToolCall
     outcome: str  # permit | deny | approval_required | halt

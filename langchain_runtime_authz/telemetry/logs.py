@@ -22,7 +22,6 @@ MAX_CODES: Final = 256  # a policy may make them up
 
 
 def logger(name: str) -> logging.Logger:
-    """Return a module's logger, whose records carry the ids."""
     log = logging.getLogger(name)
     log.addFilter(_add_ids)  # adding it again changes nothing
     return log

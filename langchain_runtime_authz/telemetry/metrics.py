@@ -46,7 +46,6 @@ class Instruments:
 
 
 def count_decision(decision: Decision, action: str, started: int | None, subject: Subject) -> None:
-    """Count a decision; `started` is when it was begun, in nanoseconds since the epoch."""
     with suppress(Exception):  # telemetry must not stop the call
         kind = subject.type if subject.type in SUBJECT_TYPES else "other"
         about = {n.ACTION: action, n.DECISION: decision.outcome, n.REASON: decision.reason, n.SUBJECT_TYPE: kind}
@@ -58,7 +57,6 @@ def count_decision(decision: Decision, action: str, started: int | None, subject
 
 
 def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
-    """Add to the counter `events`, `errors` or `leases`."""
     if instruments.proxy._real_meter is None:  # noqa: SLF001  (a look without a call)
         return
     with suppress(Exception):  # telemetry must not stop the call
@@ -66,7 +64,6 @@ def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> Non
 
 
 def time_engine(pdp: str, began: float) -> None:
-    """Time an engine's answer that was asked for at `began`, by `time.monotonic`."""
     with suppress(Exception):  # telemetry must not stop the call
         instruments.engine.record(time.monotonic() - began, {n.PDP: pdp})
 

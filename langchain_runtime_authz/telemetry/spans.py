@@ -75,7 +75,6 @@ class OpenSpan:
         return trace.set_span_in_context(self._span) if own else None
 
     def link(self, *parents: str) -> None:
-        """Link the span to questions, of which only the W3C `traceparent` is known."""
         with suppress(Exception):
             for found in _questions(*parents):
                 self._span.add_link(found.context, found.attributes)
@@ -110,7 +109,6 @@ def run_span(run: Any, *, workflow: bool = False, decision: str = "") -> OpenSpa
 
 
 def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
-    """Start the span of one tool execution; return `None` if no SDK records. `decision` is the id of its permit."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
@@ -119,7 +117,6 @@ def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, a
 
 
 def _open(operation: str, name: str, run: Any, above: Any, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
-    """Start a span of `run` below the span of `above`, linked to a decision of `above`."""
     with suppress(Exception):
         found = above.decision_spans.pop(decision, None) if above is not None else None
         span = _tracer.start_span(
@@ -200,7 +197,6 @@ def record_observation(what: str, name: str) -> None:
 
 
 def traceparent(run: Any, decision: str = "") -> str:
-    """Return the W3C `traceparent` of a decision's span, else of what is under way."""
     carrier: dict[str, str] = {}
     with suppress(Exception):
         found = run.decision_spans.pop(decision, None)
@@ -272,7 +268,6 @@ def _of(run: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    """Return a value of an event's detail; of a list of records, their number."""
     records = isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value)
     return len(value) if records else value
 

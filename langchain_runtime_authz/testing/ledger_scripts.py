@@ -61,7 +61,6 @@ class Script:
         self.jtis: dict[Scope, list[str]] = {}
 
     def new(self) -> str:
-        """Return a name that nothing has yet."""
         self.count += 1
         return f"{self.scopes[0].thread}-{self.count}"
 
@@ -88,7 +87,6 @@ class Script:
         return Step(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, todo, query, jti)
 
     def change(self, jti: str, epoch: int) -> Change:
-        """Return any change."""
         pick, now = self.by.choice, int(self.now())
         name, agent, yes = pick(NAMES), pick(AGENTS), pick((True, False))
         who, tool, number = pick(("user:alice", "user:alice", "user:bob")), pick(("pay", "read")), pick((1, 2, 3))
@@ -190,14 +188,12 @@ class LedgerHarness:
 
     @cached_property
     def scope(self) -> Scope:
-        """Return the test's own thread."""
         return Scope(unique("tenant"), "https://issuer.example", "graph", unique("thread"))
 
     def teardown_method(self) -> None:
         getattr(self.__dict__.get("ledger"), "close", int)()
 
     def commit(self, *changes: Change, guard: Guard | None = None) -> Committed | Conflict:
-        """Commit to the test's thread."""
         return self.ledger.commit(self.scope, guard, changes)
 
     def do(self, *changes: Change, guard: Guard | None = None) -> Committed:
@@ -219,7 +215,6 @@ class LedgerHarness:
         return self.load(calls=(key,)).calls.get(key)
 
     def lease(self, agent: tuple[str, ...] = ROOT, *, parent: Lease | None = None, grant: Grant | None = None) -> Lease:
-        """Take a lease and return it."""
         now = int(self.clock())
         below = parent.jti if parent is not None else None
         lease = Lease(unique(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
