@@ -186,11 +186,7 @@ def _opened() -> RunHandle | None:
 def _refused(name: str) -> Due:
     if (run := running()) is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    return run.engine, _answered(Arrival(unknown(name, None, None, None, {}), {}, run=run))
-
-
-def _answered(arrived: Arrival) -> Flow[None]:
-    answer((yield from arrived.decide()), None)  # raises
+    return run.engine, _open(Arrival(unknown(name, None, None, None, {}), {}, run=run), None)
 
 
 def _opening(started: StartingTool, run_id: UUID) -> Due:
@@ -202,7 +198,7 @@ def _opening(started: StartingTool, run_id: UUID) -> Due:
     return arrived.engine, _open(arrived, run_id)
 
 
-def _open(arrived: Arrival, run_id: UUID) -> Flow[None]:
+def _open(arrived: Arrival, run_id: UUID | None) -> Flow[None]:
     verdict = yield from arrived.decide()
     run, call = arrived.run, arrived.call
     if isinstance(verdict, Replay):

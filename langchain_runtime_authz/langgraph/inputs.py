@@ -244,11 +244,8 @@ def newest_plan(given: object) -> AIMessage | None:
 
 def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, (dict, Mapping)):
-        if (
-            isinstance(value.get("id"), str)
-            and isinstance(value.get("name"), str)
-            and isinstance(value.get("args"), dict)
-        ):
+        ident, name, args = value.get("id"), value.get("name"), value.get("args")
+        if isinstance(ident, str) and isinstance(name, str) and isinstance(args, dict):
             yield value
         elif depth:
             for held in value.values():

@@ -59,18 +59,13 @@ _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic ret
 _DENIED = "This action is not permitted. Do not repeat it."
 
 
-def denial_text(denial: Denial) -> str:
-    text = _SPOKEN.get(denial.decision.reason, _DENIED)
-    if denial.message:
-        text += f" The user said: {denial.message}"
-    return f"{text} (decision {denial.decision.decision_id})"
-
-
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
     """Return the answer to a call that does not run, so that the history stays valid."""
-    if denial.decision.reason == Code.APPROVAL_ANSWERED:
-        return ToolMessage(content=denial.message, name=denial.call.tool, tool_call_id=call_id or "", status="success")
-    return ToolMessage(content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error")
+    said, status, reason = denial.message, "success", denial.decision.reason
+    if reason != Code.APPROVAL_ANSWERED:
+        told = f" The user said: {said}" if said else ""
+        said, status = f"{_SPOKEN.get(reason, _DENIED)}{told} (decision {denial.decision.decision_id})", "error"
+    return ToolMessage(said, name=denial.call.tool, tool_call_id=call_id or "", status=status)
 
 
 def edit_note(call: Call) -> str:

@@ -40,7 +40,7 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import keepable
-from langchain_runtime_authz.pep.steps import decide_step, still_live
+from langchain_runtime_authz.pep.steps import decide_step
 
 
 def is_gated(bound: object) -> bool:
@@ -205,16 +205,11 @@ def _lives(run: Run) -> Flow[bool]:
 
 
 def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
-    if holds_gate and _kept(run, key):
-        code = yield from still_live(run)
-        # A tool node must answer the calls it was given even when the task has changed.
-        if code is not None and code != Code.STALE_EPOCH:
-            raise AuthzHalt(code, deny(code).decision_id)
-        return
     # Before it is asked: a policy that comes meanwhile is not the one that permitted.
     revision = run.engine.evaluator.revision if holds_gate else ""
     decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": key[1], "properties": {}})
     if decision.outcome != "permit":
+        # A tool node must answer the calls it was given even when the task has changed.
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)

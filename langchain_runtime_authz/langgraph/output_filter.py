@@ -30,21 +30,9 @@ _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # w
 class Cleaner:
     """Takes messages and commands apart; `credential.leak` and `pep.obligations` filter their parts."""
 
-    __slots__ = ("_fields", "_search", "_searches")
-
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
         self._fields, self._searches = fields, bool(tokens)
-        self._search = Search(tokens)
-
-    @property
-    def found(self) -> bool:
-        """True if any filtered value held a token."""
-        return self._search.found
-
-    @property
-    def withheld(self) -> bool:
-        """True if anything was left out because it could not be searched."""
-        return self._search.withheld
+        self.search = Search(tokens)
 
     def output(self, value: Any) -> Any:
         return self._value(value, self._fields)
@@ -87,11 +75,11 @@ class Cleaner:
     def _scrubbed(self, value: Any) -> Any:
         if not self._searches:
             return value
-        clean = self._search.clean(value)
+        clean = self.search.clean(value)
         if clean is not None and not isinstance(clean, str | bytes | int | float):
             # An object shows what it holds by its text, and text is what a message is made of.
             shown = _text_of(clean)
-            if (text := self._search.clean(shown)) is not shown:
+            if (text := self.search.clean(shown)) is not shown:
                 return text
         return clean
 
@@ -106,7 +94,7 @@ class Cleaner:
                 asked.value = self._scrubbed(asked.value)
 
     def error(self, exc: BaseException) -> BaseException:
-        return self._search.clean(exc)
+        return self.search.clean(exc)
 
 
 def _text_of(value: Any) -> str:

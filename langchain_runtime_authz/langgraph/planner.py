@@ -14,6 +14,7 @@ from typing import Any, Final
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.mandate.backing import arguments, backed
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate, json_schema, load_mandate
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, material
@@ -85,24 +86,19 @@ class ModelPlanner:
         return self.compile(texts).mandate
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None:
-        prompt = self._prompt(texts)
-        if prompt is None:
-            return None
-        try:
-            answer = await self._model.ainvoke(prompt, {"callbacks": []})
-        except Exception as exc:  # noqa: BLE001  (a foreign model)
-            return _failed(exc).mandate
-        return self._read(answer, texts).mandate
+        return (await self.acompile(texts)).mandate
 
-    def compile(self, texts: Sequence[str]) -> Compiled:
+    def _compile(self, texts: Sequence[str]) -> Flow[Compiled]:
         prompt = self._prompt(texts)
         if prompt is None:
             return _UNREAD
         try:
-            answer = self._model.invoke(prompt, {"callbacks": []})
+            answer = yield Perform(self._model.invoke, self._model.ainvoke, prompt, {"callbacks": []})
         except Exception as exc:  # noqa: BLE001  (a foreign model)
             return _failed(exc)
         return self._read(answer, texts)
+
+    compile, acompile = both(_compile)
 
     def _prompt(self, texts: Sequence[str]) -> list[BaseMessage] | None:
         said, parts = [], 0

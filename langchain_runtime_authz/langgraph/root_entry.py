@@ -275,11 +275,8 @@ class _Root(Entering[tuple[Any, Any]]):
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
         busy = bool(run.children)  # a child that `gather` left behind goes on writing what waits
-        saver, place, watch = (
-            checkpoints.saver_of(self.graph),
-            checkpoints.thread_config(self.config),
-            self.root_entry.watch,
-        )
+        saver, place = checkpoints.saver_of(self.graph), checkpoints.thread_config(self.config)
+        watch = self.root_entry.watch
         if saver is not None and place is not None:
             try:
                 waiting = None

@@ -417,8 +417,6 @@ def _refusals() -> RefusedMints | None:
         handle = _around()
     except ConfigError:  # the record could name another run
         return None
-    return (
-        None
-        if handle is None
-        else RefusedMints((_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0), None, None))
-    )
+    if handle is None:
+        return None
+    return RefusedMints((_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0), None, None))

@@ -233,8 +233,8 @@ class ToolExecution(CodeScope):
 
     def _tell(self, cleaner: Cleaner | None) -> None:
         if self.ticket is not None and cleaner is not None:
-            self.ticket.leaked |= cleaner.found
-            self.ticket.withheld |= cleaner.withheld
+            self.ticket.leaked |= cleaner.search.found
+            self.ticket.withheld |= cleaner.search.withheld
 
     # --- around it ---
 

@@ -374,12 +374,7 @@ def _action(action: object) -> str:
     if not isinstance(action, Mapping):
         return ""
     name, args = action.get("name"), action.get("args")
-    if (
-        not isinstance(name, str)
-        or not name
-        or not isinstance(args, Mapping)
-        or not all(isinstance(k, str) for k in args)
-    ):
+    if not (isinstance(name, str) and name and isinstance(args, Mapping) and all(isinstance(k, str) for k in args)):
         return ""
     try:
         return json.dumps({"name": name, "args": dict(args)}, allow_nan=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from copy import deepcopy
 from typing import Any, Final
@@ -48,13 +48,9 @@ def _ask(engine: Engine, question: Mapping[str, Any]) -> Any:
 async def _aask(engine: Engine, question: Mapping[str, Any]) -> Any:
     try:
         given = await asyncio.to_thread(Context().run, engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
-        return await asyncio.create_task(_waited(given), context=Context()) if inspect.isawaitable(given) else given
+        return await Context().run(asyncio.ensure_future, given) if inspect.isawaitable(given) else given
     except Exception as exc:  # noqa: BLE001  (likewise)
         return _failed(exc)
-
-
-async def _waited(given: Awaitable[Any]) -> Any:
-    return await given
 
 
 def _failed(exc: Exception) -> None:

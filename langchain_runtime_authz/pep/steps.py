@@ -91,18 +91,6 @@ def _loaded(run: Run) -> Flow[Snapshot]:
     return snapshot
 
 
-def still_live(run: Run) -> Flow[Code | None]:
-    """Return why the run may not go on, without asking the PDP: for steps with a cached permit."""
-    if run.engine.killed:
-        return Code.KILLED
-    try:
-        snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
-    except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        _log.error("ledger failed: %s", type(exc).__name__)
-        return run.engine.failed(exc)
-    return lease_refusal(run, snapshot)
-
-
 # --- models -------------------------------------------------------------------------------------------
 # Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, since
 # their calls are decided anyway. A tool that the provider runs cannot be stopped later, so a call that shows it is denied.

@@ -213,7 +213,8 @@ class CoverageReport:
         for row in self.rows:
             kind, name, graph, route, layers, seen, note = row.cells()
             place = "/".join(dict.fromkeys(part for part in (graph, route) if part and part not in (name, self.graph)))
-            lines.append(f"{kind.ljust(kinds)}  {_short(name, names).ljust(names)}  {layers}")
+            shown = name if len(name) <= names else f"{name[: names - 1]}…"
+            lines.append(f"{kind.ljust(kinds)}  {shown.ljust(names)}  {layers}")
             more = "; ".join(filter(None, (f"at {place}" if place else "", seen, note)))
             own = " " * (kinds + 2)
             lines += textwrap.wrap(more, _WIDTH, initial_indent=own, subsequent_indent=own, break_on_hyphens=False)
@@ -239,7 +240,3 @@ class CoverageReport:
 
 def _nodes(count: int, one: str, several: str) -> str:
     return f"1 node {one}" if count == 1 else f"{count} nodes {several}"
-
-
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else f"{name[: width - 1]}…"

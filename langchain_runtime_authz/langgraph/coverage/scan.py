@@ -268,6 +268,7 @@ def _reaches_out(package: str) -> bool:
 # --- secrets -----------------------------------------------------------------------------------------------
 
 MAX_ITEMS: Final = 100
+_CODE: Final = (FunctionType, MethodType, partial)
 MAX_DEPTH: Final = 4
 MIN_LENGTH: Final = 8  # of a text under a secret's name: shorter ones are examples and placeholders
 
@@ -299,43 +300,7 @@ def secrets_of(tool: BaseTool) -> Iterator[str]:
         yield from _secret_in(f"field {name}", name, value, seen, 0)
     yield from _secret_in("metadata", "metadata", tool.metadata, seen, 0)
     for function in functions_of(tool):
-        yield from _in_function("", function, seen, 0)
-
-
-def _in_function(where: str, function: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
-    if isinstance(function, partial):
-        for i, value in enumerate(function.args):
-            yield from _secret_in(f"{where}argument {i}", "", value, seen, depth)
-        for name, value in function.keywords.items():
-            yield from _secret_in(f"{where}argument {name}", name, value, seen, depth)
-        yield from _in_function(where, function.func, seen, depth)
-    if isinstance(function, MethodType):
-        if not isinstance(function.__self__, BaseTool):
-            yield from _secret_in(f"{where}self", "", function.__self__, seen, depth)
-        function = function.__func__
-    if not isinstance(function, FunctionType) or id(function) in seen or depth > MAX_DEPTH:
-        return
-    seen[id(function)] = function
-    if (wrapped := getattr(function, "__wrapped__", None)) is not None:
-        yield from _in_function(where, wrapped, seen, depth)
-    code, names = function.__code__, function.__globals__
-    given = signature(function, follow_wrapped=False).parameters.values()
-    held = [(f"closure {n}", n, value) for n, value in cells_of(function).items()]
-    held += [(f"global {n}", n, names[n]) for n in dict.fromkeys(names_in(code)) if n in names]
-    held += [(f"default of {p.name}", p.name, p.default) for p in given if p.default is not p.empty]
-    for place, name, value in held:
-        yield from _named(where + place, name, value, seen, depth)
-    texts = (c for own in codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__)
-    if any(map(_FORMS.search, texts)):
-        yield f"{where}constant in its code"
-
-
-def _named(where: str, name: str, value: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
-    if isinstance(value, FunctionType | MethodType | partial):
-        if root_of(getattr(value, "__module__", None)) not in LIBRARIES:
-            yield from _in_function(f"{where} > ", value, seen, depth + 1)
-    else:
-        yield from _secret_in(where, name, value, seen, depth)
+        yield from _secret_in("", "", function, seen, -1)
 
 
 def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
@@ -349,20 +314,43 @@ def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: i
             yield where
     elif name.lstrip("_") == "auth" and module_of(value) in ("httpx", "requests", "aiohttp"):
         yield where  # a client's: an object that adds a credential to each request
-    elif depth < MAX_DEPTH and id(value) not in seen:
-        seen[id(value)] = value
+    elif depth < MAX_DEPTH and (ident := id(_function(value))) not in seen:
+        if isinstance(value, _CODE) and where:
+            if root_of(getattr(value, "__module__", None)) in LIBRARIES:
+                return
+            where = f"{where.removesuffix(' > ')} > "
+        seen[ident] = value
         for place, key, inner in _parts(name, value):
-            yield from _secret_in(where + place, key, inner, seen, depth + 1)
+            yield from _secret_in(where + place, key, inner, seen, depth + bool(place))
+
+
+def _function(value: Any) -> Any:
+    return value.__func__ if isinstance(value, MethodType) else value
 
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, partial):
+        yield from ((f"argument {i}", "", v) for i, v in enumerate(value.args))
+        yield from ((f"argument {n}", n, v) for n, v in value.keywords.items())
+        yield "", "", value.func
+    elif isinstance(value, MethodType) and not isinstance(value.__self__, BaseTool):
+        yield "self", "", value.__self__
+    if isinstance(function := _function(value), FunctionType):
+        code, names = function.__code__, function.__globals__
+        yield "", "", getattr(function, "__wrapped__", None)
+        yield from ((f"closure {n}", n, v) for n, v in cells_of(function).items())
+        yield from ((f"global {n}", n, names[n]) for n in dict.fromkeys(names_in(code)) if n in names)
+        given = signature(function, follow_wrapped=False).parameters.values()
+        yield from ((f"default of {p.name}", p.name, p.default) for p in given if p.default is not p.empty)
+        texts = (c for own in codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__)
+        yield "constant in its code", "", next(filter(_FORMS.search, texts), None)
+    elif isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_ITEMS]:
             # A key may itself be a secret: only a name that says "secret" is shown.
             yield (f"[{key}]" if _secret_name(key) else "[…]", key if isinstance(key, str) else "", inner)
     elif isinstance(value, list | tuple | set | frozenset):
         yield from (("[…]", name, inner) for inner in list(value)[:MAX_ITEMS])
-    elif not isinstance(value, PregelProtocol | BaseTool | FunctionType | type) and module_of(value) not in _NEVER:
+    elif not isinstance(value, PregelProtocol | BaseTool | type) and module_of(value) not in _NEVER:
         fields = {**(getattr(value, "__dict__", None) or {}), **(getattr(value, "__pydantic_private__", None) or {})}
         yield from ((f".{key.lstrip('_')}", key, inner) for key, inner in fields.items() if isinstance(key, str))
 
