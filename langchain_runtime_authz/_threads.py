@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from langgraph.pregel import Pregel
@@ -199,7 +198,7 @@ class Threads:
         found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)
         found = replace(found, how=_how(graph, found, snapshot, state, input))
         if go_on and found.how == "continue":
-            output = yield Perform(partial(graph.invoke, None, config), partial(graph.ainvoke, None, config))
+            output = yield Perform(graph.invoke, graph.ainvoke, None, config)
             found = replace(found, output=output)
         return found
 

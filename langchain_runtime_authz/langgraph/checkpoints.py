@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from itertools import count
 from typing import Any, Final, cast
 
@@ -49,13 +48,11 @@ MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
-    return Perform(
-        partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
-    )
+    return Perform(graph.get_state, graph.aget_state, config, subgraphs=subgraphs)
 
 
 def _get(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
-    return Perform(partial(saver.get_tuple, place), partial(saver.aget_tuple, place))
+    return Perform(saver.get_tuple, saver.aget_tuple, place)
 
 
 class _FrameSerializer:
@@ -116,9 +113,7 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
         return None
     held: list[Any] = []
     for name in namespaces:
-        items: list[SearchItem] = yield Perform(
-            partial(store.search, name, limit=MAX_ITEMS), partial(store.asearch, name, limit=MAX_ITEMS)
-        )
+        items: list[SearchItem] = yield Perform(store.search, store.asearch, name, limit=MAX_ITEMS)
         held += [[*item.namespace, item.key, said(item.value)] for item in items]
     return raw_digest(sorted(held))
 

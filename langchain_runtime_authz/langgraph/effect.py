@@ -35,7 +35,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import kept, lookalike, task_id
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
-from langchain_runtime_authz.langgraph.run_context import Block, running
+from langchain_runtime_authz.langgraph.run_context import FlowContext, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import (
     FUNCTION,
@@ -115,7 +115,7 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
     return found
 
 
-class Together(Block[Any]):
+class Together(FlowContext[Any]):
     """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none."""
 
     output: Any = None

@@ -16,7 +16,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -52,7 +51,7 @@ from langchain_runtime_authz.langgraph.tool_execution import OneByOne, RunTool, 
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
-from langchain_runtime_authz.pep.engine import Effect, Flow, Load, Perform, Run, adrive, both, drive
+from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run, adrive, both, drive
 from langchain_runtime_authz.pep.steps import decide_model, withheld
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
@@ -60,10 +59,6 @@ _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
     "and the call is then decided again as it really runs. List it last"
 )
-
-
-# Engine, flow: run a flow with the parts of another instance.
-Within: Final = Effect(lambda _, engine, flow: drive(engine, flow), lambda _, engine, flow: adrive(engine, flow))
 
 
 class _Entries:
@@ -119,8 +114,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
         entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
         if entering is not None:
-            over = (None, None, None)
-            yield Perform(partial(entering.__exit__, *over), partial(entering.__aexit__, *over))
+            yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
 
     after_agent, aafter_agent = both(_after_agent)
 
@@ -163,7 +157,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
         run, ours = yield from self._run(get_config(), request.runtime)
         # The run may be another instance's, which decides with its own parts.
-        decision = yield (Within, run.engine, decide_model(run, call := call_of_request(request)))
+        decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunTool, handler, _without(request, decision))
         if ours:
@@ -190,10 +184,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):
-                gate = self._gate
-                return (
-                    yield Perform(partial(gate.call, run, request, handler), partial(gate.acall, run, request, handler))
-                )
+                return (yield Perform(self._gate.call, self._gate.acall, run, request, handler))
         except GraphInterrupt:
             run.pause()
             raise

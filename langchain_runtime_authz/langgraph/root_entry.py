@@ -24,8 +24,8 @@ from langchain_runtime_authz.langgraph.messages import foreign_plans, human_text
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.run_context import (
     AuthzHalt,
-    Block,
     Caller,
+    FlowContext,
     RunHandle,
     caller,
     handle_in,
@@ -156,7 +156,7 @@ class RootEntry:
         return place
 
 
-class Entering(Block[T]):
+class Entering(FlowContext[T]):
     """Open a run on the way in and close it on the way out."""
 
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:

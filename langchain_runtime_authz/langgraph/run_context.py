@@ -77,7 +77,7 @@ class Handle(Sealed):
 _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
 
 
-class Block(Generic[T]):
+class FlowContext(Generic[T]):
     """A `with`, or `async with`, whose ways in and out are flows; if the way in fails, the way out is taken at once.
 
     A class: an event loop closes generators in any order.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
@@ -74,9 +73,7 @@ def answer_beside(
             raise AuthzError(Code.APPROVAL_APPROVER)
         statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
     about_it = (str(statement), about)
-    said: Statement = yield Perform(
-        partial(approvers.verify, *about_it, now=now), partial(approvers.averify, *about_it, now=now)
-    )
+    said: Statement = yield Perform(approvers.verify, approvers.averify, *about_it, now=now)
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)
     given = AnswerApproval(
