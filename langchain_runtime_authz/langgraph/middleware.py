@@ -47,7 +47,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import OneByOne, RunTool, waiting
+from langchain_runtime_authz.langgraph.tool_execution import OneByOne, RunCode, waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
@@ -159,7 +159,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         # The run may be another instance's, which decides with its own parts.
         decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
-            response = yield (RunTool, handler, _without(request, decision))
+            response = yield (RunCode, handler, _without(request, decision))
         if ours:
             yield from _planned_by(run, request, response)
         return response
@@ -180,7 +180,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Decide the call, unless an enforcement point in front has; then it only passes."""
         self._warn(handler)
         if waiting():
-            return (yield (RunTool, handler, request))
+            return (yield (RunCode, handler, request))
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableWithFallbacks
@@ -35,7 +36,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, re
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
-from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending
+from langchain_runtime_authz.langgraph.tool_execution import Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
@@ -104,23 +105,6 @@ def _whole(sequence: Any) -> list[Any]:
     ]
 
 
-def _run(_: Engine, scope: run_scope, code: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
-    with scope:
-        try:
-            return code(bound, input, config, **kwargs), None
-        except BaseException as exc:  # noqa: BLE001  (raised by `_step`, if it stands)
-            return None, exc
-
-
-async def _arun(_: Engine, scope: run_scope, code: Any, bound: Any, input: Any, config: Any, kwargs: Any) -> Outcome:
-    with scope:
-        try:
-            return await code(bound, input, config, **kwargs), None
-        except BaseException as exc:  # noqa: BLE001  (likewise)
-            return None, exc
-
-
-RunNode: Final = Effect(_run, _arun)
 Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its own threads
 Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
@@ -143,7 +127,12 @@ def _step(
     tally.ran(run, "node", key[1], "node gate")
     node = None if holds_gate else NodeCalls(input, config)
     own = config if node is None else node.config
-    output, failed = yield (RunNode, run_scope(run, task_id(own), node), code, bound, input, own, kwargs)
+    output, failed = None, None
+    with run_scope(run, task_id(own), node):
+        try:
+            output = yield (RunCode, partial(code, bound, input, own, **kwargs))
+        except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
+            failed = exc
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, task_id(own))

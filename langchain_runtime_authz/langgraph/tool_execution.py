@@ -95,15 +95,6 @@ def hand_on(one: Pending | None) -> CodeScope:
     return before
 
 
-# Run the tool's own code. Its sync form is called, its async form awaited.
-def _run(_: Engine, code: Callable[[ToolExecution], Any], execution: ToolExecution) -> Any:
-    return code(execution)
-
-
-async def _arun(_: Engine, code: Callable[[ToolExecution], Any], execution: ToolExecution) -> Any:
-    return await code(execution)
-
-
 # A call that ran is recorded, even if its caller stops waiting.
 async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
     if Commit in engine.prompt:
@@ -112,7 +103,8 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
         await asyncio.shield(adrive(engine, flow))
 
 
-RunTool: Final = Effect(_run, _arun)
+# Code, its arguments. Run what is not ours: its sync form is called, its async form awaited.
+RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
 
 
@@ -271,7 +263,7 @@ class ToolExecution(CodeScope):
         self.begin()
         output, failed = None, None
         try:
-            output = yield (RunTool, code, self)
+            output = yield (RunCode, code, self)
         except BaseException as exc:  # noqa: BLE001  (the caller raises it, once the call is closed)
             failed = exc
         if (over := self.end(failed, output)) is not None:

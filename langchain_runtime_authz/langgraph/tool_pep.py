@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
@@ -40,7 +41,7 @@ from langchain_runtime_authz.langgraph.messages import (
     replay_message,
     with_note,
 )
-from langchain_runtime_authz.langgraph.tool_execution import OneByOne, Pending, hand_on
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, OneByOne, Pending, hand_on
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -67,9 +68,6 @@ class _Batch:
 
 class MessageCalls:
     """The calls that one execution of a tool node was given, and the message that planned them."""
-
-    __slots__ = ("calls", "config", "node", "plan_id", "planned", "position", "profiles", "reviewed", "runtime",
-                 "siblings", "state", "together")  # fmt: skip
 
     def __init__(
         self,
@@ -197,7 +195,7 @@ class Turns:
     LangGraph gives a task's answers out by number, so once a tool asks by itself they take turns.
     """
 
-    __slots__ = ("adone", "asked", "config", "done", "order", "serial", "waiting")
+    __slots__ = ("asked", "config", "done", "order", "serial", "waiting")
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
         self.config = config
@@ -208,55 +206,48 @@ class Turns:
             self.waiting.setdefault(id(call), one)
             self.order.setdefault(id(call), len(self.order))
             self.serial |= bool(one.paused or one.answers or one.left)
-        several = len(self.order) > 1
-        self.done = [threading.Event() for _ in self.order] if self.serial and several else []
-        self.adone = [asyncio.Event() for _ in self.order] if several else []
+        self.done: set[int] = set()  # places of the calls that are over
 
 
 class Turn:
     """The time in which one call may run, by `with` or `async with`: the call is handed to the guard."""
 
-    __slots__ = ("_before", "_call", "_heard", "_turns", "one")
+    __slots__ = ("_before", "_heard", "_place", "_turns", "one")
 
     def __init__(self, turns: Turns, call: Any) -> None:
-        self._turns, self._call = turns, call
+        self._turns, self._place = turns, turns.order.get(id(call), 0)
         self.one = turns.waiting.get(id(call))
 
     def __enter__(self) -> Pending | None:
         turns = self._turns
-        if turns.done and turns.serial:
-            for before in turns.done[: turns.order.get(id(self._call), 0)]:
-                before.wait()
-        self._heard = not self._turns.asked  # after the calls before it, if they take turns
+        while turns.serial and not turns.done.issuperset(range(self._place)):
+            time.sleep(PAUSE)
+        self._heard = not turns.asked  # after the calls before it, if they take turns
         self._before = hand_on(self.one)
         return self.one
 
     async def __aenter__(self) -> Pending | None:
         if self._turns.serial:
             await self._others()
-        self._heard = not self._turns.asked  # after the calls before it, if they take turns
-        self._before = hand_on(self.one)
-        return self.one
+        return self.__enter__()
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         current_scope.set(self._before)
         if exc is not None:
             self._note(exc, drive)
-        if self._turns.done:
-            self._turns.done[self._turns.order.get(id(self._call), 0)].set()
+        self._turns.done.add(self._place)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         current_scope.set(self._before)
         if exc is not None and (noted := self._note(exc, adrive)) is not None:
             await noted
-        if self._turns.adone:
-            if isinstance(exc, GraphInterrupt):
-                await self._others()
-            self._turns.adone[self._turns.order.get(id(self._call), 0)].set()
+        if isinstance(exc, GraphInterrupt):
+            await self._others()
+        self._turns.done.add(self._place)
 
     async def _others(self) -> None:
-        for before in self._turns.adone[: self._turns.order.get(id(self._call), 0)]:
-            await before.wait()
+        while not self._turns.done.issuperset(range(self._place)):  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE)
 
     def _note(self, exc: BaseException, driver: Callable[[Engine, Flow[None]], Any]) -> Any:
         """Note a question that the tool, or a review in front of it, asks by itself."""
