@@ -212,7 +212,6 @@ def _new(kind: str, path: str, words: list[str]) -> str:
 
 
 def _is_text(path: str, schema: Mapping[str, Any], lexicon: frozenset[str]) -> bool:
-    """Return True for a string whose name has a word of the lexicon."""
     return bool(set(_last(path)) & lexicon) and "string" in (_types(schema) or {"string"})
 
 

@@ -136,7 +136,6 @@ def _text(target: str, before: CoverageReport | None, after: CoverageReport, too
 
 
 def drafts(tools: list[BaseTool]) -> Iterator[str]:
-    """Yield the lines of a file with a draft for each tool."""
     from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.profile import EFFECTS, SINKS
 
@@ -146,7 +145,6 @@ def drafts(tools: list[BaseTool]) -> Iterator[str]:
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
-    """Yield the tools that the nodes of a graph hold or reach, and of the graphs in it."""
     from langchain_core.tools import BaseTool
 
     from langchain_runtime_authz.langgraph.object_graph import reached

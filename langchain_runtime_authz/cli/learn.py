@@ -94,7 +94,6 @@ def _read(log: Path) -> dict[str, _Seen]:
 
 
 def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
-    """Add one record of an audit log, or one line of a trace."""
     if record.get("type") == "tool_call" and not record.get("unwanted"):
         _ran(found.setdefault(record["tool"], _Seen()), record["args"])
     elif record.get("event") == "approval" and record["detail"]["verdict"] in ("reject", "deny"):

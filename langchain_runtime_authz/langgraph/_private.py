@@ -110,7 +110,6 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 
 def can_ask(config: Mapping[str, Any]) -> bool:
-    """Return True if an interrupt raised under `config` can be answered: there is a checkpointer."""
     return bool(checkpointer_of(config))
 
 

@@ -100,8 +100,6 @@ async def _awaited(due: Callable[..., Due], *args: Any, **kwargs: Any) -> None:
 
 
 class _Models(BaseCallbackHandler):
-    """Hears of model calls: whose they are, and what the models return."""
-
     run_inline = True
     ignore_retriever = ignore_agent = ignore_retry = ignore_custom_event = True
     # A decision model is announced as a chain. Without any, chains need not be heard.

@@ -82,7 +82,6 @@ def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
 
 
 def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any] | None:
-    """Return where a thread's checkpoints are; `None` for a call without a thread."""
     configurable = config.get("configurable") or {}
     if configurable.get("thread_id") is None:
         return None
@@ -108,7 +107,6 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:
-    """Return the digest of what a store holds under the namespaces; `None` without a store."""
     if store is None or not namespaces:
         return None
     held: list[Any] = []
@@ -278,8 +276,6 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    """Find the newest checkpoint of those that `saver.list` gives, or `None`."""
-
     async def first() -> CheckpointTuple | None:
         return next(filter(wanted, [found async for found in saver.alist(place, **options)]), None)
 

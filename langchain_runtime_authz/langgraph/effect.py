@@ -131,7 +131,6 @@ class Together(FlowContext[Any]):
 
     @property
     def runs(self) -> bool:
-        """True if the one call is to be carried out."""
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
@@ -152,10 +151,7 @@ class Together(FlowContext[Any]):
             self.begun = yield from _begin(self._arrivals)
         return self.opened()
 
-    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        return self._ending(exc) if self.begun else None
-
-    def _ending(self, exc: BaseException | None) -> Flow[None]:
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None]:
         failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
         for one in under_way:
             failed = one.clean_error(failed) if failed is not None else None

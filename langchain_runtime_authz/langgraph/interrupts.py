@@ -208,7 +208,6 @@ def _ask(
 
 
 def _asked_before(judged: DecidedCall, me: str) -> bool:
-    """Return True if this task asked about exactly this call and has not used the answer."""
     ask = judged.approval
     return ask is not None and ask.call_key == judged.key and _by(ask, me) and ask.state != "spent"
 
@@ -258,7 +257,6 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def answers_left(config: Mapping[str, Any], had: int) -> bool:
-    """Return True if the task of `config` has answers beyond the first `had`, for its later questions."""
     scratchpad = scratchpad_of(config)
     return scratchpad is not None and (len(scratchpad.resume) > had or _has_plain_answer(scratchpad))
 

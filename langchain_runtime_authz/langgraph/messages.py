@@ -77,7 +77,6 @@ def edit_note(call: Call) -> str:
 
 
 def with_note(output: Any, note: str) -> Any:
-    """Put `note` in front of the messages in a tool's output."""
     if isinstance(output, ToolMessage):
         content: Any = output.content
         if isinstance(content, str):
@@ -138,18 +137,15 @@ def _plain(value: Any) -> Any:
 
 
 def only_asked(asked: int) -> str | None:
-    """Serialise the record of a call without a result to show."""
     return json.dumps({"asked": asked}) if asked else None
 
 
 def answers_had(result: str | None) -> int:
-    """Return the number of answers that a recorded call's tool itself had from a user."""
     kept = json.loads(result).get("asked", 0) if result else 0
     return kept if isinstance(kept, int) else 0
 
 
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
-    """Return the recorded result of a call that ran before."""
     result: Any = json.loads(replay.result) if replay.result else None
     kept = result is not None and "content" in result
     content = result["content"] if kept else "This action was carried out before; its result was not kept."
@@ -195,7 +191,6 @@ def overwritten(value: Any) -> tuple[bool, Any]:
 
 
 def messages_in(value: Any) -> list[Any]:
-    """Return the messages of a state or an input as a list."""
     state = written(value)
     found = state.get("messages") if isinstance(state, (dict, Mapping)) else getattr(state, "messages", None)
     _, found = overwritten(found)
@@ -260,7 +255,6 @@ def _human_text(entry: object) -> HumanText | None:
 
 
 def removed_by(entry: object) -> str | None:
-    """Return the id of the message that an entry removes."""
     if not isinstance(entry, (BaseMessage, dict, Mapping)):  # a text, or a role and a text
         return None
     message = as_message(entry)
@@ -318,8 +312,6 @@ def unanswered(messages: Sequence[Any]) -> bool:
 
 
 class PlannedMessage(NamedTuple):
-    """The message that holds a call: its id, its calls, and the call's position among them."""
-
     id: str | None
     calls: Sequence[Any]
     position: int
@@ -371,13 +363,11 @@ def foreign_plans(run: Run, value: object) -> None:
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
-    """Record what a node's output announces."""
     if plans := plans_of(run, given, returned):
         yield from record(run, plans)
 
 
 def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
-    """Return the plans that a node's output announces, to be recorded."""
     found = (_plan(run, given, message) for message in ai_messages(returned))
     return [RecordPlan(plan) for plan in found if plan is not None]
 

@@ -95,7 +95,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     # --- the run, if the graph is not protected ---
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
-        """Open the run of an unprotected graph."""
         config = get_config()
         if _gated_run(config) is not None:
             return None

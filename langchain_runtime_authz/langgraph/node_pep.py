@@ -328,8 +328,6 @@ def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
 
 
 class AuthzParts(Protocol):
-    """The parts of a `RuntimeAuthz` that nodes, middleware and handlers need."""
-
     profiles: Profiles
     root_entry: RootEntry
 

@@ -61,9 +61,9 @@ class Found:
     route: str = ""
 
 
-def graphs_in(root: AnyGraph, *, deep: bool = False) -> Iterator[Found]:
+def graphs_in(root: AnyGraph) -> Iterator[Found]:
     """Yield `root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
-    return (value for value in reached(root, deep=deep) if isinstance(value, Found))
+    return (value for value in reached(root) if isinstance(value, Found))
 
 
 def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:

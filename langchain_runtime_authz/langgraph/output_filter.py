@@ -105,7 +105,6 @@ def _text_of(value: Any) -> str:
 
 
 def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
-    """Return what code returns, or raise what it raises, filtered."""
     try:
         return clean(code())
     except BaseException as exc:  # noqa: BLE001

@@ -157,8 +157,6 @@ class RootEntry:
 
 
 class Entering(FlowContext[T]):
-    """Open a run on the way in and close it on the way out."""
-
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
         self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
         self.name, self.config, self.graph = name, config, graph

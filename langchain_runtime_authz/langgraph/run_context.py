@@ -221,11 +221,6 @@ class RunHandle:
         run_id: names the run in records, spans and tokens (`txn`).
     """
 
-    __slots__ = (
-        "__weakref__", "_closed", "_entries", "_in_generator", "_outside", "_previous", "asked_model",
-        "engine", "grant", "lock", "ordered", "run_id", "seen_from_model", "settled", "subject", "task", "upstream",
-    )  # fmt: skip
-
     def __init__(
         self,
         engine: Engine,

@@ -56,7 +56,6 @@ _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
 def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
-    """Return the coverage of a graph, protected or not."""
     if not isinstance(graph, Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     held = list(object_graph.reached(graph, deep=True))
