@@ -56,10 +56,9 @@ from langgraph.pregel import Pregel, main
 from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
-from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
-__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode",
+__all__ = ["CONFIG_KEY_CALL", "CONFIG_KEY_RUNTIME", "CONFIG_KEY_SEND", "DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode",
            "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable"]  # fmt: skip
 
 T = TypeVar("T")
@@ -244,25 +243,6 @@ def checkpointer_of(config: Mapping[str, Any]) -> Any:
 def is_innermost(handler: object) -> bool:
     """Return True if a `wrap_tool_call` handler is the tool node's own: no other wrapper follows."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
-
-
-def with_outlets(
-    config: dict[str, Any],
-    store: Callable[[Any], Any],
-    writer: Callable[[Any], Any],
-    writes: Callable[[Any], Any],
-    task: Callable[[Any], Any],
-) -> dict[str, Any]:
-    own = dict(_given(config))
-    if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
-        own[CONFIG_KEY_RUNTIME] = runtime.override(
-            store=store(runtime.store), stream_writer=writer(runtime.stream_writer)
-        )
-    if callable(send := own.get(CONFIG_KEY_SEND)):  # `push_message` and `push_ui_message` write to the state by it
-        own[CONFIG_KEY_SEND] = lambda given: send(writes(given))
-    if callable(call := own.get(CONFIG_KEY_CALL)):
-        own[CONFIG_KEY_CALL] = lambda function, *args, **options: call(task(function), *args, **options)
-    return {**config, "configurable": own}
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:

@@ -122,7 +122,7 @@ def _step(
     """Enter the node, run it, and record the plans that its output announces."""
     tally, holds_gate = run.engine.tally, isinstance(bound, ToolNode)
     tally.decided(run, "node", key[1], "node gate")
-    if not (holds_gate and _kept(run, key) and (yield from _lives(run))):
+    if not (holds_gate and (yield from _kept(run, key))):
         yield from _enter(run, key, holds_gate)
     tally.ran(run, "node", key[1], "node gate")
     node = None if holds_gate else NodeCalls(input, config)
@@ -179,13 +179,11 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
     return opener.engine, flow()
 
 
-def _kept(run: Run, key: tuple[str, str]) -> bool:
+def _kept(run: Run, key: tuple[str, str]) -> Flow[bool]:
+    """Return True if a permit is cached for the current policy and the run is live. Else the step is decided in full."""
     revision = run.engine.evaluator.revision
-    return bool(revision) and run.kept.get(key) == revision
-
-
-def _lives(run: Run) -> Flow[bool]:
-    """Return True if the run is live, so that a cached permit needs no snapshot. Else the step is decided in full."""
+    if not revision or run.kept.get(key) != revision:
+        return False
     try:
         alive = not (run.closed or run.engine.killed)
         return alive and (yield (Status, run.scope.tenant, run.jti)) == "live"
@@ -224,13 +222,7 @@ class _Gate(ToolNode):
     __runtime_authz_gated__ = True
     _authz_profiles: Profiles
 
-    def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
-        return self._gated(input, config, runtime)
-
-    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
-        return await self._agated(input, config, runtime)
-
-    def _gated(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
@@ -241,7 +233,7 @@ class _Gate(ToolNode):
             if tool_pep.open_tickets(waiting):
                 drive(run.engine, tool_pep.give_back(waiting))
 
-    async def _agated(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
         try:
@@ -287,18 +279,14 @@ class _Gate(ToolNode):
             )
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
-        if getattr(type(request.tool), GUARDED, None) is None:
-            request = self._guarded(request)
-        return super()._execute_tool_sync(request, input_type, config)
+        return super()._execute_tool_sync(self._guarded(request), input_type, config)
 
     async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
-        if getattr(type(request.tool), GUARDED, None) is None:
-            request = self._guarded(request)
-        return await super()._execute_tool_async(request, input_type, config)
+        return await super()._execute_tool_async(self._guarded(request), input_type, config)
 
     def _guarded(self, request: Any) -> Any:
         tool = request.tool
-        if isinstance(tool, BaseTool) and not is_guarded(tool):
+        if getattr(type(tool), GUARDED, None) is None and isinstance(tool, BaseTool) and not is_guarded(tool):
             return request.override(tool=guard_tool(tool, self._authz_profiles))
         return request
 
@@ -351,7 +339,7 @@ class AuthzToolNode(_Gate):
         install(listens=True)
         _equip(self, authz.profiles)
 
-    def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
         entrance = self._authz.root_entry
@@ -360,9 +348,9 @@ class AuthzToolNode(_Gate):
             run = cast("Run", find_run(entered))
             drive(run.engine, _record_seen(run, at_call.opener, input, given))
             with run_scope(run):
-                return self._gated(given, entered, runtime, standalone=True)
+                return super()._func(given, entered, runtime, standalone=True)
 
-    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
         entrance = self._authz.root_entry
@@ -371,7 +359,7 @@ class AuthzToolNode(_Gate):
             run = cast("Run", find_run(entered))
             await adrive(run.engine, _record_seen(run, at_call.opener, input, given))
             with run_scope(run):
-                return await self._agated(given, entered, runtime, standalone=True)
+                return await super()._afunc(given, entered, runtime, standalone=True)
 
 
 def _record_seen(run: Run, opener: RunHandle | None, input: Any, given: Any) -> Flow[None]:

@@ -18,7 +18,13 @@ from langgraph.types import Command, Send
 from pydantic import BaseModel
 
 from langchain_runtime_authz.credential.leak import Search
-from langchain_runtime_authz.langgraph._private import is_async_callable, with_outlets, with_streams
+from langchain_runtime_authz.langgraph._private import (
+    CONFIG_KEY_CALL,
+    CONFIG_KEY_RUNTIME,
+    CONFIG_KEY_SEND,
+    is_async_callable,
+    with_streams,
+)
 from langchain_runtime_authz.pep.obligations import redact
 
 Clean = Callable[[Any], Any]
@@ -188,14 +194,17 @@ def _enter(clean: Clean) -> None:
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
     """Return `config` with filters around what `get_store`, `get_stream_writer` and `push_message` find there."""
-    own = with_outlets(
-        config,
-        lambda store: _store(store, clean),
-        lambda writer: _writer(writer, clean),
-        lambda writes: _apart(writes, clean),
-        lambda task: _task(task, clean),
+    own = dict(config.get("configurable") or {})
+    if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
+        own[CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
+    if callable(send := own.get(CONFIG_KEY_SEND)):  # `push_message` and `push_ui_message` write to the state by it
+        own[CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
+    if callable(call := own.get(CONFIG_KEY_CALL)):
+        own[CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
+    watched = {**config, "configurable": own}
+    return (
+        {**watched, "callbacks": watched_callbacks(config["callbacks"], clean)} if config.get("callbacks") else watched
     )
-    return {**own, "callbacks": watched_callbacks(own["callbacks"], clean)} if own.get("callbacks") else own
 
 
 def watched_callbacks(callbacks: Any, clean: Clean) -> Any:
