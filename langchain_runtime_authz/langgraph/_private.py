@@ -108,10 +108,6 @@ def _ns(config: Mapping[str, Any]) -> str:
     return str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
 
 
-def can_ask(config: Mapping[str, Any]) -> bool:
-    return bool(checkpointer_of(config))
-
-
 def task_id(config: Mapping[str, Any]) -> str:
     """Return the Pregel task that a node runs as, the same on every replay; empty outside one."""
     return str(_given(config).get(CONFIG_KEY_TASK_ID) or "")
@@ -237,6 +233,7 @@ def agent_ns(config: Mapping[str, Any]) -> str:
 
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
+    """Return the checkpointer around a task. Without one nobody can be asked."""
     return _given(config).get(CONFIG_KEY_CHECKPOINTER)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from langchain_core.messages import (
@@ -57,13 +57,6 @@ _MAX_NAME = 128  # characters kept of a tool's name that a model made up
 Describe = Callable[[ToolFacts, Any], Call]  # gives the call of these arguments
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Malformed:
-    """The tool's own schema refused the arguments: `error` is raised again where the tool parses."""
-
-    error: Exception
-
-
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
     """Return the arguments as the tool will receive them, by `parser`: the tool's own, unguarded `_parse_input`."""
     schema = tool.args_schema
@@ -97,7 +90,7 @@ def describe(
     try:
         parsed = read()
     except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
-        parsed, error = Malformed(exc), Code.INVALID_ARGUMENTS
+        parsed, error = exc, Code.INVALID_ARGUMENTS
     else:
         try:
             args, supplied_too = _decided(tool, parsed, facts.injected)

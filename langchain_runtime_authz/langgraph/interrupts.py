@@ -24,7 +24,13 @@ from langgraph.types import interrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph._private import can_ask, interrupt_id, keep_answers, scratchpad_of, task_id
+from langchain_runtime_authz.langgraph._private import (
+    checkpointer_of,
+    interrupt_id,
+    keep_answers,
+    scratchpad_of,
+    task_id,
+)
 from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import answers_had
 from langchain_runtime_authz.langgraph.object_graph import cells_of
@@ -104,7 +110,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     """Decide a message's calls once, for tasks of their own. Each has to know by itself if the list goes over a cap."""
     judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
-    if not fresh or run.engine.on_ask is not None or not can_ask(config):
+    if not fresh or run.engine.on_ask is not None or not checkpointer_of(config):
         return judged
     try:
         capped = yield from approvals.over_cap(run, fresh)
@@ -128,7 +134,7 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
     # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
     mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
     here = run.engine.on_ask is not None  # each task asks about its own call
-    pauses = can_ask(config) and not here
+    pauses = checkpointer_of(config) and not here
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
@@ -181,9 +187,9 @@ def _ask(
         late = before_answers and answers_left(config, answered)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
-        if fresh and had and can_ask(config) and not here and (late or not turn()):
+        if fresh and had and checkpointer_of(config) and not here and (late or not turn()):
             raise GraphInterrupt(())
-        if fresh and (here or (can_ask(config) and not late)):
+        if fresh and (here or (checkpointer_of(config) and not late)):
             yield from record_asks(run, fresh)
             yield from approvals.tell_changed(run, fresh, me)
             opened = approvals.questions(run, fresh, rounds, me, interrupt_id(config))
@@ -195,7 +201,7 @@ def _ask(
                 yield from _resolve(run, opened[0].task_id, rounds, answer)
             judged = yield from decide_calls(run, calls)  # where the run is over, this says so
         # A call that still asks: nobody can be asked about it, or the answer does not suffice.
-        code = Code.APPROVAL_VOID if here or can_ask(config) else Code.APPROVAL_UNAVAILABLE
+        code = Code.APPROVAL_VOID if here or checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
         judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
     except GraphBubbleUp:

@@ -21,7 +21,6 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter, kept, lookalike
-from langchain_runtime_authz.langgraph.inputs import Malformed
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
@@ -125,8 +124,8 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
         execution = current_scope.get()
         if type(execution) is not ToolExecution or execution.call.tool_ref is not self or execution.stages:
             return base._parse_input(self, tool_input, tool_call_id)
-        if isinstance(execution.parsed, Malformed):
-            raise execution.parsed.error
+        if isinstance(execution.parsed, Exception):  # the tool's own schema refused the arguments
+            raise execution.parsed
         return execution.parsed
 
     own: dict[str, Any] = {**_guard_field(), GUARDED: base, "run": run, "arun": arun, "_parse_input": _parse_input}

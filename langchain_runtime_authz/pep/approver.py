@@ -34,15 +34,10 @@ def _store(engine: Engine) -> Asked:
     return engine.ledger
 
 
-def _asked(engine: Engine, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-    return _store(engine).asked(engine.tenant, id)
-
-
-async def _aasked(engine: Engine, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-    return await _store(engine).aasked(engine.tenant, id)
-
-
-ListAsked: Final = Effect(_asked, _aasked)  # a tenant's open questions, or the one of an id
+ListAsked: Final = Effect(  # a tenant's open questions, or the one of an id
+    lambda engine, one: _store(engine).asked(engine.tenant, one),
+    lambda engine, one: _store(engine).aasked(engine.tenant, one),
+)
 
 
 def answer_beside(
@@ -72,8 +67,7 @@ def answer_beside(
         if by.type != "user":
             raise AuthzError(Code.APPROVAL_APPROVER)
         statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
-    about_it = (str(statement), about)
-    said: Statement = yield Perform(approvers.verify, approvers.averify, *about_it, now=now)
+    said: Statement = yield Perform(approvers.verify, approvers.averify, str(statement), about, now=now)
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)
     given = AnswerApproval(
