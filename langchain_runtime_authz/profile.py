@@ -323,11 +323,7 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
         path = path.rpartition(".")[0]
         prefixes.append(path)
     declared: dict[str, Trust] = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    origin: Trust = "external"
-    for prefix in prefixes:
-        if prefix in declared:
-            origin = declared[prefix]
-            break
+    origin: Trust = next((declared[prefix] for prefix in prefixes if prefix in declared), "external")
     near = frozenset(prefixes)
     return FieldTrust(origin, not near.isdisjoint(profile.prose), not near.isdisjoint(profile.counterparty))
 

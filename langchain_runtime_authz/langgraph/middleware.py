@@ -47,7 +47,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import OneByOne, RunCode, waiting
+from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
@@ -59,12 +59,6 @@ _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
     "and the call is then decided again as it really runs. List it last"
 )
-
-
-class _Entries:
-    def __init__(self) -> None:
-        self.locks = threading.Lock(), threading.Lock()
-        self.open: dict[str, Entering[Any]] = {}
 
 
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -88,7 +82,9 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
         # By what all nodes of one invocation share, and no two invocations.
-        self._invocations: weakref.WeakKeyDictionary[Any, _Entries] = weakref.WeakKeyDictionary()
+        self._invocations: weakref.WeakKeyDictionary[Any, tuple[Locks, dict[str, Entering[Any]]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._warned = False
         callback_backstop.install(hear=hear)
 
@@ -111,7 +107,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
         """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
-        entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
+        entering = self._entries(runtime)[1].pop(agent_ns(get_config()), None)
         if entering is not None:
             yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
 
@@ -122,14 +118,14 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         if (run := _gated_run(config)) is not None:
             return run, False
         yield from self._opening(config, runtime, None)
-        return _opened(self._entries(runtime).open[agent_ns(config)]), True
+        return _opened(self._entries(runtime)[1][agent_ns(config)]), True
 
     def _opening(self, config: Mapping[str, Any], runtime: Any, given: Any) -> Flow[Any]:
-        entries, ns = self._entries(runtime), agent_ns(config)
+        (locks, entries), ns = self._entries(runtime), agent_ns(config)
 
         def opening() -> Flow[Any]:
             """Give what the entry gives on the way in; `None` if one is open, unless an input begins another."""
-            if ns in entries.open and given is None:
+            if ns in entries and given is None:
                 return None
             at_call = self._entrance.at_call(config)
             entering: Entering[Any] = (
@@ -138,17 +134,15 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
                 else self._entrance.enter_child(at_call.parent, self._agent, config)
             )
             entered = yield Perform(entering.__enter__, entering.__aenter__)
-            entries.open[ns] = entering
+            entries[ns] = entering
             if given is None:
                 yield from _answered(_opened(entering), config)
             return entered
 
-        return (yield (OneByOne, entries.locks, opening()))
+        return (yield (OneByOne, locks, opening()))
 
-    def _entries(self, runtime: Any) -> _Entries:
-        writer = runtime.stream_writer
-        found = self._invocations.get(writer)
-        return found if found is not None else self._invocations.setdefault(writer, _Entries())
+    def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Entering[Any]]]:
+        return self._invocations.setdefault(runtime.stream_writer, ((threading.Lock(), threading.Lock()), {}))
 
     # --- the model's call ---
 

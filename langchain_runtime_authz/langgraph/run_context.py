@@ -206,11 +206,6 @@ def note_question(run: Run | None, exc: object) -> None:
         node.question = node.question or exc
 
 
-def settled() -> dict[str, int] | None:
-    """Return the counts of equal calls in the node or tool execution around the current code."""
-    return current_scope.get().counts
-
-
 class RunHandle:
     """A run: who asks, for what, with which grant. Yielded by `RuntimeAuthz.run`.
 

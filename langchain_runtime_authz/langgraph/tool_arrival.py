@@ -44,7 +44,7 @@ from langchain_runtime_authz.langgraph.inputs import (
 )
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened, settled
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
 from langchain_runtime_authz.langgraph.tool_execution import (
     PAUSE,
     OneByOne,
@@ -53,7 +53,6 @@ from langchain_runtime_authz.langgraph.tool_execution import (
     ToolExecution,
     answer,
     denied,
-    pending,
     returns_text,
 )
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
@@ -137,9 +136,9 @@ class Arrival:
         parsed = call.parsed
         if ticket is not None and not self.exact:
             parsed = self._own(parsed)
-        front = self.front if self.front is not None else pending()
+        front = self.front if self.front is not None else current_scope.get()
         settle = self.settle if self.counts is not None or self.node is not None else None
-        place = front.place if front is not None else None
+        place = front.place if type(front) is Pending else None
         return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place)
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
@@ -271,7 +270,9 @@ def _arrival(
     opener = opened(config) if run is None else None
     if run is None and opener is None:
         return Arrival(unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
-    counts, call = settled() if opener is None else opener.settled, described(facts, given)
+    # Of equal calls in the node or tool execution around the current code.
+    counts = current_scope.get().counts if opener is None else opener.settled
+    call = described(facts, given)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     engine = run.engine if run is not None else opener.engine if opener is not None else None
     return Arrival(

@@ -73,11 +73,6 @@ class Pending(CodeScope):
             yield from conclude(self.run, ticket, self.call, "released")
 
 
-def pending() -> Pending | None:
-    one = current_scope.get()
-    return one if type(one) is Pending else None
-
-
 def waiting() -> bool:
     """Return True if an enforcement point in front has decided the call that is being made."""
     one = current_scope.get()

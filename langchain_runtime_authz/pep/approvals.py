@@ -123,17 +123,11 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
         Approval(
             call_key=j.key,
             args_digest=j.call.args_digest,
-            epoch=run.epoch,
             task_id=task_id,
             round=number,
             position=i,
             interrupt_id=interrupt_id,
-            agent=run.agent,
-            plan_id=j.call.plan_id,
-            place=j.call.position,
-            call_id=j.call.call_id,
-            tool=j.call.tool,
-            within=run.waiting,
+            **_about(run, j.call),
             expires_at=j.expires_at,
             source="interrupt" if run.engine.on_ask is None else "application",
             # An edit or a response changes the task, which takes a root entry.
@@ -154,6 +148,11 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
         )
         for i, j in enumerate(asked)
     ]
+
+
+def _about(run: Run, call: Call) -> dict[str, Any]:
+    of_call = {"plan_id": call.plan_id, "place": call.position, "call_id": call.call_id, "tool": call.tool}
+    return {"epoch": run.epoch, "agent": run.agent, "within": run.waiting, **of_call}
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
@@ -258,17 +257,11 @@ def reviews(
         Approval(
             call_key=key,
             args_digest=digest,
-            epoch=run.epoch,
             task_id=task_id,
             position=i,
             source="hitl",
             interrupt_id=interrupt_id,
-            agent=run.agent,
-            plan_id=call.plan_id,
-            place=call.position,
-            call_id=call.call_id,
-            tool=call.tool,
-            within=run.waiting,
+            **_about(run, call),
             allowed=takes,
             trace=trace,
         )

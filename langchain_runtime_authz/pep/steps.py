@@ -20,9 +20,7 @@ from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, step_record, tell
 from langchain_runtime_authz.pep.request import request_json
-from langchain_runtime_authz.telemetry.logs import logger
 
-_log = logger(__name__)
 
 MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
 
