@@ -162,7 +162,10 @@ class _Backstop(_Models):
     def on_tool_start(self, serialized: dict[str, Any], _input: str, *, run_id: UUID, **_kwargs: Any) -> Due:
         started = starting_tool()
         if started is None:
-            return _refused(str((serialized or {}).get("name")))
+            if (run := running()) is None:
+                raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+            call = unknown(str((serialized or {}).get("name")), None, None, None, {})
+            return run.engine, _open(Arrival(call, {}, run=run), None)
         return _opening(started, run_id) if not is_guarded(started.tool) else None
 
     @_ToolEnd
@@ -179,12 +182,6 @@ def _opened() -> RunHandle | None:
         return opened(var_child_runnable_config.get() or {})
     except ConfigError:  # a generator opened it: it may be another's
         return None
-
-
-def _refused(name: str) -> Due:
-    if (run := running()) is None:
-        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    return run.engine, _open(Arrival(unknown(name, None, None, None, {}), {}, run=run), None)
 
 
 def _opening(started: StartingTool, run_id: UUID) -> Due:

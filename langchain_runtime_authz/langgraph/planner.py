@@ -82,11 +82,10 @@ class ModelPlanner:
         self._model = model.with_structured_output(planner_schema())
         self._tools = tools
 
-    def plan(self, texts: Sequence[str]) -> Mandate | None:
-        return self.compile(texts).mandate
+    def _plan(self, texts: Sequence[str]) -> Flow[Mandate | None]:
+        return (yield from self._compile(texts)).mandate
 
-    async def aplan(self, texts: Sequence[str]) -> Mandate | None:
-        return (await self.acompile(texts)).mandate
+    plan, aplan = both(_plan)
 
     def _compile(self, texts: Sequence[str]) -> Flow[Compiled]:
         prompt = self._prompt(texts)

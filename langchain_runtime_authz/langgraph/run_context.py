@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
+from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
@@ -28,7 +29,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.credentials import RefusedMints
-from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, both, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
 
@@ -278,19 +279,14 @@ class RunHandle:
         """Return `config` with this run in it, for generators and other tasks. It dies with the run."""
         return cast("RunnableConfig", with_run(config or {}, self))
 
-    def close(self) -> None:
+    def _close(self) -> Flow[None]:
         """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""
-        for run in self._take():
-            drive(self.engine, close(run, "suspended" if run.paused else "ended"))
-
-    async def aclose(self) -> None:
-        """Like `close`, without blocking the event loop."""
-        for run in self._take():
-            await adrive(self.engine, close(run, "suspended" if run.paused else "ended"))
-
-    def _take(self) -> list[Run]:
         self._closed = True
-        return [run for run in self._entries if not run.closed]
+        for run in [run for run in self._entries if not run.closed]:
+            yield from close(run, "suspended" if run.paused else "ended")
+
+    _engine = property(attrgetter("engine"))
+    close, aclose = both(_close)
 
     def outside_run(self) -> Flow[Run]:
         """Return the run of guarded tools called outside every protected graph; the first call opens it."""

@@ -195,8 +195,6 @@ class Turns:
     LangGraph gives a task's answers out by number, so once a tool asks by itself they take turns.
     """
 
-    __slots__ = ("asked", "config", "done", "order", "serial", "waiting")
-
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
         self.config = config
         self.waiting: dict[int, Pending] = {}
@@ -211,8 +209,6 @@ class Turns:
 
 class Turn:
     """The time in which one call may run, by `with` or `async with`: the call is handed to the guard."""
-
-    __slots__ = ("_before", "_heard", "_place", "_turns", "one")
 
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns, self._place = turns, turns.order.get(id(call), 0)

@@ -21,7 +21,6 @@ from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, step_record, tell
 from langchain_runtime_authz.pep.request import request_json
 
-
 MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
 
 _STEP_OBLIGATIONS: Final = {
