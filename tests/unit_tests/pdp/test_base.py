@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz._http import Link
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp import authzen, opa
@@ -159,20 +159,6 @@ def test_a_hanging_engine_is_left() -> None:
     decisions = asyncio.run(Evaluator(AsyncPDP(hang), deadline=0.5).aevaluate([REQUEST.to_json(), REQUEST.to_json()]))
     assert [d.reason for d in decisions] == [Code.PDP_TIMEOUT] * 2
     assert cancelled == [True]
-
-
-def test_too_large_a_request_is_not_sent() -> None:
-    """More than 256 KiB is a mapping error, and the PDP is not asked."""
-    pdp = StaticPDP(True)
-    large = example_request({"context.task.text": "x" * MAX_REQUEST_BYTES})
-    evaluator = Evaluator(pdp)
-    for decision in (*evaluator.evaluate([large.to_json()]), *asyncio.run(evaluator.aevaluate([large.to_json()]))):
-        assert (decision.outcome, decision.reason, decision.failure) == (
-            "deny",
-            Code.REQUEST_TOO_LARGE,
-            "mapping",
-        )
-    assert pdp.requests == []
 
 
 def test_one_decision_per_request_in_order() -> None:
