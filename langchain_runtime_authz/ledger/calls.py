@@ -60,6 +60,8 @@ class ClaimCall(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
+        if self.key in t.calls and t.calls[self.key].deed != self.deed:
+            t.drop(self.key)
         t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, self.about)
         if self.deed:  # as `Thread.put` does: each permitted call comes by here
             if self.deed not in t.open:

@@ -92,11 +92,11 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a recorded call as it stands. A claim whose lease lapsed is `unknown`: its process died."""
+        """Return a recorded call as it stands. A claim whose lease lapsed or is gone is `unknown`: its process died."""
         row = self.calls[key]
         if row.state == "claimed":
             lease = self.leases.get(row.jti)
-            if lease is not None and now >= lease.expires_at:
+            if lease is None or now >= lease.expires_at:
                 return row._replace(state="unknown")
         return row
 

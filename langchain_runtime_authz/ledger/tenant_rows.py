@@ -44,7 +44,9 @@ def opened(rows: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
     """Return rows of doubts as `Thread.open`."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (doubt(row, now) for row in rows):
-        found.setdefault(call.deed, {})[call.key] = Thread(scope=scope, subject=subject, calls={call.key: call})
+        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `doubt` has looked whether it lives
+        thread = Thread(scope=scope, subject=subject, calls={call.key: call}, leases=held)
+        found.setdefault(call.deed, {})[call.key] = thread
     return found
 
 

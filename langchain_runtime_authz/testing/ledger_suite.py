@@ -146,6 +146,10 @@ class LedgerContract(LedgerHarness):
         self.do(*(SpendBudget(name, 1) for name in names))
         for name in names:
             self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget(name, 1))
+        for spent in (2**15, 2**31, 2**53):  # also where a count is kept in few bits
+            self.do(SpendBudget("much", spent, spent - 1), SpendBudget("much", spent))
+            self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("much", spent))
+            self.do(SpendBudget("much", 0, -spent))
 
     def test_one_of_many_threads_wins(self) -> None:
         """A claim, an approval, a budget, a rate and a correction: exactly one of eight gets it."""

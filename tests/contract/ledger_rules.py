@@ -989,6 +989,24 @@ class LedgerRules(LedgerHarness):
         self.do(ConcludeCall(key, "unknown"))
         assert (key, "unknown") in self.doubted(deeds=("pay:x",))
 
+    def test_a_call_has_one_deed(self) -> None:
+        """The one of its newest claim, and none once that is over."""
+        lease, query = self.deed(self.scope, "k"), {"deeds": ("pay:x", "pay:y")}
+        for deed in ("pay:y", "", "pay:x"):
+            self.do(ClaimCall("k", lease.jti, repeatable=True, deed=deed))
+            assert [one.row.deed for one in self.load(**query).doubts] == [deed][: len(deed)]
+        self.do(ClaimCall("k", lease.jti, repeatable=True, deed="pay:y"))
+        self.do(ReleaseCall("k"))
+        assert not self.doubted(**query)
+
+    def test_a_claim_without_a_lease_is_unknown(self) -> None:
+        """Nobody will conclude it. Each look says so: at the call, at its deed, at the list, and at another claim."""
+        self.do(OpenThread("user:alice"), ClaimCall("k", "gone", repeatable=False, deed="pay:x", about={"tool": "pay"}))
+        assert self.load(calls=("k",)).calls["k"].state == "unknown"
+        assert self.doubted(deeds=("pay:x",)) == [("k", "unknown")]
+        assert [one.row.state for one in cast("Doubted", self.ledger).doubts(self.scope.tenant)] == ["unknown"]
+        self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("k", "gone", repeatable=False))
+
     def test_a_claim_looks_for_doubts_that_came_since_the_decision(self) -> None:
         """The twin: what may be done side by side is not refused."""
         assert [self.claimed("t"), self.claimed("t")] == [None, Code.IN_DOUBT]
