@@ -28,12 +28,11 @@ from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import effect as effects
 from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.object_graph import reached
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
@@ -255,15 +254,12 @@ class RuntimeAuthz(Threads):
             AlreadyProtected: another instance protects it or a part of it.
             ConfigError: it is not a graph.
         """
-        protected: Any = protect(graph, self._protection)
+        protected: Any = graph
+        held = protect(protected, self._protection)
         if not isinstance(protected, Pregel):
             return graph
         self._names.add(protected.get_name())
-        tools = {
-            tool.name: facts_of(tool).profiled.declared
-            for tool in reached(protected)
-            if isinstance(tool, BaseTool) and is_guarded(tool)
-        }
+        tools = {tool.name: facts_of(tool).profiled.declared for tool in held}
         if found := [name for name, declared in tools.items() if not declared]:
             names = ", ".join((*found[:MAX_NAMED], "…") if len(found) > MAX_NAMED else found)
             warnings.warn(

@@ -278,7 +278,7 @@ def injected_names(tool: BaseTool) -> frozenset[str]:
     """Return the arguments that the framework supplies: they are left out of a decision."""
     schema = tool.args_schema
     injected = _injected_in(schema) if isinstance(schema, type) else frozenset()
-    return tool._injected_args_keys | injected | _overwritten(tool)
+    return tool._injected_args_keys | injected | _overwritten(type(tool))
 
 
 @kept
@@ -287,13 +287,13 @@ def _injected_in(schema: type) -> frozenset[str]:
     return frozenset(name for name, kind in kinds.items() if _is_injected_arg_type(kind))
 
 
-def _overwritten(tool: BaseTool) -> frozenset[str]:
-    """Return the arguments that `BaseTool` always replaces: the tool's code never sees the model's."""
-    bodies = [tool._run] if type(tool)._arun is BaseTool._arun else [tool._run, tool._arun]
-    return frozenset.intersection(*(_own_parameters(getattr(b, "__func__", b)) for b in bodies))
-
-
 @kept
+def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
+    """Return the arguments that `BaseTool` always replaces: the tool's code never sees the model's."""
+    bodies = [kind._run] if kind._arun is BaseTool._arun else [kind._run, kind._arun]
+    return frozenset.intersection(*map(_own_parameters, bodies))
+
+
 def _own_parameters(body: Callable[..., Any]) -> frozenset[str]:
     own = ("run_manager", config_parameter(body))
     return frozenset(name for name in own if name is not None and name in inspect.signature(body).parameters)

@@ -47,6 +47,7 @@ _LEAVES: Final = (
     CodeType,
     BuiltinFunctionType,
 )
+_PLAIN: Final = frozenset(_LEAVES)
 _OF: Final = "__runtime_authz_of__"  # on a guarded tool's own function: what it was
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
@@ -107,7 +108,7 @@ def walk(
             key = (id(value.__self__), id(value.__func__)) if isinstance(value, MethodType) else id(value)
             if isinstance(value, _LEAVES) or key in walked:
                 continue
-            inside = [(v, 0) for v in held_by(value, MAX_WALKED if deep else MAX_HELD)]
+            inside = [(v, 0) for v in held_by(value, MAX_WALKED if deep else MAX_HELD) if type(v) not in _PLAIN]
             further = [(v, depth + 1) for v in _attributes(value)] if deep and depth < MAX_DEPTH else []
         except Exception:  # noqa: BLE001, S112  (a proxy that has nothing behind it here)
             continue

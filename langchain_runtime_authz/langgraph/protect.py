@@ -42,7 +42,7 @@ from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, grap
 from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.delegate import invitation
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
@@ -65,13 +65,14 @@ def owner_of(graph: object) -> Protection | None:
     return found
 
 
-def protect(target: Any, protection: Protection) -> Any:
-    """Protect a compiled graph in place, with every graph below it; return the same object.
+def protect(target: Any, protection: Protection) -> list[BaseTool]:
+    """Protect a compiled graph in place, with every graph below it; return the guarded tools that these hold.
 
     A builder stays the builder it is; what it compiles comes out protected.
     """
     if isinstance(target, StateGraph):
-        return _protect_builder(target, protection)
+        _protect_builder(target, protection)
+        return []
     if not isinstance(target, Pregel):
         raise ConfigError(f"`protect` takes a compiled graph, not {type(target).__name__}")
     graphs = [found.graph for found in graphs_in(target)]
@@ -80,9 +81,7 @@ def protect(target: Any, protection: Protection) -> Any:
         owner = owner_of(graph)
         if owner is not None and owner is not protection:
             raise AlreadyProtected(graph.get_name())
-    for graph in graphs:
-        _protect_one(graph, protection)
-    return target
+    return [tool for graph in graphs for tool in _protect_one(graph, protection)]
 
 
 def agent_names(graph: AnyGraph) -> frozenset[str]:
@@ -100,10 +99,10 @@ def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, st
         yield from ((n, m) for n in {*agents} - known - {ANY} for m in get_close_matches(n, known - {*agents}, n=1))
 
 
-def _protect_one(graph: AnyGraph, protection: Protection) -> None:
+def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[BaseTool]:
     channels = frozenset(name for name, channel in graph.channels.items() if _appends_messages(channel))
     for name, node in graph.nodes.items():
-        _gate_node(name, node, protection, channels)
+        yield from _gate_node(name, node, protection, channels)
     if owner_of(graph) is None:
         base = type(graph)
         if base not in protection.classes:
@@ -117,36 +116,41 @@ def _appends_messages(channel: object) -> bool:
     return getattr(reducer, "func", reducer) in (add_messages, operator.add)
 
 
-def _gate_node(name: str, node: PregelNode, protection: Protection, channels: frozenset[str]) -> None:
+def _gate_node(name: str, node: PregelNode, protection: Protection, channels: frozenset[str]) -> Iterator[BaseTool]:
+    """Put the enforcement points into a node that has none; yield the guarded tools that it holds."""
     bound = node.bound
-    if bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound):
-        return
-    if isinstance(bound, ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
+    opens = not (bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound))
+    if opens and isinstance(bound, ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
         bound = gate_tool_node(bound, protection.profiles)
     for held in walk(roots_of(node)):
-        if isinstance(held, ToolNode) and held is not node.bound:
+        if is_guarded(held):
+            yield held
+        elif not opens:
+            continue
+        elif isinstance(held, ToolNode) and held is not node.bound:
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
         elif is_remote(held) and gates_remote(held) is None:  # else another instance decides its calls
             held.__class__ = _remote_class(type(held), protection.root_entry)
-    node.bound = gate_bound(bound, name, channels)
-    reset_node(node)
+    if opens:
+        node.bound = gate_bound(bound, name, channels)
+        reset_node(node)
 
 
-def _protect_builder(builder: Any, protection: Protection) -> Any:
+def _protect_builder(builder: Any, protection: Protection) -> None:
     base = type(builder)
     owner = owner_of(builder)
     if owner is not None:
         if owner is not protection:
             raise AlreadyProtected(base.__name__)
-        return builder
+        return
 
     def compile_(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return protect(base.compile(self, *args, **kwargs), protection)
+        protect(graph := base.compile(self, *args, **kwargs), protection)
+        return graph
 
     builder.__class__ = lookalike(base, {"__runtime_authz__": protection, "compile": compile_})
-    return builder
 
 
 def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from langchain_runtime_authz.langgraph import tool_profiles
 from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.dependencies import WHY
 from tests.benchmarks.per_call import TREE
+from tests.gates.test_calls import Calls, counted
 
 TOOLS = 60
 
@@ -62,6 +63,18 @@ def test_no_schema_is_derived_of_tools_that_look_alike(derived: list[str], field
         authz.protect(graph(these))
     assert derived == []
     assert all(authz.profiles.of(t).declared for t in made(names))
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the budgets are counts of CPython 3.11")
+def test_a_graph_that_is_built_anew_costs_little() -> None:
+    """A tool of it is looked at twice: before anything is changed, and as it is guarded."""
+    names, counts = [f"add_{i}" for i in range(TOOLS)], list[Calls]()
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles={n: ToolProfile(effect="read") for n in names})
+    tools = made(names)
+    for these in (graph(tools), graph(tools)):
+        with counted(counts):
+            authz.protect(these)
+    assert (counts[1].python.total() / TOOLS <= 134, counts[1].c / TOOLS <= 230) == (True, True), counts[1]
 
 
 def _described(text: str) -> Callable[..., Any]:
