@@ -35,6 +35,7 @@ MAX_STRING: Final = 4096  # longer free text is sent as digest and length
 MAX_LOOKED: Final = 500_000  # objects in one fingerprint
 _LISTS: Final = (list, tuple, collections.deque)
 _SETS: Final = (set, frozenset)
+_PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 _EXACT_REPR: Final = (  # types whose `repr` is short and complete
     *(datetime.timedelta, datetime.timezone, zoneinfo.ZoneInfo, decimal.Decimal, complex),
     *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
@@ -151,14 +152,10 @@ def _project(value: object, depth: int, left: list[int]) -> Any:
         return value
     if value is None or type(value) is bool:
         return value
-    if type(value) is int:
-        if -MAX_INT <= value <= MAX_INT:
-            return value
-        raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    if type(value) is float:
-        if math.isfinite(value):
-            return value
-        raise MappingError(Code.UNCANONICAL_ARGUMENT)
+    if type(value) is int or type(value) is float:
+        if not (-MAX_INT <= value <= MAX_INT if type(value) is int else math.isfinite(value)):
+            raise MappingError(Code.UNCANONICAL_ARGUMENT)
+        return value
     try:
         return _project_object(value, depth, left)
     except MappingError:
@@ -185,12 +182,9 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
     if isinstance(value, uuid.UUID | pathlib.PurePath):
         return _project(str(value), depth + 1, left)
     # Subclasses of scalars count by the value they hold, not by their own `__str__`.
-    if isinstance(value, str):
-        return _project(str.__str__(value), depth, left)
-    if isinstance(value, int):
-        return _project(int.__int__(value), depth, left)
-    if isinstance(value, float):
-        return _project(float.__float__(value), depth, left)
+    for kind, plain in _PLAIN_FORMS:
+        if isinstance(value, kind):
+            return _project(plain(value), depth, left)
     raise MappingError(Code.UNCANONICAL_ARGUMENT)
 
 

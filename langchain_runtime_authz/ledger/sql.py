@@ -8,6 +8,7 @@ loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import threading
@@ -18,15 +19,21 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger import rows, tenant_rows
+from langchain_runtime_authz.ledger import rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
 from langchain_runtime_authz.ledger.rows import Fetch, Kept, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
-from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, status
+from langchain_runtime_authz.ledger.state import Needs, Thread, ledger_time, snapshot, status
 
 WORKERS: Final = 8  # threads for the async forms
 URGENT: Final = 6  # tries of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
+_ASKED: Final = (  # least recently used thread first
+    "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
+    " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at, a.thread, a.key"
+)
+_CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
+_LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
 T = TypeVar("T")
 
 
@@ -71,7 +78,7 @@ class SqlLedger:
             found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
             now = self._fetch(tx, found, seen)
         snap = snapshot(found.thread, query, now)
-        snap.doubts = tuple(tenant_rows.doubt(row, now) for row in found.doubts)
+        snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
@@ -95,7 +102,7 @@ class SqlLedger:
             with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
                 found = Fetch(scope.tenant, key, wanted)
                 now = self._fetch(tx, found, seen)
-                found.thread.scope, found.thread.open = scope, tenant_rows.opened(found.doubts, now)
+                found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
                 found.remember()
                 if (refused := apply(found.thread, guard, changes, now)) is not None:
                     return refused
@@ -113,7 +120,7 @@ class SqlLedger:
         """See `Ledger.status`."""
         seen, here = self._position(tenant), self._places.pop((tenant, jti), None)
         with self._reading(tenant) as tx:
-            place = here or tenant_rows.located(tx.batch(tenant_rows.lookup(tenant, jti)), jti)
+            place = here or _located(tx, tenant, jti)
             if place is None:
                 return "unknown"
             thread, key, lease_jti = place
@@ -141,21 +148,23 @@ class SqlLedger:
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         """See `Asked.asked`."""
-        seen = self._position(tenant)
-        with self._reading(tenant) as tx:
-            self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
-            (asked,) = tx.batch([tenant_rows.open_questions(tenant)])
-        found = [one for row in asked if (one := tenant_rows.question(row))[1].id and id in (None, one[1].id)]
-        return found[: b.MAX_ASKED]
+        _, found = self._listed(tenant, (_ASKED, (tenant,)))
+        asked = [(b.Scope(*json.loads(scope)), rows.parsed(b.Approval, body)) for scope, body in found]
+        return [one for one in asked if one[1].id and id in (None, one[1].id)][: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
         """See `Doubted.doubts`."""
+        columns, _, rest = rows.DOUBTS.partition(" FROM ")
+        where, by = (rows.OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
+        now, found = self._listed(tenant, (f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at", (tenant, *by)))
+        doubts = [_doubt(row, now) for row in found]
+        return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
+
+    def _listed(self, tenant: str, statement: Statement) -> tuple[float, Sequence[Row]]:
+        """Return ledger time and rows of all threads of a tenant."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
-            now = self._fetch(tx, Fetch(tenant, b"", Needs()), seen)
-            (found,) = tx.batch([tenant_rows.doubtful(tenant, key)])
-        doubts = [tenant_rows.doubt(row, now) for row in found]
-        return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
+            return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
 
     async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
         """Run `doubts` in a thread."""
@@ -251,3 +260,30 @@ class SqlLedger:
 
     def _forked(self) -> None:
         raise NotImplementedError
+
+
+def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
+    """Return where a jti stands: the thread, the call whose token it is, the lease."""
+    of = (tenant, rows.encoded(jti))
+    tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
+    for thread, key, lease in tokens:
+        return bytes(thread), json.loads(key), json.loads(lease)
+    return (bytes(leases[0][0]), None, jti) if leases else None
+
+
+def _doubt(row: Row, now: float) -> b.Doubt:
+    scope, subject, expires, *call = row
+    found = rows.call_row(*call)
+    if found.state == "claimed" and (expires is None or now >= expires):
+        found = found._replace(state="unknown")
+    return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
+
+
+def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
+    """Return rows of doubts as `Thread.open`."""
+    found: dict[str, dict[str, Thread]] = {}
+    for scope, subject, call in (_doubt(row, now) for row in doubts):
+        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has looked whether it lives
+        thread = Thread(scope=scope, subject=subject, calls={call.key: call}, leases=held)
+        found.setdefault(call.deed, {})[call.key] = thread
+    return found
