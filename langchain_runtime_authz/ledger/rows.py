@@ -29,6 +29,7 @@ CHUNK: Final = 500  # keys in one statement
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
+_STRING: Final = json.encoder.encode_basestring_ascii
 _DECODE: Final = json.JSONDecoder().raw_decode  # without the look for blanks
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
 _LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
@@ -99,7 +100,7 @@ class Fetch:
             if names:
                 add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
 
-        add(self._journal, _NEWEST, self.tenant, place="j.at")
+        add(self._journal, _NEWEST, self.tenant, place="coalesce(j.at, 0.0)")
         add(self._thread, f"scope, subject, history, {seen} FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
         add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
@@ -151,9 +152,9 @@ class Fetch:
             add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
         return _union(tuple(parts), row, clock), given
 
-    def read(self, rows: Sequence[Row]) -> None:
+    def read(self, rows: Sequence[Any]) -> None:
         """Take the rows of `statement`."""
-        rows = sorted((number, place or 0.0, columns) for number, place, columns in rows)
+        rows = sorted(rows)
         self.clock = rows[0][1]
         for number, self._place, columns in rows[1:]:
             self._takers[number](*_DECODE(columns)[0])
@@ -268,6 +269,8 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
         puts["delivery"] = [(encoded(_fields(text)),) for text in t.pending]
     for name, columns in _ROWS.items():
         rows, old = getattr(t, name), getattr(before, name)
+        if rows == old:
+            continue
         puts[name] = [columns(key, row) for key, row in rows.items() if key not in old or old[key] != row]
         if name in DROPS:
             drops[name] = [encoded(key) for key in old.keys() - rows.keys()]
@@ -303,7 +306,7 @@ def marks(number: int) -> str:
 
 def encoded(value: object) -> str:
     """Return any string, or a list of them, in ASCII."""
-    return _ENCODE(value)
+    return _STRING(value) if type(value) is str else _ENCODE(value)
 
 
 def _maybe(value: object) -> str | None:
@@ -396,7 +399,7 @@ def _lease(state: b.LeaseState, body: str) -> b.Lease:
 
 def _frozen(value: Any) -> Any:
     """Turn lists into tuples: JSON has no tuples, and rows have no lists."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return tuple([_frozen(one) if type(one) is list else one for one in value]) if type(value) is list else value
 
 
 @lru_cache(maxsize=512)

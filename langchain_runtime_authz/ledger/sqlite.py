@@ -147,7 +147,7 @@ class _Tx:
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
         """See `Tx.keep`. One statement, and the trigger of its view (`_VIEW`)."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
-        given = [found.tenant, found.key, *kept.thread, nonce, *(encoded(some) if some else None for some in several)]
+        given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
         seen = (found.version.version, found.position, bool(found.seen))
         written = self._conn.execute(_KEEP, (*given, *seen)).fetchall()
         if self._conn.in_transaction:
