@@ -87,7 +87,6 @@ class Explanation:
     at: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -174,6 +173,5 @@ def _source(found: Mapping[str, Any]) -> str:
 
 def _shown(argument: Argument) -> str:
     line = inert(argument.name) + (f" {argument.given}" if argument.given is not None else "")
-    facts = [argument.source, argument.deviation]
-    facts += [f"expected {argument.expected}"] if argument.expected else []
+    facts = (argument.source, argument.deviation, f"expected {argument.expected}" if argument.expected else "")
     return ": ".join(filter(None, [line, "; ".join(filter(None, facts))]))

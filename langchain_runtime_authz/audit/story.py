@@ -166,11 +166,9 @@ class Story:
         def done(*steps: Step) -> str:
             return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
 
-        rows = [
-            (o.heading, line, done(*o.done[i]) or "not done")
-            for o in self.orders.values()
-            for i, line in o.steps.items()
-        ]
+        rows = []
+        for order in self.orders.values():
+            rows += [(order.heading, line, done(*order.done[i]) or "not done") for i, line in order.steps.items()]
         return rows + [("Not ordered", "", done(step)) for step in self.unordered if self.orders]
 
     def since(self, step: Step) -> str:
@@ -179,13 +177,11 @@ class Story:
 
     def __str__(self) -> str:
         parts = {"": [wrapped("", line, 10) for line in self.heading()]}
-        if len(self.lanes) > 1:
-            agents = (wrapped("  " * _depth(lane), f"{self.name(lane)} {how}") for lane, how in self.lanes.items())
-            parts["Agents"] = list(agents)
+        for lane, how in self.lanes.items() if len(self.lanes) > 1 else ():
+            parts.setdefault("Agents", []).append(wrapped("  " * _depth(lane), f"{self.name(lane)} {how}"))
         for heading, line, done in self.ordered():
             parts.setdefault(heading, []).append(wrapped("  ", f"{line}: {done}" if line else done, 4))
-        if self.steps:
-            parts["Time"] = [*map(self._line, self.steps)]
+        parts |= {"Time": [*map(self._line, self.steps)]} if self.steps else {}
         return "\n\n".join("\n".join([heading, *lines]) for heading, lines in parts.items()).lstrip()
 
     def _line(self, step: Step) -> str:

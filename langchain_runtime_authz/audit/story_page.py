@@ -49,10 +49,9 @@ def fragment(story: Story) -> str:
 
 def _parts(story: Story, *, linked: bool) -> dict[str, str]:
     facts = f'<ul class="facts">{"".join(f"<li>{escape(line)}</li>" for line in story.heading())}</ul>'
-    rows = story.ordered()
+    rows, timeline = story.ordered(), _timeline(story, linked=linked)
     orders = f"<h2>Ordered and done</h2>{table(('by', 'ordered', 'done'), rows)}" if rows else ""
-    drawn = {"timeline": _timeline(story, linked=linked), "orders": orders, "steps": _table(story, linked=linked)}
-    return {"facts": facts, **drawn}
+    return {"facts": facts, "timeline": timeline, "orders": orders, "steps": _table(story, linked=linked)}
 
 
 @cache

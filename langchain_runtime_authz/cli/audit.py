@@ -53,7 +53,6 @@ class Source(NamedTuple):
         return tell(read_log(self.log, mark, None if self.key is None else opener(self.key)), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
-        """Return the story of a thread, or of a whole log, and say whether the log is whole."""
         from langchain_runtime_authz.audit.chain import verify_log
 
         def keep(step: Step) -> bool:
@@ -181,9 +180,8 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
     told = source.told(lambda s: bool(decision) and s.decision_id.startswith(decision))
     decided = [s for s in told.steps if s.record.get("kind") == "decision"]
     if len({s.decision_id for s in decided}) != 1:
-        found = f"{len(decided)} decisions begin" if decided else "no decision begins"
-        wanted = f"with `{shown(decision)}`; give the id that a message or `audit show` has"
-        raise ConfigError(f"{source.log.name}: {found} {wanted}")
+        found = f"{source.log.name}: {f'{len(decided)} decisions begin' if decided else 'no decision begins'}"
+        raise ConfigError(f"{found} with `{shown(decision)}`; give the id that a message or `audit show` has")
     step = decided[-1]
     return Answer({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
 

@@ -101,10 +101,8 @@ class Step:
 
 
 class Replayed(NamedTuple):
-    """The calls of a trace: all, those that would not have run, and those where enforcement disturbs or fails."""
-
     steps: tuple[Step, ...]
-    stopped: tuple[Step, ...]
+    stopped: tuple[Step, ...]  # would not have run
     disturbed: tuple[Step, ...]  # asked about or denied, though nobody marked them
     let_through: tuple[Step, ...]  # unwanted, and would have run
 
@@ -182,8 +180,7 @@ def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
     """
     began = now = time.time()
     authz = RuntimeAuthz(ledger=MemoryLedger(clock=lambda: now), **options)  # windows and budgets count by the trace
-    first = trace.events[0][1] if trace.events else None
-    task = first.text if isinstance(first, User) else None
+    task = next((event.text for _, event in trace.events[:1] if isinstance(event, User)), None)
     steps: list[Step] = []
     with authz.session(subject=trace.subject, task=task, mandate=mandate, agent=MAIN) as session:
         agents: dict[str, Session | AuthzDenied] = {MAIN: session}

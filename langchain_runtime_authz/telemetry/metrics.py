@@ -76,12 +76,12 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
     """Ask each ledger in time: a collection waits for none that hangs, and leaves one alone for a while that failed."""
     for ledger, tenant in list(_ledgers.items()):
-        ask, key = getattr(ledger, listing, None), (id(ledger), listing)
-        if ask is None or time.monotonic() < _resting.get(key, 0.0):
+        key = id(ledger), listing
+        if time.monotonic() < _resting.get(key, 0.0):
             continue
         _resting[key] = time.monotonic() + REST
         with suppress(Exception):  # then there is no figure
-            found = len(begun(partial(ask, tenant), "metrics").result(WAIT))
+            found = len(begun(partial(getattr(ledger, listing), tenant), "metrics").result(WAIT))
             del _resting[key]
             yield Observation(found, {n.TENANT: tenant})
 

@@ -100,7 +100,6 @@ def is_idle() -> bool:
 
 
 def run_span(run: Any, *, workflow: bool = False, decision: str = "") -> OpenSpan | None:
-    """Start the span of an entry; return `None` if no SDK records. `decision` is the id of the parent's decision."""
     if is_idle():
         return None
     operation, name = n.INVOKE_WORKFLOW if workflow else n.INVOKE_AGENT, run.agent[-1]
