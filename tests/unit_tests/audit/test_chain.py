@@ -229,14 +229,10 @@ def test_a_chain_verifies_in_another_process(path: Path) -> None:
         assert done.returncode == code
 
 
-def test_an_empty_chain_is_whole(path: Path) -> None:
-    """A sink that wrote nothing leaves a chain of nothing."""
+def test_a_chain_goes_on(path: Path) -> None:
+    """A sink that wrote nothing leaves a chain of nothing. A second start continues where the first ended."""
     sink = FileSink(path)
     assert verify_chain(path, sink.head) == ChainReport(0, GENESIS, True)
-
-
-def test_a_chain_goes_on(path: Path) -> None:
-    """A second start continues where the first ended."""
     filled(path).close()
     sink = filled(path)
     assert verify_chain(path, sink.head).records == 10
@@ -284,23 +280,16 @@ TAMPER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("tamper", TAMPER.values(), ids=TAMPER)
-def test_a_chain_shows_every_change(path: Path, tamper: Any) -> None:
-    """Edit, deletion, insertion, reordering, cut and trailing garbage do not verify against a pinned head."""
+@pytest.mark.parametrize("name", TAMPER)
+def test_a_chain_shows_every_change(path: Path, name: str) -> None:
+    """Against a pinned head each does not verify. Without one only the end of the file can be rewritten."""
     sink = filled(path)
-    path.write_bytes(b"".join(tamper(lines_of(path))))
+    path.write_bytes(b"".join(TAMPER[name](lines_of(path))))
     report = verify_chain(path, sink.head)
     assert not report.ok
     assert report.error
     assert report.error_line is not None
-
-
-@pytest.mark.parametrize("name", sorted(set(TAMPER) - {"edit last", "truncate", "empty", "append", "forged torn"}))
-def test_most_changes_show_without_a_pin(path: Path, name: str) -> None:
-    """Without a pinned head only the end of the file can be rewritten."""
-    filled(path)
-    path.write_bytes(b"".join(TAMPER[name](lines_of(path))))
-    assert not verify_chain(path).ok
+    assert verify_chain(path).ok is (name in ("edit last", "truncate", "empty", "append", "forged torn"))
 
 
 def test_the_line_of_an_error_is_named(path: Path) -> None:
@@ -491,21 +480,6 @@ def _write_many(path: str, who: int, count: int) -> None:
     sink = FileSink(path)
     for n in range(count):
         sink.write({"kind": "x", "who": who, "n": n})
-
-
-def test_processes_share_a_file(path: Path) -> None:
-    """Records of racing processes stand in one chain, each once, in each writer's order."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_many, args=(str(path), who, 150)) for who in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-    assert verify_chain(path) == ChainReport(450, verify_chain(path).head, True)
-    records = [json.loads(line) for line in lines_of(path)]
-    for who in range(3):
-        assert [r["n"] for r in records if r["who"] == who] == list(range(150))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -152,8 +152,8 @@ def _write_many(path: str, who: int, count: int) -> None:
     write(Path(path), count, who, max_bytes=4000)
 
 
-def test_processes_rotate_one_log(tmp_path: Path) -> None:
-    """Each record is there once and in its writer's order, if any process closed the file."""
+def test_processes_share_and_rotate_one_log(tmp_path: Path) -> None:
+    """Each record is there once and in its writer's order, whichever process closed the file."""
     path, context = tmp_path / "a.jsonl", multiprocessing.get_context("spawn")
     workers = [context.Process(target=_write_many, args=(str(path), who, 150)) for who in range(3)]
     for worker in workers:

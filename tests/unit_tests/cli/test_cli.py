@@ -368,11 +368,8 @@ def test_baseline_that_is_none(run: Callable[..., Any], ungoverned: None, tmp_pa
     assert _error(result).startswith("error: baseline_invalid: ")
 
 
-def test_baseline_that_is_missing_or_alone(run: Callable[..., Any], ungoverned: None) -> None:
-    """A file that is not there, and a baseline that nothing compares with, are exit code 2."""
-    result = run("inspect", "a_gap:one", "--fail-ungoverned", "--baseline", "no.json")
-    assert result.exit_code == 2
-    assert _error(result) == "error: config: no.json: No such file or directory"
+def test_baseline_that_is_alone(run: Callable[..., Any], ungoverned: None) -> None:
+    """A baseline that nothing compares with is exit code 2."""
     result = run("inspect", "a_gap:one", "--baseline", "no.json")
     assert result.exit_code == 2
     assert "--fail-ungoverned" in _error(result)
@@ -401,14 +398,6 @@ def test_inspect_says_what_is_wrong(run: Callable[..., Any], target: str, expect
     error = _error(result)
     assert error.startswith("error: config: ")
     assert expected in error
-
-
-def test_profiles_errors_are_one_line(run: Callable[..., Any], tmp_path: Path) -> None:
-    """A YAML error, which has several lines of its own, is told in one."""
-    (tmp_path / "profiles.yaml").write_text("tools: [\n")
-    result = run("inspect", "a_module:graph", "--profiles", "profiles.yaml")
-    assert result.exit_code == 2
-    assert _error(result).startswith("error: profile_invalid: profiles.yaml")
 
 
 @pytest.fixture

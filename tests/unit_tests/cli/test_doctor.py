@@ -116,22 +116,3 @@ def test_a_dependency_outside_its_range_fails(monkeypatch: pytest.MonkeyPatch) -
     code, seen = lines()
     assert code == 1
     assert "langgraph 0.1, wanted" in seen["dependencies"]["found"]
-
-
-def test_json_and_text_of_other_commands_agree() -> None:
-    SqliteLedger("ledger.db").close()
-    KeyDirectory.create("keys")
-    Path("profiles.yaml").write_text("tools:\n  pay: {effect: pay, draft: true}\n")
-    Path("audit.jsonl").touch()
-    for args, member in (
-        (("codes", "pdp_timeout"), None),
-        (("keys", "list", "keys"), "keys"),
-        (("ledger", "status", "ledger.db"), "result"),
-        (("kill", "status", "--file", "kill"), "engaged"),
-        (("audit", "verify", "audit.jsonl"), "ok"),
-        (("profile", "check", "profiles.yaml"), "findings"),
-    ):
-        text, asked = CliRunner().invoke(app, args), CliRunner().invoke(app, [*args, "--json"])
-        assert text.exit_code == asked.exit_code, args
-        document = json.loads(asked.stdout)
-        assert member is None or member in document, args
