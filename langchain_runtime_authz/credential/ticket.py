@@ -89,10 +89,10 @@ class CallCredential(Sealed):
 class Ticket(Sealed):
     """The permit for one call. Not a dataclass on purpose: serialisers print those field by field.
 
-    `raw` are the arguments as decided, without injected ones. A token is minted for `audiences` only, bound to a key's
-    thumbprint if one is given, and exchanged for `reaches` only. `spent` are the budgets that the call counts against, given
-    back if it never starts. `mint` gives the effect that mints for an audience. `approval_key` names the approval that it spent. `redeemed`: the tool has started. `leaked`: a
-    token was seen where it must not be. `withheld`: a part of the output could not be searched for tokens.
+    `raw` are the arguments as decided, without injected ones. `mint` gives the effect that mints a token for one of the
+    `audiences`, bound to a key's thumbprint if one is given. It is exchanged for `reaches` only. `spent` are the budgets that
+    the call counts against, given back if it never starts; `approval_key` names the approval that it spent. `redeemed`: the
+    tool has started. `leaked`: a token was seen where it must not be. `withheld`: a part of the output was not searched.
     """
 
     _pickled = "[ticket]"

@@ -24,7 +24,7 @@ from typing import (
 )
 from zoneinfo import ZoneInfo
 
-from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (what flows of this room are made of)
+from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure_code

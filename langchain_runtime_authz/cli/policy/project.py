@@ -313,7 +313,7 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
 
 
 def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Run OPA (the given one, `$OPA`, or `opa` on the PATH) and return its output, or with `findings` what it finds wrong."""
+    """Run OPA (the given one, `$OPA`, or the one on the PATH); return its output, or its findings if these are wanted."""
     wanted = given or os.environ.get("OPA") or "opa"
     binary = shutil.which(wanted)
     if binary is None:
