@@ -11,7 +11,7 @@ from langchain_core.tools import tool
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.langgraph.callback_backstop import instructions_digest, tool_names
-from langchain_runtime_authz.langgraph.node_pep import _enter
+from langchain_runtime_authz.langgraph.node_pep import _enter, _kept
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep.engine import drive
@@ -20,6 +20,12 @@ from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown, wi
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
+
+
+def enter_node(run: Any) -> Any:
+    """What the gate of a tool node does before the node runs."""
+    if not (yield from _kept(run, ("", "n"))):
+        yield from _enter(run, ("", "n"), True)
 
 
 @tool
@@ -137,7 +143,7 @@ def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revisio
     pdp = StaticPDP(lambda _: {"decision": True, "context": {"obligations": obligations}})
     _, run = entered(pdp)
     pdp.revision = revision
-    for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: _enter(run, ("", "n"), True)):
+    for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: enter_node(run)):
         pdp.bodies.clear()
         for _ in range(3):
             drive(run.engine, step())
@@ -154,11 +160,11 @@ def test_a_node_permitted_while_the_policy_changed_is_decided_again() -> None:
     pdp = StaticPDP(answer)
     _, run = entered(pdp)
     for _ in range(3):
-        drive(run.engine, _enter(run, ("", "n"), True))
+        drive(run.engine, enter_node(run))
     assert [r.action.name for r in pdp.requests].count("node/enter") == 2
 
 
-STEPS: list[Callable[[Any], Any]] = [lambda run: decide_model(run, CALL), lambda run: _enter(run, ("", "n"), True)]
+STEPS: list[Callable[[Any], Any]] = [lambda run: decide_model(run, CALL), enter_node]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=["model", "node"])
