@@ -349,7 +349,6 @@ def _described(argument: model.Argument) -> str:
 
 
 def _stands(value: object, text: str) -> bool:
-    """Return True if a value stands in a text as a whole token."""
     if isinstance(value, bool):
         return False
     if not isinstance(value, str):

@@ -71,7 +71,7 @@ class Tool(Vocabulary):
         slots = frozenset[str]().union(*(a.words for a in self.arguments if a.role == "slot"))
         if any(p.marker == "slot" or not slots.isdisjoint(p.nouns) for p in phrases):
             pending |= {a.name for a in self.arguments if a.role == "setting"}
-        described = any(p.nouns for p in phrases)
+        described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
         names = [[a.name for a in self.arguments if self._fits(a, p, pending, described=described)] for p in used]
         for options, phrase in zip(names, used, strict=True):
             if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
@@ -118,7 +118,7 @@ class Tool(Vocabulary):
     def _spoken(self, phrase: Phrase) -> bool:
         if not self.texts or phrase.kind != "quote" or len(phrase.values) > 1 or self._named(phrase):
             return False
-        return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
+        return phrase.marker in {"dictation", "", "with"} and self.core.issuperset(phrase.nouns)
 
     def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role

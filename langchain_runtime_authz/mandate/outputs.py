@@ -191,7 +191,6 @@ class Outputs:
         return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
 
     def of(self, tool: str, task: str = "") -> Collection[Output]:
-        """Return the first observations of the tool's calls in a task, in order."""
         self._read()
         return tuple(self._first.get(task, {}).get(tool, {}).values())  # another thread may add one meanwhile
 

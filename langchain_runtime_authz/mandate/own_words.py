@@ -194,7 +194,7 @@ def stated(text: str) -> str:
 
 
 class Place(NamedTuple):
-    """The place of a value: the number of the segment, and start and end in it."""
+    """The place of a value, in a segment."""
 
     segment: int
     start: int
@@ -202,13 +202,7 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """A stretch of own words between material.
-
-    Attributes:
-        digest: the digest of the text it stands in.
-        offset: where in that text it begins.
-        text: the words.
-    """
+    """A stretch of own words between material: where it begins, in the text of that digest."""
 
     def __init__(self, digest: str, offset: int, text: str) -> None:
         self.digest, self.offset, self.text = digest, offset, text

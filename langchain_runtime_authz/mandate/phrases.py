@@ -167,7 +167,9 @@ class Reader:
         self.found: list[Phrase] = []
         self.tokens = [*tokens, Token("end", "", 0, 0)]
         if tool.counts:
-            numbers = {n: f"{i}" for i, n in enumerate(self.data["numerals"], 1)}
+            numbers = {n: f"{i}" for i, n in enumerate(self.data["numerals"], 1)} | dict.fromkeys(
+                self.data["indefinite"], "1"
+            )
             self.tokens = [
                 t._replace(kind="number", text=numbers[t.lower]) if t.lower in numbers else t for t in self.tokens
             ]
@@ -224,7 +226,8 @@ class Reader:
         joined = self._match("separators") if self.lists and self.found else 0
         self.at += joined
         phrase = self._phrase(chosen)
-        if joined and (phrase is None or self.tool.labels.isdisjoint(phrase.nouns)):
+        comma = self.tokens[begin].text == "," and joined == 1
+        if joined and (phrase is None or not (self.tool.labels & {*phrase.nouns} or (comma and phrase.marker))):
             self.at = begin
             return False
         telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
@@ -263,6 +266,7 @@ class Reader:
         if first not in self.data["subjects"] and first not in self.language.determiners:
             return False
         said = any(t.lower in self.data["auxiliaries"] or "'" in t.lower for t in tokens)
+        said = said or (first in self.data["subjects"] and len(tokens) > 1)
         return said and self._dictated(tokens, None)
 
     def _dictated(self, tokens: Sequence[Token], by: Token | None) -> bool:
@@ -290,7 +294,7 @@ class Reader:
         at = int(self.tokens[0].lower in self.language.determiners)
         token, behind = self.tokens[at], self.tokens[at + 1 : at + 2]
         links = {*self.data["parting"], self.data["setting"][0]}
-        known = not self.language.common(token) or singular(token.lower) in self.tool.words
+        known = token.kind != "word" or not self.language.value(token) or singular(token.lower) in self.tool.words
         if known or not self.tool.slot or not behind or behind[0].lower not in links:
             return False
         self.found.append(Phrase("slot", (), (token,)))
@@ -310,6 +314,8 @@ class Reader:
                 pass  # "high priority"
             elif word in tool.words:
                 nouns.append(word)
+            elif nouns and word in self.data["numbering"]:
+                pass  # "order number 12"
             elif token.lower not in language.adjectives or behind not in tool.words:
                 return
             self.at += 1
@@ -337,7 +343,11 @@ class Reader:
             colon = self.tokens[self.at].kind == "colon" and not (nouns and tool.labels.isdisjoint(nouns))
             colon = colon or self.tokens[self.at + said].kind == "quote"
             self.at += self._match("copulas") or said * colon
-        if labelled and tool.headings.issuperset(nouns) and (taken := self._run(data["parting"])):
+        if (
+            labelled
+            and tool.headings >= tool.labels.intersection(nouns) != set()
+            and (taken := self._run(data["parting"]))
+        ):
             values = [self._quote(taken)]
         else:
             values = self._values(marker, begin, labelled=labelled, determiner=determiner)

@@ -58,11 +58,7 @@ Placed = tuple[list[Claim], str | None]  # and why not, if there is none
 
 
 class Placing:
-    """The places that the steps of one mandate have in the words.
-
-    Attributes:
-        claims: step → its places, for each step taken over.
-    """
+    """The places that the steps of one mandate have in the words: `claims`, for each step taken over."""
 
     def __init__(self, words: Texts) -> None:
         self.words = words
@@ -215,7 +211,6 @@ def _deed(step: Step, profile: ToolProfile) -> str:
 
 
 def hull(places: Sequence[Place]) -> Place:
-    """Return the stretch over all places of the first one's segment."""
     n = places[0].segment
     return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))
 

@@ -1,12 +1,11 @@
 """Compile a mandate from the user's own words, without a model.
 
-It is a small clause parser. It reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"), and nothing
-else. Every word of every sentence of the turn must be understood. One word too many (a condition, a question, a negation,
-a report, a future, a remark) leaves the turn without a mandate. The user is then asked about the call.
+It reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"). Every word of every sentence of the turn must
+be understood. One word too many (a condition, a question, a negation, a report, a future, a remark) leaves the turn
+without a mandate. The user is then asked about the call.
 
 A clause begins with a verb of a tool: a word of its profile's `intent`, else of its name or effect. A tool fits if each
-phrase of the clause has exactly one argument, and each required argument has a phrase (`mandate.clause`). The words of a
-language are data (`mandate.languages`).
+phrase has exactly one argument, and each required argument has a phrase. The words of a language are data.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ class _Turn:
             if profile.ordered and not profile.draft and len(name) <= MAX_NAME
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
-        self.verbs = language.verbs | verbs | language.reads.keys()
+        self.verbs = language.verbs | verbs | language.phrases["reads"].keys()
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = language.alike(word for name in named for word in words_of(name))
         self.deeds: list[list[Step]] = []
@@ -163,18 +162,14 @@ class _Turn:
         return found
 
     def _framed(self) -> list[Token]:
-        """Return the tokens. The rest of the text behind "this query:" is one quotation.
-
-        So is it behind "with this text:", to the end of the line; and to the end of the text, if it begins a line or
-        its label begins a sentence.
-        """
+        """Return the tokens. The rest of the text behind "this query:" or "Body:" is one quotation."""
         tokens, language, end = list(self.language.tokens(self.text)), self.language, len(self.text.rstrip())
         for at, colon in enumerate(tokens[:-1], 1):
             frame = self._untailed(tokens[: at - 1])[-1:] if colon.kind == "colon" else []
             if not frame or (noun := singular(frame[0].lower)) not in language.framed:
                 continue
             rest = list(dropwhile(lambda t: t.kind == "end", tokens[at:])) or [colon]
-            start = rest[0].start
+            start = end - len(self.text[colon.end : end].lstrip())
             apart = at < 3 or tokens[at - 3].kind == "end" or "\n" in self.text[colon.end : start]  # noqa: PLR2004
             several = any(t.kind == "end" for t in rest[:-1])
             speech = noun in language.data["speech"]
@@ -255,7 +250,8 @@ class _Turn:
         """Return True if a clause begins at a verb, and not with a noun of the last one: "mail 1 to … and mail 2"."""
         if not tokens or tokens[0].kind != "word" or tokens[0].lower not in self.verbs:
             return False
-        return tokens[-1].kind != "colon" and all(t.lower != tokens[0].lower for t in before)
+        noun = tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
+        return not noun and all(t.lower != tokens[0].lower for t in before)
 
     # --- one clause
 
@@ -294,7 +290,8 @@ class _Turn:
         last = list(takewhile(lambda t: t.kind in {"name", "word"}, reversed(tokens)))
         if not last or len(last) == len(tokens) or any(t.kind == "colon" for t in tokens):
             return False
-        return tokens[-len(last) - 1].text == "," and last[-1].lower not in {"and", "then", "also"} | self.labels
+        said = {"and", "then", "also"} | self.labels | self.language.prepositions
+        return tokens[-len(last) - 1].text == "," and last[-1].lower not in said
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""
@@ -308,6 +305,8 @@ class _Turn:
         """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
         taken = tool.verb(tokens, own=own)
         rest = tokens[taken:]
+        if tool.effect == "write" and rest and rest[0].lower in self.language.data["selves"]:
+            rest = rest[1:]  # "book me a room"
         parts = self._parts(rest)
         if not taken or len(parts) > MAX_CLAUSES or (rest and rest[0].lower in self.language.data["parting"]):
             return _NO_WAY  # "Transfer of 45 EUR" is a noun

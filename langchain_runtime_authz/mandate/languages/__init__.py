@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -49,7 +50,6 @@ class Token(NamedTuple):
 
     @property
     def lower(self) -> str:
-        """Return it in lower case, with plain apostrophes."""
         return _lower(self.text)
 
 
@@ -59,7 +59,6 @@ def singular(word: str) -> str:
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of an identifier."""
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
@@ -77,9 +76,6 @@ class Language:
     """The closed lists of one language, and its tokens."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
-        def sets(name: str) -> frozenset[str]:
-            return frozenset(data[name])
-
         def said(name: str) -> Iterator[str]:
             for phrase in data["phrases"][name]:
                 yield from said(phrase[1:]) if phrase[0] == "@" else (phrase,)
@@ -90,23 +86,24 @@ class Language:
         self.adverbs = {word: phrases_of(phrases) for word, phrases in data["adverbs"].items()}
         framing = {*data["speech"], *data["commands"]}
         self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
-        self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
-        self.reads, self.read_words = self.phrases["reads"], sets("read_words")
+        named = ("determiners", "adjectives", "stops", "read_words", "never_values")
+        self.determiners, self.adjectives, self.stops, self.read_words, never = (frozenset(data[n]) for n in named)
         self.assents, self.thanks = self.phrases["assents"], self.phrases["thanks"]
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
-        self.prepositions = sets("prepositions") | data["naming"].keys()
+        self.prepositions = frozenset((*data["prepositions"], *data["naming"]))
         separating = self.phrases["separators"].keys() | self.phrases["topics"].keys()
         self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
         currencies = frozenset(c.lower() for c in data["currencies"])
-        self.closed = sets("never_values") | currencies | self.stops | self.determiners | self.prepositions | separating
+        self.closed = never.union(currencies, self.stops, self.determiners, self.prepositions, separating)
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
-        date = rf"(?:\d{{4}}-\d\d-\d\d|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
+        weekday = "|".join(data["weekdays"])
+        day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
-            "date": rf"{date}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{date}",
+            "date": rf"{day_of}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{day_of}",
             "money": rf"(?:[$€£]|(?:{code}) ){NUMBER}|{NUMBER} ?(?:[$€£]|{code})",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
             "rest": r"\S+?",
@@ -116,7 +113,6 @@ class Language:
         self.token = re.compile(f"{marks}|{values}", re.MULTILINE)
 
     def tokens(self, text: str) -> Iterator[Token]:
-        """Yield the tokens of a text."""
         at = 0
         while at < len(text):
             if text[at] in " \t\r":
@@ -142,11 +138,20 @@ class Language:
             start, end, said = start + 1, end - 1, said[1:-1]
             kind = "odd" if said != said.strip() or self.stopped(said.lower()) else kind
         elif kind == "date":
-            kind = kind if sum(f.startswith("date:") for f in forms(said, said=True)) == 1 else "odd"
+            dates = [f.removeprefix("date:") for f in forms(said, said=True) if f.startswith("date:")]
+            weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
+            kind = kind if len(dates) == 1 else "odd"
+            if (
+                kind == "date"
+                and weekday is not None
+                and (dates[0][0] == "-" or date.fromisoformat(dates[0]).weekday() != weekday)
+            ):
+                kind = "odd"  # a weekday that the date is not, or may not be
         elif kind == "money":
             number = re.search(NUMBER, said)
             kind = kind if number and read_number(number[0]) is not None else "odd"
         elif kind == "rest":
+            said = self.data["spellings"].get(said.lower(), said)
             kind = self.kind(said)
             if (
                 kind == "odd"
@@ -236,7 +241,6 @@ class Language:
 
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
-    """Return all languages; their files are read once."""
     files = sorted((Path(__file__).parent).glob("*.json"))
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 

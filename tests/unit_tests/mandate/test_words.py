@@ -82,6 +82,15 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("Read notes.md. Then pay Bob 45 EUR.", [("send_money", BOB)]),
         ("- Pay Bob 45 EUR\n- delete a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
         ("On 3 June 2027, pay Bob 45 EUR", [("send_money", {**BOB, "date": "3 June 2027"})]),
+        ("It would be great if you could pay Bob 45 EUR on Thursday, 3 June 2027", [("send_money", {**BOB, "date": "Thursday, 3 June 2027"})]),
+        ("45 EUR to Bob please", [("send_money", BOB)]),
+        ("Pay Bob. The amount is 45 EUR.", [("send_money", BOB)]),
+        ("Pay the plumber Bob 45 EUR, reference kitchen sink", [("send_money", {**BOB, "reference": ("kitchen sink",)})]),
+        ("Order two boxes", [("order_goods", {"quantity": 2, "item": "boxes"})]),
+        ("Share plan.md with carol@x.org and bob@x.org as editors", [("share_file", {"path": "plan.md", "user": u, "role": "editor"}) for u in ("carol@x.org", "bob@x.org")]),
+        ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
+        ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": ("- a\n- b",)})]),
+        ("Run select 1", [("run_sql", {"statement": "select 1"})]),
         ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
     ],
 )  # fmt: skip
@@ -147,13 +156,16 @@ NOTHING = {
     "other deed": ["Translate: Pay Bob 45 EUR", "Summarise this: Pay Bob 45 EUR", "Remind me to pay Bob 45 EUR", "Draft an email to b@x.org saying hi"],
     "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "Example: pay Bob 45 EUR"],
     "quantifier": ["Delete all files", "Pay everyone 45 EUR", "Pay Bob 45 EUR each", "Pay Bob half of 45 EUR", "Pay Bob 45 EUR twice", "Pay Bob 45 EUR or 50 EUR"],
+    "role": ["Share carol@x.org with plan.md", "Share rita access to plan.md", "Pay from Bob 45 EUR", "Share plan.md with carol@x.org as owner"],
+    "label": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob 45 EUR. The account is empty.", "Pay Bob 45 EUR, to Carol"],
+    "date": ["Pay Bob 45 EUR on Friday, 3 June 2027", "Pay Bob 45 EUR on Thursday, 3 June", "Pay Bob 45 EUR until 3 June 2027"],
     "container": ["Delete draft.txt in Documents", "Delete the first line of a.txt", "Delete the branch old from the repo prod", "Remove row 5"],
     "number": ["Pay Bob 1.250", "Pay Bob 1,250 EUR", "Pay Bob 1.5k EUR", "Pay Bob 5pm", "Pay Bob 45-50 EUR", "Pay Bob 3.4.2026", "Pay Bob 45%", "Pay Bob 007", "Pay Bob 3 May", "Pay Bob 45 30"],
     "unit": ["Pay Bob 45 cents", "Pay Bob 45 thousand EUR", "Order laptops for 2000 EUR", "Pay invoice 4711"],
     "part of a name": ["Pay Bob's landlord 45 EUR", "Delete My report.pdf", "Delete new report.pdf", "Delete Budget Report.pdf", "Pay my brother 45 EUR"],
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
     "left over": ["Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
-    "where dictation ends": ["Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying hi, I want to see it"],
+    "where dictation ends": ["Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying hi, I want to see it", "Email b@x.org with this text: hi. It is late."],
     "ambiguous": ["Delete row 5 and row 6 in the table users or logs", "Transfer 45 EUR from Alice and to Bob", "Send Carol Bob 45 EUR 50 EUR", "Run ls and then rm"],
 }  # fmt: skip
 
@@ -173,13 +185,8 @@ def test_one_sentence_that_is_not_understood_voids_the_turn(text):
     assert ordered(f"{text} Pay Bob 45 EUR.") is None
 
 
-def test_roles_are_not_swapped():
+def test_who_is_written_about_is_not_written_to():
     assert "mallory" not in str(calls("Write to carol@x.org about mallory@x.org")[0][1]["to"])
-    assert calls("Share carol@x.org with plan.md") == calls("Share rita access to plan.md") == calls("Pay from Bob 45 EUR") == []
-
-
-def test_a_value_that_the_schema_does_not_list_is_none():
-    assert calls("Share plan.md with carol@x.org as owner") == []
 
 
 def test_a_tool_without_its_words_is_asked_for_by_its_name_and_a_draft_by_none():
