@@ -57,7 +57,8 @@ class Vocabulary:
         if profile.intent:
             own = {tuple(i.lower().split()) for i in profile.intent} - {()}
             # Two words of a group tell its sense: who may "open, create" a ticket may "add" one.
-            groups = [g for g in groups if sum((v,) in own for v in g) > 1]
+            single = {e[0] for e in own if len(e) == 1}
+            groups = [g for g in groups if len(single.intersection(g)) > 1]
         else:
             verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
             # "send_email" is asked for by both, "delete_email" by one.
@@ -125,9 +126,10 @@ class Vocabulary:
     def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
         taken = 0
-        rest = {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
-        for entry, its in self.entries.items():
-            if entry[0] == tokens[0].lower and (its or not own):
+        said = tokens[0].lower
+        if fitting := [e for e, its in self.entries.items() if e[0] == said and (its or not own)]:
+            rest = {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
+            for entry in fitting:
                 particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
                 if particle and (len(tokens) < 2 or tokens[1].lower != entry[1]):  # noqa: PLR2004  (verb and particle)
                     continue

@@ -307,8 +307,8 @@ class _Turn:
         rest = tokens[taken:]
         if tool.effect == "write" and rest and rest[0].lower in self.language.data["selves"]:
             rest = rest[1:]  # "book me a room"
-        parts = self._parts(rest)
-        if not taken or len(parts) > MAX_CLAUSES or (rest and rest[0].lower in self.language.data["parting"]):
+        parts = self._parts(rest) if taken else []
+        if not 0 < len(parts) <= MAX_CLAUSES or (rest and rest[0].lower in self.language.data["parting"]):
             return _NO_WAY  # "Transfer of 45 EUR" is a noun
         tool.prepare()
         order = self.text[min(t.start for t in tokens) : max(t.end for t in tokens)]

@@ -209,12 +209,12 @@ class Language:
 
     def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
         """Return how many tokens from `at` on are one of the phrases, the longest first."""
-        if at < len(tokens) and tokens[at].kind in _WORDLIKE:
-            known = self.phrases[phrases] if isinstance(phrases, str) else phrases
-            for phrase in known.get(tokens[at].lower, ()):
-                if len(phrase) == 1 or phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
-                    return len(phrase)
-        return 0
+        if at >= len(tokens) or tokens[at].kind not in _WORDLIKE:
+            return 0
+        known = self.phrases[phrases] if isinstance(phrases, str) else phrases
+        options = known.get(tokens[at].lower, ())
+        said = tuple(t.lower for t in tokens[at : at + len(options[0])]) if options else ()
+        return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
 
     def alike(self, words: Iterable[str]) -> frozenset[str]:
         """Return the nouns, and what else they are called."""
