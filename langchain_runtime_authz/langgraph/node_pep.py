@@ -279,14 +279,16 @@ class _Gate(ToolNode):
             )
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
-        return super()._execute_tool_sync(self._guarded(request), input_type, config)
+        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
+        return super()._execute_tool_sync(request, input_type, config)
 
     async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
-        return await super()._execute_tool_async(self._guarded(request), input_type, config)
+        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
+        return await super()._execute_tool_async(request, input_type, config)
 
     def _guarded(self, request: Any) -> Any:
         tool = request.tool
-        if getattr(type(tool), GUARDED, None) is None and isinstance(tool, BaseTool) and not is_guarded(tool):
+        if isinstance(tool, BaseTool) and not is_guarded(tool):
             return request.override(tool=guard_tool(tool, self._authz_profiles))
         return request
 

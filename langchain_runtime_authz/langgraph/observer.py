@@ -248,11 +248,8 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
         if running() is not None:
             return  # guarded, or decided by the callback backstop
-        started = starting_tool()
-        if started is None:
-            self._observe("tool", _name(serialized, kwargs))
-        elif not is_guarded(started.tool):
-            self._observe("tool", started.tool.name)
+        if (started := starting_tool()) is None or not is_guarded(started.tool):
+            self._observe("tool", _name(serialized, kwargs) if started is None else started.tool.name)
 
     def on_chat_model_start(self, serialized: dict[str, Any] | None, messages: Any, **kwargs: Any) -> None:
         if running() is None:

@@ -201,11 +201,6 @@ class CoverageReport:
             names = ", ".join(f"{r.kind} {r.name} ({r.note})" for r in found)
             raise ConfigError(f"in `{self.graph}`: {names}", Code.UNGOVERNED)
 
-    def _table(self) -> list[tuple[str, ...]]:
-        """Return head and rows; without the counts if nothing ran."""
-        rows = [_HEAD, *(r.cells() for r in self.rows)]
-        return rows if self.ran else [tuple(c for h, c in zip(_HEAD, r, strict=True) if h != "seen") for r in rows]
-
     def __str__(self) -> str:
         kinds = max((len(r.kind) for r in self.rows), default=0)
         names = min(max((len(r.name) for r in self.rows), default=0), _NAME)
@@ -233,9 +228,10 @@ class CoverageReport:
         return "; ".join(filter(None, (f"coverage of `{self.graph}`: {counts}", f"decided by {self.pdp}", self.limits)))
 
     def _repr_html_(self) -> str:
-        head, *rows = self._table()
-        marked = [(*cells, "" if r.governed else "not governed") for r, cells in zip(self.rows, rows, strict=True)]
-        return table((*head, ""), marked, self._summary())
+        shown = [i for i, name in enumerate(_HEAD) if self.ran or name != "seen"]
+        rows = [(r.cells(), "" if r.governed else "not governed") for r in self.rows]
+        head, *rest = [(*(cells[i] for i in shown), mark) for cells, mark in [(_HEAD, ""), *rows]]
+        return table(head, rest, self._summary())
 
 
 def _nodes(count: int, one: str, several: str) -> str:

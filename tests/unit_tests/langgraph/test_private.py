@@ -191,7 +191,7 @@ def test_sequences_are_taken_apart_by_their_steps() -> None:
     one = RunnableLambda(lambda x: x)
     sequence = one | one
     object.__setattr__(sequence, "__class__", Whole)
-    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair langgraph/node_pep._Whole"
+    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair langgraph/node_pep._whole"
 
 
 @pytest.mark.parametrize("method", ["run", "arun"])
