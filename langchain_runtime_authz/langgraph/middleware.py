@@ -16,13 +16,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
-from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
@@ -204,12 +203,9 @@ def _without(request: Any, decision: Decision) -> Any:
     own, provider = withheld(decision)
     if not own and not provider:
         return request
-
-    def kept(tool: BaseTool | dict[str, Any]) -> bool:
-        mine, others = tool_names(tool)
-        return own.isdisjoint(mine) and provider.isdisjoint(others)
-
-    return cast("Any", request).override(tools=[t for t in request.tools if kept(t)])
+    named = [(tool, *tool_names(tool)) for tool in request.tools]
+    kept = [tool for tool, mine, others in named if own.isdisjoint(mine) and provider.isdisjoint(others)]
+    return request.override(tools=kept)
 
 
 # --- the plan of an unprotected graph -----------------------------------------------------------------

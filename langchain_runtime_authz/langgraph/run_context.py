@@ -66,10 +66,6 @@ class Handle(Sealed):
     def run(self) -> Run | None:
         return self.target if isinstance(self.target, Run) else None
 
-    @property
-    def opener(self) -> RunHandle | None:
-        return None if isinstance(self.target, Run) else self.target
-
     def __repr__(self) -> str:
         return ""
 
@@ -375,7 +371,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
     """Return the application's run that a call is in: from its config, else from the `with authz.run(...)` around it."""
     handle = handle_in(config)
-    return (handle.opener if handle is not None else None) or _around()
+    return handle.target if handle is not None and isinstance(handle.target, RunHandle) else _around()
 
 
 def _around() -> RunHandle | None:
