@@ -122,8 +122,7 @@ def _step(
     """Enter the node, run it, and record the plans that its output announces."""
     tally, holds_gate = run.engine.tally, isinstance(bound, ToolNode)
     tally.decided(run, "node", key[1], "node gate")
-    if not (holds_gate and (yield from _kept(run, key))):
-        yield from _enter(run, key, holds_gate)
+    yield from _enter(run, key, holds_gate)
     tally.ran(run, "node", key[1], "node gate")
     node = None if holds_gate else NodeCalls(input, config)
     own = config if node is None else node.config
@@ -192,6 +191,8 @@ def _kept(run: Run, key: tuple[str, str]) -> Flow[bool]:
 
 
 def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
+    if holds_gate and (yield from _kept(run, key)):
+        return
     # Before it is asked: a policy that comes meanwhile is not the one that permitted.
     revision = run.engine.evaluator.revision if holds_gate else ""
     decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": key[1], "properties": {}})

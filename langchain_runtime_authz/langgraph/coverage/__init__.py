@@ -17,10 +17,10 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from langchain_runtime_authz._html import table
 from langchain_runtime_authz.errors import Code, ConfigError
@@ -76,7 +76,7 @@ class _Accepted(BaseModel):
 
 
 class _File(BaseModel):
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     graph: str
     ungoverned: list[_Accepted]
 
