@@ -96,16 +96,21 @@ class Fetch:
             self._takers.append(taker)
             given.extend(values)
 
-        def among(taker: Callable[..., object], sql: str, names: Collection[str], place: str = "0.0") -> None:
-            if names:
-                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
-
         add(self._journal, _NEWEST, self.tenant, place="coalesce(j.at, 0.0)")
         add(self._thread, f"scope, subject, history, {seen} FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
         add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
         add(self._revocation, f"agent, lifted FROM revocation WHERE {_OF}", *of, place=_SEQ)
-        among(self._lease, f"{_LEASE}jti", n.leases)
+        for taker, sql, names, place in (
+            (self._lease, f"{_LEASE}jti", n.leases, "0.0"),
+            (self._call, f"{_CALL}key", n.calls, "at"),
+            (self._approval, f"{_APPROVAL}key", n.approvals, "0.0"),
+            (self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets, "0.0"),
+            (self._mark, f"{_MARK}name", n.marks, "0.0"),
+            *((self._value, f"body FROM value WHERE {_OF} AND key", some, "0.0") for some in chunks(sorted(n.values))),
+        ):
+            if names:
+                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
@@ -114,30 +119,24 @@ class Fetch:
             # A child's lease is never older than its parent's, and a call may be held by a lease that is gone.
             held = f"(jti IN {below} OR jti IN {_in(n.below)})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
-        among(self._call, f"{_CALL}key", n.calls, "at")
         if n.calls:
             holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(n.calls)}"
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *of, *map(encoded, n.calls))
-        among(self._approval, f"{_APPROVAL}key", n.approvals)
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
         for agent, message in n.plans:
             add(self._plan, f"{_PLAN}message = ?", *of, encoded(agent), encoded(message))
-        for place in n.by_call:
-            where = (*of, encoded(place[0]), *of, encoded(place[0]), encoded(place[1]))
-            add(self._planned(place), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
+        for called in n.by_call:
+            where = (*of, encoded(called[0]), *of, encoded(called[0]), encoded(called[1]))
+            add(self._planned(called), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
         if n.edges:
             add(self._edge, f"parent, child, kind FROM edge WHERE {_OF}", *of, place=_SEQ)
-        among(self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets)
         for counter, span in n.rates:
             sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
             add(self._rate, sql, *of, encoded(counter), span)
-        among(self._mark, f"{_MARK}name", n.marks)
         for prefix in n.unmarked:
             begin = encoded(prefix)[:-1]  # names are JSON
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
-        for some in chunks(sorted(n.values)):
-            among(self._value, f"body FROM value WHERE {_OF} AND key", some)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
             add(self._doubt, f"{DOUBTS}{OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")

@@ -52,10 +52,10 @@ class SqliteLedger(SqlLedger):
         with _failures(self.path):
             _make(self.path)
             self._file = _identity(self.path)
-            with self._connection() as conn:
+            with self._reading("") as tx:
                 # The process that made it may have died before it made the tables.
-                new = not conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
-            if new:
+                (found,) = tx.batch([("SELECT 1 FROM sqlite_schema LIMIT 1", ())])
+            if not found:
                 with administer(self.path) as admin:
                     if version(admin).version == 0:  # nobody else made them since
                         migrate(admin)
@@ -71,19 +71,14 @@ class SqliteLedger(SqlLedger):
                 self._idle.pop().close()
 
     @contextmanager
-    def _reading(self, tenant: str) -> Iterator[_Tx]:
-        with _failures(self.path), self._connection() as conn:
-            yield _Tx(conn)
-
-    @contextmanager
     def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
-        with _failures(self.path), self._turn(), self._connection() as conn:
-            if locked:
-                conn.execute("BEGIN IMMEDIATE")
+        with self._turn(), self._reading(tenant) as tx:
             try:
-                yield _Tx(conn)
+                if locked:
+                    tx.batch([("BEGIN IMMEDIATE", ())])
+                yield tx
             finally:
-                _undo(conn)
+                _undo(tx.conn)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -98,28 +93,29 @@ class SqliteLedger(SqlLedger):
             writer.release()
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self, tenant: str) -> Iterator[_Tx]:
         self._here()
-        if self._closed:
-            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-        # Through the open descriptor, a removed file would be written to unseen.
-        if _identity(self.path) != self._file:
-            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
-        with self._guard:
-            conn = self._idle.pop() if self._idle else None
-        if conn is None:
-            conn = _connect(self.path, self._timeout)
-            for made in (_VIEW, *_triggers()):
-                conn.execute(made)
-        try:
-            yield conn
-        except sqlite3.Error:
-            conn.close()  # the next one begins anew
-            raise
-        except BaseException:
+        with _failures(self.path):
+            if self._closed:
+                raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
+            # Through the open descriptor, a removed file would be written to unseen.
+            if _identity(self.path) != self._file:
+                raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
+            with self._guard:
+                conn = self._idle.pop() if self._idle else None
+            if conn is None:
+                conn = _connect(self.path, self._timeout)
+                for made in (_VIEW, *_triggers()):
+                    conn.execute(made)
+            try:
+                yield _Tx(conn)
+            except sqlite3.Error:
+                conn.close()  # the next one begins anew
+                raise
+            except BaseException:
+                self._give_back(conn)
+                raise
             self._give_back(conn)
-            raise
-        self._give_back(conn)
 
     def _give_back(self, conn: sqlite3.Connection) -> None:
         with self._guard:
@@ -139,19 +135,19 @@ class SqliteLedger(SqlLedger):
 
 class _Tx:
     def __init__(self, conn: sqlite3.Connection) -> None:
-        self._conn = conn
+        self.conn = conn
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        return [self._conn.execute(sql, values).fetchall() for sql, values in statements]
+        return [self.conn.execute(sql, values).fetchall() for sql, values in statements]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
         """See `Tx.keep`. One statement, and the trigger of its view (`_VIEW`)."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
         seen = (found.version.version, found.position, bool(found.seen))
-        written = self._conn.execute(_KEEP, (*given, *seen)).fetchall()
-        if self._conn.in_transaction:
-            self._conn.execute("COMMIT")
+        written = self.conn.execute(_KEEP, (*given, *seen)).fetchall()
+        if self.conn.in_transaction:
+            self.conn.execute("COMMIT")
         return int(written[0][0]) if written else None
 
 

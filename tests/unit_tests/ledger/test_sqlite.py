@@ -215,10 +215,9 @@ def test_a_slow_ledger_does_not_hold_the_event_loop(house: House) -> None:
 
 def test_a_commit_is_on_the_disk_when_it_returns(house: House) -> None:
     """Write-ahead, and synchronised at every commit, on each connection."""
-    with house.ledger._connection() as one, house.ledger._connection() as two:
-        for conn in (one, two):
-            assert conn.execute("PRAGMA synchronous").fetchone() == (2,)
-            assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    with house.ledger._reading("") as one, house.ledger._reading("") as two:
+        for tx in (one, two):
+            assert tx.batch([("PRAGMA synchronous", ()), ("PRAGMA journal_mode", ())]) == [[(2,)], [("wal",)]]
 
 
 # --- what a ledger finds when it is opened ---
