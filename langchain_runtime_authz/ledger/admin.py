@@ -38,7 +38,6 @@ class Admin(Protocol):
 
     def secured(self) -> None:
         """Grant the application its rights, after the tables changed."""
-        ...
 
     def now(self) -> float: ...
 

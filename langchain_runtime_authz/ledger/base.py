@@ -280,7 +280,6 @@ class Ledger(Protocol):
 
     def load(self, scope: Scope, query: Query) -> Snapshot:
         """Return one consistent snapshot. A missing thread has `exists=False` and epoch 1."""
-        ...
 
     def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """Apply all of `changes`, or none, after checking `guard`.
@@ -288,26 +287,21 @@ class Ledger(Protocol):
         Every change is checked against the thread as it was before the commit. Two changes of one commit
         may not use the same thing twice.
         """
-        ...
 
     def status(self, tenant: str, jti: str) -> TokenStatus:
         """Return the status of a lease's or a token's jti, for resource servers (RFC 7662).
 
         A token lives while its call is claimed, its lease is live and the task is unchanged.
         """
-        ...
 
     async def astatus(self, tenant: str, jti: str) -> TokenStatus:
         """Do as `status`, without blocking the event loop."""
-        ...
 
     async def aload(self, scope: Scope, query: Query) -> Snapshot:
         """Do as `load`, without blocking the event loop."""
-        ...
 
     async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """Do as `commit`, without blocking the event loop."""
-        ...
 
 
 @runtime_checkable
@@ -316,11 +310,9 @@ class Asked(Protocol):
 
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
         """Return at most `MAX_ASKED` open questions, oldest thread first, or the one of that `id`."""
-        ...
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
         """Do as `asked`, without blocking the event loop."""
-        ...
 
 
 @runtime_checkable
@@ -329,11 +321,9 @@ class Doubted(Protocol):
 
     def doubts(self, tenant: str, key: str | None = None) -> Sequence[Doubt]:
         """Return at most `MAX_ASKED` calls in doubt, oldest first, or the call of that key in any state."""
-        ...
 
     async def adoubts(self, tenant: str, key: str | None = None) -> Sequence[Doubt]:
         """Do as `doubts`, without blocking the event loop."""
-        ...
 
 
 @runtime_checkable
@@ -342,8 +332,6 @@ class Anchored(Protocol):
 
     def anchor(self, tenant: str) -> Anchor | None:
         """Return the tenant's newest commit that this instance has seen."""
-        ...
 
     def holds(self, tenant: str, anchor: Anchor) -> bool:
         """Return True if the commit that `anchor` names is in this ledger."""
-        ...

@@ -42,7 +42,6 @@ class Tx(Protocol):
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
-        ...
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
         """Keep a commit's rows and return its place in the journal.
@@ -50,7 +49,6 @@ class Tx(Protocol):
         Return None if the thread is not as it was `found`, or somebody else has had one of its `turns` since; then
         nothing was kept.
         """
-        ...
 
 
 class SqlLedger:
@@ -72,7 +70,6 @@ class SqlLedger:
         self._workers: ThreadPoolExecutor | None = None
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        """See `Ledger.load`."""
         seen = self._position(scope.tenant)
         with self._reading(scope.tenant) as tx:
             found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
@@ -117,7 +114,6 @@ class SqlLedger:
         raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
-        """See `Ledger.status`."""
         seen, here = self._position(tenant), self._places.pop((tenant, jti), None)
         with self._reading(tenant) as tx:
             place = here or _located(tx, tenant, jti)
@@ -133,7 +129,6 @@ class SqlLedger:
         return status(found.thread, lease_jti, key, now)
 
     def anchor(self, tenant: str) -> b.Anchor | None:
-        """See `Anchored.anchor`."""
         return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
@@ -147,13 +142,11 @@ class SqlLedger:
         return held[0][0] == anchor.nonce if held else any(anchor.position <= int(p) for (p,) in through)
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        """See `Asked.asked`."""
         _, found = self._listed(tenant, (_ASKED, (tenant,)))
         asked = [(b.Scope(*json.loads(scope)), rows.parsed(b.Approval, body)) for scope, body in found]
         return [one for one in asked if one[1].id and id in (None, one[1].id)][: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
-        """See `Doubted.doubts`."""
         columns, _, rest = rows.DOUBTS.partition(" FROM ")
         where, by = (rows.OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
         now, found = self._listed(tenant, (f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at", (tenant, *by)))
@@ -167,19 +160,15 @@ class SqlLedger:
             return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
 
     async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
-        """Run `doubts` in a thread."""
         return await self._in_thread(self.doubts, tenant, key)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        """Run `asked` in a thread."""
         return await self._in_thread(self.asked, tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
-        """Run `status` in a thread."""
         return await self._in_thread(self.status, tenant, jti)
 
     async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        """Run `load` in a thread."""
         return await self._in_thread(self.load, scope, query)
 
     async def acommit(
