@@ -38,6 +38,21 @@ def details(authz: RuntimeAuthz, name: str) -> list[dict[str, Any]]:
     return [r["detail"] for r in events(authz, name)]
 
 
+class Disk:
+    """It is full for a while."""
+
+    content = waits = False
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.full = ""
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.full in (record.get("event"), "everything"):
+            raise OSError(28, "no space left")
+        self.records.append(record)
+
+
 ANSWERS = {
     "approve": {"type": "approve"},
     "edit": edit("ann", 5),
@@ -147,31 +162,11 @@ def test_a_revocation_by_policy_names_its_decision() -> None:
 
 def test_an_event_that_cannot_be_recorded_denies() -> None:
     """As audit failure, not as the ledger's."""
-
-    class Full:
-        content = False
-
-        def write(self, record: dict[str, Any]) -> None:
-            raise OSError(28, "no space left")
-
+    disk = Disk()
+    disk.full = "everything"
     with pytest.raises(AuthzError) as denied:
-        RuntimeAuthz(audit=Full(), pdp=StaticPDP(permit=True)).session(subject="alice")
+        RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True)).session(subject="alice")
     assert denied.value.code == "audit_unavailable"
-
-
-class Disk:
-    """It is full for a while."""
-
-    content = waits = False
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-        self.full = ""
-
-    def write(self, record: dict[str, Any]) -> None:
-        if self.full in (record.get("event"), "everything"):
-            raise OSError(28, "no space left")
-        self.records.append(record)
 
 
 @pytest.mark.parametrize("full", ["corrected", "everything", "started"])
