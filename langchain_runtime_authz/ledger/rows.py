@@ -152,7 +152,6 @@ class Fetch:
         return _union(tuple(parts), row, clock), given
 
     def read(self, rows: Sequence[Any]) -> None:
-        """Take the rows of `statement`."""
         rows = sorted(rows)
         self.clock = rows[0][1]
         for number, self._place, columns in rows[1:]:
@@ -377,7 +376,7 @@ def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def known(kind: Any, body: str) -> dict[str, Any]:
-    """Return the fields that this version knows. A newer one may have kept more."""
+    # A newer version may have kept more fields.
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind) if name in found}
 
@@ -391,9 +390,8 @@ def parsed(kind: Any, body: str) -> Any:
 @lru_cache(maxsize=512)
 def _lease(state: b.LeaseState, body: str) -> b.Lease:
     lease: b.Lease = parsed(b.Lease, body)
-    return replace(
-        lease, grant=None if lease.grant is None else Grant.from_json(json.loads(body)["grant"]), state=state
-    )
+    grant = None if lease.grant is None else Grant.from_json(json.loads(body)["grant"])
+    return replace(lease, grant=grant, state=state)
 
 
 def _frozen(value: Any) -> Any:
@@ -423,6 +421,5 @@ OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
 def call_row(
     key: str, state: b.CallState, jti: str, result: str | None, deed: str, about: str | None, at: float
 ) -> b.CallRow:
-    """Read one row of a call."""
     of_json = [None if text is None else json.loads(text) for text in (result, about)]
     return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])

@@ -52,8 +52,6 @@ class Tx(Protocol):
 
 
 class SqlLedger:
-    """Base of the ledgers that outlive their process."""
-
     # See `Fetch.statement`.
     _dialect = ("json_array", "0.0", "'seen'")
     # Whether a commit excludes only those of its thread, so that it must take its `turns` among others.
@@ -154,7 +152,6 @@ class SqlLedger:
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
     def _listed(self, tenant: str, statement: Statement) -> tuple[float, Sequence[Row]]:
-        """Return ledger time and rows of all threads of a tenant."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
             return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
@@ -221,7 +218,6 @@ class SqlLedger:
         check(Version(*found))
 
     def _here(self) -> None:
-        """Give a forked process its own connections and threads."""
         if os.getpid() != self._pid:
             self._workers = None
             self._lock = threading.Lock()

@@ -144,8 +144,8 @@ class _Tx:
         """See `Tx.keep`. One statement, and the trigger of its view (`_VIEW`)."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
-        seen = (found.version.version, found.position, bool(found.seen))
-        written = self.conn.execute(_KEEP, (*given, *seen)).fetchall()
+        given += (found.version.version, found.position, bool(found.seen))
+        written = self.conn.execute(_KEEP, given).fetchall()
         if self.conn.in_transaction:
             self.conn.execute("COMMIT")
         return int(written[0][0]) if written else None

@@ -42,7 +42,6 @@ class Forgotten:
         self._bits = bytearray(1 << 18)
 
     def add(self, name: str) -> None:
-        """Name a row."""
         for at in self._places(name):
             self._bits[at >> 3] |= 1 << (at & 7)
 
@@ -101,7 +100,6 @@ class Thread:
         return row
 
     def put(self, key: str, row: b.CallRow) -> None:
-        """Keep a call, and whether its deed is open."""
         self.calls[key] = row
         deed, opened = row.deed, self.open
         if row.state in b.OPEN and deed:
@@ -114,12 +112,10 @@ class Thread:
                 del opened[deed]
 
     def drop(self, key: str) -> None:
-        """Forget a call."""
         self.put(key, self.calls[key]._replace(state="void"))
         del self.calls[key]
 
     def forget(self, name: str) -> None:
-        """Note that a row was dropped to bound the thread."""
         self.forgotten = self.forgotten or Forgotten()
         self.forgotten.add(name)
 
@@ -154,7 +150,6 @@ class Needs:
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:
-        """Return what `snapshot` looks at."""
         return cls(
             leases={query.jti} if query.jti else set(),
             plans={query.plan} if query.plan is not None else set(),
@@ -200,7 +195,6 @@ def ledger_time(clock: float, latest: float) -> float:
 
 
 def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
-    """Return the answer of `Ledger.load`."""
     plan = None
     if query.plan is not None and query.plan in t.plans:
         records = t.plans[query.plan]
