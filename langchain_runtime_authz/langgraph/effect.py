@@ -256,7 +256,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if first.node is None:
         waiting = yield from decide_together(run, calls, first.config)
     else:
-        waiting = yield (OneByOne, first.node.locks, first.node.decide_all(run, calls))
+        waiting = yield (OneByOne, first.node.locks, first.node.decide_all(run, calls, first.config))
     for one, pending in zip(arrivals, waiting, strict=True):
         run.engine.tally.decided(run, "tool", one.call.tool, LAYER)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict

@@ -165,11 +165,14 @@ def _ask(
     try:
         before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
         rounds = max((a.round for a, _ in before), default=-1) + 1
+        # Code that tries a failed call again in this same execution has had these answers.
+        heard: set[str] = run.parts.setdefault("heard", set())
         withdrawn: set[str] = set()
-        for number in range(rounds):
+        for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield Interrupt(approvals.payload(again))
             answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
+            heard.update(a.id for _, a in again)
             yield from _resolve(run, me, number, answer)
             approved = [a for _, a in again if a.state == "approved"]
             said = approvals.answers([a for _, a in again], answer, run.subject) if approved else []
@@ -198,6 +201,7 @@ def _ask(
             elif (yield from approvals.open_questions(run, fresh, opened)):
                 shown = approvals.payload(list(zip(fresh, opened, strict=True)))
                 answer = yield (AskHere if here else Interrupt)(shown)
+                heard.update(a.id for a in opened)
                 yield from _resolve(run, opened[0].task_id, rounds, answer)
             judged = yield from decide_calls(run, calls)  # where the run is over, this says so
         # A call that still asks: nobody can be asked about it, or the answer does not suffice.

@@ -103,7 +103,7 @@ class Arrival:
         if node is None or describe is None or self.facts is None:
             (resolved,) = yield from decide_together(run, [self._counted(call)], self.config)
         else:
-            flow = node.decide(run, call, self.facts, self.given, describe, self._counted)
+            flow = node.decide(run, call, self.facts, self.given, describe, self._counted, self.config)
             resolved, self.place = yield (OneByOne, node.locks, flow)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that a call could be left to
@@ -126,7 +126,7 @@ class Arrival:
         if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
         if self.node is not None and isinstance(self.verdict, Ticket):
-            self.node.ended(self.call, self.place, output, exc)
+            self.node.ended(self.call, self.place, output, exc, self.config)
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
         """Return the execution of the call, or `None` if only an answer is left. Malformed arguments have no ticket."""
@@ -344,11 +344,12 @@ class NodeCalls:
     # --- deciding, one call at a time ---
 
     def decide(
-        self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe, unplanned: Callable[[Call], Call]
-    ) -> Flow[tuple[Pending, Place | None]]:
+        self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe, unplanned: Callable[[Call], Call],
+        config: Mapping[str, Any],
+    ) -> Flow[tuple[Pending, Place | None]]:  # fmt: skip
         """Decide a call as the message holds it, else as `unplanned` gives it. Raises as `decide_all` does."""
         call, place = yield from self._find(run, call, facts, given, describe)
-        (one,) = yield from self.decide_all(run, [call if place is not None else unplanned(call)])
+        (one,) = yield from self.decide_all(run, [call if place is not None else unplanned(call)], config)
         if isinstance(one.verdict, Ticket):
             self._begun.add(one.call.call_id)
         elif place is not None:
@@ -357,9 +358,15 @@ class NodeCalls:
             self._came[one.call.tool] = one.verdict
         return one, place
 
-    def decide_all(self, run: Run, calls: list[Call]) -> Flow[list[Pending]]:
+    def _by_task(self, config: Mapping[str, Any]) -> bool:
+        """Return True if a `task` of the functional API makes the call: it asks by itself, and runs anew by itself."""
+        return task_id(config) not in ("", task_id(self.config))
+
+    def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
         if self._closed:  # the model was told that they were not carried out
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
+        if self._by_task(config):
+            return (yield from decide_together(run, calls, config))
         if self.question is not None:
             raise self.question
         return (yield from self._decided(run, calls))
@@ -385,9 +392,11 @@ class NodeCalls:
             if mine:
                 self._asking.release()
 
-    def ended(self, call: Call, place: Place | None, output: Any, exc: BaseException | None) -> None:
+    def ended(
+        self, call: Call, place: Place | None, output: Any, exc: BaseException | None, config: Mapping[str, Any]
+    ) -> None:
         """Note what a permitted call came to. One that came to nothing frees its place: the same may come again."""
-        if isinstance(exc, GraphInterrupt):
+        if isinstance(exc, GraphInterrupt) and not self._by_task(config):
             self.question = self.question or exc  # the tool's own
         if place is not None and exc is None:
             self._came[call.call_id] = output

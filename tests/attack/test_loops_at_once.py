@@ -5,7 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
+from langchain.agents import create_agent
+from langchain.agents.middleware import ToolRetryMiddleware
 from langgraph.errors import GraphInterrupt, NodeCancelledError
+from langgraph.func import entrypoint, task
 from pydantic import ConfigDict
 
 from ._kit import *
@@ -302,3 +305,74 @@ def test_an_agent_that_was_left_behind_keeps_its_calls(node: bool) -> None:
 
     assert [m.text for m in asyncio.run(go())["messages"]] == ["go", "a", "b"]
     assert ran == ["a", "b"]
+
+
+def approved(authz: Any, graph: Any, given: Any, rounds: int) -> Any:
+    """Enter a thread until nothing is asked; approve each question. There are as many as `rounds`."""
+    for left in range(rounds, -1, -1):
+        with authz.run(subject="alice"):
+            state = graph.invoke(given, THREAD)
+        assert len(graph.get_state(THREAD).interrupts) == bool(left)
+        given = Command(resume={"decisions": [{"type": "approve"}]})
+    return state
+
+
+@pytest.mark.parametrize("loop", [True, False], ids=["its own loop", "ToolRetryMiddleware"])
+def test_a_call_that_failed_is_tried_again_after_an_answer(loop: bool) -> None:
+    """Code that catches what a tool raises, and calls it again: it is asked anew, and the answer is for that."""
+    tried: list[str] = []
+
+    @tool
+    def save(path: str) -> str:
+        """Save."""
+        tried.append(path)
+        if len(tried) < 3:
+            raise ConnectionError
+        return "saved"
+
+    def tools(state: MessagesState) -> Any:
+        (planned,) = state["messages"][-1].tool_calls
+        for _ in range(4):
+            with contextlib.suppress(Exception):
+                return {"messages": [ToolMessage(save.invoke(planned["args"]), tool_call_id=planned["id"])]}
+        raise AssertionError
+
+    authz, model = authz_with(WasmPDP(), profiles={}), replying([call("save", {"path": "n.txt"}, "c1")])
+    if loop:
+        builder = StateGraph(MessagesState).add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+        builder.add_node("tools", tools).add_edge(START, "agent").add_edge("tools", "agent")
+        graph = builder.add_conditional_edges("agent", tools_condition).compile(checkpointer=InMemorySaver())
+    else:
+        retry = ToolRetryMiddleware(max_retries=3, initial_delay=0, jitter=False)
+        graph = create_agent(model, [save], middleware=[retry], checkpointer=InMemorySaver())
+    state = approved(authz, authz.protect(graph), human(), 3)
+    assert answer_to(state["messages"], "c1").text == "saved"
+    assert tried == ["n.txt"] * 3
+
+
+def test_each_task_of_the_functional_api_asks_by_itself() -> None:
+    """In either order: the answer to the one is not taken for the other's."""
+    ran: list[str] = []
+    first = threading.Event()
+
+    @tool
+    def look(what: str) -> str:
+        """Look."""
+        ran.append(what)
+        return what
+
+    @task
+    def act(planned: Any) -> Any:
+        if planned["args"]["what"] == "a" and not first.is_set():
+            first.wait(0.2)  # the first time the other asks before
+            first.set()
+        return look.invoke(planned)
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def agent(_: Any) -> Any:
+        begun = [act({**call("look", {"what": what}, what), "type": "tool_call"}) for what in "ab"]
+        return [one.result().text for one in begun]
+
+    authz = authz_with(WasmPDP(), profiles={})
+    assert approved(authz, authz.protect(agent), "go", 2) == ["a", "b"]
+    assert sorted(ran) == ["a", "b"]
