@@ -55,7 +55,6 @@ _TOOL: Final = ("tool", "tool_name", "name", "action", "function")
 _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
 _DEPTH: Final = 3
 
-
 # Pause for an approver; the value is the answer once there is one. Raises `GraphInterrupt` until then.
 Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
@@ -165,9 +164,8 @@ def _ask(
     try:
         before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        # Code that tries a failed call again in this same execution has had these answers.
-        heard: set[str] = run.parts.setdefault("heard", set())
-        withdrawn: set[str] = set()
+        # Code that tries a failed call again in the same execution has had the answers to what was `heard`.
+        heard, withdrawn = run.parts.setdefault("heard", set()), set[str]()
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield Interrupt(approvals.payload(again))

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
@@ -125,13 +126,16 @@ def _step(
     yield from _enter(run, key, holds_gate)
     tally.ran(run, "node", key[1], "node gate")
     node = None if holds_gate else NodeCalls(input, config)
-    own = config if node is None else node.config
+    own: Any = config if node is None else node.config
     output, failed = None, None
     with run_scope(run, task_id(own), node):
+        ambient = var_child_runnable_config.set(own)  # which counts the questions of code that is given no config
         try:
             output = yield (RunCode, partial(code, bound, input, own, **kwargs))
         except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
             failed = exc
+        finally:
+            var_child_runnable_config.reset(ambient)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, task_id(own))

@@ -6,6 +6,7 @@ which all others come down, open the run, or a child agent below a protected gra
 
 from __future__ import annotations
 
+import copy
 import operator
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Generator, Iterator, Mapping
@@ -205,6 +206,14 @@ class _Owned:
             await self._chunks.aclose()
 
 
+def _without_config(graph: Any) -> Any:
+    """Return the graph without the config that it is bound to: the caller's has it by now, and nothing comes twice."""
+    if graph.config:
+        graph = copy.copy(graph)
+        graph.config = None
+    return graph
+
+
 def _entry_class(base: Any, protection: Protection) -> Any:
     """Make the subclass of a graph class whose `stream` and `astream` open a run."""
     root_entry = protection.root_entry
@@ -220,13 +229,15 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             with root_entry.enter_child(
                 at_call.parent, label_of(self, node_of_task(config) or "LangGraph"), config, self
             ) as entered:
-                yield from _stepping(entered, base.stream(self, input, entered, **options))
+                yield from _stepping(entered, base.stream(_without_config(self), input, entered, **options))
             return
         if _lacks_thread(self, config):
-            yield from base.stream(self, input, without_handle(config), **options)
+            yield from base.stream(_without_config(self), input, without_handle(config), **options)
             return
         with root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, root_entry, options))
+            chunks = base.stream(
+                _without_config(self), given, ambient.hearing(entered), **_durable(self, root_entry, options)
+            )
             shows = _shows_configs(options)
             for chunk in _stepping(entered, chunks):
                 yield without_handle(chunk) if shows else chunk
@@ -244,13 +255,13 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                 root_entry.enter_child(
                     at_call.parent, label_of(self, node_of_task(config) or "LangGraph"), config, self
                 ) as entered,
-                aclosing(_Owned(base.astream(self, input, entered, **options), entered)) as chunks,
+                aclosing(_Owned(base.astream(_without_config(self), input, entered, **options), entered)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
             return
         if _lacks_thread(self, config):
-            async for chunk in base.astream(self, input, without_handle(config), **options):
+            async for chunk in base.astream(_without_config(self), input, without_handle(config), **options):
                 yield chunk
             return
         # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
@@ -258,7 +269,10 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered),
             aclosing(
                 _Owned(
-                    base.astream(self, given, ambient.hearing(entered), **_durable(self, root_entry, options)), entered
+                    base.astream(
+                        _without_config(self), given, ambient.hearing(entered), **_durable(self, root_entry, options)
+                    ),
+                    entered,
                 )
             ) as chunks,
         ):
@@ -401,11 +415,11 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
     # `invoke` and `ainvoke` come down to these.
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         with entry(self, config, getattr(self, "sync_client", None)) as headers:
-            yield from base.stream(self, input, config, **_sent(kwargs, headers))
+            yield from base.stream(_without_config(self), input, config, **_sent(kwargs, headers))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         async with entry(self, config, getattr(self, "client", None)) as headers:
-            async for chunk in base.astream(self, input, config, **_sent(kwargs, headers)):
+            async for chunk in base.astream(_without_config(self), input, config, **_sent(kwargs, headers)):
                 yield chunk
 
     # An agent that writes another one's state directs it.

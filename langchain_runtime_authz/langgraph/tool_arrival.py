@@ -53,6 +53,7 @@ from langchain_runtime_authz.langgraph.tool_execution import (
     ToolExecution,
     answer,
     denied,
+    kept_question,
     returns_text,
 )
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
@@ -99,12 +100,10 @@ class Arrival:
         if self.front is not None:
             # Before this one is claimed, which may say the same and only be another tool's.
             yield from self.front.give_back()
-        node, describe = self.node, self.describe
-        if node is None or describe is None or self.facts is None:
-            (resolved,) = yield from decide_together(run, [self._counted(call)], self.config)
+        if self.node is None or self.describe is None or self.facts is None:
+            (resolved,) = yield from kept_question(decide_together(run, [self._counted(call)], self.config))
         else:
-            flow = node.decide(run, call, self.facts, self.given, describe, self._counted, self.config)
-            resolved, self.place = yield (OneByOne, node.locks, flow)
+            resolved, self.place = yield (OneByOne, self.node.locks, self.node.decide(run, self))
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that a call could be left to
         if isinstance(verdict, Replay):
@@ -309,9 +308,8 @@ class NodeCalls:
     def announce(self, message: AIMessage) -> None:
         self._announced.append(message)
 
-    def _find(
-        self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe
-    ) -> Flow[tuple[Call, Place | None]]:
+    def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
+        call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("Describe", one.describe)
         inside = [m for m in reversed(self._announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         if inside:
             yield from record_plans(run, self._given, inside)
@@ -335,7 +333,7 @@ class NodeCalls:
                 if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
                     continue
                 if call.call_id in (None, planned.call_id) and written["id"] == planned.call_id:
-                    found = as_planned(call, planned, written["args"], facts, given, describe)
+                    found = as_planned(call, planned, written["args"], facts, one.given, describe)
                     if found is not None:
                         self._taken.add(place)
                         return replace(found, plan_id=place[0], position=place[1]), place
@@ -343,20 +341,18 @@ class NodeCalls:
 
     # --- deciding, one call at a time ---
 
-    def decide(
-        self, run: Run, call: Call, facts: ToolFacts, given: Any, describe: Describe, unplanned: Callable[[Call], Call],
-        config: Mapping[str, Any],
-    ) -> Flow[tuple[Pending, Place | None]]:  # fmt: skip
-        """Decide a call as the message holds it, else as `unplanned` gives it. Raises as `decide_all` does."""
-        call, place = yield from self._find(run, call, facts, given, describe)
-        (one,) = yield from self.decide_all(run, [call if place is not None else unplanned(call)], config)
-        if isinstance(one.verdict, Ticket):
-            self._begun.add(one.call.call_id)
+    def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
+        """Decide a call as the message holds it, else as one of several equal ones. Raises as `decide_all` does."""
+        call, place = yield from self._find(run, one)
+        call = call if place is not None else one._counted(call)
+        (done,) = yield from self.decide_all(run, [call], one.config)
+        if isinstance(done.verdict, Ticket):
+            self._begun.add(done.call.call_id)
         elif place is not None:
-            self._came[one.call.call_id] = one.verdict
-        elif isinstance(one.verdict, Denial):
-            self._came[one.call.tool] = one.verdict
-        return one, place
+            self._came[done.call.call_id] = done.verdict
+        elif isinstance(done.verdict, Denial):
+            self._came[done.call.tool] = done.verdict
+        return done, place
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
         """Return True if a `task` of the functional API makes the call: it asks by itself, and runs anew by itself."""

@@ -43,7 +43,7 @@ Locks = tuple[threading.Lock, threading.Lock]
 class Pending(CodeScope):
     """The hand-over from an enforcement point to the guard: the verdict, the call and its run."""
 
-    __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "used", "verdict")
+    __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "question", "replaced", "used", "verdict")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Pending(CodeScope):
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
         self.left = self.used = verdict is None
+        self.question: GraphInterrupt | None = None  # about another call that was made on the way to the tool
         self._lock = threading.Lock()
 
     def take(self) -> bool:
@@ -71,6 +72,16 @@ class Pending(CodeScope):
         ticket = self.verdict
         if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded:
             yield from conclude(self.run, ticket, self.call, "released")
+
+
+def kept_question(flow: Flow[list[Pending]]) -> Flow[list[Pending]]:
+    """Keep a question for the enforcement point in front: code on the way to the tool may swallow it."""
+    try:
+        return (yield from flow)
+    except GraphInterrupt as exc:
+        if type(one := current_scope.get()) is Pending:
+            one.question = exc
+        raise
 
 
 def waiting() -> bool:

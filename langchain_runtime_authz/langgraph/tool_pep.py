@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from langchain_core.messages import ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
-from langgraph.errors import GraphInterrupt
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
@@ -232,6 +232,7 @@ class Turn:
         if exc is not None:
             self._note(exc, drive)
         self._turns.done.add(self._place)
+        self._ask(exc)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         current_scope.set(self._before)
@@ -240,6 +241,13 @@ class Turn:
         if isinstance(exc, GraphInterrupt):
             await self._others()
         self._turns.done.add(self._place)
+        self._ask(exc)
+
+    def _ask(self, exc: BaseException | None) -> None:
+        """Raise a question that code on the way to the tool swallowed."""
+        swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
+        if swallowed and self.one is not None and self.one.question is not None:
+            raise self.one.question
 
     async def _others(self) -> None:
         while not self._turns.done.issuperset(range(self._place)):  # noqa: ASYNC110

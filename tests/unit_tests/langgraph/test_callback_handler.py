@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
@@ -142,3 +143,30 @@ def test_an_event_stands_on_the_current_span() -> None:
     (event,) = span.events
     assert event.name == "runtime_authz.ungated"
     assert event.attributes == {"runtime_authz.resource": "look", "runtime_authz.resource.type": "tool"}
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "root"])
+def test_a_bound_config_counts_once(nested: bool) -> None:
+    """The tags and handlers of `graph.with_config` are those of the graph as it is without protection."""
+
+    class Heard(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.starts: list[Any] = []
+
+        def on_chain_start(self, *_: Any, tags: Any = None, name: str = "", **kwargs: Any) -> None:
+            self.starts.append((name, tags))
+
+    def play(authz: RuntimeAuthz | None) -> list[Any]:
+        heard = Heard()
+        graph = StateGraph(MessagesState).add_node("a", lambda _: {"messages": []}).add_edge(START, "a").compile()
+        graph = graph.with_config(tags=["x"], callbacks=[heard])
+        if nested:
+            graph = StateGraph(MessagesState).add_node("inner", graph).add_edge(START, "inner").compile()
+        if authz is None:
+            graph.invoke({"messages": []})
+        else:
+            with authz.run(subject="alice"):
+                authz.protect(graph).invoke({"messages": []})
+        return heard.starts
+
+    assert play(RuntimeAuthz()) == play(None)
