@@ -52,14 +52,15 @@ class Layer:
 
 
 def _no_node_gates() -> Any:
-    return patch.object(root, "_gate_node", lambda name, node, protection, channels: None)
+    return patch.object(root, "_gate_node", lambda name, node, protection, channels: ())
 
 
 def _node_gates_only() -> Any:
-    def gate(name: str, node: Any, protection: Any, channels: frozenset[str]) -> None:
+    def gate(name: str, node: Any, protection: Any, channels: frozenset[str]) -> tuple[()]:
         if node.bound is not DEFAULT_BOUND and not isinstance(node.bound, Pregel) and not is_gated(node.bound):
             node.bound = gate_bound(node.bound, name, channels)
             reset_node(node)
+        return ()
 
     return patch.object(root, "_gate_node", gate)
 

@@ -444,7 +444,7 @@ def test_the_limit_is_of_each_value(monkeypatch: pytest.MonkeyPatch) -> None:
     cleaner = Cleaner(frozenset(), (TOKEN,))
     clean = cleaner.output(message)
     assert (clean.content, clean.artifact) == (message.content, message.artifact)
-    assert not cleaner.withheld
+    assert not cleaner.search.withheld
 
 
 def test_harmless_objects_pass() -> None:
