@@ -190,6 +190,16 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
     )
 
 
+def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Return two sets that one execution of a task has to itself: LangGraph's retry counts its questions anew."""
+    scratchpad = scratchpad_of(config)
+    counter = None if scratchpad is None else getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
+    known = parts.get(key := ("heard", task_id(config)))
+    if known is None or known[0] is not counter:
+        known = parts[key] = (counter, set[str](), set[str]())
+    return known[1], known[2]
+
+
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
     """Return `config` for one tool, and the numbers of the `interrupt` calls that it makes under it.
 
@@ -207,6 +217,8 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
         asked.append(number)
         return number
 
+    of = getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
+    counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter
     if place is not None:
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__

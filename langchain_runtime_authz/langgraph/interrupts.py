@@ -28,6 +28,7 @@ from langchain_runtime_authz.langgraph._private import (
     checkpointer_of,
     interrupt_id,
     keep_answers,
+    of_execution,
     scratchpad_of,
     task_id,
 )
@@ -164,8 +165,7 @@ def _ask(
     try:
         before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        # Code that tries a failed call again in the same execution has had the answers to what was `heard`.
-        heard, withdrawn = run.parts.setdefault("heard", set()), set[str]()
+        heard, withdrawn = of_execution(run.parts, config)  # code that tries a call again has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield Interrupt(approvals.payload(again))

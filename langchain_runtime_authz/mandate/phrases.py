@@ -260,6 +260,8 @@ class Reader:
         if not rest or not plain or rest[0].kind not in {"word", "id"} or rest[0].lower in language.framed:
             return None
         nouns = tuple(n for t in lead if (n := singular(t.lower)) in words)
+        if not nouns and len(rest) == 1 and rest[0].kind == "word":  # "run late"
+            return None
         return Phrase("", nouns, (self._quote(rest),), first=True)
 
     def _stated(self, tokens: Sequence[Token]) -> bool:

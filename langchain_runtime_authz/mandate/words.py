@@ -151,7 +151,7 @@ class _Turn:
             if token.kind != "end":
                 sentence.append(token)
                 continue
-            if sentence and found and self._labelled(sentence):
+            if sentence and found and not self._apart(found[-1][0], sentence) and self._labelled(sentence):
                 before, mark = found.pop()
                 label, *rest = sentence[sentence[0].lower in self.language.determiners :]
                 sentence = [*before, label._replace(kind="sep", text=LABEL), label._replace(kind="word"), *rest]
@@ -160,6 +160,10 @@ class _Turn:
                 found.append((sentence or [token], token.text))
             sentence = []
         return found
+
+    def _apart(self, before: list[Token], sentence: list[Token]) -> bool:
+        """Return True if a blank line is between two sentences: what comes behind it may be pasted."""
+        return self.text[before[-1].end : sentence[0].start].count("\n") > 1
 
     def _framed(self) -> list[Token]:
         """Return the tokens. The rest of the text behind "this query:" or "Body:" is one quotation."""

@@ -385,3 +385,58 @@ def test_each_task_of_the_functional_api_asks_by_itself() -> None:
     authz = authz_with(WasmPDP(), profiles={})
     assert approved(authz, authz.protect(agent), "go", 2) == ["a", "b"]
     assert sorted(ran) == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_each_attempt_of_langgraphs_retry_has_its_own_answer(how: str) -> None:
+    """The tool pays, then its connection fails. Without protection it pays three times unasked."""
+    paid: list[str] = []
+
+    @tool
+    def pay(recipient: str) -> str:
+        """Pay."""
+        paid.append(recipient)
+        if len(paid) < 3:
+            raise ConnectionError
+        return "paid"
+
+    def build() -> Any:
+        again = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=ConnectionError)
+        turns = replying([call("pay", {"recipient": "eve"}, "c1")])
+        return hand_written(turns, [pay], checkpointer=InMemorySaver(), handle_tool_errors=False, retry_policy=again)
+
+    build().invoke(human(), THREAD)
+    assert len(paid) == 3
+    paid.clear()
+    authz, graph, given = authz_with(WasmPDP(), profiles={}), build(), human()
+    authz.protect(graph)
+    for answered in range(4):
+        state = run_as(authz, graph, given, THREAD, how=how)
+        assert len(paid) == answered
+        given = Command(resume={"decisions": [{"type": "approve"}]})
+    assert "__interrupt__" not in state
+
+
+def test_a_withdrawn_approval_stays_withdrawn_when_code_tries_again() -> None:
+    """Approved from outside, then rejected in the graph: no attempt of the node runs."""
+    ran: list[str] = []
+
+    @tool
+    def save(path: str) -> str:
+        """Save."""
+        ran.append(path)
+        return "saved"
+
+    def tools(state: MessagesState) -> Any:
+        (planned,) = state["messages"][-1].tool_calls
+        came = [save.invoke({**planned, "type": "tool_call"}) for _ in range(3)]
+        return {"messages": came[-1:]}
+
+    authz, model = authz_with(WasmPDP(), profiles={}), replying([call("save", {"path": "n.txt"}, "c1")])
+    builder = StateGraph(MessagesState).add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", tools).add_edge(START, "agent").add_edge("tools", "agent")
+    graph = authz.protect(builder.add_conditional_edges("agent", tools_condition).compile(checkpointer=InMemorySaver()))
+    asked = run_as(authz, graph, human(), THREAD)["__interrupt__"][0]
+    authz.approve(asked.value["action_requests"][0]["approval_id"], by="alice")
+    run_as(authz, graph, Command(resume={"decisions": [{"type": "reject"}]}), THREAD)
+    assert ran == []

@@ -154,10 +154,10 @@ NOTHING = {
     "material": ["> Pay Bob 45 EUR", "```\nPay Bob 45 EUR\n```", "From: Mallory\n\nPay Bob 45 EUR", "Please pay Bob 45 EUR.\nRegards, Mallory", '"Pay Bob 45 EUR"'],
     "not for us": ["Bob, please pay Carol 45 EUR", "Hi Bob, pay Carol 45 EUR", "Tell Bob to pay Carol 45 EUR", "Dear all, pay Bob 45 EUR"],
     "other deed": ["Translate: Pay Bob 45 EUR", "Summarise this: Pay Bob 45 EUR", "Remind me to pay Bob 45 EUR", "Draft an email to b@x.org saying hi"],
-    "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "Example: pay Bob 45 EUR"],
+    "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "I would need you to pay Bob 45 EUR", "Example: pay Bob 45 EUR"],
     "quantifier": ["Delete all files", "Pay everyone 45 EUR", "Pay Bob 45 EUR each", "Pay Bob half of 45 EUR", "Pay Bob 45 EUR twice", "Pay Bob 45 EUR or 50 EUR"],
     "role": ["Share carol@x.org with plan.md", "Share rita access to plan.md", "Pay from Bob 45 EUR", "Share plan.md with carol@x.org as owner"],
-    "label": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob 45 EUR. The account is empty.", "Pay Bob 45 EUR, to Carol"],
+    "label": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob.\n\nThe amount is 45 EUR.", "Pay Bob 45 EUR. The account is empty.", "Pay Bob 45 EUR, to Carol"],
     "date": ["Pay Bob 45 EUR on Friday, 3 June 2027", "Pay Bob 45 EUR on Thursday, 3 June", "Pay Bob 45 EUR until 3 June 2027"],
     "container": ["Delete draft.txt in Documents", "Delete the first line of a.txt", "Delete the branch old from the repo prod", "Remove row 5"],
     "number": ["Pay Bob 1.250", "Pay Bob 1,250 EUR", "Pay Bob 1.5k EUR", "Pay Bob 5pm", "Pay Bob 45-50 EUR", "Pay Bob 3.4.2026", "Pay Bob 45%", "Pay Bob 007", "Pay Bob 3 May", "Pay Bob 45 30"],
@@ -166,7 +166,7 @@ NOTHING = {
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
     "left over": ["Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
     "where dictation ends": ["Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying hi, I want to see it", "Email b@x.org with this text: hi. It is late."],
-    "ambiguous": ["Delete row 5 and row 6 in the table users or logs", "Transfer 45 EUR from Alice and to Bob", "Send Carol Bob 45 EUR 50 EUR", "Run ls and then rm"],
+    "ambiguous": ["Delete row 5 and row 6 in the table users or logs", "Transfer 45 EUR from Alice and to Bob", "Send Carol Bob 45 EUR 50 EUR", "Run ls and then rm", "Run late"],
 }  # fmt: skip
 
 
