@@ -214,7 +214,7 @@ class _Turn:
             raise _UnclearError("it may ask what is possible")
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
-        """Return where the clause begins that stands behind greetings and polite words."""
+        """Return where the clause behind greetings and polite words begins."""
         while taken := self.language.match(phrases, tokens, at):
             at += taken
             at += at < len(tokens) and tokens[at].text == ","

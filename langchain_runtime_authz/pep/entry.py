@@ -110,7 +110,7 @@ def open_entry(
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if it changed, take a lease. Raises `AuthzDenied`.
 
-    `workflow`: the graph orchestrates agents and is none itself. `upstream`: agents of other servers that delegated.
+    `workflow`: the graph orchestrates agents, and is not one of them. `upstream`: agents of other servers that delegated.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())

@@ -317,6 +317,20 @@ def approved(authz: Any, graph: Any, given: Any, rounds: int) -> Any:
     return state
 
 
+def flaky(tried: list[str]) -> Any:
+    """A tool whose connection fails twice, after its effect."""
+
+    @tool
+    def save(path: str) -> str:
+        """Save."""
+        tried.append(path)
+        if len(tried) < 3:
+            raise ConnectionError
+        return "saved"
+
+    return save
+
+
 @wrap_tool_call
 def catching(request: Any, handler: Any) -> Any:
     """Try again, whatever is raised."""
@@ -332,13 +346,7 @@ def test_a_call_that_failed_is_tried_again_after_an_answer(retry: Any) -> None:
     """Code that catches what a tool raises, and calls it again: it is asked anew, and the answer is for that."""
     tried: list[str] = []
 
-    @tool
-    def save(path: str) -> str:
-        """Save."""
-        tried.append(path)
-        if len(tried) < 3:
-            raise ConnectionError
-        return "saved"
+    save = flaky(tried)
 
     def tools(state: MessagesState) -> Any:
         (planned,) = state["messages"][-1].tool_calls
@@ -392,17 +400,11 @@ def test_each_attempt_of_langgraphs_retry_has_its_own_answer(how: str) -> None:
     """The tool pays, then its connection fails. Without protection it pays three times unasked."""
     paid: list[str] = []
 
-    @tool
-    def pay(recipient: str) -> str:
-        """Pay."""
-        paid.append(recipient)
-        if len(paid) < 3:
-            raise ConnectionError
-        return "paid"
+    pay = flaky(paid)
 
     def build() -> Any:
         again = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=ConnectionError)
-        turns = replying([call("pay", {"recipient": "eve"}, "c1")])
+        turns = replying([call("save", {"path": "eve"}, "c1")])
         return hand_written(turns, [pay], checkpointer=InMemorySaver(), handle_tool_errors=False, retry_policy=again)
 
     build().invoke(human(), THREAD)
