@@ -33,9 +33,10 @@ _PLAIN: Final = {
     "when": "date",
     "text": "",
 }
+_NAMEABLE: Final = frozenset({"principal", "object", "name", "channel"})
 _KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
 _NAMED: Final = {
-    **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in ("principal", "object", "name", "channel")},
+    **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in _NAMEABLE},
     "value": frozenset().union(*_KINDS.values(), {"version"}),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
@@ -61,16 +62,13 @@ class Tool(Vocabulary):
         if foreign := {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}:
             pending = foreign
         used = [p for p in phrases if p.values and p.marker != "purpose"]
-        aimed = len(used) < sum(bool(p.values) for p in phrases)
         for money in [p for p in used if p.kind == "money"]:
             code = re.search(r"[^\W\d_]+|[$€£]", money.values[0].text)
             if code and any("currency" in a.words for a in self.arguments):
                 start = money.values[0].start + code.start()
                 meant = self.language.data["currencies"][code[0]]
                 used.append(Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),)))
-        slots = frozenset[str]().union(*(a.words for a in self.arguments if a.role == "slot"))
-        if any(p.marker == "slot" or not slots.isdisjoint(p.nouns) for p in phrases):
-            pending |= {a.name for a in self.arguments if a.role == "setting"}
+        pending |= {a.name for a in self.arguments if a.role == "setting"}
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
         names = [[a.name for a in self.arguments if self._fits(a, p, pending, described=described)] for p in used]
         for options, phrase in zip(names, used, strict=True):
@@ -88,9 +86,6 @@ class Tool(Vocabulary):
         bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
         # A verb alone orders nothing, and a noun that only names an argument wants a value.
         if not (bare <= self.core and (used or bare or spoken)):
-            return None
-        # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
-        if aimed and not {"principal", "amount"} <= {kinds[n].kind for n in found if n}:
             return None
         several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
         if not several:
@@ -121,28 +116,22 @@ class Tool(Vocabulary):
         return phrase.marker in {"dictation", "", "with"} and self.core.issuperset(phrase.nouns)
 
     def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
+        """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
-        effect, named, choices = self.effect, self._named(phrase), argument.choices
+        named, texts = self._named(phrase), {v.text for v in phrase.values}
         if marker in {"flag", "choice"}:
-            return phrase.values[0].text in (choices if marker == "choice" else (argument.name,))
-        if marker == "dictation" and not self.texts:
-            marker = ""
+            return texts <= {*(argument.choices if marker == "choice" else [argument.name])}
         if marker == "counted":
-            return kind == "object" and not role and any(a.role == "count" for a in self.arguments)
-        if marker == "dictation" or (named and argument not in named):
+            return kind == "object" and not role and self.counts
+        if "slot" in (marker, role):
+            return role == "slot" and (marker == "slot" or argument in named)
+        linked = marker in data["setting"] or marker == "dictation"
+        marker = "" if marker == "dictation" and not self.texts else marker
+        countable = phrase.kind in {"number", "money"} or not argument.types or not argument.types <= _COUNTS
+        chosen = not argument.choices or texts <= {*argument.choices}
+        if marker == "dictation" or (named and argument not in named) or not (countable and chosen):
             return False
-        if marker == "slot" or role == "slot":
-            return (marker == "slot" or bool(named)) and role == "slot"
-        if choices and any(v.text not in choices for v in phrase.values):
-            return False
-        if argument.types and argument.types <= _COUNTS and phrase.kind not in {"number", "money"}:
-            return False
-        linked = marker in data["setting"] or phrase.marker == "dictation"
-        set_to = argument.name in pending and not phrase.nouns and linked
-        sole = [a for a in self.arguments if a.kind == "value" and a.required] == [argument]
-        sole = sole and effect in {"admin", "write"} and not (phrase.nouns or role or choices)
-        set_to |= sole and marker in data["setting"]
-        generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
+        generic = bool(phrase.nouns) and kind in _NAMEABLE
         if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
         # "Give X access to Y": if no noun tells the roles, a person is not taken for a thing.
@@ -150,55 +139,38 @@ class Tool(Vocabulary):
         doubtful = self.apart and kind in {"principal", "object"} and not told
         if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
             return False
-        types = _NAMED.get(kind, _KINDS[kind]) if named or generic or set_to else _KINDS[kind]
-        if role == "goal" and kind == "name":
-            types |= {"word"}
-        if not types.issuperset(v.kind for v in phrase.values):
-            return role == "version" and not marker and phrase.kind in {"number", "version", "id"}
-        if role == "count" and phrase.kind == "money":
+        set_to = argument.name in pending and not phrase.nouns and linked
+        kinds = (_NAMED if named or generic or set_to else _KINDS).get(kind, _KINDS[kind])
+        kinds = kinds | {"number", "version", "id"} if role == "version" else kinds
+        if not kinds.issuperset(v.kind for v in phrase.values) or (role == "count" and phrase.kind == "money"):
             return False
         if set_to:
             return True
-        if role == "source":
-            behind = phrase.first and effect != "pay"  # "Move a.txt to b.txt"; but a stray id does not name an account
-            return marker in data["away"] or (not marker and (bool(named) or (kind == "object" and behind)))
-        markers = data["markers"]
-        inside = markers["container delete" if effect == "delete" else "container"] if role == "container" else ()
-        if named:
-            usual = markers["labelled delete" if effect == "delete" else "labelled"]
-            return marker in data["naming"] or marker in usual or marker in inside
-        if role in {"named_only", "end"} or kind == "text":
-            return False
-        if phrase.kind in {"number", "word"} and not phrase.nouns:
-            stray = bool(marker) or effect == "pay" if phrase.kind == "number" else not (marker or phrase.first)
-            stray = stray or (phrase.kind == "number" and not phrase.first)
-            if (kind == "amount" and effect != "pay") or (kind == "object" and stray):
+        place = marker or ("first" if phrase.first or phrase.nouns else "later")
+        if named and role != "source":
+            return place in {*self._places("labelled"), *self._places(role, kind), *data["naming"]}
+        if phrase.kind in {"number", "word"} and not phrase.nouns:  # it says least, so its place must say more
+            fine = place == "first" and self.effect != "pay" if phrase.kind == "number" else place != "later"
+            if (kind == "amount" and self.effect != "pay") or (kind == "object" and not fine):
                 return False
-        if kind == "channel" and not marker and phrase.kind != "hash":
-            return False
-        if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
-            return marker in markers["goal"]
-        if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
+        if kind in _NAMEABLE and role != "goal" and marker in data["parting"]:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
             return described and argument.required and (argument.name not in pending or kind == "principal")
-        if kind in {"principal", "name"} and not marker and not phrase.first and not phrase.nouns:
+        if kind == "channel" and not marker and phrase.kind != "hash":
             return False
-        if role == "venue" and marker in data["setting"]:
-            return False
-        if kind == "when" and marker in data["setting"]:
-            starts = not argument.words.isdisjoint(data["arguments"]["start"])
-            return effect != "pay" and (len(self.profile.when) == 1 or starts)
-        plain = marker in markers.get(f"{kind} {effect}", markers[kind])
-        if phrase.attached and kind in {"object", "name"} and marker in {*data["parting"], data["setting"][0]}:
+        if kind in {"object", "name"} and phrase.attached and marker == data["setting"][0]:
             return True
         if role == "container" and kind == "object":
-            if not marker:
-                return plain and self.alone
             # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
-            return described and marker in inside
-        if role == "file" and kind in {"object", "name"} and self.texts and not plain:
-            return marker in markers["container"] and phrase.kind in {"id", "quote"}
-        return plain
+            return place in self._places(role) if marker and described else place in self._places(kind) and self.alone
+        filed = role == "file" and kind in {"object", "name"} and self.texts and phrase.kind in {"id", "quote"}
+        return place in self._places(role, kind) or bool(filed and marker in self._places("container"))
+
+    def _places(self, *names: str) -> Sequence[str]:
+        """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""
+        places = self.language.data["places"]
+        keys = (f"{key}{effect}" for key in (" ".join(names), *names) for effect in (f" {self.effect}", ""))
+        return next(places[key].split() for key in keys if key in places)
 
     def step(self, bound: Mapping[str, Phrase], dictated: str | None, order: str, digest: str) -> Step:
         """Return the step: values with their spans, and the dictated words for texts."""

@@ -21,6 +21,12 @@ MAX_PURPOSE: Final = 6  # words behind "for", or of a subject
 LABEL: Final = ";"  # parts a sentence from another that only says what an argument is
 _NAMES: Final = 4  # words of one name
 _PLAIN: Final = frozenset({"word", "name", "number", "id", "version"})
+_ROLES: Final = {  # role → kinds of arguments that may have it
+    "goal": {"object", "name", "channel", "place", "value"},
+    "container": {"object"},
+    "file": {"object", "name"},
+    "start": {"when"},
+}
 _SORTS: Final = {"email": "name", "handle": "name", "quote": "id"}  # kinds that one list may mix
 
 
@@ -88,7 +94,9 @@ class Vocabulary:
                 kinds[name] = "value"
         for name, kind in kinds.items():
             words = words_of(name)
-            role = next((r for r in data["roles"] if not {*data["arguments"][r]}.isdisjoint(words)), "")
+            roles = [r for r in data["roles"] if kind in _ROLES.get(r, {kind})]
+            role = next((r for r in roles if not {*data["arguments"][r]}.isdisjoint(words)), "")
+            role = "start" if kind == "when" and len(profile.when) == 1 else role
             given = p if isinstance(p := properties.get(name), Mapping) else {}
             options = [given, *(o for o in listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
             types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
@@ -98,6 +106,15 @@ class Vocabulary:
             if kind == "text" and not labels.isdisjoint(data["speech"]):
                 labels |= set(data["speech"])
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
+        values = [n for n, a in enumerate(self.arguments) if a.kind == "value" and a.required]
+        if len(values) == 1 and profile.effect in {"admin", "write"}:
+            sole = self.arguments[values[0]]
+            if not sole.role and not sole.choices:  # "make her an admin", "promote him to editor"
+                self.arguments[values[0]] = replace(sole, role="setting")
+        # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
+        self.purposed = self.effect == "pay" and {"principal", "amount"} <= {
+            a.kind for a in self.arguments if a.required
+        }
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
@@ -233,7 +250,7 @@ class Reader:
             self.at = begin
             return False
         telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
-        if self.tool.effect == "pay" and not telling and self.tokens[begin].lower in self.data["purpose"]:
+        if self.tool.purposed and not telling and self.tokens[begin].lower in self.data["purpose"]:
             self.at = begin + 1
             phrase = self._purpose()
         if phrase is None and not chosen:
