@@ -16,7 +16,8 @@ from typing import Final
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number
 from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
-from langchain_runtime_authz.mandate.phrases import Argued, Phrase, Vocabulary, listed
+from langchain_runtime_authz.mandate.phrases import Phrase
+from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary, listed
 
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
 _TRIES: Final = 2000  # assignments looked at

@@ -7,152 +7,20 @@ nor value nor in a closed list is left over, and the clause is not read.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Final
+from typing import Final
 
-from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.mandate.languages import Token, singular
+from langchain_runtime_authz.mandate.vocabulary import Vocabulary
 
-MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 MAX_PHRASES: Final = 8  # of one clause
 MAX_PURPOSE: Final = 6  # words behind "for", or of a subject
 LABEL: Final = ";"  # parts a sentence from another that only says what an argument is
 _NAMES: Final = 4  # words of one name
 _PLAIN: Final = frozenset({"word", "name", "number", "id", "version"})
-_ROLES: Final = {  # role → kinds of arguments that may have it
-    "goal": {"object", "name", "channel", "place", "value"},
-    "container": {"object"},
-    "file": {"object", "name"},
-    "start": {"when"},
-}
 _SORTS: Final = {"email": "name", "handle": "name", "quote": "id"}  # kinds that one list may mix
-
-
-@dataclass(frozen=True, slots=True)
-class Argued:
-    name: str
-    kind: str  # of the profile, or `when` or `text`
-    words: frozenset[str]
-    role: str
-    array: bool
-    required: bool
-    schema: Mapping[str, Any]
-    types: frozenset[str]  # of JSON; empty if the schema does not tell
-
-    @property
-    def choices(self) -> Sequence[str]:
-        return [c for c in listed(self.schema.get("enum")) or () if isinstance(c, str)]
-
-
-def listed(value: object) -> Sequence[Any] | None:
-    return value if isinstance(value, list | tuple) else None
-
-
-class Vocabulary:
-    """A tool's verbs, arguments and nouns in one language."""
-
-    def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
-        self.name, self.profile, self.schema, self.language = name, profile, schema, language
-        self.effect = profile.effect
-        self.arguments: list[Argued] = []
-        data = language.data
-        own: set[tuple[str, ...]]
-        usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
-        if profile.intent:
-            own = {tuple(i.lower().split()) for i in profile.intent} - {()}
-            # Two words of a group tell its sense: who may "open, create" a ticket may "add" one.
-            single = {e[0] for e in own if len(e) == 1}
-            groups = [g for g in groups if len(single.intersection(g)) > 1]
-        else:
-            verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
-            # "send_email" is asked for by both, "delete_email" by one.
-            verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
-            groups = [g for g in groups if not set(verbs).isdisjoint(g)]
-            if len(groups) > len(verbs):  # "write" a file, or "write" to somebody
-                groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(verbs))] or [verbs]
-            own = {(v,) for v in verbs or usual}
-        alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
-        alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
-        alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
-        # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
-        self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
-
-    def prepare(self) -> None:
-        """Work out arguments and vocabulary, once a verb fits."""
-        if self.arguments:
-            return
-        data, profile = self.language.data, self.profile
-        properties = p if isinstance(p := self.schema.get("properties"), Mapping) else {}
-        needed = listed(self.schema.get("required"))
-        kinds: dict[str, str] = {n: k for n, k in profile.critical.items() if "." not in n}
-        kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
-        inner = {n.partition(".")[0] for n in profile.critical if "." in n}
-        for name in properties:
-            if isinstance(name, str) and not {name} & (kinds.keys() | inner | set(profile.free)):
-                kinds[name] = "value"
-        for name, kind in kinds.items():
-            words = words_of(name)
-            roles = [r for r in data["roles"] if kind in _ROLES.get(r, {kind})]
-            role = next((r for r in roles if not {*data["arguments"][r]}.isdisjoint(words)), "")
-            role = "start" if kind == "when" and len(profile.when) == 1 else role
-            given = p if isinstance(p := properties.get(name), Mapping) else {}
-            options = [given, *(o for o in listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
-            types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
-            optional = kind in {"when", "text"} or role == "named_only"
-            required = name in needed if needed is not None else not optional
-            labels = self.language.alike(words)
-            if kind == "text" and not labels.isdisjoint(data["speech"]):
-                labels |= set(data["speech"])
-            self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
-        values = [n for n, a in enumerate(self.arguments) if a.kind == "value" and a.required]
-        if len(values) == 1 and profile.effect in {"admin", "write"}:
-            sole = self.arguments[values[0]]
-            if not sole.role and not sole.choices:  # "make her an admin", "promote him to editor"
-                self.arguments[values[0]] = replace(sole, role="setting")
-        # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
-        self.purposed = self.effect == "pay" and {"principal", "amount"} <= {
-            a.kind for a in self.arguments if a.required
-        }
-        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
-        phrases = [words_of(self.name), *map(words_of, profile.intent)]
-        deeds = self.language.verbs - self.language.things
-        core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
-        core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
-        self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
-        self.texts = [a for a in self.arguments if a.kind == "text"]
-        valued = {"object", "principal", "channel", "value"}
-        self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
-        self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
-        self.headings = frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"])
-        self.words = (self.core | self.labels) - self.language.closed
-        apart = self.language.stops | self.language.determiners | self.language.prepositions
-        self.choices = frozenset(w.lower() for a in self.arguments for w in a.choices) - apart
-        self.slot = sum(a.role == "slot" for a in self.arguments) == 1
-        self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
-        self.counts = any(a.role == "count" for a in self.arguments)
-        said = [("choice", c, c) for a in self.arguments for c in a.choices]
-        said += [("flag", a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
-        adverbs = self.language.adverbs
-        self.adverbs = [(marker, value, adverbs[word]) for marker, value, word in said if word in adverbs]
-        ruled = [a.kind for a in self.arguments]
-        self.apart = "principal" in ruled and "object" in ruled
-        self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
-
-    def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
-        """Return how many tokens the verb takes: 0 if the tool is not asked for."""
-        taken = 0
-        said = tokens[0].lower
-        if fitting := [e for e, its in self.entries.items() if e[0] == said and (its or not own)]:
-            rest = {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
-            for entry in fitting:
-                particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
-                if particle and (len(tokens) < 2 or tokens[1].lower != entry[1]):  # noqa: PLR2004  (verb and particle)
-                    continue
-                if rest.issuperset(map(singular, entry[1:])):
-                    taken = max(taken, 1 + particle)
-        return taken
 
 
 @dataclass(frozen=True, slots=True)

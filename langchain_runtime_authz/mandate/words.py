@@ -23,7 +23,8 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step
-from langchain_runtime_authz.mandate.phrases import LABEL, MAX_NAME, Reader
+from langchain_runtime_authz.mandate.phrases import LABEL, Reader
+from langchain_runtime_authz.mandate.vocabulary import MAX_NAME
 from langchain_runtime_authz.profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
