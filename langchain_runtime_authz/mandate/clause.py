@@ -53,47 +53,46 @@ def _somebody(token: Token) -> bool:
 class Tool(Vocabulary):
     """A tool, and how its arguments take the phrases of a clause."""
 
-    def bind(self, phrases: Sequence[Phrase], spoken: str | None) -> list[dict[str, Phrase]] | None:
-        """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text.
+    def bind(self, phrases: Sequence[Phrase]) -> list[dict[str, Phrase]]:
+        """Return the one assignment of all phrases to arguments. `""` is the dictated text.
 
         A list for an argument that takes one value makes several assignments, but never shares an amount.
         """
-        idle = [p for p in phrases if not p.values]
+        idle, used = [p for p in phrases if not p.values], [p for p in phrases if p.values]
         pending = {a.name for p in idle for a in self._named(p)}
-        if foreign := {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}:
-            pending = foreign
-        used = [p for p in phrases if p.values and p.marker != "purpose"]
-        for money in [p for p in used if p.kind == "money"]:
-            code = re.search(r"[^\W\d_]+|[$€£]", money.values[0].text)
-            if code and any("currency" in a.words for a in self.arguments):
-                start = money.values[0].start + code.start()
-                meant = self.language.data["currencies"][code[0]]
-                used.append(Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),)))
-        pending |= {a.name for a in self.arguments if a.role == "setting"}
+        foreign = {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}
+        pending = (foreign or pending) | {a.name for a in self.arguments if a.role == "setting"}
+        used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
-        names = [[a.name for a in self.arguments if self._fits(a, p, pending, described=described)] for p in used]
-        for options, phrase in zip(names, used, strict=True):
+        options: list[list[str]] = []
+        for phrase in used:
+            fit = [a.name for a in self.arguments if self._fits(a, phrase, pending, described=described)]
             if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
-                options[:] = foreign.intersection(options)  # "set the status to closed"
-            if self._spoken(phrase):
-                options.append("")
+                fit = [name for name in fit if name in foreign]  # "set the status to closed"
+            options.append([*fit, ""] if self._spoken(phrase) else fit)
         needed = {a.name for a in self.arguments if a.required and a.kind not in {"when", "text"}}
-        if self.nested or prod(map(len, names)) > _TRIES:
-            return None
-        complete = [way for way in product(*names) if len({*way}) == len(way) and needed.issubset(way)]
+        if self.nested or prod(map(len, options)) > _TRIES:
+            return []
+        complete = [way for way in product(*options) if len({*way}) == len(way) and needed.issubset(way)]
         if len(complete) != 1:
-            return None
+            return []
         found, kinds = dict(zip(complete[0], used, strict=True)), {a.name: a for a in self.arguments}
         bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
-        # A verb alone orders nothing, and a noun that only names an argument wants a value.
-        if not (bare <= self.core and (used or bare or spoken)):
-            return None
         several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
-        if not several:
-            return [found]
-        if len(several) > 1 or any(n and kinds[n].kind == "amount" for n in found):
-            return None
-        return [{**found, n: replace(found[n], values=(v,))} for n in several for v in found[n].values]
+        shared = several and any(n and kinds[n].kind == "amount" for n in found)
+        # A verb alone orders nothing, and a noun that only names an argument wants a value.
+        if not (bare <= self.core and (used or bare)) or len(several) > 1 or shared:
+            return []
+        return [{**found, n: replace(found[n], values=(v,))} for n in several for v in found[n].values] or [found]
+
+    def _currency(self, phrase: Phrase) -> Phrase:
+        """Return the currency of a phrase of money as a phrase of its own."""
+        (money,) = phrase.values[:1]
+        code = re.search(r"[^\W\d_]+|[$€£]", money.text)
+        assert code is not None  # noqa: S101  (a token of money has one)
+        start = money.start + code.start()
+        meant = self.language.data["currencies"][code[0]]
+        return Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),))
 
     def vague(self, bound: Mapping[str, Phrase]) -> bool:
         """Return True if something is named without saying what it is: other tools may have one of that name."""
@@ -112,6 +111,8 @@ class Tool(Vocabulary):
         return [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
 
     def _spoken(self, phrase: Phrase) -> bool:
+        if phrase.marker in {"open", "purpose"}:
+            return True
         if not self.texts or phrase.kind != "quote" or len(phrase.values) > 1 or self._named(phrase):
             return False
         return phrase.marker in {"dictation", "", "with"} and self.core.issuperset(phrase.nouns)
@@ -124,6 +125,8 @@ class Tool(Vocabulary):
             return texts <= {*(argument.choices if marker == "choice" else [argument.name])}
         if marker == "counted":
             return kind == "object" and not role and self.counts
+        if marker in {"open", "purpose"}:
+            return False
         if "slot" in (marker, role):
             return role == "slot" and (marker == "slot" or argument in named)
         linked = marker in data["setting"] or marker == "dictation"
@@ -173,12 +176,11 @@ class Tool(Vocabulary):
         keys = (f"{key}{effect}" for key in (" ".join(names), *names) for effect in (f" {self.effect}", ""))
         return next(places[key].split() for key in keys if key in places)
 
-    def step(self, bound: Mapping[str, Phrase], dictated: str | None, order: str, digest: str) -> Step:
+    def step(self, bound: Mapping[str, Phrase], order: str, digest: str) -> Step:
         """Return the step: values with their spans, and the dictated words for texts."""
         args: dict[str, Argument] = {}
-        spoken = [dictated] if dictated else []
-        said = [*spoken, *(p.values[0].text for n, p in bound.items() if not n)]
-        said += [bound[a.name].values[0].text for a in self.texts if a.name in bound and not said]
+        spoken = [bound[""]] if "" in bound else [bound[a.name] for a in self.texts if a.name in bound]
+        said = tuple(phrase.values[0].text for phrase in spoken)
         headings = set(self.language.data["arguments"]["heading"])
         needed = listed(self.schema.get("required")) or ()
         for argument in self.arguments:
@@ -186,8 +188,8 @@ class Tool(Vocabulary):
             if argument.kind == "text":
                 if phrase is not None:
                     args[argument.name] = Text(quote=(phrase.values[0].text,))
-                elif spoken or "" in bound or (said and not headings.isdisjoint(argument.words)):
-                    args[argument.name] = Text(quote=tuple(said))
+                elif "" in bound or (said and not headings.isdisjoint(argument.words)):
+                    args[argument.name] = Text(quote=said)
                 elif self.effect == "pay" and argument.name in needed:
                     args[argument.name] = Text(quote=(order,))
             elif phrase is not None:

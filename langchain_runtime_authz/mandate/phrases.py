@@ -61,42 +61,48 @@ class Reader:
                 t._replace(kind="number", text=numbers[t.lower]) if t.lower in numbers else t for t in self.tokens
             ]
 
-    def read(self) -> tuple[list[Phrase], str | None] | None:
-        """Return the phrases and the dictated text, or `None` if a word is left over."""
-        single = not (self.lists or self.part)
-        if self.tool.command and single and (command := self._command()):
-            return [command], None
+    def read(self) -> list[Phrase]:
+        """Return the phrases, or none if a word is left over."""
+        if self.tool.command and not (self.lists or self.part) and (command := self._command()):
+            return [command]
         while (token := self.tokens[self.at]).kind != "end":
             if len(self.found) > MAX_PHRASES:
-                return None
-            if token.text == LABEL:
+                return []
+            said = self._match("dictation")
+            if said or (said := self._match("topics")):
+                if not self._spoken(said):
+                    return []
+            elif token.text == LABEL:
                 self.at += 1
-                continue
-            said, topic = self._match("dictation"), self._match("topics")
-            if said or topic:
-                rest = self.tokens[self.at + (said or topic) : -1]
-                if rest and rest[0].kind == "quote":
-                    self.at += (said or topic) + 1
-                    self.found.append(Phrase("dictation", (), (rest[0],)))
-                    continue
-                dictates = self.tool.effect in {"send", "write"} and self.tool.texts
-                by = self.tokens[self.at + said - 1] if said else None
-                if by is None and rest and rest[0].kind in {"money", "number"}:
-                    return None  # "about 45 EUR" is a guess
-                return (self.found, self._said(rest)) if dictates and self._dictated(rest, by) else None
-            if self._adverb() or (token.kind != "owner" and not self.found and self._slot()):
-                continue
-            if token.kind == "owner":  # "bob's password" is the password of bob
+            elif token.kind == "owner":  # "bob's password" is the password of bob
                 self.found.append(Phrase("of", (), (token._replace(kind=self.language.kind(token.text)),)))
                 self.at += 1
                 if singular(self.tokens[self.at].lower) not in self.tool.words:
-                    return None
-                continue
-            if not self._next():
+                    return []
+            elif not (self._adverb() or (not self.found and self._slot()) or self._next()):
                 rest = self.tokens[self.at : -1]
                 told = self.tells and any(p.values for p in self.found) and self._stated(rest)
-                return (self.found, self._said(rest)) if told else None
-        return self.found, None
+                return self._open(rest) if told else []
+        return self.found
+
+    def _spoken(self, by: int) -> bool:
+        """Read dictated words, or what a text is about: quoted, or to the end of the clause."""
+        before, rest = self.tokens[self.at + by - 1], self.tokens[self.at + by : -1]
+        if rest and rest[0].kind == "quote":
+            self.at += by + 1
+            self.found.append(Phrase("dictation", (), (rest[0],)))
+            return True
+        about = self._match("topics") > 0
+        if about and rest and rest[0].kind in {"money", "number"}:
+            return False  # "about 45 EUR" is a guess
+        dictates = self.tool.effect in {"send", "write"} and self.tool.texts
+        return bool(dictates and self._dictated(rest, None if about else before) and self._open(rest))
+
+    def _open(self, rest: Sequence[Token]) -> list[Phrase]:
+        """Take the rest as dictated, without quotes."""
+        self.at = len(self.tokens) - 1
+        self.found.append(Phrase("open", (), (self._quote(rest),)))
+        return self.found
 
     def _match(self, phrases: str, ahead: int = 0) -> int:
         return self.language.match(phrases, self.tokens, self.at + ahead)

@@ -117,6 +117,7 @@ class Vocabulary:
         self.words = (self.core | self.labels) - self.language.closed
         apart = self.language.stops | self.language.determiners | self.language.prepositions
         self.choices = frozenset(w.lower() for a in self.arguments for w in a.choices) - apart
+        self.currency = any("currency" in a.words for a in self.arguments)
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
         self.counts = any(a.role == "count" for a in self.arguments)

@@ -345,13 +345,10 @@ class _Turn:
         return parts
 
     def _way(self, tool: Tool, verb: str, tokens: list[Token], order: str, *, lists: bool, part: bool) -> _Way:
-        read = Reader(tool, verb, tokens, self.text, lists=lists, part=part).read()
-        bound = tool.bind(*read) if read else None
-        if read is None or bound is None:
-            return _NO_WAY
-        said = read[1] or next((p.values[0].text for p in read[0] if p.marker == "purpose"), None)
-        steps = [tool.step(one, said, order, self.digest) for one in bound]
-        return _Way(steps, any(map(tool.vague, bound)), read[1] is not None)
+        phrases = Reader(tool, verb, tokens, self.text, lists=lists, part=part).read()
+        bound = tool.bind(phrases)
+        steps = [tool.step(one, order, self.digest) for one in bound]
+        return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
 
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""
