@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
@@ -80,12 +80,16 @@ class Vocabulary:
         for name in properties:
             if isinstance(name, str) and not {name} & (kinds.keys() | inner | set(profile.free)):
                 kinds[name] = "value"
+        values = [n for n, k in kinds.items() if k == "value" and (needed is None or n in needed)]
+        sole = values if len(values) == 1 and profile.effect in {"admin", "write"} else []
         for name, kind in kinds.items():
             words = words_of(name)
             roles = [r for r in data["roles"] if kind in _ROLES.get(r, {kind})]
             role = next((r for r in roles if not {*data["arguments"][r]}.isdisjoint(words)), "")
             role = "start" if kind == "when" and len(profile.when) == 1 else role
             given = p if isinstance(p := properties.get(name), Mapping) else {}
+            if name in sole and not (role or given.get("enum")):  # "make her an admin", "promote him to editor"
+                role = "setting"
             options = [given, *(o for o in listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
             types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
             optional = kind in {"when", "text"} or role == "named_only"
@@ -94,15 +98,9 @@ class Vocabulary:
             if kind == "text" and not labels.isdisjoint(data["speech"]):
                 labels |= set(data["speech"])
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
-        values = [n for n, a in enumerate(self.arguments) if a.kind == "value" and a.required]
-        if len(values) == 1 and profile.effect in {"admin", "write"}:
-            sole = self.arguments[values[0]]
-            if not sole.role and not sole.choices:  # "make her an admin", "promote him to editor"
-                self.arguments[values[0]] = replace(sole, role="setting")
         # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
-        self.purposed = self.effect == "pay" and {"principal", "amount"} <= {
-            a.kind for a in self.arguments if a.required
-        }
+        paid = {a.kind for a in self.arguments if a.required and self.effect == "pay"}
+        self.purposed = {"principal", "amount"} <= paid
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
@@ -131,14 +129,10 @@ class Vocabulary:
 
     def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
-        taken = 0
-        said = tokens[0].lower
-        if fitting := [e for e, its in self.entries.items() if e[0] == said and (its or not own)]:
-            rest = {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
-            for entry in fitting:
-                particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
-                if particle and (len(tokens) < 2 or tokens[1].lower != entry[1]):  # noqa: PLR2004  (verb and particle)
-                    continue
-                if rest.issuperset(map(singular, entry[1:])):
-                    taken = max(taken, 1 + particle)
-        return taken
+        said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
+        behind, taken = [t.lower for t in tokens[1:2]], [0]
+        for verb, *nouns in (entry for entry, its in self.entries.items() if its or not own):
+            particle = not {*nouns[:1]}.isdisjoint(self.language.data["particles"])
+            if verb == said and rest.issuperset(map(singular, nouns)) and (not particle or behind == nouns[:1]):
+                taken.append(1 + particle)
+        return max(taken)

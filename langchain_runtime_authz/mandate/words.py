@@ -45,12 +45,9 @@ _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 class _Way(NamedTuple):
     """The steps that one tool reads in a clause."""
 
-    steps: list[Step]
-    vague: bool  # they do not say what they name; another tool may have something of that name
-    dictated: bool  # their text goes on to the end of the clause, without quotes
-
-
-_NO_WAY: Final = _Way([], vague=False, dictated=False)
+    steps: list[Step] = []  # noqa: RUF012  (never changed)
+    vague: bool = False  # they do not say what they name; another tool may have something of that name
+    dictated: bool = False  # their text goes on to the end of the clause, without quotes
 
 
 class _UnclearError(Exception):
@@ -308,47 +305,39 @@ class _Turn:
 
     def _ordered(self, tool: Tool, tokens: list[Token], *, own: bool) -> _Way:
         """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
-        taken = tool.verb(tokens, own=own)
+        taken, data = tool.verb(tokens, own=own), self.language.data
         rest = tokens[taken:]
-        if tool.effect == "write" and rest and rest[0].lower in self.language.data["selves"]:
+        if tool.effect == "write" and rest and rest[0].lower in data["selves"]:
             rest = rest[1:]  # "book me a room"
-        parts = self._parts(rest) if taken else []
-        if not 0 < len(parts) <= MAX_CLAUSES or (rest and rest[0].lower in self.language.data["parting"]):
-            return _NO_WAY  # "Transfer of 45 EUR" is a noun
+        if not taken or not rest or rest[0].lower in data["parting"]:
+            return _Way()  # "Transfer of 45 EUR" is a noun
         tool.prepare()
-        order = self.text[min(t.start for t in tokens) : max(t.end for t in tokens)]
-        verb = tokens[0].lower
-        whole = self._way(tool, verb, rest, order, lists=len(parts) > 1, part=False)
-        if len(parts) == 1:
-            return whole
-        ways = [self._way(tool, verb, part, order, lists=False, part=True) for part in parts]
-        paired = [step for way in ways for step in way.steps]
-        if not all(way.steps for way in ways):
-            return whole
-        if all(step.args.keys() == paired[0].args.keys() for step in paired):
-            same = not whole.steps or list(map(_values, whole.steps)) == list(map(_values, paired))
-            return _Way(paired, any(way.vague for way in ways), dictated=False) if same else _NO_WAY
-        # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
-        one = len({frozenset(n for n, a in step.args.items() if isinstance(a, Const)) for step in paired}) == 1
-        return whole if one else _NO_WAY
-
-    def _parts(self, tokens: list[Token]) -> list[list[Token]]:
         parts: list[list[Token]] = [[]]
         at = 0
-        while at < len(tokens):
-            gap = self.language.match("separators", tokens, at)
-            if gap and parts[-1]:
-                parts.append([])
-            elif not gap:
-                parts[-1].append(tokens[at])
+        while at < len(rest):
+            gap = self.language.match("separators", rest, at)
+            parts += [[]] if gap and parts[-1] else []
+            parts[-1] += rest[at : at + 1] if not gap else []
             at += gap or 1
-        return parts
+        order = self.text[min(t.start for t in tokens) : max(t.end for t in tokens)]
 
-    def _way(self, tool: Tool, verb: str, tokens: list[Token], order: str, *, lists: bool, part: bool) -> _Way:
-        phrases = Reader(tool, verb, tokens, self.text, lists=lists, part=part).read()
-        bound = tool.bind(phrases)
-        steps = [tool.step(one, order, self.digest) for one in bound]
-        return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
+        def way(said: list[Token], *, lists: bool, part: bool) -> _Way:
+            phrases = Reader(tool, tokens[0].lower, said, self.text, lists=lists, part=part).read()
+            bound = tool.bind(phrases)
+            steps = [tool.step(one, order, self.digest) for one in bound]
+            return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
+
+        whole = way(rest, lists=len(parts) > 1, part=False)
+        ways = [way(part, lists=False, part=True) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
+        if not all(each.steps for each in ways) or not ways:
+            return whole
+        paired = [step for each in ways for step in each.steps]
+        if all(step.args.keys() == paired[0].args.keys() for step in paired):
+            same = not whole.steps or list(map(_values, whole.steps)) == list(map(_values, paired))
+            return _Way(paired, any(each.vague for each in ways)) if same else _Way()
+        # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
+        one = len({frozenset(n for n, a in step.args.items() if isinstance(a, Const)) for step in paired}) == 1
+        return whole if one else _Way()
 
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""
