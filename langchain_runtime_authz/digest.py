@@ -18,7 +18,6 @@ import math
 import pathlib
 import types
 import uuid
-import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, cast
 
@@ -32,13 +31,17 @@ MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may
 _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON
 MAX_STRING: Final = 4096  # longer free text is sent as digest and length
-MAX_LOOKED: Final = 500_000  # objects in one fingerprint
-_LISTS: Final = (list, tuple, collections.deque)
-_SETS: Final = (set, frozenset)
 _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
-_EXACT_REPR: Final = (  # types whose `repr` is short and complete
-    *(datetime.timedelta, datetime.timezone, zoneinfo.ZoneInfo, decimal.Decimal, complex),
-    *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
+# Types whose `repr` is short and complete.
+_EXACT_REPR: Final = (
+    bool,
+    float,
+    complex,
+    decimal.Decimal,
+    uuid.UUID,
+    pathlib.PurePath,
+    datetime.timedelta,
+    datetime.tzinfo,
 )
 
 
@@ -244,97 +247,65 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 def fingerprint(value: object) -> str:
     """Return `sha256:<hex>` of any value's content, JSON or not, to detect that it was exchanged.
 
-    A value and its copy from a serialiser have the same fingerprint (an object may come back as a mapping). No
-    `__eq__`, `__hash__` or `__repr__` of the object runs, and the cost is linear. Only the class counts of objects
-    beyond `MAX_LOOKED` or `2 * MAX_DEPTH` levels, those whose content Python cannot read, and those that raise.
+    A value and its copy from a serialiser have the same fingerprint (an object may come back as a mapping). Only the
+    class counts of objects that Python cannot read, that raise, or that lie deeper than `2 * MAX_DEPTH` levels.
     """
-    return "sha256:" + _Look().at(value, 0).hex()
+    return "sha256:" + _look(value, 0, {}).hex()
 
 
-class _Look:
-    """Walk a value. Each object is read once, even if it is held often or holds itself."""
-
-    __slots__ = ("_left", "_seen")
-
-    def __init__(self) -> None:
-        self._left = MAX_LOOKED
-        self._seen: dict[int, tuple[object, bytes]] = {}  # keep the object, so that its id is not reused
-
-    def at(self, value: object, depth: int) -> bytes:
-        if (seen := self._seen.get(id(value))) is not None:
-            return seen[1]
-        try:
-            if isinstance(value, enum.Enum):
-                value = value._value_
-            held = _plain(value)
-            if held is None:
-                self._seen[id(value)] = value, b"itself"
-                held = self._within(value, depth + 1)
-        except Exception:  # noqa: BLE001  (raised by the object's own code)
-            held = _class(value)
-        found = hashlib.sha256(held).digest()
-        if id(value) in self._seen:
-            self._seen[id(value)] = value, found
-        return found
-
-    def _within(self, value: object, depth: int) -> bytes:
-        for tag, kinds in ((b"list", _LISTS), (b"set", _SETS)):
-            kind: Any = next((k for k in kinds if isinstance(value, k)), None)
-            if kind is not None and self._may(kind.__len__(value), depth):
-                items = [self.at(item, depth) for item in kind.__iter__(value)]
-                return tag + b"".join(items if kinds is _LISTS else sorted(items))
-        held = list(dict.items(value)) if isinstance(value, dict) else _attributes(value)
-        if (held or isinstance(value, dict)) and self._may(len(held), depth):
-            return b"map" + b"".join(sorted(self.at(k, depth) + self.at(v, depth) for k, v in held))
-        return _class(value)
-
-    def _may(self, items: int, depth: int) -> bool:
-        if depth > 2 * MAX_DEPTH or items > self._left:
-            return False
-        self._left -= items
-        return True
+def _look(value: object, depth: int, seen: dict[int, tuple[object, bytes]]) -> bytes:
+    """Return a value's hash. Each object is read once, even if it is held often or holds itself."""
+    if (known := seen.get(id(value))) is not None:
+        return known[1]
+    if isinstance(value, enum.Enum):
+        value = value.value
+    try:
+        held = _scalar(value)
+        if held is None:
+            seen[id(value)] = value, b"itself"  # kept, so that its id is not reused
+            held = _within(value, depth + 1, seen)
+    except Exception:  # noqa: BLE001  (raised by the object's own code)
+        held = _class(value)
+    found = hashlib.sha256(held).digest()
+    if id(value) in seen:
+        seen[id(value)] = value, found
+    return found
 
 
-def _class(value: object) -> bytes:
-    kind: Any = value if issubclass(type(value), type | types.FunctionType) else type(value)
-    return f"class {kind.__module__}.{kind.__qualname__}".encode()
-
-
-def _plain(value: object) -> bytes | None:
+def _scalar(value: object) -> bytes | None:
     """Return the bytes of a scalar, text or array; `None` if the value holds other objects."""
-    if value is None or isinstance(value, bool):
-        return repr(value).encode()
-    if isinstance(value, float) and not float.is_integer(value):
-        return b"number" + float.__repr__(value).encode()
-    if isinstance(value, int | float):  # 1.0 may come back as 1; hexadecimal, since decimal text has a limit
-        whole = int.__int__(value) if isinstance(value, int) else float.__int__(value)
-        return b"number" + format(whole, "x").encode()
-    if isinstance(value, str):
-        return b"text" + str.encode(value, "utf-8", "surrogatepass")
-    if isinstance(value, datetime.date | datetime.time):
-        kind = next(k for k in (datetime.datetime, datetime.date, datetime.time) if isinstance(value, k))
-        return b"time" + kind.isoformat(value).encode()  # type: ignore[arg-type]
-    if type(value) in _EXACT_REPR:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1.0 may come back as 1
+    if isinstance(value, int) and not isinstance(value, bool):
+        return b"number" + format(value, "x").encode()  # decimal text has a limit
+    if value is None or isinstance(value, _EXACT_REPR):
         return b"told" + repr(value).encode()
-    with contextlib.suppress(Exception):  # an object's own `__buffer__` may raise anything
+    if isinstance(value, str):
+        return b"text" + value.encode("utf-8", "surrogatepass")
+    if isinstance(value, datetime.date | datetime.time):
+        return b"time" + value.isoformat().encode()
+    with contextlib.suppress(TypeError):  # it has no buffer
         view = memoryview(value)  # type: ignore[arg-type]
         if "O" not in view.format:
             return f"bytes {view.format} {view.shape}".encode() + view.tobytes()
     return None
 
 
-def _attributes(value: object) -> list[tuple[Any, Any]]:
-    """Return an object's attributes, from its slots and its dictionary."""
-    if isinstance(value, type | types.ModuleType):
-        return []
-    held: list[tuple[Any, Any]] = []
-    for kind in type(value).__mro__:
-        for name, slot in kind.__dict__.items():
-            if type(slot) is types.MemberDescriptorType and not name.startswith("__"):
-                with contextlib.suppress(AttributeError):  # the slot is empty
-                    held.append((name, slot.__get__(value)))
-    with contextlib.suppress(AttributeError):  # it has no dictionary
-        held += dict.items(object.__getattribute__(value, "__dict__"))
-    if isinstance(value, BaseModel):
-        held += dict.items(value.__pydantic_extra__ or {})
-    return held
+def _within(value: object, depth: int, seen: dict[int, tuple[object, bytes]]) -> bytes:
+    if depth > 2 * MAX_DEPTH:
+        return _class(value)
+    if isinstance(value, list | tuple | collections.deque):
+        return b"list" + b"".join([_look(item, depth, seen) for item in value])
+    if isinstance(value, set | frozenset):
+        return b"set" + b"".join(sorted(_look(item, depth, seen) for item in value))
+    held = members(value)
+    if held is None and not isinstance(value, type | types.ModuleType):
+        held = list(getattr(value, "__dict__", {}).items())
+    if not held and not isinstance(value, Mapping):
+        return _class(value)
+    return b"map" + b"".join(sorted(_look(k, depth, seen) + _look(v, depth, seen) for k, v in held or ()))
+
+
+def _class(value: object) -> bytes:
+    kind: Any = value if isinstance(value, type | types.FunctionType) else type(value)
+    return f"class {kind.__module__}.{kind.__qualname__}".encode()
