@@ -184,10 +184,9 @@ def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
     """Return the id that LangGraph gives the task's interrupt of this number; by default the next one."""
-    scratchpad = scratchpad_of(config)
-    return _interrupt_id(
-        _ns(config), number if number is not None else len(scratchpad.resume) if scratchpad is not None else 0
-    )
+    if number is None:
+        number = len(scratchpad.resume) if (scratchpad := scratchpad_of(config)) is not None else 0
+    return _interrupt_id(_ns(config), number)
 
 
 def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
@@ -234,10 +233,8 @@ _of_pad: Final = operator.attrgetter(*_PAD)
 
 def answer_given(config: Mapping[str, Any]) -> object:
     """Return the resume value of the invocation around a task, plain or by interrupt id; `None` without one."""
-    scratchpad = scratchpad_of(config)
-    return (
-        None if scratchpad is None else _given(config).get(CONFIG_KEY_RESUME_MAP) or scratchpad.get_null_resume(False)
-    )
+    scratchpad, answers = scratchpad_of(config), _given(config).get(CONFIG_KEY_RESUME_MAP)
+    return None if scratchpad is None else answers or scratchpad.get_null_resume(False)
 
 
 def agent_ns(config: Mapping[str, Any]) -> str:
@@ -258,12 +255,11 @@ def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
     """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`."""
     if isinstance(callbacks, list):
         return [_with_stream(handler, clean) for handler in callbacks]
-    if not isinstance(callbacks, BaseCallbackManager) or not any(isinstance(h, _STREAMING) for h in callbacks.handlers):
-        return callbacks
-    own = callbacks.copy()
-    own.handlers = with_streams(own.handlers, clean)
-    own.inheritable_handlers = with_streams(own.inheritable_handlers, clean)
-    return own
+    if isinstance(callbacks, BaseCallbackManager) and any(isinstance(h, _STREAMING) for h in callbacks.handlers):
+        callbacks = callbacks.copy()
+        for name in ("handlers", "inheritable_handlers"):
+            setattr(callbacks, name, with_streams(getattr(callbacks, name), clean))
+    return callbacks
 
 
 def _with_stream(handler: Any, clean: Callable[[Any], Any]) -> Any:
@@ -303,12 +299,8 @@ def _injected_in(schema: type) -> frozenset[str]:
 def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
     """Return the arguments that `BaseTool` always replaces: the tool's code never sees the model's."""
     bodies = [kind._run] if kind._arun is BaseTool._arun else [kind._run, kind._arun]
-    return frozenset.intersection(*map(_own_parameters, bodies))
-
-
-def _own_parameters(body: Callable[..., Any]) -> frozenset[str]:
-    own = ("run_manager", config_parameter(body))
-    return frozenset(name for name in own if name is not None and name in inspect.signature(body).parameters)
+    replaced = [{"run_manager", config_parameter(b)} & inspect.signature(b).parameters.keys() for b in bodies]
+    return frozenset[str]().union(set.intersection(*replaced))  # type: ignore[arg-type]
 
 
 class StartingTool(NamedTuple):
@@ -336,9 +328,8 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
     """Return the graph for which the caller's caller sets up callbacks, with its resume value, thread and checkpoint id."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
-        if frame is None or frame.f_code in _STREAMS:
-            break
-        frame = frame.f_back
+        if frame is not None and frame.f_code not in _STREAMS:
+            frame = frame.f_back
     if frame is None or frame.f_code not in _STREAMS:
         return None
     given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}

@@ -243,8 +243,7 @@ class _Hook:
 
 def _is_failure(record: logging.LogRecord) -> bool:
     """Return False for LangChain's own warning that a handler raised, if it is about a denial or question of ours."""
-    args = record.args
-    return not (isinstance(args, tuple) and args and args[0] == _Backstop.__name__)
+    return not isinstance(record.args, tuple) or record.args[:1] != (_Backstop.__name__,)
 
 
 _lock = threading.Lock()
@@ -368,14 +367,12 @@ def held_by_model(model: Any) -> list[Any]:
 
 
 def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequence[Any]) -> ModelCall:
-    own: list[str] = []
-    others: list[str] = []
+    own: dict[str, None] = {}
+    others: dict[str, None] = {}
     for tool in tools:
-        names, provided = tool_names(tool)
-        own += names
-        others += provided
-    prompt = instructions_digest(messages)
-    return ModelCall(model, provider, tuple(dict.fromkeys(own)), tuple(dict.fromkeys(others)), prompt)
+        for found, names in zip((own, others), tool_names(tool), strict=True):
+            found.update(dict.fromkeys(names))
+    return ModelCall(model, provider, tuple(own), tuple(others), instructions_digest(messages))
 
 
 def instructions_digest(messages: Sequence[Any]) -> str | None:

@@ -95,20 +95,12 @@ def recorded(output: object, asked: int = 0) -> str | None:
     """Serialise a side effect's result, for a replay. `asked` is the number of answers that the tool had from a user."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
     record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
+    plain = type(content) is str and content.isascii()  # else it may hold a lone surrogate
     try:
-        text = orjson.dumps(record).decode() if type(content) is str else json.dumps(record)
-    except TypeError:  # a lone surrogate, or what is not JSON at all
-        text = _written(record)
-    except (ValueError, RecursionError):
+        text = orjson.dumps(record).decode() if plain else json.dumps(record)
+    except (TypeError, ValueError, RecursionError):  # not JSON
         text = ""
     return text if 0 < len(text) <= MAX_KEPT else only_asked(asked)
-
-
-def _written(record: dict[str, Any]) -> str:
-    try:
-        return json.dumps(record)
-    except (TypeError, ValueError, RecursionError):
-        return ""
 
 
 def said(tool: BaseTool, returned: Any) -> Any:
@@ -224,18 +216,15 @@ def human_texts(value: object) -> list[HumanText]:
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
-    answered = max((at for at, entry in enumerate(entries) if _answer(entry)), default=0)
+    answered = max((at for at, entry in enumerate(entries) if _is_answer(entry)), default=0)
     texts = [(at, text) for at, entry in enumerate(entries) if (text := _human_text(entry)) is not None]
     return [replace(text, past=True) if at < answered else text for at, text in texts]
 
 
-def _answer(entry: object) -> bool:
+def _is_answer(entry: object) -> bool:
     message = as_message(entry)
-    return (
-        message is not None
-        and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage)
-        and not is_human(message)
-    )
+    said_by_us = isinstance(message, HumanMessage | SystemMessage | RemoveMessage) or is_human(message)
+    return message is not None and not said_by_us
 
 
 def _human_text(entry: object) -> HumanText | None:

@@ -40,7 +40,7 @@ from langchain_runtime_authz.langgraph._private import (
 from langchain_runtime_authz.langgraph.effect import gate_store
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
-from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, RootEntry
+from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, Entering, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
@@ -218,67 +218,51 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     """Make the subclass of a graph class whose `stream` and `astream` open a run."""
     root_entry = protection.root_entry
 
-    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+    def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
         # Not a generator itself: the run around the *call* counts, not the one around the first step.
-        gate_store(self.store, protection.profiles)
-        merged = ensure_graph_config(self.config, config)
-        return _stream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
+        gate_store(graph.store, protection.profiles)
+        merged = ensure_graph_config(graph.config, config)
+        at_call, options = root_entry.at_call(merged), _options(graph, config, kwargs)
+        if at_call.parent is None and _lacks_thread(graph, merged):
+            return own(_without_config(graph), input, without_handle(merged), **options)
+        return ours(graph, input, merged, at_call, options)
+
+    def entry(graph: Any, input: Any, config: Any, at_call: AtCall) -> Entering[Any]:
+        if at_call.parent is None:
+            return root_entry.enter(graph.get_name(), input, config, at_call, graph)
+        name = label_of(graph, node_of_task(config) or "LangGraph")
+        return root_entry.enter_child(at_call.parent, name, config, graph)
+
+    def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
+        """Return the stream inside an entry, and the config that it has there."""
+        given, config = (input, entered) if at_call.parent is not None else entered
+        if at_call.parent is None:
+            config, options = ambient.hearing(config), _durable(graph, root_entry, options)
+        return own(_without_config(graph), given, config, **options), config
+
+    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
-        if at_call.parent is not None:
-            with root_entry.enter_child(
-                at_call.parent, label_of(self, node_of_task(config) or "LangGraph"), config, self
-            ) as entered:
-                yield from _stepping(entered, base.stream(_without_config(self), input, entered, **options))
-            return
-        if _lacks_thread(self, config):
-            yield from base.stream(_without_config(self), input, without_handle(config), **options)
-            return
-        with root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            chunks = base.stream(
-                _without_config(self), given, ambient.hearing(entered), **_durable(self, root_entry, options)
-            )
-            shows = _shows_configs(options)
-            for chunk in _stepping(entered, chunks):
+        shows = _shows_configs(options)
+        with entry(self, input, config, at_call) as entered:
+            chunks, own = chunks_of(base.stream, self, input, at_call, entered, options)
+            for chunk in _stepping(own, chunks):
                 yield without_handle(chunk) if shows else chunk
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        gate_store(self.store, protection.profiles)
-        merged = ensure_graph_config(self.config, config)
-        return _astream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
+        return begin(self, input, config, kwargs, base.astream, _astream)  # type: ignore[no-any-return]
 
     async def _astream(
         self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        if at_call.parent is not None:
-            async with (
-                root_entry.enter_child(
-                    at_call.parent, label_of(self, node_of_task(config) or "LangGraph"), config, self
-                ) as entered,
-                aclosing(_Owned(base.astream(_without_config(self), input, entered, **options), entered)) as chunks,
-            ):
-                async for chunk in chunks:
-                    yield chunk
-            return
-        if _lacks_thread(self, config):
-            async for chunk in base.astream(_without_config(self), input, without_handle(config), **options):
-                yield chunk
-            return
-        # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
-        async with (
-            root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered),
-            aclosing(
-                _Owned(
-                    base.astream(
-                        _without_config(self), given, ambient.hearing(entered), **_durable(self, root_entry, options)
-                    ),
-                    entered,
-                )
-            ) as chunks,
-        ):
-            shows = _shows_configs(options)
-            async for chunk in chunks:
-                yield without_handle(chunk) if shows else chunk
+        shows = _shows_configs(options)
+        async with entry(self, input, config, at_call) as entered:
+            chunks, own = chunks_of(base.astream, self, input, at_call, entered, options)
+            # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
+            async with aclosing(_Owned(chunks, own)) as owned:
+                async for chunk in owned:
+                    yield without_handle(chunk) if shows else chunk
 
     def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
         # `update_state` comes down to this.
