@@ -37,14 +37,7 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.langgraph._private import (
-    AWAITS_HANDLER,
-    CALLBACK_LOGGER,
-    StartingTool,
-    ensure_config,
-    model_params,
-    starting_tool,
-)
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.inputs import unknown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS, decision_models
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
@@ -68,7 +61,7 @@ class _Event:
         self.__doc__ = due.__doc__
 
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
-        return partial(_awaited if sys._getframe(1).f_code is AWAITS_HANDLER else _driven, self.due, handler)
+        return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
 class _ToolStart(_Event):
@@ -76,14 +69,14 @@ class _ToolStart(_Event):
         one = current_scope.get()
         if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
             return _ignore  # LangChain's own `run` of a guarded tool
-        return partial(_awaited if sys._getframe(1).f_code is AWAITS_HANDLER else _driven, self.due, handler)
+        return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
 class _ToolEnd(_Event):
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         if type(getattr(current_scope.get(), "guard", None)) is not UUID:
             return _ignore  # the guard closes the call
-        return partial(_awaited if sys._getframe(1).f_code is AWAITS_HANDLER else _driven, self.due, handler)
+        return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
 _ignore: Final = "".format  # takes anything and does nothing, without a Python function
@@ -160,7 +153,7 @@ class _Backstop(_Models):
 
     @_ToolStart
     def on_tool_start(self, serialized: dict[str, Any], _input: str, *, run_id: UUID, **_kwargs: Any) -> Due:
-        started = starting_tool()
+        started = private.starting_tool()
         if started is None:
             if (run := running()) is None:
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -184,8 +177,8 @@ def _opened() -> RunHandle | None:
         return None
 
 
-def _opening(started: StartingTool, run_id: UUID) -> Due:
-    config = ensure_config(started.config)
+def _opening(started: private.StartingTool, run_id: UUID) -> Due:
+    config = private.ensure_config(started.config)
     arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
     if arrived.engine is None:
         arrived.refuse()  # raises
@@ -263,7 +256,7 @@ def install(
         if _hook is None:
             _hook = _Hook()
             register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
-            logging.getLogger(CALLBACK_LOGGER).addFilter(_is_failure)
+            logging.getLogger(private.CALLBACK_LOGGER).addFilter(_is_failure)
         _hook.everywhere |= everywhere
         _hook.listens |= listens
         if hear is not None:
@@ -387,7 +380,7 @@ def instructions_digest(messages: Sequence[Any]) -> str | None:
 
 
 def call_of_request(request: Any) -> ModelCall:
-    model, provider = model_params(request.model)
+    model, provider = private.model_params(request.model)
     said = [request.system_message] if request.system_message is not None else []
     sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]
     return _call(model, provider, sent, [*said, *request.messages])

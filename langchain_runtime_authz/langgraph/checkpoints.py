@@ -28,15 +28,7 @@ from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Below, ChildMark, Head, outside_key
 from langchain_runtime_authz.facts.task import HumanText, content_digest
-from langchain_runtime_authz.langgraph._private import (
-    Place,
-    Pregel,
-    graph_at,
-    is_of_task,
-    lent,
-    namespace_of_graph,
-    namespaces_of_task,
-)
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
@@ -88,7 +80,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
     place = {
         "thread_id": configurable["thread_id"],
         "checkpoint_ns": configurable.get("checkpoint_ns", ""),
-        **lent(config),
+        **private.lent(config),
     }
     return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
 
@@ -162,7 +154,7 @@ def read_waiting(
         if saver is None:
             break
         for number in count(first):  # one place after the other: it ends at the first empty one
-            place = {"configurable": {**thread, "checkpoint_ns": namespace_of_graph(name, number)}}
+            place = {"configurable": {**thread, "checkpoint_ns": private.namespace_of_graph(name, number)}}
             one: CheckpointTuple | None = yield _get(saver, place)
             if one is None:
                 break
@@ -180,9 +172,9 @@ def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
-        if node is None or not isinstance(node.bound, Pregel):  # which is the only graph of its task
+        if node is None or not isinstance(node.bound, private.Pregel):  # which is the only graph of its task
             first = 1 if isinstance(task.state, StateSnapshot) else 0  # LangGraph knows the first one of a function
-            named |= dict.fromkeys(namespaces_of_task(task.name, task.id), first)
+            named |= dict.fromkeys(private.namespaces_of_task(task.name, task.id), first)
     return named
 
 
@@ -200,10 +192,10 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
     where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
-    return ChildMark(where, lasting=not is_of_task(namespace))
+    return ChildMark(where, lasting=not private.is_of_task(namespace))
 
 
-def check_child(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[bool]:
+def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
     """Hold what a child is about to load against what its last run left. Raises `AuthzDenied`: it was edited meanwhile."""
     return (
         yield from edited(
@@ -215,7 +207,7 @@ def check_child(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> 
     )
 
 
-def mark_child(graph: Any, place: Place, *, known: bool, again: bool) -> Flow[list[Change]]:
+def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) -> Flow[list[Change]]:
     mark = mark_of(place.config, graph.get_name())
     if place.lasting or again:
         head = yield from read_head(place.saver, place.config)
@@ -236,7 +228,7 @@ def updates_during(
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:
         there = {"configurable": {**place["configurable"], "checkpoint_ns": namespace}}
-        edits += yield from _update_at(run, graph, there, watch(graph_at(graph, there)))
+        edits += yield from _update_at(run, graph, there, watch(private.graph_at(graph, there)))
     return edits
 
 

@@ -24,14 +24,7 @@ from langgraph.types import interrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph._private import (
-    checkpointer_of,
-    interrupt_id,
-    keep_answers,
-    of_execution,
-    scratchpad_of,
-    task_id,
-)
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import answers_had
 from langchain_runtime_authz.langgraph.object_graph import cells_of
@@ -98,7 +91,7 @@ def decide_together(
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
         answered = answers_had(row.result) if row is not None else 0
-        if one.replay and reviewed and _by_review(one, task_id(config)):
+        if one.replay and reviewed and _by_review(one, private.task_id(config)):
             answered += 1  # the review is passed by, with its tool
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
@@ -110,7 +103,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     """Decide a message's calls once, for tasks of their own. Each has to know by itself if the list goes over a cap."""
     judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
-    if not fresh or run.engine.on_ask is not None or not checkpointer_of(config):
+    if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
         return judged
     try:
         capped = yield from approvals.over_cap(run, fresh)
@@ -127,14 +120,14 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
     Permitted ones run at once. The first asked task raises the one interrupt with the whole list; the others pause.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
-    mine, me = judged[position], task_id(config)
+    mine, me = judged[position], private.task_id(config)
     if _left(mine):
         return Pending(run, mine.call, None)
     asked_before = mine.approval is not None and _by(mine.approval, me)
     # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
     mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
     here = run.engine.on_ask is not None  # each task asks about its own call
-    pauses = checkpointer_of(config) and not here
+    pauses = private.checkpointer_of(config) and not here
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
@@ -161,11 +154,11 @@ def _ask(
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[DecidedCall]]:
-    me, first = task_id(config), judged
+    me, first = private.task_id(config), judged
     try:
         before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        heard, withdrawn = of_execution(run.parts, config)  # code that tries a call again has had these answers
+        heard, withdrawn = private.of_execution(run.parts, config)  # code that tries a call again has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield Interrupt(approvals.payload(again))
@@ -188,12 +181,12 @@ def _ask(
         late = before_answers and answers_left(config, answered)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
-        if fresh and had and checkpointer_of(config) and not here and (late or not turn()):
+        if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
             raise GraphInterrupt(())
-        if fresh and (here or (checkpointer_of(config) and not late)):
+        if fresh and (here or (private.checkpointer_of(config) and not late)):
             yield from record_asks(run, fresh)
             yield from approvals.tell_changed(run, fresh, me)
-            opened = approvals.questions(run, fresh, rounds, me, interrupt_id(config))
+            opened = approvals.questions(run, fresh, rounds, me, private.interrupt_id(config))
             if (here or not counted or rounds) and (yield from approvals.over_cap(run, fresh)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
             elif (yield from approvals.open_questions(run, fresh, opened)):
@@ -203,7 +196,7 @@ def _ask(
                 yield from _resolve(run, opened[0].task_id, rounds, answer)
             judged = yield from decide_calls(run, calls)  # where the run is over, this says so
         # A call that still asks: nobody can be asked about it, or the answer does not suffice.
-        code = Code.APPROVAL_VOID if here or checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
+        code = Code.APPROVAL_VOID if here or private.checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
         judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
     except GraphBubbleUp:
@@ -265,7 +258,7 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def answers_left(config: Mapping[str, Any], had: int) -> bool:
-    scratchpad = scratchpad_of(config)
+    scratchpad = private.scratchpad_of(config)
     return scratchpad is not None and (len(scratchpad.resume) > had or _has_plain_answer(scratchpad))
 
 
@@ -277,18 +270,18 @@ def _has_plain_answer(scratchpad: Any) -> bool:
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
     """Skip the answers of a tool that does not run again: else the next tool that asks would receive them."""
-    scratchpad = scratchpad_of(config)
+    scratchpad = private.scratchpad_of(config)
     if scratchpad is None or not scratchpad.resume:
         return
     for _ in range(count):
         number = scratchpad.interrupt_counter()
         if number < len(scratchpad.resume):
-            keep_answers(config, scratchpad.resume[: number + 1])
+            private.keep_answers(config, scratchpad.resume[: number + 1])
 
 
 def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
     """Skip every answer of the task beyond the first `had`. Return False if one is left that no question has had."""
-    scratchpad = scratchpad_of(config)
+    scratchpad = private.scratchpad_of(config)
     if scratchpad is None or _has_plain_answer(scratchpad):
         return False
     skip_answers(config, len(scratchpad.resume) - had)
@@ -296,9 +289,9 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 
 def answer_to(config: Mapping[str, Any], ident: str, given: object) -> object:
-    scratchpad = scratchpad_of(config)
+    scratchpad = private.scratchpad_of(config)
     answers = scratchpad.resume if scratchpad is not None else ()
-    return next((value for i, value in enumerate(answers) if interrupt_id(config, i) == ident), given)
+    return next((value for i, value in enumerate(answers) if private.interrupt_id(config, i) == ident), given)
 
 
 # --- the questions of other reviews -------------------------------------------------------------------
@@ -341,7 +334,7 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
     calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
     calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
     message = AIMessage("", id=call.plan_id, tool_calls=calls)
-    yield from note_question(run, message, asked[0], task_id(config))
+    yield from note_question(run, message, asked[0], private.task_id(config))
 
 
 def _reopened(run: Run, call: Call) -> Flow[None]:

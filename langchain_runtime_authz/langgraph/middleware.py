@@ -28,16 +28,8 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph import callback_backstop
-from langchain_runtime_authz.langgraph._private import (
-    INTERRUPTS,
-    agent_ns,
-    answer_given,
-    checkpointer_of,
-    is_innermost,
-    started_graph,
-    task_id,
-)
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.inputs import newest_plan
@@ -106,7 +98,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
         """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
-        entering = self._entries(runtime)[1].pop(agent_ns(get_config()), None)
+        entering = self._entries(runtime)[1].pop(private.agent_ns(get_config()), None)
         if entering is not None:
             yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
 
@@ -117,10 +109,10 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         if (run := _gated_run(config)) is not None:
             return run, False
         yield from self._opening(config, runtime, None)
-        return _opened(self._entries(runtime)[1][agent_ns(config)]), True
+        return _opened(self._entries(runtime)[1][private.agent_ns(config)]), True
 
     def _opening(self, config: Mapping[str, Any], runtime: Any, given: Any) -> Flow[Any]:
-        (locks, entries), ns = self._entries(runtime), agent_ns(config)
+        (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
             """Give what the entry gives on the way in; `None` if one is open, unless an input begins another."""
@@ -184,13 +176,13 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     wrap_tool_call, awrap_tool_call = both(_wrap_tool_call)
 
     def _warn(self, handler: object) -> None:
-        if not self._warned and not is_innermost(handler):
+        if not self._warned and not private.is_innermost(handler):
             self._warned = True
             warnings.warn(_MISPLACED, stacklevel=3)
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
-    return find_run(config) if task_id(config) == current_scope.get().task else None
+    return find_run(config) if private.task_id(config) == current_scope.get().task else None
 
 
 def _opened(entering: Entering[Any]) -> Run:
@@ -262,7 +254,7 @@ class _Heard(BaseCallbackHandler):
 
 def hear() -> BaseCallbackHandler | None:
     """Return a handler if the callbacks of a graph are set up that is resumed or holds our middleware."""
-    found = started_graph()
+    found = private.started_graph()
     if found is None:
         return None
     graph, value, thread, checkpoint = found
@@ -285,7 +277,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     thread = (config.get("configurable") or {}).get("thread_id")
     resumed = (h for h in handlers if type(h) is _Heard and h.value is not None and h.thread == thread)
     heard = next(resumed, None)
-    value = heard.value if heard is not None else answer_given(config)
+    value = heard.value if heard is not None else private.answer_given(config)
     if value is None:
         return
     yield from _note_reviews(run, config, heard.checkpoint if heard is not None else None)
@@ -298,11 +290,11 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
 
 def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
     """Note the questions of reviews: they paused without a gate of ours around them."""
-    saver = checkpointer_of(config)
+    saver = private.checkpointer_of(config)
     thread = (config.get("configurable") or {}).get("thread_id")
     if saver is None or thread is None:
         return
-    place = {"thread_id": thread, "checkpoint_ns": agent_ns(config)}
+    place = {"thread_id": thread, "checkpoint_ns": private.agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
     # Later steps are younger and perhaps not written yet; the pause was written before the thread was resumed.
@@ -311,10 +303,10 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
         return
     message = newest_plan(found.checkpoint["channel_values"])
     for task, channel, asked in found.pending_writes:
-        if channel == INTERRUPTS:
+        if channel == private.INTERRUPTS:
             for question in asked:
                 yield from note_question(run, message, question, task)
 
 
 def _paused(found: Any) -> bool:
-    return any(channel == INTERRUPTS for _, channel, _ in found.pending_writes or ())
+    return any(channel == private.INTERRUPTS for _, channel, _ in found.pending_writes or ())

@@ -20,16 +20,8 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph import tool_pep
-from langchain_runtime_authz.langgraph._private import (
-    RunnableCallable,
-    RunnableSeq,
-    ToolNode,
-    ajoin,
-    interrupt_id,
-    lookalike,
-    task_id,
-)
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
@@ -54,7 +46,7 @@ def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = 
     gated = copy.copy(bound)
     # Pydantic and Python agree on layout: the subclass adds no field and no slot.
     object.__setattr__(gated, "__class__", _gated_class(bound, name, channels))
-    if isinstance(gated, ToolNode):
+    if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
     return gated
 
@@ -63,7 +55,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     key = ("node/enter", name)
     # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
-    inner = None if issubclass(base, ToolNode) else bound
+    inner = None if issubclass(base, private.ToolNode) else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
@@ -80,7 +72,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         # If one with fallbacks is streamed, its parts have other callbacks.
         yield await self.ainvoke(
-            input, config, _code=lambda node, *a, **k: ajoin(base.astream(node, *a, **k)), **kwargs
+            input, config, _code=lambda node, *a, **k: private.ajoin(base.astream(node, *a, **k)), **kwargs
         )
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
@@ -89,14 +81,16 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if issubclass(base, RunnableWithFallbacks):
         own["astream"] = astream
-    if isinstance(bound, RunnableSequence | RunnableSeq):  # in another one, LangGraph would take it apart, and its gate
+    if isinstance(
+        bound, RunnableSequence | private.RunnableSeq
+    ):  # in another one, LangGraph would take it apart, and its gate
         own["steps"] = property(_whole)
-    return lookalike(base, {"__runtime_authz_node__": name, **own})
+    return private.lookalike(base, {"__runtime_authz_node__": name, **own})
 
 
 def _whole(sequence: Any) -> list[Any]:
     return [
-        RunnableCallable(
+        private.RunnableCallable(
             lambda given, config, **kwargs: sequence.invoke(given, config, **kwargs),
             lambda given, config, **kwargs: sequence.ainvoke(given, config, **kwargs),
             name=sequence.get_name(),
@@ -121,14 +115,14 @@ def _step(
     kwargs: Any,
 ) -> Flow[Any]:
     """Enter the node, run it, and record the plans that its output announces."""
-    tally, holds_gate = run.engine.tally, isinstance(bound, ToolNode)
+    tally, holds_gate = run.engine.tally, isinstance(bound, private.ToolNode)
     tally.decided(run, "node", key[1], "node gate")
     yield from _enter(run, key, holds_gate)
     tally.ran(run, "node", key[1], "node gate")
     node = None if holds_gate else NodeCalls(input, config)
     own: Any = config if node is None else node.config
     output, failed = None, None
-    with run_scope(run, task_id(own), node):
+    with run_scope(run, private.task_id(own), node):
         ambient = var_child_runnable_config.set(own)  # which counts the questions of code that is given no config
         try:
             output = yield (RunCode, partial(code, bound, input, own, **kwargs))
@@ -138,7 +132,7 @@ def _step(
             var_child_runnable_config.reset(ambient)
     try:
         if run.engine.observer is not None:
-            yield from run.engine.observer.conclude(run, task_id(own))
+            yield from run.engine.observer.conclude(run, private.task_id(own))
         if isinstance(failed, GraphInterrupt):
             run.pause()
         if node is not None and (failed is not None or node.asks):
@@ -157,7 +151,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
         yield (Finish, node)
     yield from node.over(run, failed)
     if isinstance(failed, GraphInterrupt):
-        own = interrupt_id(node.config)
+        own = private.interrupt_id(node.config)
         asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
         if len(asked) == 1:  # a review's, about the calls of its newest message
             yield from note_question(run, newest_plan(input), asked[0])
@@ -221,7 +215,7 @@ def _take_turns(run: Run, message: tool_pep.MessageCalls, waiting: Sequence[Pend
     _turns.set(tool_pep.Turns(message.config, message.calls, waiting))
 
 
-class _Gate(ToolNode):
+class _Gate(private.ToolNode):
     """ToolNode's own hooks, overridden. Used as the first base of a dynamic subclass."""
 
     __runtime_authz_gated__ = True
@@ -298,21 +292,21 @@ class _Gate(ToolNode):
         return request
 
 
-def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
+def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
     """Return a gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
     gated = copy.copy(node)
-    gated.__class__ = lookalike(type(node), {}, _Gate)
+    gated.__class__ = private.lookalike(type(node), {}, _Gate)
     return _equip(cast("_Gate", gated), profiles)
 
 
-def guard_held(node: ToolNode, profiles: Profiles) -> None:
+def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
     """Guard the tools of a tool node that is a part of a node, in place: its own dictionary has them."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)
 
 
-def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
+def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
     node._authz_profiles = profiles
     for name, tool in list(node._tools_by_name.items()):
         # In place: closures (a supervisor's) hold this very dictionary.

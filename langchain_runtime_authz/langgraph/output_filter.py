@@ -18,13 +18,7 @@ from langgraph.types import Command, Send
 from pydantic import BaseModel
 
 from langchain_runtime_authz.credential.leak import Search
-from langchain_runtime_authz.langgraph._private import (
-    CONFIG_KEY_CALL,
-    CONFIG_KEY_RUNTIME,
-    CONFIG_KEY_SEND,
-    is_async_callable,
-    with_streams,
-)
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.pep.obligations import redact
 
 Clean = Callable[[Any], Any]
@@ -170,7 +164,7 @@ def _writer(writer: Any, clean: Clean) -> Any:
 
 
 def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
-    if is_async_callable(function):
+    if private.is_async_callable(function):
 
         @functools.wraps(function)
         async def acalled(*args: Any, **kwargs: Any) -> Any:
@@ -195,12 +189,14 @@ def _enter(clean: Clean) -> None:
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
     """Return `config` with filters around what `get_store`, `get_stream_writer` and `push_message` find there."""
     own = dict(config.get("configurable") or {})
-    if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
-        own[CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
-    if callable(send := own.get(CONFIG_KEY_SEND)):  # `push_message` and `push_ui_message` write to the state by it
-        own[CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
-    if callable(call := own.get(CONFIG_KEY_CALL)):
-        own[CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
+    if isinstance(runtime := own.get(private.CONFIG_KEY_RUNTIME), Runtime):
+        own[private.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
+    if callable(
+        send := own.get(private.CONFIG_KEY_SEND)
+    ):  # `push_message` and `push_ui_message` write to the state by it
+        own[private.CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
+    if callable(call := own.get(private.CONFIG_KEY_CALL)):
+        own[private.CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
     watched = {**config, "configurable": own}
     return (
         {**watched, "callbacks": watched_callbacks(config["callbacks"], clean)} if config.get("callbacks") else watched
@@ -208,7 +204,7 @@ def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
 
 
 def watched_callbacks(callbacks: Any, clean: Clean) -> Any:
-    return with_streams(callbacks, lambda chunk: _apart(chunk, clean))
+    return private.with_streams(callbacks, lambda chunk: _apart(chunk, clean))
 
 
 def _apart(written: Any, clean: Clean) -> Any:

@@ -24,19 +24,8 @@ from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
-from langchain_runtime_authz.langgraph._private import (
-    DEFAULT_BOUND,
-    Pregel,
-    PregelNode,
-    ToolNode,
-    ensure_graph_config,
-    is_handed_down,
-    is_task,
-    lookalike,
-    node_of_task,
-    reset_node,
-)
 from langchain_runtime_authz.langgraph.effect import gate_store
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
@@ -74,7 +63,7 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
     if isinstance(target, StateGraph):
         _protect_builder(target, protection)
         return []
-    if not isinstance(target, Pregel):
+    if not isinstance(target, private.Pregel):
         raise ConfigError(f"`protect` takes a compiled graph, not {type(target).__name__}")
     graphs = [found.graph for found in graphs_in(target)]
     # Look at all before touching one: a refused protect changes nothing.
@@ -117,18 +106,20 @@ def _appends_messages(channel: object) -> bool:
     return getattr(reducer, "func", reducer) in (add_messages, operator.add)
 
 
-def _gate_node(name: str, node: PregelNode, protection: Protection, channels: frozenset[str]) -> Iterator[BaseTool]:
+def _gate_node(
+    name: str, node: private.PregelNode, protection: Protection, channels: frozenset[str]
+) -> Iterator[BaseTool]:
     """Put the enforcement points into a node that has none; yield the guarded tools that it holds."""
     bound = node.bound
-    opens = not (bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound))
-    if opens and isinstance(bound, ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
+    opens = not (bound is private.DEFAULT_BOUND or isinstance(bound, private.Pregel) or is_gated(bound))
+    if opens and isinstance(bound, private.ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
         bound = gate_tool_node(bound, protection.profiles)
     for held in walk(roots_of(node)):
         if is_guarded(held):
             yield held
         elif not opens:
             continue
-        elif isinstance(held, ToolNode) and held is not node.bound:
+        elif isinstance(held, private.ToolNode) and held is not node.bound:
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
@@ -136,7 +127,7 @@ def _gate_node(name: str, node: PregelNode, protection: Protection, channels: fr
             held.__class__ = _remote_class(type(held), protection.root_entry)
     if opens:
         node.bound = gate_bound(bound, name, channels)
-        reset_node(node)
+        private.reset_node(node)
 
 
 def _protect_builder(builder: Any, protection: Protection) -> None:
@@ -151,7 +142,7 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
         protect(graph := base.compile(self, *args, **kwargs), protection)
         return graph
 
-    builder.__class__ = lookalike(base, {"__runtime_authz__": protection, "compile": compile_})
+    builder.__class__ = private.lookalike(base, {"__runtime_authz__": protection, "compile": compile_})
 
 
 def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
@@ -221,7 +212,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
         # Not a generator itself: the run around the *call* counts, not the one around the first step.
         gate_store(graph.store, protection.profiles)
-        merged = ensure_graph_config(graph.config, config)
+        merged = private.ensure_graph_config(graph.config, config)
         at_call, options = root_entry.at_call(merged), _options(graph, config, kwargs)
         if at_call.parent is None and _lacks_thread(graph, merged):
             return own(_without_config(graph), input, without_handle(merged), **options)
@@ -230,7 +221,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def entry(graph: Any, input: Any, config: Any, at_call: AtCall) -> Entering[Any]:
         if at_call.parent is None:
             return root_entry.enter(graph.get_name(), input, config, at_call, graph)
-        name = label_of(graph, node_of_task(config) or "LangGraph")
+        name = label_of(graph, private.node_of_task(config) or "LangGraph")
         return root_entry.enter_child(at_call.parent, name, config, graph)
 
     def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
@@ -270,7 +261,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             partial(base.bulk_update_state, self, config, supersteps),
             partial(base.abulk_update_state, self, config, supersteps),
         )
-        if running() is not None or is_handed_down(config):
+        if running() is not None or private.is_handed_down(config):
             return root_entry.update_inside(self, config, write)
         return root_entry.update(self, config, supersteps, write)
 
@@ -281,7 +272,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return await adrive(root_entry.engine, written(self, config, supersteps))
 
     own = {f.__name__: f for f in (stream, astream, bulk_update_state, abulk_update_state)}
-    return lookalike(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
+    return private.lookalike(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
@@ -292,7 +283,10 @@ def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
 def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the caller's options, with the stream mode that LangGraph would choose for the caller's config."""
     if kwargs.get("stream_mode") is None:
-        return {**kwargs, "stream_mode": "values" if config is not None and is_task(config) else graph.stream_mode}
+        return {
+            **kwargs,
+            "stream_mode": "values" if config is not None and private.is_task(config) else graph.stream_mode,
+        }
     return kwargs
 
 
@@ -325,7 +319,7 @@ def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict
 
 def is_remote(value: object) -> bool:
     """Return True for a graph that another server runs."""
-    return isinstance(value, PregelProtocol) and not isinstance(value, Pregel)
+    return isinstance(value, PregelProtocol) and not isinstance(value, private.Pregel)
 
 
 def gates_remote(value: object) -> object:
@@ -391,7 +385,7 @@ def _watch(client: Any) -> None:
 
 def _remote_class(base: Any, root_entry: RootEntry) -> Any:
     def entry(self: Any, config: Any, client: Any) -> Any:
-        merged = ensure_graph_config(config)
+        merged = private.ensure_graph_config(config)
         parent = root_entry.at_call(merged).parent
         name = str(getattr(self, "name", None) or getattr(self, "assistant_id", base.__name__))
         return _Remote(root_entry, parent, name, merged, client) if parent is not None else nullcontext({})
@@ -417,7 +411,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
 
     def events(name: str) -> Any:
         def streamed(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-            if root_entry.at_call(ensure_graph_config(config)).parent is not None:
+            if root_entry.at_call(private.ensure_graph_config(config)).parent is not None:
                 raise ConfigError(f"`{name}` of a remote graph is not decided; in a run, use `stream` or `invoke`")
             return getattr(base, name)(self, input, config, **kwargs)
 
@@ -425,7 +419,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
 
     own = {f.__name__: f for f in (stream, astream, update_state, aupdate_state)}
     own |= {name: events(name) for name in ("stream_events", "astream_events")}
-    return lookalike(base, {"__runtime_authz_remote__": root_entry, **own})
+    return private.lookalike(base, {"__runtime_authz_remote__": root_entry, **own})
 
 
 def _sent(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:

@@ -18,22 +18,10 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
-from langchain_runtime_authz.langgraph import checkpoints, inputs
+from langchain_runtime_authz.langgraph import checkpoints, inputs, run_context
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_sent, place_below
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
-from langchain_runtime_authz.langgraph.run_context import (
-    AuthzHalt,
-    Caller,
-    FlowContext,
-    RunHandle,
-    caller,
-    handle_in,
-    note_question,
-    opened,
-    running,
-    with_run,
-)
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.corrections import altered
@@ -54,7 +42,7 @@ class AtCall(NamedTuple):
     """The owner of an entry, found at the call of its graph: a parent (it is a child), or the application's run."""
 
     parent: Run | None
-    opener: RunHandle | None
+    opener: run_context.RunHandle | None
 
 
 class RootEntry:
@@ -62,7 +50,7 @@ class RootEntry:
         self,
         engine: Engine,
         *,
-        subject_from: Callable[[Mapping[str, Any]], Caller | None] | None,
+        subject_from: Callable[[Mapping[str, Any]], run_context.Caller | None] | None,
         task_channels: tuple[str, ...] = ("messages",),
         task_memory: tuple[tuple[str, ...], ...] = (),
         development: bool = False,
@@ -78,11 +66,11 @@ class RootEntry:
 
     def at_call(self, config: Mapping[str, Any]) -> AtCall:
         """Return whose entry a call is: by its config, else by the `with authz.run(...)` around it. Raises `ConfigError`."""
-        handle = handle_in(config)
+        handle = run_context.handle_in(config)
         # A graph that code in a node or tool calls with a config of its own is a child all the same:
         # the text which that code hands on is not the user's.
-        parent = handle.run if handle is not None else running()
-        opener = opened(config) if parent is None else None
+        parent = handle.run if handle is not None else run_context.running()
+        opener = run_context.opened(config) if parent is None else None
         engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
         if engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
@@ -110,17 +98,17 @@ class RootEntry:
     def enter_child(self, parent: Run, name: str, config: Mapping[str, Any], graph: Any = None) -> Entering[Any]:
         return ChildEntry(self, parent, name, config, graph)
 
-    def implicit(self, config: Mapping[str, Any]) -> RunHandle:
+    def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
         found = self._subject_from(config) if self._subject_from is not None else None
         if found is None and not self._said:
             self._said = True
             _log.warning(NO_SUBJECT)
         nobody = DEVELOPER if self.development else ANONYMOUS
-        return RunHandle(self.engine, nobody if found is None else caller(found), None)
+        return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of."""
-        opener = opened(config or {})
+        opener = run_context.opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
         if not (yield from checkpoints.said_more(graph, before, place, self.watch(graph_at(graph, place)))):
@@ -144,19 +132,19 @@ class RootEntry:
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own. Likewise."""
         place = yield write
-        handle = handle_in(config)
-        run = handle.run if handle is not None else running()
+        handle = run_context.handle_in(config)
+        run = handle.run if handle is not None else run_context.running()
         if run is not None:
             mark = checkpoints.mark_of(place, graph.get_name())
             try:
                 yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
             except Exception as exc:
                 decision = run.engine.ledger_failed(exc)
-                raise AuthzHalt(decision.reason, decision.decision_id) from exc
+                raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         return place
 
 
-class Entering(FlowContext[T]):
+class Entering(run_context.FlowContext[T]):
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
         self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
         self.name, self.config, self.graph = name, config, graph
@@ -164,7 +152,7 @@ class Entering(FlowContext[T]):
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
         """Note what the entry came to, and return the flow that closes its run."""
-        note_question(self.run, exc)
+        run_context.note_question(self.run, exc)
         if isinstance(exc, AuthzDenied):  # told here, if no enforcement point has told of it
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
@@ -232,7 +220,7 @@ class _Root(Entering[tuple[Any, Any]]):
         given = self.input
         if saver is not None or entry.pending:
             given = yield from self._told(entry)
-        return given, with_run(config, run)
+        return given, run_context.with_run(config, run)
 
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return what the user says by an input, and the digests of the user's texts in the state already."""
@@ -328,12 +316,12 @@ class ChildEntry(Entering[Any]):
         except AuthzDenied as denied:
             if ticket is not None:  # a tool edge: the tool's answer carries the denial
                 raise
-            raise AuthzHalt(denied.code, denied.decision_id) from None
+            raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
         tally.ran(parent, "agent", name, "child entry")
         return given
 
     def _given(self, run: Run) -> Flow[Any]:
-        return with_run(self.config, run)
+        return run_context.with_run(self.config, run)
         yield
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:

@@ -27,7 +27,7 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.langgraph._private import counting_questions, injected_names, task_id
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.inputs import (
     Describe,
     answered_calls,
@@ -117,7 +117,7 @@ class Arrival:
         """Return a call that no message holds as one of several equal ones."""
         if self.counts is None:
             return call
-        return replace(call, place=f"{task_id(self.config)}:{self.counts.get(self.equal, 0)}")
+        return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
     def settle(self, output: Any = None, exc: BaseException | None = None) -> None:
         """Note what the call came to. If it has its answer, an equal one of the same code is another call."""
@@ -233,7 +233,7 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(unknown(tool.name, None, None, None, {}), config)
-    facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), injected_names(tool))
+    facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
     found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
     found.layer = "ambient hook"
     if found.call.error is None and not parses_alike(found.call):
@@ -291,7 +291,7 @@ class NodeCalls:
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
-        self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
+        self.config, self._numbers = private.counting_questions(dict(config))  # the node runs with it
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first that was raised inside
@@ -356,7 +356,7 @@ class NodeCalls:
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
         """Return True if a `task` of the functional API makes the call: it asks by itself, and runs anew by itself."""
-        return task_id(config) not in ("", task_id(self.config))
+        return private.task_id(config) not in ("", private.task_id(self.config))
 
     def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
         if self._closed:  # the model was told that they were not carried out

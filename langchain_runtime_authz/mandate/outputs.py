@@ -14,17 +14,9 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
+from langchain_runtime_authz.facts.provenance import values
 from langchain_runtime_authz.facts.provenance.atoms import absent
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key
-from langchain_runtime_authz.facts.provenance.values import (
-    LARGEST,
-    MAX_CHARS,
-    MAX_NODES,
-    NODE,
-    Held,
-    Projection,
-    parsed,
-)
 from langchain_runtime_authz.facts.provenance.values import held as take
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
@@ -112,7 +104,7 @@ class Outputs:
             given: names of the arguments that the model sent; by default all of them.
             task: names the task that it was read for.
         """
-        if type(output) is not str and type(output) is not Held:
+        if type(output) is not str and type(output) is not values.Held:
             output = take(output)  # another object may be changed by its owner
         self._unread.append((tool, profile, args, output, complete, given, task))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
@@ -146,14 +138,14 @@ class Outputs:
         given: Collection[str] | None,
         task: str,
     ) -> None:
-        sent = Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
+        sent = values.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
         if not sent.complete:
             return  # a call that is not fully known fits no step
-        value, whole, weight = output if type(output) is Held else take(output)
+        value, whole, weight = output if type(output) is values.Held else take(output)
         if whole is None:
-            read = Projection(MAX_NODES, MAX_CHARS)
-            value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * NODE
+            read = values.Projection(values.MAX_NODES, values.MAX_CHARS)
+            value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * values.NODE
         names = frozenset(held if given is None else given)
         found = Output(profile, held, names, value, complete and whole, self._turn)
         found.weight = weight
@@ -205,7 +197,7 @@ def _told(args: Mapping[str, Any]) -> Iterator[str]:
     for value in scalars(args, MAX_ARGUMENT_NODES) or ():
         yield from scalar_forms(value)
         if isinstance(value, str):
-            inner = parsed(value)
+            inner = values.parsed(value)
             for held in (scalars(inner, MAX_ARGUMENT_NODES) or ()) if inner is not value else ():
                 yield from scalar_forms(held)
             yield from identifiers(value[:MAX_ARGUMENT_CHARS])
@@ -222,7 +214,7 @@ def _canonical(value: Any) -> Any:
 
 def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the forms of a scalar; none for a number that is too great to be meant."""
-    if isinstance(value, int) and not -LARGEST < value < LARGEST:
+    if isinstance(value, int) and not -values.LARGEST < value < values.LARGEST:
         return ()
     return forms(value, said=said)
 
@@ -280,7 +272,7 @@ def nodes_at(value: object, path: str) -> list[Any]:
 
 
 def text_of(value: object) -> str:
-    return "\n".join(map(str, scalars(value, 2 * MAX_NODES) or ()))
+    return "\n".join(map(str, scalars(value, 2 * values.MAX_NODES) or ()))
 
 
 def worth(profile: ToolProfile, path: str) -> int:

@@ -6,18 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from langchain_runtime_authz.facts.inert import inert, quoted, scripts
+from langchain_runtime_authz.facts.provenance import trace as tracing
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
-from langchain_runtime_authz.facts.provenance.trace import (
-    NO_MEMORY,
-    SAYS,
-    SHORTEST,
-    Evidence,
-    Memory,
-    Provenance,
-    trace,
-)
 from langchain_runtime_authz.ledger.base import Snapshot
 from langchain_runtime_authz.mandate.binding import CONFIRMED
 from langchain_runtime_authz.mandate.told import told, told_step
@@ -34,13 +26,13 @@ MAX_SENTENCE: Final = 240
 SMALL: Final = 20_000  # characters that are read without a thread of their own
 
 
-def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, Provenance]:
+def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
     """Return the provenance of a call's arguments, on a snapshot that holds the sightings of `call.atoms.keys`."""
     if not call.atoms.atoms:
         return {}
     own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
-    seen = memory.seen(snapshot.values, call.atoms.keys) if memory is not NO_MEMORY else snapshot.values
-    return trace(call.atoms, Evidence(said.words, forms_of(own) if own else _NONE, seen, memory))
+    seen = memory.seen(snapshot.values, call.atoms.keys) if memory is not tracing.NO_MEMORY else snapshot.values
+    return tracing.trace(call.atoms, tracing.Evidence(said.words, forms_of(own) if own else _NONE, seen, memory))
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
@@ -56,7 +48,7 @@ def forms_of(own: object) -> frozenset[str]:
     return frozenset(f for v in own for f in forms(v)) if isinstance(own, list) else _NONE
 
 
-def backed(traced: Mapping[str, Provenance]) -> bool:
+def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
     """Return True if the user or a trusted source said each critical argument."""
     for found in traced.values():
         if found.standing == "outside" and found.kind != "when":
@@ -155,7 +147,7 @@ def _plain(line: str) -> str:
     return inert(line.translate(_QUOTES))
 
 
-def _source(found: Provenance) -> str:
+def _source(found: tracing.Provenance) -> str:
     by = found.asserted_by or found.mentioned_by
     for item in found.items:
         by = [*by, *item.asserted_by, *item.mentioned_by]
@@ -182,15 +174,15 @@ def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
 
 
 _SOURCES: Final = {"application": "by the application", "planner": "as the planner read it", "words": "in your words"}
-_TOLD: Final = {**SAYS, "human": "you said it", "principal": "it is yours"}
+_TOLD: Final = {**tracing.SAYS, "human": "you said it", "principal": "it is yours"}
 
 
-def _sentence(value: object, memory: Memory) -> str | None:
+def _sentence(value: object, memory: tracing.Memory) -> str | None:
     """Return the text around the newest mention of a value, or of the first mentioned item of a list."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))
-        if len(text) < SHORTEST or isinstance(needle, bool):
+        if len(text) < tracing.SHORTEST or isinstance(needle, bool):
             continue
         for found in memory.mentions(text.casefold()):
             at = found.folded.find(text.casefold())

@@ -14,15 +14,8 @@ from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
 
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph import object_graph
-from langchain_runtime_authz.langgraph._private import (
-    DEFAULT_BOUND,
-    Pregel,
-    PregelNode,
-    ToolNode,
-    imports_anything,
-    is_task_function,
-)
 from langchain_runtime_authz.langgraph.callback_backstop import held_by_model
 from langchain_runtime_authz.langgraph.coverage import AT_RUN_TIME, UNSEEN, CoverageReport, Row
 from langchain_runtime_authz.langgraph.coverage.scan import code_of, provider_rows, secrets_of, tools_in
@@ -56,7 +49,7 @@ _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
 def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
-    if not isinstance(graph, Pregel):
+    if not isinstance(graph, private.Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     held = list(object_graph.reached(graph, deep=True))
     found, tools = [v for v in held if isinstance(v, object_graph.Found)], [v for v in held if isinstance(v, BaseTool)]
@@ -119,7 +112,7 @@ class _Bound:
     """The tools of the graphs' tool nodes. Other code holds them too: models are bound to them."""
 
     def __init__(self, graphs: Iterable[Any]) -> None:
-        nodes = [node.bound for g in graphs for node in g.nodes.values() if isinstance(node.bound, ToolNode)]
+        nodes = [node.bound for g in graphs for node in g.nodes.values() if isinstance(node.bound, private.ToolNode)]
         self._tools = [tool for node in nodes for tool in node.tools_by_name.values()]
         self._made_of = {(tool.name, i) for tool in self._tools for i in _identities(object_graph.functions_of(tool))}
 
@@ -167,24 +160,24 @@ class _Look:
         for name, node in graph.nodes.items():
             yield from self._node(name, node, graph, label)
 
-    def _node(self, name: str, node: PregelNode, graph: Any, label: str) -> Iterator[Row]:
+    def _node(self, name: str, node: private.PregelNode, graph: Any, label: str) -> Iterator[Row]:
         bound = node.bound
-        if bound is not DEFAULT_BOUND and (node.cache_policy is not None or graph.cache_policy is not None):
+        if bound is not private.DEFAULT_BOUND and (node.cache_policy is not None or graph.cache_policy is not None):
             yield Row("cached node", name, label, (), _CACHED, name)
         held = list(object_graph.walk(object_graph.roots_of(node), deep=True, into_tools=False))
         if len(held) >= object_graph.MAX_WALKED:
             note = f"its code holds more than {object_graph.MAX_WALKED} values: not all were looked at"
             yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
-        if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its own
+        if bound is not private.DEFAULT_BOUND and not isinstance(bound, private.Pregel):  # a graph's entry is its own
             acts, missed = code_of(node)
             unseen = f"{UNSEEN}; not followed: {', '.join(missed)}" if missed else UNSEEN
-            note = _UNGATED if not gated else "" if isinstance(bound, ToolNode) else unseen
+            note = _UNGATED if not gated else "" if isinstance(bound, private.ToolNode) else unseen
             yield Row("node", name, label, gated, note, name)
             decided = governs_stores(self.protection.profiles)
             if seen := ", ".join(str(s) for s in acts if not (decided and s.kind == "store")):
                 yield Row("effect", name, label, (), f"{seen}: {_DECLARE}", name)
-        own = bound.tools_by_name.values() if isinstance(bound, ToolNode) else ()
+        own = bound.tools_by_name.values() if isinstance(bound, private.ToolNode) else ()
         for tool in own:
             yield from self._tool(tool, label, name, ("tool node gate",) if gated else ())
         yield from self._held(held, label, name, gated, own, known=False)
@@ -234,7 +227,7 @@ class _Look:
             layers = ("protected builder",) if owner_of(value) is self.protection else ()
             note = "" if layers else "a builder that is compiled at run time: call `authz.protect` on the builder"
             yield Row("agent", type(value).__name__, label, layers, note, route)
-        elif is_task_function(value):
+        elif private.is_task_function(value):
             name = str(getattr(value, "__name__", "task"))
             note = f"runs within its entrypoint's gate; {UNSEEN}"
             yield Row("task", name, label, gated, note, route)
@@ -269,7 +262,7 @@ class _Look:
                 layers = ("tool guard",)
                 note = note if profiled.declared else f"unprofiled: {profiled.why}; {note}"
         held = list(object_graph.walk(object_graph.functions_of(tool), deep=True, into_tools=False))
-        keeping = [v for v in held if isinstance(v, Pregel) and isinstance(v.checkpointer, BaseCheckpointSaver)]
+        keeping = [v for v in held if isinstance(v, private.Pregel) and isinstance(v.checkpointer, BaseCheckpointSaver)]
         note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
         yield Row("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
@@ -310,7 +303,7 @@ def _unpickles(saver: Any) -> str:
             and any(v is u for v in object_graph.loaded(loads) for u in _UNPICKLERS)
         ):
             return f"{type(serde).__name__} unpickles, so a checkpoint can run code: use JsonPlusSerializer"
-        if imports_anything(serde) and not isinstance(saver, InMemorySaver):
+        if private.imports_anything(serde) and not isinstance(saver, InMemorySaver):
             return (
                 "its store can have any callable imported and called: "
                 "set LANGGRAPH_STRICT_MSGPACK=true or `allowed_msgpack_modules`"

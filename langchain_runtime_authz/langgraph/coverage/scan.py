@@ -29,25 +29,11 @@ from langgraph.pregel.protocol import PregelProtocol
 from langgraph.store.base import BaseStore
 from pydantic import SecretBytes, SecretStr
 
+from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph._private import Pregel, PregelNode, ToolNode
 from langchain_runtime_authz.langgraph.callback_backstop import tool_names
 from langchain_runtime_authz.langgraph.coverage import Row
 from langchain_runtime_authz.langgraph.effect import effect
-from langchain_runtime_authz.langgraph.object_graph import (
-    LIBRARIES,
-    AnyGraph,
-    cells_of,
-    codes,
-    functions_of,
-    graphs_in,
-    held_by,
-    loaded,
-    model_types,
-    module_of,
-    names_in,
-    root_of,
-    roots_of,
-)
 
 MAX_VALUES: Final = 10_000  # looked at from one node
 _MAKING: Final = ("__init__", "__new__", "__post_init__")
@@ -86,9 +72,9 @@ class Sighting(NamedTuple):
         return f"{self.kind} ({self.by})"
 
 
-def acting_nodes(graph: AnyGraph) -> dict[str, tuple[Sighting, ...]]:
+def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]]:
     """Return the nodes of a graph, and of those below it, in whose code an effect is seen."""
-    nodes = (item for found in graphs_in(graph) for item in found.graph.nodes.items())
+    nodes = (item for found in object_graph.graphs_in(graph) for item in found.graph.nodes.items())
     return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
 
@@ -97,7 +83,9 @@ def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
-    seen = dict.fromkeys(Sighting(*s) for value in _reached(roots_of(node), missed) for s in _in_value(value))
+    seen = dict.fromkeys(
+        Sighting(*s) for value in _reached(object_graph.roots_of(node), missed) for s in _in_value(value)
+    )
     return tuple(seen), tuple(missed)
 
 
@@ -125,7 +113,7 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
         for name, member in members:
             (todo if name in names else waiting.setdefault(name, [])).append(member)
         if counts:
-            for name in {*names_in(value.__code__), ""} - names if isinstance(value, FunctionType) else ():
+            for name in {*object_graph.names_in(value.__code__), ""} - names if isinstance(value, FunctionType) else ():
                 names.add(name)
                 todo.extend(waiting.pop(name, ()))
             yield value
@@ -138,19 +126,19 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
         return False, ()
     if not isinstance(function, FunctionType):
         wrapped = (getattr(value, "__dict__", None) or {}).get("__wrapped__")  # a cache
-        return (True, ()) if _kind_of(value) is not None else (False, (*held_by(value), wrapped))
-    if _package(function) not in LIBRARIES and "site-packages" not in function.__code__.co_filename:
-        if any(type(v) is MethodType and v.__func__ is effect for v in loaded(function)):
+        return (True, ()) if _kind_of(value) is not None else (False, (*object_graph.held_by(value), wrapped))
+    if _package(function) not in object_graph.LIBRARIES and "site-packages" not in function.__code__.co_filename:
+        if any(type(v) is MethodType and v.__func__ is effect for v in object_graph.loaded(function)):
             return False, ()
         if value is not function:
             return False, (function, value.__self__)
-        return True, (*held_by(function), *_imported_inside(function, missed))
+        return True, (*object_graph.held_by(function), *_imported_inside(function, missed))
     # Of a library's function only what the application put into it is reached.
-    if _package(function) not in LIBRARIES:
-        if (package := root_of(function.__globals__.get("__name__"))) not in LIBRARIES:
+    if _package(function) not in object_graph.LIBRARIES:
+        if (package := object_graph.root_of(function.__globals__.get("__name__"))) not in object_graph.LIBRARIES:
             missed[package] = None
-        return False, (*cells_of(function).values(), getattr(function, "__wrapped__", None))
-    return False, () if value is function and function.__closure__ is None else held_by(value)
+        return False, (*object_graph.cells_of(function).values(), getattr(function, "__wrapped__", None))
+    return False, () if value is function and function.__closure__ is None else object_graph.held_by(value)
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
@@ -178,34 +166,34 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
     """Yield what a function takes from the application's modules that it imports when it runs."""
-    for code in codes(function.__code__):
+    for code in object_graph.codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
             level = step.argval if isinstance(step.argval, int) else level  # is loaded before the name
             if step.opname == "IMPORT_NAME":
                 name = resolve_name("." * level + step.argval, function.__globals__.get("__package__"))
-                if name not in sys.modules and root_of(name) not in LIBRARIES:
+                if name not in sys.modules and object_graph.root_of(name) not in object_graph.LIBRARIES:
                     missed[name] = None  # a look imports nothing
                 held = vars(sys.modules[name]) if name in sys.modules and _is_own(name) else {}
-                yield from (held[n] for n in names_in(code) if n in held)
+                yield from (held[n] for n in object_graph.names_in(code) if n in held)
 
 
 def _has_rows(value: Any) -> bool:
-    return isinstance(value, (BaseTool, Pregel, *model_types()))
+    return isinstance(value, (BaseTool, Pregel, *object_graph.model_types()))
 
 
 @lru_cache(maxsize=4096)
 def _is_own(module: str) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return root_of(module) not in LIBRARIES and "site-packages" not in file
+    return object_graph.root_of(module) not in object_graph.LIBRARIES and "site-packages" not in file
 
 
 def _in_value(value: Any) -> Iterator[tuple[str, str]]:
-    for used in loaded(value) if isinstance(value, FunctionType) else (value,):
+    for used in object_graph.loaded(value) if isinstance(value, FunctionType) else (value,):
         if (kind := _kind_of(used)) is not None:
             name = getattr(used, "__name__", None) or type(used).__name__
             yield kind, f"{_package(used).replace('posix', 'os')}.{name}"
-    for code in codes(value.__code__) if isinstance(value, FunctionType) else ():
+    for code in object_graph.codes(value.__code__) if isinstance(value, FunctionType) else ():
         yield from _in_code(code, value.__globals__)
 
 
@@ -242,11 +230,11 @@ def _kind_of(value: Any) -> str | None:
 def _kind_of_module(module: str) -> str | None:
     package = module.split(".", 1)[0]
     found = _KINDS.get(module) or _KINDS.get(package)
-    return "network" if found is None and package not in LIBRARIES and _reaches_out(package) else found
+    return "network" if found is None and package not in object_graph.LIBRARIES and _reaches_out(package) else found
 
 
 def _module_of(value: Any) -> str:
-    named = callable(value) and not isinstance(value, (BaseStore, *model_types()))
+    named = callable(value) and not isinstance(value, (BaseStore, *object_graph.model_types()))
     module = getattr(value, "__module__", None) if named else None
     return module if isinstance(module, str) else type(value).__module__
 
@@ -299,7 +287,7 @@ def secrets_of(tool: BaseTool) -> Iterator[str]:
     for name, value in {**fields, **private}.items():
         yield from _secret_in(f"field {name}", name, value, seen, 0)
     yield from _secret_in("metadata", "metadata", tool.metadata, seen, 0)
-    for function in functions_of(tool):
+    for function in object_graph.functions_of(tool):
         yield from _secret_in("", "", function, seen, -1)
 
 
@@ -312,11 +300,11 @@ def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: i
         prose = any(c.isspace() for c in text.strip()) or text.startswith(("http://", "https://", "/", "${", "env:"))
         if _FORMS.search(text) or (_secret_name(name) and len(text) >= MIN_LENGTH and not prose):
             yield where
-    elif name.lstrip("_") == "auth" and module_of(value) in ("httpx", "requests", "aiohttp"):
+    elif name.lstrip("_") == "auth" and object_graph.module_of(value) in ("httpx", "requests", "aiohttp"):
         yield where  # a client's: an object that adds a credential to each request
     elif depth < MAX_DEPTH and (ident := id(_function(value))) not in seen:
         if isinstance(value, _CODE) and where:
-            if root_of(getattr(value, "__module__", None)) in LIBRARIES:
+            if object_graph.root_of(getattr(value, "__module__", None)) in object_graph.LIBRARIES:
                 return
             where = f"{where.removesuffix(' > ')} > "
         seen[ident] = value
@@ -338,11 +326,13 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
     if isinstance(function := _function(value), FunctionType):
         code, names = function.__code__, function.__globals__
         yield "", "", getattr(function, "__wrapped__", None)
-        yield from ((f"closure {n}", n, v) for n, v in cells_of(function).items())
-        yield from ((f"global {n}", n, names[n]) for n in dict.fromkeys(names_in(code)) if n in names)
+        yield from ((f"closure {n}", n, v) for n, v in object_graph.cells_of(function).items())
+        yield from ((f"global {n}", n, names[n]) for n in dict.fromkeys(object_graph.names_in(code)) if n in names)
         given = signature(function, follow_wrapped=False).parameters.values()
         yield from ((f"default of {p.name}", p.name, p.default) for p in given if p.default is not p.empty)
-        texts = (c for own in codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__)
+        texts = (
+            c for own in object_graph.codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__
+        )
         yield "constant in its code", "", next(filter(_FORMS.search, texts), None)
     elif isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_ITEMS]:
@@ -350,7 +340,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
             yield (f"[{key}]" if _secret_name(key) else "[…]", key if isinstance(key, str) else "", inner)
     elif isinstance(value, list | tuple | set | frozenset):
         yield from (("[…]", name, inner) for inner in list(value)[:MAX_ITEMS])
-    elif not isinstance(value, PregelProtocol | BaseTool | type) and module_of(value) not in _NEVER:
+    elif not isinstance(value, PregelProtocol | BaseTool | type) and object_graph.module_of(value) not in _NEVER:
         fields = {**(getattr(value, "__dict__", None) or {}), **(getattr(value, "__pydantic_private__", None) or {})}
         yield from ((f".{key.lstrip('_')}", key, inner) for key, inner in fields.items() if isinstance(key, str))
 
