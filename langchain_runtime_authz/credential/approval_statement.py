@@ -136,9 +136,6 @@ class Approvers:
             refuse("its approver is not known", _CODE)
         return found
 
-    def __repr__(self) -> str:
-        return f"<Approvers {len(self._people)} people, {len(self._services) - 1} services>"
-
 
 def _source(keys: KeySet | KeySource) -> KeySource:
     malformed = isinstance(keys, Mapping) and not isinstance(keys.get("keys"), list)

@@ -107,9 +107,6 @@ class CurrentCall:
 
     credential, acredential = both(_credential)
 
-    def __repr__(self) -> str:
-        return f"<CurrentCall of {self._ticket!r}>"
-
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return (str, ("[call]",))
 

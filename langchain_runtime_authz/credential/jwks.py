@@ -120,7 +120,7 @@ class JwksClient:
     ) -> None:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")
-        self._url = url
+        self.url = url
         self.keys = CachedDocument(
             Fetcher(url, **connection),
             lambda document, _: usable_keys(document),
@@ -137,9 +137,6 @@ class JwksClient:
         return keys.get(kid)
 
     get, aget = both(_get)
-
-    def __repr__(self) -> str:
-        return f"<JwksClient {self._url}>"
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:

@@ -80,9 +80,6 @@ class _Key:
         retired = self.state == "retired" and now < self.since + KEEP_RETIRED
         return retired or self.state in ("next", "active")
 
-    def __repr__(self) -> str:
-        return f"<{self.state} key {self.kid}>"
-
 
 class KeyRing(Secret):
     """Keys in this process. Safe to use from many threads.
@@ -157,14 +154,14 @@ class KeyRing(Secret):
             self._replace(self._one("active"), "retired", now, following)
             return self._one("active").info
 
-    def compromise(self, kid: str, following: Signer | None = None) -> Withdrawal:
+    def compromise(self, kid: str) -> Withdrawal:
         """Withdraw a key for good, and from the key set at once. Raises `ConfigError`: the ring does not hold it."""
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)
             if key is None:
                 raise ConfigError(f"there is no key `{kid}` in the ring")
             if key.state != "compromised":
-                self._replace(key, "compromised", now, following)
+                self._replace(key, "compromised", now)
             done = Withdrawal(kid, self._one("active").kid, now + self._cache_age + self._lag)
         self._notify((kid,))
         return done
@@ -178,7 +175,7 @@ class KeyRing(Secret):
             for listener in tuple(self._listeners):
                 listener(kid)
 
-    def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None) -> None:
+    def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None = None) -> None:
         """Move a key to `state`, and fill the place that it leaves."""
         keys = [other.moved(state, now) if other is key else other for other in self._keys]
         past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
@@ -230,7 +227,6 @@ class KeyDirectory(KeyRing):
         path: the directory.
         password: of the PEM files.
         cache_age: as for `KeyRing`.
-        clock: epoch seconds.
 
     Raises:
         ConfigError: there is no readable ring, or others may read the keys.
@@ -238,18 +234,11 @@ class KeyDirectory(KeyRing):
 
     _lag = LOOK_AGAIN
 
-    def __init__(
-        self,
-        path: str | Path,
-        password: bytes | None = None,
-        *,
-        cache_age: float = CACHE_AGE,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, path: str | Path, password: bytes | None = None, *, cache_age: float = CACHE_AGE) -> None:
         self._path, self._password = Path(path), password
         self._stamp: tuple[int, ...] | None = None
         self._looked = float("-inf")
-        self._begin((), cache_age, clock)
+        self._begin((), cache_age, time.time)
         self._load()
 
     @classmethod

@@ -99,24 +99,24 @@ class Secret:
 class SigningKey(Secret):
     """A private key in this process, from `generate` or `from_pem`. Only `to_pem` shows the private part."""
 
-    __slots__ = ("_alg", "_jwk", "_kid", "_private", "ephemeral")
+    __slots__ = ("_jwk", "_private", "alg", "ephemeral", "kid")
 
     def __init__(self, private: _Private) -> None:
-        self._alg: Alg
+        self.alg: Alg
         if isinstance(private, EllipticCurvePrivateKey) and isinstance(private.curve, SECP256R1):
-            self._alg = "ES256"
+            self.alg = "ES256"
         elif isinstance(private, Ed25519PrivateKey):
-            self._alg = "EdDSA"
+            self.alg = "EdDSA"
         elif isinstance(private, RSAPrivateKey) and private.key_size >= MIN_RSA_BITS:
-            self._alg = "RS256"
+            self.alg = "RS256"
         else:
             raise ConfigError(f"a signing key is a P-256, Ed25519 or RSA (≥ {MIN_RSA_BITS} bits) private key")
         self.ephemeral = False
         self._private = private
-        jwk = _SIGN[self._alg].to_jwk(private.public_key(), as_dict=True)
-        self._kid = thumbprint(jwk)
+        jwk = _SIGN[self.alg].to_jwk(private.public_key(), as_dict=True)
+        self.kid = thumbprint(jwk)
         members = {name: jwk[name] for name in _THUMBPRINT_MEMBERS[jwk["kty"]]}
-        self._jwk = {**members, "kid": self._kid, "alg": self._alg, "use": "sig"}
+        self._jwk = {**members, "kid": self.kid, "alg": self.alg, "use": "sig"}
 
     @classmethod
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
@@ -143,16 +143,8 @@ class SigningKey(Secret):
         encryption = BestAvailableEncryption(password) if password else NoEncryption()
         return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
-    @property
-    def alg(self) -> Alg:
-        return self._alg
-
-    @property
-    def kid(self) -> str:
-        return self._kid
-
     def sign(self, signing_input: bytes) -> bytes:
-        signature: bytes = _SIGN[self._alg].sign(signing_input, self._private)
+        signature: bytes = _SIGN[self.alg].sign(signing_input, self._private)
         return signature
 
     def public_jwk(self) -> dict[str, str]:
@@ -163,4 +155,4 @@ class SigningKey(Secret):
         return {"keys": [self.public_jwk()]}
 
     def __repr__(self) -> str:
-        return f"<SigningKey alg={self._alg} kid={self._kid}>"
+        return f"<SigningKey alg={self.alg} kid={self.kid}>"

@@ -33,44 +33,23 @@ class CallCredential(Sealed):
     """The credential of one call, with the key that makes its effect repeatable.
 
     Text forms, copies and pickles never hold the token, nor the key to which it may be bound.
+
+    Attributes:
+        token: the compact JWT. Send it to `audience`; never return or log it.
+        claims: the claims, read-only.
+        audience: the one resource that may accept the token.
+        expires_at: epoch seconds.
+        idempotency_key: stable over retry, replay, fork and thread copy of this call.
+        scheme: `Bearer` (RFC 6750), or `DPoP` (RFC 9449) if the token is bound to a key.
     """
 
-    __slots__ = ("_credential", "_idempotency_key", "_key")
+    __slots__ = ("_key", "audience", "claims", "expires_at", "idempotency_key", "scheme", "token")
 
     def __init__(self, credential: Credential, idempotency_key: str, key: ProofKey | None = None) -> None:
-        self._credential = credential
-        self._idempotency_key = idempotency_key
-        self._key = key
-
-    @property
-    def token(self) -> str:
-        """The compact JWT. Send it to `audience`; never return or log it."""
-        return self._credential.token
-
-    @property
-    def claims(self) -> Mapping[str, Any]:
-        """The claims, read-only."""
-        return self._credential.claims
-
-    @property
-    def audience(self) -> str:
-        """The one resource that may accept the token."""
-        return self._credential.audience
-
-    @property
-    def expires_at(self) -> int:
-        """Epoch seconds."""
-        return self._credential.expires_at
-
-    @property
-    def idempotency_key(self) -> str:
-        """Stable over retry, replay, fork and thread copy of this call."""
-        return self._idempotency_key
-
-    @property
-    def scheme(self) -> str:
-        """Return `Bearer` (RFC 6750), or `DPoP` (RFC 9449) if the token is bound to a key."""
-        return "Bearer" if self._key is None else "DPoP"
+        self.token, self.claims = credential.token, credential.claims
+        self.audience, self.expires_at = credential.audience, credential.expires_at
+        self.idempotency_key, self._key = idempotency_key, key
+        self.scheme = "Bearer" if key is None else "DPoP"
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
         """Return the headers for one request: `Authorization`, and for a bound token a new `DPoP` proof.

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import reduce
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, Self, final
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, final
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -204,8 +204,6 @@ class Credential(Sealed):
     """
 
     __slots__ = ("claims", "token")
-    token: str
-    claims: Mapping[str, Any]
     subject = _Text(SUBJECT)
     tenant = _Text(TENANT)
     audience = _Text(AUDIENCE)
@@ -216,14 +214,7 @@ class Credential(Sealed):
     def __init__(self, token: str, claims: Mapping[str, Any], *, _seal: object = None) -> None:
         if _seal is not _SEAL:
             raise TypeError("a Credential is made by `Verifier.verify` only")
-        object.__setattr__(self, "token", token)
-        object.__setattr__(self, "claims", frozen(claims))
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("a Credential does not change")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        self.__setattr__(name, None)
+        self.token, self.claims = token, frozen(claims)
 
     @property
     def actor(self) -> str:

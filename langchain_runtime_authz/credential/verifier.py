@@ -55,19 +55,15 @@ class _SetSource:
         self._jwks = jwks
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        if (found := self._named(kid)) is None:
-            raise CredentialError(Code.KEYS_UNAVAILABLE)
+        try:
+            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
+            found = [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
+        except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
+            raise CredentialError(Code.KEYS_UNAVAILABLE) from None
         return found[0] if len(found) == 1 else None
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
         return self.get(kid)
-
-    def _named(self, kid: str) -> list[Mapping[str, Any]] | None:
-        try:
-            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
-            return [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
-        except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
-            return None
 
 
 def key_source(jwks: KeySet | Callable[[], KeySet] | KeySource) -> KeySource:

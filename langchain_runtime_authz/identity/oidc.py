@@ -163,7 +163,7 @@ class OidcVerifier:
             self._why = "`jwks_uri` of its discovery document is not an https URL"
             return None
         # The same place keeps its copy, so that a new document does not cause a new fetch of the keys.
-        return before if before is not None and repr(before) == repr(keys) else keys
+        return before if before is not None and before.url == keys.url else keys
 
     def _genuine(self, jws: Jws, jwk: _Key, now: float | None) -> Mapping[str, Any]:
         """Return the claims of a token that the provider signed and that is valid now."""
@@ -231,9 +231,6 @@ class OidcVerifier:
         if claims.get(PAYLOAD_TYPE, "ID") != "ID":
             return f"expected an ID token, found the payload's `typ` {shown(claims[PAYLOAD_TYPE])}"
         return None
-
-    def __repr__(self) -> str:
-        return f"<OidcVerifier {self.issuer}>"
 
 
 def _known(found: T | None, why: str | None = None) -> T:

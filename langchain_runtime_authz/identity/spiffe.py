@@ -317,9 +317,6 @@ class SvidVerifier:
     async def averify(self, token: str, *, now: float | None = None) -> Subject:
         return self.verify(token, now=now)
 
-    def __repr__(self) -> str:
-        return f"<SvidVerifier {', '.join(sorted(self._domains))}>"
-
 
 def trust_domain_of(spiffe_id: object) -> str | None:
     """Return the trust domain of a workload's SPIFFE id; `None` if it is not one."""

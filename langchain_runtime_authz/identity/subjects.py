@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
+from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._validate import checked_names
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_scope
@@ -190,30 +191,21 @@ class _Presented:
 
     def __init__(self, verify: tuple[Any, Any], shown: ContextVar[_Shown | None], authorization: str | None) -> None:
         self._verify, self._shown, self._authorization = verify, shown, authorization
-        self._previous: _Shown | None = None
 
-    def __enter__(self) -> Subject | Credential:
-        token = self._token()
-        return self._set(self._verify[0](token), token)
+    def _enter(self) -> Flow[Subject | Credential]:
+        scheme, _, token = (self._authorization or "").partition(" ")
+        self._authorization, token = None, token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise AuthzError(Code.IDENTITY_INVALID, "the request has no bearer token")
+        subject: Subject | Credential = yield Perform(*self._verify, token)
+        self._previous = self._shown.get()
+        self._shown.set(_Shown(subject, token))
+        return subject
 
-    async def __aenter__(self) -> Subject | Credential:
-        token = self._token()
-        return self._set(await self._verify[1](token), token)
+    __enter__, __aenter__ = both(_enter)
 
     def __exit__(self, *exc: object) -> None:
         self._shown.set(self._previous)
 
     async def __aexit__(self, *exc: object) -> None:
         self._shown.set(self._previous)
-
-    def _set(self, subject: Subject | Credential, token: str) -> Subject | Credential:
-        self._previous = self._shown.get()
-        self._shown.set(_Shown(subject, token))
-        return subject
-
-    def _token(self) -> str:
-        scheme, _, token = (self._authorization or "").partition(" ")
-        self._authorization = None
-        if scheme.lower() != "bearer" or not token.strip():
-            raise AuthzError(Code.IDENTITY_INVALID, "the request has no bearer token")
-        return token.strip()

@@ -150,6 +150,3 @@ class WorkloadIdentity:
 
     def _unproven(self) -> NoReturn:
         raise AuthzError(Code.WORKLOAD_UNPROVEN, self._why)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._id or 'unproven'}>"

@@ -68,10 +68,8 @@ T_co = TypeVar("T_co", covariant=True)
 class BearerServer(Generic[T_co]):
     """Base of the servers: reads the token of a request and answers what it refuses."""
 
-    def __init__(self, *, realm: str, metadata: ResourceMetadata | None) -> None:
-        if not realm.isascii() or not realm.isprintable() or '"' in realm or "\\" in realm:
-            raise ConfigError("`realm` must be plain text")
-        self._realm, self._metadata = realm, metadata
+    def __init__(self, metadata: ResourceMetadata | None) -> None:
+        self._metadata = metadata
         self._proofs: ProofVerifier | None = None
         self._require_proof = False
 
@@ -90,7 +88,7 @@ class BearerServer(Generic[T_co]):
         status, error = _ANSWERS.get(code, (401, "invalid_token"))
         if status in _WAIT:
             return Refusal(status, (*headers, ("Retry-After", "1")), code)
-        said = f'realm="{self._realm}"'
+        said = 'realm="api"'
         if error is not None:
             said += f', error="{error}", error_description="{code}"'
         if error == "insufficient_scope" and (demanded := self._demanded()):
@@ -144,8 +142,6 @@ class ResourceServer(BearerServer[Credential]):
         status: knows whether a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
         proofs: verifies DPoP proofs. Without it, tokens that are bound to a key are refused.
         require_proof: refuse tokens that are not bound to a key.
-        tools: accept only tokens minted for calls of these tools.
-        realm: of the challenge.
         metadata: of this service (RFC 9728); each challenge names it.
         public_url: URL of this process's `/` as clients know it, if a proxy takes a prefix off the path:
             `https://bank.example/api`. Proofs are compared with it and the path as it arrives. It is never read
@@ -162,8 +158,6 @@ class ResourceServer(BearerServer[Credential]):
         status: Status,
         proofs: ProofVerifier | None = None,
         require_proof: bool = False,
-        tools: Iterable[str] | None = None,
-        realm: str = "api",
         public_url: str | None = None,
         metadata: ResourceMetadata | None = None,
     ) -> None:
@@ -172,12 +166,12 @@ class ResourceServer(BearerServer[Credential]):
             raise ConfigError(msg)
         if require_proof and proofs is None:
             raise ConfigError("`require_proof` needs `proofs`")
-        super().__init__(realm=realm, metadata=metadata)
+        super().__init__(metadata)
         self.audience = audience
         self._prefix = _prefix(public_url, proofs)
         self._verifier, self._tenant, self._status = verifier, tenant, status
         self._proofs, self._require_proof = proofs, require_proof
-        self._tools = None if tools is None else frozenset(tools)
+        self._tools: frozenset[str] | None = None
 
     def for_tools(self, *tools: str) -> ResourceServer:
         """Return the same server for tokens of these tools only: `Depends(server.for_tools("pay"))`."""
@@ -273,7 +267,6 @@ class ProviderServer(BearerServer[Caller]):
         status: the provider's introspection endpoint, asked for each request: it knows of a logout at once. Without it,
             a token is accepted until it expires.
         metadata: of this service (RFC 9728).
-        realm: of the challenge.
     """
 
     def __init__(
@@ -283,13 +276,12 @@ class ProviderServer(BearerServer[Caller]):
         scopes: Iterable[str] = (),
         status: Introspection | None = None,
         metadata: ResourceMetadata | None = None,
-        realm: str = "api",
     ) -> None:
         if not isinstance(verifier, OidcVerifier):
             raise ConfigError("`verifier` is an `OidcVerifier`")
         if verifier.client_id is not None:
             raise ConfigError("a service takes no ID tokens: its verifier has an `audience` and no `client_id`")
-        super().__init__(realm=realm, metadata=metadata)
+        super().__init__(metadata)
         self._verifier, self._status, self._scopes = verifier, status, checked_scopes(scopes)
 
     def for_scopes(self, *scopes: str) -> ProviderServer:

@@ -53,8 +53,6 @@ class Introspection(Secret):
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
-    window: Final = 0
-
     def __init__(self, url: str, *, client_id: str, client_secret: str, **connection: Unpack[Connection]) -> None:
         if not client_id or not client_secret:
             raise ConfigError("introspection needs `client_id` and `client_secret`")

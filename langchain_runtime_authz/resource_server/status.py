@@ -9,10 +9,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from langchain_runtime_authz.credential.token import MAX_TTL, Credential
-from langchain_runtime_authz.credential.verifier import LEEWAY
+from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.ledger.base import Ledger, Query
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
@@ -21,10 +20,6 @@ from langchain_runtime_authz.pep.kill_switch import KillSwitch
 @runtime_checkable
 class Status(Protocol):
     """Knows whether a token is live."""
-
-    @property
-    def window(self) -> int:
-        """Seconds for which a token may be accepted after its end."""
 
     async def status(self, credential: Credential) -> str:
         """Return `live`, or any other word. If this raises, the token is refused."""
@@ -37,8 +32,6 @@ class LedgerStatus:
         ledger: the one in which the calls are claimed.
         kill_switch: while it is engaged, no token is live.
     """
-
-    window: Final = 0
 
     def __init__(self, ledger: Ledger, kill_switch: KillSwitch | None = None) -> None:
         self._ledger, self._kill_switch = ledger, kill_switch
@@ -53,8 +46,6 @@ class LedgerStatus:
 
 class Offline:
     """Asks nobody. A token is accepted until it expires, even if its call ends before."""
-
-    window: Final = MAX_TTL + LEEWAY
 
     async def status(self, credential: Credential) -> str:
         return "live"

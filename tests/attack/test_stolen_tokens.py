@@ -27,7 +27,7 @@ PROFILES = {
 }
 
 
-def service(authz: RuntimeAuthz, audience: str = BANK, tenant: str = "default", **options: Any) -> Any:
+def service(authz: RuntimeAuthz, audience: str = BANK, tenant: str = "default", for_tools: Any = (), **options: Any) -> Any:
     """A service that asks the ledger."""
 
     async def served(request: Request) -> JSONResponse:
@@ -37,6 +37,7 @@ def service(authz: RuntimeAuthz, audience: str = BANK, tenant: str = "default", 
         verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks), audience=audience, tenant=tenant,
         status=LedgerStatus(authz.ledger), proofs=ProofVerifier(origin=audience), **options,
     )
+    server = server.for_tools(*for_tools) if for_tools else server
     return ProtectedApp(Starlette(routes=[Route("/pay", served, methods=["POST"])]), server)
 
 
@@ -138,7 +139,7 @@ def test_unenforced_a_static_token_is_good_at_any_moment(moment: str) -> None:
 
 @pytest.mark.parametrize(
     ("where", "url", "options"),
-    [("audience", MAIL, {}), ("tenant", BANK, {"tenant": "umbrella"}), ("proofs", BANK, {"require_proof": True}), ("tool", BANK, {"tools": ("wipe",)})],
+    [("audience", MAIL, {}), ("tenant", BANK, {"tenant": "umbrella"}), ("proofs", BANK, {"require_proof": True}), ("tool", BANK, {"for_tools": ("wipe",)})],
 )  # fmt: skip
 def test_a_token_is_good_at_its_place_alone(where: str, url: str, options: dict[str, Any]) -> None:
     """Another service, another tenant's, one that wants proofs, another tool's resource: refused."""

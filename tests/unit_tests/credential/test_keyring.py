@@ -225,7 +225,7 @@ def test_a_child_forked_under_a_change_keeps_no_lock(directory: Path) -> None:
 
 def test_a_rotation_elsewhere_is_seen(directory: Path) -> None:
     """The other process signs with the new key; the file of the old one is gone, its public part is not."""
-    here, there = (opened(directory, cache_age=0, clock=lambda: time.time() + 9) for _ in range(2))
+    here, there = (opened(directory, cache_age=0) for _ in range(2))
     here._lag = there._lag = 0
     old = here.active.kid
     there.rotate()
