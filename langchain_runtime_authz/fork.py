@@ -6,17 +6,13 @@ written. So the forking thread takes all locks first, and both processes release
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this platform: one process only
-    fcntl = None  # type: ignore[assignment]
 
 PROCESS = [os.urandom(8).hex()]
 """Holds a name for this process, another one in each fork."""
@@ -43,13 +39,11 @@ def file_lock(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        if fcntl is not None:
-            # Closing is not enough: a child forked meanwhile holds the same lock open.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        # Closing is not enough: a child forked meanwhile holds the same lock open.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -71,5 +65,4 @@ def _child() -> None:
     _after()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_child)
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_child)

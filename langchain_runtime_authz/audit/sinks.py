@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -20,11 +21,6 @@ from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.seal import sealer
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 from langchain_runtime_authz.telemetry.logs import logger
-
-try:
-    import fcntl
-except ImportError:  # Windows: one process per file
-    fcntl = None  # type: ignore[assignment]
 
 _log = logger(__name__)
 
@@ -88,7 +84,7 @@ class FileSink:
     """Appends records to a hash chain in a file (`audit.chain`).
 
     Several threads and processes may write one file, each through its own sink or one inherited by fork. Every
-    write holds an exclusive lock and begins at the file's end. On systems without `fcntl`, use one process only.
+    write holds an exclusive lock and begins at the file's end.
 
     If a writer dies, its fragment stays in the file and is named by a `torn` record. With `max_bytes` or `max_age`, a full
     file becomes a closed segment (`audit.chain`), for all its writers. If something else moves the file away, a new one
@@ -138,9 +134,8 @@ class FileSink:
         self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away
         self._anchors: dict[str, object] = {}  # by tenant, from their last records
-        if hasattr(os, "register_at_fork"):
-            forked = weakref.WeakMethod(self._forked)
-            os.register_at_fork(after_in_child=lambda: (method := forked()) is not None and method())
+        forked = weakref.WeakMethod(self._forked)
+        os.register_at_fork(after_in_child=lambda: (method := forked()) is not None and method())
         self._write(None)
 
     @property
@@ -166,7 +161,7 @@ class FileSink:
     def check(self) -> None:
         """Look whether a record could be written, without writing one. Raises `AuditError`."""
         self._write(None)
-        if hasattr(os, "statvfs") and not os.statvfs(self.path).f_bavail:
+        if not os.statvfs(self.path).f_bavail:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: the disk is full")
 
     def close(self) -> None:
@@ -186,7 +181,7 @@ class FileSink:
                         self._continue()
                         if record is None:
                             return
-                        if not (self._full() and self._rotate()):
+                        if not self._rotate():
                             self._append(record)
                             return
         except PermissionError:
@@ -201,8 +196,7 @@ class FileSink:
             if self._named():
                 return
             self._close()
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(self.path, flags, 0o600)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         opened = os.fstat(self._fd)
         if not stat.S_ISREG(opened.st_mode):
             self._close()
@@ -211,7 +205,7 @@ class FileSink:
         if self._file is not None and file != self._file:
             self._left, self._at = self.head, (0, 0, chain.GENESIS)
         self._file = file
-        if self.durable and opened.st_size == 0 and fcntl is not None:
+        if self.durable and opened.st_size == 0:
             _sync(self.path.parent)
         self._born = float(chain.first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
 
@@ -221,25 +215,22 @@ class FileSink:
         except FileNotFoundError:
             return False
 
-    def _full(self) -> bool:
+    def _rotate(self) -> bool:
+        """Close a full file as a segment, and put one that continues it in its place. The path names a file all the time."""
         size, seq, _ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
-        return seq > 1 and (large or old)  # not if there is nothing but `continued`
-
-    def _rotate(self) -> bool:
-        """Close the file as a segment, and put one that continues it in its place. The path names a file all the time."""
+        if seq <= 1 or not (large or old):  # not if there is nothing but `continued`
+            return False
         try:
             closed = [int(part.suffix[1:]) for part in chain.log_files(self.path)[:-1]]
             number = 1 + max(closed, default=int(chain.first_record(self.path).get("segment", 0)))
-            new, segment = (
-                self.path.with_name(f"{self.path.name}.{end}") for end in ("new", f"{number:0{chain.DIGITS}}")
-            )
-            first = {"v": 1, "kind": chain.CONTINUED, "ts": time.time(), "after": self.head, "segment": number}
-            with new.open("wb") as file:
+            new = self.path.with_name(f"{self.path.name}.new")
+            segment = self.path.with_name(f"{self.path.name}.{number:0{chain.DIGITS}}")
+            first = _mark(chain.CONTINUED, after=self.head, segment=number)
+            with new.open("wb", buffering=0) as file:
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
                 file.write(chain.make_line(first, 0, chain.GENESIS) + b"\n")
-                file.flush()
                 os.fsync(file.fileno())
             with suppress(FileExistsError):  # of a writer that died here: it names this file
                 os.link(self.path, segment)
@@ -279,14 +270,14 @@ class FileSink:
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
         self._at = (os.fstat(self._fd).st_size, seq, fragments[-1] if fragments else after)
         if fragments:
-            self._append({"v": 1, "kind": chain.TORN, "ts": time.time(), "fragments": fragments, "after": after})
+            self._append(_mark(chain.TORN, fragments=fragments, after=after))
 
     def _continue(self) -> None:
         """Begin a new file with the head of the one that was moved away."""
         if self._left is not None and self._at[0] == 0:
-            self._append({"v": 1, "kind": chain.CONTINUED, "ts": time.time(), "after": self._left})
+            self._append(_mark(chain.CONTINUED, after=self._left))
             for anchor in list(self._anchors.values()):
-                self._append({"v": 1, "kind": ANCHOR, "ts": time.time(), ANCHOR: anchor})
+                self._append(_mark(ANCHOR, ledger=anchor))
         self._left = None
 
     def _append(self, record: Mapping[str, Any]) -> None:
@@ -320,8 +311,9 @@ class FileSink:
     def _repr_html_(self) -> str:
         return told(self)
 
-    def __repr__(self) -> str:
-        return f"<FileSink {self.path.name} durable={self.durable}>"
+
+def _mark(kind: str, **about: Any) -> dict[str, Any]:
+    return {"v": 1, "kind": kind, "ts": time.time(), **about}
 
 
 def drop_segments(log: str | Path, before: float) -> list[str]:
@@ -337,11 +329,10 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
         if float(whole[-1]["ts"]) >= before:
             break
         report = chain.verify_chain(part)
-        about = {"segment": part.name, "records": report.records, "head": report.head}
-        sink.write({"v": 1, "kind": chain.DROPPED, "ts": time.time(), **about})
+        sink.write(_mark(chain.DROPPED, segment=part.name, records=report.records, head=report.head))
         held = {str(a.get("tenant")): a for r in whole if isinstance(a := r.get(ANCHOR), dict)}
         for anchor in [a for tenant, a in held.items() if sink.anchor(tenant) == a]:
-            sink.write({"v": 1, "kind": ANCHOR, "ts": time.time(), ANCHOR: anchor})
+            sink.write(_mark(ANCHOR, ledger=anchor))
         part.unlink(missing_ok=True)
         dropped.append(part.name)
     sink.close()
@@ -350,11 +341,9 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
 
 def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
     """Return the newest record of a decision, from a sink in memory or the file of one."""
-    found = None
-    for record in records(sink, decision_id):
-        if record and record.get("kind") == "decision" and record.get("decision_id") == decision_id:
-            found = record
-    return found
+    known = (r for r in records(sink, decision_id) if r and r.get("kind") == "decision")
+    found = deque((r for r in known if r.get("decision_id") == decision_id), maxlen=1)
+    return found[0] if found else None
 
 
 def told(sink: AuditSink, run_id: str | None = None) -> str:
@@ -396,9 +385,9 @@ def _inode(found: os.stat_result) -> tuple[int, int]:
 
 @contextmanager
 def _exclusive(fd: int) -> Iterator[None]:
-    """Hold a file's lock among processes; without `fcntl` there is none."""
+    """Hold a file's lock among processes."""
     until = time.monotonic() + LOCK_TIMEOUT
-    while fcntl is not None:
+    while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
@@ -409,8 +398,7 @@ def _exclusive(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if fcntl is not None:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def last_lines(fd: int, size: int) -> list[bytes]:

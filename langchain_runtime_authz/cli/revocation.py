@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -10,7 +9,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant
-from langchain_runtime_authz.errors import ConfigError, LedgerError
+from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
 kill = App(
@@ -46,7 +45,7 @@ def revoke(store: Store, place: Place) -> Answer:
       runtime-authz revoke ledger.db thread-1 --graph payments
       runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
     """
-    return _commit("revoked", store, place)
+    return _changed("revoked", store, place)
 
 
 def reinstate(store: Store, place: Place) -> Answer:
@@ -58,35 +57,25 @@ def reinstate(store: Store, place: Place) -> Answer:
     Examples:
       runtime-authz reinstate ledger.db thread-1 --graph payments
     """
-    return _commit("reinstated", store, place)
+    return _changed("reinstated", store, place)
 
 
-def _commit(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
-    """Commit the change to a thread that the ledger knows: a mistyped name must not look like a stop."""
-    from langchain_runtime_authz.audit.record import run_record
-    from langchain_runtime_authz.audit.sinks import FileSink
-    from langchain_runtime_authz.ledger.base import Conflict, Query, Scope
-    from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
-    from langchain_runtime_authz.pep.engine import anchored
+def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
+    """Change a thread that the ledger knows: a mistyped name must not look like a stop."""
+    from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.issuer import LocalIssuer
+    from langchain_runtime_authz.ledger.base import Query, Scope
 
     scope = Scope(place.tenant, place.issuer, place.graph, place.thread)
     path = tuple(place.agent.split("/")) if place.agent else ()
-    change = Revoke(path) if event == "revoked" else Reinstate(path)
     with store.opened() as ledger:
         if not ledger.load(scope, Query()).exists:
-            known = (
-                f"thread {scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
-            )
-            raise ConfigError(f"the ledger knows no {known}")
-        # Open the file first: if it cannot be written, nothing is done.
-        with closing(FileSink(place.audit)) if place.audit is not None else nullcontext() as sink:
-            done = ledger.commit(scope, None, [change])
-            if isinstance(done, Conflict):
-                raise LedgerError(done.code)
-            if sink is not None:
-                detail = {"author": place.by, "reason": place.reason}
-                record = run_record(now=done.now, event=event, scope=scope, agent=path, detail=detail)
-                sink.write(anchored(record, ledger, scope.tenant))
+            known = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
+            raise ConfigError(f"the ledger knows no thread {known}")
+        issuer = LocalIssuer(issuer=place.issuer)
+        authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=place.audit)
+        change = authz.revoke if event == "revoked" else authz.reinstate
+        change(place.thread, graph=place.graph, agent=path, by=place.by, reason=place.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}
     return Answer(told, f"{event:<11} {scope.thread} {place.agent}".rstrip())
 

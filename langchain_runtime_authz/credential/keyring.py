@@ -8,7 +8,6 @@ old knows every key that signs. A compromised key leaves the set at once and nev
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -366,7 +365,7 @@ def _signer(path: Path, key: _Key, password: bytes | None) -> SigningKey:
         pem, mode = file.read_bytes(), file.stat().st_mode
     except OSError:
         pem, mode = b"", 0
-    if os.name == "posix" and mode & 0o077:
+    if mode & 0o077:
         raise ConfigError(f"{path.name}/{file.name} may be read by others; `chmod 600` it, and rotate")
     signer = SigningKey.from_pem(pem, password)
     if signer.kid != key.kid:

@@ -27,7 +27,6 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import file_lock
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, Keys, files_below, read_bundle, real_root, trusted
-from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.shipped_data import check_data
@@ -117,8 +116,6 @@ class _Live:
 
     def concluded(self, body: bytes, answer: object) -> object:
         """Return the answer under this revision's name, or a deny if the facts are another revision's."""
-        if isinstance(answer, dict):  # Cedar's
-            answer = parse_answer(answer)
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -364,8 +361,8 @@ def engine_of(
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
     """Hold a policy against its bundle's cases, and against a request that says nothing. Raises `policy_invalid`."""
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
-        decision = parse_answer(pdp.document(b"{}") if isinstance(pdp, WasmPDP) else pdp.evaluate(b"{}"))
-        if decision is not None and decision.permit:
+        decision = pdp.evaluate(b"{}")
+        if isinstance(decision, Decision) and decision.permit:
             raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
     for case in bundle.cases:
         try:
@@ -375,6 +372,6 @@ def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
         except (PDPError, RuntimeError) as exc:
             wrong = f"it could not be decided ({type(exc).__name__})"
         else:
-            wrong = case.unlike(answer if isinstance(answer, Decision) else parse_answer(answer))
+            wrong = case.unlike(answer if isinstance(answer, Decision) else None)
         if wrong:
             raise ConfigError(f"case `{case.name}`: {wrong}", Code.POLICY_INVALID)

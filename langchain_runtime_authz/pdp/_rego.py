@@ -396,5 +396,4 @@ def _ended() -> None:
 
 
 atexit.register(_ended)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_forked)

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import checked_callable, checked_seconds, wrong
-from langchain_runtime_authz.authzen import REASON_CODE, Obligation, strict_json
+from langchain_runtime_authz.authzen import REASON_CODE, Decision, Obligation, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp.answer import parse_obligation
+from langchain_runtime_authz.pdp.answer import parse_answer, parse_obligation
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class CedarPDP(InProcess):
     def close(self) -> None:
         """Do nothing: it holds only memory."""
 
-    def _answer(self, result: cedarpy.AuthzResult) -> dict[str, Any] | PDPError:
+    def _answer(self, result: cedarpy.AuthzResult) -> Decision | PDPError | None:
         verdict = result.decision.value
         if result.diagnostics.errors or verdict not in ("Allow", "Deny"):
             # The number only: the texts may quote the request.
@@ -150,19 +150,12 @@ class CedarPDP(InProcess):
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
             said = denying
             obligations = {name: o for name, o in obligations.items() if o["type"] != ASKS}
-        return {
-            "decision": verdict == "Allow",
-            "context": {
-                "reasons": [
-                    {"code": code}
-                    for code in sorted({s.reason for s in said}, key=lambda c: (c != Code.PLAN_CHANGED, c))
-                ]
-                if verdict == "Deny"
-                else [],
-                "obligations": [obligations[name] for name in sorted(obligations)],
-                "policy": {"revision": self.revision},
-            },
+        codes = sorted({s.reason for s in said}, key=lambda c: (c != Code.PLAN_CHANGED, c)) if verdict == "Deny" else []
+        context = {
+            "reasons": [{"code": code} for code in codes],
+            "obligations": [obligations[name] for name in sorted(obligations)],
         }
+        return parse_answer({"decision": verdict == "Allow", "context": context}, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
