@@ -102,7 +102,6 @@ class FileSink:
 
     Raises:
         AuditError: the file cannot be opened, or is not a chain.
-        ConfigError: an argument is wrong.
     """
 
     waits: Final = True

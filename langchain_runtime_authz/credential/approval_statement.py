@@ -16,8 +16,8 @@ from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
-from langchain_runtime_authz.credential.token import APPROVAL_TYP
-from langchain_runtime_authz.credential.verifier import LEEWAY, KeySet, KeySource, key_source
+from langchain_runtime_authz.credential.token import APPROVAL_TYP, LEEWAY
+from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 MAX_LIFE: Final = 300  # seconds for which a statement may be presented
@@ -88,9 +88,6 @@ class Approvers:
         people: `type:id` → the public keys of that user: a JWK set (RFC 7517 §5) or a `KeySource`. A key
             signs for its user only.
         services: `iss` → keys of a service that authenticates approvers and signs for them.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(

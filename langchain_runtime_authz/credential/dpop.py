@@ -17,13 +17,13 @@ from jwt.utils import base64url_encode
 from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.jws import is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
+from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 TYP: Final = "dpop+jwt"  # §4.2
 HEADER: Final = ("typ", "alg", "jwk")
 _CODE: Final = Code.PROOF_INVALID
 MAX_AGE: Final = 30  # seconds for which a proof is accepted; then its `jti` may be forgotten
-LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_NAME: Final = 512  # characters of `jti` and `nonce`
 
 

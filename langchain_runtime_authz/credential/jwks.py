@@ -104,9 +104,6 @@ class JwksClient:
         min_refresh: minimum seconds between two fetches.
         monotonic: seconds, for tests.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
-
-    Raises:
-        ConfigError: an argument is wrong. Nothing is fetched yet.
     """
 
     def __init__(

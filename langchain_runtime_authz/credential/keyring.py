@@ -90,9 +90,6 @@ class KeyRing(Secret):
         cache_age: seconds for which verifiers may keep a copy of the key set. A key is published for as
             long before it signs.
         clock: epoch seconds.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     _lag = 0.0  # seconds until every process that publishes the ring has seen a change

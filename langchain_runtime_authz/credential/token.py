@@ -67,6 +67,7 @@ OPEN_ARGUMENTS: Final = "open_arguments"  # names of all others that the call ma
 
 MAX_DELEGATORS: Final = 32  # agents in an `act` chain, besides the acting one
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
+LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_TOKEN: Final = 16 * 1024  # characters
 REDACTED: Final = "[credential]"
 

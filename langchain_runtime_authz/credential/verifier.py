@@ -18,10 +18,9 @@ from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
-from langchain_runtime_authz.credential.token import MAX_TTL, TYP, Credential, seal
+from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_KEYS: Final = 64  # parsed keys in the cache
 _NAMES: Final = (
     names.ISSUER,
@@ -55,15 +54,19 @@ class _SetSource:
         self._jwks = jwks
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        try:
-            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
-            found = [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
-        except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
-            raise CredentialError(Code.KEYS_UNAVAILABLE) from None
+        if (found := self._named(kid)) is None:
+            raise CredentialError(Code.KEYS_UNAVAILABLE)
         return found[0] if len(found) == 1 else None
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
         return self.get(kid)
+
+    def _named(self, kid: str) -> list[Mapping[str, Any]] | None:
+        try:
+            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
+            return [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
+        except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
+            return None
 
 
 def key_source(jwks: KeySet | Callable[[], KeySet] | KeySource) -> KeySource:
@@ -81,9 +84,6 @@ class Verifier:
             every verification, so that a withdrawn key is refused at once: let it cache.
         algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
         status: returns the status of a token from its claims: `live`, or any other word.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(

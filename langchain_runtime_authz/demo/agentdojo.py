@@ -143,22 +143,21 @@ def render(report: Report, console: Console) -> None:
     rows = [c.to_dict() for c in report.conditions]
     for row in rows:
         table.add_column(row["name"], justify="right")
-    for label, cell in _ROWS:
-        table.add_row(label, *(cell(row) for row in rows))
+    for label, cell in _ROWS.items():
+        table.add_row(label, *(cell.format_map(row) for row in rows))
     console.print(table)
 
 
-_Row = Mapping[str, Any]
-_ROWS: Final[tuple[tuple[str, Callable[[_Row], str]], ...]] = (
-    ("benign utility", lambda r: f"{r['benign_utility']:.1%}"),
-    ("utility under attack", lambda r: f"{r['utility_under_attack']:.1%}"),
-    ("attack success rate", lambda r: f"{r['attack_success_rate']:.1%}"),
-    ("harm: an attacker's side effect ran", lambda r: f"{r['harm']:.1%}"),
-    ("false denials of side effects", lambda r: f"{r['false_denials']} of {r['side_effects']}"),
-    ("asks per benign task", lambda r: f"{r['asks_per_task']:.2f}"),
-    ("asks per attacked task", lambda r: f"{r['asks_per_attacked_task']:.2f}"),
-    ("seconds", lambda r: f"{r['seconds']:.1f}"),
-)
+_ROWS: Final = {
+    "benign utility": "{benign_utility:.1%}",
+    "utility under attack": "{utility_under_attack:.1%}",
+    "attack success rate": "{attack_success_rate:.1%}",
+    "harm: an attacker's side effect ran": "{harm:.1%}",
+    "false denials of side effects": "{false_denials} of {side_effects}",
+    "asks per benign task": "{asks_per_task:.2f}",
+    "asks per attacked task": "{asks_per_attacked_task:.2f}",
+    "seconds": "{seconds:.1f}",
+}
 
 
 def load_suite(name: str) -> Any:

@@ -48,9 +48,6 @@ ASSERTION_LIFE: Final = 60  # seconds
 MARGIN: Final = 5  # seconds before its end in which a token is not used again
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
-_ACTOR: Final = {"actor_token", "actor_token_type"}
-_TARGET: Final = frozenset({"resource", "audience", "scope"})
-_OPTIONS: Final = _TARGET | _ACTOR | {"subject_token_type", "requested_token_type"}
 
 
 class ExchangedToken(Sealed):
@@ -108,33 +105,44 @@ class TokenExchange(Secret):
         named = {} if client_id is None else {"client_id": client_id}
         self._client = {"client_assertion_type": client_assertion_type, **named}
 
-    def _exchange(self, subject_token: str, **options: Any) -> Steps[ExchangedToken]:
-        """Exchange a token (§2.1).
+    def _exchange(
+        self,
+        subject_token: str,
+        *,
+        subject_token_type: str = JWT,
+        actor_token: str | None = None,
+        requested_token_type: str = ACCESS_TOKEN,
+        resource: str | None = None,
+        audience: str | None = None,
+        scope: str | None = None,
+    ) -> Steps[ExchangedToken]:
+        """Exchange a token (§2.1) of the party on whose behalf the request is made.
 
-        Args:
-            subject_token: token of the party on whose behalf the request is made.
-            options: `subject_token_type` (default JWT), `actor_token` and `actor_token_type` (who
-                acts), `resource` (URL of the service) or `audience` (its name), `scope`,
-                `requested_token_type` (default access token).
+        `actor_token` is a JWT of the party that acts; `resource` is the URL of the service, or `audience` its name.
 
         Raises:
             CredentialError: `exchange_refused`, with the endpoint's error code (§2.2.2);
                 `exchange_failed`: no answer, or not the requested one. Never quotes a token.
         """
-        return self._asked(_form(subject_token, options))
+        own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
+        actor = {"actor_token": actor_token, "actor_token_type": JWT} if actor_token is not None else {}
+        target = {"resource": resource, "audience": audience, "scope": scope}
+        return self._asked({"grant_type": GRANT, "subject_token": subject_token, **own, **actor, **target})
 
     exchange, aexchange = both(_exchange)
 
-    def _grant(self, assertion: str, **options: Any) -> Steps[ExchangedToken]:
+    def _grant(self, assertion: str, *, resource: str | None = None, scope: str | None = None) -> Steps[ExchangedToken]:
         """Trade an assertion of another issuer for an access token (RFC 7523 §2.1): an ID-JAG, for example.
 
-        `options` are `resource`, `audience` and `scope`. Raises like `exchange`.
+        Raises like `exchange`.
         """
-        return self._asked({"grant_type": ASSERTION_GRANT, "assertion": assertion, **_given(options, _TARGET)})
+        asked = {"grant_type": ASSERTION_GRANT, "assertion": assertion, "resource": resource, "scope": scope}
+        return self._asked(asked)
 
     grant, agrant = both(_grant)
 
-    def _asked(self, form: dict[str, str]) -> Steps[ExchangedToken]:
+    def _asked(self, asked: Mapping[str, str | None]) -> Steps[ExchangedToken]:
+        form = {name: value for name, value in asked.items() if value is not None}
         own: dict[str, str] = {}
         if self._assertion is not None:  # it may ask another process
             made = yield Perform(self._assertion, partial(asyncio.to_thread, self._assertion))
@@ -259,7 +267,7 @@ class ExchangeAuth(TicketAuth):
         options = self._options
         if self._actor_token is not None:
             actor = yield Perform(self._actor_token, partial(asyncio.to_thread, self._actor_token))
-            options = {**options, "actor_token": actor, "actor_token_type": JWT}
+            options = {**options, "actor_token": actor}
         if self._subject_token is not None:
             subject = self._subject_token()
         else:
@@ -284,21 +292,6 @@ class ExchangeAuth(TicketAuth):
         if found != lease:
             _, kept = run.parts["exchanged"] = (lease, {})
         return kept  # type: ignore[no-any-return]
-
-
-def _given(options: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    given = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - known:
-        raise ConfigError(f"unknown parameters of an exchange: {', '.join(sorted(unknown))}")
-    return given
-
-
-def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
-    given = _given(options, _OPTIONS)
-    if len(_ACTOR & given.keys()) == 1:
-        raise ConfigError("`actor_token` and `actor_token_type` belong together")
-    own = {"grant_type": GRANT, "subject_token": subject_token}
-    return {**own, "subject_token_type": JWT, "requested_token_type": ACCESS_TOKEN, **given}
 
 
 def _claims(token: str) -> Mapping[str, Any] | None:

@@ -30,6 +30,7 @@ from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.providers import (
     AUTHORIZED_PARTY,
@@ -43,7 +44,6 @@ from langchain_runtime_authz.identity.providers import (
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
-LEEWAY: Final = 5  # seconds
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
@@ -89,9 +89,6 @@ class OidcVerifier:
         max_age: seconds for which a discovery document is kept.
         monotonic: seconds, for tests.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
-
-    Raises:
-        ConfigError: an argument is wrong. Nothing is fetched yet.
     """
 
     def __init__(
@@ -123,11 +120,9 @@ class OidcVerifier:
         )
 
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
-        """Return the subject of a token.
+        """Return the subject of a token. Never quotes it.
 
-        Raises:
-            AuthzError: `identity_invalid` if the token proves no subject; `identity_unavailable` if the provider
-                cannot be asked. Never quotes the token.
+        Raises `identity_invalid` if it proves no subject, or `identity_unavailable` if the provider cannot be asked.
         """
         return (yield from self._caller(token, now=now)).subject
 
@@ -202,23 +197,17 @@ class OidcVerifier:
         return LoggedOut(subject, session, token_id, float(claims[claim.EXPIRES_AT]))
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
-        """Check an access token, or an ID token if it is not one. Neither ever passes for the other."""
+        """Check an access token (RFC 9068 §4), or an ID token if it is not one. Neither ever passes for the other."""
         wrong = self._provider.mismatch(header, claims)
-        if wrong is None:
-            wrong = self._other_audience(claims)
-        elif self.client_id is not None and header_type(header) in OF_ID and not OF_ACCESS & claims.keys():
+        if wrong is None and self._audience is None:
+            wrong = "expected an ID token, found an access token; set `audience` to accept those"
+        elif wrong is None and self._audience not in audiences_of(claims):
+            wrong = f"expected an access token with `aud` {self._audience}, found {shown(claims.get(claim.AUDIENCE))}"
+        elif wrong and self.client_id is not None and header_type(header) in OF_ID and not OF_ACCESS & claims.keys():
             other = self._other_client(claims, self.client_id)
             wrong = None if other is None else f"{other}; {wrong}"
         if wrong is not None:
             raise refused(wrong)
-
-    def _other_audience(self, claims: Mapping[str, Any]) -> str | None:
-        """Return why an access token is not for this service (RFC 9068 §4)."""
-        if self._audience is None:
-            return "expected an ID token, found an access token; set `audience` to accept those"
-        if self._audience not in audiences_of(claims):
-            return f"expected an access token with `aud` {self._audience}, found {shown(claims.get(claim.AUDIENCE))}"
-        return None
 
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:

@@ -20,6 +20,7 @@ from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import Keys, usable_keys
 from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refused
 from langchain_runtime_authz.identity.providers import header_type, shown
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # it loads gRPC
     from spiffe import WorkloadApiClient, X509Svid
     from spiffe.workloadapi.x509_context import X509Context
 
-LEEWAY: Final = 5  # seconds
 TYPES: Final = ("", "jwt", "jose")  # JWT-SVID §2.3
 MAX_PAUSE: Final = 5.0  # seconds between two trials
 # SPIFFE-ID §2: no query, fragment, port, dot segments or empty segments
@@ -50,9 +50,6 @@ class SpiffeIdentity(WorkloadIdentity):
         socket: of the Workload API, like `unix:///run/spire/agent.sock`; by default SPIFFE_ENDPOINT_SOCKET.
         wait: seconds for which the constructor waits for the first SVID.
         timeout: seconds for fetching a JWT-SVID.
-
-    Raises:
-        ConfigError: an argument is wrong, or the extra `spiffe` is not installed.
     """
 
     def __init__(
@@ -289,11 +286,9 @@ class SvidVerifier:
         self._audience, self._keys, self._algorithms = audience, keys, checked_algorithms(algorithms)
 
     def verify(self, token: str, *, now: float | None = None) -> Subject:
-        """Return the workload of a token.
+        """Return the workload of a token. Never quotes it.
 
-        Raises:
-            AuthzError: `identity_invalid` if the token proves no workload; `identity_unavailable` if the bundle of its
-                trust domain is not at hand. Never quotes the token.
+        Raises `identity_invalid` if it proves no workload, or `identity_unavailable` without its trust domain's bundle.
         """
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         if header_type(jws.header) not in TYPES:

@@ -46,15 +46,10 @@ class AuthzenPDP(RemotePDP):
         evaluation: path of the evaluation endpoint, below `url`.
         evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none. Then, and if two
             calls are of one resource, they are asked side by side: some PDPs answer both as the first one.
-        obligations_supported: obligation types told to the PDP in each request (obligations profile).
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
-    Raises:
-        ConfigError: any of it is wrong. The PDP is not asked before the first decision.
-
     Attributes:
-        name: `authzen`.
         revision: that the last answer named; empty where it named none.
     """
 
@@ -66,7 +61,6 @@ class AuthzenPDP(RemotePDP):
         *,
         evaluation: str = "/access/v1/evaluation",
         evaluations: str | None = "/access/v1/evaluations",
-        obligations_supported: Sequence[str] = (),
         deadline: float = DEFAULT_DEADLINE,
         **connection: Unpack[PDPConnection],
     ) -> None:
@@ -74,21 +68,10 @@ class AuthzenPDP(RemotePDP):
         _private(self._link, url)
         self._url = self._link.below("evaluation", evaluation)
         self._batch_url = self._link.below("evaluations", evaluations) if evaluations is not None else None
-        types = obligations_supported
-        if not isinstance(types, list | tuple) or not all(isinstance(o, str) for o in types):
-            raise wrong("obligations_supported", "a list of obligation types", obligations_supported)
-        self._supported = tuple(obligations_supported)
 
     @classmethod
-    def discover(
-        cls,
-        url: str,
-        *,
-        obligations_supported: Sequence[str] = (),
-        deadline: float = DEFAULT_DEADLINE,
-        **connection: Unpack[PDPConnection],
-    ) -> Self:
-        """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking, and tells it the obligations it can issue.
+    def discover(cls, url: str, *, deadline: float = DEFAULT_DEADLINE, **connection: Unpack[PDPConnection]) -> Self:
+        """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
 
         Raises:
             ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
@@ -107,27 +90,18 @@ class AuthzenPDP(RemotePDP):
             link.close()
         if not isinstance(metadata, dict) or metadata.get("policy_decision_point") != url:
             raise ConfigError(f"the metadata is not that of {url!r}")
-        issues = metadata.get("obligations_supported")
-        return cls(
-            origin,
-            evaluation=_below(origin, metadata.get("access_evaluation_endpoint")),
-            evaluations=_below(origin, metadata["access_evaluations_endpoint"])
-            if "access_evaluations_endpoint" in metadata
-            else None,
-            obligations_supported=[o for o in obligations_supported if isinstance(issues, list) and o in issues],
-            deadline=deadline,
-            **connection,
-        )
+        evaluation, evaluations = (metadata.get(f"access_{name}_endpoint") for name in ("evaluation", "evaluations"))
+        batch = _below(origin, evaluations) if "access_evaluations_endpoint" in metadata else None
+        return cls(origin, evaluation=_below(origin, evaluation), evaluations=batch, deadline=deadline, **connection)
 
     async def _ask(self, body: bytes) -> Decision:
-        document, sent_id = await self._post(self._url, self._told(body), 1)
+        document, sent_id = await self._post(self._url, body, 1)
         return self._heard(_decision(document, sent_id))
 
     async def _ask_all(self, bodies: Sequence[bytes]) -> Sequence[object]:
         if self._batch_url is None or _alike(bodies):
             return await super()._ask_all(bodies)
-        items = b",".join(self._told(body) for body in bodies)
-        together = b'{"options":{"evaluations_semantic":"execute_all"},"evaluations":[' + items + b"]}"
+        together = b'{"options":{"evaluations_semantic":"execute_all"},"evaluations":[' + b",".join(bodies) + b"]}"
         document, sent_id = await self._post(self._batch_url, together, len(bodies))
         answers = document.get("evaluations") if isinstance(document, dict) else None
         if not isinstance(answers, list) or len(answers) != len(bodies):
@@ -145,14 +119,6 @@ class AuthzenPDP(RemotePDP):
         if decision.failure is None:
             self.revision = decision.policy_revision
         return decision
-
-    def _told(self, body: bytes) -> bytes:
-        """Return the request with what this PEP can be obliged to."""
-        if not self._supported:
-            return body
-        request = json.loads(body)
-        request.setdefault("context", {})["obligations_supported"] = self._supported
-        return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _alike(bodies: Sequence[bytes]) -> bool:

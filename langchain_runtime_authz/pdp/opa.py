@@ -40,11 +40,7 @@ class OpaPDP(RemotePDP):
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
-    Raises:
-        ConfigError: any of it is wrong. The server is not asked before the first decision.
-
     Attributes:
-        name: `opa`.
         revision: of the bundles that made the last answer: `name@revision`, sorted, with commas. Empty if
             one has no revision in its manifest. Data pushed besides bundles (`PUT /v1/data`) has none, so
             a run's cached permits (`node/enter`, `model/call`) outlast it.

@@ -8,8 +8,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
+from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code
-from langchain_runtime_authz.identity.oidc import LEEWAY, LoggedOut, OidcVerifier
+from langchain_runtime_authz.identity.oidc import LoggedOut, OidcVerifier
 from langchain_runtime_authz.resource_server.introspection import FormEndpoint, form_field
 
 if TYPE_CHECKING:

@@ -332,18 +332,14 @@ def test_an_obligation_of_the_profile_is_carried_out_or_denies(
 
 
 def test_discovery_over_tls(wasm: WasmPDP, tmp_path: Path) -> None:
-    """The endpoints and the obligation types are the metadata's."""
+    """The endpoints are the metadata's."""
     authority = Authority(tmp_path)
     with AuthzenServer(
         lambda request: wasm.document(json.dumps(request).encode()),  # type: ignore[return-value,arg-type]
         certificate=authority.issue("127.0.0.1"),
-        obligations_supported=["notification", "step-up"],
     ) as server:
-        pdp = AuthzenPDP.discover(
-            server.url, obligations_supported=["redact", "notification"], ca_file=authority.file, timeout=5,
-        )
+        pdp = AuthzenPDP.discover(server.url, ca_file=authority.file, timeout=5)
         assert decisions(pdp)[0].permit
-        assert server.asked[0][2]["context"]["obligations_supported"] == ["notification"]
         assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
         pdp.close()
         del server.metadata["access_evaluations_endpoint"]

@@ -262,43 +262,32 @@ def explain(
       runtime-authz policy explain audit.jsonl 3f9c2a
       runtime-authz policy explain request.json --policy my-policy
     """
+    from langchain_runtime_authz.cli.policy import replay as again
     from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import (
-        asked,
-        changes,
-        decide,
-        explained,
-        find,
-        listed,
-        read_request,
-        recorded_in,
-        said,
-        zoned,
-    )
 
     opened = open_policy(policy, opa)
     recorded = None
     if source.suffix == ".json" and decision_id is None:
-        request = read_request(source)
+        request = again.read_request(source)
     else:
-        decisions, _ = recorded_in(source, key)
+        decisions, _ = again.recorded_in(source, key)
         if decision_id is None:
-            return listed(decisions)
-        recorded = find(decisions, decision_id, source)
+            return again.listed(decisions)
+        recorded = again.find(decisions, decision_id, source)
         request = recorded.request
-    request = zoned(opened, request)
+    request = again.zoned(opened, request)
     with closing(opened.pdp()) as pdp:
-        (decision,) = decide(pdp, [request])
-        otherwise = changes(pdp, request, decision)
-    document, because = explained(opened, decision, request)
-    text = [f"{request.action.name} {asked(request)} by {request.subject.type} {request.subject.id}"]
+        (decision,) = again.decide(pdp, [request])
+        otherwise = again.changes(pdp, request, decision)
+    document, because = again.explained(opened, decision, request)
+    text = [f"{request.action.name} {again.asked(request)} by {request.subject.type} {request.subject.id}"]
     text.append(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
     was: dict[str, Any] | None = None
     if recorded is not None:
         outcome, reasons, _ = recorded.answered
         was = {"outcome": outcome, "reasons": reasons, "policy_revision": recorded.revision}
         if (outcome, reasons) != (decision.outcome, decision.reasons):
-            said_then = f"recorded  {said(recorded.answered)} under {recorded.revision}"
+            said_then = f"recorded  {again.said(recorded.answered)} under {recorded.revision}"
             text.append(f"{said_then}; this policy decides differently")
     text += [*because, *(f"{outcome} if {'; and '.join(words)}" for words, outcome in otherwise)]
     text += [] if otherwise else ["no change of up to three facts changes the outcome"]

@@ -255,14 +255,14 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
         raise invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
-    sample = {
-        n: (_SHIPPED / "cedar" / f"runtime_authz{n}").read_text(encoding="utf-8") for n in (".cedar", ".cedarschema")
-    }
-    texts = {**({"runtime_authz.cedar": sample[".cedar"]} if shipped else {}), **own}
+    sample, schema = (
+        (_SHIPPED / "cedar" / f"runtime_authz.{n}").read_text(encoding="utf-8") for n in ("cedar", "cedarschema")
+    )
+    texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
     table = strict_json((_SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
     entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
-    files = ("\n".join(texts.values()), sample[".cedarschema"], json.dumps(table, sort_keys=True), entities)
+    files = ("\n".join(texts.values()), schema, json.dumps(table, sort_keys=True), entities)
     return Policy(rego=texts, cedar=dict(zip(CEDAR, files, strict=True)))
 
 
@@ -333,10 +333,7 @@ def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = Fals
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json_object(path.read_bytes(), path.name)
-    except OSError as exc:
-        raise invalid(f"`{path.name}` cannot be read: {unreadable(exc)}") from exc
+    return json_object(read_rego(path).encode(), path.name)
 
 
 def _yaml(path: Path, member: str | None = None) -> Any:

@@ -252,8 +252,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (
         AuthzenPDP,
         {"url": "http://localhost"},
-        {"url", "evaluation", "evaluations", "obligations_supported", "timeout", "ca_file", "client_cert", "token_file",
-         "proxy", "pool_size"},
+        {"url", "evaluation", "evaluations", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"},
     ),
     (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "deadline"}),
     (CedarPDP, {}, {"entities", "to_cedar", "deadline"}),
