@@ -16,7 +16,7 @@ from tests.tier import part
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
 NAMES = [name for name in shapes.NAMES if name not in shapes.NEEDS_DEEPAGENTS]
-REVIEWED = part([*product([INIT, LEARNED, MANDATE], NAMES)], 2)  # the integration tier's table has each app in each configuration
+REVIEWED = part([*product([INIT, LEARNED, MANDATE], NAMES)], 3)  # the integration tier's table has each app in each configuration
 
 
 @pytest.mark.parametrize("name", NAMES)
