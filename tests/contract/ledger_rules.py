@@ -48,7 +48,6 @@ from langchain_runtime_authz.ledger.changes import (
     RecordStep,
     RecordValues,
     Redeliver,
-    Reinstate,
     RenewLease,
     Revoke,
     SetMark,
@@ -165,33 +164,6 @@ class LedgerRules(LedgerHarness):
             self.refuse(Code.STALE_EPOCH, AdvanceEpoch(expected))
         self.refuse(Code.STALE_EPOCH, AdvanceEpoch(2), AdvanceEpoch(2))
         assert self.load().epoch == 2
-
-    def test_no_change_lowers_the_epoch(self) -> None:
-        """Every commit after a correction stands under the new epoch."""
-        self.do(AdvanceEpoch(1, (_said("x"),)))
-        lease = self.lease()
-        thread = (OpenThread("user:alice"), TakePending(), RecordPlan(_plan("m1", epoch=1)))
-        agents = (EndLease(lease.jti, "ended"), Revoke(()), Reinstate(()))
-        for change in (*thread, *agents, ReleaseCall("k"), ConcludeCall("k", None)):
-            assert self.do(change).epoch == 2
-        assert self.load().epoch == 2
-
-    def test_a_correction_kills_every_live_lease(self) -> None:
-        """Of every agent. Questions and approvals about the old task are void."""
-        root = self.lease()
-        child = self.lease(("root", "child"), parent=root)
-        for key in ("asked", "approved", "rejected", "spent"):
-            self.do(_ask(key))
-        self.do(_answer("approved"))
-        self.do(_answer("rejected", "rejected"))
-        self.do(_answer("spent"))
-        self.do(SpendApproval("spent", DIGEST))
-        self.do(AdvanceEpoch(1, (_said("no"),)))
-        assert self.states(root, child) == ["ended", "ended"]
-        assert self.load(asks=True).asks == ()
-        for key in ("asked", "approved", "rejected", "spent"):
-            self.refuse(Code.APPROVAL_VOID, SpendApproval(key, DIGEST))
-            self.refuse(Code.APPROVAL_VOID, _answer(key))
 
     def test_what_happened_survives_a_correction(self) -> None:
         """Calls, plans, budgets, edges, revocations and the history stay."""
@@ -325,83 +297,8 @@ class LedgerRules(LedgerHarness):
         self.refuse(Code.LEASE_ENDED, TakeLease(child))
         assert self.states(child) == ["gone"]
 
-    def test_a_renewal_moves_forward_only(self) -> None:
-        """Also of a lease that was silent beyond its expiry; a dead or unknown one stays as it is."""
-        lease = self.lease()
-        self.clock.tick(2 * TTL)
-        self.do(RenewLease(lease.jti, lease.expires_at + 100), guard=_guard(lease))
-        self.do(RenewLease(lease.jti, lease.expires_at + 50))
-        found = self.load(jti=lease.jti).lease
-        assert found == replace(lease, expires_at=lease.expires_at + 100)
-        self.do(EndLease(lease.jti, "ended"))
-        self.refuse(Code.LEASE_ENDED, RenewLease(lease.jti, lease.expires_at + 200))
-        self.refuse(Code.LEASE_ENDED, RenewLease("nobody", lease.expires_at))
-
-    def test_the_end_of_a_lease_ends_those_below(self) -> None:
-        """To any depth, and no other. Ending twice, or an unknown lease, is not an error."""
-        root, other = self.lease(), self.lease()
-        child = self.lease(("root", "child"), parent=root)
-        grandchild = self.lease(("root", "child", "grandchild"), parent=child)
-        sibling = self.lease(("root", "sibling"), parent=root)
-        self.do(EndLease(child.jti, "suspended"))
-        assert self.states(root, child, grandchild, sibling) == ["live", "suspended", "suspended", "live"]
-        self.do(EndLease(root.jti, "ended"))
-        self.do(EndLease(root.jti, "revoked"))
-        self.do(EndLease("nobody", "ended"))
-        assert self.states(root, child, grandchild, sibling) == ["ended", "suspended", "suspended", "ended"]
-        assert self.states(other) == ["live"]
-
-    def test_calls_of_an_ended_lease_are_unknown(self) -> None:
-        """Nobody will conclude them: they are no longer claimed, and never run again unasked."""
-        root, other = self.lease(), self.lease()
-        child = self.lease(("root", "child"), parent=root)
-        for key, lease in (("mine", root), ("child", child), ("done", root), ("theirs", other)):
-            self.do(_claim(key, lease))
-        self.do(ConcludeCall("done", "done", '"paid"'))
-        self.do(EndLease(root.jti, "ended"))
-        states = {k: r.state for k, r in self.load(calls=("mine", "child", "done", "theirs")).calls.items()}
-        assert states == {"mine": "unknown", "child": "unknown", "done": "done", "theirs": "claimed"}
-        self.refuse(Code.OUTCOME_UNKNOWN, _claim("mine", other))
-
     # --- revocation -------------------------------------------------------------------------------
 
-    def test_revoked_holds_until_reinstated(self) -> None:
-        """For the agent and all below it, over new leases, ends and corrections, and for no other agent."""
-        root = self.lease()
-        bad: tuple[str, ...] = ("root", "bad")
-        below = (*bad, "below")
-        leases = [self.lease(bad, parent=root), self.lease(below, parent=root)]
-        twin = self.lease(("root", "badly"), parent=root)
-        self.do(Revoke(bad))
-        assert self.states(*leases, twin, root) == ["revoked", "revoked", "live", "live"]
-        for agent in (bad, below):
-            self.refuse(Code.REVOKED, TakeLease(replace(root, jti=unique(), agent=agent)))
-        self.do(EndLease(root.jti, "ended"), AdvanceEpoch(1), OpenThread("user:alice"))
-        for agent in (bad, below):
-            assert self.load(agent=agent).revoked
-        for agent in (ROOT, twin.agent, ()):
-            assert not self.load(agent=agent).revoked
-        self.refuse(Code.REVOKED, TakeLease(replace(root, jti=unique(), agent=below, epoch=2)))
-        self.do(Reinstate(bad))
-        assert not self.load(agent=below).revoked
-        self.lease(below)
-        assert self.states(leases[0]) == ["revoked"]
-
-    def test_reinstating_lifts_what_is_at_or_below(self) -> None:
-        """Not a revocation above. `()` is every agent, also on a thread that was never written to."""
-        self.do(Revoke(()))
-        assert self.load(agent=ROOT).revoked
-        self.refuse(Code.REVOKED, TakeLease(Lease(unique(), "run", ROOT, 1, 0, 60)))
-        self.do(Reinstate(()))
-        self.lease()
-        self.do(Revoke(("root", "a")), Revoke(("root", "a", "b")), Revoke(("root", "c")))
-        self.do(Reinstate(("root", "a", "b")))
-        assert self.load(agent=("root", "a", "b")).revoked
-        self.do(Reinstate(("root", "a")))
-        assert not self.load(agent=("root", "a", "b")).revoked
-        assert self.load(agent=("root", "c")).revoked
-        self.do(Reinstate(()))
-        assert not self.load(agent=("root", "c")).revoked
 
     # --- guards -----------------------------------------------------------------------------------
 
@@ -414,27 +311,6 @@ class LedgerRules(LedgerHarness):
         for seconds in (0.0, 1.5, 3600.0):
             self.clock.tick(seconds)
             assert self.load().now == self.do(RecordStep()).now == self.clock()
-
-    def test_a_guard_says_why_it_refuses(self) -> None:
-        """`lease_ended`, `revoked` or `stale_epoch`, and nothing is applied."""
-        self.refuse(Code.LEASE_ENDED, RecordStep(), guard=Guard("nobody", 1))
-        root = self.lease()
-        ended, suspended = self.lease(("root", "a")), self.lease(("root", "b"))
-        revoked, below = self.lease(("root", "c")), self.lease(("root", "d", "e"))
-        self.do(EndLease(ended.jti, "ended"), EndLease(suspended.jti, "suspended"), EndLease(revoked.jti, "revoked"))
-        self.do(Revoke(("root", "d")))
-        self.refuse(Code.LEASE_ENDED, RecordStep(), guard=Guard("nobody", 1))
-        for lease in (ended, suspended):
-            self.refuse(Code.LEASE_ENDED, RecordStep(), guard=_guard(lease))
-        for lease in (revoked, below):
-            self.refuse(Code.REVOKED, RecordStep(), guard=_guard(lease))
-        for epoch in (0, 2):
-            self.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, epoch))
-        # The correction ended the lease too; that the task changed tells more.
-        self.do(AdvanceEpoch(1))
-        self.refuse(Code.STALE_EPOCH, RecordStep(), guard=_guard(root))
-        self.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, 2))
-        assert self.load().history == History(rotations=1)
 
     def test_a_commit_is_all_or_nothing(self) -> None:
         """If any change is refused, in any place, none of the others is applied."""
@@ -530,16 +406,6 @@ class LedgerRules(LedgerHarness):
         assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
         self.refuse(Code.CALL_IN_PROGRESS, claim)
 
-    def test_a_repeatable_call_may_always_be_claimed(self) -> None:
-        """In any earlier state."""
-        lease, other = self.lease(), self.lease()
-        self.do(ClaimCall("k", lease.jti, repeatable=True))
-        self.do(ClaimCall("k", other.jti, repeatable=True))
-        for state in ("done", "failed", "unknown", "suspended"):
-            self.do(ConcludeCall("k", state))
-            self.do(ClaimCall("k", other.jti, repeatable=True))
-        assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
-
     def test_a_call_is_concluded_with_its_result(self) -> None:
         """`None` keeps nothing of it; what happened is recorded without a claim too."""
         lease = self.lease()
@@ -567,22 +433,6 @@ class LedgerRules(LedgerHarness):
         self.do(_claim("edited", lease), SpendApproval("asked", DIGEST))
         self.do(ReleaseCall("edited", approval="asked"))
         self.do(SpendApproval("asked", DIGEST))
-
-    def test_only_what_is_held_is_released(self) -> None:
-        """Not twice, and never a call that ran: its claim, approval and budget stay spent."""
-        lease = self.lease()
-        self.do(SpendBudget("pay", 3), SpendBudget("pay", 3))
-        for key in ("released", "done"):
-            self.approved(key)
-        self.do(_claim("released", lease), SpendBudget("pay", 3))
-        for _ in range(3):
-            self.do(ReleaseCall("released", (("pay", 1),)))
-        self.do(_claim("done", lease), SpendApproval("done", DIGEST), SpendBudget("pay", 3))
-        self.do(ConcludeCall("done", "done", "1"))
-        self.do(ReleaseCall("done", (("pay", 1),)))
-        assert self.row("done") == CallRow("done", "done", lease.jti, "1", at=self.clock())
-        self.refuse(Code.APPROVAL_VOID, SpendApproval("done", DIGEST))
-        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 3))
 
     def test_a_release_gives_back_what_was_spent(self) -> None:
         """Of each counter by its own amount, and never below nothing."""
@@ -895,27 +745,6 @@ class LedgerRules(LedgerHarness):
 
     # --- the status of a jti --------------------------------------------------------------------------
 
-    def test_the_status_of_a_lease_through_its_life(self) -> None:
-        """unknown, live, ended as its time runs out, live when renewed, and ended, revoked or stale."""
-        assert self.status("nobody") == self.status("") == "unknown"
-        lease, other, third = self.lease(), self.lease(("root", "a")), self.lease(("root", "b"))
-        assert self.status(lease.jti) == "live"
-        self.clock.tick(TTL - 1)
-        assert self.status(lease.jti) == "live"
-        self.clock.tick(1)
-        assert self.status(lease.jti) == "ended"
-        self.do(RenewLease(lease.jti, lease.expires_at + TTL), RenewLease(third.jti, lease.expires_at + TTL))
-        assert self.status(lease.jti) == "live"
-        self.do(EndLease(lease.jti, "suspended"))
-        assert self.status(lease.jti) == "ended"
-        self.do(Revoke(("root", "a")))
-        assert self.status(other.jti) == "revoked"
-        assert self.status(third.jti) == "live"
-        self.do(AdvanceEpoch(1))
-        assert self.status(third.jti) == "stale"
-        self.do(Reinstate(()))
-        assert (self.status(other.jti), self.status(third.jti)) == ("revoked", "stale")
-
     def test_the_status_of_a_token_through_its_life(self) -> None:
         """It lives while its call is claimed, its lease is live and the task unchanged."""
         lease = self.lease()
@@ -929,21 +758,6 @@ class LedgerRules(LedgerHarness):
             self.do(ConcludeCall(key, key))  # type: ignore[arg-type]
         self.do(ReleaseCall("released"), ConcludeCall("read", None))
         assert {self.status(token) for token in tokens.values()} == {"ended"}
-
-    def test_a_token_dies_with_its_lease(self) -> None:
-        """As its time runs out, as it ends, as its agent is revoked and as the task changes."""
-        leases = [self.lease(("root", name)) for name in "abcd"]
-        tokens = [unique("token") for _ in leases]
-        for lease, token in zip(leases, tokens, strict=True):
-            self.do(_claim(token, lease, tokens=(token,)))
-        self.clock.tick(TTL)
-        assert {self.status(t) for t in tokens} == {"ended"}
-        self.do(*(RenewLease(lease.jti, lease.expires_at + TTL) for lease in leases))
-        assert {self.status(t) for t in tokens} == {"live"}
-        self.do(EndLease(leases[0].jti, "ended"), Revoke(("root", "b")))
-        assert [self.status(t) for t in tokens] == ["ended", "revoked", "live", "live"]
-        self.do(AdvanceEpoch(1))
-        assert [self.status(t) for t in tokens[2:]] == ["stale", "stale"]
 
     def test_a_call_claimed_again_has_another_token(self) -> None:
         """The first one stays dead, and a refused claim's never lived."""

@@ -22,7 +22,6 @@ from tests.attack._approvals import (
     EVE,
     FOUR,
     FRAMEWORKS,
-    ONE_TASK,
     REJECT,
     THREAD,
     TWO,
@@ -97,47 +96,6 @@ def test_three_asked_payments_of_five_calls(kind: str, play: Any, tmp_path: Any,
     assert "__interrupt__" not in states[1]
     assert states[1]["messages"][-1].content == "done"
     assert sorted(ran) == sorted([ANN, EDITED, TWO, FOUR])
-
-
-@kinds
-@ways
-def test_nothing_is_paid_before_the_answer(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
-    """Where all calls are one task nothing runs at all; else what was permitted does."""
-    ran, _ = play(kind, str(tmp_path / "checkpoints.db"), ledger, human(), None)
-    assert sorted(ran) == ([] if kind in ONE_TASK else sorted([TWO, FOUR]))
-
-
-@kinds
-@ways
-def test_plain_answers_over_a_restart(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
-    """Approve and reject alone: no new epoch, the same outcome."""
-    ran, _ = play(kind, str(tmp_path / "checkpoints.db"), ledger, human(), resume(APPROVE, APPROVE, REJECT))
-    assert sorted(ran) == sorted([ANN, BOB, TWO, FOUR])
-
-
-@kinds
-@ways
-def test_a_humans_word_in_the_tools_place_over_a_restart(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
-    """`respond` and a rejection with a reason beside an approval."""
-    answer = resume({"type": "respond", "message": "done by hand"}, {"type": "reject", "message": "no"}, APPROVE)
-    ran, states = play(kind, str(tmp_path / "checkpoints.db"), ledger, human(), answer)
-    assert sorted(ran) == sorted([EVE, TWO, FOUR])
-    assert states[1]["messages"][-1].content == "done"
-
-
-@kinds
-def test_a_correction_between_question_and_answer(kind: str, tmp_path: Any, ledger: Any) -> None:
-    """Another process corrects the thread: the answer to the old question pays nobody."""
-    path = str(tmp_path / "checkpoints.db")
-    ran, _ = _play(kind, path, ledger, human())
-    with ExitStack() as stack:
-        saver = stack.enter_context(SqliteSaver.from_conn_string(path))
-        s = Scene(kind, lambda: saver, ledger=ledger())
-        s.authz.correct("t", "STOP", graph=s.graph)
-        s.ran = ran
-        s.start()
-        s.say(resume(APPROVE, edit("bob", 2), APPROVE))
-    assert [r for r in ran if r[0] != "write"] == []
 
 
 @kinds

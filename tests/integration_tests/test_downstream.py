@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +11,6 @@ import pytest
 from langchain_core.tools import tool
 from langchain_mcp_adapters.client import MultiServerMCPClient
 from langgraph.checkpoint.memory import InMemorySaver
-from rich.console import Console
-from rich.table import Table
 from starlette.responses import Response
 
 from langchain_runtime_authz import ToolProfile, current_call
@@ -24,7 +19,7 @@ from langchain_runtime_authz.downstream.exchange import ExchangeAuth, TokenExcha
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import CredentialError
 
-from ..attack._graphs import agent_graph, answer_to, call, hand_written, human, replying
+from ..attack._graphs import answer_to, call, hand_written, human, replying
 from .downstream_services import (
     SECRET,
     World,
@@ -32,7 +27,6 @@ from .downstream_services import (
     legacy_app,
     resource_server,
     serving,
-    starlette_app,
     token_endpoint,
 )
 from .downstream_table import COLUMNS, ONLINE, Scene
@@ -74,44 +68,6 @@ def test_a_service_refuses_the_same_token_one_step_later(status: str, dpop: bool
 def stack() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as held:
         yield held
-
-
-@pytest.mark.parametrize("make", [bank_app, starlette_app], ids=["dependency", "middleware"])
-@pytest.mark.parametrize("road", ["sync", "async"])
-def test_a_server_nonce_is_asked_for_once(stack: contextlib.ExitStack, make: Any, road: str) -> None:
-    """Without a nonce the first request of a client is refused and repeated; then the client knows it."""
-    port = free_port()
-    bank = f"http://127.0.0.1:{port}"
-    world = World(stack, {"pay": ToolProfile(effect="pay", sink="external", audience=(bank,))}, (bank,))
-    stack.enter_context(serving(make(world.server(bank, status="introspection", nonces=True, require_proof=True)), port))
-    auth = CallAuth(dpop=True)
-    answers: list[httpx.Response] = []
-
-    @tool
-    def pay() -> str:
-        """Pay twice."""
-        with httpx.Client(base_url=bank, auth=auth) as client:
-            answers.extend(client.post("/payments") for _ in range(2))
-        return "paid"
-
-    @tool("pay")
-    async def apay() -> str:
-        """Pay twice."""
-        async with httpx.AsyncClient(base_url=bank, auth=auth) as client:
-            answers.extend([await client.post("/payments") for _ in range(2)])
-        return "paid"
-
-    graph = world.authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay if road == "sync" else apay]))
-    import asyncio
-
-    with world.authz.run(subject="alice", task="Pay"):
-        if road == "sync":
-            graph.invoke(human())
-        else:
-            asyncio.run(graph.ainvoke(human()))
-    assert [a.status_code for a in answers] == [200, 200]
-    assert all(a.headers.get("DPoP-Nonce") for a in answers)
-    assert world.codes.seen == ["proof_nonce"]
 
 
 @pytest.mark.parametrize("path", ["/transfers", "/only-transfer"], ids=["enforced", "unenforced"])
@@ -278,81 +234,5 @@ def test_a_legacy_service_gets_the_bearer_token_it_expects(stack: contextlib.Exi
     assert [r["leaked"] for r in world.authz.audit.records if r["kind"] == "completion"] == [True]
 
 
-AGENTS = ("payer", "mailer", "reader", "booker", "caller")
-
-
-def test_a_stolen_token_opens_nothing_of_the_others(stack: contextlib.ExitStack, tmp_path: Path) -> None:
-    """Five agents, one HTTP client, one cache directory: with any one's token the other four are closed."""
-    ports = {name: free_port() for name in AGENTS}
-    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    profiles = {f"use_{n}": ToolProfile(effect="pay", sink="external", idempotent=True, audience=(urls[n],)) for n in AGENTS}
-    world = World(stack, profiles, tuple(urls.values()))
-    for name in AGENTS:
-        server = world.server(urls[name], status="introspection", require_proof=True)
-        stack.enter_context(serving(bank_app(server), ports[name]))
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    stack.enter_context(_environment(XDG_CACHE_HOME=str(cache), TMPDIR=str(cache)))
-    client = stack.enter_context(httpx.Client(auth=CallAuth(dpop=True)))
-    raw = stack.enter_context(httpx.Client())
-    matrix: dict[str, dict[str, str]] = {}
-
-    def tool_of(name: str) -> Any:
-        @tool(f"use_{name}")
-        def use() -> str:
-            """Use the service of this agent, then try the stolen token everywhere."""
-            assert client.post(urls[name] + "/payments").status_code == 200
-            stolen = current_call().credential(urls[name], dpop=True)
-            row = matrix.setdefault(name, {})
-            for other in AGENTS:
-                target = urls[other] + "/payments"
-                if other == name:
-                    # A thief has the token, and not the key that this call made for it.
-                    answer = raw.post(target, headers={"Authorization": f"DPoP {stolen.token}"})
-                    row[f"{other} (no key)"] = _shown(answer, world)
-                    continue
-                answer = raw.post(target, headers=stolen.headers("POST", target))
-                row[other] = _shown(answer, world)
-                with pytest.raises(CredentialError) as caught:  # the shared client has nothing to inherit
-                    client.post(target)
-                row[f"{other}'s tool"] = caught.value.code
-            return "done"
-
-        return use
-
-    for name in AGENTS:
-        graph = world.authz.protect(agent_graph(replying([call(f"use_{name}", {}, "c1")]), [tool_of(name)], name=name))
-        with world.authz.run(subject="alice", task="Work"):
-            graph.invoke(human())
-    shown = Table(title="With the token of one agent, at the services and with the tools of the others")
-    for column in ("token of", *AGENTS):
-        shown.add_column(column)
-    for name in AGENTS:
-        cells = [matrix[name].get(f"{o} (no key)") or f"{matrix[name][o]} / {matrix[name][o + chr(39) + 's tool']}" for o in AGENTS]
-        shown.add_row(name, *cells)
-    Console(file=sys.stdout, width=160).print(shown)
-    for name in AGENTS:
-        expected = {f"{name} (no key)": "401 proof_missing"}
-        expected |= {other: "401 audience" for other in AGENTS if other != name}
-        expected |= {f"{other}'s tool": "audience" for other in AGENTS if other != name}
-        assert matrix[name] == expected
-    assert list(cache.rglob("*")) == []  # no token store that another agent could read
-
-
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
     return [leaf for exc in group.exceptions for leaf in (_leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc])]
-
-
-def _shown(answer: httpx.Response, world: World) -> str:
-    return f"{answer.status_code} {world.codes.seen.pop() if world.codes.seen else ''}".strip()
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -15,14 +15,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import InjectedToolCallId, tool
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -384,17 +384,6 @@ async def test_nothing_secret_is_left_async(
     scene.assert_used()
 
 
-class TalkativeError(Exception):
-    """An error whose text is of its own making."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("failed")
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"failed with {self.detail}"
-
-
 @dataclasses.dataclass
 class Receipt:
     """A result that is no JSON."""
@@ -402,130 +391,37 @@ class Receipt:
     sent: str
 
 
-class Reply(BaseModel):
-    """A result that is a model."""
-
-    sent: str
-
-
-def _bubble(error: BaseException) -> Any:
+def _raised(error: BaseException) -> Any:
     raise error
 
 
-def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
-    def raising(error: Callable[[str], BaseException]) -> Callable[[Bank, str], Any]:
-        def leak(bank: Bank, ident: str) -> Any:
-            raise error(current_call().credential(AUDIENCE).token)
-
-        return leak
-
-    def chained(bank: Bank, ident: str) -> Any:
-        try:
-            raise TalkativeError(current_call().credential(AUDIENCE).token)
-        except TalkativeError as exc:
-            msg = "failed"
-            raise ValueError(msg) from exc
-
-    def noted(bank: Bank, ident: str) -> Any:
-        error = ValueError("failed")
-        error.add_note(current_call().credential(AUDIENCE).token)
-        raise error
-
-    def asking_with(bank: Bank, ident: str) -> Any:
-        return interrupt({"is this yours": current_call().credential(AUDIENCE).token})
-
-    token = lambda: current_call().credential(AUDIENCE).token
-    return {
-        "echo": lambda bank, ident: bank.pay("/echo"),
-        "dict": lambda bank, ident: {"deep": [{"token": token()}]},
-        "key": lambda bank, ident: {token(): 1},
-        "bytes": lambda bank, ident: token().encode(),
-        "base64": lambda bank, ident: base64.b64encode(token().encode()).decode(),
-        "blocks": lambda bank, ident: [{"type": "text", "text": token()}],
-        "dataclass": lambda bank, ident: Receipt(token()),
-        "model": lambda bank, ident: Reply(sent=token()),
-        "credential itself": lambda bank, ident: current_call().credential(AUDIENCE),
-        "message": lambda bank, ident: ToolMessage(token(), tool_call_id=ident),
-        "message extras": lambda bank, ident: ToolMessage(
-            "x",
-            tool_call_id=ident,
-            additional_kwargs={"t": token()},
-            response_metadata={"t": token()},
-        ),
-        "artifact": lambda bank, ident: ToolMessage("x", tool_call_id=ident, artifact={"t": token()}),
-        "command": lambda bank, ident: Command(
-            update={"messages": [ToolMessage(token(), tool_call_id=ident), HumanMessage(token())]},
-        ),
-        "error": raising(lambda t: ValueError(f"refused: {t}")),
-        "talkative error": raising(TalkativeError),
-        "error group": raising(lambda t: ExceptionGroup("several", [ValueError(t), TalkativeError(t)])),
-        "error chain": chained,
-        "error note": noted,
-        "interrupt": asking_with,
-        "list of models": lambda bank, ident: [Reply(sent=token())],
-        "parent command": lambda bank, ident: _bubble(
-            ParentCommand(Command(update={"messages": [HumanMessage(token())]}))
-        ),
-    }
+# What a tool can do with its token that the careless tools of tests/attack do not.
+LEAKS: dict[str, Callable[[Bank, str], Any]] = {
+    "echo": lambda bank, token: bank.pay("/echo"),
+    "interrupt": lambda bank, token: interrupt({"is this yours": token}),
+    "parent command": lambda bank, token: _raised(ParentCommand(Command(update={"messages": [HumanMessage(token)]}))),
+    "error group": lambda bank, token: _raised(ExceptionGroup("several", [ValueError(token), OSError(2, token)])),
+    "credential itself": lambda bank, token: current_call().credential(AUDIENCE),
+}
 
 
 @pytest.mark.parametrize("kind", ["hand", "agent"])
-@pytest.mark.parametrize(
-    ("how", "handled"), [(how, handled) for how in _leaks() for handled in (True, False) if handled or "error" in how]
-)
-def test_tool_that_gives_its_token_away(
-    kind: str, how: str, handled: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
-) -> None:
+@pytest.mark.parametrize("how", LEAKS)
+def test_tool_that_gives_its_token_away(kind: str, how: str, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
     """A tool that echoes its token, in a result or an error: the token is taken out before anybody sees it."""
-    leak = _leaks()[how]
 
     @tool
-    def pay(to: str, ident: Annotated[str, InjectedToolCallId]) -> Any:
+    def pay(to: str) -> Any:
         """Pay somebody."""
         if how != "echo":
             bank.pay()
-        return leak(bank, ident)
+        return LEAKS[how](bank, current_call().credential(AUDIENCE).token)
 
-    if handled:
-        pay.handle_tool_error = True
     scene = Scene(bank, tmp_path, spans, caplog)
     saver = InMemorySaver()
-    if kind == "hand":
-        graph = scene.authz.protect(
-            hand_written(
-                replying([call("pay", {"to": "bob"}, "call-pay")]),
-                [pay],
-                checkpointer=saver,
-                handle_tool_errors=handled,
-            ),
-        )
-    else:
-        graph = scene.graph(kind, pay, saver)
-    scene.play(graph, [human()])
+    scene.play(scene.graph(kind, pay, saver), [human()])
     # Its text form is shown where a tool returns the credential itself; it does not hold the token.
     assert [hit for hit in scene.verdict(saver) if not hit.startswith("<CallCredential")] == []
-    scene.assert_used()
-
-
-@pytest.mark.parametrize("how", ["echo", "model", "message extras", "talkative error", "error chain", "interrupt"])
-async def test_async_tool_that_gives_its_token_away(
-    how: str, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
-) -> None:
-    """The same for a tool with a coroutine."""
-    leak = _leaks()[how]
-
-    @tool
-    async def pay(to: str, ident: Annotated[str, InjectedToolCallId]) -> Any:
-        """Pay somebody."""
-        if how != "echo":
-            await asyncio.to_thread(bank.pay)
-            return leak(bank, ident)
-        return await asyncio.to_thread(leak, bank, ident)
-
-    scene = Scene(bank, tmp_path, spans, caplog)
-    saver = InMemorySaver()
-    await scene.aplay(scene.graph("hand", pay, saver), [human()])
-    assert scene.verdict(saver) == []
     scene.assert_used()
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,11 +26,6 @@ def ask(pdp: WasmPDP, request=REQUEST) -> Decision:
     return decision
 
 
-def ticking() -> int:
-    """How many threads watch evaluations: one while any policy is open."""
-    return [t.name for t in threading.enumerate()].count("runtime-authz-wasm")
-
-
 def in_child(work, *arguments: object, method: str = "fork") -> object:
     """What `work` gives in another process, within twenty seconds."""
     context = multiprocessing.get_context(method)
@@ -46,13 +38,6 @@ def in_child(work, *arguments: object, method: str = "fork") -> object:
         child.join(20)
         if child.exitcode is None:
             child.kill()
-
-
-def decides(queue, pdp: WasmPDP) -> None:
-    """Both ways, in threads."""
-    with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(lambda i: ask(pdp, DENIED if i % 2 else REQUEST).outcome, range(40)))
-    queue.put(Counter(outcomes))
 
 
 def stops(queue, pdp: WasmPDP) -> None:
@@ -74,30 +59,6 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
 @needs_fork
-def test_a_fork_decides_on() -> None:
-    """Loaded before, asked in the child, while the parent's threads hold every instance."""
-    pdp = WasmPDP(pool_size=2)
-    stop = threading.Event()
-
-    def busy() -> None:
-        while not stop.is_set():
-            ask(pdp)
-
-    threads = [threading.Thread(target=busy) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(3):
-            assert in_child(decides, pdp) == {"permit": 20, "deny": 20}
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(10)
-    assert ask(pdp).permit
-    pdp.close()
-
-
-@needs_fork
 def test_the_limit_holds_in_a_fork() -> None:
     """A runaway policy is stopped in the child too."""
     pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", timeout=1.0)
@@ -111,11 +72,6 @@ def test_a_fork_can_compile() -> None:
     pdp = WasmPDP()
     assert in_child(compiles) == ("permit", "deny")
     pdp.close()
-
-
-def test_a_spawned_process_makes_its_own() -> None:
-    """Nothing is shared with it."""
-    assert in_child(compiles, method="spawn") == ("permit", "deny")
 
 
 def test_the_calls_of_a_message_are_one_evaluation() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import json
 import pickle
@@ -16,7 +15,7 @@ import pytest
 
 from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.current_call import current_call, current_ticket
+from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
@@ -99,21 +98,6 @@ def test_one_of_many_threads_redeems() -> None:
     assert won == [1]
 
 
-def test_a_credential_is_had_inside_the_tool_only() -> None:
-    """Outside, before the start and after the end there is none."""
-    assert refusal() == "credential_unavailable"
-    with ticket_scope(a_ticket()) as ticket:
-        assert refusal() == "credential_unavailable"
-        ticket.redeem()
-        got = current_call().credential()
-        assert got.token.count(".") == 2
-        assert (got.audience, got.idempotency_key, got.claims["sub"]) == (BANK, "key", "alice")
-        ticket.conclude()
-        assert refusal() == "credential_unavailable"
-    assert current_ticket() is None
-    assert refusal() == "credential_unavailable"
-
-
 def test_an_audience_is_the_profiles() -> None:
     """Only audiences of the profile; left out only where there is exactly one."""
     with ticket_scope(a_ticket(audiences=(BANK, MAIL))) as ticket:
@@ -128,32 +112,6 @@ def test_an_audience_is_the_profiles() -> None:
     with ticket_scope(a_ticket(mint=None)) as ticket:
         ticket.redeem()
         assert refusal() == "credential_unavailable"
-
-
-def test_a_call_mints_once_per_audience() -> None:
-    """Asked again, from any thread, the tool gets the same token."""
-    calls: list[str] = []
-
-    def counted(audience: str, jkt: str | None) -> Credential:
-        calls.append(audience)
-        return minted(audience)
-
-    with ticket_scope(a_ticket(mint=counted)) as ticket:
-        ticket.redeem()
-        tokens: list[str] = []
-        threads = [
-            threading.Thread(
-                target=contextvars.copy_context().run,
-                args=(lambda: tokens.append(current_call().credential().token),),
-            )
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert calls == [BANK]
-        assert set(tokens) == {current_call().credential(BANK).token} == set(ticket.minted_tokens())
 
 
 def test_a_failed_mint_mints_nothing() -> None:
@@ -183,35 +141,6 @@ def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:
         ticket.redeem()
         assert refusal() == "credential_unavailable"
         assert len(ticket.minted_tokens()) == 1
-
-
-@pytest.mark.asyncio
-async def test_a_task_left_behind_gets_nothing() -> None:
-    """A background task that outlives its tool holds a dead ticket."""
-    gate = asyncio.Event()
-
-    async def straggler() -> str:
-        await gate.wait()
-        return refusal()
-
-    with ticket_scope(a_ticket()) as ticket:
-        ticket.redeem()
-        left = asyncio.create_task(straggler())
-        ticket.conclude()
-    gate.set()
-    assert await left == "credential_unavailable"
-
-
-@pytest.mark.asyncio
-async def test_concurrent_tools_have_their_own() -> None:
-    """Interleaved calls never see one another's ticket."""
-
-    async def tool(name: str) -> bool:
-        with ticket_scope(a_ticket(tool=name)) as ticket:
-            await asyncio.sleep(0)
-            return current_ticket() is ticket
-
-    assert all(await asyncio.gather(*(tool(str(i)) for i in range(20))))
 
 
 def test_a_ticket_holds_nothing_a_serialiser_could_print() -> None:
@@ -314,17 +243,6 @@ async def test_a_failed_mint_is_tried_again_by_who_waited(cancelled: bool) -> No
         with pytest.raises(asyncio.CancelledError if cancelled else CredentialError):
             await first
     assert len(tries) == 2
-
-
-async def test_outside_there_is_none_on_either_road() -> None:
-    """Before, after, outside, and where the scope was given to somebody else."""
-    with pytest.raises(CredentialError):
-        await current_call().acredential()
-    with ticket_scope(a_ticket()) as ticket:
-        ticket.redeem()
-        with ticket_scope(None):
-            assert refusal() == "credential_unavailable"
-        assert current_call().credential().audience == BANK
 
 
 def test_what_was_exchanged_is_searched_for_too() -> None:

@@ -60,19 +60,6 @@ ROADS = pytest.mark.parametrize("road", ["sync", "async"])
 
 
 @ROADS
-async def test_each_request_asks_the_call_that_makes_it(road: str) -> None:
-    """One client, two calls: each sends its own token, once minted, for the audience that it asks."""
-    service, auth = Service(), CallAuth()
-    tickets = [a_ticket(BANK), a_ticket(BANK, "https://mail.example/v1")]
-    for ticket, url in ((tickets[0], BANK + "/a"), (tickets[1], BANK), (tickets[1], "https://mail.example/v1/x?y")):
-        with ticket_scope(ticket):
-            await sent(road, service, auth, url)
-    tokens = [r.headers["Authorization"].removeprefix("Bearer ") for r in service.got]
-    assert tokens[:1] == list(tickets[0].minted_tokens())
-    assert tokens[1:] == list(tickets[1].minted_tokens())
-
-
-@ROADS
 @pytest.mark.parametrize(
     "url",
     [

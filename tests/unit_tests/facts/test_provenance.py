@@ -114,18 +114,6 @@ def test_each_field_is_worth_what_its_writer_is() -> None:
     assert told(of(evidence, to="nobody@x.org")) == ("unknown", "outside")
 
 
-@pytest.mark.parametrize(
-    "args", [{"title": " Mallory@x.org"}, {"query": "from:mallory@x.org above 120.50"}, {"to": {"MALLORY@x.org": [120.5]}}], ids=repr
-)
-def test_an_echo_asserts_nothing(args: dict[str, Any]) -> None:
-    """A value that a call was given, or a part of it, and gives back: in any field and form."""
-    made = {"id": "f-26", "name": "mallory@x.org", "filter": {"from": ["MALLORY@x.org"]}, "note": "for mallory@x.org"}
-    evidence = known(read(made, ToolProfile(effect="write", trust="system"), args=args))
-    assert of(evidence, to="mallory@x.org").standing == of(evidence, amount=120.5).standing == "outside"
-    assert told(of(evidence, to="mallory@x.org"))[0] in ("mentioned", "unknown")
-    assert told(of(evidence, file="f-26")) == ("system", "known")
-
-
 def test_an_error_is_nobodys_word() -> None:
     """What a failed call tells is a mention from outside, whoever answers for the tool."""
     evidence = known(read("no such user mallory@x.org", ToolProfile(effect="read", trust="system"), failed=True))

@@ -66,31 +66,6 @@ def plan(request: pytest.FixtureRequest) -> Callable[[ModelPlanner, list[str]], 
 Plan = Callable[[ModelPlanner, list[str]], Mandate | None]
 
 
-def test_it_is_asked_once_and_its_mandate_is_the_planners(plan: Plan) -> None:
-    found, model = planner(answer(pay(), source="application", key="again"))
-    mandate = plan(found, [TEXT])
-    assert mandate is not None
-    assert [s.id for s in mandate.steps] == ["p"]
-    assert (mandate.source, mandate.key) == ("planner", "")
-    assert len(model.prompts) == 1
-
-
-def test_it_sees_the_users_own_words_profiles_and_signatures(plan: Plan) -> None:
-    """Material is numbered over all texts. Drafts and tools without a profile are not shown."""
-    found, model = planner(answer())
-    plan(found, ["Pay Bob 45.\n> SECRET-ONE", "And more.\n```\nSECRET-TWO\n```"])
-    shown: list[BaseMessage] = model.prompts[0]
-    data = json.loads(shown[-1].text)
-    assert data["user"] == ["Pay Bob 45.\n[material 1]", "And more.\n[material 2]"]
-    assert "SECRET" not in "".join(m.text for m in shown)
-    tools = {t["name"]: t for t in data["tools"]}
-    assert set(tools) == {"pay", "bill"}
-    assert tools["pay"]["description"] == "Pay somebody."
-    assert tools["pay"]["arguments"]["to"] == {"type": "string"}
-    assert tools["pay"]["roles"] == {"to": "principal", "amount": "amount"}
-    assert tools["bill"]["fields"] == {"trust": {"": "external", "total": "system"}, "prose": ["body"]}
-
-
 @pytest.mark.parametrize(
     "steps",
     [

@@ -31,8 +31,6 @@ EFFECT = "resource.properties.effect"
 SINK = "resource.properties.sink"
 CALL_SINK = "context.call.sink"
 GRANT = "context.lease.grant"
-STANDING = "context.call.mandate.standing"
-UNORDERED = {STANDING: "outside"}
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +46,6 @@ def ask(pdp: WasmPDP, overrides: Mapping[str, object] | None = None) -> Decision
     (decision,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     assert decision.failure is None
     return decision
-
-
-@pytest.mark.parametrize(
-    ("standing", "outcome", "reasons"),
-    [
-        ("covered", "permit", ()),
-        ("deviates", "approval_required", (Code.DEVIATES, Code.EFFECT)),
-        ("forbidden", "deny", (Code.EFFECT, Code.FORBIDDEN)),
-        ("outside", "approval_required", (Code.EFFECT, Code.NOT_ORDERED)),
-        ("none", "approval_required", (Code.EFFECT, Code.NOT_ORDERED)),
-    ],
-)
-@pytest.mark.parametrize("effect", ["fetch", "write", "send", "pay", "delete", "admin"])
-def test_the_standing_decides_side_effects(
-    pdp: WasmPDP, effect: str, standing: str, outcome: str, reasons: tuple[str, ...],
-) -> None:
-    """One row an effect; that its values are backed permits a fetch alone, and nothing that is forbidden."""
-    for backed in (False, True):
-        decision = ask(pdp, {EFFECT: effect, STANDING: standing, "context.call.mandate.backed": backed})
-        if backed and effect == "fetch" and standing != "forbidden":
-            assert decision.permit
-        else:
-            assert (decision.outcome, decision.reasons) == (outcome, reasons)
 
 
 def steered(data: Mapping[str, object], overrides: Mapping[str, object] | None = None) -> Decision:
@@ -127,98 +102,6 @@ DENIED: dict[str, list[dict[str, object]]] = {
         {SINK: "external", CALL_SINK: None, GRANT: None, "context.history.classes_read": ["unheard-of"]},
     ],
 }
-
-
-@pytest.mark.parametrize(
-    ("code", "overrides"), [(code, o) for code, several in DENIED.items() for o in several], ids=str,
-)
-def test_each_code_denies(pdp: WasmPDP, code: str, overrides: dict[str, object]) -> None:
-    """One fault gives one plain deny with its code."""
-    decision = ask(pdp, overrides)
-    assert (decision.outcome, decision.reasons, decision.obligations) == ("deny", (code,), ())
-
-
-def test_reasons_are_sorted_and_complete(pdp: WasmPDP) -> None:
-    """Every deny is told, in one order; an ask among them is not."""
-    decision = ask(
-        pdp, {EFFECT: "pay", "context.lease.exp": 0, "context.plan.stale": True, GRANT: {"tools": []}},
-    )
-    assert decision.outcome == "deny"
-    assert decision.reasons == (Code.GRANT_TOOL, Code.LEASE_INVALID, Code.STALE_PLAN)
-
-
-ASKED: dict[str, list[dict[str, object]]] = {
-    Code.UNPROFILED: [
-        {"resource.properties.profiled": False},
-        {"resource.properties": {"effect": "read", "sink": "none", "data_class": "confidential"}},
-    ],
-    Code.DATA_FLOW: [{EFFECT: "read", SINK: "external", CALL_SINK: "external", GRANT: None, **UNORDERED}],
-}
-
-
-@pytest.mark.parametrize(
-    ("code", "overrides"), [(code, o) for code, several in ASKED.items() for o in several], ids=str,
-)
-def test_each_ask_asks_and_an_approval_lifts_it(
-    pdp: WasmPDP, code: str, overrides: dict[str, object],
-) -> None:
-    """An ask is a deny that a human can lift, for exactly this call."""
-    decision = ask(pdp, overrides)
-    assert (decision.outcome, decision.reasons) == ("approval_required", (code,))
-    approval = {
-        "source": "interrupt",
-        "approver": "bob",
-        "authenticated": False,
-        "args_digest": "sha256:" + "5e" * 32,
-    }
-    assert ask(pdp, {**overrides, "context.approval": approval}).permit
-    refused = ask(pdp, {**overrides, "context.approval": {**approval, "args_digest": "sha256:other"}})
-    assert refused.outcome == "approval_required"
-    assert ask(pdp, {**overrides, "context.approval": {**approval, "source": "hitl"}}).permit
-
-
-def test_too_many_denials_halt(pdp: WasmPDP) -> None:
-    """A streak of denials revokes the run."""
-    assert ask(pdp, {"context.history.denials": 24}).permit
-    decision = ask(pdp, {"context.history.denials": 25})
-    assert (decision.outcome, decision.reasons) == ("halt", ("denial_streak",))
-    assert [o.type for o in decision.obligations] == ["revoke"]
-
-
-@pytest.mark.parametrize(
-    ("action", "kind"),
-    [
-        ("run/start", "run"),
-        ("run/resume", "run"),
-        ("agent/invoke", "agent"),
-        ("node/enter", "node"),
-        ("model/call", "model"),
-    ],
-)
-def test_other_actions_need_a_lease(pdp: WasmPDP, action: str, kind: str) -> None:
-    """What is no tool call is permitted under a valid lease, and under no other."""
-    shown = {"resource.properties": {"tools": [], "provider_tools": []}} if kind == "model" else {}
-    step = {"action.name": action, "resource.type": kind, "context.call": None, "context.plan": None, **shown}
-    assert ask(pdp, step).permit
-    assert ask(pdp, {**step, "context.lease.exp": NOW}).reasons == (Code.LEASE_INVALID,)
-    assert ask(pdp, {**step, f"{GRANT}.expires_at": NOW}).reasons == (Code.GRANT_EXPIRED,)
-
-
-def test_reads_outlive_the_plan(pdp: WasmPDP) -> None:
-    """A read is permitted on a stale plan and without one."""
-    for overrides in ({"context.plan.stale": True}, {"context.plan": None}):
-        assert ask(pdp, {EFFECT: "read", **overrides}).permit
-
-
-def test_an_anonymous_subject_reads_what_is_public(pdp: WasmPDP) -> None:
-    """Nothing more."""
-    public = {
-        "subject.type": "anonymous",
-        EFFECT: "read",
-        "resource.properties.data_class": "public",
-        GRANT: None,
-    }
-    assert ask(pdp, public).permit
 
 
 def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:

@@ -115,11 +115,6 @@ def opened(authz: RuntimeAuthz, **settings: Any) -> Session:
     return authz.session(**{**OPENED, **settings})
 
 
-def the_ledger(authz: RuntimeAuthz) -> MemoryLedger:
-    assert isinstance(authz.ledger, MemoryLedger)
-    return authz.ledger
-
-
 def status(authz: RuntimeAuthz, session: Session | str) -> str:
     return authz.ledger.status(authz.tenant, session if isinstance(session, str) else session.jti)
 
@@ -210,19 +205,6 @@ def test_each_decision_is_a_plan_of_its_own() -> None:
     assert [r.context.history.calls.get("pay", 0) for r in seen] == [0, 1, 2]
 
 
-def test_data_classes_are_remembered_when_read() -> None:
-    """What a tool returned is part of the state that the next step is decided on."""
-    pdp = StaticPDP(True)
-    authz = RuntimeAuthz(pdp=pdp, profiles={"vault": ToolProfile(effect="read", sink="none", data_class="secret")})
-    session = opened(authz)
-    session.decide("vault", {})
-    session.decide("vault", {"again": True})
-    assert calls(pdp)[-1].context.history.classes_read == []
-    session.observe("vault", {}, "s3cret")
-    session.decide("vault", {})
-    assert calls(pdp)[-1].context.history.classes_read == ["secret"]
-
-
 @pytest.mark.parametrize(
     "args",
     [
@@ -248,20 +230,6 @@ def test_arguments_without_an_exact_form_are_denied(form: str, args: Any) -> Non
     with pytest.raises(MappingError):
         session.observe("pay", args, "x")
     assert session.decide("pay", PAY).permit
-
-
-def test_a_request_beyond_the_limit_is_denied() -> None:
-    """A critical argument is never shortened, other long texts travel by digest."""
-    pdp = StaticPDP(True)
-    session = opened(authz_with(pdp))
-    decision = session.decide("pay", {**PAY, "to": "x" * 300_000})
-    assert (decision.reason, decision.failure) == ("request_too_large", "mapping")
-    assert session.decide("pay", {**PAY, "memo": "x" * 300_000}).permit
-    (request,) = calls(pdp)
-    assert request.context.call is not None
-    memo = request.context.call.args["memo"]
-    assert isinstance(memo, dict)
-    assert memo["length"] == 300_000
 
 
 def test_every_decision_is_recorded() -> None:
@@ -390,19 +358,6 @@ def test_a_sink_that_is_empty_is_still_the_one_that_was_given() -> None:
     sink = Counting(lambda _: False)
     opened(authz_with(audit=sink)).decide("lookup", {})
     assert {r["kind"] for r in sink.records} == {"run", "decision"}
-
-
-def test_a_halt_revokes_the_agent() -> None:
-    """A policy's `revoke` obligation kills the lease; nothing more is asked."""
-    halt = {"decision": False, "context": {"obligations": [{"id": "x", "type": "revoke"}]}}
-    pdp = StaticPDP(lambda r: halt if r.resource.id == "pay" else True)
-    authz = authz_with(pdp)
-    session = opened(authz)
-    assert session.decide("pay", PAY).outcome == "halt"
-    assert status(authz, session) == "revoked"
-    asked = len(pdp.requests)
-    assert session.decide("lookup", {}).reason == "revoked"
-    assert len(pdp.requests) == asked
 
 
 # --- corrections --------------------------------------------------------------------------------------
@@ -558,38 +513,6 @@ def test_a_child_gets_the_parents_grant_narrowed() -> None:
     assert (invoked.resource.type, invoked.resource.id) == ("agent", "payer")
 
 
-@pytest.mark.parametrize(
-    ("tool", "args", "why"),
-    [
-        ("note", {}, "grant_tool"),
-        ("pay", {**PAY, "amount": 100.5}, "grant_argument"),
-        ("pay", {"to": "UK12"}, "grant_argument"),
-        ("pay", {**PAY, "amount": "98.7"}, "grant_argument"),
-        ("pay", {**PAY, "amount": True}, "grant_argument"),
-    ],
-)
-def test_a_child_stays_within_its_parents_grant(tool: str, args: dict[str, Any], why: str) -> None:
-    """Though the PDP permits everything: it is not even asked."""
-    pdp = StaticPDP(True)
-    child = opened(authz_with(pdp), grant=GRANT).delegate("payer")
-    asked = len(pdp.requests)
-    decision = child.decide(tool, args)
-    assert (decision.outcome, decision.reasons) == ("deny", ("grant_exceeded", why))
-    assert len(pdp.requests) == asked
-    assert child.decide("pay", PAY).permit
-
-
-def test_what_a_parent_asks_for_binds_a_child_of_an_unlimited_one() -> None:
-    """A parent without a grant may still delegate little; and over two edges nothing comes back."""
-    authz = authz_with()
-    child = opened(authz).delegate("a", Grant(tools=("lookup",)))
-    assert child.decide("lookup", {}).permit
-    assert child.decide("pay", PAY).reason == "grant_exceeded"
-    grandchild = child.delegate("b", Grant(tools=("lookup", "pay")))
-    assert grandchild.decide("lookup", {}).permit
-    assert grandchild.decide("pay", PAY).reason == "grant_exceeded"
-
-
 def test_a_grant_ends_at_its_depth_and_time() -> None:
     """Below the depth, and from the moment on which it expires."""
     clock = FrozenClock()
@@ -626,17 +549,6 @@ def test_children_end_with_their_parent() -> None:
     assert status(authz, second) == "ended"
 
 
-def test_a_correction_reaches_every_agent() -> None:
-    """A child of the old epoch may do nothing more; the parent delegates anew."""
-    authz = authz_with()
-    parent = opened(authz)
-    child = parent.delegate("a")
-    parent.correct("Stop")
-    assert status(authz, child) == "stale"
-    assert child.decide("lookup", {}).reason == "stale_epoch"
-    assert parent.delegate("a").decide("lookup", {}).permit
-
-
 def test_a_budget_is_spent_by_permitted_calls() -> None:
     """Not by denied ones; the next call is refused though the PDP permits."""
     session = opened(authz_with(), grant=Grant(budgets={"pay": 2, "effect:write": 1}))
@@ -649,71 +561,7 @@ def test_a_budget_is_spent_by_permitted_calls() -> None:
     assert session.decide("lookup", {}).permit
 
 
-def test_a_budget_is_one_for_parent_and_child() -> None:
-    """Delegating does not multiply it, nor does a correction renew it."""
-    parent = opened(authz_with(), grant=Grant(budgets={"pay": 3}))
-    child = parent.delegate("a", Grant(budgets={"pay": 100}))
-    assert parent.decide("pay", {**PAY, "n": 1}).permit
-    assert child.decide("pay", {**PAY, "n": 2}).permit
-    parent.correct("Go on")
-    assert parent.decide("pay", {**PAY, "n": 3}).permit
-    assert parent.decide("pay", {**PAY, "n": 4}).reason == "budget_exhausted"
-
-
-def test_a_rate_limit_of_the_policy_is_kept() -> None:
-    """In the commit that claims the call, by the ledger's clock."""
-    clock = FrozenClock()
-    limit = {"id": "r", "type": "rate_limit", "properties": {"counter": "pay", "window": 60, "max": 2}}
-    limited = {"decision": True, "context": {"obligations": [limit]}}
-    pdp = StaticPDP(lambda r: limited if r.action.name == "tools/call" else True)
-    session = opened(authz_with(pdp, ledger=MemoryLedger(clock=clock)))
-    outcomes = [session.decide("pay", {**PAY, "n": n}).reason for n in range(3)]
-    assert outcomes == ["", "", "rate_exceeded"]
-    clock.tick(60)
-    assert session.decide("pay", PAY).permit
-
-
-@pytest.mark.parametrize("unknown", [{"id": "o", "type": "notify"}, {"id": "o", "type": "redact", "properties": {}}])
-def test_an_obligation_that_is_not_understood_denies(unknown: dict[str, Any]) -> None:
-    """The call does not run, and the PDP's own reasons stand behind ours."""
-    answer = {"decision": True, "context": {"obligations": [unknown], "reasons": [{"code": "theirs"}]}}
-    session = opened(authz_with(StaticPDP(lambda r: answer if r.resource.id == "pay" else True)))
-    decision = session.decide("pay", PAY)
-    assert (decision.outcome, decision.reasons) == ("deny", ("unknown_obligation", "theirs"))
-    with pytest.raises(AuthzError):
-        session.observe("pay", PAY, "paid")
-
-
 # --- what can fail --------------------------------------------------------------------------------------
-
-
-@BOTH
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (RuntimeError("SECRET"), "pdp_error"),
-        (TimeoutError(), "pdp_timeout"),
-        (None, "pdp_malformed"),
-        ({"decision": "true"}, "pdp_malformed"),
-        ({"decision": 1}, "pdp_malformed"),
-        ({}, "pdp_malformed"),
-    ],
-    ids=shown,
-)
-def test_a_pdp_that_fails_denies(form: str, answer: object, code: str) -> None:
-    """By a value, with the code of what went wrong; the session goes on."""
-
-    def respond(request: EvaluationRequest) -> object:
-        if request.resource.id != "pay":
-            return True
-        if isinstance(answer, Exception):
-            raise answer
-        return answer if answer is not None else "null"
-
-    session = Forms(opened(authz_with(StaticPDP(respond))), form)
-    decision = session.decide("pay", PAY)
-    assert (decision.outcome, decision.reason, decision.failure) == ("deny", code, "pdp")
-    assert session.decide("lookup", {}).permit
 
 
 @BOTH
