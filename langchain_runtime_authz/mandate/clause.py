@@ -53,11 +53,12 @@ def _somebody(token: Token) -> bool:
 class Tool(Vocabulary):
     """A tool, and how its arguments take the phrases of a clause."""
 
-    def bind(self, phrases: Sequence[Phrase]) -> list[dict[str, Phrase]]:
+    def bind(self, phrases: Sequence[Phrase], verb: str) -> list[dict[str, Phrase]]:
         """Return the one assignment of all phrases to arguments. `""` is the dictated text.
 
         A list for an argument that takes one value makes several assignments, but never shares an amount.
         """
+        self.dative = verb in self.language.data["datives"]
         idle, used = [p for p in phrases if not p.values], [p for p in phrases if p.values]
         pending = {a.name for p in idle for a in self._named(p)}
         foreign = {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}
@@ -87,12 +88,12 @@ class Tool(Vocabulary):
 
     def _currency(self, phrase: Phrase) -> Phrase:
         """Return the currency of a phrase of money as a phrase of its own."""
-        (money,) = phrase.values[:1]
-        code = re.search(r"[^\W\d_]+|[$€£]", money.text)
-        assert code is not None  # noqa: S101  (a token of money has one)
-        start = money.start + code.start()
-        meant = self.language.data["currencies"][code[0]]
-        return Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),))
+        money = phrase.values[0]
+        code = re.sub(NUMBER, "", money.text).strip()
+        start = money.start + money.text.index(code)
+        return Phrase(
+            "", ("currency",), (Token("word", self.language.data["currencies"][code], start, start + len(code)),)
+        )
 
     def vague(self, bound: Mapping[str, Phrase]) -> bool:
         """Return True if something is named without saying what it is: other tools may have one of that name."""
@@ -130,6 +131,7 @@ class Tool(Vocabulary):
         if "slot" in (marker, role):
             return role == "slot" and (marker == "slot" or argument in named)
         linked = marker in data["setting"] or marker == "dictation"
+        linked &= not (self.dative and marker == data["setting"][0])  # "grant editor to jdoe"
         marker = "" if marker == "dictation" and not self.texts else marker
         countable = phrase.kind in {"number", "money"} or not argument.types or not argument.types <= _COUNTS
         chosen = not argument.choices or texts <= {*argument.choices}

@@ -64,6 +64,7 @@ class Vocabulary:
         alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
         alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
         alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
+        alike |= {(v,) for v in usual if profile.effect == "send"}
         # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
         self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
 
@@ -98,9 +99,10 @@ class Vocabulary:
             if kind == "text" and not labels.isdisjoint(data["speech"]):
                 labels |= set(data["speech"])
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
-        # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
+        self.counts = any(a.role == "count" for a in self.arguments)
+        # Only a payment to somebody, or an order of goods, has a purpose. "Refund order 12 for the lamp" is not for all of the order.
         paid = {a.kind for a in self.arguments if a.required and self.effect == "pay"}
-        self.purposed = {"principal", "amount"} <= paid
+        self.purposed = {"principal", "amount"} <= paid or self.counts
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
@@ -108,7 +110,7 @@ class Vocabulary:
         core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
         self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
-        valued = {"object", "principal", "channel", "value"}
+        valued = {"object", "principal", "channel", "place", "value"}
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
         self.headings = frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"])
@@ -118,13 +120,13 @@ class Vocabulary:
         self.currency = any("currency" in a.words for a in self.arguments)
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
-        self.counts = any(a.role == "count" for a in self.arguments)
         said = [("choice", c, c) for a in self.arguments for c in a.choices]
         said += [("flag", a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
         adverbs = self.language.adverbs
         self.adverbs = [(marker, value, adverbs[word]) for marker, value, word in said if word in adverbs]
         ruled = [a.kind for a in self.arguments]
-        self.apart = "principal" in ruled and "object" in ruled
+        self.personal = "principal" in ruled
+        self.apart = self.personal and "object" in ruled
         self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
 
     def verb(self, tokens: Sequence[Token], *, own: bool) -> int:

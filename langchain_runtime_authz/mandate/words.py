@@ -183,7 +183,7 @@ class _Turn:
     def _labelled(self, tokens: Sequence[Token]) -> bool:
         """Return True for a sentence that only says what an argument is: "Subject: Site plan"."""
         label, *rest = tokens[tokens[0].lower in self.language.determiners :] or tokens
-        links = bool(rest) and (rest[0].kind == "colon" or self.language.match("copulas", rest, 0) > 0)
+        links = bool(rest) and (rest[0].kind in {"colon", "quote"} or self.language.match("copulas", rest, 0) > 0)
         return links and singular(label.lower) in self.labels
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
@@ -307,11 +307,10 @@ class _Turn:
         """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
         taken, data = tool.verb(tokens, own=own), self.language.data
         rest = tokens[taken:]
-        if tool.effect == "write" and rest and rest[0].lower in data["selves"]:
-            rest = rest[1:]  # "book me a room"
         if not taken or not rest or rest[0].lower in data["parting"]:
             return _Way()  # "Transfer of 45 EUR" is a noun
         tool.prepare()
+        rest = rest[not tool.personal and rest[0].lower in data["selves"] :]  # "book me a room"
         parts: list[list[Token]] = [[]]
         at = 0
         while at < len(rest):
@@ -323,7 +322,7 @@ class _Turn:
 
         def way(said: list[Token], *, lists: bool, part: bool) -> _Way:
             phrases = Reader(tool, tokens[0].lower, said, self.text, lists=lists, part=part).read()
-            bound = tool.bind(phrases)
+            bound = tool.bind(phrases, tokens[0].lower)
             steps = [tool.step(one, order, self.digest) for one in bound]
             return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
 

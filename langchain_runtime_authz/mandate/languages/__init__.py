@@ -97,14 +97,14 @@ class Language:
         currencies = frozenset(c.lower() for c in data["currencies"])
         self.closed = never.union(currencies, self.stops, self.determiners, self.prepositions, separating)
         month = "|".join(sorted(data["months"], key=len, reverse=True))
-        code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
+        code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
         weekday = "|".join(data["weekdays"])
         day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
             "date": rf"{day_of}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{day_of}",
-            "money": rf"(?:[$€£]|(?:{code}) ){NUMBER}|{NUMBER} ?(?:[$€£]|{code})",
+            "money": rf"(?:{code}) ?{NUMBER}|{NUMBER} ?(?:{code})",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
             "rest": r"\S+?",
         }
