@@ -296,13 +296,11 @@ class Reader:
 
     def _counted(self) -> None:
         """Read what a number counts: "3 toner cartridges", "two packs of pens"."""
-        begin = self.at
-        while self.tokens[self.at].kind in {"word", "name"} and self._value(self.at, told=False)[0] is not None:
-            self.at += 1
-        if 0 < self.at - begin < _NAMES:
-            self.found.append(Phrase("counted", (), (self._quote(self.tokens[begin : self.at], "counted"),)))
+        taken = self._run(self.data["parting"][:1])
+        if taken and all(t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken):
+            self.found.append(Phrase("counted", (), (self._quote(taken, "counted"),)))
         else:
-            self.at = begin
+            self.at -= len(taken)
 
     def _run(self, inner: Collection[str], first: Collection[str] = ()) -> list[Token]:
         """Read a few plain words; `inner` ones may stand among them, and `first` ones begin them."""

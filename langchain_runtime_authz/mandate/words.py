@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, pairwise, takewhile
 from operator import or_
 from textwrap import shorten
 from types import MappingProxyType
@@ -198,13 +198,15 @@ class _Turn:
             raise _UnclearError(_LONG)
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
-        onward, to = language.data["onward"], language.data["setting"][0]  # "over to" is "to"
+        onward = language.data["onward"]  # "over to" is "to", "starting on" is "on"
         tokens = [
-            t for n, t in enumerate(tokens, 1) if t.lower not in onward or [x.lower for x in tokens[n : n + 1]] != [to]
+            t
+            for t, after in pairwise([*tokens, tokens[-1]])
+            if t.lower not in onward or after.lower not in language.prepositions
         ]
         clauses = list(self._clauses(tokens))
-        if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
-            clauses = [clauses[1] + clauses[0]]
+        if len(clauses) > 1 and (fronted := self._fronted(*clauses[:2])):
+            clauses[:2] = [fronted]
         known = len(self.deeds)
         for clause in clauses:
             self._clause(clause)
@@ -237,7 +239,7 @@ class _Turn:
                 at += dictated
                 open_ = open_ or [t.kind for t in tokens[at : at + 1]] != ["quote"]
                 continue
-            gap = self.language.match("separators", tokens, at)
+            gap = self.language.match("separators", tokens, at) or int(begin == 0 and tokens[at].kind == "colon")
             verb = self._opened(tokens, at + gap)
             if gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
                 if open_:
@@ -254,6 +256,19 @@ class _Turn:
             return False
         noun = tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
         return not noun and all(t.lower != tokens[0].lower for t in before)
+
+    def _fronted(self, front: list[Token], clause: list[Token]) -> list[Token]:
+        """Return a clause with what stands before its verb put in its place: "On 3 June, book …", "Ticket 4: close it"."""
+        language = self.language
+        if front[0].lower in language.prepositions:
+            spoken = [at for at in range(1, len(clause)) if language.match("dictation", clause, at)]
+            at = spoken[0] if spoken and clause[-1].kind != "quote" else len(clause)
+        elif front[0].lower not in self.verbs and {front[0].lower} & (language.determiners | self.labels):
+            at, front = 1, [front[0]._replace(kind="word"), *front[1:]]
+            clause = [t for n, t in enumerate(clause) if n != 1 or t.lower not in language.data["neuters"]]
+        else:
+            return []
+        return clause[:at] + front + clause[at:]
 
     # --- one clause
 
