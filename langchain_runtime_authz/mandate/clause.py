@@ -37,7 +37,7 @@ _PLAIN: Final = {
 _NAMEABLE: Final = frozenset({"principal", "object", "name", "channel"})
 _KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
 _NAMED: Final = {
-    **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in _NAMEABLE},
+    **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in (*_NAMEABLE, "place")},
     "value": frozenset().union(*_KINDS.values(), {"version"}),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }

@@ -46,8 +46,17 @@ class Reader:
     """Read what stands behind the verb. `lists`: values may be lists. `part`: it is one of several parts."""
 
     def __init__(
-        self, tool: Vocabulary, verb: str, tokens: Sequence[Token], text: str, *, lists: bool, part: bool
+        self,
+        tool: Vocabulary,
+        nouns: Collection[str],
+        verb: str,
+        tokens: Sequence[Token],
+        text: str,
+        *,
+        lists: bool,
+        part: bool,
     ) -> None:
+        self.strange = {n for n in nouns if n not in tool.words}  # "to my notebook Home" names nobody
         self.tells = tool.effect == "send" and bool(tool.texts) and verb in tool.language.data["tellings"]
         self.tool, self.language, self.data, self.text = tool, tool.language, tool.language.data, text
         self.lists, self.part, self.at = lists, part, 0
@@ -120,7 +129,13 @@ class Reader:
         self.at += joined
         phrase = self._phrase(chosen)
         comma = self.tokens[begin].text == "," and joined == 1
-        if joined and (phrase is None or not (self.tool.labels & {*phrase.nouns} or (comma and phrase.marker))):
+        if joined and (
+            phrase is None
+            or not (
+                self.tool.labels & {*phrase.nouns}
+                or (comma and (phrase.marker or (phrase.values and phrase.kind in {"money", "date"})))
+            )
+        ):
             self.at = begin
             return False
         telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
@@ -229,6 +244,7 @@ class Reader:
         determined = determiner in language.determiners
         self._nouns(nouns, chosen)
         apposed = determined and len(nouns) == named and data["person"] in tool.words
+        apposed = apposed and singular(self.tokens[self.at].lower) not in self.strange
         if apposed and language.common(self.tokens[self.at]) and self.tokens[self.at + 1].kind == "name":
             nouns.append(data["person"])  # "the plumber Arne Holm"
             self.at += 1
@@ -247,7 +263,7 @@ class Reader:
         else:
             values = self._values(marker, begin, labelled=labelled, determiner=determiner)
         trailing = singular(self.tokens[self.at].lower)
-        if values and determined and trailing in tool.words and self.tokens[self.at].kind == "word":
+        if values and determined and trailing in tool.words - tool.spoken and self.tokens[self.at].kind == "word":
             nouns.append(trailing)
             self.at += 1
         if values and not nouns and begin and first.lower in data["indefinite"]:
@@ -273,7 +289,9 @@ class Reader:
             if token is None or (values and _sort(token) != _sort(values[0])):
                 return values
             if token.kind == "word":
-                noun = values and singular(token.lower) in self.tool.words
+                noun = (values and singular(token.lower) in self.tool.words) or (
+                    not labelled and token.lower in self.strange
+                )
                 trails = singular(self.tokens[after].lower) in self.tool.things  # "the checkout service"
                 alone = self.at == 0 and (paid or not (self.part or self.tool.effect == "pay"))  # "pay bob 45 eur"
                 her = begin and not marker and determiner in self.data["indefinite"]  # "make her an admin"
@@ -288,11 +306,18 @@ class Reader:
         if not self.language.value(token) or (token.kind == "word" and not common):
             return None, at
         after = at + 1
-        while token.kind == self.tokens[after].kind == "name" and self.language.value(self.tokens[after]):
-            after += 1
+        while token.kind == "name" and (joined := self._named(after)):
+            after = joined
         said = " ".join(t.text for t in self.tokens[at:after])
         whole = after == at + 1 or (after - at <= _NAMES and said == self._said(self.tokens[at:after]))
         return (token._replace(text=said, end=self.tokens[after - 1].end), after) if whole else (None, at)
+
+    def _named(self, at: int) -> int:
+        """Return where a name goes on to: "Ana Smith", "Ludwig van Beethoven"."""
+        while self.tokens[at].lower in self.data["linkers"]:
+            at += 1
+        token = self.tokens[at]
+        return at + 1 if token.kind == "name" and self.language.value(token) else 0
 
     def _counted(self) -> None:
         """Read what a number counts: "3 toner cartridges", "two packs of pens"."""

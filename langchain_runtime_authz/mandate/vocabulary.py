@@ -45,13 +45,18 @@ class Vocabulary:
         self.name, self.profile, self.schema, self.language = name, profile, schema, language
         self.effect = profile.effect
         self.arguments: list[Argued] = []
+        properties = p if isinstance(p := schema.get("properties"), Mapping) else {}
+        enums = (listed(p.get("enum")) or () for p in properties.values() if isinstance(p, Mapping))
+        self.offers = frozenset(c.lower() for enum in enums for c in enum if isinstance(c, str))
         data = language.data
         own: set[tuple[str, ...]]
+        once: list[list[str]] = []
         usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
         if profile.intent:
             own = {tuple(i.lower().split()) for i in profile.intent} - {()}
             # Two words of a group tell its sense: who may "open, create" a ticket may "add" one.
             single = {e[0] for e in own if len(e) == 1}
+            once = [g for g in groups if len(single.intersection(g)) == 1]
             groups = [g for g in groups if len(single.intersection(g)) > 1]
         else:
             verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
@@ -64,6 +69,10 @@ class Vocabulary:
         alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
         alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
         alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
+        # What it makes tells the sense as well: to "add an event", to "set a role".
+        things = language.alike(w for w in words_of(name) if w not in language.verbs) - language.closed
+        alike |= {(v, n) for g in once for v in g for n in things}
+        alike |= {(v, *e) for e in own if e[0] not in language.verbs for v in data["making"]}
         alike |= {(v,) for v in usual if profile.effect == "send"}
         # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
         self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
@@ -113,10 +122,11 @@ class Vocabulary:
         valued = {"object", "principal", "channel", "place", "value"}
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
-        self.headings = frozenset[str]().union(*(a.words for a in self.texts)) & set(data["arguments"]["heading"])
+        self.spoken = frozenset[str]().union(*(a.words for a in self.texts))
+        self.headings = self.spoken & set(data["arguments"]["heading"])
         self.words = (self.core | self.labels) - self.language.closed
         apart = self.language.stops | self.language.determiners | self.language.prepositions
-        self.choices = frozenset(w.lower() for a in self.arguments for w in a.choices) - apart
+        self.choices = self.offers - apart
         self.currency = any("currency" in a.words for a in self.arguments)
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]

@@ -114,6 +114,11 @@ class _Turn:
         self.verbs = language.verbs | verbs | language.phrases["reads"].keys()
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = language.alike(word for name in named for word in words_of(name))
+        said = language.prepositions | language.adverbs.keys() | {"and", "then", "also"}
+        self.ends = said | self.labels | {c for t in self.tools for c in t.offers}  # no name behind a comma
+        self.nouns = self.labels | language.alike(
+            w for t in self.tools for w in words_of(t.name) if w not in self.verbs
+        )
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
         self.text, self.digest = "", ""  # of which a sentence is read
@@ -307,8 +312,7 @@ class _Turn:
         last = list(takewhile(lambda t: t.kind in {"name", "word"}, reversed(tokens)))
         if not last or len(last) == len(tokens) or any(t.kind == "colon" for t in tokens):
             return False
-        said = {"and", "then", "also"} | self.labels | self.language.prepositions
-        return tokens[-len(last) - 1].text == "," and last[-1].lower not in said
+        return tokens[-len(last) - 1].text == "," and last[-1].lower not in self.ends
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""
@@ -336,7 +340,7 @@ class _Turn:
         order = self.text[min(t.start for t in tokens) : max(t.end for t in tokens)]
 
         def way(said: list[Token], *, lists: bool, part: bool) -> _Way:
-            phrases = Reader(tool, tokens[0].lower, said, self.text, lists=lists, part=part).read()
+            phrases = Reader(tool, self.nouns, tokens[0].lower, said, self.text, lists=lists, part=part).read()
             bound = tool.bind(phrases, tokens[0].lower)
             steps = [tool.step(one, order, self.digest) for one in bound]
             return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
