@@ -150,8 +150,7 @@ class Threads:
 
     def _unknown_calls(self) -> Flow[list[Doubt]]:
         """Return the calls of this tenant that have a permit and no outcome, oldest first, on every thread."""
-        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None)
-        return list(found)
+        return list((yield ListDoubts(self._engine.tenant, None)))
 
     unknown_calls, aunknown_calls = both(_unknown_calls)
 
@@ -231,13 +230,10 @@ class Threads:
     reinstate, areinstate = both(_reinstate)
 
     def _scope(self, thread_id: str, graph: GraphLike) -> Scope:
-        if graph is None:
-            if len(self._names) != 1:
-                raise ConfigError(f"this instance protects {len(self._names)} graphs; name one with `graph=`")
-            (name,) = self._names
-        else:
-            name = graph if isinstance(graph, str) else graph.get_name()
-        return self.root_entry.scope(name, str(thread_id))
+        if graph is None and len(self._names) != 1:
+            raise ConfigError(f"this instance protects {len(self._names)} graphs; name one with `graph=`")
+        graph = next(iter(self._names)) if graph is None else graph
+        return self.root_entry.scope(graph if isinstance(graph, str) else graph.get_name(), str(thread_id))
 
 
 def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, input: Any) -> How:

@@ -214,9 +214,8 @@ def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> 
 
 def _read(line: bytes) -> dict[str, Any] | None:
     record: Any = None
-    with suppress(ValueError, RecursionError):
-        try:
-            record = orjson.loads(line)
-        except ValueError:
-            record = json.loads(line)  # it reads lone surrogates too
+    for loads in (orjson.loads, json.loads):  # the second reads lone surrogates too
+        with suppress(ValueError, RecursionError):
+            record = loads(line)
+            break
     return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None

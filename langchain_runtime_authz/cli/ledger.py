@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
@@ -49,32 +48,23 @@ class Store(NamedTuple):
     schema: Annotated[str, Option(help="PostgreSQL: the schema of the tables.")] = "runtime_authz"
     role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
 
-    @contextmanager
-    def opened(self) -> Iterator[SqlLedger]:
-        ledger: SqlLedger
+    def opened(self) -> SqlLedger:
         if (postgres := self._postgres()) is not None:
-            ledger = postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)
-        else:
-            from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+            return postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)  # type: ignore[no-any-return]
+        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
-            self._must_be_there()
-            ledger = SqliteLedger(self.where)
-        with ledger:
-            yield ledger
+        self._must_be_there()
+        return SqliteLedger(self.where)
 
-    @contextmanager
-    def administered(self, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
+    def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[Admin]:
         if (postgres := self._postgres()) is not None:
             options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
-            with postgres.administer(self.where, **options) as admin:
-                yield admin
-            return
+            return postgres.administer(self.where, **options)  # type: ignore[no-any-return]
         from langchain_runtime_authz.ledger import sqlite
 
         if not create:
             self._must_be_there()
-        with sqlite.administer(self.where, create=create) as admin:
-            yield admin
+        return sqlite.administer(self.where, create=create)
 
     def _postgres(self) -> ModuleType | None:
         """Return the module for a connection string of PostgreSQL, `None` for a path."""

@@ -117,8 +117,11 @@ def read_files(source: str | Path) -> dict[str, bytes]:
         for _ in range(_SWAPS):
             root = real_root(path)
             failed: Exception | None = None
+            found: dict[str, bytes] = {}
             try:
-                found = _directory(root, path.name)
+                for file in files_below(root, path.name):
+                    found[file.relative_to(root).as_posix()] = _content(file, path.name)
+                    _bounded(found, path.name)
             except (FileNotFoundError, ConfigError) as exc:
                 failed = exc
             if root == real_root(path):
@@ -156,14 +159,6 @@ def files_below(root: Path, name: str) -> list[Path]:
         if entry.is_file():
             found.append(entry)
     return sorted(found)
-
-
-def _directory(root: Path, name: str) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for file in files_below(root, name):
-        found[file.relative_to(root).as_posix()] = _content(file, name)
-        _bounded(found, name)
-    return found
 
 
 def _content(file: Path, name: str) -> bytes:
@@ -368,11 +363,8 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
 
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"`{algorithm}` is none of {', '.join(ALGORITHMS)}")
-    listed = [
-        {"name": n, "hash": _file_hash(n, c), "algorithm": "SHA-256"}
-        for n, c in sorted(files.items())
-        if n != SIGNATURES
-    ]
+    hashed = {n: _file_hash(n, c) for n, c in sorted(files.items()) if n != SIGNATURES}
+    listed = [{"name": n, "hash": digest, "algorithm": "SHA-256"} for n, digest in hashed.items()]
     try:
         token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key has no `sign`

@@ -75,9 +75,8 @@ def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
     given = decided.approval is not None and decided.approval.state == "approved"
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision
-    asks = decision.outcome == "approval_required"
+    obligations = decision.obligations if decision.outcome == "approval_required" else ()
     reasons = (str(Code.IN_DOUBT), *decision.reasons)
-    obligations = decision.obligations if asks else ()
     return replace(decision, outcome="approval_required", reasons=reasons, obligations=obligations)
 
 
@@ -102,16 +101,9 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
     done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
     if isinstance(done, Conflict):
         raise LedgerError(done.code, doubt.row.key)
-    about = doubt.row.about or {}
-    detail = {
-        "author": author,
-        "reason": reason,
-        "happened": happened,
-        "call_key": doubt.row.key,
-        "decision_id": about.get("decision_id", ""),
-        "tool": label(about.get("tool", "")),
-    }
-    yield run_event(of, "resolved", done.now, detail=detail)
+    about, said = doubt.row.about or {}, {"author": author, "reason": reason, "happened": happened}
+    call = {"call_key": doubt.row.key, "decision_id": about.get("decision_id", "")}
+    yield run_event(of, "resolved", done.now, detail={**said, **call, "tool": label(about.get("tool", ""))})
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
@@ -122,11 +114,8 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         about = one.row.about or {}
         if not about.get("idempotency_key"):
             continue
-        happened = yield LookUp(
-            UnknownCall(
-                about["tool"], about["idempotency_key"], about["args_digest"], one.subject, one.scope.thread, one.row.at
-            )
-        )
+        ids = about["tool"], about["idempotency_key"], about["args_digest"]
+        happened = yield LookUp(UnknownCall(*ids, one.subject, one.scope.thread, one.row.at))
         # It happened, but nobody was told. Whether to do it again is for a person to say.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue

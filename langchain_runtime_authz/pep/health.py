@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._deadline import begun
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.state import Thread, snapshot
@@ -68,8 +68,13 @@ class HealthCheck:
         found = {name: str(_LATE[name]) for name in asked}
         age = None
         for name, future in asked.items():
-            with suppress(Exception):  # what a foreign part raises past its probe leaves it down
-                found[name] = future.result() if future in done else found[name]
+            error = future.exception() if future in done else None
+            if isinstance(error, AuthzError):
+                found[name] = str(error.code)
+            elif error is not None and name == "ledger":  # a foreign store
+                found[name] = str(Code.LEDGER_UNAVAILABLE)
+            elif error is None and future in done:
+                found[name] = future.result()
         with suppress(Exception):
             age = engine.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # of a `ReloadingPDP`
         found["kill_switch"] = str(Code.KILLED) if engine.killed else ""
@@ -79,11 +84,7 @@ class HealthCheck:
         return health
 
     def _ledger(self) -> str:
-        engine = self._engine
-        try:
-            engine.ledger.load(Scope(engine.tenant, engine.issuer.issuer, "health:", ""), Query())
-        except Exception as exc:  # noqa: BLE001  (a foreign store)
-            return str(exc.code if isinstance(exc, LedgerError) else Code.LEDGER_UNAVAILABLE)
+        self._engine.ledger.load(Scope(self._engine.tenant, self._engine.issuer.issuer, "health:", ""), Query())
         return ""
 
     def _evaluator(self) -> str:
@@ -97,12 +98,8 @@ class HealthCheck:
         return decision.reason if decision.failure == "pdp" else ""
 
     def _audit(self) -> str:
-        check = getattr(self._engine.audit, "check", None)
-        try:
-            if callable(check):
-                check()
-        except Exception as exc:  # noqa: BLE001  (a foreign sink)
-            return str(exc.code if isinstance(exc, AuditError) else Code.AUDIT_UNAVAILABLE)
+        if callable(check := getattr(self._engine.audit, "check", None)):
+            check()
         return ""
 
 

@@ -61,19 +61,10 @@ class RecentDecisions:
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
         if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:
             return
-        _log.log(
-            level,
-            "%s %s %s: %s: %s (decision %s, run %s, thread %s)%s",
-            "asks about" if asks else "denied",
-            action,
-            _name(resource),
-            code,
-            sentence(code),
-            decision.decision_id,
-            run_id,
-            _name(thread),
-            f"; {left_out} more of this code were not logged" if left_out else "",
-        )
+        verb, more = "asks about" if asks else "denied", f"; {left_out} more of this code were not logged"
+        ids = f"decision {decision.decision_id}, run {run_id}, thread {_name(thread)}"
+        told = (verb, action, _name(resource), code, sentence(code), ids, more if left_out else "")
+        _log.log(level, "%s %s %s: %s: %s (%s)%s", *told)
 
     def _kept(self) -> list[partial[dict[str, Any]]]:
         return [b for b in list(self._built) if isinstance(b, partial) and b.func is decision_record]

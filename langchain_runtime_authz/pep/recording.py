@@ -65,21 +65,10 @@ def step_record(
     """
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
-    written = partial(
-        decision_record,
-        now=now,
-        decision=decision,
-        pdp=pdp,
-        action=action,
-        resource=resource,
-        body=body,
-        run_id=run.run_id,
-        jti=run.jti,
-        scope=run.scope,
-        agent=run.agent,
-        content=run.engine.audit.content,
-        expected=expected,
-    )
+    of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}
+    step: dict[str, Any] = {"action": action, "resource": resource, "body": body, "expected": expected}
+    content = run.engine.audit.content
+    written = partial(decision_record, now=now, decision=decision, pdp=pdp, content=content, **step, **of_run)
     if decision.outcome != "permit":
         run.engine.recent.tell(decision, action, resource, run.scope.thread, run.run_id)
     return (Write, written)

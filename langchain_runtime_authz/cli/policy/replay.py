@@ -81,11 +81,8 @@ def asked(request: EvaluationRequest) -> str:
 
 def refused(path: Path, wanted: str) -> tuple[str, ...]:
     """Return the codes of a decision that the enforcement point made itself; none if there is no such decision."""
-    for record in read_log(path, wanted):
-        own = record is not None and record["kind"] == "decision" and record.get("failure") is not None
-        if record is not None and own and str(record.get("decision_id", "")).startswith(wanted):
-            return tuple(map(str, record["reasons"]))
-    return ()
+    own = (r for r in read_log(path, wanted) if r and r["kind"] == "decision" and r.get("failure") is not None)
+    return next((tuple(map(str, r["reasons"])) for r in own if str(r.get("decision_id")).startswith(wanted)), ())
 
 
 def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recorded], int]:
