@@ -90,15 +90,8 @@ def resolve(
 
 
 def _told(one: Doubt) -> dict[str, Any]:
-    about = one.row.about or {}
+    about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
-    return {
-        "call": one.row.key,
-        "state": one.row.state,
-        "tool": about.get("tool"),
-        "permitted_at": moment(one.row.at),
-        "subject": one.subject,
-        "graph": one.scope.graph,
-        "thread": one.scope.thread,
-        **{name: about.get(name) for name in names},
-    }
+    call = {"call": row.key, "state": row.state, "tool": about.get("tool"), "permitted_at": moment(row.at)}
+    place = {"subject": one.subject, "graph": scope.graph, "thread": scope.thread}
+    return {**call, **place, **{name: about.get(name) for name in names}}

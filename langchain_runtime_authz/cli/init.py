@@ -106,18 +106,15 @@ def init(
     declared = load_profiles({**kept, **facts})
     told = outcomes(declared, [(t.name, example_args(t)) for t in new])
     stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
-    tests = {
-        t.name: f"  - {flow({'tool': t.name, 'args': example_args(t), 'expect': said})}\n"
-        for t, said in zip(new, told, strict=True)
-    }
+    expected = [{"tool": t.name, "args": example_args(t), "expect": said} for t, said in zip(new, told, strict=True)]
+    tests = {t.name: f"  - {flow(each)}\n" for t, each in zip(new, expected, strict=True)}
     text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
     file.write_text(text, encoding="utf-8")
     load_profiles(file)
     added = [{"tool": t.name, "effect": declared[t.name].effect, "expect": e} for t, e in zip(new, told, strict=True)]
     lines = [f"  {inert(a['tool'])}: {a['effect']}; without an order the answer is {a['expect']}\n" for a in added]
-    text = _NEXT.format(
-        lines="".join(lines), file=file, added=f"{len(new)} tool{'s' * (len(new) != 1)}", kept=len(kept)
-    )
+    count = f"{len(new)} tool{'s' * (len(new) != 1)}"
+    text = _NEXT.format(lines="".join(lines), file=file, added=count, kept=len(kept))
     return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)
 
 
@@ -248,17 +245,11 @@ def completed(text: str, **sections: Mapping[str, str]) -> str:
         else:
             at, node = found[section]
             if node.value and node.start_mark.line == at:
-                raise ConfigError(
-                    f"`{section}` of the file is on one line; put each of its entries on a line of its own"
-                )
-            held = (
-                [(k.value, k.start_mark.line, v.end_mark.line) for k, v in node.value]
-                if node.tag.endswith("map")
-                else []
-            )
-            for name, start, end in reversed(held):
-                if name in entries:
-                    del lines[start : max(end, start + 1)]
+                raise ConfigError(f"`{section}` of the file is on one line; put each entry on a line of its own")
+            for name, content in reversed(node.value) if node.tag.endswith("map") else ():
+                start = name.start_mark.line
+                if name.value in entries:
+                    del lines[start : max(content.end_mark.line, start + 1)]
             lines[at + 1 : at + 1] = entries.values()
         text = "".join(lines)
     return text

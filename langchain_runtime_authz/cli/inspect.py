@@ -9,9 +9,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -71,15 +71,9 @@ def inspect(
     ids = [r.id for r in after.ungoverned]
     new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
     fixed = accepted.fixed(ids) if accepted is not None else ()
-    document = {
-        "target": target,
-        "protected_by_module": before is None,
-        "before": before and before.to_dict(),
-        "after": after.to_dict(),
-        "new": new,
-        "fixed": fixed,
-        "unprofiled": {n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()},
-    }
+    seen = {"before": before and before.to_dict(), "after": after.to_dict(), "new": new, "fixed": fixed}
+    drawn = {n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()}
+    document = {"target": target, "protected_by_module": before is None, **seen, "unprofiled": drawn}
     text = list(_text(target, before, after, [*unprofiled.values()]))
     if accepted is not None:
         text.append(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
@@ -87,13 +81,11 @@ def inspect(
     if write_baseline is not None:
         after.baseline().write(write_baseline)
         typer.echo(f"{write_baseline}: {len(ids)} accepted", err=True)
-    wrong: ConfigError | bool = False
-    if fail_ungoverned and new:
-        try:
-            after.raise_if_ungoverned(accepted)
-        except ConfigError as exc:
-            wrong = exc
-    return Answer(document, text, wrong)
+    try:
+        after.raise_if_ungoverned(accepted)
+    except ConfigError as exc:
+        return Answer(document, text, fail_ungoverned and exc)
+    return Answer(document, text)
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
@@ -239,13 +231,10 @@ def _of_server(file: Path, name: str) -> str:
 
 
 def _called(target: str, factory: Any) -> Any:
-    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    try:
-        needed = [
-            p.name for p in signature(factory).parameters.values() if p.default is p.empty and p.kind not in kinds
-        ]
-    except (TypeError, ValueError):
-        needed = []
+    needed: list[str] = []
+    with suppress(TypeError, ValueError):  # it has no signature
+        given = [p for p in signature(factory).parameters.values() if p.default is p.empty]
+        needed = [p.name for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
         raise ConfigError(f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters")
     with _user_code(f"`{target}` failed"):

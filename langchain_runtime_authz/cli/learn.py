@@ -195,8 +195,5 @@ def _ordered(argument: str, values: list[Any]) -> str:
         return f"{argument}: {flow(several[0])}"
     if lists:
         return f"# {argument}: []  # DOUBT: {_varied(values)}; name the items"
-    words = any(isinstance(v, str) and " " in v for v in several)
-    choice = (
-        {"kind": "one_of", "values": several} if scalar and len(several) <= CHOICES and not words else {"kind": "text"}
-    )
-    return f"{argument}: {flow(choice)}"
+    few = scalar and len(several) <= CHOICES and not any(isinstance(v, str) and " " in v for v in several)
+    return f"{argument}: {flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"

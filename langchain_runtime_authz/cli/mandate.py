@@ -74,13 +74,9 @@ def explain(
     found = compiled.mandate
     sentences = told(found, declared) if found is not None else []
     parts = sum(len(material(text)[1]) for text in said)
-    document = {
-        "source": "planner" if planner else "words",
-        "mandate": found.to_json() if found is not None else None,
-        "told": sentences,
-        "dropped": [d._asdict() for d in compiled.dropped],
-        "material": parts,
-    }
+    source, order = "planner" if planner else "words", found.to_json() if found is not None else None
+    dropped = [d._asdict() for d in compiled.dropped]
+    document = {"source": source, "mandate": order, "told": sentences, "dropped": dropped, "material": parts}
     text = ["understood:" if sentences else "understood: nothing is ordered", *(f"  {s}" for s in sentences)]
     text += ["dropped:", *(f"  {what}: {why}" for what, why in compiled.dropped)] if compiled.dropped else []
     text += [f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing"] if parts else []
@@ -131,13 +127,8 @@ def schema() -> None:
 def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:
     """Return tool → JSON schema of its arguments: the graph's, or the arguments that the profiles name."""
     if graph is None:
-        return {
-            name: {
-                "type": "object",
-                "properties": {a.partition(".")[0]: {} for a in (*p.critical, *p.when, *p.text, *p.free)},
-            }
-            for name, p in declared.items()
-        }
+        named = {n: [*p.critical, *p.when, *p.text, *p.free] for n, p in declared.items()}
+        return {n: {"type": "object", "properties": {a.partition(".")[0]: {} for a in of}} for n, of in named.items()}
     from langchain_runtime_authz.cli.inspect import load_graph, tools_of
     from langchain_runtime_authz.langgraph.tool_profiles import signature_of
 

@@ -92,11 +92,9 @@ def check(
     loaded = read_yaml(file, Code.PROFILE_INVALID) if file not in SHIPPED else {}
     tests = _tested(declared, loaded)
     findings = [f"{n}: it is a draft; review it and remove `draft`" for n, p in declared.items() if p.draft]
-    findings += [
-        f"{n}: {doubts} marks DOUBT were left when it was accepted; confirm or correct each fact, then remove its mark"
-        for n, doubts in (_doubts(Path(file)) if file not in SHIPPED else {}).items()
-        if not declared[n].draft
-    ]
+    left = "marks DOUBT were left when it was accepted; confirm or correct each fact, then remove its mark"
+    marked = _doubts(Path(file)) if file not in SHIPPED else {}
+    findings += [f"{n}: {doubts} {left}" for n, doubts in marked.items() if not declared[n].draft]
     findings += tests
     for tool in tools:
         findings += _held_against(tool, declared.get(tool.name))

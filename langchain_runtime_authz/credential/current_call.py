@@ -31,10 +31,7 @@ class CodeScope:
 
 NO_SCOPE: Final = CodeScope()
 current_scope: Final[ContextVar[CodeScope]] = ContextVar("runtime_authz_scope", default=NO_SCOPE)
-
-
-# Finds who is told where no gate stands around either: whose run the code is in. It answers for itself when that run
-# is over, so that nobody need take it back.
+# Finds whose run the code is in if no gate stands around it. After that run it finds nobody.
 _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
 
 
@@ -120,7 +117,7 @@ def current_call() -> CurrentCall:
         bank.transfer(recipient, amount, idempotency_key=current_call().idempotency_key)
     ```
     """
-    return CurrentCall(current_scope.get().ticket)
+    return CurrentCall(current_ticket())
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:

@@ -101,25 +101,11 @@ class Ticket(Sealed):
         refusals: Refusals | None = None,
         reaches: tuple[str, ...] = (),
     ) -> None:
-        self.reaches = reaches
-        self.tool = tool
-        self._refusals = refusals
-        self.approval_key = approval_key
-        self.call_id = call_id
-        self.call_key = call_key
-        self.agent = agent
-        self.epoch = epoch
-        self.decision_id = decision_id
-        self.jti = jti
-        self.idempotency_key = idempotency_key
-        self.raw = raw
-        self.audiences = audiences
-        self.obligations = obligations
-        self.spent = spent
-        self.mint = mint
-        self.redeemed = False
-        self.concluded = False
-        self.leaked = self.withheld = False
+        self.tool, self.call_id, self.call_key, self.agent, self.epoch = tool, call_id, call_key, agent, epoch
+        self.decision_id, self.jti, self.idempotency_key = decision_id, jti, idempotency_key
+        self.raw, self.audiences, self.reaches, self.obligations = raw, audiences, reaches, obligations
+        self.spent, self.mint, self.approval_key, self._refusals = spent, mint, approval_key, refusals
+        self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}
         self._minting: dict[str, _Minting] = {}
         self._others: tuple[str, ...] = ()
@@ -133,8 +119,7 @@ class Ticket(Sealed):
             self.redeemed = True
 
     def conclude(self) -> None:
-        """End the call: nothing is minted or handed out any more."""
-        # Without the lock, so that the end of a call never waits for an issuer; see `credential`.
+        """End the call: nothing is minted or handed out any more. Without the lock, so it never waits for an issuer."""
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 from typer import Argument, Option
 
+from langchain_runtime_authz._files import replace_file
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
@@ -224,13 +225,8 @@ def _compared(log: Path, key: Path | None, before: Policy | None, after: Policy)
     found = differences(recorded, before, after)
     flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
     profiled = other_profiles(recorded, after)
-    told = {
-        "decided": len(recorded),
-        "without_content": lost,
-        "flips": [f.to_dict() for f in flips],
-        "obliged_otherwise": [f.to_dict() for f in others],
-        "other_profiles": profiled,
-    }
+    turned = {"flips": [f.to_dict() for f in flips], "obliged_otherwise": [f.to_dict() for f in others]}
+    told = {"decided": len(recorded), "without_content": lost, **turned, "other_profiles": profiled}
     text = [f"flip  {f}: {said(f.before)} -> {said(f.after)}" for f in flips]
     for f in others:
         was, now = (", ".join(one.obligations) or "nothing" for one in (f.before, f.after))
@@ -393,9 +389,7 @@ def build(
     made = parse_bundle(files, output.name, None)
     with closing(opened.pdp()) as pdp:
         self_test(pdp, made)
-    new = output.with_name(output.name + ".new")
-    new.write_bytes(pack(files))
-    new.replace(output)
+    replace_file(output, pack(files))
     signed = f"by {key_id} ({algorithm})" if key is not None else "no; give --key"
     told = {"wrote": str(output), "revision": made.revision, "signed": signed}
     return Answer({**told, "cases": cases}, lines(told))

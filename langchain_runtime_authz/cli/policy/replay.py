@@ -297,11 +297,8 @@ def recorded_in(log: Path, key: Path | None) -> tuple[list[Recorded], int]:
     """Return what `read_decisions` does. Raises `ConfigError`: nothing can be decided again."""
     recorded, lost = read_decisions(log, None if key is None else opener(key))
     if not recorded:
-        why = (
-            "it has no contents; write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
-            if lost
-            else "it is empty"
-        )
+        sealed = "write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
+        why = f"it has no contents; {sealed}" if lost else "it is empty"
         raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
     return recorded, lost
 
@@ -332,15 +329,11 @@ def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
 
 def explained(policy: Policy, decision: Decision, request: EvaluationRequest) -> tuple[dict[str, Any], list[str]]:
     fired = {code: rules(policy, code, decision.outcome) for code in decision.reasons}
-    document = {
-        "action": request.action.name,
-        "resource": request.resource.id,
-        "subject": request.subject.principal,
-        "outcome": decision.outcome,
-        "policy_revision": decision.policy_revision,
-        "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
-        "obligations": [asdict(o) for o in decision.obligations],
-    }
+    asked_for = {"action": request.action.name, "resource": request.resource.id, "subject": request.subject.principal}
+    answered = {"outcome": decision.outcome, "policy_revision": decision.policy_revision}
+    reasons = [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()]
+    obligations = [asdict(o) for o in decision.obligations]
+    document = {**asked_for, **answered, "reasons": reasons, "obligations": obligations}
     text = [] if fired else ["because   no rule denies it or asks"]
     for code, where in fired.items():
         text.append(f"because   {code}: {sentence(code)}")
