@@ -8,8 +8,6 @@ Version 2 has `context.call.mandate` in place of version 1's `context.call.inten
 Every model here is strict, frozen and closed. Mutable defaults come from factories: pydantic deep-copies plain ones.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -61,7 +59,7 @@ class Subject(Model):
     properties: Properties = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
+    def of(cls, value: "Subject | str | dict[str, Any]") -> "Subject":
         """Return a subject from a name (a user), a mapping `{type, id, properties}` or itself. Raises `ConfigError`."""
         if isinstance(value, Subject):
             return value

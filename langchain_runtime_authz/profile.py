@@ -117,7 +117,7 @@ class ToolProfile(BaseModel):
         draft: True until it is reviewed. The tool stays unprofiled.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     effect: Effect = "write"
     sink: Sink = "external"

@@ -15,6 +15,8 @@ import re
 import unicodedata
 from typing import Final
 
+from langchain_runtime_authz._regex import lazy
+
 MAX_SHOWN: Final = 240  # characters of one value
 WIDTH: Final = 80  # columns of a terminal
 
@@ -24,8 +26,8 @@ _ACCENTS: Final = 2  # on one letter; more are drawn over the lines around
 _MARKDOWN: Final = "*~_"  # a backslash is enough: neither HTML nor a terminal acts on them
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
 # Drawn as nothing though their category says letter, symbol or mark.
-_BLANK: Final = re.compile("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-_MARKUP: Final = re.compile(
+_BLANK: Final = lazy("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_MARKUP: Final = lazy(
     r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code; HTML
     r"|[*~](?! )|(?<! )[*~]"  # emphasis and strikes, which never stand between spaces
     r"|\[(?=[a-z#/@])|\](?=[(\[:])"  # rich's own markup; links

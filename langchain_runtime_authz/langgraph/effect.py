@@ -59,7 +59,7 @@ _SUPPLIED_TYPES: Final = (RunnableConfig, RunnableConfig | None, StreamWriter)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class EffectTool(StructuredTool):
+class EffectTool(StructuredTool, defer_build=True):
     """Stands for a declared effect wherever a tool is looked at. It runs nothing."""
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from langchain_runtime_authz._regex import lazy
 from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, masked, tidy
 from langchain_runtime_authz.facts.task import content_digest
 
@@ -27,11 +28,11 @@ _MAX_PLACES: Final = 64  # of one value in one segment
 
 # --- material ------------------------------------------------------------------------------------------
 
-_FENCED: Final = re.compile(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
-_TAG: Final = re.compile(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
+_FENCED: Final = lazy(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
+_TAG: Final = lazy(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
 _LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # what may end a line
 # A line that is quoted, rules off, begins what was forwarded, or looks like the header of a mail.
-_MARK: Final = re.compile(
+_MARK: Final = lazy(
     r"""^[ \t]{0,80}(?:
     (?P<quote>>)
     |(?P<rule>([-=*_])\3{4,200}[ \t]{0,80}$)
@@ -118,56 +119,56 @@ def _marked(text: str) -> Iterator[tuple[int, int]]:
 
 # --- sentences -----------------------------------------------------------------------------------------
 
-_QUOTED: Final = re.compile(
+_QUOTED: Final = lazy(
     r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
     r"|\u00ab([^\u00ab\u00bb]{1,2000})\u00bb|`([^`\n]{1,2000})`|\u300c([^\u300c\u300d]{1,2000})\u300d"
     r"|(?<!\w)'((?:[^'\n]|(?<=\w)'(?=\w)){1,2000})'(?!\w)|(?<!\w)\u2018((?:[^\u2018\u2019\n]|(?<=\w)\u2019(?=\w)){1,2000})\u2019(?!\w)"
 )
 _EDGE: Final = " \t\n.,;:!?\u2026"
-_END: Final = re.compile(
+_END: Final = lazy(
     r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
-_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
+_UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
 # What a sentence says of itself. Short on purpose: a planner reads the meaning, and this only doubts it.
-_ASKS: Final = re.compile(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
-_POLITE: Final = re.compile(
+_ASKS: Final = lazy(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
+_POLITE: Final = lazy(
     r"\b(?:can|could|would|will) you\b|\bplease\b|\bbitte\b|\bk(?:a|\u00f6)nn(?:te)?st du\b|\bk\u00f6nn(?:t)?en Sie\b"
     r"|\b(?:puedes|podr\u00edas|puede usted|por favor|peux-tu|pouvez-vous|pourrais-tu|pourriez-vous|s['\u2019]il (?:te|vous)"
     r" pla\u00eet|puoi|potresti|per favore|pode|poderia|voc\u00ea pode)\b|\u8bf7|\u80fd\u4e0d\u80fd|\u53ef\u4ee5",
     re.IGNORECASE,
 )
-_OF_US: Final = re.compile(r"\b(?:should|shall|may|must|can|do) (?:I|we)\b", re.IGNORECASE)
-_DEPENDS: Final = re.compile(
+_OF_US: Final = lazy(r"\b(?:should|shall|may|must|can|do) (?:I|we)\b", re.IGNORECASE)
+_DEPENDS: Final = lazy(
     r"\b(?:if|unless|whether|in case|provided (?:that|I|he|she|they|we|you|it)|assuming|depending|as soon as|once (?:I|he|she|they|we|you|the|my|our)"
     r"|until (?:I|he|she|they|we|you)|only (?:after|when)|wait for|before I (?:say|confirm|approve|tell)|falls|wenn|sobald|sofern"
     r"|si|cuando|en cuanto|d\u00e8s que|\u00e0 condition)\b|\u5982\u679c|\u7684\u8bdd",
     re.IGNORECASE,
 )
-_NEGATES: Final = re.compile(
+_NEGATES: Final = lazy(
     r"\b(?:not|never|no|nobody|nothing|none|neither|nor|without|except|excluding|instead|rather|but|avoid|cannot|nicht|nie(?:mals)?"
     r"|kein\w{0,2}|ohne|au\u00dfer|statt|nunca|jam[a\u00e1]s|sin|salvo|excepto|ne|pas|sans|sauf|senza|tranne)\b(?! (?:later|more|less) than\b)"
     r"|n['\u2019]t\b|\u4e0d|\u522b|\u6ca1|\u9664\u4e86",
     re.IGNORECASE,
 )
-_MYSELF: Final = re.compile(
+_MYSELF: Final = lazy(
     r"\bI(?:['\u2019]ll| will| shall)(?! (?:be|need|have|also need)\b)|\bmyself\b|\bich (?:werde|selbst)\b",
     re.IGNORECASE,
 )
-_TAKEN_BACK: Final = re.compile(
+_TAKEN_BACK: Final = lazy(
     r"(?:(?:no|nope|wait|stop|actually|sorry|please|oh|hmm)[,!. ]{1,3}){0,3}(?:no|stop|wait|never ?mind|forget (?:it|that|about it)|"
     r"scratch that|(?:please )?cancel (?:it|that|this)|(?:I(?:['\u2019]ve| have)? )?changed my mind|on second thoughts?"
     r"|(?:do not|don['\u2019]?t)(?: \w{1,20}){0,2}(?: (?:it|that|this|them|anything|yet))?)(?:[ ,](?:please|then|now|yet|again))?",
     re.IGNORECASE,
 )
 _SHORT: Final = 60
-_CONTINUES: Final = re.compile(
+_CONTINUES: Final = lazy(
     r"(?:(?:ok(?:ay)?|yes|please|and|ja|bitte|s\u00ed|oui|s\u00ec)[,!. ]{1,3}){0,3}(?:please )?(?:continue|go on|go ahead|proceed|carry on|keep going|resume"
     r"|weiter(?:machen)?|mach(?:en Sie)? weiter|fahr(?:en Sie)? fort|contin[u\u00fa]a|adelante|sigue|continuez?|vas-y|allez-y|prosegui|vai avanti"
     r"|\u7ee7\u7eed)(?:[, ](?:please|bitte|por favor))?",
     re.IGNORECASE,
 )
-_SCALED: Final = re.compile(r" ?(?:%|percent|per cent|hundred|thousand|million|billion|k\b|dozen)", re.IGNORECASE)
+_SCALED: Final = lazy(r" ?(?:%|percent|per cent|hundred|thousand|million|billion|k\b|dozen)", re.IGNORECASE)
 _COUNTED: Final = {
     word: count
     for count, words in enumerate(
@@ -175,10 +176,8 @@ _COUNTED: Final = {
     )
     for word in words.split()
 }
-_COUNT: Final = re.compile(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
-_TIMES: Final = re.compile(
-    r"[ ]?(?:times|x\b|\u00d7|mal\b|veces\b|fois\b|volte\b|vezes\b|\u6b21|\u56de)", re.IGNORECASE
-)
+_COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
+_TIMES: Final = lazy(r"[ ]?(?:times|x\b|\u00d7|mal\b|veces\b|fois\b|volte\b|vezes\b|\u6b21|\u56de)", re.IGNORECASE)
 
 
 def continues(text: str) -> bool:

@@ -5,11 +5,11 @@ A paraphrase escapes this.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
+from langchain_runtime_authz._regex import lazy
 from langchain_runtime_authz.facts.provenance.forms import fold, mentions
 
 MAX_TEXT: Final = 8192  # characters of one text argument
@@ -17,19 +17,19 @@ RUN: Final = 6  # words in a row that count as copied
 _LETTERS: Final = 12  # the same for writing without blanks
 _DIGITS: Final = 3  # a number of so many digits identifies nothing
 _LONG: Final = 12
-_TOKEN: Final = re.compile(r"[!-~]{4,}")
-_PARTS: Final = re.compile(r"[/,;:()\[\]{}<>\"&|]+")
-_DOMAIN: Final = re.compile(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
-_MIXED: Final = re.compile(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
+_TOKEN: Final = lazy(r"[!-~]{4,}")
+_PARTS: Final = lazy(r"[/,;:()\[\]{}<>\"&|]+")
+_DOMAIN: Final = lazy(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
+_MIXED: Final = lazy(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
 _EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
 _FEW: Final = 16  # runs that are searched for one by one
-_WORD: Final = re.compile(r"\w+")
+_WORD: Final = lazy(r"\w+")
 # Letters that are not shown carry any message: tags, private letters, and runs of what joins or selects others.
-_HIDDEN: Final = re.compile(
+_HIDDEN: Final = lazy(
     "[\u2060-\u2064\u206a-\u206f\ufff9-\ufffb\ue000-\uf8ff\U000e0000-\U0010ffff]+"
     "|[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufe00-\ufe0f\ufeff]{3,}"
 )
-_SIGN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def unbacked(text: str, allowed: str) -> bool:

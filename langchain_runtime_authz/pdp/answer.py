@@ -19,17 +19,17 @@ from langchain_runtime_authz.authzen import (
 from langchain_runtime_authz.errors import Code, PDPError
 
 
-class _Open(BaseModel):
-    # A PDP may say more about a reason than its code.
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
 class _Closed(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    # A deferred part takes settings of the whole that it stands in: all refuse NaN.
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Open(_Closed):
+    # A PDP may say more about a reason than its code.
+    model_config = ConfigDict(extra="ignore")
 
 
 class _Obligation(_Closed):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     id: str
     type: str
     properties: Properties = Field(default_factory=dict)

@@ -21,48 +21,50 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
+from langchain_runtime_authz._regex import lazy
+
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are remembered
 _DIGITS: Final = 15  # beyond that a number is a name
 _LOCAL, _DOMAIN = 64, 253  # characters before and behind the sign of an address (RFC 5321)
-_EMAIL: Final = re.compile(
+_EMAIL: Final = lazy(
     rf"(?<![\w.%+\-@])[a-z0-9._%+\-]{{1,{_LOCAL}}}@[a-z0-9.\-]{{1,{_DOMAIN}}}(?![\w@])", re.IGNORECASE | re.ASCII
 )
-_URL: Final = re.compile(r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}")
-_IBAN: Final = re.compile(
+_URL: Final = lazy(r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}")
+_IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])"
 )
 # As people type one; only its check digits tell it from words (ISO 7064).
-_TYPED_IBAN: Final = re.compile(
+_TYPED_IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
-_NATION: Final = re.compile(r"\d(?<=[A-Za-z]{2}\d)\d")  # what stands at the beginning of each of the two
+_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # what stands at the beginning of each of the two
 _SHORTEST_IBAN: Final = 15
-_PHONE: Final = re.compile(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
+_PHONE: Final = lazy(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
 _CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # written on to a number
-_NUMBER: Final = re.compile(
+_NUMBER: Final = lazy(
     rf"[-+\d](?:(?<![\w.,\-/].)|(?<=\b{_CURRENCY}.))"
     r"(?:(?:(?<=\d)\d{0,2}|(?<=[-+])\d{1,3})(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?"
     r"|(?:(?<=\d)\d{0,14}|(?<=[-+])\d{1,15})(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))"
 )
-TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
-_ZEROS: Final = re.compile(r"[-+]?0\d")
+TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
+_ZEROS: Final = lazy(r"[-+]?0\d")
 _MONTHS: Final = {m: i for i, m in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # noqa: SIM905
 _MONTH: Final = f"({'|'.join(_MONTHS)})[a-z]{{0,6}}\\.?"
 _NAMED: Final = "|".join(f"(?<={m[0]}){m[1:]}" for m in _MONTHS)
-_ISO: Final = re.compile(r"(\d(?<![\w\-].)\d{3})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
-_MDY: Final = re.compile(
+_ISO: Final = lazy(r"(\d(?<![\w\-].)\d{3})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
+_MDY: Final = lazy(
     rf"([JFMASONDjfmasond](?<!\w.)(?i:{_NAMED}))(?i:[a-z]{{0,6}}\.? {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?)(?![\w])"
 )
-_DMY: Final = re.compile(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
-_SLASH: Final = re.compile(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
+_DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
+_SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
 # What may stand next to a date and a time in a value that is nothing else; a zone is not looked at.
-_ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
-_BESIDE: Final = re.compile(
+_ZONE: Final = lazy(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
+_BESIDE: Final = lazy(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
 )
-_TIME: Final = re.compile(
+_TIME: Final = lazy(
     r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])|(\d(?<![\w:.,].)\d?) ?((?i:am|pm))(?!\w)"
 )
 
