@@ -7,7 +7,6 @@ When a root entry ends, the ledger remembers the checkpoint that it left (`HEAD`
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
@@ -21,8 +20,7 @@ UNKNOWN: Final = ""  # a mark's value after a run that may still have been writi
 Standing = Literal["ours", "outside", "fork"]
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The checkpoint that a root entry loads. `newest` is the thread's, if the caller named an older one."""
 
     id: str
@@ -55,8 +53,7 @@ def below_key(digest: str) -> str:
     return f"below:{digest}"
 
 
-@dataclass(frozen=True, slots=True)
-class ChildMark:
+class ChildMark(NamedTuple):
     """The ledger's place for the checkpoint that a child's run left at a `place` (a digest).
 
     `lasting`: other tasks find the child's state there too. A child with a thread of its own for each question makes ever new

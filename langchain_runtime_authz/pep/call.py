@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.credential.ticket import Ticket
@@ -122,8 +122,7 @@ class DecidedCall:
         return replace(self, decision=replace(decision, decision_id=self.decision.decision_id))
 
 
-@dataclass(frozen=True, slots=True)
-class Denial:
+class Denial(NamedTuple):
     """The call does not run. `message` is the approver's word on a rejection."""
 
     call: Call
@@ -131,8 +130,7 @@ class Denial:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """The call ran before: its recorded result (JSON text) stands. `message` is what the user has said since."""
 
     call: Call

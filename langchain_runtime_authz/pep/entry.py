@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -58,8 +58,7 @@ from langchain_runtime_authz.telemetry.spans import run_span
 _log = logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A root entry. The graph's state may not hold `pending` corrections yet. A resume value may answer `asks`."""
 
     run: Run

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.digest import digest
@@ -93,8 +93,7 @@ def _loaded(run: Run) -> Flow[Snapshot]:
 # their calls are decided anyway. A tool that the provider runs cannot be stopped later, so a call that shows it is denied.
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCall:
+class ModelCall(NamedTuple):
     """A model and what it is shown. `prompt` is the digest of its instructions (system messages)."""
 
     model: str
