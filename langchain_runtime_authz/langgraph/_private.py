@@ -86,9 +86,10 @@ def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
     def known(thing: Any) -> T:
         if not isinstance(thing, (type, FunctionType)):
             return look(thing)
-        if thing not in found:
-            found[thing] = look(thing)
-        return found[thing]
+        try:
+            return found[thing]
+        except KeyError:
+            return found.setdefault(thing, look(thing))
 
     return known
 
