@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz._flow import Flow, Perform, both
+from langchain_runtime_authz._validate import checked_text
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
@@ -52,10 +53,9 @@ class LocalIssuer(Secret):
     """
 
     def __init__(self, key: Signer | KeyRing | None = None, issuer: str = LOCAL) -> None:
-        if not isinstance(issuer, str) or not issuer:
-            raise ConfigError("`issuer` must be a name")
-        self.issuer = issuer
+        self.issuer = checked_text("issuer", issuer)
         self._keys: Signer | KeyRing = SigningKey.generate() if key is None else key
+        self.ring = key if isinstance(key, KeyRing) else None
 
     def issue(self, request: names.TokenRequest) -> str:
         """Return the compact JWT. Raises `credential_unavailable` if it would live too long or be too large, or `keys_unavailable`."""
@@ -75,19 +75,15 @@ class LocalIssuer(Secret):
         return await asyncio.to_thread(self.issue, request)
 
     def jwks(self) -> dict[str, Any]:
-        return self._keys.jwks() if isinstance(self._keys, KeyRing) else {"keys": [self._keys.public_jwk()]}
+        return {"keys": [self._key.public_jwk()]} if self.ring is None else self.ring.jwks()
 
     @property
     def _key(self) -> Signer:
-        return self._keys.active if isinstance(self._keys, KeyRing) else self._keys
+        return self._keys if self.ring is None else self.ring.active  # type: ignore[return-value]
 
     @property
     def ephemeral(self) -> bool:
         return getattr(self._key, "ephemeral", False)
-
-    @property
-    def ring(self) -> KeyRing | None:
-        return self._keys if isinstance(self._keys, KeyRing) else None
 
     def __repr__(self) -> str:
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"

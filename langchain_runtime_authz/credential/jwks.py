@@ -118,13 +118,8 @@ class JwksClient:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")
         self.url = url
-        self.keys = CachedDocument(
-            Fetcher(url, **connection),
-            lambda document, _: usable_keys(document),
-            max_age=max_age,
-            min_refresh=min_refresh,
-            monotonic=monotonic,
-        )
+        times: Any = {"max_age": max_age, "min_refresh": min_refresh, "monotonic": monotonic}
+        self.keys = CachedDocument(Fetcher(url, **connection), lambda document, _: usable_keys(document), **times)
 
     def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
         """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""

@@ -340,16 +340,10 @@ def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
 def _public_keys(path: Path) -> list[_Key]:
     try:
         document = parse_object((path / RING).read_bytes())
-        keys = [
-            _Key(
-                str(row["kid"]),
-                str(row["alg"]),
-                row["state"],
-                float(row["since"]),
-                MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()}),
-            )
-            for row in document["keys"]
-        ]
+        keys = []
+        for row in document["keys"]:
+            jwk = MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()})
+            keys.append(_Key(str(row["kid"]), str(row["alg"]), row["state"], float(row["since"]), jwk))
         sound = all(key.state in get_args(KeyState) and _KID.fullmatch(key.kid) for key in keys)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

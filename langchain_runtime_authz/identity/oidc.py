@@ -32,15 +32,8 @@ from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.identity.providers import (
-    AUTHORIZED_PARTY,
-    PAYLOAD_TYPE,
-    PROVIDERS,
-    Provider,
-    header_type,
-    name_of,
-    shown,
-)
+from langchain_runtime_authz.identity.providers import AUTHORIZED_PARTY as PARTY
+from langchain_runtime_authz.identity.providers import PAYLOAD_TYPE, PROVIDERS, Provider, header_type, name_of, shown
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
@@ -111,12 +104,9 @@ class OidcVerifier:
         self._audience, self.client_id, self._algorithms = audience, client_id, checked_algorithms(algorithms)
         self._keys_at = partial(JwksClient, monotonic=monotonic, **connection)
         self._why: str | None = None
+        times: Any = {"max_age": max_age, "min_refresh": MIN_REFRESH, "monotonic": monotonic}
         self._keys = CachedDocument(
-            Fetcher(self.issuer.rstrip("/") + DISCOVERY, **connection),
-            self._discovered,
-            max_age=max_age,
-            min_refresh=MIN_REFRESH,
-            monotonic=monotonic,
+            Fetcher(self.issuer.rstrip("/") + DISCOVERY, **connection), self._discovered, **times
         )
 
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
@@ -212,7 +202,7 @@ class OidcVerifier:
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
         """Return why an ID token is not for this client (OpenID Connect Core §3.1.3.7, 3 to 5)."""
-        audiences, party = audiences_of(claims), claims.get(AUTHORIZED_PARTY)
+        audiences, party = audiences_of(claims), claims.get(PARTY)
         if client not in audiences:
             return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
         if (party is not None or len(audiences) > 1) and party != client:
@@ -234,7 +224,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
         raise refused("its `sub` is not a name")
     if "events" in claims:
         raise refused("it reports an event (RFC 8417), as a logout token does, and has no caller")
-    client = provider.client_of(claims) or name_of(claims.get(AUTHORIZED_PARTY))
+    client = provider.client_of(claims) or name_of(claims.get(PARTY))
     properties: dict[str, Any] = {"iss": claims[claim.ISSUER]}
     if client is not None:
         properties["client_id"] = client
@@ -340,11 +330,10 @@ class TokenFileIdentity(WorkloadIdentity):
             return
         try:
             caller = self._verifier.caller(token)
+            if caller.subject.type == "agent":
+                raise refused("the token speaks for an agent, not for a workload")
         except AuthzError as exc:
             (self._miss if exc.code == Code.IDENTITY_UNAVAILABLE else self._refuse)(str(exc.detail))
-            return
-        if caller.subject.type == "agent":
-            self._refuse("the token speaks for an agent, not for a workload")
             return
         self._token = token
         self._accept(Proof(f"{self._verifier.issuer}#{quote(caller.subject.id, safe=':')}", caller.expires_at))

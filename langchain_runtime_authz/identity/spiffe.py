@@ -173,15 +173,13 @@ class SpiffeIdentity(WorkloadIdentity):
         return got
 
     def _took(self, context: X509Context) -> None:
-        svids = self._own(context)
-        if not svids:
+        svid = next(iter(self._own(context)), None)
+        if svid is None:
             self._refuse("the Workload API gives no SVID with the wanted SPIFFE id")
             return
-        svid = svids[0]
-        if svid.spiffe_id.trust_domain.name != self.trust_domain:
-            self._refuse(f"expected an SVID of `{self.trust_domain}`, found `{svid.spiffe_id.trust_domain.name}`")
-            return
-        if (wrong := unproven(svid.cert_chain, _bundle(context, self.trust_domain))) is not None:
+        domain = svid.spiffe_id.trust_domain.name
+        wrong = f"expected an SVID of `{self.trust_domain}`, found `{domain}`" if domain != self.trust_domain else None
+        if wrong := wrong or unproven(svid.cert_chain, _bundle(context, self.trust_domain)):
             self._refuse(wrong)
             return
         self._accept(Proof(str(svid.spiffe_id), svid.cert_chain[0].not_valid_after_utc.timestamp()))

@@ -89,10 +89,8 @@ class CedarPDP(InProcess):
         if policies is None:
             if schema is not None or obligations is not None:
                 raise ConfigError("the shipped Cedar policies have their own schema and obligations")
-            policies, schema = (
-                _text("policies", SHIPPED / "runtime_authz.cedar"),
-                _text("schema", SHIPPED / "runtime_authz.cedarschema"),
-            )
+            policies = _text("policies", SHIPPED / "runtime_authz.cedar")
+            schema = _text("schema", SHIPPED / "runtime_authz.cedarschema")
             obligations = strict_json(_text("obligations", SHIPPED / "obligations.json"))
         elif schema is None:
             raise ConfigError("Cedar policies need a schema, or a misspelt attribute disables a `forbid`")
@@ -116,10 +114,8 @@ class CedarPDP(InProcess):
             msg = f"the Cedar policies do not fit the schema: {'; '.join(str(e) for e in checked.errors)}"
             raise ConfigError(msg, Code.POLICY_INVALID)
         self._says = {name: _annotated(name, policy, table) for name, policy in parsed.items()}
-        fingerprint = hashlib.sha256(
-            "\0".join([source, shape, known, _dump(dict(obligations or {}))]).encode()
-        ).hexdigest()
-        self.revision = f"sha256:{fingerprint[:16]}"
+        whole = "\0".join([source, shape, known, _dump(dict(obligations or {}))])
+        self.revision = f"sha256:{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError` if Cedar reports an error."""
@@ -192,20 +188,17 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligat
     reason = notes.get("reason") or notes.get("id") or name
     if not REASON_CODE.fullmatch(reason):
         raise ConfigError(f"`{reason}` is not a reason code: letters, digits and _.:/- only", Code.POLICY_INVALID)
-    obligations = []
     listed = (notes.get("obligation") or "").split()
     if "obligation" in notes and not listed:
         raise ConfigError(f"`@obligation` of policy `{reason}` names nothing", Code.POLICY_INVALID)
-    for wanted in listed:
-        try:
-            obligations.append(table[wanted])
-        except KeyError as exc:
-            msg = f"the obligation `{wanted}` of policy `{reason}` is not in the table"
-            raise ConfigError(msg, Code.POLICY_INVALID) from exc
+    if absent := [wanted for wanted in listed if wanted not in table]:
+        msg = f"the obligation `{absent[0]}` of policy `{reason}` is not in the table"
+        raise ConfigError(msg, Code.POLICY_INVALID)
+    obligations = tuple(table[wanted] for wanted in listed)
     if policy.get("effect") == "permit" and any(o.type in (ASKS, "revoke") for o in obligations):
         msg = f"policy `{reason}` permits and obliges to `approval` or `revoke`; put that on a `forbid`"
         raise ConfigError(msg, Code.POLICY_INVALID)
-    return _Said(reason, tuple(obligations))
+    return _Said(reason, obligations)
 
 
 def _text(name: str, source: object) -> str:
@@ -311,16 +304,12 @@ def _tagged(kind: str, name: str, tags: Json) -> Json:
 
 def _texts(values: Json) -> dict[str, list[str]]:
     """Return each value as a set of texts. A null is left out."""
-    listed = {
-        name: value if isinstance(value, list) else [value] for name, value in values.items() if value is not None
-    }
+    listed = {n: value if isinstance(value, list) else [value] for n, value in values.items() if value is not None}
     return {n: sorted({v if isinstance(v, str) else json.dumps(v) for v in each}) for n, each in listed.items()}
 
 
 def _amount(call: Json) -> Json:
-    found = [
-        call["args"].get(name) for name, traced in call.get("provenance", {}).items() if traced["kind"] == "amount"
-    ]
+    found = [call["args"].get(n) for n, traced in call.get("provenance", {}).items() if traced["kind"] == "amount"]
     each = [one for value in found for one in (value if isinstance(value, list) else [value])]
     return {"amount": _decimal(*each)} if each else {}
 
@@ -350,9 +339,8 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
     """Return True if the operator answers for the tool, and the mandate neither forbids the call nor confirms it."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
-    return (properties.get("profiled"), properties.get("verdict")) == (True, "permit") and not (
-        against or "ask" in verdicts
-    )
+    answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
+    return answered and not (against or "ask" in verdicts)
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:

@@ -148,11 +148,9 @@ class CandidatePDP(Composed):
             if self._closed:
                 return decisions
             if self._thread is None:
+                target, arguments = _compare, (weakref.ref(self), self._waiting)
                 self._thread = threading.Thread(
-                    target=_compare,
-                    args=(weakref.ref(self), self._waiting),
-                    name="runtime-authz-candidate",
-                    daemon=True,
+                    target=target, args=arguments, name="runtime-authz-candidate", daemon=True
                 )
                 self._thread.start()
                 # A forgotten PDP ends its thread. Its finaliser may run anywhere, so it takes no lock.

@@ -91,13 +91,11 @@ class WasmPDP(InProcess):
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
             document = {DATA_ROOT: {**_member(document), "revision": self.revision}}
-        self.program = _program(
-            code,
-            _dump(document),
-            self._entrypoint,
-            checked_count("pool_size", pool_size),
-            checked_seconds("timeout", timeout),
-        )
+        limits: Any = {
+            "pool_size": checked_count("pool_size", pool_size),
+            "timeout": checked_seconds("timeout", timeout),
+        }
+        self.program = _program(code, _dump(document), self._entrypoint, **limits)
         batch = self._entrypoint.rpartition("/")[0] + "/batch"
         self._batch = batch if batch in self.program.entrypoints else None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -31,7 +30,7 @@ class _Line(BaseModel):
 
 class _Header(_Line):
     trace: Literal["runtime-authz"]
-    version: Literal[1]
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)]  # a `Literal` would take `true` too
     subject: Name = "user"
 
 
@@ -84,8 +83,7 @@ class Trace(NamedTuple):
     events: list[tuple[int, Event]]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     line: int
     call: ToolCall
     outcome: str  # permit | deny | approval_required | halt
@@ -122,8 +120,7 @@ def read_trace(path: str | Path) -> Trace:
     """Read a whole trace before anything is decided. The error names the line that is malformed."""
     name, number = Path(path).name, 1
     trace: Trace | None = None
-    agents, waiting = {MAIN}, dict[str, bool]()
-    last, since = None, 0.0
+    agents, waiting, last, since = {MAIN}, dict[str, bool](), None, 0.0
     with Path(path).open("rb") as file:
         try:
             for number, raw in enumerate(file, 1):

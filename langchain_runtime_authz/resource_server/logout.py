@@ -44,8 +44,7 @@ class BackchannelLogout(FormEndpoint):
             _log.info("refused a logout: %s", exc)
             later = exc.code == Code.IDENTITY_UNAVAILABLE
             return (503, {"error": "temporarily_unavailable"}) if later else (400, {"error": "invalid_request"})
-        now = time.time()
-        self._told = {token_id: until for token_id, until in self._told.items() if until > now}
+        self._told = {token_id: until for token_id, until in self._told.items() if until > time.time()}
         if out.token_id in self._told:
             _log.info("refused a logout: its token was told before")
             return 400, {"error": "invalid_request"}

@@ -66,32 +66,29 @@ class ProtectedMcp(ProtectedApp):
         self._left: deque[int] = deque(maxlen=MAX_LEFT)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def bad() -> None:
+            await refuse(self._server.refusal(BAD_REQUEST), scope, send)
+
         if scope["type"] != "http" or scope["method"] != "POST":
             # A stream that is resumed tells again what was told, and could hold a list that was not filtered.
-            if self._filters and any(name.lower() == b"last-event-id" for name, _ in scope["headers"]):
-                await refuse(self._server.refusal(BAD_REQUEST), scope, send)
-                return
-            await super()._guarded(scope, receive, send)
-            return
+            resumed = self._filters and any(name.lower() == b"last-event-id" for name, _ in scope["headers"])
+            await (bad() if resumed else super()._guarded(scope, receive, send))
+            return None
         body = await read_body(receive, MAX_BODY)
         try:  # strictly, so that this and the application cannot read two methods out of one body
-            message = None if body is None else parse_object(body)
+            message = parse_object(body or b"")
         except ValueError:
-            message = None
-        if body is None or message is None:
-            await refuse(self._server.refusal(BAD_REQUEST), scope, send)
-            return
-        again = _again(body, receive)
+            return await bad()
+        again = _again(body or b"", receive)
         sessions = [value for name, value in scope["headers"] if name.lower() == b"mcp-session-id"]
         if not sessions or not {"id", "method"} <= message.keys():
             await self._served(message, scope, again, send)
-            return
+            return None
         named = message["id"]
         key = hash((*sessions, str(named)))
         distinct = type(named) in (int, str) and named != _STANDING and len(sessions) == 1
         if not distinct or key in self._busy or key in self._left:
-            await refuse(self._server.refusal(BAD_REQUEST), scope, send)
-            return
+            return await bad()
         ended = False
 
         async def sending(sent: Message) -> None:

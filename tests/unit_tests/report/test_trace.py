@@ -149,7 +149,9 @@ def test_a_malformed_line_is_named(write: Write, tmp_path: Path, name: str) -> N
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("header", ["", {}, {**HEADER, "version": 2}, {**HEADER, "trace": "x"}, {**HEADER, "x": 1}], ids=str)
+@pytest.mark.parametrize(
+    "header", ["", {}, *({**HEADER, "version": v} for v in (0, 2, True, 1.0)), {**HEADER, "trace": "x"}, {**HEADER, "x": 1}], ids=str
+)
 def test_another_format_is_refused(write: Write, header: Any) -> None:
     """The version is closed: what it does not know is an error."""
     with pytest.raises(ConfigError, match="line 1: "):
