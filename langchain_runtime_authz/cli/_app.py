@@ -128,14 +128,13 @@ def reporting() -> Iterator[None]:
         yield
     except AuthzError as exc:
         fail(exc)
-    except FileExistsError as exc:
-        fail(ConfigError(f"{exc.filename}: the file exists; name a new one"))
     except BrokenPipeError:  # the reader has seen enough (`| head`); click leaves quietly
         raise
     except (UnicodeError, RecursionError) as exc:
         fail(ConfigError(f"what was given cannot be read: {unreadable(exc)}"))
     except OSError as exc:
-        fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
+        why = "the file exists; name a new one" if isinstance(exc, FileExistsError) else exc.strerror
+        fail(ConfigError(f"{exc.filename or 'a file'}: {why or type(exc).__name__}"))
 
 
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 from typer import Argument, Option
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines
 from langchain_runtime_authz.cli.policy.commands import Opa
@@ -282,10 +283,8 @@ def pack(
     texts = {f"policy/{Path(name).name}": text.encode() for name, text in source.rego.items()}
     texts["policy/data.json"] = json.dumps(source.data, indent=2).encode()
     texts["controls.json"] = json.dumps(controls_document(), indent=2).encode()
-    if source.wasm is not None:
-        texts["policy/policy.wasm"] = source.wasm
-    else:  # what `data.json` changes
-        texts["policy/shipped_data.json"] = (POLICIES / "data.json").read_bytes()
+    shipped = {"policy/shipped_data.json": (POLICIES / "data.json").read_bytes()}  # what `data.json` changes
+    texts |= shipped if source.wasm is None else {"policy/policy.wasm": source.wasm}
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
     chain = verified(log)
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -356,12 +355,6 @@ def controls(
     return Answer(document, _text(document), any(p["result"] == "failed" for p in parts))
 
 
-def load() -> Any:
-    import yaml
-
-    return yaml.safe_load((POLICIES / "controls.yaml").read_text(encoding="utf-8"))
-
-
 def rule_lines(reason: str) -> list[int]:
     name = re.escape(reason.removeprefix("obligation:"))
     given = rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
@@ -376,10 +369,11 @@ def read_results(path: Path) -> dict[str, Counter[str]]:
 
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
+        wrong = "" if root.tag in ("testsuites", "testsuite") else root.tag
     except ElementTree.ParseError as exc:
-        raise ConfigError(f"{path.name} is not a JUnit report: {exc}") from exc
-    if root.tag not in ("testsuites", "testsuite"):
-        raise ConfigError(f"{path.name} is not a JUnit report")
+        wrong = str(exc)
+    if wrong:
+        raise ConfigError(f"{path.name} is not a JUnit report: {wrong}")
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for case in root.iter("testcase"):
         kinds = {child.tag for child in case}
@@ -396,7 +390,8 @@ def _tests(nodes: Iterable[str], seen: Mapping[str, Counter[str]]) -> list[dict[
 
 def controls_document(results: Path | None = None) -> dict[str, Any]:
     """Return what `controls` prints. Raises `ConfigError`: the results are not a JUnit report."""
-    mapping, seen, frameworks = load(), {} if results is None else read_results(results), []
+    mapping: Any = read_yaml(Path(str(POLICIES / "controls.yaml")), Code.CONFIG)
+    seen, frameworks = {} if results is None else read_results(results), []
     for key, framework in mapping["frameworks"].items():
         listed = []
         for control, title in framework["controls"].items():

@@ -115,11 +115,13 @@ def _ledger(where: str) -> Line:
 
 
 def _audit(file: Path, ledger: str | None) -> Line:
+    from langchain_runtime_authz.audit.chain import read_log
+
     if not _writable(file):
         return Line("fail", "audit log", f"{file} cannot be written", "make its folder, or let this user write there")
     if not file.exists() or not file.stat().st_size:
         return Line("ok", "audit log", f"{file} can be written")
-    if not file.is_file() or not _is_chain(file):
+    if not file.is_file() or not any(read_log(file)):
         return Line("fail", "audit log", f"{file} is not a decision log", "name another file, or move it away")
     if ledger is not None:
         from langchain_runtime_authz._parts import refuse_older
@@ -128,14 +130,6 @@ def _audit(file: Path, ledger: str | None) -> Line:
         with Store(ledger).opened() as held:
             refuse_older(held, FileSink(file), "default")
     return Line("ok", "audit log", f"{file} can be continued")
-
-
-def _is_chain(file: Path) -> bool:
-    from langchain_runtime_authz.audit.chain import parse_line
-    from langchain_runtime_authz.audit.sinks import last_lines
-
-    with file.open("r+b") as log:
-        return any(map(parse_line, last_lines(log.fileno(), file.stat().st_size)))
 
 
 def _writable(file: Path) -> bool:

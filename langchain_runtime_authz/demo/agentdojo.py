@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -36,7 +36,7 @@ from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
 VERSION: Final = "v1.2.2"
@@ -169,9 +169,7 @@ def load_suite(name: str) -> Any:
     return get_suite(VERSION, name)
 
 
-@cache
-def _profiles() -> dict[str, ToolProfile]:
-    return load_profiles(PROFILES)
+_profiles = cache(partial(load_profiles, PROFILES))
 
 
 @cache
@@ -284,11 +282,8 @@ class _Hijacked:
     """Play the model: the user's calls, and the attacker's as soon as the injection was read."""
 
     def __init__(self, world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> None:
-        self._world = world
-        self._user = deque(enumerate(user))
-        self._theirs = deque(enumerate(theirs))
-        self._answer = answer
-        self.turns = len(user) + len(theirs) + 1
+        self._world, self._answer, self.turns = world, answer, len(user) + len(theirs) + 1
+        self._user, self._theirs = deque(enumerate(user)), deque(enumerate(theirs))
 
     def __call__(self, _messages: Sequence[BaseMessage]) -> AIMessage:
         if self._theirs and (self._world.exposed or not self._user):
@@ -314,10 +309,8 @@ class _User:
     """Play the user, who approves only the calls of the task, or approves unread."""
 
     def __init__(self, world: World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
-        self._world = world
+        self._world, self._looks_away, self.asked = world, looks_away, 0
         self._own = [world.parsed(call.function, call.args) for call in wanted]
-        self._looks_away = looks_away
-        self.asked = 0
 
     def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         self.asked += 1

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.audit import OWN_TEST, load, rule_lines
+from langchain_runtime_authz.cli.audit import OWN_TEST, POLICIES, rule_lines
 from langchain_runtime_authz.cli.policy.project import shipped_rego
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -23,6 +24,7 @@ from langchain_runtime_authz.testing.requests import NOW, example_request
 from tests.bundles import DATA
 
 ROOT = Path(__file__).parents[2]
+MAPPING: dict[str, Any] = yaml.safe_load((POLICIES / "controls.yaml").read_text())
 EFFECT, GRANT, HISTORY = "resource.properties.effect", "context.lease.grant", "context.history"
 STANDING = "context.call.mandate.standing"
 MODEL = {
@@ -107,7 +109,7 @@ def given_by_the_policy() -> set[str]:
 
 def test_every_rule_is_mapped_once_and_no_other() -> None:
     """Reasons and obligations of the Rego, the mapping and the tests are the same set."""
-    mapped = [r["reason"] for r in load()["rules"]]
+    mapped = [r["reason"] for r in MAPPING["rules"]]
     assert len(mapped) == len(set(mapped))
     assert set(mapped) == given_by_the_policy() == set(TRIPS)
     assert all(rule_lines(reason) for reason in mapped)
@@ -115,7 +117,7 @@ def test_every_rule_is_mapped_once_and_no_other() -> None:
 
 def test_every_rule_names_controls_that_exist() -> None:
     """At least one of OWASP Agentic, MAESTRO and NIST AI RMF; of OWASP NHI where it has a counterpart."""
-    mapping = load()
+    mapping = MAPPING
     for rule in mapping["rules"]:
         assert set(rule) <= {"reason", "tests", *mapping["frameworks"]}
         for key, framework in mapping["frameworks"].items():
@@ -125,15 +127,15 @@ def test_every_rule_names_controls_that_exist() -> None:
 
 def test_titles_are_the_published_ones() -> None:
     """Ten, ten, seven and four; ASI05 is claimed by nothing."""
-    frameworks = load()["frameworks"]
+    frameworks = MAPPING["frameworks"]
     assert [len(f["controls"]) for f in frameworks.values()] == [10, 10, 7, 4]
     assert list(frameworks["owasp_agentic"]["controls"]) == [f"ASI{n:02}" for n in range(1, 11)]
     assert list(frameworks["owasp_nhi"]["controls"]) == [f"NHI{n}:2025" for n in range(1, 11)]
-    assert not any("ASI05" in r["owasp_agentic"] for r in load()["rules"])
+    assert not any("ASI05" in r["owasp_agentic"] for r in MAPPING["rules"])
 
 
 def test_the_crosswalk_is_marked_as_ours() -> None:
-    mapping = load()
+    mapping = MAPPING
     known = {c for f in mapping["frameworks"].values() for c in f["controls"]}
     assert {c["id"] for c in mapping["crosswalk"]} == {"OWASP A1", "MAESTRO MT-3", "GOVERN"}
     assert all(c["by"] == "this project" and set(c["controls"]) <= known for c in mapping["crosswalk"])
@@ -141,12 +143,12 @@ def test_the_crosswalk_is_marked_as_ours() -> None:
 
 
 def attacks() -> dict[str, list[str]]:
-    return load()["frameworks"]["owasp_agentic"]["attacks"]  # type: ignore[no-any-return]
+    return MAPPING["frameworks"]["owasp_agentic"]["attacks"]  # type: ignore[no-any-return]
 
 
 def test_every_claimed_id_has_a_file_of_attacks() -> None:
     """One file by its name, of which every test is named, twins among them; and no file for what is not claimed."""
-    claimed = {c for r in load()["rules"] for c in r["owasp_agentic"]}
+    claimed = {c for r in MAPPING["rules"] for c in r["owasp_agentic"]}
     files = sorted((ROOT / "tests/attack").glob("test_asi*.py"))
     assert [f"ASI{f.name[8:10]}" for f in files] == sorted(claimed) == sorted(attacks())
     for file in files:
@@ -169,7 +171,7 @@ def test_an_attack_that_succeeds_is_a_finding(tmp_path: Path) -> None:
 
 def test_every_named_test_is_collected() -> None:
     """Each is a function of its module; the cases of the rules' own test are those of `TRIPS`."""
-    named = {t for r in load()["rules"] for t in r.get("tests", [])} | {t for tests in attacks().values() for t in tests}
+    named = {t for r in MAPPING["rules"] for t in r.get("tests", [])} | {t for tests in attacks().values() for t in tests}
     named |= set(re.findall(r"`(tests/[\w/]+\.py::\w+)`", (ROOT / "docs/security.md").read_text(encoding="utf-8")))
     for test in named:
         path, _, name = test.partition("::")
