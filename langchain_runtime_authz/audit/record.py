@@ -88,30 +88,17 @@ def decision_record(
     `action` is AuthZEN's `action.name`, `resource` its `resource.id`, `pdp` the engine's name. `content` keeps
     arguments, task text, targets and `expected`: what the task orders instead, by argument.
     """
+    names = ("decision_id", "outcome", "reasons", "failure", "obligations", "policy_revision", "pdp_decision_id")
+    decided = {name: getattr(decision, name) for name in names}
+    decided["obligations"] = [o.type for o in decision.obligations]
+    step = {"pdp": pdp, "action": action, "resource": resource}
+    run = {"run_id": run_id, "jti": jti, "scope": _named(scope), "agent": agent}
     asked = None if body is None else json.loads(body)
     erased = [] if content or asked is None else [p for p in ERASED if _erase(asked, p)]
-    return _record(
-        "decision",
-        now,
-        decision_id=decision.decision_id,
-        outcome=decision.outcome,
-        reasons=decision.reasons,
-        failure=decision.failure,
-        obligations=[o.type for o in decision.obligations],
-        policy_revision=decision.policy_revision,
-        pdp_decision_id=decision.pdp_decision_id,
-        pdp=pdp,
-        action=action,
-        resource=resource,
-        run_id=run_id,
-        jti=jti,
-        scope=_named(scope),
-        agent=agent,
-        request=asked,
-        request_digest=None if body is None else "sha256:" + hashlib.sha256(body).hexdigest(),
-        erased=erased,
-        **({"expected": dict(expected)} if expected and content else {}),
-    )
+    digest = None if body is None else "sha256:" + hashlib.sha256(body).hexdigest()
+    request = {"request": asked, "request_digest": digest, "erased": erased}
+    ordered = {"expected": dict(expected)} if expected and content else {}
+    return _record("decision", now, **decided, **step, **run, **request, **ordered)
 
 
 def completion_record(

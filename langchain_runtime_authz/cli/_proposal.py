@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import yaml
@@ -246,49 +247,16 @@ def flow(value: Any) -> str:
     return _key(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _lexicon(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-_READS: Final = _lexicon(
-    "get list read search find look lookup fetch query show view check ls grep glob describe count browse load "
-    "retrieve scan status diff log"
-)
-_SEARCHES: Final = _lexicon("search searches find lookup browse fetch")
-_COMPUTES: Final = _lexicon("think reflect calculate compute convert add subtract multiply divide")
-_WRITES: Final = _lexicon("write edit create update save add append note set insert move copy rename schedule")
-_MAKES: Final = _lexicon("create make new add")
-_WEB: Final = _lexicon("web url http website page internet online browser webpage")
-_CODE: Final = _lexicon("command commands code script python bash sql terminal")
-_PROSE: Final = _lexicon("file files page web webpage website document documents text mail email note search")
-_CONFIDENTIAL: Final = _lexicon(
-    "mail mails email emails inbox balance transaction transactions salary contact contacts account accounts "
-    "medical patient password passwords secret secrets credential credentials invoice invoices user users "
-    "customer customers calendar"
-)
-_FORMAT_KINDS: Final[Mapping[str, str]] = {
-    "email": "principal", "idn-email": "principal", "uri": "url", "iri": "url", "hostname": "url", "ipv4": "url",
-    "ipv6": "url", "uuid": "object",
-}  # fmt: skip
-_KINDS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
-    ("url", _lexicon("url urls uri uris link links endpoint webhook href domain domains host hostname origin")),
-    ("principal", _lexicon(
-        "recipient recipients to cc bcc iban bic payee beneficiary account email emails mail user username users "
-        "participant participants attendee attendees member members assignee invitee customer phone sender owner "
-        "group")),
-    ("channel", frozenset({"channel", "channels", "room", "topic"})),
-    ("amount", _lexicon("amount amounts price total sum quantity fee budget")),
-    ("object", _lexicon(
-        "path paths file files filename dir directory folder id ids uuid key table tables branch repo repository "
-        "bucket source destination document remote object resource ticket order invoice")),
-    ("place", _lexicon("street city address country location place hotel restaurant zip postcode")),
-    ("value", _lexicon(
-        "password secret token command commands query code script sql statement role permission permissions pattern")),
-)  # fmt: skip
-_TIMES: Final = _lexicon("date dates time day start end until since deadline due datetime timestamp when")
-_TEXTS: Final = _lexicon(
-    "body subject content contents message text description title comment note notes summary string words caption"
+# The words of names and descriptions, in English. `_KINDS` is in the order in which they are tried.
+_KNOWN: Final = json.loads(Path(__file__).with_name("proposal_words.json").read_text("utf-8"))
+_FORMAT_KINDS: Final[Mapping[str, str]] = _KNOWN["formats"]
+_KINDS: Final[list[tuple[str, frozenset[str]]]] = [
+    (kind, frozenset(words.split())) for kind, words in _KNOWN["kinds"].items()
+]
+_READS, _SEARCHES, _COMPUTES, _WRITES, _MAKES, _WEB, _CODE, _PROSE, _CONFIDENTIAL, _TIMES, _TEXTS = (
+    frozenset[str](_KNOWN[name].split())
+    for name in "reads searches computes writes makes web code prose confidential times texts".split()  # noqa: SIM905
 )

@@ -24,13 +24,7 @@ def demo(
         int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs; all by default.")
     ] = None,
     rubber_stamp: Annotated[
-        float,
-        Option(
-            min=0.0,
-            max=1.0,
-            metavar="SHARE",
-            help="With --agentdojo: share of the questions that the simulated user approves unread.",
-        ),
+        float, Option(min=0, max=1, metavar="SHARE", help="With --agentdojo: share of the questions approved unread.")
     ] = 0.0,
     audit: Annotated[
         Path | None, Option(metavar="FILE", help="Write the decision log, contents included: for `policy explain`.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Argument, Option
 
@@ -16,15 +16,9 @@ if TYPE_CHECKING:
 app = App(help="Make, rotate and withdraw signing keys.")
 
 Directory = Annotated[Path, Argument(help="The key directory.")]
-Password = Annotated[
-    str | None,
-    Option(
-        "--password",
-        envvar="RUNTIME_AUTHZ_KEY_PASSWORD",
-        show_envvar=True,
-        help="The password of the key. Give it in the environment rather than here.",
-    ),
-]
+_PASSWORD: Final = "RUNTIME_AUTHZ_KEY_PASSWORD"  # noqa: S105  (a name)
+_HELP: Final = "The password of the key. Give it in the environment rather than here."
+Password = Annotated[str | None, Option("--password", envvar=_PASSWORD, show_envvar=True, help=_HELP)]
 
 
 @app.command("generate")

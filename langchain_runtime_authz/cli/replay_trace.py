@@ -33,9 +33,7 @@ def replay_trace(
     ] = None,
     policy: Annotated[
         Path | None,
-        Option(
-            metavar="DIR", help="The policy that decides: a directory of Rego with its data.json, a project, a bundle."
-        ),
+        Option(metavar="DIR", help="The policy: a directory of Rego with its data.json, a project, a bundle."),
     ] = None,
     opa: Opa = None,
 ) -> Answer:

@@ -68,17 +68,10 @@ def sign_statement(
     `issuer` is the service that authenticated the approver. `expires_in`: seconds, at most 300.
     """
     at = int(time.time() if now is None else now)
-    claims = {
-        names.ISSUER: approver if issuer is None else issuer,
-        names.SUBJECT: approver,
-        names.AUDIENCE: question.issuer,
-        names.ISSUED_AT: at,
-        names.EXPIRES_AT: at + expires_in,
-        names.TOKEN_ID: jti,
-        names.TENANT: question.tenant,
-        names.APPROVAL: _about(question, verdict),
-    }
-    return sign_compact(APPROVAL_TYP, claims, signer)
+    who = {names.ISSUER: approver if issuer is None else issuer, names.SUBJECT: approver, names.TOKEN_ID: jti}
+    times = {names.ISSUED_AT: at, names.EXPIRES_AT: at + expires_in}
+    about = {names.AUDIENCE: question.issuer, names.TENANT: question.tenant, names.APPROVAL: _about(question, verdict)}
+    return sign_compact(APPROVAL_TYP, {**who, **times, **about}, signer)
 
 
 class Approvers:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
@@ -79,14 +80,14 @@ class Condition:
         """Return the metrics; shares between 0 and 1."""
         return {
             "name": self.name,
-            "benign_utility": _share(o.utility for o in self.benign),
-            "utility_under_attack": _share(o.utility for o in self.attacked),
-            "attack_success_rate": _share(o.compromised for o in self.attacked),
-            "harm": _share(o.harm for o in self.attacked),
+            "benign_utility": _mean(o.utility for o in self.benign),
+            "utility_under_attack": _mean(o.utility for o in self.attacked),
+            "attack_success_rate": _mean(o.compromised for o in self.attacked),
+            "harm": _mean(o.harm for o in self.attacked),
             "false_denials": sum(o.denials for o in self.benign),
             "side_effects": sum(o.effects for o in self.benign),
-            "asks_per_task": sum(o.asks for o in self.benign) / max(len(self.benign), 1),
-            "asks_per_attacked_task": sum(o.asks for o in self.attacked) / max(len(self.attacked), 1),
+            "asks_per_task": _mean(o.asks for o in self.benign),
+            "asks_per_attacked_task": _mean(o.asks for o in self.attacked),
             "seconds": round(self.seconds, 1),
         }
 
@@ -338,6 +339,5 @@ def _folded(text: str) -> str:
     return "".join(text.replace("\\n", "").split())
 
 
-def _share(flags: Iterator[bool]) -> float:
-    found = list(flags)
-    return sum(found) / len(found) if found else 0.0
+def _mean(figures: Iterator[int]) -> float:
+    return fmean(found) if (found := list(figures)) else 0.0

@@ -228,14 +228,10 @@ class ExchangeAuth(TicketAuth):
     ) -> None:
         self._exchange, self._actor_token, self._granting = exchange, actor_token, granting
         self._resource, self._subject_token = checked_url(resource, "resource"), subject_token
-        default = JWT if subject_token is None else ACCESS_TOKEN
-        self._options: dict[str, Any] = {
-            "resource": self._resource,
-            "audience": audience,
-            "scope": scope,
-            "subject_token_type": subject_token_type or default,
-            "requested_token_type": ACCESS_TOKEN if granting is None else ID_JAG,
-        }
+        kind = subject_token_type or (JWT if subject_token is None else ACCESS_TOKEN)
+        wanted = ACCESS_TOKEN if granting is None else ID_JAG
+        self._options: dict[str, Any] = {"resource": self._resource, "audience": audience, "scope": scope}
+        self._options |= {"subject_token_type": kind, "requested_token_type": wanted}
 
     def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
         if not is_under(str(request.url), self._resource):  # this compares the scheme too

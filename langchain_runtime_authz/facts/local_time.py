@@ -20,11 +20,5 @@ def checked_zone(name: object) -> ZoneInfo:
 
 def local_time(zone: ZoneInfo, now: float) -> dict[str, Any]:
     at = datetime.fromtimestamp(now, zone)
-    day = at.date()
-    return {
-        "zone": zone.key,
-        "date": day.isoformat(),
-        "weekday": day.isoweekday(),
-        "hour": at.hour,
-        "minute": at.minute,
-    }
+    day = {"date": at.date().isoformat(), "weekday": at.isoweekday()}
+    return {"zone": zone.key, **day, "hour": at.hour, "minute": at.minute}

@@ -236,15 +236,12 @@ class Evaluator:
             decided = [_observed(d) for d in decided]
         if len(decided) == len(bodies):
             return decided
-        each = iter(decided)
-        return [
-            deny(Code.UNCANONICAL_ARGUMENT, "mapping", self.revision)
-            if body is None
-            else deny(Code.REQUEST_TOO_LARGE, "mapping", self.revision)
-            if len(body) > MAX_REQUEST_BYTES
-            else next(each)
-            for body in bodies
-        ]
+        each, found = iter(decided), []
+        for body in bodies:
+            asked = body is not None and len(body) <= MAX_REQUEST_BYTES
+            code = Code.UNCANONICAL_ARGUMENT if body is None else Code.REQUEST_TOO_LARGE
+            found.append(next(each) if asked else deny(code, "mapping", self.revision))
+        return found
 
 
 def _is_pdp(pdp: object) -> bool:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.dpop import MAX_AGE, Proof, read_proof
@@ -153,19 +153,12 @@ class ProofVerifier:
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
-        now = self._clock()
-        nonces = self._nonces
-        found = read_proof(
-            proof,
-            htm=method,
-            htu=self.origin + path,
-            token=token,
-            jkt=jkt,
-            now=now,
-            max_age=self._max_age,
-            algorithms=self.algorithms,
-            is_nonce=(lambda _: True) if nonces is None else (lambda nonce: nonces.accepts(nonce, now)),
-        )
+        now, nonces = self._clock(), self._nonces
+        request: Any = {"htm": method, "htu": self.origin + path, "token": token, "jkt": jkt}
+        limits: Any = {"now": now, "max_age": self._max_age, "algorithms": self.algorithms}
+        if nonces is not None:
+            limits["is_nonce"] = lambda nonce: nonces.accepts(nonce, now)
+        found = read_proof(proof, **request, **limits)
         # Last, so that only the holder of the key can fill the store. The key is part of the id, so that nobody
         # can use up another holder's.
         proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()

@@ -202,13 +202,8 @@ class ProtectedMcp(ProtectedApp):
         claims = credential.claims
         properties: dict[str, Any] = {"tenant": credential.tenant, "agents": list(credential.actors)}
         subject = {"type": claims[claim.SUBJECT_TYPE], "id": credential.subject, "properties": properties}
-        question = {
-            "subject": subject,
-            "action": {"name": "tools/call"},
-            "resource": {"type": "tool", "id": self._prefix + name},
-            "context": {"agent": credential.actor},
-        }
-        return json.dumps(question).encode()
+        call = {"action": {"name": "tools/call"}, "resource": {"type": "tool", "id": self._prefix + name}}
+        return json.dumps({"subject": subject, **call, "context": {"agent": credential.actor}}).encode()
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -101,11 +101,5 @@ def _chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
         args = call["args"] if isinstance(call["args"], str | None) else json.dumps(call["args"])
         part = tool_call_chunk(name=call["name"], args=args, id=call["id"], index=index)
         yield AIMessageChunk(content="", id=message.id, tool_call_chunks=[part])
-    yield AIMessageChunk(
-        content="" if isinstance(content, str) else [],
-        id=message.id,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        usage_metadata=message.usage_metadata,
-        chunk_position="last",
-    )
+    rest = {n: getattr(message, n) for n in ("id", "additional_kwargs", "response_metadata", "usage_metadata")}
+    yield AIMessageChunk(content="" if isinstance(content, str) else [], chunk_position="last", **rest)

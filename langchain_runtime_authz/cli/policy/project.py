@@ -273,15 +273,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
         "entrypoint": policy.entrypoint,
         "profiles": {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in policy.profiles.items()},
         "grants": {n: g.to_json() for n, g in policy.grants.items()},
-        "cases": [
-            {
-                "name": c.name,
-                "request": json.loads(c.request.to_json()),
-                "expect": c.expect,
-                "reasons": None if c.reasons is None else list(c.reasons),
-            }
-            for c in policy.cases
-        ],
+        "cases": [{**vars(c), "request": json.loads(c.request.to_json())} for c in policy.cases],
     }
     return assemble(files, number, metadata)
 
