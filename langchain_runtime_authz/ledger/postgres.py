@@ -45,15 +45,19 @@ _ROW: Final = (
     " ON CONFLICT DO NOTHING"
 )
 _LOCK: Final = "SELECT 1 FROM thread WHERE tenant = ? AND thread = ? FOR UPDATE"
-# The thread's row, if it is as it was seen, in place of the statement that puts it.
+# Tells the states of a thread's row apart, also if the server was set back to an earlier time.
+_STATE: Final = "CAST(xmin AS TEXT) || ' ' || CAST(at AS TEXT)"
+# The thread's row, if it and the ledger are as they were seen and the time is right, in place of the statement that puts it.
 _HELD: Final = (
     "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
-    " WHERE tenant = ? AND thread = ? AND CAST(xmin AS TEXT) = ? RETURNING 1"
+    f" WHERE tenant = ? AND thread = ? AND {_STATE} = ? AND (SELECT max(version) FROM migration) = ?"
+    " AND coalesce((SELECT max(position) FROM journal WHERE tenant = ?), 0) >= ?"
+    f" AND abs({_NOW} - CAST(? AS DOUBLE PRECISION)) < CAST(? AS DOUBLE PRECISION) RETURNING {_STATE} AS state"
 )
 # Its column takes no null: if the thread's row was not held, nothing of the statement happens.
 _ENTRY: Final = (
     "INSERT INTO journal (tenant, thread, nonce, at)"
-    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position"
+    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position, (SELECT state FROM held)"
 )
 # A turn is a row that a commit changes only if it is as it was seen. It waits for who changes it, behind the thread's row.
 _TURN: Final = (
@@ -94,7 +98,7 @@ class PostgresLedger(SqlLedger):
         LedgerError: the database cannot be reached or used.
     """
 
-    _dialect = ("json_build_array", _NOW, "CAST(xmin AS TEXT)")
+    _dialect = ("json_build_array", _NOW, _STATE)
     _by_thread = True
 
     def __init__(
@@ -166,8 +170,8 @@ class PostgresLedger(SqlLedger):
                 conn.set_autocommit(True)
             done = False
             try:
-                yield _Tx(conn, prelude, commits=_BEGIN in prelude)
-                done = True
+                yield (tx := _Tx(conn, prelude, commits=_BEGIN in prelude))
+                done = not tx.prelude
             except psycopg.Error:
                 conn.close()  # after a failed pipeline, the driver believes in prepared statements that are not there
                 raise
@@ -196,10 +200,11 @@ class PostgresLedger(SqlLedger):
 
 class _Tx:
     def __init__(self, conn: Connection, prelude: Sequence[Statement], *, commits: bool) -> None:
-        self._conn, self._prelude, self._commits = conn, prelude, commits
+        self._conn, self._commits = conn, commits
+        self.prelude = prelude  # until it takes effect
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        prelude, self._prelude = self._prelude, ()
+        prelude, self.prelude = self.prelude, ()
         several = [*prelude, *statements]
         if len(several) == 1:
             cursors = [self._execute(*several[0])]
@@ -208,12 +213,13 @@ class _Tx:
                 cursors = [self._execute(*statement) for statement in several]
         return [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
 
-    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
         if not found.seen:  # a new thread has no row that could tell of others
             return None
         of = (found.tenant, found.key)
-        entry, parts, values = (*of, nonce, now), [f"held AS ({_HELD})"], [*kept.thread, *of, found.seen]
+        entry, parts = (*of, nonce, now), [f"held AS ({_HELD})"]
+        values = [*kept.thread, *of, found.seen, found.version.version, found.tenant, found.position, now, found.drift]
         for number, (name, value) in enumerate(found.turns.items()):
             parts.append(f"t{number} AS ({_TAKEN})")
             values += [found.tenant, b"", name, now, value]
@@ -229,11 +235,13 @@ class _Tx:
                 values += [*of, *some]
         won = ", ".join(["held", *(f"t{number}" for number in range(len(found.turns)))])
         written = (f"WITH {', '.join(parts)} {_ENTRY.format(won)}", [*values, *entry])
+        prelude = self.prelude
         try:
-            ((position,),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
+            ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
         except errors.NotNullViolation:
+            self.prelude = prelude  # what failed took it back
             return None
-        return int(position)
+        return int(position), state
 
     def _execute(self, text: str, values: Sequence[Any]) -> psycopg.Cursor[Row]:
         return self._conn.cursor(row_factory=tuple_row).execute(_query(text), values)

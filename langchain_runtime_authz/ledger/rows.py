@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
+from math import inf
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Edge
@@ -19,6 +20,7 @@ from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger.known import Known, copied
 from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
@@ -39,9 +41,10 @@ _MARK: Final = f"name, value FROM mark WHERE {_OF} AND "
 _PLAN: Final = f"body FROM plan WHERE {_OF} AND agent = ? AND "
 _PLANNED: Final = f"SELECT message, epoch FROM planned WHERE {_OF} AND agent = ? AND call = ? ORDER BY seq DESC LIMIT 1"
 _NEWEST: Final = (
-    "m.version, m.reader, j.position, j.nonce"
+    "m.version, m.reader, j.position, j.nonce, t.seen"
     " FROM (SELECT max(version) AS version, max(min_reader) AS reader FROM migration) m LEFT JOIN"
-    " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true"
+    " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true LEFT JOIN"
+    f" (SELECT {{}} AS seen FROM thread WHERE {_OF}) t ON true"
 )
 _BELOW: Final = (
     f"(WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
@@ -61,13 +64,15 @@ class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
     Run `statement` and hand its rows to `read`. Then `thread`, `seen` (which changes with each commit of the thread; empty
-    if it has none), `position`, `nonce`, `latest`, `clock` and `version` are set. `remember` sets `before`.
+    if it has none), `position`, `nonce`, `latest`, `clock` and `version` are set. `remember` sets `before`. Rows that are
+    `known` are not read.
     """
 
     tenant: str
     key: bytes
     needs: Needs
-    thread: Thread = field(default_factory=Thread)
+    known: Known | None = None
+    thread: Thread = field(init=False)
     before: Thread = field(init=False)
     version: Version = field(init=False)
     position: int = 0
@@ -77,8 +82,12 @@ class Fetch:
     turns: dict[str, str] = field(default_factory=dict)
     clock: float = 0.0
     seen: str = ""
+    drift: float = inf  # seconds by which a commit's time may differ from the store's
     _place: float = 0.0  # of the row that is read: numbers lose digits in JSON
     _takers: list[Callable[..., object]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.thread = Thread() if self.known is None else self.known.thread
 
     def statement(self, row: str, clock: str, seen: str) -> Statement:
         """Return what to run: of each row the number of what takes it, its place among these, and its columns as JSON.
@@ -88,7 +97,7 @@ class Fetch:
             clock: an expression for the time.
             seen: an expression over the thread's row that tells its states apart.
         """
-        t, n, of = self.thread, self.needs, (self.tenant, self.key)
+        n, known, of = self.needs, self.known, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), list[Any]()
 
         def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:
@@ -96,21 +105,47 @@ class Fetch:
             self._takers.append(taker)
             given.extend(values)
 
-        add(self._journal, _NEWEST, self.tenant, place="coalesce(j.at, 0.0)")
-        add(self._thread, f"scope, subject, history, {seen} FROM thread WHERE {_OF}", *of)
+        add(self._journal, _NEWEST.format(seen), self.tenant, *of, place="coalesce(j.at, 0.0)")
+        if known is None:
+            self._rows(add)
+        elif n.log or n.pending or n.calls:
+            self.thread = copied(known.thread)
+        t, calls = self.thread, n.calls if known is None else n.calls & known.without
+        if calls:
+            keys = (*of, *map(encoded, calls))
+            add(self._call, f"{_CALL}key IN {_in(calls)}", *keys, place="at")
+            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(calls)}"
+            add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
+        if n.deeds:
+            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
+            add(self._doubt, f"{DOUBTS}{OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
+        for name in sorted(n.turns):
+            self.turns[name] = ""
+            add(
+                self._turn, "name, value FROM mark WHERE tenant = ? AND thread = ? AND name = ?", self.tenant, b"", name
+            )
+        if n.log:
+            add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
+        if n.pending:
+            add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
+        return _union(tuple(parts), row, clock), given
+
+    def _rows(self, add: Callable[..., None]) -> None:
+        """Add the parts for rows that a `known` thread has."""
+        n, of = self.needs, (self.tenant, self.key)
+        add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
         add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
         add(self._revocation, f"agent, lifted FROM revocation WHERE {_OF}", *of, place=_SEQ)
-        for taker, sql, names, place in (
-            (self._lease, f"{_LEASE}jti", n.leases, "0.0"),
-            (self._call, f"{_CALL}key", n.calls, "at"),
-            (self._approval, f"{_APPROVAL}key", n.approvals, "0.0"),
-            (self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets, "0.0"),
-            (self._mark, f"{_MARK}name", n.marks, "0.0"),
-            *((self._value, f"body FROM value WHERE {_OF} AND key", some, "0.0") for some in chunks(sorted(n.values))),
+        for taker, sql, names in (
+            (self._lease, f"{_LEASE}jti", n.leases),
+            (self._approval, f"{_APPROVAL}key", n.approvals),
+            (self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets),
+            (self._mark, f"{_MARK}name", n.marks),
+            *((self._value, f"body FROM value WHERE {_OF} AND key", some) for some in chunks(sorted(n.values))),
         ):
             if names:
-                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names), place=place)
+                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names))
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
@@ -119,9 +154,6 @@ class Fetch:
             # A child's lease is never older than its parent's, and a call may be held by a lease that is gone.
             held = f"(jti IN {below} OR jti IN {_in(n.below)})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
-        if n.calls:
-            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(n.calls)}"
-            add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *of, *map(encoded, n.calls))
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
         for agent, message in n.plans:
@@ -137,19 +169,6 @@ class Fetch:
         for prefix in n.unmarked:
             begin = encoded(prefix)[:-1]  # names are JSON
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
-        if n.deeds:
-            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            add(self._doubt, f"{DOUBTS}{OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
-        for name in sorted(n.turns):
-            self.turns[name] = ""
-            add(
-                self._turn, "name, value FROM mark WHERE tenant = ? AND thread = ? AND name = ?", self.tenant, b"", name
-            )
-        if n.log:
-            add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
-        if n.pending:
-            add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
-        return _union(tuple(parts), row, clock), given
 
     def read(self, rows: Sequence[Any]) -> None:
         rows = sorted(rows)
@@ -159,12 +178,10 @@ class Fetch:
 
     def remember(self) -> None:
         """Keep the rows as they are, to compare with."""
-        t = self.thread
-        kept: dict[str, Any] = {name: dict(getattr(t, name)) for name in (*_ROWS, "plans")}
-        self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending), **kept)
+        self.before, self.thread = self.thread, copied(self.thread)
 
-    def _thread(self, scope: str, subject: str, history: str, seen: str) -> None:
-        t, self.seen = self.thread, seen
+    def _thread(self, scope: str, subject: str, history: str) -> None:
+        t = self.thread
         t.exists = bool(scope)  # without a scope it is only a row to lock
         t.subject, t.history = json.loads(subject), parsed(History, history)
 
@@ -177,8 +194,8 @@ class Fetch:
         revoked = self.thread.revoked
         (revoked.discard if lifted else revoked.add)(tuple(json.loads(agent)))
 
-    def _journal(self, version: int, reader: int, position: int, nonce: str) -> None:
-        self.version = Version(version or 0, reader or 0)
+    def _journal(self, version: int, reader: int, position: int, nonce: str, seen: str | None) -> None:
+        self.version, self.seen = Version(version or 0, reader or 0), seen or ""
         self.position, self.nonce, self.latest = position or 0, nonce or "", self._place
 
     def _lease(self, state: str, body: str) -> None:
@@ -201,7 +218,8 @@ class Fetch:
 
     def _plan(self, body: str) -> None:
         plan = _plan(body)
-        self.thread.plans.setdefault((plan.agent, plan.id), {})[plan.epoch] = plan
+        place = (plan.agent, plan.id)
+        self.thread.plans[place] = {**self.thread.plans.get(place, {}), plan.epoch: plan}
 
     def _planned(self, place: tuple[b.AgentPath, str]) -> Callable[[str], None]:
         return lambda body: self.thread.by_call.update({place: _plan(body)})

@@ -12,15 +12,18 @@ import json
 import os
 import secrets
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger import rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
+from langchain_runtime_authz.ledger.known import MAX_KNOWN, Known, known
 from langchain_runtime_authz.ledger.rows import Fetch, Kept, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
 from langchain_runtime_authz.ledger.state import Needs, Thread, ledger_time, snapshot, status
@@ -28,12 +31,14 @@ from langchain_runtime_authz.ledger.state import Needs, Thread, ledger_time, sna
 WORKERS: Final = 8  # threads for the async forms
 URGENT: Final = 6  # tries of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
+DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock, if that is not read
 _ASKED: Final = (  # least recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
     " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at, a.thread, a.key"
 )
 _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
+NONE: Final = b.Anchor("", 0, "")  # before the first commit
 T = TypeVar("T")
 
 
@@ -43,17 +48,16 @@ class Tx(Protocol):
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
 
-    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
-        """Keep a commit's rows and return its place in the journal.
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
+        """Keep a commit's rows and return its place in the journal, and what `found.seen` is from now on.
 
-        Return None if the thread is not as it was `found`, or somebody else has had one of its `turns` since; then
-        nothing was kept.
+        Return None if the thread is not as it was `found`, somebody else has had one of its `turns` since, or `now` is not
+        the time; then nothing was kept.
         """
 
 
 class SqlLedger:
-    # See `Fetch.statement`.
-    _dialect = ("json_array", "0.0", "'seen'")
+    _dialect: ClassVar[tuple[str, str, str]]  # see `Fetch.statement`
     # Whether a commit excludes only those of its thread, so that it must take its `turns` among others.
     _by_thread = False
 
@@ -62,16 +66,18 @@ class SqlLedger:
         self._lock = threading.Lock()
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
+        self._since: dict[str, int] = {}  # tenant → the commit after which it has seen none but its own
+        self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # least recently used first
+        self._ahead = 0.0  # the store's clock before this process's
         self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # where jtis of this process stand
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        seen = self._position(scope.tenant)
+        known, seen = self._recall(scope.tenant, key := rows.thread_key(scope))
         with self._reading(scope.tenant) as tx:
-            found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
-            now = self._fetch(tx, found, seen)
+            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known), seen)
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
@@ -92,27 +98,34 @@ class SqlLedger:
         wanted = needs(guard, changes)
         if not self._by_thread:
             wanted.turns.clear()
-        for locked in (False, True):
-            seen = self._position(scope.tenant)
+        locked, trust = False, True
+        while True:
             with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
-                found = Fetch(scope.tenant, key, wanted)
-                now = self._fetch(tx, found, seen)
-                found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
+                known, seen = self._recall(scope.tenant, key)
+                found = Fetch(scope.tenant, key, wanted, None if locked else known)
+                recalled = trust and found.known is not None and found.known.covers(wanted)
+                found, now = self._recalled(found, seen) if recalled else self._found(tx, found, seen)
                 found.remember()
-                if (refused := apply(found.thread, guard, changes, now)) is not None:
-                    return refused
-                position = tx.keep(found, rows.keep(found, scope, now), nonce, now)
-            if position is not None:
-                self._saw(scope.tenant, position, nonce)
-                for jti, call, lease in found.thread.issued:
-                    self._places[scope.tenant, jti] = key, call, lease
-                if len(self._places) > MAX_PLACES:
-                    self._places.clear()
-                return b.Committed(now, found.thread.epoch)
-        raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
+                found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
+                refused = apply(found.thread, guard, changes, now)
+                if refused is None and (done := tx.keep(found, rows.keep(found, scope, now), nonce, now)) is not None:
+                    position, found.seen = done
+                    self._latest = max(now, self._latest)
+                    for jti, call, lease in found.thread.issued:
+                        self._places[scope.tenant, jti] = key, call, lease
+                    if len(self._places) > MAX_PLACES:
+                        self._places.clear()
+                    epoch = found.thread.epoch
+                    self._remember(found, b.Anchor(self._identity, position, nonce))
+                    return b.Committed(now, epoch)
+            if refused is not None and not recalled:  # only a read or a write tells whether what is known still holds
+                return refused
+            if locked:
+                raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
+            locked, trust = not recalled, False
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
-        seen, here = self._position(tenant), self._places.pop((tenant, jti), None)
+        seen, here = self._seen.get(tenant, NONE), self._places.pop((tenant, jti), None)
         with self._reading(tenant) as tx:
             place = here or _located(tx, tenant, jti)
             if place is None:
@@ -152,7 +165,7 @@ class SqlLedger:
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
     def _listed(self, tenant: str, statement: Statement) -> tuple[float, Sequence[Row]]:
-        seen = self._position(tenant)
+        seen = self._seen.get(tenant, NONE)
         with self._reading(tenant) as tx:
             return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
 
@@ -185,29 +198,75 @@ class SqlLedger:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _fetch(self, tx: Tx, found: Fetch, seen: int) -> float:
+    def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
+        """Bring the rows that are not known, or all of them if others have committed since, and return ledger time."""
+        now = self._fetch(tx, found, seen)
+        if (known := found.known) is not None:
+            others = not self._by_thread and seen[1:] != (found.position, found.nonce)
+            if found.seen != known.seen or others:
+                found = Fetch(found.tenant, found.key, found.needs)
+                now = self._fetch(tx, found, seen)
+        return found, now
+
+    def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
+        """Take what is known for what is there, until the commit looks, and return ledger time."""
+        if found.known is not None:
+            found.seen, found.version = found.known.seen, found.known.version
+            found.position, found.nonce = seen.position, seen.nonce
+        if self._clock is not None:
+            return found, ledger_time(self._clock(), self._latest)
+        found.drift = DRIFT
+        return found, max(time.monotonic() + self._ahead, self._latest)
+
+    def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
         """Bring the rows and return ledger time. `seen` is the newest commit known before.
 
         Raises:
             LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
         """
         found.read(tx.batch([found.statement(*self._dialect)])[0])
+        self._ahead = found.clock - time.monotonic()
         check(found.version)
-        if found.position < seen:
-            raise LedgerError(Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen} was confirmed")
-        self._saw(found.tenant, found.position, found.nonce)
+        if found.position < seen.position:
+            raise LedgerError(
+                Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen.position} was confirmed"
+            )
+        with self._lock:
+            if found.position > self._position(found.tenant):  # somebody else's
+                self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
+                self._since[found.tenant] = found.position
         clock = found.clock if self._clock is None else self._clock()
         now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
         return now
 
-    def _saw(self, tenant: str, position: int, nonce: str) -> None:
-        with self._lock:
-            if position > self._position(tenant):
-                self._seen[tenant] = b.Anchor(self._identity, position, nonce)
-
     def _position(self, tenant: str) -> int:
-        return seen.position if (seen := self._seen.get(tenant)) is not None else 0
+        return self._seen.get(tenant, NONE).position
+
+    def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
+        """Return what is known of a thread, if it may still hold, and the newest commit that was seen."""
+        with self._lock:
+            known = self._known.get((tenant, key))
+            if known is not None and not self._by_thread and known.position < self._since.get(tenant, 0):
+                known = None
+            return known, self._seen.get(tenant, NONE)
+
+    def _remember(self, found: Fetch, done: b.Anchor) -> None:
+        """Know the thread as the commit `done` has left it, if it was known before or is new."""
+        place, tenant, made = (found.tenant, found.key), found.tenant, None
+        if found.known is not None or not found.before.exists:
+            made = known(found.thread, found.known, found.seen, done.position, found.version)
+        with self._lock:
+            head = self._seen.get(tenant, NONE)
+            if head[1:] != (found.position, found.nonce):  # others' came between, or this one was seen already
+                self._since[tenant] = done.position
+            if done.position > head.position:
+                self._seen[tenant] = done
+            self._known.pop(place, None)
+            if made is not None:
+                self._known[place] = made
+                if len(self._known) > MAX_KNOWN:
+                    self._known.popitem(last=False)
 
     def _recognise(self) -> None:
         """Read the ledger's identity and check that this version can work on it."""

@@ -19,6 +19,7 @@ from langchain_runtime_authz.ledger.sql import SqlLedger
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
+SEEN: Final = "seen"  # of a thread: whether it changed is told by the journal
 
 
 class SqliteLedger(SqlLedger):
@@ -38,6 +39,8 @@ class SqliteLedger(SqlLedger):
     Raises:
         LedgerError: the file cannot be used.
     """
+
+    _dialect = ("json_array", "0.0", f"'{SEEN}'")
 
     def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
         super().__init__(clock)
@@ -140,15 +143,15 @@ class _Tx:
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         return [self.conn.execute(sql, values).fetchall() for sql, values in statements]
 
-    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> int | None:
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement, and the trigger of its view (`_VIEW`)."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
-        given += (found.version.version, found.position, bool(found.seen))
+        given += (found.version.version, found.nonce, bool(found.seen))
         written = self.conn.execute(_KEEP, given).fetchall()
         if self.conn.in_transaction:
             self.conn.execute("COMMIT")
-        return int(written[0][0]) if written else None
+        return (int(written[0][0]), SEEN) if written else None
 
 
 # One statement writes to several tables by triggers only. They are the connection's own: no other program fires them.
@@ -180,13 +183,13 @@ def _triggers() -> Iterator[str]:
         yield _TRIGGER.format(name, when, sql)
 
 
-_POSITION: Final = "(SELECT max(position) FROM journal WHERE tenant = ?1)"
+_NEWEST: Final = "FROM journal WHERE tenant = ?1 ORDER BY position DESC LIMIT 1"
 # Only if nobody else has committed for the tenant since, nor removed the thread, nor changed the schema.
 _KEEP: Final = (
     f"INSERT INTO kept SELECT {', '.join(f'?{number + 1}' for number in range(len(_GIVEN)))} WHERE"
-    f" ((SELECT max(version) FROM migration), coalesce({_POSITION}, 0),"
+    f" ((SELECT max(version) FROM migration), coalesce((SELECT nonce {_NEWEST}), ''),"
     " (SELECT count(*) FROM thread WHERE tenant = ?1 AND thread = ?2)) ="
-    f" (?{len(_GIVEN) + 1}, ?{len(_GIVEN) + 2}, ?{len(_GIVEN) + 3}) RETURNING {_POSITION}"
+    f" (?{len(_GIVEN) + 1}, ?{len(_GIVEN) + 2}, ?{len(_GIVEN) + 3}) RETURNING (SELECT position {_NEWEST})"
 )
 
 

@@ -31,7 +31,15 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Ledger, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ClaimCall, SpendApproval, SpendBudget, SpendRate
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, OpenThread, RecordStep, RecordValues
+from langchain_runtime_authz.ledger.changes import (
+    AdvanceEpoch,
+    Change,
+    OpenThread,
+    RecordStep,
+    RecordValues,
+    Reinstate,
+    Revoke,
+)
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.testing.ledger_scripts import (
@@ -336,6 +344,29 @@ class DurableLedgerContract(LedgerContract):
             assert not ours.holds(tenant, second._replace(position=second.position + 1000))
             again.load(self.scope, Query())
             assert theirs.anchor(tenant) == second
+
+    def test_another_instance_commits_unseen(self) -> None:
+        """What an instance remembers of a thread neither permits nor refuses anything once another has changed it."""
+        lease = self.lease()
+        with self.again() as other:
+
+            def theirs(*made: Change) -> None:
+                assert isinstance(other.commit(self.scope, None, made), Committed)
+
+            self.do(SpendBudget("counter", 1), guard=_guard(lease))
+            theirs(SpendBudget("counter", 1, -1))
+            self.do(SpendBudget("counter", 1), guard=_guard(lease))
+            theirs(SpendBudget("counter", 2))
+            self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("counter", 2))
+            theirs(Revoke(("root",)))
+            self.refuse(Code.REVOKED, RecordStep(), guard=_guard(lease))
+            theirs(Reinstate(()))
+            anew = self.lease()
+            self.do(RecordStep(), guard=_guard(anew))
+            theirs(Revoke(("root",)))
+            assert self.load(agent=("root",)).revoked
+            theirs(AdvanceEpoch(1, (_said("other"),)), Reinstate(()))
+            assert self.lease().epoch == 2
 
     def test_time_never_goes_back(self) -> None:
         """A little is waited for; more is a deny with its code, until the clock is right again."""

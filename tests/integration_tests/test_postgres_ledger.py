@@ -89,6 +89,31 @@ def ledger(dsn: str, schema: str) -> Iterator[PostgresLedger]:
         yield made
 
 
+def test_ledger_time_that_was_not_read_is_checked(ledger: PostgresLedger) -> None:
+    """A commit that reads nothing goes by how far the database's clock was ahead before."""
+    at = scope()
+    ledger.commit(at, None, [OpenThread("user:alice")])
+    for wrong in (3600, -3600):
+        ledger._ahead += wrong
+        done = ledger.commit(at, None, [RecordStep()])
+        assert isinstance(done, Committed)
+        assert abs(done.now - time.time()) < 60
+
+
+def test_a_commit_that_loses_on_a_new_connection_is_tried_again(ledger: PostgresLedger, dsn: str, schema: str) -> None:
+    """Whether it failed in the database or before: nothing that was set for the connection is taken for granted."""
+    at = scope()
+    ledger.commit(at, None, [OpenThread("user:alice")])
+    for change in (RecordStep(), OpenThread("user:bob")):
+        with PostgresLedger(dsn, schema=schema) as other:
+            other.commit(at, None, [RecordStep()])
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            hang_up(conn, connections(conn, schema))
+        done = ledger.commit(at, None, [change])
+        assert isinstance(done, Committed) == isinstance(change, RecordStep)
+    assert ledger.load(at, Query()).history.steps == 3
+
+
 def connections(conn: psycopg.Connection[Any], schema: str, *, waiting: bool = False) -> list[int]:
     """The ledger's own (those that wait for a lock)."""
     which = "application_name = %s" + (" AND wait_event_type = 'Lock'" if waiting else "")
