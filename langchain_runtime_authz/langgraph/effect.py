@@ -14,7 +14,6 @@ import asyncio
 import fnmatch
 import functools
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast, get_type_hints
@@ -32,8 +31,9 @@ from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
-from langchain_runtime_authz.langgraph._private import kept, lookalike, task_id
+from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
@@ -135,10 +135,10 @@ class Together(FlowContext[Any]):
 
     def first_output(self) -> Any:
         """Return what the code returned when it ran before. What is not JSON was not kept, and is denied."""
-        result = self.begun[0].result if isinstance(self.begun[0], Replay) else None
-        if not result or "content" not in (kept := json.loads(result)):
+        result = kept(getattr(self.begun[0], "result", None))
+        if "content" not in result:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
-        return kept["content"]
+        return result["content"]
 
     def _enter(self) -> Flow[Any]:
         self.begun: list[ToolExecution | Replay] = []
@@ -249,7 +249,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     for one in arrivals:
         number = (one.counts or {}).get(one.equal, 0) + ahead.get(one.equal, 0)
         ahead[one.equal] = ahead.get(one.equal, 0) + 1
-        calls.append(replace(one.call, place=f"{task_id(one.config)}:{number}"))
+        calls.append(replace(one.call, place=f"{private.task_id(one.config)}:{number}"))
     if run is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
     waiting: list[Pending]
@@ -325,7 +325,7 @@ def gate_store(store: object, profiles: Profiles) -> None:
         store.__class__ = _gated_class(type(store))
 
 
-@kept
+@private.kept
 def _gated_class(base: Any) -> Any:
     @functools.wraps(base.batch)
     def batch(self: Any, ops: Iterable[Any]) -> list[Any]:
@@ -360,7 +360,7 @@ def _gated_class(base: Any) -> Any:
         return aput if name.startswith("a") else put
 
     own = {name: write(name) for name in ("put", "aput", "delete", "adelete")} | {"batch": batch, "abatch": abatch}
-    return lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
+    return private.lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
 
 
 class _Writes(Together):

@@ -26,7 +26,7 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
-from langchain_runtime_authz.langgraph.messages import answers_had
+from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
@@ -90,7 +90,7 @@ def decide_together(
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
-        answered = answers_had(row.result) if row is not None else 0
+        answered = kept(row.result).get("asked", 0) if row is not None else 0
         if one.replay and reviewed and _by_review(one, private.task_id(config)):
             answered += 1  # the review is passed by, with its tool
         paused = row is not None and row.state == "suspended"

@@ -132,18 +132,16 @@ def only_asked(asked: int) -> str | None:
     return json.dumps({"asked": asked}) if asked else None
 
 
-def answers_had(result: str | None) -> int:
-    kept = json.loads(result).get("asked", 0) if result else 0
-    return kept if isinstance(kept, int) else 0
+def kept(result: str | None) -> dict[str, Any]:
+    """Return what `recorded` has kept: `content` and `status`, unless they were not JSON or too long, and `asked`."""
+    return json.loads(result) if result else {}
 
 
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
-    result: Any = json.loads(replay.result) if replay.result else None
-    kept = result is not None and "content" in result
-    content = result["content"] if kept else "This action was carried out before; its result was not kept."
-    status = result["status"] if kept else "success"
-    if not isinstance(content, str | list):
-        content = json.dumps(content)
+    result = kept(replay.result)
+    content = result.get("content", "This action was carried out before; its result was not kept.")
+    content = content if isinstance(content, str | list) else json.dumps(content)
+    status = result.get("status", "success")
     message = ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
     if not replay.message:
         return message

@@ -6,7 +6,7 @@ Without a `RunHandle` it opens an implicit run for the subject that `subject_fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
 
@@ -190,7 +190,6 @@ class _Root(Entering[tuple[Any, Any]]):
             handle.subject,
             handle.run_id,
             self.name,
-            task=handle.pinned_task(),
             given=Given(
                 texts=texts,
                 standing=standing,
@@ -203,9 +202,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 if head is None
                 else lambda left: checkpoints.moved(graph, config, head.id, left, owner.watch(graph)),
             ),
-            grant=handle.grant,
-            upstream=handle.upstream,
-            ordered=handle.ordered,
+            **handle.brings(),
             workflow=not is_idle() and is_workflow(graph),
         )
         run = entry.run
@@ -282,7 +279,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 )
             except Exception as exc:  # noqa: BLE001  (likewise if the run was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), left, over, edits)
+        yield from close(run, left, over, edits)
 
 
 class ChildEntry(Entering[Any]):
@@ -335,8 +332,4 @@ class ChildEntry(Entering[Any]):
                 marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)
             except Exception as exc:  # noqa: BLE001  (as of a root's)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
-        yield from close(run, _ending(run), also=marks)
-
-
-def _ending(run: Run) -> Literal["suspended", "ended"]:
-    return "suspended" if run.paused else "ended"
+        yield from close(run, also=marks)

@@ -279,7 +279,7 @@ class RunHandle:
         """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""
         self._closed = True
         for run in [run for run in self._entries if not run.closed]:
-            yield from close(run, "suspended" if run.paused else "ended")
+            yield from close(run)
 
     _engine = property(attrgetter("engine"))
     close, aclose = both(_close)
@@ -291,29 +291,19 @@ class RunHandle:
         if self._outside is None:
             engine = self.engine
             scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
-            entry: Entry = yield from open_entry(
-                engine,
-                scope,
-                self.subject,
-                self.run_id,
-                _OUTSIDE,
-                task=self.pinned_task(),
-                grant=self.grant,
-                upstream=self.upstream,
-                ordered=self.ordered,
-            )
+            entry: Entry = yield from open_entry(engine, scope, self.subject, self.run_id, _OUTSIDE, **self.brings())
             self.enter(entry.run)
             if self._outside is None:
                 self._outside = entry.run
             else:  # another thread was first
-                yield from close(entry.run, "ended")
+                yield from close(entry.run)
         return self._outside
 
-    def pinned_task(self) -> HumanText | None:
-        """Return the text of `.run(task=)`, if the subject is a user."""
-        if self.task is None or not self.human:
-            return None
-        return HumanText(content_digest(self.task), self.task)
+    def brings(self) -> dict[str, Any]:
+        """Return what the application gives each of the run's entries (`open_entry`). Only a user states a task."""
+        stated = self.task is not None and self.human
+        task = HumanText(content_digest(self.task), str(self.task)) if stated else None
+        return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
 
     @property
     def human(self) -> bool:

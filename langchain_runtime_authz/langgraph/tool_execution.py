@@ -6,7 +6,6 @@ A `Pending` call carries its verdict to the guard of the tool, whose `ToolExecut
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from langchain_runtime_authz.credential.current_call import CodeScope, current_s
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
-from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said
+from langchain_runtime_authz.langgraph.messages import denial_message, kept, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -319,9 +318,8 @@ def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
 
 
 def _replayed(replay: Replay) -> Any:
-    result: Any = json.loads(replay.result) if replay.result else None
-    kept = result is not None and "content" in result and not replay.message
-    return result["content"] if kept else replay_message(replay, None).content
+    result = kept(replay.result)
+    return result["content"] if "content" in result and not replay.message else replay_message(replay, None).content
 
 
 def returns_text(tool: BaseTool) -> bool:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
-from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.outputs import worth
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
@@ -30,7 +29,6 @@ def backed(
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
-    own: frozenset[str] = frozenset(),
 ) -> model.Compiled:
     """Return the part of a planner's mandate that the user's words back: none if they are too long to be read.
 
@@ -39,14 +37,13 @@ def backed(
         texts: the user's texts, in order.
         profiles: the reviewed profiles.
         signatures: tool → JSON schema of its arguments. A tool without one is not planned with.
-        own: the subject's own identifiers.
     """
     words = Texts(texts)
     if words.too_long:
         return model.Compiled(
             None, (model.Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),)
         )
-    check = _Check(mandate, words, profiles, signatures, {f for o in own for f in forms(o)})
+    check = _Check(mandate, words, profiles, signatures)
     for step in mandate.steps:
         check.take(step)
     check.uncross()
@@ -87,9 +84,8 @@ class _Check:
         words: Texts,
         profiles: Mapping[str, ToolProfile],
         signatures: Mapping[str, Mapping[str, Any]],
-        own: set[str],
     ) -> None:
-        self.mandate, self.words, self.profiles, self.own = mandate, words, profiles, own
+        self.mandate, self.words, self.profiles = mandate, words, profiles
         self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
         self.placing = Placing(words)
         self.needs = 0
@@ -132,6 +128,9 @@ class _Check:
         for needed in (*step.sources, *([step.after] if step.after else [])):
             if needed in self.lost:
                 return f"it depends on `{needed}`"
+        for source in step.sources:
+            if self.profiles[self.kept[source].tool].side_effect:
+                return f"`{source}` is not a read"
         declared = {*profile.critical, *profile.when, *profile.text, *profile.free}
         for name, argument in step.args.items():
             if name.partition(".")[0] not in known or ("." in name and name not in declared):
@@ -146,14 +145,6 @@ class _Check:
             return "it decides what the call hits, so it cannot be free"
         if isinstance(argument, model.Text) and name not in profile.text:
             return "it is not a text argument"
-        sources: tuple[str, ...] = (
-            (argument.step,) if isinstance(argument, model.Field | model.Pick | model.Each | model.Extract) else ()
-        )
-        if isinstance(argument, model.Text):
-            sources = tuple(i.partition(".")[0] for i in argument.inputs)
-        for source in sources:
-            if self.profiles[self.kept[source].tool].side_effect:
-                return f"`{source}` is not a read"
         if isinstance(argument, model.Field | model.Pick | model.Each):
             read = self.profiles[self.kept[argument.step].tool]
             wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
@@ -209,8 +200,6 @@ class _Check:
         for name, argument in args.items():
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             for value in _values(argument):
-                if self.own.intersection(forms(value)):
-                    continue
                 if not profile.ordered and self._enumerated(step.tool, name, value):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1

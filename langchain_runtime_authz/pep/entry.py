@@ -144,7 +144,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
     resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
     decision = yield from decide_step(run, action, resource, known=known)
     if not decision.permit:
-        yield from close(run, "ended")
+        yield from close(run)
         raise AuthzDenied(decision.reason, decision.decision_id)
     return entry
 
@@ -333,7 +333,6 @@ def lease_of(run: Run) -> Lease:
 
 def close(
     run: Run,
-    state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
     also: Sequence[Change] = (),
     edits: Sequence[HumanText] = (),
@@ -341,6 +340,7 @@ def close(
     """End a run's lease and those below it, set the marks, and pin the `edits` of others. The jtis are dead then."""
     if run.closed and left.head is None and not also:
         return
+    state: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
     if not run.closed:
         count("leases", by=-1)
     run.closed = True
@@ -360,7 +360,7 @@ def close(
             run.span.end(state, run.epoch)
 
 
-def _end(run: Run, state: Literal["suspended", "ended", "revoked"], marks: Sequence[Change]) -> Flow[object]:
+def _end(run: Run, state: Literal["suspended", "ended"], marks: Sequence[Change]) -> Flow[object]:
     over: list[Change] = [EndLease(run.jti, state), *marks]
     if run.parent is None and not run.undelivered:
         done = yield (Commit, run.scope, run.guard, [TakePending(), *over])

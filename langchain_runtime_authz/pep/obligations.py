@@ -29,15 +29,6 @@ from langchain_runtime_authz.ledger.changes import Change
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
-# What an obligation may say. `revoke` and `rotate` say all by their names, and are not made less by words.
-_PROPERTIES: Final[Mapping[str, frozenset[str]]] = {
-    "require_approval": frozenset(("expires_in", "approvers", "fallback", "asks")),
-    "withhold_tools": frozenset(("tools", "provider_tools")),
-    "redact": frozenset(("fields",)),
-    "rate_limit": frozenset(("counter", "window", "max")),
-    "budget": frozenset(("counter", "max")),
-    "notify": frozenset(("channel", "topic", "body")),
-}
 POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
 
 
@@ -114,31 +105,18 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
 
     A property of another shape or name is not understood: a misspelt one would be ignored, and the permit too wide.
     """
-    props = obligation.properties
-    if not props.keys() <= _PROPERTIES.get(obligation.type, props.keys()):
+    props, shapes = {**_OPTIONAL.get(obligation.type, {}), **obligation.properties}, _SHAPES.get(obligation.type)
+    if obligation.type in ("revoke", "rotate"):  # their names say all, and words make them no less
+        return True
+    if shapes is None or not _among(props, shapes):
         return None
-    match obligation.type:
-        case "revoke" | "rotate":
-            return True
-        case "require_approval":
-            return True if Terms.of(props) is not None else None
-        case "withhold_tools":
-            return True if _names(props.get("tools")) and _names(props.get("provider_tools")) else None
-        case "redact":
-            fields = props.get("fields")
-            if isinstance(fields, list) and fields and all(isinstance(f, str) for f in fields):
-                return True
-        case "rate_limit":
-            counter, window, maximum = props.get("counter"), props.get("window"), props.get("max")
-            if isinstance(counter, str) and _positive(window) and _natural(maximum):
-                return SpendRate(counter, window, maximum)  # type: ignore[arg-type]
-        case "budget":
-            counter, maximum = props.get("counter"), props.get("max")
-            if isinstance(counter, str) and counter and _natural(maximum):
-                return SpendBudget(POLICY_BUDGET + counter, maximum)  # type: ignore[arg-type]
-        case "notify":
-            return True if props.get("channel") and all(isinstance(v, str) for v in props.values()) else None
-    return None
+    if obligation.type == "require_approval":
+        return True if Terms.of(props) is not None else None
+    if props.keys() != shapes.keys():
+        return None
+    if obligation.type == "rate_limit":
+        return SpendRate(props["counter"], props["window"], props["max"])
+    return SpendBudget(POLICY_BUDGET + props["counter"], props["max"]) if obligation.type == "budget" else True
 
 
 def owed(decision: Decision) -> list[Change]:
@@ -149,6 +127,10 @@ def _names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _natural(value: object) -> bool:
     # Beyond 2^53 no two readers of JSON agree on a number, and no ledger holds it.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
@@ -156,6 +138,18 @@ def _natural(value: object) -> bool:
 
 def _positive(value: object) -> bool:
     return _natural(value) and value != 0
+
+
+# What an obligation may say, by type.
+_SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
+    "require_approval": dict.fromkeys(("expires_in", "approvers", "fallback", "asks"), lambda _: True),
+    "withhold_tools": {"tools": _names, "provider_tools": _names},
+    "redact": {"fields": lambda v: _names(v) and v != []},
+    "rate_limit": {"counter": _text, "window": _positive, "max": _natural},
+    "budget": {"counter": lambda v: _text(v) and v != "", "max": _natural},
+    "notify": {"channel": lambda v: _text(v) and v != "", "topic": _text, "body": _text},
+}
+_OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"notify": {"topic": "", "body": ""}}
 
 
 def redact(value: Any, fields: Collection[str]) -> Any:

@@ -208,7 +208,7 @@ class Session:
 
     def _close(self) -> Flow[None]:
         """End the lease; every jti of the session is dead when this returns."""
-        return close(self._run, "ended")
+        return close(self._run)
 
     close, aclose = both(_close)
 
@@ -227,13 +227,11 @@ class Session:
     def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:
         declared = self._profiles.get(tool)
         profile = declared or raise_by_hints(UNPROFILED, None, tool)
-        error: Code | None = None
-        projected: dict[str, Any] = {}
+        error, projected = None, dict[str, Any]()
         try:
             projected = project(dict(args))
-            args_digest = digest(projected)
         except MappingError as exc:
-            error, args_digest = Code(exc.code), digest({})
+            error = Code(exc.code)
         return Call(
             tool=tool,
             profile=profile,
@@ -243,7 +241,7 @@ class Session:
             position=0,
             raw=projected,
             args=projected,
-            args_digest=args_digest,
+            args_digest=digest(projected),
             atoms=atoms_of(profile, projected),
             error=error,
         )

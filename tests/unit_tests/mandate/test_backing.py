@@ -60,8 +60,8 @@ SIGNATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def check(text: str | list[str], *steps: Step, own: frozenset[str] = frozenset(), **given: Any) -> Compiled:
-    return backed(Mandate(steps=steps, **given), [text] if isinstance(text, str) else text, PROFILES, SIGNATURES, own)
+def check(text: str | list[str], *steps: Step, **given: Any) -> Compiled:
+    return backed(Mandate(steps=steps, **given), [text] if isinstance(text, str) else text, PROFILES, SIGNATURES)
 
 
 def kept(text: str | list[str], *steps: Step, **given: Any) -> list[str]:
@@ -303,9 +303,7 @@ def test_times_stand_in_the_words() -> None:
 
 
 def test_own_identifiers_need_no_words() -> None:
-    assert kept("Pay 45 to me", pay("alice@x.org"), own=frozenset({"alice@x.org"})) == ["p"]
     assert kept("Pay 45 to me", pay(Own())) == ["p"]
-    assert kept("Pay 45 to me", pay("eve@x.org"), own=frozenset({"alice@x.org"})) == []
 
 
 def test_a_default_says_nothing() -> None:
