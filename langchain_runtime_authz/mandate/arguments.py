@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS, absent
@@ -35,19 +35,12 @@ _BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gi
 
 
 class Finding(NamedTuple):
-    """The result of one comparison.
+    """The result of one comparison."""
 
-    Attributes:
-        code: the deviation's code, or "" if the value is what was ordered.
-        expected: what was ordered, for an approver.
-        source: the step whose record it is, for `Pick` and `Each`.
-        rows: the keys of the records that have the value.
-    """
-
-    code: str
-    expected: str
-    source: str = ""
-    rows: frozenset[str] = frozenset()
+    code: str  # of the deviation, or "" if the value is what was ordered
+    expected: str  # what was ordered, for an approver
+    source: str = ""  # the step whose record it is, for `Pick` and `Each`
+    rows: frozenset[str] = frozenset()  # the keys of the records that have the value
 
 
 FITS: Final = Finding("", "")
@@ -62,28 +55,13 @@ class _Row(NamedTuple):
     output: Output
 
 
-class _Found(NamedTuple):
-    """Records that conditions choose. `code` says why there are none to compare with."""
-
-    code: str = ""
-    rows: Sequence[_Row] = ()
-
-
 def quoted(value: object) -> str:
     shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
     return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
 
 
 class Reader:
-    """Compare values with arguments of one mandate. It lives for one call, and remembers what it worked out.
-
-    Args:
-        steps: the mandate's steps, by id.
-        outputs: what reads returned.
-        own: forms of the subject's own identifiers.
-        words: the user's own words.
-        task: whose observations count.
-    """
+    """Compare values with arguments of one mandate. It lives for one call, and remembers what it worked out."""
 
     __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
@@ -92,7 +70,7 @@ class Reader:
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[Output]] = {}
-        self._found: dict[int, _Found] = {}  # by the argument's id; the mandate holds them
+        self._found: dict[int, list[_Row] | str] = {}  # by the argument's id; the mandate holds them
         self._allowed: dict[int, str] = {}
 
     # --- one argument ---------------------------------------------------------------------------------
@@ -176,9 +154,8 @@ class Reader:
         if known is None:
             step = self._steps[name]
             known = [output for output in self._outputs.of(step.tool, self._task) if self._fits(step, output)]
-            if all(isinstance(argument, _FIXED) for argument in step.args.values()):
-                known = known[:1]
-            self._fitting[name] = known
+            fixed = all(isinstance(argument, _FIXED) for argument in step.args.values())
+            known = self._fitting[name] = known[:1] if fixed else known
         return known
 
     def _fits(self, step: model.Step, output: Output) -> bool:
@@ -189,10 +166,10 @@ class Reader:
         for name, argument in step.args.items():
             value = argument_of(output.args, name)
             if isinstance(argument, model.Text):
-                code = self.text(argument, value, copied=False).code
+                found = self.text(argument, value, copied=False)
             else:
-                code = self.check(argument, value, kind_of(output.profile, name)).code
-            if code:
+                found = self.check(argument, value, kind_of(output.profile, name))
+            if found.code:
                 return False
         return True
 
@@ -236,20 +213,25 @@ class Reader:
         return Finding(code, where + known)
 
     def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
-        where = f"`{argument.path or 'the item'}` of {'the' if isinstance(argument, model.Pick) else 'a'} record that the conditions choose from step `{argument.step}`"
+        one = "the" if isinstance(argument, model.Pick) else "a"
+        where = (
+            f"`{argument.path or 'the item'}` of {one} record that the conditions choose from step `{argument.step}`"
+        )
         found = self._found.get(id(argument))
         if found is None:
             found = self._found[id(argument)] = self._choose(argument)
-        if found.code:
-            return Finding(found.code, where)
+        if isinstance(found, str):
+            return Finding(found, where)
         least = 2 if kind in DESTINATIONS else 1
+        extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
+        named = {*argument.where, *filter(None, extremes)}
         keys, code, known = set(), "value", ""
-        for row in found.rows:
+        for row in found:
             values = _values(row, row.path)
             if not values or not (isinstance(argument, model.Pick) or _equal(items, values, kind)):
                 continue
             trusted = self._trusts(argument.step, row.output, _joined(row.base, row.path), values, least)
-            trusted = trusted and all(self._chooses(argument.step, row, name) for name in _conditions(argument))
+            trusted = trusted and all(self._chooses(argument.step, row, name) for name in named)
             if not _equal(items, values, kind):
                 known = f": {quoted(tuple(values))}" if trusted else ""
             elif trusted:
@@ -264,10 +246,11 @@ class Reader:
         path = _within(row, name)
         return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
 
-    def _choose(self, argument: model.Pick | model.Each) -> _Found:
+    def _choose(self, argument: model.Pick | model.Each) -> list[_Row] | str:
+        """Return the records that conditions choose, or the code that says why there are none to compare with."""
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
-            return _Found("unread")
+            return "unread"
         chosen: list[_Row] = []
         for output in outputs:
             for row in _rows(output, argument.path):
@@ -276,23 +259,20 @@ class Reader:
                     for name, conditions in argument.where.items()
                     for condition in conditions
                 ]
-                if False in meeting:
-                    continue
-                if None in meeting:
-                    if isinstance(argument, model.Pick):
-                        return _Found("ambiguous")
-                    continue
-                chosen.append(row)
+                if None in meeting and False not in meeting and isinstance(argument, model.Pick):
+                    return "ambiguous"
+                if all(meeting):
+                    chosen.append(row)
         if isinstance(argument, model.Each):
-            return _Found(rows=chosen)
+            return chosen
         for name, sign in ((argument.max, 1), (argument.min, -1)):
             if name is not None:
                 best = _extreme(chosen, name, sign) if self._whole(argument.step) else None
                 if best is None:
-                    return _Found("ambiguous")
+                    return "ambiguous"
                 chosen = best
         one = {_key(row): row for row in chosen}
-        return _Found(rows=list(one.values())) if len(one) == 1 else _Found("ambiguous")
+        return list(one.values()) if len(one) == 1 else "ambiguous"
 
     def _whole(self, name: str) -> bool:
         """Return True if every read that the step stands for was made."""
@@ -386,11 +366,6 @@ def _values(row: _Row, path: str) -> list[Any]:
     if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
         return nodes
     return scalars(nodes, MAX_ITEMS, mappings=False) or []
-
-
-def _conditions(argument: model.Pick | model.Each) -> Collection[str]:
-    extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
-    return {*argument.where, *filter(None, extremes)}
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:

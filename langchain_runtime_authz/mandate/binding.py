@@ -59,27 +59,16 @@ class Standing(NamedTuple):
 
 
 class CallFacts(NamedTuple):
-    """The facts about a call that a mandate is compared with.
-
-    Attributes:
-        tool: the tool's name.
-        profile: its profile.
-        args: the arguments, as JSON values, with the schema's defaults.
-        given: names of the arguments that the model sent.
-        own: forms of the subject's own identifiers.
-        words: the user's own words.
-        task: names the task, whose observations count.
-        steps: ids of the steps that the agent may spend; `None` for all.
-    """
+    """The facts about a call that a mandate is compared with."""
 
     tool: str
     profile: ToolProfile
-    args: Mapping[str, Any]
-    given: frozenset[str]
-    own: frozenset[str]
-    words: str
-    task: str = ""
-    steps: Collection[str] | None = None
+    args: Mapping[str, Any]  # as JSON values, with the schema's defaults
+    given: frozenset[str]  # names of the arguments that the model sent
+    own: frozenset[str]  # forms of the subject's own identifiers
+    words: str  # the user's own
+    task: str = ""  # whose observations count
+    steps: Collection[str] | None = None  # ids of those that the agent may spend; `None` for all
 
 
 _NONE: Final = Standing("none")
@@ -142,11 +131,7 @@ class _Match(NamedTuple):
 
 
 class Binding:
-    """A call that was compared with a mandate.
-
-    Attributes:
-        counters: the budgets whose counts `standing` needs, and how much of each the call spends.
-    """
+    """A call that was compared with a mandate. `counters`: budgets whose counts `standing` needs, and what it spends."""
 
     __slots__ = ("_final", "_limit", "_matches", "counters")
 
@@ -170,20 +155,17 @@ class Binding:
             return self._final
         limit = self._limit
         spends: tuple[Spend, ...] = ()
-        if limit is not None:
-            if counts.get(limit.counter, 0) + limit.by > limit.maximum:
-                total = Decimal(limit.maximum) / 100
-                return Standing("forbidden", None, (Deviation("", "limit", f"at most {total} in all"),))
-            if limit.by:
-                spends = (limit,)
+        if limit is not None and counts.get(limit.counter, 0) + limit.by > limit.maximum:
+            total = Decimal(limit.maximum) / 100
+            return Standing("forbidden", None, (Deviation("", "limit", f"at most {total} in all"),))
+        if limit is not None and limit.by:
+            spends = (limit,)
         best: Standing | None = None
         for match in self._matches:
             found = _stand(match, counts, spends)
-            if not found.deviations:
-                return found
             if best is None or len(found.deviations) < len(best.deviations):
                 best = found
-        return best if best is not None else Standing("outside", None, (), spends)
+        return best or Standing("outside", None, (), spends)
 
 
 def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
@@ -222,14 +204,9 @@ def bind(
     outputs: Outputs,
     taken: Collection[str] = (),
 ) -> Binding:
-    """Compare a call with a mandate.
+    """Compare a call with a mandate. `profiles`, by tool, say which earlier steps are reads; `outputs` what these returned.
 
-    Args:
-        mandate: what the task orders.
-        call: the call.
-        profiles: the profiles of all tools, by name. They say which earlier steps are reads.
-        outputs: what reads returned.
-        taken: ids of steps that the caller knows were taken, in addition to what counts and outputs say.
+    `taken` are ids of steps that the caller knows were taken, in addition to what counts and outputs say.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -264,8 +241,10 @@ def bind(
         confirm = effect in mandate.confirm or step.id in mandate.confirm
         after = None
         if plan.after is not None and plan.after.id not in taken:
-            after = _after(plan.after, index.prefix, profiles)
-            if after is None and not any(output.complete for output in reader.fitting(plan.after.id)):
+            # A counter tells whether it was taken; of a read, its output does.
+            read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
+            after = None if read else _counter(index.prefix, plan.after)
+            if read and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = [
             [f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for source, keys in rows if keys
@@ -274,12 +253,6 @@ def bind(
             _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
         )
     return Binding(None, matches, limit)
-
-
-def _after(step: Step, prefix: str, profiles: Mapping[str, ToolProfile]) -> str | None:
-    """Return the counter that tells whether a step was taken, or `None` for a read, whose output tells it."""
-    profile = profiles.get(step.tool)
-    return _counter(prefix, step) if profile is None or profile.side_effect else None
 
 
 def _shape(step: Step, profile: ToolProfile) -> _Shape:

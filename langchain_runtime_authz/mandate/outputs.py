@@ -35,16 +35,7 @@ _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # the name of a record's
 
 
 class Output:
-    """The output of one read.
-
-    Attributes:
-        profile: the tool's profile when it was read.
-        args: the arguments, as JSON values.
-        given: the names of the arguments that the model sent.
-        value: the output, as JSON values.
-        complete: nothing of it was cut or forgotten.
-        turn: its place in the order of reads and writes.
-    """
+    """The output of one read, as JSON values: `complete` if nothing was cut. `turn`: its place among reads and writes."""
 
     __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
 
@@ -93,16 +84,10 @@ class Outputs:
         given: Collection[str] | None = None,
         task: str = "",
     ) -> None:
-        """Keep what a call returned, unless the same call was kept before.
+        """Keep what a call returned for a task, or what is `held` of it, unless the same call was kept before.
 
-        Args:
-            tool: the tool's name.
-            profile: its reviewed profile, which says who writes each field.
-            args: the call's arguments.
-            output: what it returned, or what is `held` of it. Mappings, lists, models, dataclasses and JSON are read.
-            complete: False if it is a page or a cut of the result.
-            given: names of the arguments that the model sent; by default all of them.
-            task: names the task that it was read for.
+        Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent (by
+        default all of them). `complete` is False for a page or a cut of the result.
         """
         if type(output) is not str and type(output) is not values.Held:
             output = take(output)  # another object may be changed by its owner
