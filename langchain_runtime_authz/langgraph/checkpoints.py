@@ -77,11 +77,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
     configurable = config.get("configurable") or {}
     if configurable.get("thread_id") is None:
         return None
-    place = {
-        "thread_id": configurable["thread_id"],
-        "checkpoint_ns": configurable.get("checkpoint_ns", ""),
-        **private.lent(config),
-    }
+    place = {n: configurable.get(n, "") for n in ("thread_id", "checkpoint_ns")} | private.lent(config)
     return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
 
 

@@ -10,12 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from langchain_core.messages import (
-    AIMessage,
-    BaseMessage,
-    HumanMessage,
-    ToolMessage,
-)
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt import ToolRuntime
@@ -52,8 +47,6 @@ from langchain_runtime_authz.profile import UNPROFILED
 _EMPTY = digest({})
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _MAX_NAME = 128  # characters kept of a tool's name that a model made up
-
-
 Describe = Callable[[ToolFacts, Any], Call]  # gives the call of these arguments
 
 
@@ -143,10 +136,7 @@ def unchanged(call: Call) -> bool:
     parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
-    for name, value in parsed.items():
-        if type(value) not in _SCALARS and name not in injected:
-            break
-    else:
+    if _SCALARS.issuperset(map(type, parsed.values())):
         return True
     try:
         return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
@@ -338,9 +328,7 @@ def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
     """Return the input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
 
-    Before what a new input says itself; as an update of a resumed state. If calls of that state are still
-    unanswered, a user message may not come between. Then the answers to those calls, which the correction made
-    stale, carry the text.
+    If calls of the state are unanswered, a user message may not come between: then their answers carry the text.
     """
     before = messages_in(state)
     heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
@@ -367,12 +355,11 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     A plain value is given its question's id, because LangGraph would hand it to the first task that asks. Not `below`, at a
     child's checkpoint: the child goes on from a copy, in which the question has another id.
     """
-    value = given.resume
     questions = {i.id: i.value for i in state.interrupts}
-    if is_resume_map(value):
-        answered = {i: v for i, v in value.items() if i in questions}
+    if is_resume_map(given.resume):
+        answered = {i: v for i, v in given.resume.items() if i in questions}
     elif len(questions) == 1:
-        answered = dict.fromkeys(questions, value)
+        answered = dict.fromkeys(questions, given.resume)
     else:
         return given  # LangGraph refuses it, or it resumes nothing
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]

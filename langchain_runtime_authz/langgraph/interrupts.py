@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_execution import Pending
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
 from langchain_runtime_authz.ledger.calls import AskApproval
 from langchain_runtime_authz.pep import approvals
 from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
@@ -91,7 +91,7 @@ def decide_together(
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
         answered = kept(row.result).get("asked", 0) if row is not None else 0
-        if one.replay and reviewed and _by_review(one, private.task_id(config)):
+        if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
             answered += 1  # the review is passed by, with its tool
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
@@ -123,9 +123,9 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
     mine, me = judged[position], private.task_id(config)
     if _left(mine):
         return Pending(run, mine.call, None)
-    asked_before = mine.approval is not None and _by(mine.approval, me)
+    asked_before = _asked_in(mine, me) is not None
     # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
-    mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
+    mine_open = any(_asked_in(j, me) and _is_open(j) for j in judged)
     here = run.engine.on_ask is not None  # each task asks about its own call
     pauses = private.checkpointer_of(config) and not here
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or _is_open(mine)):
@@ -156,13 +156,15 @@ def _ask(
 ) -> Flow[list[DecidedCall]]:
     me, first = private.task_id(config), judged
     try:
-        before = [(a, j) for j in judged if me and (a := j.approval) is not None and _by(a, me) and not _left(j)]
+        before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
         rounds = max((a.round for a, _ in before), default=-1) + 1
         heard, withdrawn = private.of_execution(run.parts, config)  # code that tries a call again has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield Interrupt(approvals.payload(again))
-            answer = answer_to(config, again[0][1].interrupt_id, answer) if again else answer
+            if again and (scratchpad := private.scratchpad_of(config)) is not None:
+                given = {private.interrupt_id(config, i): value for i, value in enumerate(scratchpad.resume)}
+                answer = given.get(again[0][1].interrupt_id, answer)
             heard.update(a.id for _, a in again)
             yield from _resolve(run, me, number, answer)
             approved = [a for _, a in again if a.state == "approved"]
@@ -172,12 +174,15 @@ def _ask(
             judged = yield from decide_calls(run, calls)
         asked = [j for j in judged if j.asks and not _left(j)]
         unrepeatable = {j.key for j in asked if not _askable(j)}
-        fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
+        known = {j.key for j in asked if (a := _asked_in(j, me)) and a.call_key == j.key and a.state != "spent"}
+        fresh = [j for j in asked if j.key not in unrepeatable | known]
         # What is asked late would come before a tool's own question, and take the answer to it.
         # A call that code makes by itself and that never ran comes after every question that was answered.
         before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
         # A review in this task had an answer about its call before the code that asks now.
-        answered = had() if had else rounds + sum(_by_review(j, me) and not j.call.reviewed for j in judged)
+        answered = (
+            had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
+        )
         late = before_answers and answers_left(config, answered)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
@@ -208,18 +213,11 @@ def _ask(
         return [_denied(j, run.engine.failed(exc)) for j in first]
 
 
-def _asked_before(judged: DecidedCall, me: str) -> bool:
+def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
+    """Return the question about a call that this task asked by itself, or that a review in it asked."""
     ask = judged.approval
-    return ask is not None and ask.call_key == judged.key and _by(ask, me) and ask.state != "spent"
-
-
-def _by(ask: Approval, me: str) -> bool:
-    return ask.task_id == me and ask.source != "hitl"
-
-
-def _by_review(judged: DecidedCall, me: str) -> bool:
-    ask = judged.approval
-    return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me
+    mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
+    return ask if mine else None
 
 
 def _left(judged: DecidedCall) -> bool:
@@ -288,12 +286,6 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
     return True
 
 
-def answer_to(config: Mapping[str, Any], ident: str, given: object) -> object:
-    scratchpad = private.scratchpad_of(config)
-    answers = scratchpad.resume if scratchpad is not None else ()
-    return next((value for i, value in enumerate(answers) if private.interrupt_id(config, i) == ident), given)
-
-
 # --- the questions of other reviews -------------------------------------------------------------------
 
 
@@ -306,8 +298,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
     if not calls or len(takes) != len(calls):
         return
     try:
-        snapshot: Snapshot = yield Load(run.scope, Query(plan=(run.agent, message.id)))
-        record = snapshot.plan
+        record = (yield Load(run.scope, Query(plan=(run.agent, message.id)))).plan
         if record is None or record.epoch != run.epoch:
             return
         origin = record.origin or record.epoch
@@ -338,16 +329,12 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
 
 
 def _reopened(run: Run, call: Call) -> Flow[None]:
-    if call.plan_id is None:
-        return
     try:
-        snapshot: Snapshot = yield Load(run.scope, Query(plan=(run.agent, call.plan_id)))
-        record = snapshot.plan
+        record = (yield Load(run.scope, Query(plan=(run.agent, call.plan_id or "")))).plan
         if record is None:
             return
         key = review_key(run, call, record.origin or record.epoch)
-        snapshot = yield Load(run.scope, Query(calls=(key,)))
-        asked = snapshot.approvals.get(key)
+        asked = (yield Load(run.scope, Query(calls=(key,)))).approvals.get(key)
         if asked is not None and asked.state != "spent":  # else the review took it, and it is the tool that did not
             fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
             yield Commit(run.scope, run.guard, [AskApproval(fresh)])
@@ -356,44 +343,34 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    found: frozenset[str] = frozenset()
-    for review in (method.__self__ for wrapper in wrappers for method in _methods(wrapper)):
+    """Return the tools about which a review in one of these chains of wrappers asks as it is passed."""
+    found, todo, seen = frozenset[str](), list(wrappers), set[int]()
+    while todo and len(seen) < _MAX_WRAPPERS:
+        value = todo.pop()
+        review = value.__self__ if isinstance(value, MethodType) else None
         asks = getattr(review, "interrupt_on", None)
         if getattr(review, "interrupt_mode", None) == "per_call" and isinstance(asks, Mapping):
             found |= frozenset(map(str, asks))
-    return found
-
-
-def _methods(wrapper: object) -> Iterator[MethodType]:
-    todo, seen = [wrapper], set[int]()
-    while todo and len(seen) < _MAX_WRAPPERS:
-        value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, MethodType):
-            yield value
-        elif isinstance(value, FunctionType):
+        if isinstance(value, FunctionType) and id(value) not in seen:
+            seen.add(id(value))
             todo += [getattr(value, "__wrapped__", None), *cells_of(value).values()]
+    return found
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
+    """Return the message's calls that these requests name, in their order; none if one names no call that is left."""
     found: list[Call] = []
-    free: list[tuple[int, Any]] = list(enumerate(message.tool_calls))
+    left = iter(enumerate(message.tool_calls))
     for request in requests:
-        place = _named(request, free) if isinstance(request, Mapping) else None
-        if place is None:
+        asked = request if isinstance(request, Mapping) else {}
+        name, args, ident = asked.get("name"), asked.get("args"), asked.get("tool_call_id")
+        for position, call in left:
+            if call["name"] == name and call["args"] == args and ident in (None, call["id"]):
+                found.append(unknown(call["name"], call["id"], message.id, position, call["args"]))
+                break
+        else:
             return []
-        position, call = free[place]
-        del free[: place + 1]
-        found.append(unknown(call["name"], call["id"], message.id, position, call["args"]))
     return found
-
-
-def _named(request: Mapping[str, Any], calls: Sequence[tuple[int, Any]]) -> int | None:
-    name, args, ident = request.get("name"), request.get("args"), request.get("tool_call_id")
-    same = (n for n, (_, c) in enumerate(calls) if c["name"] == name and c["args"] == args)
-    return next((n for n in same if ident is None or calls[n][1]["id"] == ident), None)
 
 
 def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
@@ -401,11 +378,9 @@ def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[
     items = value if isinstance(value, list | tuple) else [value]
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:
-        calls = [{"name": i["action_request"].get("action"), "args": i["action_request"].get("args")} for i in inbox]
-        flags = [i.get("config") for i in inbox]
-        takes = [
-            tuple(d for n, d in _FLAGS.items() if f.get(n)) if isinstance(f, Mapping) else DECISIONS for f in flags
-        ]
+        asked, flags = [i["action_request"] for i in inbox], [i.get("config") for i in inbox]
+        calls = [{"name": a.get("action"), "args": a.get("args")} for a in asked]
+        takes = [tuple(d for n, d in _FLAGS.items() if not isinstance(f, Mapping) or f.get(n)) for f in flags]
         return (calls, takes) if len(inbox) == len(items) else ((), ())
     if not isinstance(value, Mapping):
         return (), ()

@@ -191,8 +191,7 @@ def _kept(run: Run, key: tuple[str, str]) -> Flow[bool]:
 def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
     if holds_gate and (yield from _kept(run, key)):
         return
-    # Before it is asked: a policy that comes meanwhile is not the one that permitted.
-    revision = run.engine.evaluator.revision if holds_gate else ""
+    revision = run.engine.evaluator.revision if holds_gate else ""  # of the policy that is asked
     decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": key[1], "properties": {}})
     if decision.outcome != "permit":
         # A tool node must answer the calls it was given even when the task has changed.

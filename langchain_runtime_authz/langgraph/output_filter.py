@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
@@ -78,30 +79,22 @@ class Cleaner:
         clean = self.search.clean(value)
         if clean is not None and not isinstance(clean, str | bytes | int | float):
             # An object shows what it holds by its text, and text is what a message is made of.
-            shown = _text_of(clean)
-            if (text := self.search.clean(shown)) is not shown:
-                return text
+            with suppress(Exception):  # a foreign `__str__`; a value that cannot be shown does not show a token
+                shown = str(clean)
+                if (text := self.search.clean(shown)) is not shown:
+                    return text
         return clean
 
-    def bubble(self, exc: GraphBubbleUp) -> None:
-        """Filter a question or a command that leaves the tool by exception, in place."""
-        if not self._searches:
-            return
-        if isinstance(exc, ParentCommand):
+    def error(self, exc: BaseException) -> Any:
+        """Filter an exception. A question or a command that leaves the tool by one is filtered in place."""
+        if not isinstance(exc, GraphBubbleUp):
+            return self.search.clean(exc)
+        if self._searches and isinstance(exc, ParentCommand):
             exc.args = (self._value(exc.args[0], _NONE), *exc.args[1:])
-        elif isinstance(exc, GraphInterrupt) and exc.args:
+        elif self._searches and isinstance(exc, GraphInterrupt) and exc.args:
             for asked in exc.args[0]:
                 asked.value = self._scrubbed(asked.value)
-
-    def error(self, exc: BaseException) -> BaseException:
-        return self.search.clean(exc)
-
-
-def _text_of(value: Any) -> str:
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001  (a foreign `__str__`; a value that cannot be shown does not show a token)
-        return ""
+        return exc
 
 
 def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
@@ -197,10 +190,8 @@ def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
         own[private.CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
     if callable(call := own.get(private.CONFIG_KEY_CALL)):
         own[private.CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
-    watched = {**config, "configurable": own}
-    return (
-        {**watched, "callbacks": watched_callbacks(config["callbacks"], clean)} if config.get("callbacks") else watched
-    )
+    heard = {"callbacks": watched_callbacks(config["callbacks"], clean)} if config.get("callbacks") else {}
+    return {**config, "configurable": own, **heard}
 
 
 def watched_callbacks(callbacks: Any, clean: Clean) -> Any:

@@ -191,47 +191,27 @@ class ToolExecution(CodeScope):
     def clean(self, value: Any) -> Any:
         ticket = self.ticket
         if ticket is not None and (ticket.obligations or ticket.mint is not None):
-            cleaner = self._cleaner()
-            value = value if cleaner is None else cleaner.output(value)
-            self._tell(cleaner)
+            value = self._filtered(value, obliged_fields(ticket.obligations))
         self.returned = value
         return value
 
-    def clean_error(self, exc: BaseException) -> BaseException:
+    def clean_error(self, exc: BaseException) -> Any:
         """Filter what the tool raised. A `GraphBubbleUp` is filtered in place."""
-        cleaner = self._cleaner()
-        if cleaner is None:
-            return exc
-        if isinstance(exc, GraphBubbleUp):
-            cleaner.bubble(exc)
-        else:
-            exc = cleaner.error(exc)
-        self._tell(cleaner)
-        return exc
+        return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:
         """Filter what the tool writes elsewhere than into its result: no live token."""
+        return self._filtered(value, frozenset())
+
+    def _filtered(self, value: Any, fields: frozenset[str]) -> Any:
         tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
-        if self.ticket is None or not tokens:
+        if self.ticket is None or not (fields or tokens):
             return value
-        if isinstance(value, BaseException):
-            return self.clean_error(value)
-        cleaner = Cleaner(frozenset(), tokens)
-        clean = cleaner.output(value)
-        self._tell(cleaner)
-        return clean
-
-    def _cleaner(self) -> Cleaner | None:
-        ticket = self.ticket
-        if ticket is None or not (ticket.obligations or ticket.mint is not None):
-            return None
-        fields, tokens = obliged_fields(ticket.obligations), ticket.minted_tokens()
-        return Cleaner(fields, tokens) if fields or tokens else None
-
-    def _tell(self, cleaner: Cleaner | None) -> None:
-        if self.ticket is not None and cleaner is not None:
-            self.ticket.leaked |= cleaner.search.found
-            self.ticket.withheld |= cleaner.search.withheld
+        cleaner = Cleaner(fields, tokens)
+        value = cleaner.error(value) if isinstance(value, BaseException) else cleaner.output(value)
+        self.ticket.leaked |= cleaner.search.found
+        self.ticket.withheld |= cleaner.search.withheld
+        return value
 
     # --- around it ---
 
@@ -253,11 +233,7 @@ class ToolExecution(CodeScope):
             self._span.end()
         if current_scope.get() is self:  # else this is closed in another context, which keeps its own
             current_scope.set(self._before)
-        if exc is None:
-            failed = isinstance(output, ToolMessage) and output.status == "error"
-            state: State = "failed" if failed else "done"
-        else:
-            state = _state_of(exc)
+        state = _state_of(exc, output)
         if self._settle is not None:
             self._settle(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
@@ -292,7 +268,9 @@ class ToolExecution(CodeScope):
         return conclude(self.run, ticket, self.call, state, result, output=returned, question=question)
 
 
-def _state_of(exc: BaseException) -> State:
+def _state_of(exc: BaseException | None, output: Any) -> State:
+    if exc is None:
+        return "failed" if isinstance(output, ToolMessage) and output.status == "error" else "done"
     # An invalid answer to the tool's own question leaves the question open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"

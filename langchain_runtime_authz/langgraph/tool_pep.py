@@ -58,11 +58,10 @@ class _Batch:
 
     def __init__(self) -> None:
         self.locks = threading.Lock(), threading.Lock()
-        self.decided: list[DecidedCall] | None = None
+        self.decided: list[DecidedCall] = []
 
     def decide(self, run: Run, message: MessageCalls) -> Flow[list[DecidedCall]]:
-        if self.decided is None:
-            self.decided = yield from decide_message(run, message.describe(), message.config)
+        self.decided = self.decided or (yield from decide_message(run, message.describe(), message.config))
         return self.decided
 
 
