@@ -45,12 +45,11 @@ def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -
     except (TypeError, ValueError):
         raise ConfigError("`agents` must be a mapping of names to `AgentProfile`", Code.PROFILE_INVALID) from None
     for name, profile in found.items():
-        if profile.url is not None:
-            checked_url(profile.url, f"agents[{name!r}].url")
-            if not is_under(profile.url, profile.url) or any(mark in profile.url for mark in "?#"):
-                msg = f"`agents[{name!r}].url` must be a plain URL: ASCII, no user, dot segments, query or fragment"
-                raise ConfigError(msg, Code.PROFILE_INVALID)
-        elif profile.audience is not None:
+        url, where = profile.url, f"agents[{name!r}].url"
+        if url is not None and (not is_under(checked_url(url, where), url) or any(mark in url for mark in "?#")):
+            msg = f"`{where}` must be a plain URL: ASCII, no user, dot segments, query or fragment"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+        if url is None and profile.audience is not None:
             msg = f"`agents[{name!r}].audience` needs the `url` to which the credential goes"
             raise ConfigError(msg, Code.PROFILE_INVALID)
     return found

@@ -54,7 +54,7 @@ _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question takes. A call that no message planned, or that several approve, is not replaced."""
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
-    return tuple(d for d in possible if d in declared) if declared else possible
+    return tuple(d for d in possible if d in (declared or DECISIONS))
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
@@ -109,15 +109,16 @@ def _question(judged: DecidedCall) -> str:
     asked = f"{worded} ({reasons})"
     if judged.terms.needed > 1:
         asked += f" {judged.terms.needed} people must."
-    lines = judged.evidence[:MAX_LINES]
-    left = len(judged.evidence) - len(lines)
-    more = [f"- and {left} more arguments; the call's digest is {judged.call.args_digest}"] if left else []
-    return "\n".join([asked, *(f"- {line}" for line in lines), *more])
+    lines = [*judged.evidence[:MAX_LINES]]
+    if left := len(judged.evidence) - len(lines):
+        lines.append(f"and {left} more arguments; the call's digest is {judged.call.args_digest}")
+    return "\n".join([asked, *(f"- {line}" for line in lines)])
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
     """Return the questions as the ledger keeps them. `number` counts the interrupts of one task, so that they repeat in order."""
-    if run.engine.on_ask is not None:  # answered at once, by nobody else
+    here = run.engine.on_ask is not None  # answered at once, by nobody else
+    if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
         Approval(
@@ -129,11 +130,9 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             interrupt_id=interrupt_id,
             **_about(run, j.call),
             expires_at=j.expires_at,
-            source="interrupt" if run.engine.on_ask is None else "application",
+            source="application" if here else "interrupt",
             # An edit or a response changes the task, which takes a root entry.
-            allowed=allowed(
-                j.call.plan_id if run.engine.on_ask is None else None, j.terms.needed, j.call.profile.decisions
-            ),
+            allowed=allowed(None if here else j.call.plan_id, j.terms.needed, j.call.profile.decisions),
             id=new_id(),
             subject=run.subject.principal,
             run_id=run.run_id,
@@ -163,10 +162,9 @@ def behind(subject: Subject) -> tuple[str, ...]:
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     """Count questions before anybody is asked; return True if they exceed a cap: then the whole list is refused."""
-    hourly: list[Change] = [SpendRate("asks", HOUR, cap) for j in asked if (cap := j.terms.per_hour) is not None]
-    per_run: list[Change] = [
-        SpendBudget(f"asks:{run.run_id}", cap) for j in asked if (cap := j.terms.per_run) is not None
-    ]
+    terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
+    hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
+    per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
     asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # for every thread
     # Separate commits: a refusal opens nothing, and the run's cap spares the subject's.
     for scope, counted in ((run.scope, per_run), (asks, hourly)):
@@ -278,40 +276,37 @@ def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskA
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
     """Return the changes that a resume value makes to open questions; what is not an answer is `malformed`, and denies."""
     groups: dict[str, list[Approval]] = {}
-    for ask in asks:
+    for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
-    if isinstance(value, Mapping) and groups.keys() & value.keys():
-        pairs = [(group, value[i]) for i, group in groups.items() if i in value]
-    elif len(groups) == 1:
-        pairs = [(next(iter(groups.values())), value)]
-    else:
-        # LangGraph itself refuses a plain resume value for several interrupts.
-        return []
-    return [change for group, answer in pairs for change in _answer_group(group, answer, subject)]
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) and groups.keys() & value.keys() else {}
+    if not given and len(groups) == 1:  # LangGraph itself refuses a plain resume value for several interrupts
+        given = dict.fromkeys(groups, value)
+    changes: list[AnswerApproval] = []
+    for interrupt_id, group in groups.items():
+        if interrupt_id in given:
+            decisions = _decisions(given[interrupt_id], group)
+            changes += [_answer(a, d, subject) for a, d in zip(group, decisions, strict=True)]
+    return changes
 
 
-def _answer_group(group: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    ordered = sorted(group, key=lambda a: a.position)
-    decisions: object = value
-    if isinstance(value, Mapping):
-        decisions = value.get("decisions", [value])
-    if not isinstance(decisions, list | tuple) and ordered[0].allowed == PLAIN:
+def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
+    """Return an answer's decision on each call of one interrupt; none at all if it has another number of them."""
+    decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
+    if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
-    if not isinstance(decisions, list | tuple) or len(decisions) != len(ordered):
-        decisions = [None] * len(ordered)
-    return [_answer(a, d, subject) for a, d in zip(ordered, decisions, strict=True)]
+    fits = isinstance(decisions, list | tuple) and len(decisions) == len(group)
+    return decisions if fits else [None] * len(group)
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
     """Return True if a list of decisions answers only some of the calls of one interrupt: nothing says which."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
-    named = isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys())
+    named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
-        given = value.get(interrupt_id) if named and isinstance(value, Mapping) else value
-        decisions = given.get("decisions") if isinstance(given, Mapping) else given
-        if not isinstance(decisions, list | tuple) or not 0 < len(decisions) < count:
-            continue
-        if all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):
+        given = value if named is None else named.get(interrupt_id)
+        decisions: Any = given.get("decisions") if isinstance(given, Mapping) else given
+        some = isinstance(decisions, list | tuple) and 0 < len(decisions) < count
+        if some and all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):
             return True
     return False
 

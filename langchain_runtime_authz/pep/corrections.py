@@ -100,8 +100,8 @@ def reply(
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
-    snapshot: Snapshot | None = (yield Load(run.scope, Query(log=True))) if said else None
-    known = {(t.key, t.digest) for t in snapshot.log} if snapshot is not None else set()
+    log = (yield Load(run.scope, Query(log=True))).log if said else ()
+    known = {(t.key, t.digest) for t in log}
     texts = tuple(
         HumanText(content_digest(text), text if human else "", f"{ANSWER}{i}", own=human, author=author)
         for i, text in said.items()

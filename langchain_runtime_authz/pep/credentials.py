@@ -29,10 +29,7 @@ NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text 
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
-    """Records each refused mint (`credential.ticket.Refusals`): of a call, or of other code in a run (`None`).
-
-    The third is ledger time minus monotonic time. Every call has one, and making a tuple runs no Python code.
-    """
+    """Records each refused mint: run, call or `None` for other code, and ledger time minus monotonic time."""
 
     __slots__ = ()
 

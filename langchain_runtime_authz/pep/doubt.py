@@ -132,8 +132,12 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def _look_up(engine: Engine, call: UnknownCall) -> object:
+    def asked() -> object:
+        given: Any = engine.on_unknown(call) if engine.on_unknown is not None else None
+        return asyncio.run(given) if inspect.iscoroutine(given) else given
+
     try:
-        return begun(lambda: _answered(engine.on_unknown, call), "on_unknown").result(DEADLINE)
+        return begun(asked, "on_unknown").result(DEADLINE)
     except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call stays in doubt)
         return _failed(exc)
 
@@ -146,11 +150,6 @@ async def _alook_up(engine: Engine, call: UnknownCall) -> object:
             return await asyncio.create_task(given, context=Context()) if inspect.iscoroutine(given) else given
     except Exception as exc:  # noqa: BLE001  (likewise)
         return _failed(exc)
-
-
-def _answered(on_unknown: Any, call: UnknownCall) -> object:
-    given = on_unknown(call)
-    return asyncio.run(given) if inspect.iscoroutine(given) else given
 
 
 def _failed(exc: Exception) -> object:

@@ -174,7 +174,5 @@ def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -
         "source": mandate.source if mandate is not None else None,
         "step": standing.step,
         "digest": mandate.digest if mandate is not None else None,
-        "deviations": [{"argument": d.argument, "code": d.code} for d in standing.deviations]
-        if standing.deviations
-        else [],
+        "deviations": [{"argument": d.argument, "code": d.code} for d in standing.deviations],
     }

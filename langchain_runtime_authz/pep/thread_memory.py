@@ -118,8 +118,7 @@ class ThreadMemory:
 
     def outputs(self, scope: Scope) -> Outputs:
         """Return what the thread's calls returned and were given, for mandates that take values from it."""
-        thread = self._threads.get(scope)
-        if thread is None:
+        if (thread := self._threads.get(scope)) is None:
             with self._lock:
                 thread = self._thread(scope)
         return thread.outputs
