@@ -246,8 +246,6 @@ class Link:
             finalizer()
             pool.wait()
 
-    # --- on the link's loop -------------------------------------------------------------------------
-
     def _connect(self) -> aiohttp.ClientSession:
         import aiohttp
 

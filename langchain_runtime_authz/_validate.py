@@ -26,10 +26,10 @@ def checked_seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-def checked_count(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number from `least` on."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise wrong(name, f"a whole number from {least}", value)
+def checked_count(name: str, value: Any) -> int:
+    """Return a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise wrong(name, "a whole number from 1", value)
     return int(value)
 
 

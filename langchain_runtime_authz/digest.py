@@ -133,6 +133,14 @@ def project(value: object) -> Any:
     return _project(value, 0, [MAX_VALUES])
 
 
+def alike(one: object, other: object) -> bool:
+    """Return True if two values have one JSON form."""
+    try:
+        return digest(project(one)) == digest(project(other))
+    except (MappingError, RecursionError):
+        return False
+
+
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
     """Return the JSON projection of a call's arguments, and whether anything was left out.
 

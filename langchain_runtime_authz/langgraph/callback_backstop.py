@@ -275,8 +275,6 @@ def hearing(config: dict[str, Any]) -> dict[str, Any]:
     return config if _BACKSTOP in handlers else {**config, "callbacks": [*handlers, _BACKSTOP]}
 
 
-# --- what LangChain is about to send a model: the names of its tools, and a digest of its instructions ------------------
-
 _KEEP: Final = 256  # model outputs remembered per root entry
 
 # Parameters that let a provider act by itself: servers that it calls, its own search.

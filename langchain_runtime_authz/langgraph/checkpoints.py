@@ -129,9 +129,6 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
     return ((config or {}).get("configurable") or {}).get(name) or ""
 
 
-# Children: their checkpoints are their own, and the root's say nothing of them.
-
-
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
 ) -> Flow[Below | None]:
@@ -209,9 +206,6 @@ def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) ->
         head = yield from read_head(place.saver, place.config)
         return [SetMark(mark.name, mark.value(head.id if head is not None else None))]
     return [DeleteMarks(mark.name)] if known else []
-
-
-# What others wrote while a run was in flight.
 
 
 def updates_during(

@@ -238,9 +238,6 @@ class DeclaredEffect(Together):
         return current_call()
 
 
-# --- the road of a call -----------------------------------------------------------------------------------
-
-
 def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     first = arrivals[0]
     run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
@@ -280,9 +277,6 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     return begun
 
 
-# --- the arguments of a function --------------------------------------------------------------------------
-
-
 def _bound(
     signature: inspect.Signature, left_out: frozenset[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -309,9 +303,6 @@ def _left_out(function: Any) -> frozenset[str]:
     except Exception:  # noqa: BLE001  (an annotation that nobody can resolve says nothing)
         hints = {}
     return frozenset({first} & {"self", "cls"}).union(name for name, hint in hints.items() if hint in _SUPPLIED_TYPES)
-
-
-# --- writes to a graph's store -------------------------------------------------------------------------------
 
 
 def governs_stores(profiles: Profiles) -> bool:

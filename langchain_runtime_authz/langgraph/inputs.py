@@ -207,9 +207,6 @@ def as_planned(
     return replace(describe(facts, given), call_id=planned.call_id, raw=written)
 
 
-# --- the input of a node, and of a root -----------------------------------------------------------------------
-
-
 def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
     fields = value if isinstance(value, (dict, Mapping)) else getattr(value, "__dict__", None) or {"": value}
     for name, held in fields.items():
@@ -240,9 +237,6 @@ def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
 
 def answered_calls(value: object) -> set[str]:
     return {m.tool_call_id for _, held in _lists(value) for m in held if isinstance(m, ToolMessage)}
-
-
-# --- what an input changes in a state ----------------------------------------------------------------------------
 
 
 MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
@@ -308,9 +302,6 @@ def others(channels: Sequence[str]) -> list[str]:
 
 def _held(value: object, name: str) -> Any:
     return value.get(name) if isinstance(value, (dict, Mapping)) else getattr(value, name, None)
-
-
-# What the next input of a thread is told.
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:

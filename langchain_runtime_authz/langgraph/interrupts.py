@@ -286,9 +286,6 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
     return True
 
 
-# --- the questions of other reviews -------------------------------------------------------------------
-
-
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
     """Note what an `Interrupt` asks about the calls of a message, if it does. Else the tool node asks by itself."""
     if message is None or not message.id or approvals.is_ours(asked.value):

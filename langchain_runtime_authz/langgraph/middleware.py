@@ -79,8 +79,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._warned = False
         callback_backstop.install(hear=hear)
 
-    # --- the run, if the graph is not protected ---
-
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
         config = get_config()
         if _gated_run(config) is not None:
@@ -135,8 +133,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Entering[Any]]]:
         return self._invocations.setdefault(runtime.stream_writer, ((threading.Lock(), threading.Lock()), {}))
 
-    # --- the model's call ---
-
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
         run, ours = yield from self._run(get_config(), request.runtime)
@@ -157,8 +153,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             yield from _planned(run, state["messages"])
 
     after_model, aafter_model = both(_after_model)
-
-    # --- the tool's call ---
 
     def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide the call, unless an enforcement point in front has; then it only passes."""
@@ -198,9 +192,6 @@ def _without(request: Any, decision: Decision) -> Any:
     named = [(tool, *tool_names(tool)) for tool in request.tools]
     kept = [tool for tool, mine, others in named if own.isdisjoint(mine) and provider.isdisjoint(others)]
     return request.override(tools=kept)
-
-
-# --- the plan of an unprotected graph -----------------------------------------------------------------
 
 
 def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
@@ -266,9 +257,6 @@ def hear() -> BaseCallbackHandler | None:
     return _Heard(value, thread, checkpoint)
 
 
-# --- the answers to an unprotected graph ---------------------------------------------------------------
-
-
 def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     """Put the resume value of the graph into the ledger, as a protected root entry does before its tasks."""
     callbacks = config.get("callbacks")
@@ -298,7 +286,7 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
     # Later steps are younger and perhaps not written yet; the pause was written before the thread was resumed.
-    found = yield find_checkpoint(saver, {"configurable": place}, _paused, limit=MAX_STEPS)
+    found = yield find_checkpoint(saver, {"configurable": place}, _asks, limit=MAX_STEPS)
     if found is None:
         return
     message = newest_plan(found.checkpoint["channel_values"])
@@ -308,5 +296,5 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
                 yield from note_question(run, message, question, task)
 
 
-def _paused(found: Any) -> bool:
+def _asks(found: Any) -> bool:
     return any(channel == private.INTERRUPTS for _, channel, _ in found.pending_writes or ())

@@ -202,8 +202,6 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
         run.kept[key] = revision
 
 
-# --- tool nodes: their tools are guarded too, since a graph may rebuild its own ToolNode -------------------------
-
 _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from inspect import unwrap
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
@@ -34,19 +35,8 @@ MAX_DEPTH: Final = 3  # attributes of attributes of an object that a function ho
 # Module-level functions of these hold no agent of the user's. Their closures do, and are followed.
 _KNOWN = "langchain langchain_core langchain_runtime_authz langgraph langsmith opentelemetry pydantic pydantic_core"
 LIBRARIES: Final = sys.stdlib_module_names.union(_KNOWN.split(), ["typing_extensions"])
-_LEAVES: Final = (
-    str,
-    bytes,
-    bytearray,
-    int,
-    float,
-    complex,
-    type(None),
-    type,
-    ModuleType,
-    CodeType,
-    BuiltinFunctionType,
-)
+_SCALARS: Final = (str, bytes, bytearray, int, float, complex, type(None))
+_LEAVES: Final = (*_SCALARS, type, ModuleType, CodeType, BuiltinFunctionType)
 _PLAIN: Final = frozenset(_LEAVES)
 _OF: Final = "__runtime_authz_of__"  # on a guarded tool's own function: what it was
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
@@ -208,9 +198,7 @@ def _held_by_method(method: MethodType) -> list[Any]:
         return [owner]
     held: list[Any] = [method.__func__]
     fields = getattr(owner, "__dict__", None) or {}
-    function = method.__func__
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
+    function = unwrap(method.__func__)
     if isinstance(function, FunctionType):
         held += [fields[name] for name in names_in(function.__code__) if name in fields]
         # A method calls others of its own object; also one of LangChain's middleware, which holds what the user gave it.
@@ -235,8 +223,7 @@ def functions_of(tool: BaseTool) -> list[Any]:
     """Return the functions that a tool runs: `func` and `coroutine`, or the methods of a custom tool class."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
-        method = getattr(tool, name, None)
-        origin: Any = getattr(method, "__func__", None)
+        origin = getattr(getattr(tool, name, None), "__func__", None)
         while hasattr(origin, "__wrapped__"):
             origin = origin.__wrapped__
         if isinstance(origin, FunctionType) and root_of(origin.__module__) not in LIBRARIES:

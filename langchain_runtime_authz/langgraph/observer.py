@@ -113,9 +113,6 @@ def limits() -> str:
     return f"not seen: pooled connections, C libraries, child processes, threads without the run{also}"
 
 
-# --- the hook -----------------------------------------------------------------------------------------------
-
-
 @cache
 def _install() -> None:
     resolve = socket.getaddrinfo
@@ -213,9 +210,6 @@ _EVENTS: Final[dict[str, Reader]] = {
     "os.fork": lambda _: ("program", "fork"),
     "ctypes.dlopen": lambda a: ("native", a[0]),
 }
-
-
-# --- what runs outside the enforcement points, by LangChain's callbacks ---------------------------------------
 
 
 class AuthzCallbackHandler(BaseCallbackHandler):

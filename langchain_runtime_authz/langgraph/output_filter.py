@@ -123,9 +123,6 @@ async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error
     return given(None, failed)
 
 
-# --- what a tool writes besides its result ------------------------------------------------------------
-
-
 class _Store(BaseStore):
     """A store that does not keep tokens. Everything else is the wrapped store's."""
 

@@ -314,9 +314,6 @@ def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict
     return {**options, "durability": "sync"}
 
 
-# --- remote graphs: their own server's instance verifies the credential that is sent along ---------------------
-
-
 def is_remote(value: object) -> bool:
     """Return True for a graph that another server runs."""
     return isinstance(value, PregelProtocol) and not isinstance(value, private.Pregel)

@@ -280,9 +280,6 @@ def _arrival(
     )  # fmt: skip
 
 
-# --- the calls of a hand-written node ----------------------------------------------------------------------------
-
-
 Place = tuple[str, int]  # a message's id, and a call's position in it
 
 
@@ -302,8 +299,6 @@ class NodeCalls:
         self._came: dict[str | None, Any] = {}
         self._begun: set[str | None] = set()
         self.running = 0  # guarded tools that are decided or run
-
-    # --- the plan ---
 
     def announce(self, message: AIMessage) -> None:
         self._announced.append(message)
@@ -338,8 +333,6 @@ class NodeCalls:
                         self._taken.add(place)
                         return replace(found, plan_id=place[0], position=place[1]), place
         return call, None
-
-    # --- deciding, one call at a time ---
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
         """Decide a call as the message holds it, else as one of several equal ones. Raises as `decide_all` does."""
@@ -403,8 +396,6 @@ class NodeCalls:
         """Wait for the tools that still run: what they come to is recorded."""
         while self.running > 0:  # noqa: ASYNC110  (threads end calls too)
             await asyncio.sleep(PAUSE)
-
-    # --- the end of the node ---
 
     @property
     def asks(self) -> bool:

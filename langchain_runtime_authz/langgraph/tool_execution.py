@@ -163,8 +163,6 @@ class ToolExecution(CodeScope):
         self.stages: list[Stage] = []
         self.returned: Any = None
 
-    # --- the tool's own code ---
-
     def admits(self, stage: Stage) -> bool:
         """Return True if `stage` of the tool's code may start under this execution. The first redeems the ticket.
 
@@ -212,8 +210,6 @@ class ToolExecution(CodeScope):
         self.ticket.leaked |= cleaner.search.found
         self.ticket.withheld |= cleaner.search.withheld
         return value
-
-    # --- around it ---
 
     def begin(self) -> None:
         run: Run = self.run

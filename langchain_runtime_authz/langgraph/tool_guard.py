@@ -187,9 +187,6 @@ def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
         return None
 
 
-# --- a tool's own code, called by `run` or by hand ------------------------------------------------
-
-
 def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Wrap a tool's `func` or `coroutine`: under the execution that `run` opened, or decided if called by hand."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
@@ -245,9 +242,6 @@ def _by_hand(
         else:
             named[name] = value
     return arrival_by_hand(tool, guard.facts(tool), named, config)
-
-
-# --- tool classes with an `invoke` of their own, which need not come down to `run` ------------------
 
 
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:

@@ -50,9 +50,6 @@ from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
 
 
-# --- deciding ---------------------------------------------------------------------------------------
-
-
 class _Batch:
     """The decisions of one message whose calls are tasks of their own. The first task makes them; the others wait."""
 
@@ -185,9 +182,6 @@ class MessageCalls:
             return call["args"]
 
 
-# --- running ----------------------------------------------------------------------------------------
-
-
 class Turns:
     """The calls of one execution of the node, by identity, and their order.
 
@@ -305,9 +299,6 @@ def open_tickets(waiting: Sequence[Pending]) -> bool:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True
     return False
-
-
-# --- middleware, which is handed one call at a time of a graph that is not protected -----------------
 
 
 class ToolCallPEP:

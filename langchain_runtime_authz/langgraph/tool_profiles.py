@@ -250,8 +250,6 @@ def digest_of(tool: BaseTool) -> str | None:
         return None
 
 
-# --- the state of a guarded tool; `tool_guard` makes guarded tools ---------------------------------------
-
 FUNCTIONS: Final = ("func", "coroutine")
 GUARDED: Final = "__runtime_authz_guarded__"  # of a guarded class: the class that it was made of
 IN_PLACE: Final = "__runtime_authz_in_place__"  # likewise, of a class that guards inside runs only

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from langchain_runtime_authz.digest import alike
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS, absent
 from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
 from langchain_runtime_authz.facts.provenance.values import SHORT
@@ -72,8 +73,6 @@ class Reader:
         self._fitting: dict[str, list[Output]] = {}
         self._found: dict[int, list[_Row] | str] = {}  # by the argument's id; the mandate holds them
         self._allowed: dict[int, str] = {}
-
-    # --- one argument ---------------------------------------------------------------------------------
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
         """Compare a value with what an argument must be.
@@ -145,8 +144,6 @@ class Reader:
             step, _, path = name.partition(".")
             for output in self.fitting(step):
                 yield from map(text_of, nodes_at(output.value, path))
-
-    # --- outputs --------------------------------------------------------------------------------------
 
     def fitting(self, name: str) -> list[Output]:
         """Return the outputs of a step's calls. If all its arguments are fixed, only the first call counts."""
@@ -306,6 +303,11 @@ def kind_of(profile: ToolProfile, name: str) -> str:
     return profile.critical.get(name, "text" if name in profile.text else "")
 
 
+def is_default(schema: object, value: object) -> bool:
+    """Return True if a value is the default in the JSON schema of its argument: it says nothing."""
+    return isinstance(schema, Mapping) and "default" in schema and alike(schema["default"], value)
+
+
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
     """Return True if two lists have the same items, whatever their order, and none of them is one too many."""
     return (
@@ -335,9 +337,6 @@ def _stands(value: object, text: str) -> bool:
         return not set(scalar_forms(value)).isdisjoint(mentions(text))
     part = fold(tidy(value))
     return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
-
-
-# --- records ------------------------------------------------------------------------------------------
 
 
 def _rows(output: Output, path: str) -> Iterator[_Row]:

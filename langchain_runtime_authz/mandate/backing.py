@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
+from langchain_runtime_authz.mandate.arguments import is_default
 from langchain_runtime_authz.mandate.outputs import worth
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
@@ -117,8 +118,6 @@ class _Check:
         if why := self._unfit(step) or self._place(step):
             self.lost[step.id] = why
 
-    # --- what a step may not be, whatever the words are
-
     def _unfit(self, step: model.Step) -> str | None:
         profile, known = self.profiles.get(step.tool), self.signatures.get(step.tool)
         if profile is None or profile.draft:
@@ -156,11 +155,13 @@ class _Check:
                     return f"outsiders may write the field `{path}` of `{argument.step}`"
         return None
 
-    # --- where the words say it
-
     def _place(self, step: model.Step) -> str | None:
         profile = self.profiles[step.tool]
-        args = {n: a for n, a in step.args.items() if not self._default(step.tool, n, a)}
+        schemas = self.signatures[step.tool]
+        default = {
+            n for n, a in step.args.items() if isinstance(a, model.Const) and is_default(schemas.get(n), a.value)
+        }
+        args = {n: a for n, a in step.args.items() if n not in default}
         needs = list(self._needs(step, profile, args))
         self.needs += len(needs)
         if self.needs > _MAX_NEEDS:
@@ -181,15 +182,6 @@ class _Check:
         plain = {n: self._said(a, said.get(n)) if isinstance(a, model.Const) else a for n, a in args.items()}
         self.kept[step.id] = step.model_copy(update={"args": plain})
         return None
-
-    def _default(self, tool: str, name: str, argument: model.Argument) -> bool:
-        """Return True if the argument is the default that its schema has: it says nothing."""
-        schema = self.signatures[tool].get(name)
-        if not isinstance(argument, model.Const) or not isinstance(schema, Mapping) or "default" not in schema:
-            return False
-        default = schema["default"]
-        value = list(argument.value) if isinstance(argument.value, tuple) else argument.value
-        return type(value) is type(default) and value == default
 
     def _enumerated(self, tool: str, name: str, value: object) -> bool:
         schema = self.signatures[tool].get(name)

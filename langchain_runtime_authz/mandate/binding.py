@@ -351,9 +351,6 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
             yield Deviation(path, "undeclared", "not to be given")
 
 
-# --- prohibitions and sums ----------------------------------------------------------------------------
-
-
 def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
     for never in mandate.never:
         if never.effect != call.profile.effect:

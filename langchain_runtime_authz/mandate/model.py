@@ -71,9 +71,6 @@ def _span(value: object) -> object:
     return Span(*value) if isinstance(value, list | tuple) and len(value) == len(Span._fields) else value
 
 
-# --- conditions of a record's field ----------------------------------------------------------------------
-
-
 class Eq(_Frozen):
     """The field has this value, in one of its normal forms."""
 
@@ -127,9 +124,6 @@ _Conditions = Annotated[
 ]
 Where = dict[Name, _Conditions]
 """A condition, or several that must all hold, for each field of a record."""
-
-
-# --- what an argument must be --------------------------------------------------------------------------
 
 
 class Const(_Frozen):
@@ -240,9 +234,6 @@ _ArgumentKind = Annotated[
 ]
 Argument = Annotated[_ArgumentKind, BeforeValidator(_argument)]
 Sourced = Field | Pick | Each | Extract
-
-
-# --- steps and limits -----------------------------------------------------------------------------------
 
 
 class Step(_Frozen):

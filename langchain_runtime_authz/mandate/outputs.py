@@ -80,18 +80,17 @@ class Outputs:
         args: Mapping[str, Any],
         output: object,
         *,
-        complete: bool = True,
         given: Collection[str] | None = None,
         task: str = "",
     ) -> None:
         """Keep what a call returned for a task, or what is `held` of it, unless the same call was kept before.
 
-        Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent (by
-        default all of them). `complete` is False for a page or a cut of the result.
+        Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent; by
+        default all of them.
         """
         if type(output) is not str and type(output) is not values.Held:
             output = take(output)  # another object may be changed by its owner
-        self._unread.append((tool, profile, args, output, complete, given, task))
+        self._unread.append((tool, profile, args, output, given, task))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -119,7 +118,6 @@ class Outputs:
         profile: ToolProfile,
         args: Mapping[str, Any],
         output: object,
-        complete: bool,
         given: Collection[str] | None,
         task: str,
     ) -> None:
@@ -132,7 +130,7 @@ class Outputs:
             read = values.Projection(values.MAX_NODES, values.MAX_CHARS)
             value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * values.NODE
         names = frozenset(held if given is None else given)
-        found = Output(profile, held, names, value, complete and whole, self._turn)
+        found = Output(profile, held, names, value, whole, self._turn)
         found.weight = weight
         known = self._first.setdefault(task, {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:

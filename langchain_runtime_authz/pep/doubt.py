@@ -93,9 +93,6 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
     return lines
 
 
-# --- resolving ------------------------------------------------------------------------------------------
-
-
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str = "") -> Flow[None]:
     """Record what became of a call in doubt, in the ledger and then in the audit log. Raises `not_in_doubt`, `AuditError`."""
     done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])

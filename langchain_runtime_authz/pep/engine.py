@@ -366,9 +366,6 @@ def both(
     return run, arun
 
 
-# --- the effects of this room ----------------------------------------------------------------------
-
-
 def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
     engine.recent.add(build)
     try:

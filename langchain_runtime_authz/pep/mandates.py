@@ -7,10 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.digest import digest, project
-from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
 from langchain_runtime_authz.ledger.changes import SetMark
+from langchain_runtime_authz.mandate.arguments import is_default
 from langchain_runtime_authz.mandate.binding import Binding, CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
@@ -125,16 +124,7 @@ def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
     if not more:
         return given
     properties: Any = run.engine.tools.signatures.get(call.tool, {}).get("properties", {})
-    return given - {name for name in more if _is_default(properties.get(name), call.args.get(name))}
-
-
-def _is_default(schema: object, value: object) -> bool:
-    if not isinstance(schema, Mapping) or "default" not in schema:
-        return False
-    try:
-        return digest(project({"": schema["default"]})) == digest(project({"": value}))
-    except (MappingError, RecursionError):
-        return False
+    return given - {name for name in more if is_default(properties.get(name), call.args.get(name))}
 
 
 def task_name(run: Run) -> str:

@@ -56,9 +56,6 @@ def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
     return True
 
 
-# --- what came back ---------------------------------------------------------------------------------
-
-
 def observe(call: Call, output: object, failed: bool) -> Observation:
     profile = call.profile
     if not call.profiled and profile.trust != "external":
@@ -94,9 +91,6 @@ def _fits(output: object, left: int) -> bool:
         else:
             left -= 50
     return left > 0
-
-
-# --- what an approver is shown --------------------------------------------------------------------------
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:

@@ -88,7 +88,6 @@ def _loaded(run: Run) -> Flow[Snapshot]:
     return snapshot
 
 
-# --- models -------------------------------------------------------------------------------------------
 # Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, since
 # their calls are decided anyway. A tool that the provider runs cannot be stopped later, so a call that shows it is denied.
 

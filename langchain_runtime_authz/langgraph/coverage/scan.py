@@ -253,8 +253,6 @@ def _reaches_out(package: str) -> bool:
     return any(name in _CLIENTS or name.split(".", 1)[0] in _CLIENTS for name in held)
 
 
-# --- secrets -----------------------------------------------------------------------------------------------
-
 MAX_ITEMS: Final = 100
 _CODE: Final = (FunctionType, MethodType, partial)
 MAX_DEPTH: Final = 4
@@ -355,8 +353,6 @@ def _secret_name(name: object) -> bool:
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("_")).replace("-", "_").lower()
     return _NAMES.search(snake) is not None
 
-
-# --- tools that run at the model provider -------------------------------------------------------------------
 
 # Types of content blocks, messages and JSON schemas, which stand in lists of their own, and of tools that run here.
 _BLOCKS = (

@@ -216,7 +216,6 @@ DECEMBER = {"month": "December"}
         (read(({**DECEMBER, "page_size": 9}, OTHER, {}), (DECEMBER, BILLED, {})), "value"),
         (read(({**DECEMBER, "page": 9}, BILLED, {})), "unread"),  # it is not fully bound
         (read(({"month": "May"}, BILLED, {})), "unread"),
-        (read((DECEMBER, BILLED, {"complete": False})), "unread"),
         (read((DECEMBER, {**BILLED, "iban": object()}, {})), "unread"),
         (read(), "unread"),
     ],
