@@ -229,7 +229,8 @@ class ToolExecution(CodeScope):
             self._span.end()
         if current_scope.get() is self:  # else this is closed in another context, which keeps its own
             current_scope.set(self._before)
-        state = _state_of(exc, output)
+        failed = isinstance(output, ToolMessage) and output.status == "error"
+        state: State = _state_of(exc) if exc is not None else "failed" if failed else "done"
         if self._settle is not None:
             self._settle(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
@@ -264,9 +265,7 @@ class ToolExecution(CodeScope):
         return conclude(self.run, ticket, self.call, state, result, output=returned, question=question)
 
 
-def _state_of(exc: BaseException | None, output: Any) -> State:
-    if exc is None:
-        return "failed" if isinstance(output, ToolMessage) and output.status == "error" else "done"
+def _state_of(exc: BaseException) -> State:
     # An invalid answer to the tool's own question leaves the question open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
