@@ -83,11 +83,7 @@ def is_under(url: str, place: str) -> bool:
 
 
 def _is_plain(path: str) -> bool:
-    """Return True if every server reads the same path, and no part of it leads up.
-
-    Servers differ in how often they decode, and in how they treat broken or overlong UTF-8, backslashes, parameters
-    and compatibility characters. Some resolve dot segments first, some last.
-    """
+    """Return True if every server reads one path, and no part of it leads up."""
     try:
         read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
     except UnicodeDecodeError:

@@ -142,10 +142,7 @@ def alike(one: object, other: object) -> bool:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return the JSON projection of a call's arguments, and whether anything was left out.
-
-    Left out are the names that the framework supplies, and values of the type that it supplies under any name.
-    """
+    """Return the JSON of arguments, and whether supplied ones were left out."""
     own: dict[str, Any] = {}
     for name, value in args.items():
         if name in supplied or type(value) is kind:
@@ -237,10 +234,7 @@ def _has_surrogate(text: str) -> bool:
 
 
 def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
-    """Return `value` with each string longer than `limit` replaced by its digest and length.
-
-    This keeps a request small if an argument is a document. It is never applied to a critical argument.
-    """
+    """Return `value` with digest and length in the place of long strings."""
     if isinstance(value, str):
         if len(value) <= limit:
             return value

@@ -201,11 +201,7 @@ def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
-    """Return `config` for one tool, and the numbers of the `interrupt` calls that it makes under it.
-
-    `place` is the tool's among several of one task. Each counts the graphs that it calls by itself: else a graph would go on
-    with the state of another, whose tool ran before and does not now.
-    """
+    """Return `config` for one tool, and the numbers of its `interrupt` calls."""
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []
@@ -220,7 +216,7 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     of = getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
     counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter
-    if place is not None:
+    if place is not None:  # else a graph could go on with the state of another, whose tool ran before and does not now
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
     # `dataclasses.replace`, without looking at the fields in each call.
     held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))

@@ -3,12 +3,8 @@
 That is a tool without a guard, and a model call that our middleware has not decided. In `authz.run()` without a
 protected graph the models' returns are recorded only, for an `AuthzToolNode` that works alone.
 
-The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone, and dispatches by
-the run around the current code. The handler is inline and raises: LangChain swallows what handlers without `raise_error`
-raise, and a synchronous callback manager swallows what coroutines raise.
-
-A backstop is less than a guard: it cannot change what the tool receives or what comes back. It does not see a tool
-without the context, the config and the callbacks of the run, nor a function that is called as a function.
+The hook is registered once a process, since LangChain cannot undo it. The handler is inline and raises: LangChain swallows
+what other handlers raise. It cannot change what the tool receives or what comes back.
 """
 
 from __future__ import annotations

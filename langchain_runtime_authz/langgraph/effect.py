@@ -37,14 +37,7 @@ from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import (
-    FUNCTION,
-    Conclude,
-    OneByOne,
-    Pending,
-    ToolExecution,
-    answer,
-)
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, OneByOne, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -249,7 +242,6 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
         calls.append(replace(one.call, place=f"{private.task_id(one.config)}:{number}"))
     if run is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    waiting: list[Pending]
     if first.node is None:
         waiting = yield from decide_together(run, calls, first.config)
     else:

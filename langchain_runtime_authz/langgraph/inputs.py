@@ -71,10 +71,9 @@ def describe(
     amend: Callable[[str, dict[str, Any]], Call] | None = None,
     reviewed: bool = False,
 ) -> Call:
-    """Return the `Call` to decide.
+    """Return the `Call` to decide, of the arguments that `read` gives.
 
-    `read` gives the arguments as the tool will receive them; it is called again to check that they come out alike.
-    `written` are those that the model wrote, for the plan; `sent` those without injected ones, for the guard.
+    `written` are those of the model, `sent` those without injected ones.
     """
     error: Code | None = None
     parsed: Any
@@ -397,11 +396,7 @@ def _said_more(answer: object, offered: Collection[object], question: str, depth
 
 
 def _consents(text: str, question: str) -> bool:
-    """Return True if words only say yes, and perhaps please or thanks: they order, withdraw and suspend nothing.
-
-    All words must be known as such in one language, and none may stop anything in another. A question and a number are not
-    consent, nor is a word that the question names, which may be a choice.
-    """
+    """Return True if words only say yes, please or thanks, and choose nothing."""
     short = len(text) <= MAX_CONSENT and not any(c.isdigit() for c in text)
     return short and any(_assents(text, question, each) for each in languages())
 

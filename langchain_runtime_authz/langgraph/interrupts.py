@@ -1,13 +1,11 @@
 """Decide a message's calls, ask an approver about them, and take over the questions of other reviews.
 
 There is one interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
-calls in a task. So a task that asked once repeats the same interrupt first when it re-enters, even if the
-policy has changed. Otherwise the tool's own `interrupt()` would receive our answer.
+calls in a task. So a task that asked once repeats the same interrupt first when it re-enters.
 
 Other reviews are LangChain's, those in Agent Inbox's shape, and questions of an app's own that name one tool and its
-arguments. Such a question is noted with the source `hitl`, bound to the arguments in the message. The root entry answers it
-like our own, and the policy says if that suffices (`approvals` in data.json). So nobody is asked twice. If a review stands
-between the tool node and the tool, the node leaves the call to the guard: the review's question comes first in the task.
+arguments. They are noted with the source `hitl`, and the root entry answers them like our own: nobody is asked twice. If a
+review stands between the tool node and the tool, the node leaves the call to the guard.
 """
 
 from __future__ import annotations
@@ -115,9 +113,9 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
 
 
 def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
-    """Decide in the task of `judged[position]`, where each call of the message is a task of its own.
+    """Decide in the task of `judged[position]`.
 
-    Permitted ones run at once. The first asked task raises the one interrupt with the whole list; the others pause.
+    The first task that is asked about raises the one interrupt; the others pause.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], private.task_id(config)
@@ -309,9 +307,9 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Note what a review asks as it pauses, around a call that is left to the review and the guard.
+    """Note what a review asks about a call that is left to it.
 
-    `heard`: the question reaches an approver, since no other call of the task has asked before it.
+    `heard`: no other call of the task has asked before.
     """
     if is_invalid_resume(exc):
         yield from _reopened(run, call)

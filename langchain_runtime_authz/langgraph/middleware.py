@@ -3,10 +3,9 @@
 In a protected graph the run is there and an enforcement point in front has decided the tool calls. Else the middleware
 opens the run itself and decides a message's calls in one batch, with the same enforcement point as a tool node.
 
-An unprotected graph has no root entry, which would put a resume value into the ledger before any task starts. Another
-node (LangChain's review) may take a plain value first, and LangGraph gives it out once. So the hook of the callback
-backstop adds a handler with the value to the graph's callbacks (`hear`); each gate finds there the value of its own
-invocation. The same handler hears how the model's node ends, because the plan is what that node returns.
+An unprotected graph has no root entry, which would put a resume value into the ledger before any task starts. So a
+handler with that value is added to the graph's callbacks (`hear`), where each gate finds it. It also hears how the
+model's node ends, because the plan is what that node returns.
 """
 
 from __future__ import annotations

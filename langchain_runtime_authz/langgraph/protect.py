@@ -146,11 +146,7 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
 
 
 def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
-    """Iterate a stream with its run current during each step, and never while the consumer holds a chunk.
-
-    So the backstop decides the tools that the graph's own loop calls between nodes: in reducers, validators, retry
-    policies, cache keys and callback handlers.
-    """
+    """Iterate a stream, with its run current during each step alone."""
     scope = step_scope(cast("Run", find_run(config)))
     try:
         while True:
@@ -303,10 +299,9 @@ def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
 
 
 def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
-    """Make the checkpointer keep a plan before it is carried out, if the ledger outlives the process.
+    """Return options with which a plan is kept before it is carried out.
 
-    LangGraph's default writes the checkpoint while the next step runs already. A process that dies in between has
-    paid by a plan that is lost, and its successor plans, and pays, anew. The caller's own choice prevails.
+    Else a process that dies would plan, and pay, anew. The caller's own choice prevails.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
     if chosen or not root_entry.outlives or not graph.checkpointer:

@@ -75,10 +75,7 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 
 
 class FlowContext(Generic[T]):
-    """A `with`, or `async with`, whose ways in and out are flows; if the way in fails, the way out is taken at once.
-
-    A class: an event loop closes generators in any order.
-    """
+    """A `with`, or `async with`, whose ways in and out are flows."""
 
     engine: Any
 

@@ -164,10 +164,7 @@ class ToolExecution(CodeScope):
         self.returned: Any = None
 
     def admits(self, stage: Stage) -> bool:
-        """Return True if `stage` of the tool's code may start under this execution. The first redeems the ticket.
-
-        Each runs once, the tool's own function last: what that calls is another execution.
-        """
+        """Return True if a stage of the tool may start, each once. The first redeems."""
         stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False

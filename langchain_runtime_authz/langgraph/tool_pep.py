@@ -183,10 +183,7 @@ class MessageCalls:
 
 
 class Turns:
-    """The calls of one execution of the node, by identity, and their order.
-
-    LangGraph gives a task's answers out by number, so once a tool asks by itself they take turns.
-    """
+    """The calls of one execution of the node, which take turns once a tool asks."""
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
         self.config = config

@@ -321,8 +321,7 @@ def facts_of(tool: BaseTool) -> ToolFacts:
 def guard_of(tool: BaseTool) -> Guard:
     """Return the guard of a guarded tool.
 
-    A tool that the class of a guarded tool made anew, of its fields (LangChain's `configurable_fields` does that), has
-    the guard of its functions: they are decided ones still.
+    One that was made anew of its fields (`configurable_fields`) has its functions' guard.
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is Guards:

@@ -75,10 +75,7 @@ class Reader:
         self._allowed: dict[int, str] = {}
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
-        """Compare a value with what an argument must be.
-
-        `kind` is the profile's kind, "when", "text", or "" for an argument that the profile does not name.
-        """
+        """Compare a value with what an argument of this kind must be."""
         if isinstance(argument, model.Free):
             return FITS
         if isinstance(argument, model.Text):
@@ -118,10 +115,7 @@ class Reader:
         return low is not None and high is not None and low >= 0 >= high
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
-        """Compare a free text with the user's words, the quotes and the named fields.
-
-        `copied`: look in all outputs for runs of its words.
-        """
+        """Compare a text with the user's words, quotes and fields; `copied`: and outputs."""
         held = scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
@@ -173,10 +167,7 @@ class Reader:
     def _trusts(
         self, step: str, output: Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
-        """Return True if the writer of a field vouches for these values, and the model did not write them.
-
-        `whole`: the value itself is used, so that it must not be prose.
-        """
+        """Return True if the writer of a field vouches for it; `whole`: no prose."""
         if worth(output.profile, path) < least:
             return False
         bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}

@@ -31,14 +31,7 @@ def backed(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
 ) -> model.Compiled:
-    """Return the part of a planner's mandate that the user's words back: none if they are too long to be read.
-
-    Args:
-        mandate: what the planner returned.
-        texts: the user's texts, in order.
-        profiles: the reviewed profiles.
-        signatures: tool → JSON schema of its arguments. A tool without one is not planned with.
-    """
+    """Return the part of a planner's mandate that the user's words back."""
     words = Texts(texts)
     if words.too_long:
         return model.Compiled(

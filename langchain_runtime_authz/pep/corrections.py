@@ -18,19 +18,11 @@ from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
-from langchain_runtime_authz.ledger.changes import (
-    AdvanceEpoch,
-    Change,
-    RecordPlan,
-    Reinstate,
-    Revoke,
-    SetMark,
-    TakeLease,
-)
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
 from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial, record_answers
 from langchain_runtime_authz.pep.decide import data_scope
 from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run, new_id
-from langchain_runtime_authz.pep.entry import lease_of
+from langchain_runtime_authz.pep.entry import take_lease
 from langchain_runtime_authz.pep.recording import change_task, corrected, recorded, run_event, unrecorded
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
@@ -132,7 +124,7 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
     run.move_to(done.epoch, new_id())
     run.pinned += len(texts)
     yield corrected(run, done, texts, "answer")
-    taken = yield Commit(run.scope, None, [TakeLease(lease_of(run)), recorded(mark.value)])
+    taken = yield Commit(run.scope, None, [take_lease(run), recorded(mark.value)])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
     yield run_event(run, "rotated", done.now, detail=before)

@@ -16,10 +16,10 @@ from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.calls import SpendBudget
-from langchain_runtime_authz.ledger.changes import Change, RecordEdge, TakeLease
+from langchain_runtime_authz.ledger.changes import Change, RecordEdge
 from langchain_runtime_authz.pep.credentials import audiences_of, minted
 from langchain_runtime_authz.pep.engine import Flow, Run, new_id
-from langchain_runtime_authz.pep.entry import lease_of
+from langchain_runtime_authz.pep.entry import take_lease
 from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.telemetry.metrics import count
@@ -66,7 +66,7 @@ def open_child(
         corrected=parent.corrected,
         seen_from_model=parent.seen_from_model,
     )
-    changes: list[Change] = [RecordEdge(opened), TakeLease(lease_of(child))]
+    changes: list[Change] = [RecordEdge(opened), take_lease(child)]
     if child.grant is not None and INVOKE in child.grant.budgets:
         changes.append(SpendBudget(INVOKE, child.grant.budgets[INVOKE]))
     if kind == "remote" and profile is not None and profile.named and not audiences_of(child, (profile.named,)):

@@ -50,10 +50,7 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
-    """Return the counter of calls with the same effect for one turn of the user, and the name of the deed.
-
-    The counter is `""` if the target is not known. The epoch is part of neither: it may move, and nothing is ordered.
-    """
+    """Return the counter of equal effects in one turn, and the name of the deed."""
     if call.error is not None or not call.profile.side_effect:
         return "", ""
     hit = call.atoms.effect_target() if call.profiled else ""

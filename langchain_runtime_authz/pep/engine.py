@@ -10,18 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from os import urandom
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Final,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    cast,
-    runtime_checkable,
-)
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
@@ -31,7 +20,7 @@ from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
-from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
+from langchain_runtime_authz.ledger.base import Guard, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -405,8 +394,7 @@ def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
     """`record` with where its ledger stands: its reader can tell an older copy of the ledger from this one."""
-    if hasattr(ledger, "anchor"):  # `Anchored`, by a look that costs nothing
-        anchor = cast("Anchored", ledger).anchor(tenant)
-        if anchor is not None:
-            record["ledger"] = {"tenant": tenant, **anchor._asdict()}
+    read: Any = getattr(ledger, "anchor", None)  # of an `Anchored`
+    if read is not None and (anchor := read(tenant)) is not None:
+        record["ledger"] = {"tenant": tenant, **anchor._asdict()}
     return record

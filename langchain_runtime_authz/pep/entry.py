@@ -210,7 +210,7 @@ def _take_lease(
             opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
-        lease: list[Change] = [TakeLease(lease_of(run)), *marks]
+        lease: list[Change] = [take_lease(run), *marks]
         if rotates:
             mark = unrecorded(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
             opening.append(mark)
@@ -284,9 +284,9 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
 def edited(
     run: Run, mark: ChildMark, read: Callable[[], Flow[Head | None]], moved: Callable[[str, str], Flow[bool]]
 ) -> Flow[bool]:
-    """Compare what a child will load with the checkpoint under `mark`; False without one. An edit drains the run.
+    """Compare what a child will load with the checkpoint under `mark`.
 
-    Only an `update` was done from outside: this run may be in the middle of its own writing. Raises `AuthzDenied`.
+    Return False without one. An edit raises `AuthzDenied`.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -318,8 +318,8 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
     return rest if any(t.digest == task.digest for t in pinned) else (task, *rest)
 
 
-def lease_of(run: Run) -> Lease:
-    return Lease(
+def take_lease(run: Run) -> TakeLease:
+    lease = Lease(
         jti=run.jti,
         run_id=run.run_id,
         agent=run.agent,
@@ -329,6 +329,7 @@ def lease_of(run: Run) -> Lease:
         grant=run.grant,
         parent=run.parent.jti if run.parent is not None else None,
     )
+    return TakeLease(lease)
 
 
 def close(

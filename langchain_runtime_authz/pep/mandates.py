@@ -135,10 +135,7 @@ def task_name(run: Run) -> str:
 def standing_of(
     binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
 ) -> Standing:
-    """Return how a call stands to the mandate, given what is spent, also by the call itself before (`row`).
-
-    `ahead` is what the calls before it in the message will spend; this one's is added.
-    """
+    """Return how a call stands to the mandate, given what is and will be spent."""
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
         counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)

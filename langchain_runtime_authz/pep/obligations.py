@@ -155,9 +155,7 @@ _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"notify": {"topic": "", "bo
 def redact(value: Any, fields: Collection[str]) -> Any:
     """Return `value` with each named field's content replaced, at any depth.
 
-    Text that is JSON is treated as its value. Other text cannot be searched by field, so all of it is
-    replaced: an obligation is carried out, or the content is not shown. The text of a content block
-    counts as a text.
+    Text that is JSON, or a content block's, is treated as its value. Other text cannot be searched, so all of it goes.
     """
     if not fields:
         return value
@@ -205,10 +203,7 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
 
 
 def keepable(permit: Decision, revision: str) -> bool:
-    """Return True if a permit may be cached under `revision`, the policy before it was asked.
-
-    It may not if another policy, or a replica with another one, permitted; or if each step must be counted or told.
-    """
+    """Return True if a permit may be cached under the policy that was asked."""
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
 

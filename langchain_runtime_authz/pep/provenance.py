@@ -94,11 +94,7 @@ def _fits(output: object, left: int) -> bool:
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    """Return a line for each argument: its value, what was ordered instead, who says it, and what stands around it.
-
-    A tool's output may be an attacker's text. It is labelled, quoted, shortened and inert (`facts.inert`), so that it
-    cannot pass for a part of the question.
-    """
+    """Return a line for each argument, with the text around it quoted and inert."""
     call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)

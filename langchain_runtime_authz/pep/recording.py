@@ -59,10 +59,7 @@ def step_record(
     asked: Approval | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
-    """Show a decision in the trace and the log, and return the effect that records it. It raises `AuditError`.
-
-    `started`: nanoseconds; `now`: ledger time; `asked`: its question; `expected`: what was ordered, by argument.
-    """
+    """Return the effect that records a decision. It raises `AuditError`."""
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
     of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}

@@ -161,12 +161,10 @@ class ThreadMemory:
 
 
 def turn(log: Sequence[HumanText]) -> Turn:
-    """Return the newest turn: the user's texts that were pinned together.
+    """Return the newest turn: the user's texts that were pinned together, without a history that a client sends.
 
-    A later turn suspends what an earlier one ordered, also an answer or an edit, and words of somebody else: then it has
-    no texts. One that only says to go on revives the one before it. Changed data (`data:`) is not a turn: nobody said
-    anything. A client may give such a key to a text, which counts. What a machine answered already in a history that a
-    client sends belongs to no turn.
+    An answer, an edit and words of somebody else suspend what was ordered. A text that only says to go on revives it.
+    Changed data (`data:`) is not a turn.
     """
     said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
     while said:
