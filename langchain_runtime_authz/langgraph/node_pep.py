@@ -53,7 +53,7 @@ def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = 
 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
-    key = ("node/enter", name)
+    told = None if issubclass(base, private.ToolNode) else channels
     # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
     inner = None if issubclass(base, private.ToolNode) else bound
 
@@ -61,13 +61,13 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         run = find_run(config)
         if run is None:
             run = drive(*_outside(config))
-        return drive(run.engine, _step(run, key, base.invoke, inner or self, channels, input, config or {}, kwargs))
+        return drive(run.engine, _step(run, name, partial(base.invoke, inner or self, **kwargs), told, input, config))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             run = await adrive(*_outside(config))
-        return await adrive(run.engine, _step(run, key, _code, inner or self, channels, input, config or {}, kwargs))
+        return await adrive(run.engine, _step(run, name, partial(_code, inner or self, **kwargs), told, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         # If one with fallbacks is streamed, its parts have other callbacks.
@@ -81,9 +81,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if issubclass(base, RunnableWithFallbacks):
         own["astream"] = astream
-    if isinstance(
-        bound, RunnableSequence | private.RunnableSeq
-    ):  # in another one, LangGraph would take it apart, and its gate
+    if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph takes one in another one apart
         own["steps"] = property(_whole)
     return private.lookalike(base, {"__runtime_authz_node__": name, **own})
 
@@ -104,28 +102,19 @@ Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchr
 Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
 
-def _step(
-    run: Run,
-    key: tuple[str, str],
-    code: Any,
-    bound: Any,
-    channels: frozenset[str],
-    input: Any,
-    config: Any,
-    kwargs: Any,
-) -> Flow[Any]:
-    """Enter the node, run it, and record the plans that its output announces."""
-    tally, holds_gate = run.engine.tally, isinstance(bound, private.ToolNode)
-    tally.decided(run, "node", key[1], "node gate")
-    yield from _enter(run, key, holds_gate)
-    tally.ran(run, "node", key[1], "node gate")
-    node = None if holds_gate else NodeCalls(input, config)
-    own: Any = config if node is None else node.config
+def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
+    """Enter the node, run it, and record the plans that its output announces. A tool node has no `channels`."""
+    tally = run.engine.tally
+    tally.decided(run, "node", name, "node gate")
+    yield from _enter(run, name, channels is None)
+    tally.ran(run, "node", name, "node gate")
+    node = None if channels is None else NodeCalls(input, config or {})
+    own: Any = config or {} if node is None else node.config
     output, failed = None, None
     with run_scope(run, private.task_id(own), node):
         ambient = var_child_runnable_config.set(own)  # which counts the questions of code that is given no config
         try:
-            output = yield (RunCode, partial(code, bound, input, own, **kwargs))
+            output = yield (RunCode, code, input, own)
         except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
             failed = exc
         finally:
@@ -136,7 +125,7 @@ def _step(
         if isinstance(failed, GraphInterrupt):
             run.pause()
         if node is not None and (failed is not None or node.asks):
-            return (yield from _ended(run, node, input, failed, channels))
+            return (yield from _ended(run, node, input, failed, channels or frozenset()))
         if failed is not None:
             raise failed
     finally:
@@ -176,10 +165,10 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
     return opener.engine, flow()
 
 
-def _kept(run: Run, key: tuple[str, str]) -> Flow[bool]:
+def _kept(run: Run, name: str) -> Flow[bool]:
     """Return True if a permit is cached for the current policy and the run is live. Else the step is decided in full."""
     revision = run.engine.evaluator.revision
-    if not revision or run.kept.get(key) != revision:
+    if not revision or run.kept.get(name) != revision:
         return False
     try:
         alive = not (run.closed or run.engine.killed)
@@ -188,18 +177,18 @@ def _kept(run: Run, key: tuple[str, str]) -> Flow[bool]:
         return False
 
 
-def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
-    if holds_gate and (yield from _kept(run, key)):
+def _enter(run: Run, name: str, holds_gate: bool) -> Flow[None]:
+    if holds_gate and (yield from _kept(run, name)):
         return
     revision = run.engine.evaluator.revision if holds_gate else ""  # of the policy that is asked
-    decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": key[1], "properties": {}})
+    decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}})
     if decision.outcome != "permit":
         # A tool node must answer the calls it was given even when the task has changed.
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)
     if holds_gate and keepable(decision, revision):
-        run.kept[key] = revision
+        run.kept[name] = revision
 
 
 _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)

@@ -93,7 +93,9 @@ class RootEntry:
         self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
     ) -> Entering[tuple[Any, Any]]:
         """Return a root entry for `with` or `async with`; it gives the input and config. Raises `AuthzDenied` on the way in."""
-        return _Root(self, name, input, config, at_call, graph)
+        entering = _Root(self, name, config, graph)
+        entering.input, entering.opener = input, at_call.opener
+        return entering
 
     def enter_child(self, parent: Run, name: str, config: Mapping[str, Any], graph: Any = None) -> Entering[Any]:
         return ChildEntry(self, parent, name, config, graph)
@@ -168,11 +170,8 @@ class Entering(run_context.FlowContext[T]):
 
 
 class _Root(Entering[tuple[Any, Any]]):
-    def __init__(
-        self, root_entry: RootEntry, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any
-    ) -> None:
-        super().__init__(root_entry, name, config, graph)
-        self.input, self.opener = input, at_call.opener
+    input: Any = None
+    opener: run_context.RunHandle | None = None
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph

@@ -192,19 +192,7 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
                     given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
                 )  # fmt: skip
-    return _anew(tool, facts_of(tool), tool_input, config, call_id, parser, one, mine)
-
-
-def _anew(
-    tool: BaseTool,
-    facts: ToolFacts,
-    tool_input: Any,
-    config: Mapping[str, Any],
-    call_id: str | None,
-    parser: Parser,
-    one: Pending | None,
-    mine: Pending | None,
-) -> Arrival:
+    facts = facts_of(tool)
     # After an enforcement point, what differs from its call differs from the plan. Without one no message is at hand,
     # and the plan is looked up by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)

@@ -297,7 +297,7 @@ class Run:
     # The jtis of this entry's child agents that have not ended; all runs of the entry share it.
     children: set[str] = field(default_factory=set)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
-    kept: dict[tuple[str, str], str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     # Versions of the resources that calls under way read, by call key, as they were before the read.
     versions: dict[str, str] = field(default_factory=dict)
     models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
