@@ -41,7 +41,8 @@ from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.corrections import revoke
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.doubt import OnUnknown
-from langchain_runtime_authz.pep.engine import Engine, Flow, LogNotifier, Notifier, both, drive
+from langchain_runtime_authz.pep.engine import Engine, Flow, LogNotifier, Notifier, both, drive, new_id
+from langchain_runtime_authz.pep.entry import Entry, open_entry
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.on_ask import OnAsk
@@ -350,16 +351,12 @@ class RuntimeAuthz(Threads):
         Raises:
             AuthzDenied: the subject may not start here.
         """
-        return Session.open(
-            self._engine,
-            self.profiles.declared,
-            subject=Subject.of(subject),
-            task=optional_text("task", task),
-            grant=parts.granted(grant, self._revised),
-            mandate=load_mandate(mandate) if mandate is not None else None,
-            agent=agent,
-            thread=thread,
+        handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
+        scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
+        entry: Entry = yield from open_entry(
+            self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings()
         )
+        return Session(entry.run, self.profiles.declared)
 
     session, asession = both(_session)
 

@@ -15,7 +15,7 @@ import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -165,19 +165,15 @@ class Together(FlowContext[Any]):
         return self.output
 
 
+@dataclass(eq=False, repr=False)
 class DeclaredEffect(Together):
     """Decorates a function, or guards a block. A function that ran before gives its first result, a block is denied."""
 
-    def __init__(
-        self,
-        profiles: Profiles,
-        name: str,
-        declared: ToolProfile | None,
-        arguments: Callable[..., Mapping[str, Any]] | None,
-        given: Mapping[str, Any],
-    ) -> None:
-        self._profiles, self._name, self._declared = profiles, name, declared
-        self._arguments, self._given = arguments, given
+    _profiles: Profiles
+    _name: str
+    _declared: ToolProfile | None
+    _arguments: Callable[..., Mapping[str, Any]] | None
+    _given: Mapping[str, Any]
 
     def __call__(self, function: F) -> F:
         """Return the function, decided at each call. Raises `ConfigError`."""

@@ -157,19 +157,8 @@ def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
-    return Call(
-        tool=name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME],
-        profile=UNPROFILED,
-        profiled=False,
-        call_id=call_id,
-        plan_id=plan_id,
-        position=position,
-        raw=written,
-        args={},
-        args_digest=_EMPTY,
-        atoms=NO_ATOMS,
-        error=Code.UNKNOWN_TOOL,
-    )
+    tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
+    return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
 
 
 def as_planned(

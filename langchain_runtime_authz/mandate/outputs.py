@@ -110,17 +110,10 @@ class Outputs:
                 if len(entry) == 1:
                     self._note(*entry)
                 else:
-                    self._keep(*entry)
+                    self._keep(entry)
 
-    def _keep(
-        self,
-        tool: str,
-        profile: ToolProfile,
-        args: Mapping[str, Any],
-        output: object,
-        given: Collection[str] | None,
-        task: str,
-    ) -> None:
+    def _keep(self, entry: tuple[Any, ...]) -> None:
+        tool, profile, args, output, given, task = entry
         sent = values.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
         if not sent.complete:

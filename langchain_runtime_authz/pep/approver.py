@@ -124,13 +124,5 @@ def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
     ((scope, asked),) = found
     from langchain_runtime_authz.credential.approval_statement import Question
 
-    return Question(
-        id=asked.id,
-        issuer=scope.issuer,
-        tenant=scope.tenant,
-        graph=scope.graph,
-        thread=scope.thread,
-        epoch=asked.epoch,
-        tool=asked.tool,
-        args_digest=asked.args_digest,
-    )
+    of_thread = {"issuer": scope.issuer, "tenant": scope.tenant, "graph": scope.graph, "thread": scope.thread}
+    return Question(id=asked.id, **of_thread, epoch=asked.epoch, tool=asked.tool, args_digest=asked.args_digest)

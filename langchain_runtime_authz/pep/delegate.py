@@ -26,6 +26,22 @@ from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
 INVOKE: Final = "agent/invoke"
+# What the runs of one root entry share.
+_OF_ENTRY: Final = (
+    *(
+        "engine",
+        "scope",
+        "subject",
+        "run_id",
+        "epoch",
+        "started_at",
+        "expires_at",
+        "steps_before",
+        "mandate",
+        "spent_at",
+    ),
+    *("planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model"),
+)
 
 
 def open_child(
@@ -43,28 +59,12 @@ def open_child(
     if kind == "subgraph":
         opened = parent.handed.get(name, opened)
     child = Run(
-        engine=parent.engine,
-        scope=parent.scope,
-        subject=parent.subject,
-        run_id=parent.run_id,
+        **{of_entry: getattr(parent, of_entry) for of_entry in _OF_ENTRY},
         agent=(*parent.agent, name),
         jti=new_id(),
-        epoch=parent.epoch,
-        started_at=parent.started_at,
-        expires_at=parent.expires_at,
-        steps_before=parent.steps_before,
         grant=parent.engine.granted(profile, parent.grant, request),
-        mandate=parent.mandate,
-        spent_at=parent.spent_at,
-        planned=parent.planned,
         parent=parent,
-        upstream=parent.upstream,
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
-        foreign=parent.foreign,
-        handed=parent.handed,
-        children=parent.children,
-        corrected=parent.corrected,
-        seen_from_model=parent.seen_from_model,
     )
     changes: list[Change] = [RecordEdge(opened), take_lease(child)]
     if child.grant is not None and INVOKE in child.grant.budgets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from langchain_runtime_authz.authzen import Decision, Subject, deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
@@ -13,10 +13,9 @@ from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.provenance.atoms import atoms_of
 from langchain_runtime_authz.facts.task import CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
+from langchain_runtime_authz.ledger.base import Approval, Conflict
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval
 from langchain_runtime_authz.ledger.changes import RecordPlan
-from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import behind
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_call, conclude, counted
@@ -25,7 +24,6 @@ from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.delegate import open_child
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, both, new_id
 from langchain_runtime_authz.pep.entry import close, open_entry
-from langchain_runtime_authz.pep.mandates import Ordered
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
 
@@ -47,26 +45,6 @@ class Session:
         self._open: dict[tuple[str, str], list[tuple[Call, Ticket]]] = {}
         self._asked: dict[str, tuple[Call, DecidedCall]] = {}
         self._last: DecidedCall | None = None
-
-    @classmethod
-    def open(
-        cls,
-        engine: Engine,
-        profiles: Mapping[str, ToolProfile],
-        *,
-        subject: Subject,
-        task: str | None,
-        grant: Grant | None,
-        mandate: Mandate | None,
-        agent: str,
-        thread: str | None,
-    ) -> Flow[Session]:
-        """Open a session's run. Raises `AuthzDenied`."""
-        text = HumanText(content_digest(task), task) if task is not None and subject.human else None
-        scope = Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}")
-        ordered = Ordered.by(mandate)
-        entry = yield from open_entry(engine, scope, subject, new_id(), agent, task=text, grant=grant, ordered=ordered)
-        return cls(entry.run, profiles)
 
     @property
     def jti(self) -> str:

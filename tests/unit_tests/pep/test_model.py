@@ -25,7 +25,7 @@ from tests.ids import shown as ident
 def enter_node(run: Any) -> Any:
     """What the gate of a tool node does before the node runs."""
     if not (yield from _kept(run, ("", "n"))):
-        yield from _enter(run, ("", "n"), True)
+        yield from _enter(run, "n", True)
 
 
 @tool
