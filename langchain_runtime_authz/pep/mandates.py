@@ -155,11 +155,12 @@ def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
+    differs = standing.deviations and [{"argument": d.argument, "code": d.code} for d in standing.deviations]
     return {
         "standing": standing.standing,
         "backed": backed,
         "source": mandate.source if mandate is not None else None,
         "step": standing.step,
         "digest": mandate.digest if mandate is not None else None,
-        "deviations": [{"argument": d.argument, "code": d.code} for d in standing.deviations],
+        "deviations": differs or [],
     }
