@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic import Field as Member
@@ -65,6 +65,15 @@ class _Frozen(BaseModel):
 def _tuple(value: object) -> object:
     """Accept a list: JSON and YAML have no tuples."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _several(value: object) -> object:
+    """Accept one in place of several."""
+    return _tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], BeforeValidator(_tuple)]
 
 
 def _span(value: object) -> object:
@@ -119,9 +128,7 @@ def _condition(value: object) -> object:
 
 _ConditionKind = Annotated[Eq | Contains | StartsWith | AtLeast | AtMost | Not, Member(discriminator="kind")]
 Condition = Annotated[_ConditionKind, BeforeValidator(_condition)]
-_Conditions = Annotated[
-    tuple[Condition, ...], BeforeValidator(lambda v: _tuple(v) if isinstance(v, list | tuple) else (v,))
-]
+_Conditions = Annotated[tuple[Condition, ...], BeforeValidator(_several)]
 Where = dict[Name, _Conditions]
 """A condition, or several that must all hold, for each field of a record."""
 
@@ -132,7 +139,7 @@ class Const(_Frozen):
     `said` is where the user's words have it. An application's constant has none.
     """
 
-    value: Scalar | Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)]
+    value: Scalar | Many[Scalar]
     said: Annotated[Span | None, BeforeValidator(_span)] = None
     kind: Literal["const"] = "const"
 
@@ -146,7 +153,7 @@ class Own(_Frozen):
 class OneOf(_Frozen):
     """One of these values."""
 
-    values: Annotated[tuple[Scalar, ...], BeforeValidator(_tuple), Member(min_length=1)]
+    values: Annotated[Many[Scalar], Member(min_length=1)]
     kind: Literal["one_of"] = "one_of"
 
 
@@ -214,8 +221,8 @@ class Text(_Frozen):
     Identifiers and long tokens in it must come from the user's words or from `inputs`.
     """
 
-    quote: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
-    inputs: Annotated[tuple[Name, ...], BeforeValidator(_tuple)] = ()
+    quote: Many[str] = ()
+    inputs: Many[Name] = ()
     kind: Literal["text"] = "text"
 
 
@@ -279,10 +286,7 @@ class Never(_Frozen):
     """Forbid calls of an effect that have one of these values in a role, or all calls of it if none is given."""
 
     effect: Deed
-    values: dict[
-        Kind,
-        Annotated[tuple[Scalar, ...], BeforeValidator(lambda v: _tuple(v) if isinstance(v, list | tuple) else (v,))],
-    ] = {}
+    values: dict[Kind, Annotated[tuple[Scalar, ...], BeforeValidator(_several)]] = {}
 
 
 Source = Literal["application", "planner", "words"]
@@ -304,10 +308,10 @@ class Mandate(_Frozen):
         ValidationError: a step is named twice or refers to a step that is not before it, or a value has no JSON form.
     """
 
-    steps: Annotated[tuple[Step, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
-    limits: Annotated[tuple[Limit, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
-    never: Annotated[tuple[Never, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
-    confirm: Annotated[tuple[Name, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
+    steps: Annotated[Many[Step], Member(max_length=MAX_STEPS)] = ()
+    limits: Annotated[Many[Limit], Member(max_length=MAX_STEPS)] = ()
+    never: Annotated[Many[Never], Member(max_length=MAX_STEPS)] = ()
+    confirm: Annotated[Many[Name], Member(max_length=MAX_STEPS)] = ()
     source: Source = "application"
     key: str = ""
 

@@ -45,7 +45,7 @@ from langchain_runtime_authz.pep.delegate import hand_off
 from langchain_runtime_authz.pep.engine import Block, Commit, Run, Write
 from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
-from langchain_runtime_authz.pep.provenance import SMALL, observe, small
+from langchain_runtime_authz.pep.provenance import SMALL, observe
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -349,7 +349,7 @@ def conclude(
         changes.append(RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):
         failed = state == "failed"
-        if (type(output) is str and len(output) < SMALL) or small(output):
+        if type(output) is str and len(output) < SMALL:
             found = observe(call, output, failed)
         else:
             found = yield Block(observe, call, output, failed)

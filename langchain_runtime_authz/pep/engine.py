@@ -258,58 +258,37 @@ class Run:
     started_at: int
     expires_at: int
     grant: Grant | None = None
-    # What the task orders: by the application, or by a planner that saw only the user's words.
-    mandate: Mandate | None = None
-    planned: Mandate | None = None
-    # Where the mandate's steps are spent too, if this run entered another thread first.
-    spent_at: Scope | None = None
+    mandate: Mandate | None = None  # what the task orders, by the application
+    planned: Mandate | None = None  # likewise, by a planner that saw only the user's words
+    spent_at: Scope | None = None  # where the steps are spent too, if this run entered another thread first
     parent: Run | None = None
-    # Ids of the agents of other servers that delegated to the root, nearest first.
-    upstream: tuple[str, ...] = ()
-    # Delegations between the first agent of all and this one.
-    depth: int = field(init=False)
-    # The calls of the agents above, (agent path, call id), that wait for what this one does.
-    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()
+    upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
+    depth: int = field(init=False)  # delegations between the first agent of all and this one
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # calls (agent path, call id) above that wait for this run
     closed: bool = False
     paused: bool = False
-    # Corrections that the input could not carry: told with the answers to the calls they made stale.
-    undelivered: tuple[str, ...] = ()
-    # Likewise the user's answer to a tool's or node's own question: the asker has it already.
-    corrected: tuple[str, ...] = ()
-    # How many texts the ledger held when a root entry began: what comes after is news to it.
-    pinned: int = 0
-    # Whether a checkpointer keeps the graph's state: a root entry's end is then marked.
-    kept_state: bool = False
-    # The newest checkpoint of the thread when a root entry began.
-    loaded: str = ""
-    # The thread's steps when the root entry began.
-    steps_before: int = 0
-    # Digests of calls that a model was seen to return in this entry (`plan.source`), with the model's
-    # name and the digest of its instructions; and those of model calls that have not returned yet.
+    undelivered: tuple[str, ...] = ()  # corrections that the input could not carry: told with stale calls' answers
+    corrected: tuple[str, ...] = ()  # likewise the user's answer to a tool's or node's own question
+    pinned: int = 0  # texts that the ledger held when a root entry began: what comes after is news to it
+    kept_state: bool = False  # a checkpointer keeps the graph's state: a root entry's end is then marked
+    loaded: str = ""  # the newest checkpoint of the thread when a root entry began
+    steps_before: int = 0  # the thread's steps then
+    # Digests of calls that a model was seen to return, with the model and its instructions' digest; and models under way.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
-    # Ids of the plans that are on record.
-    recorded: set[str] = field(default_factory=set)
-    # Digests of calls that the client itself sent: never a plan.
-    foreign: set[str] = field(default_factory=set)
-    # Agent → the hand-off to it in this root entry; all runs of the entry share it.
-    handed: dict[str, Edge] = field(default_factory=dict)
-    # The jtis of this entry's child agents that have not ended; all runs of the entry share it.
-    children: set[str] = field(default_factory=set)
-    # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
-    kept: dict[str, str] = field(default_factory=dict)
-    # Versions of the resources that calls under way read, by call key, as they were before the read.
-    versions: dict[str, str] = field(default_factory=dict)
+    recorded: set[str] = field(default_factory=set)  # ids of the plans that are on record
+    foreign: set[str] = field(default_factory=set)  # digests of calls that the client itself sent: never a plan
+    handed: dict[str, Edge] = field(default_factory=dict)  # agent → the hand-off to it in this root entry
+    children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
+    kept: dict[str, str] = field(default_factory=dict)  # node → the policy under which its permit is kept
     models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
-    batches: dict[Any, Any] = field(default_factory=dict)
+    batches: dict[Any, Any] = field(default_factory=dict)  # decisions of a message, by the first of its tasks
+    versions: dict[str, str] = field(default_factory=dict)  # call key → version of what it reads, before the read
     lock: threading.Lock = field(default_factory=threading.Lock)
-    # In the trace: its own span, and those of decisions that later spans are linked to, by decision id.
     span: OpenSpan | None = None
-    decision_spans: dict[str, Any] = field(default_factory=dict)
-    # Parts of requests and keys that stay the same for the run, or while the task does (`pep.request`, `pep.decide`).
-    parts: dict[str, Any] = field(default_factory=dict)
-    # What a commit of this run demands of the ledger.
-    guard: Guard = field(init=False)
+    decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id: later spans are linked to them
+    parts: dict[Any, Any] = field(default_factory=dict)  # parts of requests and keys that stay the same
+    guard: Guard = field(init=False)  # what a commit of this run demands of the ledger
 
     def __post_init__(self) -> None:
         self.depth = len(self.agent) - 1 + len(self.upstream)

@@ -68,31 +68,6 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
         return Observation()
 
 
-def small(output: object) -> bool:
-    """Return True if an output is so small that it is read at once."""
-    if type(output) is str:
-        return len(output) < SMALL
-    try:
-        return _fits(output, SMALL)
-    except Exception:  # noqa: BLE001  (a foreign object's own code: `observe` will not get far with it)
-        return True
-
-
-def _fits(output: object, left: int) -> bool:
-    stack: list[object] = [output]
-    while stack and left > 0:
-        top = stack.pop()
-        if isinstance(top, str | bytes):
-            left -= len(top)
-        elif isinstance(top, Mapping | list | tuple):
-            left -= 20 * len(top)
-            if left > 0:
-                stack += top.values() if isinstance(top, Mapping) else top
-        else:
-            left -= 50
-    return left > 0
-
-
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     """Return a line for each argument, with the text around it quoted and inert."""
     call, traced = decided.call, decided.provenance
