@@ -22,17 +22,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
@@ -177,7 +167,7 @@ class ToolProfile(BaseModel):
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         return {**{field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}, **worded}
 
-    _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
+    _chain: tuple[tuple[str, ToolProfile], ...] = ()
 
     def link(self, found: Mapping[str, ToolProfile]) -> None:
         """Look up the profiles that `reaches` names, over every step."""
@@ -195,7 +185,7 @@ class ToolProfile(BaseModel):
         """The audiences that `reaches` names, over every step."""
         return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
 
-    def chain(self) -> list[JsonValue]:
+    def chain(self) -> list[dict[str, Any]]:
         """Return the tools that a call can start, over every step of `reaches`."""
         facts = ("effect", "sink", "data_class", "verdict")
         return [{"tool": n, **p.model_dump(include=set(facts), exclude_none=True)} for n, p in self._chain]

@@ -28,20 +28,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.langgraph import _private as private
-from langchain_runtime_authz.langgraph.inputs import (
-    Describe,
-    answered_calls,
-    as_planned,
-    describe,
-    newest_messages,
-    parse,
-    parses_alike,
-    sent_calls,
-    supplied,
-    unchanged,
-    unknown,
-    without,
-)
+from langchain_runtime_authz.langgraph import inputs
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
@@ -81,7 +68,7 @@ class Arrival:
     equal: str = ""  # what equal calls have in common
     engine: Engine | None = None  # `None` outside every run
     facts: ToolFacts | None = None
-    describe: Describe | None = None  # gives the call of other arguments
+    describe: inputs.Describe | None = None  # gives the call of other arguments
     node: NodeCalls | None = None  # of the hand-written node that makes the call
     place: Place | None = None  # in the message, if it is the node's
     text: Callable[[], bool] = bool  # whether code that makes the call expects a text
@@ -166,11 +153,11 @@ class Arrival:
         if self.parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
-        if not self.call.supplied and not any(supplied(k, v, injected) for k, v in sent.items()):
+        if not self.call.supplied and not any(inputs.supplied(k, v, injected) for k, v in sent.items()):
             return parsed
         now = self.parser(dict(sent), self.call_id)
         own = now if isinstance(now, dict) else {}
-        return without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
+        return inputs.without(parsed, injected) | {k: v for k, v in own.items() if inputs.supplied(k, v, injected)}
 
 
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
@@ -186,8 +173,8 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
         call = mine.call
         if call.tool_ref is tool and call.tool == tool.name:
             exact = call.injected.isdisjoint(tool_input) and tool_input == call.sent
-            sent = tool_input if exact or isinstance(tool_input, str) else without(tool_input, call.injected)
-            if (exact or call.sent == sent) and unchanged(call):
+            sent = tool_input if exact or isinstance(tool_input, str) else inputs.without(tool_input, call.injected)
+            if (exact or call.sent == sent) and inputs.unchanged(call):
                 return Arrival(
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
                     given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
@@ -199,10 +186,10 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
 
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # here is only this one
-            return unknown(name, call_id, plan_id, position, args)
+            return inputs.unknown(name, call_id, plan_id, position, args)
         sent_too = tool_input if isinstance(tool_input, Mapping) else {}
-        own = {k: v for k, v in sent_too.items() if supplied(k, v, facts.injected)}
-        return described(facts, {**without(args, facts.injected), **own})
+        own = {k: v for k, v in sent_too.items() if inputs.supplied(k, v, facts.injected)}
+        return described(facts, {**inputs.without(args, facts.injected), **own})
 
     described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     found = _arrival(tool, config, call_id, facts, described, tool_input, one)
@@ -220,22 +207,22 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     """Return the arrival of a call of a tool without a guard, which parses its input once more. A denial is raised."""
     owner = find_run(config) or opened(config)
     if owner is None:
-        return Arrival(unknown(tool.name, None, None, None, {}), config)
+        return Arrival(inputs.unknown(tool.name, None, None, None, {}), config)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
     found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
     found.layer = "ambient hook"
-    if found.call.error is None and not parses_alike(found.call):
+    if found.call.error is None and not inputs.parses_alike(found.call):
         found.call = replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS)
     return found
 
 
-def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> Describe:
+def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> inputs.Describe:
     """Return what gives the call of other arguments. Without a parser the tool receives them as they are."""
 
     def described(facts: ToolFacts, given: Any) -> Call:
-        own = given if isinstance(given, str) else without(given, facts.injected)
-        read = partial(parse, tool, given, call_id, parser) if parser is not None else lambda: given
-        return describe(tool, facts, read, call_id=call_id, written=own, **planned)
+        own = given if isinstance(given, str) else inputs.without(given, facts.injected)
+        read = partial(inputs.parse, tool, given, call_id, parser) if parser is not None else lambda: given
+        return inputs.describe(tool, facts, read, call_id=call_id, written=own, **planned)
 
     return described
 
@@ -245,7 +232,7 @@ def _arrival(
     config: Mapping[str, Any],
     call_id: str | None,
     facts: ToolFacts,
-    described: Describe,
+    described: inputs.Describe,
     given: Any,
     one: Pending | None = None,
 ) -> Arrival:
@@ -256,7 +243,7 @@ def _arrival(
     run = find_run(config)
     opener = opened(config) if run is None else None
     if run is None and opener is None:
-        return Arrival(unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
+        return Arrival(inputs.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
     # Of equal calls in the node or tool execution around the current code.
     counts = current_scope.get().counts if opener is None else opener.settled
     call = described(facts, given)
@@ -292,23 +279,23 @@ class NodeCalls:
         self._announced.append(message)
 
     def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
-        call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("Describe", one.describe)
+        call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("inputs.Describe", one.describe)
         inside = [m for m in reversed(self._announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         if inside:
             yield from record_plans(run, self._given, inside)
-        messages = inside or [message for _, message in newest_messages(self._given)]
+        messages = inside or [message for _, message in inputs.newest_messages(self._given)]
         queries: list[tuple[Query, dict[int, Any]]]
         queries = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         if not messages:
-            queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in sent_calls(self._given)]
-        done = answered_calls(self._given)
+            queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in inputs.sent_calls(self._given)]
+        done = inputs.answered_calls(self._given)
         for query, calls in queries:
             if not any(c["name"] == call.tool for c in calls.values()):
                 continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
             if len(several) > 1:  # each node may be sent one of them, with the message
-                mine = {c["id"] for c in sent_calls(self._given)}
+                mine = {c["id"] for c in inputs.sent_calls(self._given)}
                 several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
             for planned in several:
                 written = calls.get(planned.position) or calls.get(-1)
@@ -316,7 +303,7 @@ class NodeCalls:
                 if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
                     continue
                 if call.call_id in (None, planned.call_id) and written["id"] == planned.call_id:
-                    found = as_planned(call, planned, written["args"], facts, one.given, describe)
+                    found = inputs.as_planned(call, planned, written["args"], facts, one.given, describe)
                     if found is not None:
                         self._taken.add(place)
                         return replace(found, plan_id=place[0], position=place[1]), place
@@ -401,10 +388,10 @@ class NodeCalls:
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
         """Return an update that answers the message's open calls, for good; `None` if no channel can carry it."""
-        done = answered_calls(self._given)
-        held = [(name, m.tool_calls) for name, m in newest_messages(self._given)]
+        done = inputs.answered_calls(self._given)
+        held = [(name, m.tool_calls) for name, m in inputs.newest_messages(self._given)]
         if not held and len(channels) == 1:
-            held = [(*channels, list(sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
+            held = [(*channels, list(inputs.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
         for name, calls in held:
             if name in channels and (left := [c for c in calls if c["id"] not in done]):
                 self._closed = True
@@ -423,5 +410,5 @@ class NodeCalls:
         if ident in self._came:
             return ToolMessage(came if isinstance(came, str) else str(came), name=name, tool_call_id=ident)
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
-        own = unknown(name, ident, None, None, {})
+        own = inputs.unknown(name, ident, None, None, {})
         return denial_message(Denial(own, replace(deny(code), decision_id=denied.decision_id)), ident)

@@ -23,24 +23,9 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.langgraph import interrupts, messages
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
-from langchain_runtime_authz.langgraph.interrupts import (
-    decide_message,
-    decide_one_of,
-    decide_together,
-    note_failed,
-    reviewed_tools,
-    skip_answers,
-)
-from langchain_runtime_authz.langgraph.messages import (
-    denial_message,
-    edit_note,
-    place_of,
-    planned_message,
-    replay_message,
-    with_note,
-)
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, OneByOne, Pending, hand_on
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
@@ -58,7 +43,7 @@ class _Batch:
         self.decided: list[DecidedCall] = []
 
     def decide(self, run: Run, message: MessageCalls) -> Flow[list[DecidedCall]]:
-        self.decided = self.decided or (yield from decide_message(run, message.describe(), message.config))
+        self.decided = self.decided or (yield from interrupts.decide_message(run, message.describe(), message.config))
         return self.decided
 
 
@@ -80,7 +65,7 @@ class MessageCalls:
         calls, input_type = node._parse_input(input)
         self.state = node._extract_state(input, config) if input_type == "tool_calls" else input
         key = node._messages_key
-        found = planned_message(self.state, key, calls[0]) if calls else None
+        found = messages.planned_message(self.state, key, calls[0]) if calls else None
         self.plan_id = found.id if found is not None else None
         self.planned: Sequence[Any] = found.calls if found is not None else ()
         self.siblings: Sequence[Any] = calls
@@ -101,13 +86,15 @@ class MessageCalls:
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
         """Return the flow that decides the calls of this task, in order: questions first, then tickets."""
-        return decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
+        return (
+            interrupts.decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
+        )
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
         batch = self._batch(run)
         decided: list[DecidedCall] = yield (OneByOne, batch.locks, batch.decide(run, self))
         mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
-        return [(yield from decide_one_of(run, decided, mine, self.config))]
+        return [(yield from interrupts.decide_one_of(run, decided, mine, self.config))]
 
     def _batch(self, run: Run) -> _Batch:
         """Return the batch of the message, found by its very calls, or by their content if they are a copy."""
@@ -125,9 +112,9 @@ class MessageCalls:
         free = dict(enumerate(self.planned))
         for call in self.siblings:
             # By identity first: two calls may look alike. A call sent more often than planned is the same call again.
-            place = next(iter(free)) if free and next(iter(free.values())) is call else place_of(call, free)
+            place = next(iter(free)) if free and next(iter(free.values())) is call else messages.place_of(call, free)
             if place is None:
-                place = place_of(call, dict(enumerate(self.planned)))
+                place = messages.place_of(call, dict(enumerate(self.planned)))
             free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none
             described.append(self._describe(call, place))
         return described
@@ -249,12 +236,16 @@ class Turn:
         if isinstance(exc, GraphInterrupt):
             self._turns.asked = True
         if one is not None and one.left and isinstance(exc, Exception):
-            return driver(one.run.engine, note_failed(one.run, one.call, exc, self._turns.config, heard=self._heard))
+            return driver(
+                one.run.engine, interrupts.note_failed(one.run, one.call, exc, self._turns.config, heard=self._heard)
+            )
         return None
 
 
 def undecided(call: Any) -> ToolMessage:
-    return denial_message(Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id"))
+    return messages.denial_message(
+        Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id")
+    )
 
 
 def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
@@ -264,13 +255,13 @@ def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None
     verdict = one.verdict
     if one.left or isinstance(verdict, Ticket):
         return None
-    skip_answers(config, one.answers)
+    interrupts.skip_answers(config, one.answers)
     if isinstance(verdict, Replay):
-        return cast("ToolMessage", noted(one, replay_message(verdict, call.get("id"))))
+        return cast("ToolMessage", noted(one, messages.replay_message(verdict, call.get("id"))))
     # Malformed arguments and unknown names have stock answers that help the model. The tool does not run on that road
     # either: there is no ticket.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
-        return denial_message(verdict, call.get("id"))
+        return messages.denial_message(verdict, call.get("id"))
     return None
 
 
@@ -282,7 +273,7 @@ def instead_of(one: Pending | None, call: Any) -> Any:
 
 def noted(one: Pending | None, output: Any) -> Any:
     """Return the output. If an approver put another call in the place of the model's, it says so."""
-    return output if one is None or not one.replaced else with_note(output, edit_note(one.call))
+    return output if one is None or not one.replaced else messages.with_note(output, messages.edit_note(one.call))
 
 
 def give_back(waiting: Sequence[Pending]) -> Flow[None]:
@@ -343,7 +334,7 @@ class ToolCallPEP:
                 self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
             node = self._nodes[key][1]
         given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
-        reviewed = reviewed_tools(handler)
+        reviewed = interrupts.reviewed_tools(handler)
         return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 

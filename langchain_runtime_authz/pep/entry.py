@@ -14,22 +14,8 @@ from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.delegation import edge
-from langchain_runtime_authz.facts.state import (
-    BELOW,
-    HEAD,
-    MEMORY,
-    UNKNOWN,
-    UNRECORDED,
-    Below,
-    ChildMark,
-    Head,
-    below_key,
-    fork_key,
-    memory_key,
-    outside_key,
-    standing,
-)
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
@@ -79,10 +65,10 @@ class Given(NamedTuple):
     standing: frozenset[str] = frozenset()
     resume: bool = False
     kept: bool = False
-    head: Head | None = None
+    head: state.Head | None = None
     moved: Callable[[str], Flow[bool]] | None = None
     memory: str | None = None
-    waiting: Callable[[], Flow[Below | None]] | None = None
+    waiting: Callable[[], Flow[state.Below | None]] | None = None
 
 
 class Left(NamedTuple):
@@ -182,7 +168,9 @@ def _take_lease(
     run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
 ) -> Flow[tuple[Entry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
-    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED, UNRECORDED))
+    query = Query(
+        log=True, asks=True, agent=run.agent, marks=(state.HEAD, state.MEMORY, state.BELOW, ORDERED, state.UNRECORDED)
+    )
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
@@ -254,17 +242,19 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # or cut: then a run of ours may have done it
         return tuple(found)
-    below: Below | None = None
-    if given.waiting is not None and snapshot.marks.get(BELOW):
+    below: state.Below | None = None
+    if given.waiting is not None and snapshot.marks.get(state.BELOW):
         below = yield from given.waiting()
     digest = below.digest if below is not None else None
-    for name, now, key in ((MEMORY, given.memory, memory_key), (BELOW, digest, below_key)):
-        if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
+    for name, now, key in ((state.MEMORY, given.memory, state.memory_key), (state.BELOW, digest, state.below_key)):
+        if now is not None and snapshot.marks.get(name) not in (None, state.UNKNOWN, now):
             found.append(HumanText(now, "", key(now), own=False))
             # Each child checks its own state against what it left: those edits are pinned already.
             known = {t.key for t in snapshot.log}
-            edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
-            found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
+            edits = (
+                [e for e in below.updates if state.outside_key(e) not in known] if below and name == state.BELOW else []
+            )
+            found += [HumanText(content_digest(e), "", state.outside_key(e), own=False) for e in edits]
     return tuple(found)
 
 
@@ -272,17 +262,20 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
     head = given.head
     if head is None or given.moved is None:
         return ()
-    how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
+    how = state.standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
-        return (HumanText(content_digest(head.id), "", fork_key(jti), own=False),)
-    left = snapshot.marks.get(HEAD, UNKNOWN)
-    if how == "outside" and (left == UNKNOWN or (yield from given.moved(left))):
-        return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
+        return (HumanText(content_digest(head.id), "", state.fork_key(jti), own=False),)
+    left = snapshot.marks.get(state.HEAD, state.UNKNOWN)
+    if how == "outside" and (left == state.UNKNOWN or (yield from given.moved(left))):
+        return (HumanText(content_digest(head.id), "", state.outside_key(head.id), own=False),)
     return ()
 
 
 def edited(
-    run: Run, mark: ChildMark, read: Callable[[], Flow[Head | None]], moved: Callable[[str, str], Flow[bool]]
+    run: Run,
+    mark: state.ChildMark,
+    read: Callable[[], Flow[state.Head | None]],
+    moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
     """Compare what a child will load with the checkpoint under `mark`.
 
@@ -294,7 +287,7 @@ def edited(
     head = yield from read()
     if head is None or head.id == left or head.source != "update" or not (yield from moved(head.id, left)):
         return True
-    text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
+    text = HumanText(content_digest(head.id), "", state.outside_key(head.id), own=False)
     if (yield from _pinned(run, (text,))):
         raise AuthzDenied(Code.STALE_EPOCH, new_id())
     return True
@@ -341,28 +334,28 @@ def close(
     """End a run's lease and those below it, set the marks, and pin the `edits` of others. The jtis are dead then."""
     if run.closed and left.head is None and not also:
         return
-    state: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
+    ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
     if not run.closed:
         count("leases", by=-1)
     run.closed = True
     run.children.discard(run.jti)
-    names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
-    marks = [*also, *(SetMark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
+    names = (state.HEAD, state.MEMORY, state.BELOW) if run.kept_state else ()
+    marks = [*also, *(SetMark(name, value or state.UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
         if edits:
             yield from _pinned(run, edits)
-        done = yield from _end(run, state, marks)
+        done = yield from _end(run, ending, marks)
         if run.parent is None:
-            yield run_event(run, state, getattr(done, "now", 0.0), detail={})
+            yield run_event(run, ending, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
     finally:
         if run.span is not None:
-            run.span.end(state, run.epoch)
+            run.span.end(ending, run.epoch)
 
 
-def _end(run: Run, state: Literal["suspended", "ended"], marks: Sequence[Change]) -> Flow[object]:
-    over: list[Change] = [EndLease(run.jti, state), *marks]
+def _end(run: Run, ending: Literal["suspended", "ended"], marks: Sequence[Change]) -> Flow[object]:
+    over: list[Change] = [EndLease(run.jti, ending), *marks]
     if run.parent is None and not run.undelivered:
         done = yield (Commit, run.scope, run.guard, [TakePending(), *over])
         if not isinstance(done, Conflict):
