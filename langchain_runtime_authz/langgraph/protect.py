@@ -209,10 +209,14 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # Not a generator itself: the run around the *call* counts, not the one around the first step.
         gate_store(graph.store, protection.profiles)
         merged = private.ensure_graph_config(graph.config, config)
-        at_call, options = root_entry.at_call(merged), _options(graph, config, kwargs)
-        if at_call.parent is None and _lacks_thread(graph, merged):
-            return own(_without_config(graph), input, without_handle(merged), **options)
-        return ours(graph, input, merged, at_call, options)
+        at_call = root_entry.at_call(merged)
+        if kwargs.get("stream_mode") is None:  # LangGraph would choose by the caller's config
+            mode = "values" if config is not None and private.is_task(config) else graph.stream_mode
+            kwargs = {**kwargs, "stream_mode": mode}
+        # LangGraph refuses a call without a thread, and would not see that, with a run in the config.
+        if at_call.parent is None and graph.checkpointer and not (merged.get("configurable", {}).keys() - {HANDLE_KEY}):
+            return own(_without_config(graph), input, without_handle(merged), **kwargs)
+        return ours(graph, input, merged, at_call, kwargs)
 
     def entry(graph: Any, input: Any, config: Any, at_call: AtCall) -> Entering[Any]:
         if at_call.parent is None:
@@ -221,19 +225,20 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return root_entry.enter_child(at_call.parent, name, config, graph)
 
     def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
-        """Return the stream inside an entry, and the config that it has there."""
+        """Return the stream inside an entry, its config, and whether its events show configs: these have the handle."""
         given, config = (input, entered) if at_call.parent is not None else entered
         if at_call.parent is None:
             config, options = ambient.hearing(config), _durable(graph, root_entry, options)
-        return own(_without_config(graph), given, config, **options), config
+        modes = options["stream_mode"]
+        shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
+        return own(_without_config(graph), given, config, **options), config, shows
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
-        shows = _shows_configs(options)
         with entry(self, input, config, at_call) as entered:
-            chunks, own = chunks_of(base.stream, self, input, at_call, entered, options)
+            chunks, own, shows = chunks_of(base.stream, self, input, at_call, entered, options)
             for chunk in _stepping(own, chunks):
                 yield without_handle(chunk) if shows else chunk
 
@@ -243,9 +248,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     async def _astream(
         self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        shows = _shows_configs(options)
         async with entry(self, input, config, at_call) as entered:
-            chunks, own = chunks_of(base.astream, self, input, at_call, entered, options)
+            chunks, own, shows = chunks_of(base.astream, self, input, at_call, entered, options)
             # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
             async with aclosing(_Owned(chunks, own)) as owned:
                 async for chunk in owned:
@@ -274,28 +278,6 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
     # LangGraph knows what a node left unsaid by the identity of an object, which a deep copy loses.
     raise ConfigError(f"graph `{graph.get_name()}`", Code.DEEP_COPY)
-
-
-def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the caller's options, with the stream mode that LangGraph would choose for the caller's config."""
-    if kwargs.get("stream_mode") is None:
-        return {
-            **kwargs,
-            "stream_mode": "values" if config is not None and private.is_task(config) else graph.stream_mode,
-        }
-    return kwargs
-
-
-def _shows_configs(options: Mapping[str, Any]) -> bool:
-    """Return True if a stream's events carry configs, and in them the run's handle."""
-    modes = options["stream_mode"]
-    return not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
-
-
-def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
-    """Return True if LangGraph itself refuses the call: it would not see that, with a run in the config."""
-    configurable = config.get("configurable") or {}
-    return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
 
 
 def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
