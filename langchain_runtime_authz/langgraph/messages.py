@@ -242,14 +242,10 @@ def _human_text(entry: object) -> HumanText | None:
 
 
 def removed_by(entry: object) -> str | None:
-    if not isinstance(entry, (BaseMessage, dict, Mapping)):  # a text, or a role and a text
-        return None
-    message = as_message(entry)
-    if isinstance(message, RemoveMessage):
-        return message.id
-    named = isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) == "remove"
-    ident = entry.get("id") if named and isinstance(entry, Mapping) else None
-    return ident if isinstance(ident, str) else None
+    if isinstance(entry, Mapping):
+        ident = entry.get("id") if "remove" in (entry.get("role"), entry.get("type")) else None
+        return ident if isinstance(ident, str) else None
+    return entry.id if isinstance(entry, RemoveMessage) else None
 
 
 def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
@@ -261,30 +257,25 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
     return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
 
 
-def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
+def ai_messages(value: object, depth: int = 5) -> Iterator[AIMessage]:
     """Yield the AI messages with tool calls in a node's input or output, wherever LangGraph lets them stand."""
-    if depth < 0:
+    if depth < 0 or isinstance(value, str | bytes) or value is None:
         return
-    if isinstance(value, AIMessage):
-        if value.tool_calls:
+    if isinstance(value, BaseMessage):
+        if isinstance(value, AIMessage) and value.tool_calls:
             yield value
-    elif isinstance(value, BaseMessage | str | bytes) or value is None:
         return
-    elif isinstance(value, Command):
-        yield from ai_messages(value.update, depth - 1)
-        yield from ai_messages(value.goto, depth - 1)
-    elif isinstance(value, Overwrite):
-        yield from ai_messages(value.value, depth)
-    elif isinstance(value, Send):
-        yield from ai_messages(value.arg, depth - 1)
+    within: Any = ()
+    if isinstance(value, Command):
+        within = (value.update, value.goto)
     elif isinstance(value, (dict, Mapping)):
-        for item in value.values():
-            yield from ai_messages(item, depth - 1)
+        within = value.values()
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from ai_messages(item, depth - 1)
-    elif hasattr(value, "messages"):
-        yield from ai_messages(value.messages, depth - 1)
+        within = value
+    elif isinstance(value, Overwrite | Send) or hasattr(value, "messages"):
+        within = [getattr(value, n) for n in ("value", "arg", "messages") if hasattr(value, n)]
+    for item in within:
+        yield from ai_messages(item, depth - 1)
 
 
 def unanswered(messages: Sequence[Any]) -> bool:

@@ -192,7 +192,11 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
         return described(facts, {**inputs.without(args, facts.injected), **own})
 
     described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
-    found = _arrival(tool, config, call_id, facts, described, tool_input, one)
+    if one is None:
+        found = _arrival(tool, config, call_id, facts, described, tool_input)
+    else:
+        call, run = described(facts, tool_input), one.run
+        found = Arrival(call, config, run=run, call_id=call_id, engine=run.engine, given=tool_input)
     found.front, found.parser = mine, parser
     found.text = partial(returns_text, tool)
     return found
@@ -228,29 +232,19 @@ def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **pla
 
 
 def _arrival(
-    tool: BaseTool,
-    config: Mapping[str, Any],
-    call_id: str | None,
-    facts: ToolFacts,
-    described: inputs.Describe,
-    given: Any,
-    one: Pending | None = None,
+    tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
 ) -> Arrival:
-    if one is not None:
-        call = described(facts, given)
-        return Arrival(call, config, run=one.run, call_id=call_id, engine=one.run.engine, given=given)
-    # No message is at hand: the plan is looked up in the node's own, or by the call's id.
-    run = find_run(config)
-    opener = opened(config) if run is None else None
-    if run is None and opener is None:
+    """Return the arrival of a call without a message at hand: it is in the node's plan, or found by the call's id."""
+    owner = find_run(config) or opened(config)
+    if owner is None:
         return Arrival(inputs.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
+    run, opener = (owner, None) if isinstance(owner, Run) else (None, owner)
     # Of equal calls in the node or tool execution around the current code.
     counts = current_scope.get().counts if opener is None else opener.settled
     call = described(facts, given)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
-    engine = run.engine if run is not None else opener.engine if opener is not None else None
     return Arrival(
-        call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine, given=given,
+        call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,
         facts=facts, describe=described, node=current_node(run),
     )  # fmt: skip
 
