@@ -83,8 +83,9 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     killed = engine.kill_switch is not None and engine.killed  # since it was decided
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
-    if call.metadata and (refused := (yield from _refused_hand_off(run, decided))) is not None:
-        return refused
+    edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
+    if edge is not None and not (delegated := (yield from hand_off(run, edge))).permit:
+        return (yield from deny_call(run, decided.under(deny(delegated.reason))))
     tokens: dict[str, str] = {}
     if call.profile.audience:
         # Of this call in this lease for this audience: a replay under a new lease gets another jti.
@@ -92,6 +93,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _intent(run, decided)
     changes, spent = _changes(run, decided, tuple(tokens.values()), intent)
+    if edge is not None:
+        changes.append(RecordEdge(edge))
     shared = occasion(run, decided.mandate)
     try:
         if shared is not None and decided.standing.spends and decided.row is None:
@@ -110,8 +113,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         started, asked = decided.started or None, decided.approval
         yield recording.step_record(run, decision, "tools/call", call.tool, decided.body, started, done.now, asked)
         recorded = True
-        if call.metadata and type(edge := changes[-1]) is RecordEdge:
-            detail = {"to": edge.edge.to, "kind": edge.edge.kind, "decision_id": decision.decision_id}
+        if edge is not None:
+            detail = {"to": edge.to, "kind": edge.kind, "decision_id": decision.decision_id}
             yield recording.run_event(run, "delegated", done.now, detail=detail)
         if decision.obligations:
             yield from recording.tell(run, decision, "tools/call", call.tool, done.now)
@@ -138,14 +141,6 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     )
 
 
-def _refused_hand_off(run: Run, decided: DecidedCall) -> Flow[Denial | None]:
-    """Return the denial of a hand-off tool's call whose delegation is denied; `None` for any other call."""
-    edge = handoff_edge(run.agent, decided.call.metadata)
-    if edge is None or (permit := (yield from hand_off(run, edge))).permit:
-        return None
-    return (yield from deny_call(run, decided.under(deny(permit.reason))))
-
-
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
     call, approval, row, name = decided.call, decided.approval, decided.row, recording.label(decided.call.tool)
@@ -169,8 +164,9 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, subject, despite)]
     if decided.decision.obligations:
         changes += owed(decided.decision)
-    if run.grant is not None:
-        changes += _budgets(run, call)
+    budgets = run.grant.budgets if run.grant is not None else {}
+    if budgets:
+        changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
     if decided.counter and row is None:
         # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
@@ -187,8 +183,6 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     )
     if approval is not None and approved:
         changes.append(SpendApproval(approval.call_key, approval.args_digest))
-    if call.metadata and (edge := handoff_edge(run.agent, call.metadata)) is not None:
-        changes.append(RecordEdge(edge))
     return changes, spent
 
 
@@ -252,17 +246,13 @@ def _intent(run: Run, decided: DecidedCall) -> str:
     return plan.idempotency_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
 
 
-def _budgets(run: Run, call: Call) -> list[SpendBudget]:
-    granted = run.grant.budgets if run.grant is not None else {}
-    return [SpendBudget(c, granted[c]) for c in (call.tool, f"effect:{call.profile.effect}") if c in granted]
-
-
 def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = decided.call, decided.decision
     changes: list[Change] = [counted(decided)]
     obliged = {o.type for o in decision.obligations}
-    rotation = [_rotation(run, decided)] if "rotate" in obliged else []
+    text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
+    rotation = [AdvanceEpoch(run.epoch, (text,))] if "rotate" in obliged else []
     if "revoke" in obliged:
         changes.append(Revoke(run.agent))
     message = ""
@@ -298,11 +288,6 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
     return Denial(call, decision, message)
-
-
-def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
-    text = HumanText(decided.call.args_digest, "", f"data:{decided.decision.decision_id}", own=False)
-    return AdvanceEpoch(run.epoch, (text,))
 
 
 def counted(decided: DecidedCall, by: int = 1) -> RecordStep:

@@ -311,15 +311,13 @@ def _amended(call: Call, approval: Approval | None) -> Call:
         return call
     if approval.state not in ("approved", "spent"):
         return call
-    instead = call.amend(*edited_action(approval.edited))
-    return replace(
-        instead,
-        call_id=call.call_id,
-        plan_id=call.plan_id,
-        position=call.position,
-        place=call.place,
-        amends=approval.call_key,
-    )
+    here: dict[str, Any] = {
+        "call_id": call.call_id,
+        "plan_id": call.plan_id,
+        "position": call.position,
+        "place": call.place,
+    }
+    return replace(call.amend(*edited_action(approval.edited)), **here, amends=approval.call_key)
 
 
 def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
@@ -335,13 +333,9 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
     """Return the tools whose resources somebody said changed since they were read. Note what these calls will read."""
     resources = snapshot.history.resources
-    read: Mapping[str, str] = {}
-    reading: dict[str, str] = {}
-    for call, key in zip(calls, keys, strict=True):
-        if resources and call.profile.side_effect:
-            read = resources
-        if call.profile.resource is not None and (name := resource_of(call.profile, call.args)):
-            reading[key] = name
+    read = resources if any(call.profile.side_effect for call in calls) else {}
+    found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
+    reading = {key: name for key, name in found.items() if name}
     names = (*read, *reading.values())
     if not names:
         return frozenset()
