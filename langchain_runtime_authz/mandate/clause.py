@@ -29,7 +29,7 @@ _PLAIN: Final = {
     "name": "id name quote hash",
     "channel": "hash id name quote word",
     "amount": "money number",
-    "place": "name quote word id",
+    "place": "name quote word id common",
     "value": "quote",
     "when": "date",
     "text": "",
@@ -38,7 +38,7 @@ _NAMEABLE: Final = frozenset({"principal", "object", "name", "channel"})
 _KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
 _NAMED: Final = {
     **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in (*_NAMEABLE, "place")},
-    "value": frozenset().union(*_KINDS.values(), {"version"}),
+    "value": frozenset().union(*_KINDS.values(), {"version", "secret"}),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
 
@@ -142,7 +142,9 @@ class Tool(Vocabulary):
             return False
         # "Give X access to Y": if no noun tells the roles, a person is not taken for a thing.
         told = named or (kind == "object" and (generic or (role == "container" and marker)))
-        doubtful = self.apart and kind in {"principal", "object"} and not told
+        doubtful = (
+            kind in {"principal", "object"} and not told and (self.apart or (kind, self.effect) == ("object", "pay"))
+        )
         if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
             return False
         set_to = argument.name in pending and not phrase.nouns and linked

@@ -295,8 +295,10 @@ class Reader:
                 trails = singular(self.tokens[after].lower) in self.tool.things  # "the checkout service"
                 alone = self.at == 0 and (paid or not (self.part or self.tool.effect == "pay"))  # "pay bob 45 eur"
                 her = begin and not marker and determiner in self.data["indefinite"]  # "make her an admin"
-                if noun or not (labelled or alone or her or (trails if determined else marker)):
+                named = labelled or alone or her or (trails if determined else marker)
+                if noun or not (named or (marker and determined)):
                     return values
+                token = token if named else token._replace(kind="common")  # "at the office" is a place, and nobody
             values.append(token)
             self.at = after
 

@@ -33,6 +33,7 @@ MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
 MAX_READ: Final = 10  # words of a plain read
 MAX_TAIL: Final = 8  # words of a polite ending
+_TYPO: Final = 4  # letters of a word that may be mistyped
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
@@ -172,8 +173,8 @@ class _Turn:
         """Return the tokens. The rest of the text behind "this query:" or "Body:" is one quotation."""
         tokens, language, end = list(self.language.tokens(self.text)), self.language, len(self.text.rstrip())
         for at, colon in enumerate(tokens[:-1], 1):
-            frame = self._untailed(tokens[: at - 1])[-1:] if colon.kind == "colon" else []
-            if not frame or (noun := singular(frame[0].lower)) not in language.framed:
+            framing = self._untailed(tokens[: at - 1]) if colon.kind == "colon" else []
+            if not framing or (noun := singular(framing[-1].lower)) not in language.framed:
                 continue
             rest = list(dropwhile(lambda t: t.kind == "end", tokens[at:])) or [colon]
             start = end - len(self.text[colon.end : end].lstrip())
@@ -182,7 +183,7 @@ class _Turn:
             speech = noun in language.data["speech"]
             if rest[0].kind == "quote" or (speech and (language.stop(rest) or (several and not apart))):
                 break
-            return [*tokens[:at], Token("quote", self.text[start:end], start, end)]
+            return [*framing, colon, Token("quote", self.text[start:end], start, end)]
         return tokens
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
@@ -199,6 +200,9 @@ class _Turn:
             raise _UnclearError("it trails off")
         if self._courteous(tokens):
             return
+        tokens = [self._spelled(tokens[0]), *tokens[1:]]
+        at = self._opened(tokens)
+        tokens = [*tokens[:at], *map(self._spelled, tokens[at : at + 1]), *tokens[at + 1 :]]
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
         if stop := language.stop(tokens):
@@ -217,6 +221,13 @@ class _Turn:
             self._clause(clause)
         if "?" in mark and any(_generic(step) for deed in self.deeds[known:] for step in deed):
             raise _UnclearError("it may ask what is possible")
+
+    def _spelled(self, token: Token) -> Token:
+        """Return the token, or the verb or polite word whose letters it has in another order: "sned"."""
+        word, known = token.lower, {*self.verbs, *self.language.data["pleas"]}
+        near = [w for w in known if sorted(w) == sorted(word) and w[0] == word[0] and len(w) >= _TYPO]
+        typo = token.kind in {"name", "word"} and len(near) == 1 and word not in self.language.closed | self.nouns
+        return token._replace(kind="word", text=near[0]) if typo else token
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
         """Return where the clause behind greetings and polite words begins."""
@@ -269,7 +280,7 @@ class _Turn:
             spoken = [at for at in range(1, len(clause)) if language.match("dictation", clause, at)]
             at = spoken[0] if spoken and clause[-1].kind != "quote" else len(clause)
         elif front[0].lower not in self.verbs and {front[0].lower} & (language.determiners | self.labels):
-            at, front = 1, [front[0]._replace(kind="word"), *front[1:]]
+            at, front = 1, [front[0]._replace(kind="word", text=front[0].lower), *front[1:]]
             clause = [t for n, t in enumerate(clause) if n != 1 or t.lower not in language.data["neuters"]]
         else:
             return []
@@ -363,6 +374,7 @@ class _Turn:
         taken, value = self.language.match("reads", tokens, 0), self.language.value
         known = (t.lower in self.language.read_words for t in tokens[taken:])
         plain = (value(t) and not (t.kind == "word" and t.lower in self.verbs) for t in tokens[taken:])
+        taken *= not self.language.match(self.language.idioms, tokens, 0)  # "get rid of the idea"
         return taken > 0 and len(tokens) <= MAX_READ and all(map(or_, known, plain))
 
     # --- the turn

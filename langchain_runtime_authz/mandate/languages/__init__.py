@@ -27,6 +27,7 @@ _ID: Final = re.compile(r"(?:[#@~.]|--?(?!\d))?[/\\]?\w[\w./\\\-+=&~:]*")
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
+_SECRET: Final = re.compile(r"(?=.*\d)(?=.*[A-Za-z])\w[!-~]{5,63}")  # a password
 _WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -43,7 +44,7 @@ Phrases = Mapping[str, Sequence[tuple[str, ...]]]
 class Token(NamedTuple):
     """A stretch of a text, of one kind."""
 
-    kind: str  # quote date money number url email id handle hash name word owner version sep colon end odd
+    kind: str  # quote date money number url email id handle hash name word owner version secret sep colon end odd
     text: str
     start: int
     end: int
@@ -83,6 +84,7 @@ class Language:
         self.data = data
         self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
         self.excused = phrases_of([*said("polite"), *said("tails")], least=2)
+        self.idioms = phrases_of(idiom for idioms in data["idioms"].values() for idiom in idioms)
         self.adverbs = {word: phrases_of(phrases) for word, phrases in data["adverbs"].items()}
         framing = {*data["speech"], *data["commands"]}
         self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
@@ -186,7 +188,7 @@ class Language:
         if re.fullmatch(r"\+\d{7,15}", said):
             return "id"
         if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
-            return "odd"
+            return "secret" if _SECRET.fullmatch(said) and not self.stopped(said) else "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
@@ -203,7 +205,7 @@ class Language:
                 continue
             if phrase := self.match("stop_phrases", tokens, at):
                 return " ".join(t.text for t in tokens[at : at + phrase])
-            if tokens[at].kind in {"word", "name", "id", "odd", "owner"} and self.stopped(tokens[at].lower):
+            if tokens[at].kind in {"word", "name", "id", "odd", "secret", "owner"} and self.stopped(tokens[at].lower):
                 return tokens[at].text
             at += 1
         return ""

@@ -90,6 +90,8 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("Share plan.md with carol@x.org and bob@x.org as editors", [("share_file", {"path": "plan.md", "user": u, "role": "editor"}) for u in ("carol@x.org", "bob@x.org")]),
         ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
         ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": ("- a\n- b",)})]),
+        ("Plaese sned 45 EUR to Ludwig van Beethoven", [("send_money", {**BOB, "recipient": "Ludwig van Beethoven"})]),
+        ("The file a.txt: please delete it", [("delete_file", {"path": "a.txt"})]),
         ("Run select 1", [("run_sql", {"statement": "select 1"})]),
         ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
     ],
@@ -231,6 +233,7 @@ def strange(text: str) -> list[tuple[str, dict[str, object]]]:
         "Delete a.txt, Carol", "Delete a.txt, mate", "Delete a.txt and similar", "Cancel event M-4, Carol",  # spoken to
         "Transfer 45 EUR to Bob x2", "Transfer 45 EUR to Bob #1", "Transfer 45 EUR to Bob for 7",  # left over
         "Delete a.txt...",  # trails off
+        "Get rid of the idea of a.txt", "Refund Bob 45 EUR", "Delete a.txt at the office",  # another thing
     ],
 )  # fmt: skip
 def test_tools_of_strangers_are_not_guessed(text):
