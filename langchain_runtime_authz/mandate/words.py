@@ -214,8 +214,8 @@ class _Turn:
             if t.lower not in onward or after.lower not in language.prepositions
         ]
         clauses = list(self._clauses(tokens))
-        if len(clauses) > 1 and (fronted := self._fronted(*clauses[:2])):
-            clauses[:2] = [fronted]
+        if len(clauses) > 1 and self._fronts(clauses[0]):
+            clauses[:2] = [self._fronted(*clauses[:2])]
         known = len(self.deeds)
         for clause in clauses:
             self._clause(clause)
@@ -250,14 +250,15 @@ class _Turn:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
         begin, at, open_ = 0, self._opened(tokens), False
         while at < len(tokens):
-            dictated = max(self.language.match("dictation", tokens, at), self.language.match("topics", tokens, at))
-            if dictated and at > begin:
+            fronted = begin == 0 and tokens[at].kind == "colon" and self._fronts(tokens[:at] or tokens, colon=True)
+            gap = self.language.match("separators", tokens, at) or int(fronted)
+            verb = self._opened(tokens, at + gap)
+            begins = gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2])
+            dictated = max(self.language.match(p, tokens, at) for p in ("dictation", "topics"))
+            if dictated and at > begin and not (fronted and begins):
                 at += dictated
                 open_ = open_ or [t.kind for t in tokens[at : at + 1]] != ["quote"]
-                continue
-            gap = self.language.match("separators", tokens, at) or int(begin == 0 and tokens[at].kind == "colon")
-            verb = self._opened(tokens, at + gap)
-            if gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
+            elif begins:
                 if open_:
                     raise _UnclearError("it is not clear where the dictated words end")
                 yield tokens[begin:at]
@@ -273,17 +274,22 @@ class _Turn:
         noun = tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
         return not noun and all(t.lower != tokens[0].lower for t in before)
 
+    def _fronts(self, front: Sequence[Token], *, colon: bool = False) -> bool:
+        """Return True if tokens may stand before a verb: "In production, …", "Ticket 4: …", but not "For Carol: …"."""
+        first, typed = front[0].lower, any(t.kind not in {"word", "name", "sep"} for t in front)
+        if first in self.language.prepositions:
+            return typed or not colon
+        return typed and first not in self.verbs and first in self.language.determiners | self.labels
+
     def _fronted(self, front: list[Token], clause: list[Token]) -> list[Token]:
-        """Return a clause with what stands before its verb put in its place: "On 3 June, book …", "Ticket 4: close it"."""
-        language = self.language
+        """Return a clause with what stands before its verb put in its place."""
+        language, clause, at = self.language, clause[self._opened(clause) :], 1
         if front[0].lower in language.prepositions:
-            spoken = [at for at in range(1, len(clause)) if language.match("dictation", clause, at)]
+            spoken = [n for n in range(1, len(clause)) if language.match("dictation", clause, n)]
             at = spoken[0] if spoken and clause[-1].kind != "quote" else len(clause)
-        elif front[0].lower not in self.verbs and {front[0].lower} & (language.determiners | self.labels):
-            at, front = 1, [front[0]._replace(kind="word", text=front[0].lower), *front[1:]]
-            clause = [t for n, t in enumerate(clause) if n != 1 or t.lower not in language.data["neuters"]]
         else:
-            return []
+            front = [front[0]._replace(kind="word", text=front[0].lower), *front[1:]]
+            clause = [t for n, t in enumerate(clause) if n != 1 or t.lower not in language.data["neuters"]]
         return clause[:at] + front + clause[at:]
 
     # --- one clause
