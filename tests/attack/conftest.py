@@ -24,7 +24,7 @@ go = params(sync, in_loop, ids=["sync", "async"])
 _LOOKS = ("os.stat", "os.listdir", "os.remove", "threading.Lock.acquire", "threading.Lock.acquire_lock")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _nothing_blocks_the_loop() -> Iterator[None]:
     """Raise `BlockingError` if a call that waits is made on a running loop with our code in the stack."""
     detector = blockbuster.BlockBuster(scanned_modules=["langchain_runtime_authz"])

@@ -216,6 +216,7 @@ def careless_tools(place: Place) -> dict[str, Any]:
 
 
 MODES = ["values", "custom", "updates", "messages", "tools"]
+FEW = {**THREAD, "recursion_limit": 12}  # the unenforced `sends` goes round for ever
 HOW = list(careless_tools(Place(False)))
 
 
@@ -237,7 +238,7 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
     left: list[Any] = []
 
     async def asynchronously() -> None:
-        async for chunk in graph.astream(human(), THREAD, stream_mode=MODES):
+        async for chunk in graph.astream(human(), FEW, stream_mode=MODES):
             left.append(chunk)
 
     def play() -> None:
@@ -245,7 +246,7 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
             if how.endswith("_async"):
                 asyncio.run(asynchronously())
             else:
-                left.extend(graph.stream(human(), THREAD, stream_mode=MODES))
+                left.extend(graph.stream(human(), FEW, stream_mode=MODES))
         except Exception as exc:
             linked: BaseException | None = exc
             while linked is not None:  # also what a traceback would not show

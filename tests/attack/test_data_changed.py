@@ -108,34 +108,20 @@ def test_unenforced_it_is_acted_on() -> None:
     assert office.paid == [("DE21500105179625862911", 45)]
 
 
-def test_another_resource_changes_nothing() -> None:
-    """What was not read is no matter, and neither is what the human said."""
+@pytest.mark.parametrize(
+    ("changed", "text"), [("bill:11", "Pay the bill"), ("bill:12", "Pay 45 to DE21500105179625862911")], ids=["unread", "said"]
+)
+def test_what_the_payment_is_not_based_on_changes_nothing(changed: str, text: str) -> None:
+    """What was not read is no matter. If the account stands in the user's own words, the bill is no matter either."""
     office = Office()
 
-    def changed() -> AIMessage:
-        office.authz.data_changed("bill:11")
+    def meanwhile() -> AIMessage:
+        office.authz.data_changed(changed)
         return says(PAY)
 
-    graph = built(office, (READ,), changed)
-    with office.authz.run(subject="alice", task="Pay the bill"):
-        graph.invoke(human("Pay the bill"), THREAD)
+    told(office.authz, built(office, (READ,), meanwhile), human(text), THREAD, task=text)
     assert office.paid
     assert epoch(office) == 1
-
-
-def test_what_the_human_said_does_not_change_with_the_data() -> None:
-    """The account stands in the human's own words: then the bill is not what the payment is based on."""
-    office = Office()
-
-    def changed() -> AIMessage:
-        office.authz.data_changed("bill:12")
-        return says(PAY)
-
-    graph = built(office, (READ,), changed)
-    text = "Pay 45 to DE21500105179625862911"
-    with office.authz.run(subject="alice", task=text):
-        graph.invoke(human(text), THREAD)
-    assert office.paid
 
 
 def interrupted(office: Office, edit: dict[str, Any]) -> Any:
@@ -177,41 +163,25 @@ def interrupted(office: Office, edit: dict[str, Any]) -> Any:
     return builder.compile(checkpointer=InMemorySaver(), name="hand")
 
 
-def test_a_read_that_gives_another_content_voids_the_plan_before_it() -> None:
-    """The same read, the same arguments, another content, and a payment that was planned before."""
-    office = Office()
-    graph = office.authz.protect(interrupted(office, {"iban": "GB33BUKB20201555555555", "etag": "2"}))
-    with office.authz.run(subject="alice", task="Pay the bill"), pytest.raises(AuthzHalt):
-        graph.invoke(human("Pay the bill"), THREAD)
-    assert office.paid == []
-    assert epoch(office) == 2
+OTHER = {"iban": "GB33BUKB20201555555555", "etag": "2"}
+
+
+@pytest.mark.parametrize(
+    ("read", "edit", "paid"),
+    [({}, OTHER, False), ({}, {}, True), ({"version": "etag"}, {"viewed": 7}, True), ({"version": "etag"}, {"etag": "2"}, False)],
+    ids=["another content", "the same content", "another view of a version", "another version"],
+)
+def test_a_read_that_gives_another_content_voids_the_plan_before_it(read: dict[str, Any], edit: dict[str, Any], paid: bool) -> None:
+    """The same read with the same arguments. With `version`, a counter of views is no change."""
+    office = Office(**read)
+    graph = office.authz.protect(interrupted(office, edit))
+    with contextlib.nullcontext() if paid else pytest.raises(AuthzHalt):
+        told(office.authz, graph, human("Pay the bill"), THREAD, task="Pay the bill")
+    assert (bool(office.paid), epoch(office)) == (paid, 1 if paid else 2)
 
 
 def test_unenforced_the_old_content_is_paid() -> None:
     """Without us the account that was read first is paid."""
     office = Office()
-    interrupted(office, {"iban": "GB33BUKB20201555555555", "etag": "2"}).invoke(human("Pay the bill"), THREAD)
+    interrupted(office, OTHER).invoke(human("Pay the bill"), THREAD)
     assert office.paid == [("DE21500105179625862911", 45)]
-
-
-def test_the_same_content_changes_nothing() -> None:
-    """A read that is repeated is no change."""
-    office = Office()
-    graph = office.authz.protect(interrupted(office, {}))
-    with office.authz.run(subject="alice", task="Pay the bill"):
-        graph.invoke(human("Pay the bill"), THREAD)
-    assert office.paid
-    assert epoch(office) == 1
-
-
-@pytest.mark.parametrize(("edit", "paid"), [({"viewed": 7}, True), ({"etag": "2"}, False)])
-def test_a_version_field_says_what_counts(edit: dict[str, Any], paid: bool) -> None:
-    """With `version` a counter of views is no change, and a new version is one."""
-    office = Office(version="etag")
-    graph = office.authz.protect(interrupted(office, edit))
-    with office.authz.run(subject="alice", task="Pay the bill"):
-        try:
-            graph.invoke(human("Pay the bill"), THREAD)
-        except AuthzHalt:
-            assert not paid
-    assert bool(office.paid) is paid

@@ -90,7 +90,7 @@ def test_halt_is_neither_retried_nor_handled(go: Any, ran: Any) -> None:
     graph = authz.protect(
         hand_written(
             replying([PAY]), ToolNode([pay_tool(ran)], handle_tool_errors=True),
-            retry_policy=RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True),
+            retry_policy=RetryPolicy(max_attempts=4, initial_interval=0.001, jitter=False, retry_on=lambda _: True),
             checkpointer=InMemorySaver(),
         )
     )
@@ -113,7 +113,7 @@ def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retrie
     """Whatever a ToolNode does with errors and a node with failures, a denied call is denied once."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True) if retried else None
+    policy = RetryPolicy(max_attempts=4, initial_interval=0.001, jitter=False, retry_on=lambda _: True) if retried else None
     node = ToolNode([pay_tool(ran), writing_tool(ran)], handle_tool_errors=handled)
     graph = authz.protect(hand_written(replying([PAY, write_call("1")]), node, retry_policy=policy))
     state = told(authz, graph, human(), go=go, task="x")
@@ -190,7 +190,7 @@ def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any, ran: Any
         ran.append(to)
         raise ConnectionError(to)
 
-    policy = RetryPolicy(max_attempts=3, initial_interval=0.001, retry_on=lambda _: True)
+    policy = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=lambda _: True)
     node = ToolNode([pay, writing_tool(ran)], handle_tool_errors=False)
     plan = [write_call("1"), call("pay", {"to": "bob"}, "call-pay")]
     graph = authz.protect(hand_written(replying(plan), node, retry_policy=policy))
@@ -203,7 +203,7 @@ def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any, ran: Any
 
 def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
     """Without us the sibling of a failing call runs again with every retry of the node."""
-    policy = RetryPolicy(max_attempts=3, initial_interval=0.001, retry_on=lambda _: True)
+    policy = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=lambda _: True)
     node = ToolNode([_failing(ran), pay_tool(ran)], handle_tool_errors=False)
     with pytest.raises(ConnectionError):
         go(hand_written(replying([PAY, write_call("1")]), node, retry_policy=policy), human())
@@ -508,7 +508,7 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran
         return {"messages": [AIMessage(" ".join(texts))]}
 
     builder = StateGraph(MessagesState)
-    policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True)
+    policy = RetryPolicy(max_attempts=4, initial_interval=0.001, jitter=False, retry_on=lambda _: True)
     builder.add_node("step", step, retry_policy=policy)
     builder.add_edge(START, "step")
     state = told(authz, authz.protect(builder.compile()), human(), go=go, task="x")

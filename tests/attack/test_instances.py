@@ -253,56 +253,47 @@ def in_process(tmp_path: Path, body: str) -> Any:
 ONCE = {"ran": ["read"], "asked": ["pay", "read"], "error": None}
 
 
-def test_reload_of_the_users_module(tmp_path: Path) -> None:
-    """The graph of before and the graph of after a reload are each decided by their own instance, once a call."""
+def test_reloads_open_no_door(tmp_path: Path) -> None:
+    """Graphs of before and after a reload of the user's module or of the package are decided once a call.
+
+    Whichever module of the package alone is reloaded under a protected graph: the denied tool does not run.
+    """
     outcome = in_process(
         tmp_path,
         """
-        old = type(sys)("old"); old.__dict__.update(vars(user_module))
+        def before():
+            old = type(sys)("old"); old.__dict__.update(vars(user_module))
+            return old
+
+        old = before()
         importlib.reload(user_module)
-        print(json.dumps([played(old), played(user_module), played(old)]))
-        """,
-    )
-    assert outcome == [ONCE, ONCE, ONCE]
+        once = [played(old), played(user_module), played(old)]
 
-
-def test_reload_of_the_package(tmp_path: Path) -> None:
-    """With every module of the package reloaded, graphs protected before and after are decided once a call."""
-    outcome = in_process(
-        tmp_path,
-        """
-        old = type(sys)("old"); old.__dict__.update(vars(user_module))
+        old = before()
         names = [n for n in list(sys.modules) if n.split(".")[0] == "langchain_runtime_authz"]
         for name in sorted(names, key=lambda n: list(sys.modules).index(n)):
             importlib.reload(sys.modules[name])
-        again = played(old)
+        once.append(played(old))
         kind = type(old.graph)
         old.authz.protect(old.graph)
         assert type(old.graph) is kind, "protected twice"
-        twice = played(old)
+        once.append(played(old))
         for name in [n for n in sys.modules if n.startswith("tests.attack")]:
             importlib.reload(sys.modules[name])
         importlib.reload(user_module)
-        print(json.dumps([again, twice, played(user_module), played(old)]))
-        """,
-    )
-    assert outcome == [ONCE, ONCE, ONCE, ONCE]
+        once += [played(user_module), played(old)]
 
-
-def test_reload_of_one_module_never_opens_a_door(tmp_path: Path) -> None:
-    """Whichever module of the package alone is reloaded under a protected graph: the denied tool does not run."""
-    outcome = in_process(
-        tmp_path,
-        """
-        seen = {}
+        alone = {}
         for name in sorted(n for n in list(sys.modules) if n.startswith("langchain_runtime_authz.")):
             importlib.reload(sys.modules[name])
-            seen[name] = "pay" in played(user_module)["ran"]
-        print(json.dumps(seen))
+            alone[name] = "pay" in played(user_module)["ran"]
+        print(json.dumps([once, alone]))
         """,
     )
-    assert len(outcome) > 30
-    assert [name for name, paid in outcome.items() if paid] == []
+    once, alone = outcome
+    assert once == [ONCE] * 7
+    assert len(alone) > 30
+    assert [name for name, paid in alone.items() if paid] == []
 
 
 def default_graph(ran: list[Any], audit: Any = None) -> tuple[RuntimeAuthz, Any]:

@@ -59,7 +59,7 @@ def test_a_retry_spends_nothing_and_gains_nothing(idempotent: bool, go: Any) -> 
     for authz, ran in ((RuntimeAuthz(profiles=profiles), 2 if idempotent else 1), (None, 3)):
         house = House()
         house.failing = 1
-        policy = RetryPolicy(max_attempts=3, initial_interval=0.01, retry_on=TimeoutError)
+        policy = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=TimeoutError)
         node = ToolNode(house.tools(), handle_tool_errors=False)
         graph = hand_written(model(pay(), pay()), node, checkpointer=InMemorySaver(), retry_policy=policy)
         graph = authz.protect(graph) if authz is not None else graph

@@ -91,31 +91,6 @@ def test_a_run_that_ends_leaves_nothing_alive(end: str, how: str) -> None:
     assert [r.state for r in house.row().values()] == [wanted]
 
 
-def test_a_cancelled_run_leaves_nothing_alive() -> None:
-    """Cancelled in the middle of its tool: dead, and the call's outcome is unknown."""
-    inside: list[Any] = []
-
-    async def hang() -> str:
-        inside.append(house.states())
-        await asyncio.sleep(60)
-        return "never"
-
-    house = House(lambda: hang())
-
-    async def main() -> None:
-        task = asyncio.create_task(house.ago(human()))
-        while not inside:
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-    assert inside == [{"live"}]
-    assert house.states() == {"ended"}
-    assert [r.state for r in house.row().values()] == ["unknown"]
-
-
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_an_abandoned_interrupt_holds_no_authority(how: str) -> None:
     """A question that nobody answers: the jti is dead as it is asked; who answers at last gets another one."""

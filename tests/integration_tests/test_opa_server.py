@@ -393,7 +393,7 @@ def serving(folder: Path) -> Iterator[Counting]:
             files.count += 1
 
     with Counting(("127.0.0.1", 0), Quiet) as files:
-        threading.Thread(target=files.serve_forever, daemon=True).start()
+        threading.Thread(target=files.serve_forever, args=(0.02,), daemon=True).start()
         yield files
         files.shutdown()
 

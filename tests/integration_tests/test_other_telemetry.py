@@ -67,7 +67,7 @@ def receiver() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
             """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", heard
     server.shutdown()
     server.server_close()

@@ -40,7 +40,7 @@ def test_the_recipe_delivers_in_order_until_each_is_taken(monkeypatch: pytest.Mo
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda _: sleep(0.01))
     with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         webhook = namespace["Webhook"](f"http://127.0.0.1:{server.server_port}/hook", "t")
         assert isinstance(webhook, Notifier)
         for n in range(3):

@@ -232,8 +232,9 @@ def test_commands_exist() -> None:
     """Each `runtime-authz` command that a page names is one, and has the options that it is shown with."""
     named = {line for text in TEXTS.values() for line in re.findall(r"runtime-authz ([a-z][^`\n|&#]*)", text)}
     assert named
+    program = get_command(app)
     for line in sorted(named):
-        command: Any = get_command(app)
+        command: Any = program
         words = line.split()
         while words and hasattr(command, "commands") and re.fullmatch("[a-z-]+", words[0]) and words[0] != "authz":
             assert words[0] in command.commands, line

@@ -59,9 +59,10 @@ def test_the_root_loads_nothing_heavy() -> None:
     assert loaded(f"{code}; from langchain_runtime_authz import {names}", *HEAVY) == []
 
 
-def test_cli_and_ledgers_load_no_driver_and_no_engine() -> None:
-    """Importing the command line loads what all of its commands need. Only PostgreSQL's ledger needs its driver."""
-    code = "from langchain_runtime_authz.ledger import MemoryLedger, SqliteLedger; import langchain_runtime_authz.cli"
+def test_no_driver_and_no_engine_is_loaded_before_it_is_used() -> None:
+    """Neither by the command line, nor by the ledgers but PostgreSQL's, nor by the modules of the PDPs."""
+    code = "from langchain_runtime_authz.ledger import MemoryLedger, SqliteLedger; import langchain_runtime_authz.cli; "
+    code += "import langchain_runtime_authz.pdp.wasm, langchain_runtime_authz.pdp.cedar"
     own = "langchain_runtime_authz.demo", "psycopg", "aiohttp", "cedarpy", "langchain", "wasmtime", "agentdojo"
     assert loaded(code, *own) == []
 

@@ -241,21 +241,6 @@ def test_control_flow_is_no_error(exporter: InMemorySpanExporter, control: type[
     assert only(exporter).status.status_code is StatusCode.UNSET
 
 
-def test_spans_nest(exporter: InMemorySpanExporter) -> None:
-    """What runs inside is a child; afterwards the outer context is back."""
-    before = trace.get_current_span()
-    with execute_tool_span(Run(), "outer"):
-        decided()
-        with execute_tool_span(Run(), "inner"):
-            pass
-    assert trace.get_current_span() is before
-    authorize, inner, outer = exporter.get_finished_spans()
-    assert outer.context is not None
-    assert inner.parent is not None
-    assert authorize.parent is not None
-    assert inner.parent.span_id == authorize.parent.span_id == outer.context.span_id
-
-
 def test_a_block_left_elsewhere_disturbs_nobody(exporter: InMemorySpanExporter) -> None:
     """A generator closed in another context ends its span and leaves that context's span current."""
 

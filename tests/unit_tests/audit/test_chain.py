@@ -292,15 +292,6 @@ def test_a_chain_shows_every_change(path: Path, name: str) -> None:
     assert verify_chain(path).ok is (name in ("edit last", "truncate", "empty", "append", "forged torn"))
 
 
-def test_the_line_of_an_error_is_named(path: Path) -> None:
-    """The first line that does not fit is told, counted from 1."""
-    filled(path)
-    lines = lines_of(path)
-    path.write_bytes(b"".join(edit(lines, 2)))
-    report = verify_chain(path)
-    assert (report.records, report.error_line) == (3, 4)
-
-
 def test_any_flipped_byte_shows(path: Path) -> None:
     """There is no byte of the file that can be changed unseen."""
     sink = filled(path, 3)

@@ -50,26 +50,6 @@ def held(
     return match(plan, epoch, SimpleNamespace(position=position, call_id=call_id, tool=tool, raw=args))
 
 
-def test_a_plan_holds_each_call_of_a_message() -> None:
-    """Its place, id and tool, and of its arguments the digest alone."""
-    assert [(c.position, c.call_id, c.tool) for c in PLAN.calls] == [
-        (0, "c1", "pay"),
-        (1, "c2", "pay"),
-        (2, None, "read"),
-    ]
-    assert PLAN.calls[0].args_digest == raw_digest({"amount": 10})
-    assert "amount" not in repr(PLAN)
-    assert plan_calls([]) == ()
-
-
-def test_a_call_as_it_was_announced_is_planned() -> None:
-    """By its place where the message is known, else by its id."""
-    for position in (0, None):
-        assert held(position=position) == Match(True, False, False, 0, 3, "model")
-    assert held(position=1, call_id="c2", args={"amount": 20}).planned
-    assert held(position=2, call_id=None, tool="read", args={}).planned
-
-
 @pytest.mark.parametrize(
     "difference",
     [
@@ -94,19 +74,6 @@ def test_a_call_that_differs_is_changed(difference: dict[str, Any]) -> None:
     assert (found.planned, found.changed, found.of) == (False, True, 3)
 
 
-def test_without_a_plan_a_call_is_unplanned() -> None:
-    """Which is not to be changed: what to do about it is the policy's business."""
-    assert held(None) == Match(False, False, False, 0, 0, None)
-    assert held(None, position=4).position == 4
-
-
-def test_a_plan_of_another_epoch_is_stale() -> None:
-    """Whether or not the call is as announced."""
-    for epoch in (1, 3):
-        assert held(epoch=epoch) == Match(True, True, False, 0, 3, "model")
-        assert held(epoch=epoch, tool="wire").stale
-
-
 @pytest.mark.parametrize("args", [{"amount": float("nan")}, {"amount": float("inf")}, {"a": {1}}, {"a": b"x"}])
 def test_arguments_that_are_not_json_never_match(args: object) -> None:
     """Not even themselves."""
@@ -114,15 +81,6 @@ def test_arguments_that_are_not_json_never_match(args: object) -> None:
     plan = PlanRecord("m1", ("root",), 2, "model", plan_calls([{"id": "c1", "name": "pay", "args": args}]))
     assert held(plan, args=args).changed
     assert held(plan, args="uncanonical").changed
-
-
-def test_duplicate_ids_do_not_meet() -> None:
-    """Two calls of one id are told apart by their place."""
-    twins = [{"id": "c1", "name": "pay", "args": {"amount": n}} for n in (1, 2)]
-    plan = PlanRecord("m1", ("root",), 2, "model", plan_calls(twins))
-    assert held(plan, position=0, args={"amount": 1}).planned
-    assert held(plan, position=1, args={"amount": 2}).planned
-    assert held(plan, position=0, args={"amount": 2}).changed
 
 
 # --- an approver's answer ---

@@ -299,12 +299,12 @@ def test_an_odd_setting_is_a_configuration_error(make: Callable[..., Any], given
 )
 def test_an_endpoint_stays_at_its_pdp(endpoint: Any) -> None:
     """No path of it leads to another server, or out of the prefix: it would receive what is not meant for it."""
-    for url in ("https://pdp.example", "https://pdp.example/tenant", "https://pdp.example:8443/"):
-        with pytest.raises(ConfigError, match="`evaluation`"):
-            AuthzenPDP(url, evaluation=endpoint)
-        if endpoint is not None:  # there is none
-            with pytest.raises(ConfigError, match="`evaluations`"):
-                AuthzenPDP(url, evaluations=endpoint)
+    url = "https://pdp.example:8443/tenant"
+    with pytest.raises(ConfigError, match="`evaluation`"):
+        AuthzenPDP(url, evaluation=endpoint)
+    if endpoint is not None:  # there is none
+        with pytest.raises(ConfigError, match="`evaluations`"):
+            AuthzenPDP(url, evaluations=endpoint)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -368,7 +366,7 @@ def test_wrong_limits_are_refused(arguments: dict[str, float]) -> None:
 
 def test_a_runaway_policy_is_stopped() -> None:
     """An evaluation that does not end is interrupted, denies, and the next one has an engine."""
-    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=1.0)
+    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.2)
     for _ in range(2):
         (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
         assert (decision.reason, decision.failure) == (Code.PDP_TIMEOUT, "pdp")
@@ -383,12 +381,6 @@ def test_after_close_everything_denies() -> None:
     pdp.close()
     (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
     assert (decision.reason, decision.failure) == (Code.PDP_ERROR, "pdp")
-
-
-def test_importing_the_module_does_not_load_the_engine() -> None:
-    """Who uses another PDP does not pay for this one."""
-    code = "import sys, langchain_runtime_authz.pdp.wasm as _; sys.exit('wasmtime' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_policy_is_compiled_once_per_process() -> None:
