@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, TypedDict
+from typing import Any
 from unittest.mock import patch
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command
 from pydantic import BaseModel, Field
@@ -216,12 +215,6 @@ def assert_went_on(state: Any) -> None:
     assert not messages[-1].tool_calls
     assert messages[-1].content == "done"
     assert unanswered(messages) == []
-
-
-class ListState(TypedDict):
-    """A state of its own class, with the messages under the usual key."""
-
-    messages: Annotated[list[AnyMessage], add_messages]
 
 
 def chain(nodes: dict[str, Any], state: Any = MessagesState, **compiled: Any) -> Any:

@@ -235,24 +235,6 @@ def test_an_edited_memory_voids_the_plan(how: str) -> None:
     assert house.ran == []
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
-def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str, authz: Any) -> None:
-    """LangGraph's way into a paused subgraph works as ever, and what waits there is void."""
-    house = House(protected=False)
-    graph = authz.protect(chain({"below": house.build(name="below", checkpointer=None)}, checkpointer=house.saver, name="above"))
-    told(authz, graph, human(), THREAD)
-    (task,) = graph.get_state(THREAD, subgraphs=True).tasks
-    first = task.state.values["messages"][0]
-    edit = {"messages": [HumanMessage("STOP, pay nobody", id=first.id)]}
-    if how == "sync":
-        graph.update_state(task.state.config, edit, as_node="agent")
-    else:
-        asyncio.run(graph.aupdate_state(task.state.config, edit, as_node="agent"))
-    told(authz, graph, None, THREAD)
-    assert house.ran == []
-    assert epoch_of(authz, "above") == 2
-
-
 COMMANDS = {
     "mapping": Command(update={"messages": [HumanMessage("STOP")]}),
     "pairs": Command(update=[("messages", [HumanMessage("STOP")])]),

@@ -25,7 +25,7 @@ from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
+from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
@@ -167,17 +167,6 @@ def bank_app(server: ResourceServer, served: list[Credential] | None = None, acc
         return {"paid": body}
 
     return app
-
-
-def starlette_app(server: ResourceServer) -> Any:
-    """The same service behind the ASGI guard."""
-    app = FastAPI()
-
-    @app.post("/payments")
-    async def pay(request: Request) -> dict[str, Any]:
-        return {"for": request.state.credential.subject}
-
-    return ProtectedApp(app, server)
 
 
 def token_endpoint(authz: RuntimeAuthz, url: str, key: SigningKey, seen: list[dict[str, str]], **lies: Any) -> FastAPI:

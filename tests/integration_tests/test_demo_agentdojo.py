@@ -13,7 +13,6 @@ from rich.console import Console
 from langchain_runtime_authz.demo import agentdojo
 from langchain_runtime_authz.demo.agentdojo import Condition, Report
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.profile import load_profiles
 
 PAIRS = 7
 
@@ -85,30 +84,6 @@ def test_the_table_shows_both_conditions(report: Report) -> None:
     assert "static token" in shown
     assert "runtime decision" in shown
     assert "attack success rate" in shown
-
-
-def test_every_tool_of_the_suite_has_a_profile() -> None:
-    """`banking.yaml` declares exactly the suite's tools, so that none is taken for unprofiled."""
-    importlib.import_module("agentdojo")  # a missing service of this tier fails, it does not skip
-    assert {t.name for t in agentdojo.load_suite(agentdojo.SUITE).tools} == set(load_profiles(agentdojo.PROFILES))
-
-
-def test_profiles_name_no_task_account_or_secret() -> None:
-    """Profiles know the tools, not the environment: no value of it stands in them."""
-    importlib.import_module("agentdojo")  # a missing service of this tier fails, it does not skip
-    environment = agentdojo.load_suite(agentdojo.SUITE).load_and_inject_default_environment({}).model_dump()
-    text = agentdojo.PROFILES.read_text(encoding="utf-8")
-    values = {v for v in _strings(environment) if len(v) > 4}
-    assert values
-    assert not {v for v in values if v in text}
-
-
-def _strings(value: object) -> list[str]:
-    if isinstance(value, dict):
-        return [s for v in value.values() for s in _strings(v)]
-    if isinstance(value, list):
-        return [s for v in value for s in _strings(v)]
-    return [value] if isinstance(value, str) else []
 
 
 def test_without_agentdojo_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from tests.unit_tests.credential.tokens import BANK, NOW, PAYMENT, PAYS, a_reque
 KEY = SigningKey.generate()
 ISSUER = LocalIssuer(KEY)
 PLAIN = PAYS.model_copy(update={"token": "plain"})
-UNBOUND = object()
 
 
 def believed(details: Any = None, **changes: Any) -> Credential:

@@ -8,7 +8,6 @@ import types
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Decision, Obligation, deny
 from langchain_runtime_authz.pdp.answer import parse_answer
@@ -182,13 +181,3 @@ def test_a_deny_of_our_own_says_which_failure_it_is() -> None:
         decision = deny("some_code", failure, "r1")
         assert (decision.outcome, decision.reasons, decision.failure) == ("deny", ("some_code",), failure)
         assert (decision.policy_revision, decision.permit) == ("r1", False)
-
-
-documents = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["decision", "context", "reasons", "code", "obligations", "id"]), inner)
-    ),
-    max_leaves=8,
-)
