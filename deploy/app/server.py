@@ -35,9 +35,30 @@ def instance(env: Mapping[str, str] = os.environ) -> RuntimeAuthz:
     return RuntimeAuthz.production(
         pdp=OpaPDP(opa, **({"ca_file": ca} if ca else {})) if opa else None,  # None: the policy in the process
         ledger=ledger,
-        audit=FileSink(env["AUTHZ_AUDIT"], durable=env.get("AUTHZ_AUDIT_DURABLE", "true") == "true"),
+        audit=FileSink(
+            env["AUTHZ_AUDIT"],
+            durable=True,
+            max_bytes=int(env.get("AUTHZ_AUDIT_SEGMENT", "256000000")),
+            seal_to=env.get("AUTHZ_AUDIT_SEAL_TO"),
+        ),
         issuer=LocalIssuer(KeyDirectory(env["AUTHZ_KEYS"])),
     )
+
+
+def telemetry() -> None:
+    """Export traces and metrics to the collector that the environment names, as OpenTelemetry's variables say."""
+    from opentelemetry import metrics, trace
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    traces = TracerProvider()
+    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(traces)
+    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())]))
 
 
 def graph() -> Any:
@@ -50,6 +71,8 @@ def graph() -> Any:
 
 def application() -> FastAPI:
     """Serve the graph, and the probes."""
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        telemetry()
     authz = instance()
     protected = authz.protect(graph())
     app = FastAPI()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.testing import StaticPDP
@@ -44,7 +48,8 @@ from ..attack._graphs import (
 from ..traces import of_sdk
 from ..unit_tests.test_docs import _blocks as blocks
 
-PAGE = Path(__file__).parents[2] / "docs" / "tracing.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "tracing.md"
 OURS = "langchain_runtime_authz"
 Nested = tuple[str, tuple[Any, ...]]
 
@@ -194,3 +199,18 @@ def test_logs_reach_an_otlp_receiver(exporter: InMemorySpanExporter, receiver: A
     assert (ids["trace_id"], ids["span_id"]) == (span.trace, span.id)
     assert (ids["thread_id"], ids["run_id"]) == ("t1", span.attributes["runtime_authz.run.id"])
     assert f"(decision {ids['decision_id']})" in state["messages"][-2].text
+
+
+def test_the_shipped_application_exports_traces_and_metrics(tmp_path: Path, receiver: Any) -> None:
+    url, heard = receiver
+    KeyDirectory.create(tmp_path / "keys")
+    given = {"AUTHZ_LEDGER": "ledger.db", "AUTHZ_AUDIT": "audit.jsonl", "AUTHZ_KEYS": "keys", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+    script = (
+        "from fastapi.testclient import TestClient\nfrom opentelemetry import metrics, trace\nfrom server import application\n"
+        "TestClient(application()).post('/chat', params={'text': 'Hi'}, headers={'x-user': 'alice'}).raise_for_status()\n"
+        "metrics.get_meter_provider().shutdown(), trace.get_tracer_provider().shutdown()"
+    )
+    where = os.pathsep.join([str(ROOT / "deploy" / "app"), str(ROOT)])
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | given | {"PYTHONPATH": where}, check=True, timeout=60)
+    assert any(path == "/v1/metrics" and b"runtime_authz.decisions" in body for path, body in heard)
+    assert any(path == "/v1/traces" and b"gen_ai.agent.name" in body for path, body in heard)

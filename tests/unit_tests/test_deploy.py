@@ -25,6 +25,9 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 PINNED = dict(re.findall(r"^(\w+)_VERSION=v(\S+)", (ROOT / ".ci" / "services").read_text(), re.MULTILINE))
 
 
+EVERYBODY = ({}, {"podSelector": {}}, {"namespaceSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}})
+
+
 def values(path: str, value: Any) -> dict[str, Any]:
     """The chart's own values with one changed."""
     changed = node = copy.deepcopy(VALUES)
@@ -42,6 +45,7 @@ def values(path: str, value: Any) -> dict[str, Any]:
         ("engine", {"kind": "service", "url": "https://opa.policy:8443", "caSecret": "opa-ca"}),
         ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
         ("replicas", 1),
+        ("networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]),
     ],
 )
 def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> None:
@@ -62,10 +66,15 @@ def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> N
         ("killSwitch.configMap", ""),
         ("image.tag", "latest"),
         ("networkPolicy.from", []),
-        ("networkPolicy.from", [{}]),
+        *(("networkPolicy.from", [each]) for each in EVERYBODY),
         ("networkPolicy.egress", [{}]),
+        *(("networkPolicy.egress", [{"to": [each]}]) for each in EVERYBODY),
+        ("engine.tag", "edge"),
+        ("port", 8181),
+        ("audit.size", "0Gi"),
+        ("audit.durable", False),
         ("env", [{"name": "AUTHZ_OPA", "value": "http://elsewhere"}]),
-        ("env", [{"name": "RUNTIME_AUTHZ_KILL_SWITCH", "value": "/tmp/none"}]),
+        *(("env", [{"name": name, "value": "/tmp/none"}]) for name in ("RUNTIME_AUTHZ_KILL_SWITCH", "LD_PRELOAD", "PYTHONPATH")),
         ("unknown", 1),
     ],
 )
