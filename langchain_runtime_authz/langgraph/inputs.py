@@ -22,18 +22,9 @@ from langchain_runtime_authz.facts.answer import CLOSED, MAX_DEPTH, texts_in
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
 from langchain_runtime_authz.facts.provenance.atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
+from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.langgraph._private import is_resume_map, takes_no_arguments
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, said
-from langchain_runtime_authz.langgraph.messages import (
-    as_message,
-    human_texts,
-    is_human,
-    messages_in,
-    overwritten,
-    removed_by,
-    unanswered,
-    with_messages,
-)
 from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
@@ -236,7 +227,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
     for name in others(channels):
         if not writes(given, name):
             continue
-        (replaces, new), old = overwritten(_held(given, name)), _held(values, name)
+        (replaces, new), old = messages.overwritten(_held(given, name)), _held(values, name)
         if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # an entry that is left out stays
             old = {key: old.get(key) for key in new}
         if (new or old) and said(new) != said(old):
@@ -247,10 +238,10 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
 
 def _words(new: object, old: object) -> str:
     """Return the words that a user puts into a declared channel; of messages, the user's own new ones."""
-    if not isinstance(new, list) or not any(not isinstance(m, str) and as_message(m) for m in new):
+    if not isinstance(new, list) or not any(not isinstance(m, str) and messages.as_message(m) for m in new):
         return content_text(new)
-    before = {(t.key, t.digest) for t in human_texts(old)} if isinstance(old, list) else set()
-    return "\n".join(t.text for t in human_texts(new) if (t.key, t.digest) not in before)
+    before = {(t.key, t.digest) for t in messages.human_texts(old)} if isinstance(old, list) else set()
+    return "\n".join(t.text for t in messages.human_texts(new) if (t.key, t.digest) not in before)
 
 
 def writes(given: object, name: str) -> bool:
@@ -260,27 +251,27 @@ def writes(given: object, name: str) -> bool:
 
 def taken_out(given: object, values: object) -> list[HumanText]:
     """Return what an input removes of the user's messages and the model's plans. What comes again is not removed."""
-    gone, sent = removals(given), [as_message(m) for m in messages_in(given)]
-    before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
-    back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in human_texts(given)}
+    gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
+    before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
+    back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
     lost = [
         said(m)
         for m in before
-        if (is_human(m) and content_digest(m.content) not in back)
+        if (messages.is_human(m) and content_digest(m.content) not in back)
         or (isinstance(m, AIMessage) and m.tool_calls and said(m) not in back)
     ]
     return [HumanText(raw_digest(lost), "", "channel:messages")] if lost else []
 
 
 def removals(given: object) -> set[str]:
-    replaces, _ = overwritten(_held(given, "messages"))
-    gone = {i for m in messages_in(given) if (i := removed_by(m)) is not None}
+    replaces, _ = messages.overwritten(_held(given, "messages"))
+    gone = {i for m in messages.messages_in(given) if (i := messages.removed_by(m)) is not None}
     return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
 
 
 def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
     """Leave out what a client sends back as it stands in the state: a machine may have written it there."""
-    standing = {(t.key, t.digest) for t in human_texts(messages_in(state)) if t.key is not None}
+    standing = {(t.key, t.digest) for t in messages.human_texts(messages.messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
 
@@ -309,22 +300,22 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 
     If calls of the state are unanswered, a user message may not come between: then their answers carry the text.
     """
-    before = messages_in(state)
-    heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
+    before = messages.messages_in(state)
+    heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
     # The reason of a rejection outside the graph is told with the answer to the rejected call.
     told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
     texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
     if not texts:
         return input
     # An id of its own from the first: a pending write gets another one each time that a state is read.
-    messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
+    news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
-        return with_messages(input, messages)
+        return messages.with_messages(input, news)
     update = input.update if isinstance(input, Command) else None
-    if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
+    if not before or messages.unanswered(before) or not (update is None or isinstance(update, dict)):
         entry.run.undelivered = tuple(t.text for t in texts)
         return input
-    merged = with_messages(update, messages)
+    merged = messages.with_messages(update, news)
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
 
 

@@ -23,18 +23,9 @@ from langchain_runtime_authz.facts.provenance.observe import Observation
 from langchain_runtime_authz.facts.source import content_version, read_mark, resource_of
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.fork import PROCESS
+from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendApproval, SpendBudget
-from langchain_runtime_authz.ledger.changes import (
-    AdvanceEpoch,
-    Change,
-    RecordEdge,
-    RecordStep,
-    RecordValues,
-    Revoke,
-    SetMark,
-    TakePending,
-)
 from langchain_runtime_authz.mandate.binding import MANDATE
 from langchain_runtime_authz.pep import recording
 from langchain_runtime_authz.pep.approvals import own_question
@@ -94,7 +85,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     intent = _intent(run, decided)
     changes, spent = _changes(run, decided, tuple(tokens.values()), intent)
     if edge is not None:
-        changes.append(RecordEdge(edge))
+        changes.append(ledger.RecordEdge(edge))
     shared = occasion(run, decided.mandate)
     try:
         if shared is not None and decided.standing.spends and decided.row is None:
@@ -141,7 +132,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     )
 
 
-def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[Change], Spent]:
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
     call, approval, row, name = decided.call, decided.approval, decided.row, recording.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
@@ -161,7 +152,9 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         }
     # INVARIANT: no doubt about the same deed has come since it was decided. An approver has been told of doubts.
     subject, despite = run.subject.principal if decided.deed else "", approved or profile.idempotent
-    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, subject, despite)]
+    changes: list[ledger.Change] = [
+        ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, subject, despite)
+    ]
     if decided.decision.obligations:
         changes += owed(decided.decision)
     budgets = run.grant.budgets if run.grant is not None else {}
@@ -179,7 +172,9 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         if type(change) is SpendBudget:
             spent = (*spent, (change.counter, change.by))
     changes.append(
-        RecordStep(call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent)
+        ledger.RecordStep(
+            call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent
+        )
     )
     if approval is not None and approved:
         changes.append(SpendApproval(approval.call_key, approval.args_digest))
@@ -205,7 +200,7 @@ def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
     message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
     if message:  # the user's words that the graph has not seen
         try:
-            yield Commit(run.scope, None, [TakePending()])
+            yield Commit(run.scope, None, [ledger.TakePending()])
         except Exception as exc:  # noqa: BLE001  (then it is told once more)
             _log.error("what was told with %s stays pending: %s", decided.decision.decision_id, type(exc).__name__)
     return Replay(decided.call, decided.row.result if decided.row is not None else None, message)
@@ -249,18 +244,18 @@ def _intent(run: Run, decided: DecidedCall) -> str:
 def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = decided.call, decided.decision
-    changes: list[Change] = [counted(decided)]
+    changes: list[ledger.Change] = [counted(decided)]
     obliged = {o.type for o in decision.obligations}
     text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
-    rotation = [AdvanceEpoch(run.epoch, (text,))] if "rotate" in obliged else []
+    rotation = [ledger.AdvanceEpoch(run.epoch, (text,))] if "rotate" in obliged else []
     if "revoke" in obliged:
-        changes.append(Revoke(run.agent))
+        changes.append(ledger.Revoke(run.agent))
     message = ""
     if decided.approval is not None and decided.approval.state in ("rejected", "answered"):
         message = decided.approval.message
     elif decision.reason == Code.STALE_EPOCH or decided.stale:
         message = "\n".join((*run.undelivered, *run.corrected))
-        changes += [TakePending()] if message else []
+        changes += [ledger.TakePending()] if message else []
     done: Committed | Conflict | None = None
     rotated = None
     try:
@@ -290,12 +285,12 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     return Denial(call, decision, message)
 
 
-def counted(decided: DecidedCall, by: int = 1) -> RecordStep:
+def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     """Return what a denial adds to the history, or takes back (`by=-1`). An outage is not misbehaviour."""
     call, counts = decided.call, recording.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
-    return RecordStep(
+    return ledger.RecordStep(
         denials=by * counts,
         recent=f"deny:{recording.label(call.tool)}" if by > 0 else None,
         unplanned=by * (acts and decided.match is not None and not decided.match.planned),
@@ -320,7 +315,7 @@ def conclude(
     ticket.conclude()
     leaked, profile = ticket.leaked, call.profile
     side_effect = profile.side_effect
-    changes: list[Change] = []
+    changes: list[ledger.Change] = []
     if state == "released":
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
         yield from _refund(run, occasion(run, run.mandate), ticket.spent)
@@ -331,7 +326,7 @@ def conclude(
         if question and side_effect and call.plan_id is not None:
             changes.append(own_question(run, ticket.call_key, call, question))
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
-        changes.append(RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
+        changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):
         failed = state == "failed"
         if type(output) is str and len(output) < SMALL:
@@ -340,12 +335,12 @@ def conclude(
             found = yield Block(observe, call, output, failed)
         _remember(run, call, found, output, done=state == "done")
         if found.sightings:
-            changes.append(RecordValues(found.sightings))
+            changes.append(ledger.RecordValues(found.sightings))
         if not side_effect and state == "done":
             version = content_version(profile, output)
-            changes.append(SetMark(read_mark(call.tool, call.args_digest), version, call.tool))
+            changes.append(ledger.SetMark(read_mark(call.tool, call.args_digest), version, call.tool))
     if leaked:
-        changes.append(Revoke(run.agent))
+        changes.append(ledger.Revoke(run.agent))
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
     if ticket.withheld:
         _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)

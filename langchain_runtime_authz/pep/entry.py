@@ -18,18 +18,8 @@ from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.changes import (
-    AdvanceEpoch,
-    Change,
-    EndLease,
-    OpenThread,
-    RecordEdge,
-    Redeliver,
-    SetMark,
-    TakeLease,
-    TakePending,
-)
 from langchain_runtime_authz.ledger.state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
@@ -124,7 +114,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
         decision = engine.ledger_failed(exc, run)
         if isinstance(exc, AuditError):  # nothing runs under the lease that was taken, and nobody need wait for it
             with suppress(Exception):
-                yield Commit(scope, None, [EndLease(run.jti, "ended")])
+                yield Commit(scope, None, [ledger.EndLease(run.jti, "ended")])
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
     resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
@@ -151,7 +141,7 @@ def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
             if found is not None:
                 found = found.of("planner", name)
                 yield mandate_event(run, found)  # before it counts: no later entry records it
-            yield Commit(run.scope, None, [SetMark(name, found.model_dump_json() if found else "", once=True)])
+            yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
     return None
 
 
@@ -191,14 +181,14 @@ def _take_lease(
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins after the log has the change of the task that its epoch began with.
         left = yield from settle(run, snapshot)
-        opening: list[Change] = [OpenThread(owner)]
-        opening += [RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
+        opening: list[ledger.Change] = [ledger.OpenThread(owner)]
+        opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
             # Until a run that saw them ends, an older one may overwrite them in the graph's state.
-            opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
+            opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
-        lease: list[Change] = [take_lease(run), *marks]
+        lease: list[ledger.Change] = [take_lease(run), *marks]
         if rotates:
             mark = unrecorded(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
             opening.append(mark)
@@ -228,7 +218,7 @@ def _take_lease(
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def _after(before: Snapshot, changes: Sequence[Change], now: float) -> Snapshot:
+def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
     """Return a thread as the entry's commit left it, so that it is not loaded again."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:
@@ -296,9 +286,9 @@ def edited(
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
     """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already."""
 
-    def edit(snapshot: Snapshot) -> tuple[list[Change], Sequence[HumanText]] | None:
+    def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
         known = texts[-1].key in {t.key for t in snapshot.log}
-        return None if known else ([AdvanceEpoch(snapshot.epoch, (*texts,))], texts)
+        return None if known else ([ledger.AdvanceEpoch(snapshot.epoch, (*texts,))], texts)
 
     return (yield from change_task(run, "state", edit)) is not None
 
@@ -311,7 +301,7 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
     return rest if any(t.digest == task.digest for t in pinned) else (task, *rest)
 
 
-def take_lease(run: Run) -> TakeLease:
+def take_lease(run: Run) -> ledger.TakeLease:
     lease = Lease(
         jti=run.jti,
         run_id=run.run_id,
@@ -322,13 +312,13 @@ def take_lease(run: Run) -> TakeLease:
         grant=run.grant,
         parent=run.parent.jti if run.parent is not None else None,
     )
-    return TakeLease(lease)
+    return ledger.TakeLease(lease)
 
 
 def close(
     run: Run,
     left: Left = Left(),  # noqa: B008  (a constant)
-    also: Sequence[Change] = (),
+    also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
     """End a run's lease and those below it, set the marks, and pin the `edits` of others. The jtis are dead then."""
@@ -340,7 +330,7 @@ def close(
     run.closed = True
     run.children.discard(run.jti)
     names = (state.HEAD, state.MEMORY, state.BELOW) if run.kept_state else ()
-    marks = [*also, *(SetMark(name, value or state.UNKNOWN) for name, value in zip(names, left, strict=False))]
+    marks = [*also, *(ledger.SetMark(name, value or state.UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
         if edits:
             yield from _pinned(run, edits)
@@ -354,14 +344,14 @@ def close(
             run.span.end(ending, run.epoch)
 
 
-def _end(run: Run, ending: Literal["suspended", "ended"], marks: Sequence[Change]) -> Flow[object]:
-    over: list[Change] = [EndLease(run.jti, ending), *marks]
+def _end(run: Run, ending: Literal["suspended", "ended"], marks: Sequence[ledger.Change]) -> Flow[object]:
+    over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *marks]
     if run.parent is None and not run.undelivered:
-        done = yield (Commit, run.scope, run.guard, [TakePending(), *over])
+        done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
         if not isinstance(done, Conflict):
             return done
         if run.kept_state:
             # The task changed meanwhile. What this run wrote last may have erased the newer texts.
             snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-            over.append(Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
+            over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
     return (yield (Commit, run.scope, None, over))
