@@ -12,17 +12,8 @@ from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITE
 from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
 from langchain_runtime_authz.facts.provenance.values import SHORT
 from langchain_runtime_authz.mandate import model
+from langchain_runtime_authz.mandate import outputs as reads
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, compare, meets, same, within
-from langchain_runtime_authz.mandate.outputs import (
-    Output,
-    Outputs,
-    loose,
-    nodes_at,
-    scalar_forms,
-    scalars,
-    text_of,
-    worth,
-)
 from langchain_runtime_authz.mandate.texts import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.profile import argument as argument_of
@@ -53,7 +44,7 @@ class _Row(NamedTuple):
     record: Any
     base: str
     path: str  # of the argument's field, within the record
-    output: Output
+    output: reads.Output
 
 
 def quoted(value: object) -> str:
@@ -67,10 +58,10 @@ class Reader:
     __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
     def __init__(
-        self, steps: Mapping[str, model.Step], outputs: Outputs, own: frozenset[str], words: str, task: str = ""
+        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: frozenset[str], words: str, task: str = ""
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
-        self._fitting: dict[str, list[Output]] = {}
+        self._fitting: dict[str, list[reads.Output]] = {}
         self._found: dict[int, list[_Row] | str] = {}  # by the argument's id; the mandate holds them
         self._allowed: dict[int, str] = {}
 
@@ -82,7 +73,7 @@ class Reader:
             if kind not in ("text", ""):
                 return Finding("text", "a value; this argument decides what the call hits, and is not free text")
             return self.text(argument, value)
-        items = None if absent(value) else scalars(value, MAX_ITEMS, mappings=False)
+        items = None if absent(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
         if items == [] or absent(value):
             return Finding("missing", _described(argument))
         if items is None:
@@ -104,7 +95,7 @@ class Reader:
         if isinstance(argument, model.Const):
             return _equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
         if isinstance(argument, model.Own):
-            return all(not self._own.isdisjoint(scalar_forms(item)) for item in items)
+            return all(not self._own.isdisjoint(reads.scalar_forms(item)) for item in items)
         if isinstance(argument, model.Within):
             return all(within(item, argument.prefix) for item in items)
         if len(items) != 1:
@@ -116,8 +107,8 @@ class Reader:
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
         """Compare a text with the user's words, quotes and fields; `copied`: and outputs."""
-        held = scalars(value, MAX_ITEMS * 4)
-        readable = held is not None and all(isinstance(one, str | bool) or scalar_forms(one) for one in held)
+        held = reads.scalars(value, MAX_ITEMS * 4)
+        readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
             return Finding("text", f"a text of at most {MAX_TEXT} characters")
         given = "\n".join(map(str, held))
@@ -137,9 +128,9 @@ class Reader:
         for name in argument.inputs:
             step, _, path = name.partition(".")
             for output in self.fitting(step):
-                yield from map(text_of, nodes_at(output.value, path))
+                yield from map(reads.text_of, reads.nodes_at(output.value, path))
 
-    def fitting(self, name: str) -> list[Output]:
+    def fitting(self, name: str) -> list[reads.Output]:
         """Return the outputs of a step's calls. If all its arguments are fixed, only the first call counts."""
         known = self._fitting.get(name)
         if known is None:
@@ -149,10 +140,10 @@ class Reader:
             known = self._fitting[name] = known[:1] if fixed else known
         return known
 
-    def _fits(self, step: model.Step, output: Output) -> bool:
+    def _fits(self, step: model.Step, output: reads.Output) -> bool:
         """Return True if a read is fully bound: what the step does not name was not sent, or decides nothing."""
         covered = {*step.args, *output.profile.free}
-        if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
+        if any(True for name in output.given for _ in reads.loose(name, output.args.get(name), covered)):
             return False
         for name, argument in step.args.items():
             value = argument_of(output.args, name)
@@ -165,18 +156,18 @@ class Reader:
         return True
 
     def _trusts(
-        self, step: str, output: Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
+        self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
         """Return True if the writer of a field vouches for it; `whole`: no prose."""
-        if worth(output.profile, path) < least:
+        if reads.worth(output.profile, path) < least:
             return False
         bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
         chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
-        echo = {form for v in scalars(chosen, 1000) or () for form in scalar_forms(v)} if chosen else set()
+        echo = {form for v in reads.scalars(chosen, 1000) or () for form in reads.scalar_forms(v)} if chosen else set()
         for value in values:
             if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
                 return False
-            if not echo.isdisjoint(scalar_forms(value)) or self._outputs.written(value, output.turn):
+            if not echo.isdisjoint(reads.scalar_forms(value)) or self._outputs.written(value, output.turn):
                 return False
         return True
 
@@ -186,7 +177,7 @@ class Reader:
         known = ""
         code = "unread"
         for output in self.fitting(argument.step):
-            values = scalars(nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
+            values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             if not output.complete or not values:
                 continue
             trusted = self._trusts(argument.step, output, argument.path, values, least)
@@ -271,7 +262,9 @@ class Reader:
         if len(varied) != 1 or not isinstance(argument := next(iter(varied.values())), model.OneOf):
             return False
         read = [argument_of(output.args, next(iter(varied))) for output in self.fitting(name)]
-        return all(any(_equal(scalars(v, 1) or (), (choice,), "value") for v in read) for choice in argument.values)
+        return all(
+            any(_equal(reads.scalars(v, 1) or (), (choice,), "value") for v in read) for choice in argument.values
+        )
 
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
         where = f"a value in what step `{argument.step}` returned"
@@ -279,9 +272,9 @@ class Reader:
         if not outputs:
             return Finding("unread", where)
         texts = [
-            text_of(node)[:_MAX_SEARCHED]
+            reads.text_of(node)[:_MAX_SEARCHED]
             for output in outputs[:_MAX_EXTRACT]
-            for node in nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
+            for node in reads.nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
         ]
         stands = len(items) <= _MAX_EXTRACT and all(any(_stands(item, text) for text in texts) for item in items)
         return Finding("extract", f"{where}, which a person confirms") if stands else Finding("value", where)
@@ -325,12 +318,12 @@ def _stands(value: object, text: str) -> bool:
     if isinstance(value, bool):
         return False
     if not isinstance(value, str):
-        return not set(scalar_forms(value)).isdisjoint(mentions(text))
+        return not set(reads.scalar_forms(value)).isdisjoint(mentions(text))
     part = fold(tidy(value))
     return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
 
 
-def _rows(output: Output, path: str) -> Iterator[_Row]:
+def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
     """Yield the records of an output: the items of the first list on the path, else the output itself."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
@@ -352,10 +345,10 @@ def _joined(base: str, path: str) -> str:
 
 
 def _values(row: _Row, path: str) -> list[Any]:
-    nodes = nodes_at(row.record, path)
+    nodes = reads.nodes_at(row.record, path)
     if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
         return nodes
-    return scalars(nodes, MAX_ITEMS, mappings=False) or []
+    return reads.scalars(nodes, MAX_ITEMS, mappings=False) or []
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
@@ -380,9 +373,9 @@ def _key(row: _Row) -> str:
     return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
 
 
-def _core(value: Any, output: Output, path: str) -> Any:
+def _core(value: Any, output: reads.Output, path: str) -> Any:
     if isinstance(value, dict):
         return {name: _core(inner, output, _joined(path, name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [_core(inner, output, path) for inner in value]
-    return value if worth(output.profile, path) else None
+    return value if reads.worth(output.profile, path) else None
