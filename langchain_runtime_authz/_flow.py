@@ -6,8 +6,11 @@ A flow receives the results of its effects, and does no I/O of its own. `drive` 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextvars import Context
 from functools import partial, wraps
 from operator import attrgetter
+from threading import Thread
 from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -99,3 +102,18 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
         return await adrive(None, flow(*args, **kwargs))
 
     return run, arun
+
+
+def begun(function: Callable[[], T], name: str) -> Future[T]:
+    """Start `function` in an empty context and return its future. A hanging one does not keep the process alive."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # so that nobody can cancel it
+
+    def run() -> None:
+        try:
+            future.set_result(Context().run(function))
+        except BaseException as exc:  # noqa: BLE001  (raised where the future is read)
+            future.set_exception(exc)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future

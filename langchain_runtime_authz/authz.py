@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz import _parts as parts
-from langchain_runtime_authz._deadline import begun
+from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._parts import TaskSources, like
 from langchain_runtime_authz._threads import Threads
 from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong

@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from langchain_runtime_authz._deadline import begun
+from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.inert import inert

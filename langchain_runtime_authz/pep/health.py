@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from langchain_runtime_authz._deadline import begun
+from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.fork import forkable_lock

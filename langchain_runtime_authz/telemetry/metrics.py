@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from langchain_runtime_authz._deadline import begun
+from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision, Subject
 from langchain_runtime_authz.telemetry import names as n
 
