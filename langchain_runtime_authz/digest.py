@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import types
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,7 @@ MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two byte
 MAX_STRING: Final = 4096  # longer free text is sent as digest and length
 _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 # Types whose `repr` is short and complete.
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _EXACT_REPR: Final = (
     bool,
     float,
@@ -155,7 +157,7 @@ def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: t
 def _project(value: object, depth: int, left: list[int]) -> Any:
     # Exact types only: a subclass may misreport its value, see `_project_object`.
     if type(value) is str:
-        if "\x00" in value or (not value.isascii() and _has_surrogate(value)):
+        if "\x00" in value or (not value.isascii() and _SURROGATE.search(value) is not None):
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
         return value
     if value is None or type(value) is bool:
@@ -175,12 +177,20 @@ def _project(value: object, depth: int, left: list[int]) -> Any:
 def _project_object(value: object, depth: int, left: list[int]) -> Any:
     if depth >= MAX_DEPTH:
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    if isinstance(value, list | tuple):
-        items = list(value)
-        _spend(left, len(items))
-        return [_project(v, depth + 1, left) for v in items]
-    if (named := members(value)) is not None:
-        return _project_items(named, depth, left)
+    listed = list(value) if isinstance(value, list | tuple) else None
+    named = members(value) if listed is None else None
+    left[0] -= len(listed or named or ())
+    if left[0] < 0:
+        raise MappingError(Code.REQUEST_TOO_LARGE)
+    if listed is not None:
+        return [_project(v, depth + 1, left) for v in listed]
+    if named is not None:
+        if not all(isinstance(key, str) for key, _ in named):
+            raise MappingError(Code.UNCANONICAL_ARGUMENT)
+        items = {_project(str.__str__(k), depth, left): _project(v, depth + 1, left) for k, v in named}
+        if len(items) != len(named):  # two names that are equal in JSON: one would hide the other
+            raise MappingError(Code.UNCANONICAL_ARGUMENT)
+        return items
     if isinstance(value, enum.Enum):
         return _project(value.value, depth + 1, left)
     if isinstance(value, datetime.date | datetime.time):
@@ -205,32 +215,6 @@ def members(value: object) -> list[tuple[Any, Any]] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
     return None
-
-
-def _project_items(items: list[tuple[object, object]], depth: int, left: list[int]) -> dict[str, Any]:
-    _spend(left, len(items))
-    projected: dict[str, Any] = {}
-    for key, value in items:
-        if not isinstance(key, str):
-            raise MappingError(Code.UNCANONICAL_ARGUMENT)
-        projected[_project(str.__str__(key), depth, left)] = _project(value, depth + 1, left)
-    if len(projected) != len(items):  # two names that are equal in JSON: one would hide the other
-        raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    return projected
-
-
-def _spend(left: list[int], values: int) -> None:
-    left[0] -= values
-    if left[0] < 0:
-        raise MappingError(Code.REQUEST_TOO_LARGE)
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:

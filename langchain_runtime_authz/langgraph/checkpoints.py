@@ -13,6 +13,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import ormsgpack
@@ -47,24 +48,19 @@ def _get(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
     return Perform(saver.get_tuple, saver.aget_tuple, place)
 
 
-class _FrameSerializer:
-    """Read plain values, and leave the objects among them packed."""
-
-    def __init__(self, real: JsonPlusSerializer) -> None:
-        self._real = real
-
-    def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        kind, packed = data
-        if kind != "msgpack":
-            return self._real.loads_typed(data)
-        return ormsgpack.unpackb(packed, ext_hook=lambda *_: None, option=ormsgpack.OPT_NON_STR_KEYS)
-
-
 def _frames(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
-    if type(saver.serde) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
+    """Return the saver, if it is LangGraph's own, so that it reads plain values and drops the objects among them."""
+    real: Any = saver.serde
+    if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
+
+    def loads_typed(data: tuple[str, bytes]) -> Any:
+        if data[0] != "msgpack":
+            return real.loads_typed(data)
+        return ormsgpack.unpackb(data[1], ext_hook=lambda *_: None, option=ormsgpack.OPT_NON_STR_KEYS)
+
     frames = copy.copy(saver)
-    frames.serde = cast("Any", _FrameSerializer(saver.serde))
+    frames.serde = cast("Any", SimpleNamespace(loads_typed=loads_typed))
     return frames
 
 
