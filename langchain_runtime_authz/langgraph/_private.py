@@ -1,7 +1,7 @@
 """Collect every private name of LangChain and LangGraph that this package uses.
 
-`tests/unit_tests/langgraph/test_private.py` pins each one, and says what moved when an upgrade breaks it.
-`OVERRIDDEN` lists their private *members* that the package overrides or reads.
+`tests/unit_tests/langgraph/test_private.py` pins each one, with the private *members* that the package overrides or reads,
+and says what moved when an upgrade breaks it.
 """
 
 from __future__ import annotations
@@ -62,16 +62,6 @@ __all__ = ["CONFIG_KEY_CALL", "CONFIG_KEY_RUNTIME", "CONFIG_KEY_SEND", "DEFAULT_
            "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable"]  # fmt: skip
 
 T = TypeVar("T")
-
-_OF_TOOL_NODE: Final = (
-    "_func _afunc _run_one _arun_one _execute_tool_sync _execute_tool_async _parse_input "
-    "_extract_state _inject_tool_args _validate_tool_call _tools_by_name _injected_args _messages_key _wrap_tool_call _awrap_tool_call"
-)
-OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
-    "langgraph.prebuilt.ToolNode": tuple(_OF_TOOL_NODE.split()),
-    "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
-    "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
-}
 
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000

@@ -24,6 +24,16 @@ from langchain_runtime_authz.langgraph import _private as private
 THREAD = {"configurable": {"thread_id": "t"}}
 
 
+# The private members that the package overrides or reads.
+OVERRIDDEN = {
+    "langgraph.prebuilt.ToolNode": (
+        "_func", "_afunc", "_run_one", "_arun_one", "_execute_tool_sync", "_execute_tool_async", "_parse_input", "_extract_state", "_inject_tool_args",
+        "_validate_tool_call", "_tools_by_name", "_injected_args", "_messages_key", "_wrap_tool_call", "_awrap_tool_call",
+    ),
+    "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
+    "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
+}  # fmt: skip
+
 # Where each name comes from, and what breaks without it.
 IMPORTED = {
     "langchain_core.runnables.config": ["ensure_config"],
@@ -100,7 +110,7 @@ PARAMETERS = {
 
 def test_overridden_names_are_listed() -> None:
     """`OVERRIDDEN` holds every ToolNode method whose parameters are pinned here, and what is only read."""
-    listed = set(private.OVERRIDDEN["langgraph.prebuilt.ToolNode"])
+    listed = set(OVERRIDDEN["langgraph.prebuilt.ToolNode"])
     read = {"_parse_input", "_tools_by_name", "_injected_args", "_messages_key", "_wrap_tool_call", "_awrap_tool_call"}
     assert set(PARAMETERS) | read == listed
 
@@ -113,7 +123,7 @@ def test_no_other_private_member_is_used() -> None:
     theirs: set[str] = set()
     for held in (ToolNode([]), StructuredTool.from_function(lambda x: x, name="x", description="x"), StateGraph(dict)):
         theirs |= {name for name in (*dir(held), *vars(held)) if name.startswith("_") and not name.startswith("__")}
-    listed = {name for names in private.OVERRIDDEN.values() for name in names}
+    listed = {name for names in OVERRIDDEN.values() for name in names}
     own = {"_asdict", "_replace", "_get_ls_params"}
     found = []
     for path in Path(private.__file__).parent.glob("*.py"):
@@ -125,7 +135,7 @@ def test_no_other_private_member_is_used() -> None:
     assert found == [], "list it in `langgraph/_private.py`, where an upgrade that moves it is noticed"
 
 
-@pytest.mark.parametrize("owner", private.OVERRIDDEN)
+@pytest.mark.parametrize("owner", OVERRIDDEN)
 def test_overridden_names_exist(owner: str) -> None:
     """Each overridden or used member still exists on the class, or on its instances."""
     module, _, name = owner.rpartition(".")
@@ -133,7 +143,7 @@ def test_overridden_names_exist(owner: str) -> None:
     instance = (
         ToolNode([]) if name == "ToolNode" else StructuredTool.from_function(lambda x: x, name="x", description="x")
     )
-    for member in private.OVERRIDDEN[owner]:
+    for member in OVERRIDDEN[owner]:
         assert hasattr(cls, member) or hasattr(instance, member), f"{owner}.{member} is gone: edges override or read it"
 
 
