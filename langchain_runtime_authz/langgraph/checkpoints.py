@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -186,14 +187,8 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
     """Hold what a child is about to load against what its last run left. Raises `AuthzDenied`: it was edited meanwhile."""
-    return (
-        yield from edited(
-            run,
-            mark_of(place.config, graph.get_name()),
-            lambda: read_head(place.saver, place.config),
-            lambda head, left: moved(graph, place.config, head, left, channels),
-        )
-    )
+    mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
+    return edited(run, mark, read, lambda head, left: moved(graph, place.config, head, left, channels))
 
 
 def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) -> Flow[list[Change]]:

@@ -71,8 +71,7 @@ class RootEntry:
         # the text which that code hands on is not the user's.
         parent = handle.run if handle is not None else run_context.running()
         opener = run_context.opened(config) if parent is None else None
-        engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
-        if engine is not self.engine:
+        if (owner := parent or opener) is not None and owner.engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
         return AtCall(parent, opener)
 

@@ -151,18 +151,9 @@ class MessageCalls:
         )
 
     def _injected(self, call: Any, tool: BaseTool) -> Any:
-        runtime = self.runtime
-        own: Any = ToolRuntime(
-            state=self.state,
-            tool_call_id=call.get("id"),
-            config=self.config,
-            context=runtime.context,
-            store=runtime.store,
-            stream_writer=runtime.stream_writer,
-            tools=list(self.node.tools_by_name.values()),
-            execution_info=runtime.execution_info,
-            server_info=runtime.server_info,
-        )
+        same = ("context", "store", "stream_writer", "execution_info", "server_info")
+        tools, given = list(self.node.tools_by_name.values()), {name: getattr(self.runtime, name) for name in same}
+        own: Any = ToolRuntime(state=self.state, tool_call_id=call.get("id"), config=self.config, tools=tools, **given)
         try:
             return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
         except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
