@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from operator import attrgetter
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
@@ -210,6 +210,8 @@ class RunHandle:
         run_id: names the run in records, spans and tokens (`txn`).
     """
 
+    agent: tuple[str, ...] = ()  # it acts as none
+
     def __init__(
         self,
         engine: Engine,
@@ -372,20 +374,9 @@ def _around() -> RunHandle | None:
     return handle
 
 
-class _OutsideRun(NamedTuple):
-    """A run, for credential requests outside every agent; the epoch is 0 before its first root entry."""
-
-    engine: Engine
-    run_id: str
-    epoch: int
-    agent: tuple[str, ...] = ()
-
-
 def _refusals() -> RefusedMints | None:
     try:
         handle = _around()
     except ConfigError:  # the record could name another run
         return None
-    if handle is None:
-        return None
-    return RefusedMints((_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0), None, None))
+    return RefusedMints((handle, None, None)) if handle is not None else None

@@ -47,7 +47,7 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
             "audience": audience if known else None,
             "tool": decided.call.tool if decided is not None else "",
         }
-        about = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch, "agent": run.agent}
+        about = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch or 0, "agent": run.agent}
         whole = run if isinstance(run, Run) else None
         record_event("mint_refused", whole and whole.scope, detail, about, run=whole)
         yield Record(
