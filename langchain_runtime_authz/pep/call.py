@@ -26,37 +26,30 @@ NO_STANDING: Final = Standing("none", None, (), ())
 
 @dataclass(slots=True)
 class Call:
-    """One tool call as an enforcement point saw it, before any decision.
-
-    `raw` are the arguments as the model wrote them, and `args` the JSON projection of the parsed ones, without those that
-    the framework supplies (`injected`). `parsed` is what the tool will receive. `plan_id` is the id of the message that
-    planned it, and `position` its place there; `place` tells equal calls apart if no message is known. `reread` gives the
-    digest of the arguments parsed once more. `amend` gives the call that an approver put in this one's place, and `amends`
-    is the key of the approval that did. `reviewed`: a review between here and the tool asks an approver about it.
-    """
+    """One tool call as an enforcement point saw it, before any decision."""
 
     tool: str
     profile: ToolProfile
     profiled: bool
     call_id: str | None
-    plan_id: str | None
-    position: int | None
-    raw: Mapping[str, Any] | str
-    args: Mapping[str, Any]
+    plan_id: str | None  # of the message that planned it
+    position: int | None  # its place there
+    raw: Mapping[str, Any] | str  # the arguments as the model wrote them
+    args: Mapping[str, Any]  # the JSON of the parsed ones, without those that the framework supplies
     args_digest: str
     atoms: CallAtoms
-    parsed: Any = None
+    parsed: Any = None  # what the tool will receive
     sent: Any = None
-    injected: frozenset[str] = frozenset()
+    injected: frozenset[str] = frozenset()  # arguments that the framework supplies
     supplied: bool = False
-    reread: Callable[[], str] | None = None
+    reread: Callable[[], str] | None = None  # gives the digest of the arguments parsed once more
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
-    place: str = ""
-    amend: Callable[[str, dict[str, Any]], Call] | None = None
-    amends: str = ""
-    reviewed: bool = False
+    place: str = ""  # tells equal calls apart if no message is known
+    amend: Callable[[str, dict[str, Any]], Call] | None = None  # gives an approver's call in the place of this
+    amends: str = ""  # the key of the approval that did
+    reviewed: bool = False  # a review between here and the tool asks an approver about it
     by_code: bool = False
 
     @property
@@ -68,33 +61,27 @@ class Call:
 
 @dataclass(slots=True)
 class DecidedCall:
-    """A call and what was decided on it; nothing is claimed yet.
-
-    `key`, `row` and `approval` are the ledger's, `body` is what the PDP was asked. `started` is when its batch was asked
-    about, in nanoseconds, and `now` ledger time then. `counter` is the budget of calls with the same effect, of which
-    `prior_calls` were let run for this task. `replay`: it ran before, and its result stands. `deed` names what it does to
-    what (`CallRow.deed`), and `doubts` are the same deeds of unknown outcome. An approver is shown the `evidence`.
-    """
+    """A call and what was decided on it; nothing is claimed yet."""
 
     call: Call
-    key: str
+    key: str  # the ledger's, as are `row` and `approval`
     decision: Decision
-    body: bytes | None = None
-    started: int = 0
-    now: int = 0
+    body: bytes | None = None  # what the PDP was asked
+    started: int = 0  # when its batch was asked about, in nanoseconds
+    now: int = 0  # ledger time then
     match: Match | None = None
     provenance: Mapping[str, Provenance] = field(default_factory=dict)
-    prior_calls: int = 0
+    prior_calls: int = 0  # calls with the same effect that were let run for this task
     mandate: Mandate | None = None
     standing: Standing = NO_STANDING
-    counter: str = ""
+    counter: str = ""  # the budget of these calls
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
-    replay: bool = False
-    deed: str = ""
-    doubts: tuple[Doubt, ...] = ()
-    evidence: tuple[str, ...] = ()
+    replay: bool = False  # it ran before, and its result stands
+    deed: str = ""  # what it does to what (`CallRow.deed`)
+    doubts: tuple[Doubt, ...] = ()  # the same deeds of unknown outcome
+    evidence: tuple[str, ...] = ()  # what an approver is shown
 
     @property
     def asks(self) -> bool:

@@ -44,21 +44,16 @@ class Entry(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The facts at a root entry: a new input or a resume, and the state that it will load.
-
-    `standing` are the digests of all texts in the user's role in the state already. `kept`: the graph keeps its state, so
-    another writer can erase texts from it. `moved` tells, of the checkpoint that a run left last, if the state changed since.
-    `memory` is the digest of what the store remembers, if the task counts it. `waiting` reads what waits below.
-    """
+    """The facts at a root entry: a new input or a resume, and the state that it will load."""
 
     texts: Sequence[HumanText] = ()
-    standing: frozenset[str] = frozenset()
+    standing: frozenset[str] = frozenset()  # digests of all texts in the user's role in the state already
     resume: bool = False
-    kept: bool = False
+    kept: bool = False  # the graph keeps its state, so another writer can erase texts from it
     head: state.Head | None = None
-    moved: Callable[[str], Flow[bool]] | None = None
-    memory: str | None = None
-    waiting: Callable[[], Flow[state.Below | None]] | None = None
+    moved: Callable[[str], Flow[bool]] | None = None  # whether the state changed since this checkpoint
+    memory: str | None = None  # the digest of what the store remembers, if the task counts it
+    waiting: Callable[[], Flow[state.Below | None]] | None = None  # reads what waits below
 
 
 class Left(NamedTuple):

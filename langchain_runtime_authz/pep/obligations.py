@@ -33,20 +33,16 @@ POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the 
 
 
 class Terms(NamedTuple):
-    """The terms of `require_approval`.
+    """The terms of `require_approval`."""
 
-    `needed` people must say yes, within `expires_in` seconds (0: for ever); nobody but those `eligible` if it is not empty,
-    and the `fallback` after so many seconds without an answer. The caps are on questions of one run, and of one subject.
-    """
-
-    expires_in: int = 0
-    needed: int = 1
-    distinct: bool = False
-    eligible: tuple[str, ...] = ()
-    fallback: tuple[str, ...] = ()
+    expires_in: int = 0  # seconds; 0 for ever
+    needed: int = 1  # people who must say yes
+    distinct: bool = False  # from the subject
+    eligible: tuple[str, ...] = ()  # nobody but these, if it is not empty
+    fallback: tuple[str, ...] = ()  # and these, without an answer after `fallback_after` seconds
     fallback_after: int = 0
-    per_run: int | None = None
-    per_hour: int | None = None
+    per_run: int | None = None  # the most questions of one run
+    per_hour: int | None = None  # and of one subject
 
     @classmethod
     def of(cls, props: Mapping[str, Any]) -> Terms | None:
