@@ -243,7 +243,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     else:
         waiting = yield (OneByOne, first.node.locks, first.node.decide_all(run, calls, first.config))
     for one, pending in zip(arrivals, waiting, strict=True):
-        run.engine.tally.decided(run, "tool", one.call.tool, LAYER)
+        run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict
     denied = next((pending.verdict for pending in waiting if isinstance(pending.verdict, Denial)), None)
     if denied is not None:

@@ -105,9 +105,9 @@ Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
     """Enter the node, run it, and record the plans that its output announces. A tool node has no `channels`."""
     tally = run.engine.tally
-    tally.decided(run, "node", name, "node gate")
+    tally.count(run, "node", name, "node gate", decided=1)
     yield from _enter(run, name, channels is None)
-    tally.ran(run, "node", name, "node gate")
+    tally.count(run, "node", name, "node gate", ran=1)
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
@@ -197,7 +197,7 @@ _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.
 def _take_turns(run: Run, message: tool_pep.MessageCalls, waiting: Sequence[Pending]) -> None:
     for one in waiting:
         if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
-            run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
+            run.engine.tally.count(run, "tool", one.call.tool, "tool node gate", decided=1)
     _turns.set(tool_pep.Turns(message.config, message.calls, waiting))
 
 

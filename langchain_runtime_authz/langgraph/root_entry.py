@@ -209,8 +209,7 @@ class _Root(Entering[tuple[Any, Any]]):
             yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
-        engine.tally.decided(run, "entry", self.name, "root entry")
-        engine.tally.ran(run, "entry", self.name, "root entry")
+        engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
         self.run = run
         given = self.input
         if saver is not None or entry.pending:
@@ -297,7 +296,7 @@ class ChildEntry(Entering[Any]):
         ticket, parent, name = current_ticket(), self.parent, self.name
         args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
         tally = self.engine.tally
-        tally.decided(parent, "agent", name, "child entry")
+        tally.count(parent, "agent", name, "child entry", decided=1)
         try:
             if self.place is not None:
                 watch = self.root_entry.watch(self.graph)
@@ -312,7 +311,7 @@ class ChildEntry(Entering[Any]):
             if ticket is not None:  # a tool edge: the tool's answer carries the denial
                 raise
             raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
-        tally.ran(parent, "agent", name, "child entry")
+        tally.count(parent, "agent", name, "child entry", ran=1)
         return given
 
     def _given(self, run: Run) -> Flow[Any]:

@@ -91,7 +91,7 @@ class Arrival:
             (resolved,) = yield from kept_question(decide_together(run, [self._counted(call)], self.config))
         else:
             resolved, self.place = yield (OneByOne, self.node.locks, self.node.decide(run, self))
-        run.engine.tally.decided(run, "tool", call.tool, self.layer)
+        run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
         verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that a call could be left to
         if isinstance(verdict, Replay):
             self.settle()

@@ -173,7 +173,7 @@ class ToolExecution(CodeScope):
         if not stages:
             self.ticket.redeem()
             layer = "ambient hook" if type(self.guard) is UUID else "tool guard"
-            self.run.engine.tally.ran(self.run, "tool", self.call.tool, layer)
+            self.run.engine.tally.count(self.run, "tool", self.call.tool, layer, ran=1)
         stages.append(stage)
         return True
 

@@ -131,19 +131,13 @@ class Tally:
         self._lock = forkable_lock()
         self.dropped = 0
 
-    def decided(self, run: Run, kind: str, name: str, layer: str) -> None:
+    def count(self, run: Run, kind: str, name: str, layer: str, *, decided: int = 0, ran: int = 0) -> None:
         with self._lock:
             counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
             if counts is None:
                 counts = self._new(key)
-            counts[0] += 1
-
-    def ran(self, run: Run, kind: str, name: str, layer: str) -> None:
-        with self._lock:
-            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
-            if counts is None:
-                counts = self._new(key)
-            counts[1] += 1
+            counts[0] += decided
+            counts[1] += ran
 
     def _new(self, key: Key) -> list[int]:
         if len(self._counts) >= MAX_KEYS:

@@ -601,7 +601,7 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     run: Any = SimpleNamespace(scope=SimpleNamespace(graph="g"), agent=("g",))
     tally = Tally()
     threads = [
-        threading.Thread(target=lambda: [tally.decided(run, "tool", "t", "l") for _ in range(500)]) for _ in range(8)
+        threading.Thread(target=lambda: [tally.count(run, "tool", "t", "l", decided=1) for _ in range(500)]) for _ in range(8)
     ]
     for one in threads:
         one.start()
@@ -609,7 +609,7 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
         one.join()
     assert list(tally.of("g").values()) == [Counted(4000, 0)]
     for i in range(module.MAX_KEYS + 5):
-        tally.ran(run, "tool", f"t{i}", "l")
+        tally.count(run, "tool", f"t{i}", "l", ran=1)
     assert len(tally.of("g")) == module.MAX_KEYS
     assert tally.dropped == 6
 
