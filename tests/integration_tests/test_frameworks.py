@@ -132,29 +132,6 @@ def test_coverage_reaches_every_agent(build):
     assert all("tool guard" in r.layers for r in report.rows if r.kind == "tool")
 
 
-def test_an_agent_deep_in_a_closure_is_reached():
-    """Two containers down in a node function's closure, it is protected and its tool gated."""
-    from langgraph.graph import START, MessagesState, StateGraph
-    from langgraph.prebuilt import create_react_agent
-
-    model = ScriptedChatModel(script=[call(*PAY), AIMessage("child done")])
-    agents = {"team": [{"payer": create_react_agent(model, [pay], name="payer")}]}
-
-    def node(state):
-        return {"messages": agents["team"][0]["payer"].invoke({"messages": [("user", "x")]})["messages"][-1:]}
-
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node")
-    authz = RuntimeAuthz(pdp=StaticPDP(lambda r: r.resource.id != "pay"))
-    graph = authz.protect(builder.compile())
-    with authz.run(subject="alice"):
-        out = graph.invoke({"messages": [("user", "x")]})
-    assert out["messages"][-1].content == "child done"
-    assert ran == []
-    assert "payer" in [r.name for r in authz.coverage(graph).rows if r.kind == "agent"]
-
-
 def test_each_deep_agent_has_a_task_tool_of_its_own():
     """Each describes the agents that it knows, and the profile of the ready set is for all of them."""
     from deepagents import create_deep_agent

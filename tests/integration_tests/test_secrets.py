@@ -425,33 +425,6 @@ def test_tool_that_gives_its_token_away(kind: str, how: str, bank: Bank, tmp_pat
     scene.assert_used()
 
 
-def test_credential_is_for_the_call_alone(bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
-    """After its call a tool's kept credential is refused by the bank, and a new one is not to be had."""
-    from langchain_runtime_authz.errors import CredentialError
-
-    kept: list[Any] = []
-
-    @tool
-    def pay(to: str) -> str:
-        """Pay somebody, and keep the key."""
-        kept.append(current_call().credential(AUDIENCE))
-        with pytest.raises(CredentialError):
-            current_call().credential("https://other.example")
-        return bank.pay()
-
-    scene = Scene(bank, tmp_path, spans, caplog)
-    graph = scene.graph("hand", pay, InMemorySaver())
-    with scene.authz.run(subject="alice"):
-        graph.invoke(human(), THREAD)
-        assert bank.verifier is not None
-        with pytest.raises(CredentialError) as refused:
-            bank.verifier.verify(kept[0].token, audience=AUDIENCE)
-        assert refused.value.code == "credential_revoked"
-    with pytest.raises(CredentialError):
-        current_call().credential(AUDIENCE)
-    scene.assert_used()
-
-
 @pytest.mark.parametrize("place", ["state", "stream", "callback", "sqlite", "audit", "log", "span", "error"])
 def test_searcher_finds_what_is_planted(place: str, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
     """Positive control: a token put on purpose into any one of the places is found there."""
