@@ -160,16 +160,16 @@ class PostgresLedger(SqlLedger):
 
     def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
         self._here()
-        with _failures(), self._pool.connection(self._timeout) as conn:
-            own, autocommit = self._dsn is not None, conn.autocommit
-            if not own:  # what is set in a pool of the caller's ends with the transaction
-                prelude = [_BEGIN, self._settings(tenant, local=True), *prelude[1:]]
-            elif self._as.pop(conn, None) != tenant:
-                prelude = [self._settings(tenant, local=False), *prelude]
-            if not autocommit:
-                conn.set_autocommit(True)
-            done = False
+        with _FAILURES:
+            conn = self._pool.getconn(self._timeout)
+            own, autocommit, done = self._dsn is not None, conn.autocommit, False
             try:
+                if not own:  # what is set in a pool of the caller's ends with the transaction
+                    prelude = [_BEGIN, self._settings(tenant, local=True), *prelude[1:]]
+                elif self._as.pop(conn, None) != tenant:
+                    prelude = [self._settings(tenant, local=False), *prelude]
+                if not autocommit:
+                    conn.set_autocommit(True)
                 yield (tx := _Tx(conn, prelude, commits=_BEGIN in prelude))
                 done = not tx.prelude
             except psycopg.Error:
@@ -181,8 +181,11 @@ class PostgresLedger(SqlLedger):
                         conn.execute("ROLLBACK")
                 elif own and done:  # a rollback also takes back what was set
                     self._as[conn] = tenant
-                if not autocommit and not conn.closed:
-                    conn.set_autocommit(False)
+                try:
+                    if not autocommit and not conn.closed:
+                        conn.set_autocommit(False)
+                finally:
+                    self._pool.putconn(conn)
 
     def _settings(self, tenant: str, *, local: bool) -> Statement:
         limit = f"{int(self._timeout * 1000)}ms"
@@ -211,7 +214,7 @@ class _Tx:
         else:
             with self._conn.pipeline():  # one round trip
                 cursors = [self._execute(*statement) for statement in several]
-        return [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
+        return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
@@ -223,13 +226,15 @@ class _Tx:
         for number, (name, value) in enumerate(found.turns.items()):
             parts.append(f"t{number} AS ({_TAKEN})")
             values += [found.tenant, b"", name, now, value]
-        for name, write in PUTS.items():
-            for some in chunks(kept.puts.get(name, ())):
+        for name, puts in kept.puts.items():
+            write = PUTS[name]
+            for some in chunks(puts) if puts else ():
                 several = ", ".join([marks(2 + len(write.columns))] * len(some))
                 parts.append(f"w{len(parts)} AS ({write.sql(f'VALUES {several}')})")
                 values += [column for row in some for column in (*of, *row)]
-        for name, (table, column) in DROPS.items():
-            for some in chunks(kept.drops.get(name, ())):
+        for name, drops in kept.drops.items():
+            table, column = DROPS[name]
+            for some in chunks(drops):
                 where = f"tenant = ? AND thread = ? AND {column} IN {marks(len(some))}"
                 parts.append(f"w{len(parts)} AS (DELETE FROM {table} WHERE {where})")
                 values += [*of, *some]
@@ -263,7 +268,7 @@ def administer(
     Raises:
         LedgerError: the database cannot be reached or used.
     """
-    with _failures(), psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
+    with _FAILURES, psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
         admin = _Admin(conn, schema, role)
         if create:
             admin.make()
@@ -342,12 +347,14 @@ def _alive(conn: Connection) -> None:
         ConnectionPool.check_connection(conn)
 
 
-@contextmanager
-def _failures() -> Iterator[None]:
+class _Failures:
     """Turn what PostgreSQL, its driver and its pool raise into a code."""
-    try:
-        yield
-    except (psycopg.Error, PoolTimeout, OSError) as exc:
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        if not isinstance(exc, (psycopg.Error, PoolTimeout, OSError)):
+            return
         code = Code.LEDGER_UNAVAILABLE
         if isinstance(exc, _SLOW):
             code = Code.LEDGER_TIMEOUT
@@ -356,3 +363,6 @@ def _failures() -> Iterator[None]:
         # One line, and no connection string: it may hold a password.
         why = getattr(getattr(exc, "diag", None), "message_primary", None) or type(exc).__name__
         raise LedgerError(code, why) from exc
+
+
+_FAILURES: Final = _Failures()

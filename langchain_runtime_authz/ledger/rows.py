@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.facts.history import History
@@ -26,11 +26,12 @@ from langchain_runtime_authz.ledger.state import Needs, Thread
 
 Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
+V = TypeVar("V")
 CHUNK: Final = 500  # keys in one statement
 
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
-_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _STRING: Final = json.encoder.encode_basestring_ascii
 _DECODE: Final = json.JSONDecoder().raw_decode  # without the look for blanks
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
@@ -263,20 +264,20 @@ class Kept(NamedTuple):
 def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
     """Return what `changes.apply` changed in the thread. A store may keep it in any order."""
     t, before = f.thread, f.before
-    drops: dict[str, Sequence[str]] = {}
-    puts: dict[str, Sequence[Row]] = {
-        # A commit does not bring the earlier texts.
-        "said": [(t.epoch, encoded(_fields(text))) for text in t.log],
-        "revocation": [
-            (encoded(agent), int(agent not in t.revoked), now) for agent in sorted(t.revoked ^ before.revoked)
-        ],
-        "token": [(encoded(jti), encoded(call), encoded(lease)) for jti, call, lease in t.issued if call is not None],
-        "plan": [
+    puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
+    if t.log:  # a commit does not bring the earlier texts
+        puts["said"] = [(t.epoch, encoded(_fields(text))) for text in t.log]
+    if t.revoked != before.revoked:
+        changed = sorted(t.revoked ^ before.revoked)
+        puts["revocation"] = [(encoded(agent), int(agent not in t.revoked), now) for agent in changed]
+    if t.issued:
+        puts["token"] = [(encoded(jti), encoded(call), encoded(of)) for jti, call, of in t.issued if call is not None]
+    if t.plans != before.plans:
+        puts["plan"] = [
             (*map(encoded, message), epoch, encoded(_fields(plans[epoch])))
-            for message, plans in t.plans.items()
+            for message, plans in _changed(t.plans, before.plans)
             for epoch in plans.keys() - before.plans.get(message, {}).keys()
-        ],
-    }
+        ]
     if (t.epoch, t.task) != (before.epoch, before.task):
         body = encoded({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
         puts["epoch"] = [(t.epoch, t.task.digest, body, now)]
@@ -287,10 +288,15 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
         rows, old = getattr(t, name), getattr(before, name)
         if rows == old:
             continue
-        puts[name] = [columns(key, row) for key, row in rows.items() if key not in old or old[key] != row]
+        puts[name] = [columns(key, row) for key, row in _changed(rows, old)]
         if name in DROPS:
             drops[name] = [encoded(key) for key in old.keys() - rows.keys()]
     return Kept((encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now), puts, drops)
+
+
+def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]:
+    """Return the rows that `old` does not have. Most of the others are the same objects, which are not compared."""
+    return [(k, row) for k, row in rows.items() if k not in old or (old[k] is not row and old[k] != row)]
 
 
 class Write(NamedTuple):

@@ -84,7 +84,7 @@ class SqlLedger:
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`. A revocation must not lose to other writers, so it is tried again if they hold it up."""
-        tries = URGENT if any(type(change) is Revoke for change in changes) else 1
+        tries = URGENT if Revoke in map(type, changes) else 1
         while True:
             tries -= 1
             try:

@@ -52,7 +52,8 @@ class SqliteLedger(SqlLedger):
         self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
         self._closed = False
         self._guard, self._writer = threading.Lock(), threading.Lock()  # of the connections, of commits
-        with _failures(self.path):
+        self._failures = _Failures(self.path)
+        with self._failures:
             _make(self.path)
             self._file = _identity(self.path)
             with self._reading("") as tx:
@@ -75,30 +76,25 @@ class SqliteLedger(SqlLedger):
 
     @contextmanager
     def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
-        with self._turn(), self._reading(tenant) as tx:
-            try:
-                if locked:
-                    tx.batch([("BEGIN IMMEDIATE", ())])
-                yield tx
-            finally:
-                _undo(tx.conn)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Queue the writers of this process: SQLite's own waiting may starve some."""
         self._here()
-        writer = self._writer
+        writer = self._writer  # writers of this process queue: SQLite's own waiting may starve some
         if not writer.acquire(timeout=self._timeout):
             raise LedgerError(Code.LEDGER_TIMEOUT, f"{self.path.name} was held by other threads for {self._timeout} s")
         try:
-            yield
+            with self._reading(tenant) as tx:
+                try:
+                    if locked:
+                        tx.batch([("BEGIN IMMEDIATE", ())])
+                    yield tx
+                finally:
+                    _undo(tx.conn)
         finally:
             writer.release()
 
     @contextmanager
     def _reading(self, tenant: str) -> Iterator[_Tx]:
         self._here()
-        with _failures(self.path):
+        with self._failures:
             if self._closed:
                 raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
             # Through the open descriptor, a removed file would be written to unseen.
@@ -201,7 +197,7 @@ def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
         LedgerError: the file cannot be used.
     """
     path = Path(path)
-    with _failures(path):
+    with _Failures(path):
         if create:
             _make(path)
         conn = _connect(path, TIMEOUT)
@@ -261,7 +257,7 @@ def _make(path: Path) -> None:
 
 def _identity(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116  (each load and commit asks)
     except FileNotFoundError:
         raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name} is gone") from None
     return found.st_dev, found.st_ino
@@ -273,18 +269,23 @@ def _undo(conn: sqlite3.Connection) -> None:
             conn.execute("ROLLBACK")
 
 
-@contextmanager
-def _failures(path: Path) -> Iterator[None]:
+class _Failures:
     """Turn what SQLite and the disk raise into a code, with the file's name."""
-    try:
-        yield
-    except sqlite3.Error as exc:
-        name = getattr(exc, "sqlite_errorname", "") or ""
-        code = Code.LEDGER_UNAVAILABLE
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            code = Code.LEDGER_TIMEOUT
-        elif name == "SQLITE_ERROR" and "no such" in str(exc):  # a table or a column
-            code = Code.LEDGER_SCHEMA
-        raise LedgerError(code, f"{path.name}: {name or type(exc).__name__}: {exc}") from exc
-    except OSError as exc:
-        raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name}: {exc.strerror or type(exc).__name__}") from exc
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        if isinstance(exc, sqlite3.Error):
+            name = getattr(exc, "sqlite_errorname", "") or ""
+            code = Code.LEDGER_UNAVAILABLE
+            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                code = Code.LEDGER_TIMEOUT
+            elif name == "SQLITE_ERROR" and "no such" in str(exc):  # a table or a column
+                code = Code.LEDGER_SCHEMA
+            raise LedgerError(code, f"{self._name}: {name or type(exc).__name__}: {exc}") from exc
+        if isinstance(exc, OSError):
+            why = exc.strerror or type(exc).__name__
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self._name}: {why}") from exc
