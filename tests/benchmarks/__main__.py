@@ -71,9 +71,27 @@ TARGETS = {
 
 
 def turns(stack: ExitStack, _: Any) -> Sample:
-    """Sample a turn of `create_agent` by ledger: a model call and a tool call."""
-    found = stack.enter_context(ledgers()).items()
-    rows = {f"a turn, {name.partition(' (')[0]}": TurnRow(agent_graph, FixedPDP(), ledger) for name, ledger in found}
+    """Sample a turn of `create_agent` by ledger, with a checkpointer of the same kind: a model call and a tool call."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    def postgres() -> Any:
+        from langgraph.checkpoint.postgres import PostgresSaver
+
+        made = stack.enter_context(PostgresSaver.from_conn_string(os.environ["LRA_POSTGRES_DSN"]))
+        made.setup()
+        return made
+
+    folder, names = stack.enter_context(tempfile.TemporaryDirectory()), itertools.count()
+    savers: dict[str, Callable[[], Any]] = {
+        "memory": InMemorySaver,
+        "SQLite": lambda: stack.enter_context(SqliteSaver.from_conn_string(f"{folder}/{next(names)}.db")),
+        "PostgreSQL": postgres,
+    }
+    rows = {}
+    for long, ledger in stack.enter_context(ledgers()).items():
+        name = long.partition(" (")[0]
+        build = lambda script, saver=savers[name]: agent_graph(script, saver())
+        rows[f"a turn, {name}"] = TurnRow(build, FixedPDP(), ledger, threads=True)
     return lambda rounds: {name: row.sample(rounds) for name, row in rows.items()}
 
 
@@ -276,7 +294,7 @@ class Group(NamedTuple):
 
 GROUPS = {
     "calls": Group("What protection adds to steps of a graph (`per_call`); plain is the same step", "µs"),
-    "turns": Group("A turn of `create_agent`, by ledger: one model call and one tool call", "ms", turns),
+    "turns": Group("A turn of `create_agent`, by ledger, with a checkpointer in the same database: one model call and one tool call", "ms", turns),
     "outputs": Group("A tool call, by its output", "ms", outputs),
     "threads": Group("An invocation of a graph of one node on a thread with a checkpointer", "ms", threads),
     "runs": Group("A run of `sizing`, by ledger and engine; plain is the same run without protection", "ms", runs),

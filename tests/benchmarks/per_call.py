@@ -160,7 +160,7 @@ def nested_graph(depth: int) -> Any:
     return graph
 
 
-def agent_graph(script: Script) -> Any:
+def agent_graph(script: Script, checkpointer: Any = None) -> Any:
     """Build LangChain's agent, with a model that plays the script."""
     from langchain.agents import create_agent
 
@@ -175,7 +175,7 @@ def agent_graph(script: Script) -> Any:
         def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
             return ChatResult(generations=[ChatGeneration(message=script.turn(1))])
 
-    return create_agent(Model(), [book])
+    return create_agent(Model(), [book], checkpointer=checkpointer)
 
 
 class Pair:
@@ -250,18 +250,19 @@ class CallRow:
 
 
 class TurnRow:
-    """Time whole invokes, and take the difference for one turn and for the entry."""
+    """Time whole invokes, and take the difference for one turn and for the entry. With `threads`, each has one of its own."""
 
-    def __init__(self, build: Callable[[Script], Any], pdp: Any, ledger: Any = None) -> None:
-        self.pair = Pair(build, pdp, ledger=ledger)
+    def __init__(self, build: Callable[[Script], Any], pdp: Any, ledger: Any = None, *, threads: bool = False) -> None:
+        self.pair, self.threads = Pair(build, pdp, ledger=ledger), threads
 
     def sample(self, rounds: int) -> dict[str, float]:
         """Return nanoseconds per turn, plain and added, and what an invoke adds apart from its turn."""
         taken: dict[tuple[str, int], list[int]] = {(side, n): [] for n in (1, MORE + 1) for side in self.pair.sides}
         for _ in range(rounds):
             for (side, turns), times in taken.items():
+                thread = f"thread {next(numbers)}" if self.threads else ""
                 start = time.process_time_ns()
-                self.pair.invoke(side, turns)
+                self.pair.invoke(side, turns, thread)
                 times.append(time.process_time_ns() - start)
         medians = {key: statistics.median(times) for key, times in taken.items()}
         plain, ours = ((medians[side, MORE + 1] - medians[side, 1]) / MORE for side in self.pair.sides)
