@@ -107,11 +107,12 @@ class Fetch:
             given.extend(values)
 
         add(self._journal, _NEWEST.format(seen), self.tenant, *of, place="coalesce(j.at, 0.0)")
+        calls = n.calls if known is None else n.calls & known.without
         if known is None:
             self._rows(add)
-        elif n.log or n.pending or n.calls:
+        elif calls or n.log or n.pending:
             self.thread = copied(known.thread)
-        t, calls = self.thread, n.calls if known is None else n.calls & known.without
+        t = self.thread
         if calls:
             keys = (*of, *map(encoded, calls))
             add(self._call, f"{_CALL}key IN {_in(calls)}", *keys, place="at")

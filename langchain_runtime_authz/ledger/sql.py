@@ -131,10 +131,10 @@ class SqlLedger:
             if place is None:
                 return "unknown"
             thread, key, lease_jti = place
-            found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
-            now = self._fetch(tx, found, seen)
+            wanted = Needs(leases={lease_jti}, calls={key} if key is not None else set())
+            found, now = self._found(tx, Fetch(tenant, thread, wanted, self._recall(tenant, thread)[0]), seen)
         if here is not None:
-            if not found.thread.leases:  # it was forgotten
+            if lease_jti not in found.thread.leases:  # it was forgotten
                 return self.status(tenant, jti)
             self._places[tenant, jti] = here
         return status(found.thread, lease_jti, key, now)
