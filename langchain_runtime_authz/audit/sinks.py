@@ -384,7 +384,6 @@ def _inode(found: os.stat_result) -> tuple[int, int]:
 
 @contextmanager
 def _exclusive(fd: int) -> Iterator[None]:
-    """Hold a file's lock among processes."""
     until = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:

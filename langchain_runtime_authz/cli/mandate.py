@@ -125,7 +125,6 @@ def schema() -> None:
 
 
 def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:
-    """Return tool → JSON schema of its arguments: the graph's, or the arguments that the profiles name."""
     if graph is None:
         named = {n: [*p.critical, *p.when, *p.text, *p.free] for n, p in declared.items()}
         return {n: {"type": "object", "properties": {a.partition(".")[0]: {} for a in of}} for n, of in named.items()}

@@ -74,7 +74,6 @@ class Search:
         return clean if clean is not value or kind in _PLAIN or raised else self._whole(value)
 
     def _whole(self, value: Any) -> Any:
-        """Return an object unchanged, or a constant for all of it."""
         if self._raised:
             return value
         holds = self._holds(value)

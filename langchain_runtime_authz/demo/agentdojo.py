@@ -204,7 +204,6 @@ _Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `No
 
 
 def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callable[[], bool]) -> Outcome:
-    """Run the real graph in a new environment, and return AgentDojo's verdict."""
     user, injection, texts = case
     world = World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []

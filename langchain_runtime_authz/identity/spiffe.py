@@ -198,7 +198,6 @@ class SpiffeIdentity(WorkloadIdentity):
 
 
 def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
-    """Return the authorities of a trust domain; none if it is not known."""
     from spiffe import TrustDomain
 
     found = context.x509_bundle_set.get_bundle_for_trust_domain(TrustDomain(trust_domain))

@@ -192,8 +192,7 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligat
     if "obligation" in notes and not listed:
         raise ConfigError(f"`@obligation` of policy `{reason}` names nothing", Code.POLICY_INVALID)
     if absent := [wanted for wanted in listed if wanted not in table]:
-        msg = f"the obligation `{absent[0]}` of policy `{reason}` is not in the table"
-        raise ConfigError(msg, Code.POLICY_INVALID)
+        raise ConfigError(f"the obligation `{absent[0]}` of policy `{reason}` is not in the table", Code.POLICY_INVALID)
     obligations = tuple(table[wanted] for wanted in listed)
     if policy.get("effect") == "permit" and any(o.type in (ASKS, "revoke") for o in obligations):
         msg = f"policy `{reason}` permits and obliges to `approval` or `revoke`; put that on a `forbid`"

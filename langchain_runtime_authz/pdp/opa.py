@@ -100,7 +100,6 @@ class _Told(NamedTuple):
 
 
 def _decision(result: object, told: _Told) -> Decision | None:
-    """Return the decision, or `None` if the rule's value is not a decision document."""
     decision = parse_answer(result)
     if decision is None:
         return None

@@ -203,18 +203,10 @@ class ResourceServer(BearerServer[Credential]):
 
         return dependency
 
-    def check_call(
-        self,
-        credential: Credential,
-        *,
-        tool: str,
-        args: Arguments,
-        step: str | None = None,
-        accept: Collection[str] | None = ORDERED,
-    ) -> None:
+    def check_call(self, credential: Credential, **call: Any) -> None:
         """Check like `credential.details.check_call`, in a handler that has parsed its request. Raises the answer, 403."""
         try:
-            check_call(credential, tool=tool, args=args, step=step, accept=accept)
+            check_call(credential, **call)
         except CredentialError as exc:
             raise self._http(exc) from None
 

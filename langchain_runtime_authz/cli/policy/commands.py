@@ -109,7 +109,6 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
 
 
 def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
-    """Return what is wrong with Rego and data that compile."""
     from langchain_runtime_authz.cli.policy.lint import lint_paths, lint_rego
     from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
