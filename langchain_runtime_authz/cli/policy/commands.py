@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -93,7 +93,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
     """
-    from langchain_runtime_authz.cli.policy.lint import lint_rego
+    from langchain_runtime_authz.cli.policy.lint import lint_policy, lint_rego
     from langchain_runtime_authz.cli.policy.project import open_policy, read_rego, unread
 
     # Text first: its findings explain why a compiler refuses.
@@ -102,24 +102,10 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
     if not found:
         opened = open_policy(policy, opa)
-        found += [] if opened.cedar else _wrong(opened, own, opa)
+        found += [] if opened.cedar else lint_policy(opened, own, opa)
         if not found:
             opened.pdp().close()
     return Answer({"findings": found}, [*found, f"{len(found)} findings" if found else "nothing found"], bool(found))
-
-
-def _wrong(opened: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
-    from langchain_runtime_authz.cli.policy.lint import lint_paths, lint_rego
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO
-    from langchain_runtime_authz.pdp.shipped_data import wrong_data
-    from langchain_runtime_authz.pdp.wasm import DATA_ROOT, merge_shipped
-
-    found = list(lint_rego({n: t for n, t in opened.rego.items() if n not in own}))
-    if not all(name.endswith(SHIPPED_REGO) for name in opened.rego):
-        found += lint_paths(opened.rego, opa)
-    whole = opened.data if opened.wasm is not None else merge_shipped(opened.data, own=True)
-    data = whole.get(DATA_ROOT, {})
-    return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
 
 
 @app.command("test")
@@ -133,13 +119,13 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
       runtime-authz policy test my-policy
       runtime-authz policy test policy.tar.gz
     """
-    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy.project import open_policy, run_rego_tests
 
     opened = open_policy(policy, opa)
     if not opened.cases:
         raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
     cases, failed = _run_cases(opened, as_json)
-    rego = _run_rego_tests(policy, opened, opa)
+    rego = run_rego_tests(policy, opened, opa)
     text = f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}"
     return Answer({"cases": cases, "failed": failed, "opa": rego}, text, bool(failed))
 
@@ -157,24 +143,6 @@ def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]]
         if not quiet:
             typer.echo(f"{'FAIL' if wrong else 'ok  '}  {case.name}{f': {wrong}' if wrong else ''}")
     return cases, sum(case["wrong"] is not None for case in cases)
-
-
-def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
-    import tempfile
-
-    from langchain_runtime_authz.cli.policy.project import read_rego, run_opa
-
-    tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
-    if not tests:
-        return None
-    with tempfile.TemporaryDirectory() as work:
-        at = Path(work)
-        for name, text in policy.rego.items():
-            (at / name.rpartition("/")[2]).write_text(text, encoding="utf-8")
-        for file in tests:
-            (at / file.name).write_text(read_rego(file), encoding="utf-8")
-        (at / "data.json").write_text(json.dumps(dict(policy.data)), encoding="utf-8")
-        return run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
 
 
 @app.command("diff")
@@ -196,8 +164,9 @@ def diff(
       runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
     from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy.replay import compared
 
-    return _compared(log, key, open_policy(before, opa), open_policy(after, opa))
+    return compared(log, key, open_policy(before, opa), open_policy(after, opa))
 
 
 @app.command("replay")
@@ -213,28 +182,9 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
       runtime-authz policy replay audit.jsonl data.json
     """
     from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy.replay import compared
 
-    return _compared(log, key, None, open_policy(policy, opa))
-
-
-def _compared(log: Path, key: Path | None, before: Policy | None, after: Policy) -> Answer:
-    from langchain_runtime_authz.cli.policy.replay import differences, other_profiles, recorded_in, said
-
-    recorded, lost = recorded_in(log, key)
-    found = differences(recorded, before, after)
-    flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
-    profiled = other_profiles(recorded, after)
-    turned = {"flips": [f.to_dict() for f in flips], "obliged_otherwise": [f.to_dict() for f in others]}
-    told = {"decided": len(recorded), "without_content": lost, **turned, "other_profiles": profiled}
-    text = [f"flip  {f}: {said(f.before)} -> {said(f.after)}" for f in flips]
-    for f in others:
-        was, now = (", ".join(one.obligations) or "nothing" for one in (f.before, f.after))
-        text.append(f"duty  {f}: {f.after.outcome}, obliges to {was} -> {now}")
-    if profiled:
-        text.append(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
-    more = f"; {len(others)} oblige differently" if others else ""
-    left = f"; {lost} left out because their contents were not recorded" if lost else ""
-    return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(found))
+    return compared(log, key, None, open_policy(policy, opa))
 
 
 @app.command("explain")
@@ -310,7 +260,7 @@ def try_request(
       runtime-authz policy try request.json my-policy --watch
       runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
     """
-    from langchain_runtime_authz.cli.policy.replay import find, recorded_in
+    from langchain_runtime_authz.cli.policy.replay import decided_file, find, recorded_in
     from langchain_runtime_authz.testing.requests import example_request
 
     if not request.exists():
@@ -321,30 +271,18 @@ def try_request(
     while watch:
         seen = _stamps(request, policy)
         try:
-            _tried(request, policy, opa).show(as_json)
+            decided_file(request, policy, opa).show(as_json)
         except AuthzError as exc:
             typer.echo(f"error     {exc}", err=as_json)
         typer.echo("")
         while _stamps(request, policy) == seen:
             time.sleep(POLL)
-    return _tried(request, policy, opa)
+    return decided_file(request, policy, opa)
 
 
 def _stamps(*paths: Path | None) -> list[tuple[str, int]]:
     files: Iterable[Path] = (f for p in paths if p is not None for f in (sorted(p.rglob("*")) if p.is_dir() else [p]))
     return [(str(f), f.stat().st_mtime_ns) for f in files if f.is_file()]
-
-
-def _tried(source: Path, policy: Path | None, opa: str | None) -> Answer:
-    from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import asked, decide, explained, read_request, zoned
-
-    opened = open_policy(policy, opa)
-    request = zoned(opened, read_request(source))
-    with closing(opened.pdp()) as pdp:
-        (decision,) = decide(pdp, [request])
-    document, because = explained(opened, decision, request)
-    return Answer(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
 
 
 @app.command("build")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import request_schema
-from langchain_runtime_authz.cli.policy.project import run_opa
+from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, Policy, run_opa, written
+from langchain_runtime_authz.pdp.shipped_data import wrong_data
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, merge_shipped
 
 _NEGATED: Final = re.compile(r"\bnot\s+[^\n{]*?(?:[^=:<>!]|\b)(==|!=|<=|>=|<|>)(?!=)")
 _CALL: Final = re.compile(r"\b([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)\(")
@@ -55,12 +55,9 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
     schema = request_schema()
     schema = _plain(schema, schema["$defs"])
     names = {f"{number}.rego": name for number, name in enumerate(files)}
-    with tempfile.TemporaryDirectory() as work:
-        at = Path(work)
-        (at / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
-        for file, text in zip(names, files.values(), strict=True):
-            (at / file).write_text(_GET.sub(_reading, text), encoding="utf-8")
-        options = ("--schema", "schema.json", "--format", "json", "--max-errors", "0")
+    texts = {file: _GET.sub(_reading, text) for file, text in zip(names, files.values(), strict=True)}
+    options = ("--schema", "schema.json", "--format", "json", "--max-errors", "0")
+    with written({**texts, "schema.json": json.dumps(schema)}) as at:
         found = run_opa(opa, "check", *options, *names, cwd=at, findings=True)
     for error in json.loads(found or "{}").get("errors", ()):
         told = error.get("details") or {}
@@ -110,3 +107,13 @@ def _places(node: Any, name: str, path: str) -> Iterator[str]:
     for child in (node.get("items"), node.get("additionalProperties")):
         if isinstance(child, dict):
             yield from _places(child, name, f"{path}[_]")
+
+
+def lint_policy(policy: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
+    """Return what is wrong with Rego and data that compile."""
+    found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
+    if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
+        found += lint_paths(policy.rego, opa)
+    whole = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
+    data = whole.get(DATA_ROOT, {})
+    return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]

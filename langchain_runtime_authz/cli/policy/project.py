@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import resources
@@ -291,17 +292,34 @@ def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
     """Compile Rego to Wasm by `opa`. If OPA refuses, the error has its words."""
-    with tempfile.TemporaryDirectory() as work:
-        at = Path(work)
-        names = [n.rpartition("/")[2] for n in rego]
-        for name, text in zip(names, rego.values(), strict=True):
-            (at / name).write_text(text, encoding="utf-8")
-        run_opa(opa, "check", "--strict", *names, cwd=at)
-        options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
-        if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
-            options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
-        run_opa(opa, "build", *options, *names, cwd=at)
+    texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
+    options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
+    if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
+        options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
+    with written(texts) as at:
+        run_opa(opa, "check", "--strict", *texts, cwd=at)
+        run_opa(opa, "build", *options, *texts, cwd=at)
         return read_files(at / "b.tar.gz")[WASM]
+
+
+def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
+    """Run a project's tests in Rego with OPA; return its last line, `None` if there are no tests."""
+    tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
+    if not tests:
+        return None
+    rules = {name.rpartition("/")[2]: text for name, text in policy.rego.items()}
+    own = {file.name: read_rego(file) for file in tests}
+    with written({**rules, **own, DATA: json.dumps(dict(policy.data))}) as at:
+        return run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
+
+
+@contextmanager
+def written(files: Mapping[str, str]) -> Iterator[Path]:
+    """Write texts into a directory of their own for OPA, and remove it afterwards."""
+    with tempfile.TemporaryDirectory() as work:
+        for name, text in files.items():
+            (Path(work) / name).write_text(text, encoding="utf-8")
+        yield Path(work)
 
 
 def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:

@@ -18,7 +18,7 @@ from langchain_runtime_authz.audit.record import place
 from langchain_runtime_authz.audit.seal import opener
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.cli._app import Answer
-from langchain_runtime_authz.cli.policy.project import Policy
+from langchain_runtime_authz.cli.policy.project import Policy, open_policy
 from langchain_runtime_authz.errors import ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
@@ -340,3 +340,32 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
         text.append(f"          {', '.join(where) or 'by default: no rule permits it'}")
     text += [f"obliges   {o.type} {json.dumps(o.properties)}" for o in decision.obligations]
     return document, text
+
+
+def compared(log: Path, key: Path | None, before: Policy | None, after: Policy) -> Answer:
+    """Return what `after` decides otherwise than `before`, or than the log."""
+    recorded, lost = recorded_in(log, key)
+    found = differences(recorded, before, after)
+    flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
+    profiled = other_profiles(recorded, after)
+    turned = {"flips": [f.to_dict() for f in flips], "obliged_otherwise": [f.to_dict() for f in others]}
+    told = {"decided": len(recorded), "without_content": lost, **turned, "other_profiles": profiled}
+    text = [f"flip  {f}: {said(f.before)} -> {said(f.after)}" for f in flips]
+    for f in others:
+        was, now = (", ".join(one.obligations) or "nothing" for one in (f.before, f.after))
+        text.append(f"duty  {f}: {f.after.outcome}, obliges to {was} -> {now}")
+    if profiled:
+        text.append(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
+    more = f"; {len(others)} oblige differently" if others else ""
+    left = f"; {lost} left out because their contents were not recorded" if lost else ""
+    return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(found))
+
+
+def decided_file(source: Path, policy: Path | None, opa: str | None) -> Answer:
+    """Decide the request in a file."""
+    opened = open_policy(policy, opa)
+    request = zoned(opened, read_request(source))
+    with closing(opened.pdp()) as pdp:
+        (decision,) = decide(pdp, [request])
+    document, because = explained(opened, decision, request)
+    return Answer(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
