@@ -400,5 +400,4 @@ def _forked() -> None:
         link._lock, link._pool, link._finalizer = threading.Lock(), None, None  # noqa: SLF001
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_forked)

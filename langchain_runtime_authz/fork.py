@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,12 @@ def forkable_lock() -> threading.Lock:
     with _registry:
         _locks.add(lock)
     return lock
+
+
+def in_child(method: Callable[[], object]) -> None:
+    """Call a bound method in each forked child, while its object lives."""
+    held = weakref.WeakMethod(method)
+    os.register_at_fork(after_in_child=lambda: (found := held()) is not None and found())
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import os
 import stat
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from langchain_runtime_authz._validate import checked_count, checked_seconds
 from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.seal import sealer
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.fork import in_child
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -133,8 +133,7 @@ class FileSink:
         self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away
         self._anchors: dict[str, object] = {}  # by tenant, from their last records
-        forked = weakref.WeakMethod(self._forked)
-        os.register_at_fork(after_in_child=lambda: (method := forked()) is not None and method())
+        in_child(self._forked)
         self._write(None)
 
     @property

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import threading
 import time
 import weakref
@@ -24,7 +23,7 @@ from langchain_runtime_authz._files import replace_file, stamp
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.fork import file_lock
+from langchain_runtime_authz.fork import file_lock, in_child
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, Keys, files_below, read_bundle, real_root, trusted
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
@@ -187,11 +186,11 @@ class ReloadingPDP(InProcess):
         # What was refused and until when, as text: an exception's frames would keep the bundle.
         self._rejected: tuple[Seen, float, str, str] | None = None
         self._closed = False
-        self._lock = threading.Lock()  # held while reloading
         self._seen: Seen = self._look()
         self._live = self._loaded(None)
         self._confirmed = time.monotonic()
         self._watch()
+        in_child(self._watch)
 
     @property
     def name(self) -> str:
@@ -223,8 +222,6 @@ class ReloadingPDP(InProcess):
         Raises:
             ConfigError: what the source holds is not used, and nothing was changed.
         """
-        if self._pid != os.getpid() and not self._closed:
-            self._watch()
         with self._lock:
             if self._closed:
                 raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
@@ -269,16 +266,12 @@ class ReloadingPDP(InProcess):
 
     def close(self) -> None:
         """Stop watching and free the engine; every later evaluation denies. Idempotent."""
-        if self._pid != os.getpid():  # another thread may have held it at the fork
-            self._lock = threading.Lock()
         with self._lock:
             self._closed = True
             self._stop.set()
             self._live.pdp.close()
 
     def _serving(self) -> _Live:
-        if self._pid != os.getpid() and not self._closed:
-            self._watch()  # a fork's child has no thread that does
         limit = self._max_staleness
         if limit is not None and time.monotonic() - self._confirmed > limit:
             raise PDPError(Code.POLICY_STALE)
@@ -312,11 +305,11 @@ class ReloadingPDP(InProcess):
             return ()
 
     def _watch(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
-        threading.Thread(target=target, args=arguments, name="runtime-authz-policy", daemon=True).start()
+        """Begin to watch. A fork's child has no thread that does, and another thread may have held the lock."""
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        if not self._closed:
+            target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
+            threading.Thread(target=target, args=arguments, name="runtime-authz-policy", daemon=True).start()
 
 
 def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -> None:

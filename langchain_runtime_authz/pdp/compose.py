@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Final, Literal
 from langchain_runtime_authz._validate import checked_callable, checked_count, checked_seconds
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome, parse_request
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.fork import forkable_lock, in_child
 from langchain_runtime_authz.pdp.base import PDP, Composed, bounded
 
 _log = logging.getLogger(__name__)
@@ -121,6 +120,7 @@ class CandidatePDP(Composed):
         self._lock = forkable_lock()
         self._closed = False
         self._begin()
+        in_child(self._begin)
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         return self._compare_later(bodies, self._real.evaluate(bodies))
@@ -131,7 +131,6 @@ class CandidatePDP(Composed):
     def close(self) -> int:  # type: ignore[override]
         """Close both PDPs; return how many requests were not compared. The one under way gets a second."""
         with self._lock:
-            self._own()
             if not self._closed and self._pending:
                 self.counts["dropped"] += self._pending
                 _log.warning("%s: closed, %d requests were not compared", self.name, self._pending)
@@ -144,7 +143,6 @@ class CandidatePDP(Composed):
 
     def _compare_later(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
         with self._lock:
-            self._own()
             if self._closed:
                 return decisions
             if self._thread is None:
@@ -188,15 +186,11 @@ class CandidatePDP(Composed):
             self._told(request, ours, theirs)
 
     def _begin(self) -> None:
-        self._pid, self._pending = os.getpid(), 0  # requests that wait or are being compared
+        """Begin, also in a fork's child, which does not have the thread."""
+        self._pending = 0  # requests that wait or are being compared
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
         self.counts = Counter[str]()
-
-    def _own(self) -> None:
-        """Begin anew in a fork's child, which does not have the thread. Under the lock."""
-        if self._pid != os.getpid():
-            self._begin()
 
 
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
