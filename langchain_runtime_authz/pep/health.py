@@ -110,11 +110,6 @@ def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaita
     """
 
     async def app(scope: dict[str, Any], receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        if scope["type"] == "lifespan":
-            while (await receive())["type"] != "lifespan.shutdown":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
-            return
         if scope["type"] != "http":
             return
         told: dict[str, Any] = {"live": True}
