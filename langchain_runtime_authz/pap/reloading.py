@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz._files import replace_file, stamp
-from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
+from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds
 from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import file_lock, in_child
@@ -147,7 +147,6 @@ class ReloadingPDP(InProcess):
         poll: seconds between looks at the source.
         max_staleness: seconds after which a policy whose source could not be confirmed denies
             everything with `policy_stale`; `None` for never.
-        entrypoint: see `WasmPDP`; the default is what the bundle's manifest names first.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
         deadline: seconds within which the calls of one message must be answered.
@@ -166,7 +165,6 @@ class ReloadingPDP(InProcess):
         state: str | Path | None = None,
         poll: float = 2.0,
         max_staleness: float | None = None,
-        entrypoint: str | None = None,
         pool_size: int = 4,
         timeout: float = 1.0,
         deadline: float = DEFAULT_DEADLINE,
@@ -179,7 +177,6 @@ class ReloadingPDP(InProcess):
         self._highest = HighestRevision(marked if state is None else checked_path("state", state))
         self._poll = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
-        self._entrypoint = None if entrypoint is None else checked_text("entrypoint", entrypoint)
         self._limits: dict[str, Any] = {"pool_size": checked_count("pool_size", pool_size)}
         self._limits["timeout"] = checked_seconds("timeout", timeout)
         self._refused = ""
@@ -286,7 +283,7 @@ class ReloadingPDP(InProcess):
         if bundle.number < least or (live is not None and bundle.number == least):
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
-        pdp = engine_of(bundle, self.source.name, bundle.revision, self._entrypoint, **self._limits)
+        pdp = engine_of(bundle, self.source.name, bundle.revision, **self._limits)
         try:
             self_test(pdp, bundle)
             self._highest.advance(bundle)
@@ -336,9 +333,7 @@ def _may_pass(refusal: ConfigError) -> bool:
     return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 
 
-def engine_of(
-    bundle: Bundle, name: str, label: str = "", entrypoint: str | None = None, **limits: Any
-) -> WasmPDP | CedarPDP:
+def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
     """Return an engine for a bundle, whose answers have `label` as their revision. Raises `ConfigError`."""
     if bundle.cedar:
         policies, schema, obligations, entities = (bundle.cedar[file] for file in CEDAR)
@@ -348,7 +343,7 @@ def engine_of(
     if bundle.wasm is not None and DATA_ROOT in data:
         check_data(data[DATA_ROOT], name)
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], **({"revision": label} if label else {})}}
-    return WasmPDP(wasm=bundle.wasm, data=data, entrypoint=entrypoint or bundle.entrypoint, **limits)
+    return WasmPDP(wasm=bundle.wasm, data=data, entrypoint=bundle.entrypoint, **limits)
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:

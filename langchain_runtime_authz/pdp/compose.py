@@ -212,7 +212,6 @@ class CircuitBreaker(Composed):
         real: the PDP. Only its failures count (no answer, a late or malformed one), never a denial.
         failures: that many in a row open it.
         reset_after: seconds until it is tried again.
-        deadline: seconds for one batch, by default the PDP's own.
         clock: monotonic seconds.
     """
 
@@ -222,10 +221,9 @@ class CircuitBreaker(Composed):
         *,
         failures: int = 5,
         reset_after: float = 5.0,
-        deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__("breaker", [real], deadline)
+        super().__init__("breaker", [real], None)
         self._limit = checked_count("failures", failures)
         self._reset_after = checked_seconds("reset_after", reset_after)
         self._clock = checked_callable("clock", clock)

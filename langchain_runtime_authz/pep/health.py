@@ -109,7 +109,7 @@ def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaita
     It says codes and the policy's revision, and needs no authentication.
     """
 
-    async def app(scope: dict[str, Any], receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         if scope["type"] != "http":
             return
         told: dict[str, Any] = {"live": True}

@@ -27,7 +27,6 @@ class ResourceMetadata:
         authorization_servers: issuers whose tokens the service accepts.
         scopes: all that it knows.
         own_tokens: it accepts this package's tokens, with their `authorization_details`.
-        name: for people.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class ResourceMetadata:
         authorization_servers: Iterable[str],
         scopes: Iterable[str] = (),
         own_tokens: bool = False,
-        name: str | None = None,
     ) -> None:
         parts = urlsplit(checked_url(resource, "resource"))
         servers = [checked_url(server, "authorization_servers") for server in authorization_servers]
@@ -52,7 +50,6 @@ class ResourceMetadata:
             "bearer_methods_supported": ["header"],
             **({"scopes_supported": list(self.scopes)} if self.scopes else {}),
             **({"authorization_details_types_supported": [GRANT_TYPE, CALL_TYPE]} if own_tokens else {}),
-            **({"resource_name": name} if name else {}),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

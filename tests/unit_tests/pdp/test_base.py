@@ -260,7 +260,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (
         ReloadingPDP,
         {"source": Path("absent")},
-        {"source", "keys", "at_least", "state", "poll", "max_staleness", "entrypoint", "pool_size", "timeout"},
+        {"source", "keys", "at_least", "state", "poll", "max_staleness", "pool_size", "timeout"},
     ),
     (Evaluator, {"pdp": StaticPDP(True)}, {"pdp", "deadline"}),
     (ObserveOnly, {"real": StaticPDP(True)}, {"real"}),
@@ -271,7 +271,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
         {"real": StaticPDP(True), "candidate": StaticPDP(True)},
         {"real", "candidate", "on_difference", "deadline"},
     ),
-    (CircuitBreaker, {"real": StaticPDP(True)}, {"real", "failures", "reset_after", "deadline", "clock"}),
+    (CircuitBreaker, {"real": StaticPDP(True)}, {"real", "failures", "reset_after", "clock"}),
 ]
 
 

@@ -24,7 +24,7 @@ from tests.unit_tests.identity.test_oidc import APP, IDP, OTHER, Provider, id_to
 from tests.unit_tests.resource_server.test_resource_server import app_of, asked, challenge, server
 from tests.unit_tests.resource_server.test_resource_server import token as own_token
 
-METADATA = ResourceMetadata(f"{BANK}/api", authorization_servers=[IDP], scopes=["crm.read", "crm.write"], name="CRM")
+METADATA = ResourceMetadata(f"{BANK}/api", authorization_servers=[IDP], scopes=["crm.read", "crm.write"])
 
 
 def now(**claims: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_the_metadata_are_served_where_rfc_9728_says() -> None:
     document = asked_get(app, METADATA.path)
     assert document.json() == {
         "resource": f"{BANK}/api", "authorization_servers": [IDP], "bearer_methods_supported": ["header"],
-        "scopes_supported": ["crm.read", "crm.write"], "resource_name": "CRM",
+        "scopes_supported": ["crm.read", "crm.write"],
     }  # fmt: skip
     assert asked(app, path=METADATA.path).status_code == 405
 
