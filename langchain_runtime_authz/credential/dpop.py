@@ -73,7 +73,6 @@ def read_proof(
     token: str | None,
     jkt: str | None,
     now: float,
-    max_age: int = MAX_AGE,
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
 ) -> Proof:
@@ -98,7 +97,7 @@ def read_proof(
     target = normal_target(claims["htu"]) if isinstance(claims.get("htu"), str) else None
     if target is None or target != normal_target(htu):
         refuse("it is for another URL", _CODE)
-    if not now - max_age <= issued <= now + LEEWAY:
+    if not now - MAX_AGE <= issued <= now + LEEWAY:
         refuse("it is too old, or from the future", _CODE)
     if token is not None and not _same(claims.get("ath"), token_digest(token)):
         refuse("it is for another token", _CODE)

@@ -41,7 +41,7 @@ class MemoryReplays:
     Args:
         max_entries: remembered at once. If more are still valid, a new proof is refused; no valid one is forgotten.
         max_per_key: of one holder's key; by default a hundredth of `max_entries`. `CallAuth` makes a key for each
-            call, so this bounds one call's requests in `max_age` seconds. An attacker needs a hundred permitted
+            call, so this bounds one call's requests in `MAX_AGE` seconds. An attacker needs a hundred permitted
             calls, each minted and on record, to fill the memory of all others.
     """
 
@@ -81,25 +81,23 @@ class MemoryReplays:
 
 
 class Nonces:
-    """Makes server nonces (§8, §9) that need no memory: a time and its HMAC.
+    """Makes server nonces (§8, §9) that need no memory: a time and its HMAC. They are accepted for five minutes.
 
     Args:
         secret: 32 bytes or more, the same in all processes of a service; random by default.
-        max_age: seconds for which a nonce is accepted.
     """
 
-    def __init__(self, secret: bytes | None = None, max_age: int = NONCE_AGE) -> None:
-        if (secret is not None and len(secret) < hashlib.sha256().digest_size) or max_age < 1:
-            raise ConfigError("`secret` must have 32 bytes or more, and `max_age` be positive")
+    def __init__(self, secret: bytes | None = None) -> None:
         self._secret = secrets.token_bytes(32) if secret is None else secret
-        self._max_age = max_age
+        if len(self._secret) < hashlib.sha256().digest_size:
+            raise ConfigError("`secret` must have 32 bytes or more")
 
     def issue(self, now: float) -> str:
         """Return the nonce to send as `DPoP-Nonce`."""
         return self._of(int(now))
 
     def accepts(self, nonce: str | None, now: float) -> bool:
-        """Return True if `nonce` was issued here in the last `max_age` seconds."""
+        """Return True if `nonce` was issued here in the last `NONCE_AGE` seconds."""
         if nonce is None:
             return False
         try:
@@ -107,7 +105,7 @@ class Nonces:
         except (ValueError, struct.error):
             return False
         genuine = hmac.compare_digest(self._of(made).encode(), nonce.encode("utf-8", "surrogatepass"))
-        return genuine and now - self._max_age < made <= now + LEEWAY
+        return genuine and now - NONCE_AGE < made <= now + LEEWAY
 
     def _of(self, made: int) -> str:
         stamp = struct.pack(">q", made)
@@ -122,7 +120,6 @@ class ProofVerifier:
             this, never with a `Host` header, which the sender chooses.
         nonces: if given, a proof must hold one of its nonces; without it, `iat` bounds the proof's age.
         replays: remembers used proofs.
-        max_age: seconds for which a proof is accepted, at most 300.
         algorithms: allow-list.
         clock: epoch seconds.
     """
@@ -133,19 +130,16 @@ class ProofVerifier:
         origin: str,
         nonces: Nonces | None = None,
         replays: Replays | None = None,
-        max_age: int = MAX_AGE,
         algorithms: Sequence[str] = ALGORITHMS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         target = normal_target(origin)
         if target is None or not target.endswith("/") or target.count("/") != 3:  # noqa: PLR2004  (scheme://host/)
             raise ConfigError("`origin` must be scheme and authority, such as https://bank.example")
-        if not 0 < max_age <= NONCE_AGE:
-            raise ConfigError(f"`max_age` must be between 1 and {NONCE_AGE}")
         checked_algorithms(algorithms)
         self.algorithms = tuple(algorithms)
         self.origin = target.removesuffix("/")
-        self._nonces, self._max_age, self._clock = nonces, max_age, clock
+        self._nonces, self._clock = nonces, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
@@ -155,7 +149,7 @@ class ProofVerifier:
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
         now, nonces = self._clock(), self._nonces
         request: Any = {"htm": method, "htu": self.origin + path, "token": token, "jkt": jkt}
-        limits: Any = {"now": now, "max_age": self._max_age, "algorithms": self.algorithms}
+        limits: Any = {"now": now, "algorithms": self.algorithms}
         if nonces is not None:
             limits["is_nonce"] = lambda nonce: nonces.accepts(nonce, now)
         found = read_proof(proof, **request, **limits)
@@ -163,7 +157,7 @@ class ProofVerifier:
         # can use up another holder's.
         proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()
         try:
-            first = self._replays.first(found.jkt, proof_id, now + self._max_age + LEEWAY, now)
+            first = self._replays.first(found.jkt, proof_id, now + MAX_AGE + LEEWAY, now)
         except CredentialError:
             raise
         except Exception as exc:
