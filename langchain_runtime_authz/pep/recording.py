@@ -162,20 +162,9 @@ def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -
     """Tell whom a decision obliges to tell. Raises `AuditError` if that fails."""
     for obligation in decision.obligations:
         if obligation.type == "notify":
-            notification = {
-                "ts": now,
-                "decision_id": decision.decision_id,
-                "outcome": decision.outcome,
-                "reasons": list(decision.reasons),
-                "action": action,
-                "resource": resource,
-                "subject": run.subject.principal,
-                "agent": list(run.agent),
-                "run_id": run.run_id,
-                "thread": run.scope[3],
-                "policy_revision": decision.policy_revision,
-                "obligation": obligation.id,
-                # The policy's own words, where it gave any.
-                **{k: v for k, v in obligation.properties.items() if k in ("topic", "body")},
-            }
-            yield Notify(str(obligation.properties["channel"]), notification)
+            decided = {"decision_id": decision.decision_id, "outcome": decision.outcome, "reasons": [*decision.reasons]}
+            step = {"action": action, "resource": resource, "subject": run.subject.principal, "agent": [*run.agent]}
+            place = {"run_id": run.run_id, "thread": run.scope.thread, "policy_revision": decision.policy_revision}
+            own = {k: v for k, v in obligation.properties.items() if k in ("topic", "body")}  # the policy's own words
+            told = {"ts": now, **decided, **step, **place, "obligation": obligation.id, **own}
+            yield Notify(str(obligation.properties["channel"]), told)
