@@ -22,16 +22,27 @@ from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Crede
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 MAX_KEYS: Final = 64  # parsed keys in the cache
-_NAMES: Final = (
-    names.ISSUER,
-    names.SUBJECT,
-    names.SUBJECT_TYPE,
-    names.AUDIENCE,
-    names.TOKEN_ID,
-    names.TRANSACTION,
-    names.CLIENT_ID,
-    names.TENANT,
-)
+_OPTIONAL: Final = (names.NOT_BEFORE, names.CONFIRMATION)
+_OF_TASK: Final = {"id": str, "digest": str, "epoch": int}
+# Claim → what it must be, and the test of it.
+_SHAPES: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    **dict.fromkeys(
+        (names.ISSUER, names.SUBJECT, names.SUBJECT_TYPE, names.AUDIENCE, names.TOKEN_ID, names.TRANSACTION,
+         names.CLIENT_ID, names.TENANT),
+        ("a string", lambda v: isinstance(v, str) and v != ""),
+    ),
+    **dict.fromkeys((names.EXPIRES_AT, names.ISSUED_AT, names.NOT_BEFORE), ("an integer", lambda v: type(v) is int)),
+    names.TASK: (
+        "an object with id, epoch and digest",
+        lambda v: isinstance(v, dict) and all(type(v.get(n)) is k for n, k in _OF_TASK.items()) and v["epoch"] >= 0,
+    ),
+    names.ACTOR: ("an object", lambda v: isinstance(v, dict)),
+    names.AUTHORIZATION_DETAILS: (
+        "an array of objects with a type",
+        lambda v: isinstance(v, list) and v != [] and all(isinstance(d, dict) and isinstance(d.get("type"), str) for d in v),
+    ),
+    names.CONFIRMATION: ("an object with jkt", lambda v: isinstance(v, dict) and isinstance(v.get(names.JKT), str)),
+}  # fmt: skip
 
 KeySet = Mapping[str, Any]
 
@@ -180,31 +191,11 @@ class Verifier:
 
 
 def _check_shape(claims: dict[str, Any]) -> None:
-    for name in _NAMES:
-        if not isinstance(claims.get(name), str) or not claims[name]:
-            refuse(f"`{name}` must be a string")
-    for name in (names.EXPIRES_AT, names.ISSUED_AT, *([names.NOT_BEFORE] if names.NOT_BEFORE in claims else [])):
-        if type(claims.get(name)) is not int:
-            refuse(f"`{name}` must be an integer")
-    task, actor, details, cnf = (
-        claims.get(name) for name in (names.TASK, names.ACTOR, names.AUTHORIZATION_DETAILS, names.CONFIRMATION)
-    )
-    if not (
-        isinstance(task, dict)
-        and isinstance(task.get("id"), str)
-        and isinstance(task.get("digest"), str)
-        and type(task.get("epoch")) is int
-        and task["epoch"] >= 0
-    ):
-        refuse(f"`{names.TASK}` must hold id, epoch and digest")
-    if not isinstance(actor, dict) or actor.get(names.SUBJECT) != claims[names.CLIENT_ID]:
+    for name, (wanted, fits) in _SHAPES.items():
+        if not (name in _OPTIONAL and name not in claims) and not fits(claims.get(name)):
+            refuse(f"`{name}` must be {wanted}")
+    if claims[names.ACTOR].get(names.SUBJECT) != claims[names.CLIENT_ID]:
         refuse(f"`{names.ACTOR}` must name the client")
-    if not isinstance(details, list) or not details:
-        refuse(f"`{names.AUTHORIZATION_DETAILS}` must be an array")
-    if not all(isinstance(detail, dict) and isinstance(detail.get("type"), str) for detail in details):
-        refuse(f"`{names.AUTHORIZATION_DETAILS}` must hold objects with a type")
-    if names.CONFIRMATION in claims and not (isinstance(cnf, dict) and isinstance(cnf.get(names.JKT), str)):
-        refuse(f"`{names.CONFIRMATION}` must hold jkt")
 
 
 # The helpers below return `None` instead of raising: an exception's context would quote the token.
