@@ -199,11 +199,9 @@ class _Stage:
     """Show a performance and keep its steps; without a console only keep them."""
 
     def __init__(self, console: Console | None, audit: AuditSink) -> None:
+        self._console, self._audit = console, audit
         self.rows: list[Row] = []
-        self._audit = audit
-        self._console = console
-        self._planned: dict[str, str] = {}
-        self._asked: dict[str, str] = {}
+        self._planned, self._asked = dict[str, str](), dict[str, str]()
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line, and leave time to read it on a terminal."""

@@ -6,7 +6,6 @@ An SVID has neither `jti` nor `client_id`, so `OidcVerifier` is not for it.
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import ssl
 import tempfile
@@ -188,13 +187,11 @@ class SpiffeIdentity(WorkloadIdentity):
     def _bundled(self, bundles: Any) -> None:
         from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-        def jwk(key: Any) -> dict[str, Any]:
-            algorithm = RSAAlgorithm if hasattr(key.public_numbers(), "n") else ECAlgorithm
-            return json.loads(algorithm.to_jwk(key))  # type: ignore[no-any-return]
+        def jwk(key: Any) -> Any:
+            return (RSAAlgorithm if hasattr(key.public_numbers(), "n") else ECAlgorithm).to_jwk(key, as_dict=True)
 
-        self._jwt_keys = {
-            b.trust_domain.name: {kid: jwk(key) for kid, key in b.jwt_authorities.items()} for b in bundles.bundles
-        }
+        keys = {b.trust_domain.name: b.jwt_authorities for b in bundles.bundles}
+        self._jwt_keys = {domain: {kid: jwk(key) for kid, key in each.items()} for domain, each in keys.items()}
 
 
 def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:

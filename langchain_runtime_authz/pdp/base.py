@@ -123,7 +123,7 @@ class Evaluator:
     """Ask a PDP, and return a decision in every case. The `deadline` is for a batch, of CPU if it is `in_process`."""
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
-        if isinstance(pdp, type) or not _is_pdp(pdp):
+        if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
             is_ = f"the class {pdp.__name__}" if isinstance(pdp, type) else f"be {type(pdp).__name__}"
             raise ConfigError(f"`pdp` must have name, revision, evaluate and aevaluate, not {is_}")
         self.pdp, self._left_out = pdp, lines_left_out()
@@ -242,13 +242,6 @@ class Evaluator:
             code = Code.UNCANONICAL_ARGUMENT if body is None else Code.REQUEST_TOO_LARGE
             found.append(next(each) if asked else deny(code, "mapping", self.revision))
         return found
-
-
-def _is_pdp(pdp: object) -> bool:
-    try:
-        return isinstance(pdp, PDP) and isinstance(pdp.name, str)
-    except Exception:  # noqa: BLE001  (one of its properties raised)
-        return False
 
 
 def bounded(revision: str) -> str:
