@@ -81,6 +81,7 @@ class Tool(Vocabulary):
         bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
         several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
         shared = several and any(n and kinds[n].kind == "amount" for n in found)
+        shared = shared or any(kinds[n].kind not in _NAMEABLE for n in several)  # one event is not at two places
         # A verb alone orders nothing, and a noun that only names an argument wants a value.
         if not (bare <= self.core and (used or bare)) or len(several) > 1 or shared:
             return []
@@ -156,7 +157,7 @@ class Tool(Vocabulary):
             return True
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         if named and role != "source":
-            return place in {*self._places("labelled"), *self._places(role, kind), *data["naming"]}
+            return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
         if phrase.kind in {"number", "word"} and not phrase.nouns:  # it says least, so its place must say more
             fine = place == "first" and self.effect != "pay" if phrase.kind == "number" else place != "later"
             if (kind == "amount" and self.effect != "pay") or (kind == "object" and not fine):

@@ -73,7 +73,7 @@ class Vocabulary:
         things = language.alike(w for w in words_of(name) if w not in language.verbs) - language.closed
         alike |= {(v, n) for g in once for v in g for n in things}
         alike |= {(v, *e) for e in own if e[0] not in language.verbs for v in data["making"]}
-        alike |= {(v,) for v in usual if profile.effect == "send"}
+        alike |= {(v,) for v in usual if profile.effect == "send" and "object" not in profile.critical.values()}
         # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
         self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
 

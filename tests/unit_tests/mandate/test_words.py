@@ -233,6 +233,7 @@ def strange(text: str) -> list[tuple[str, dict[str, object]]]:
         "Delete a.txt, Carol", "Delete a.txt, mate", "Delete a.txt and similar", "Cancel event M-4, Carol",  # spoken to
         "Transfer 45 EUR to Bob x2", "Transfer 45 EUR to Bob #1", "Transfer 45 EUR to Bob for 7",  # left over
         "Delete a.txt...",  # trails off
+        'Tell Bob to message Ana "hi"', "Tell Bob to text #ops that I pay",  # he does it
         "Get rid of the idea of a.txt", "Refund Bob 45 EUR", "Delete a.txt at the office",  # another thing
     ],
 )  # fmt: skip
