@@ -173,6 +173,7 @@ def _ask(
         asked = [j for j in judged if j.asks and not _left(j)]
         unrepeatable = {j.key for j in asked if not _askable(j)}
         known = {j.key for j in asked if (a := _asked_in(j, me)) and a.call_key == j.key and a.state != "spent"}
+        known -= {j.key for j in asked if j.approval and j.approval.state == "approved" and not j.told}
         fresh = [j for j in asked if j.key not in unrepeatable | known]
         # What is asked late would come before a tool's own question, and take the answer to it.
         # A call that code makes by itself and that never ran comes after every question that was answered.

@@ -39,7 +39,7 @@ LAPSED: Final = 3600  # seconds past its expiry for which an unended lease count
 MAX_EDGES: Final = 256  # per thread; every request tells them
 MAX_MARKS: Final = 10_000  # per thread
 MAX_ASKED: Final = 1000  # questions in one answer of `Asked`, calls in one of `Doubted`
-OPEN: Final = ("claimed", "unknown")  # states of a call that has a permit and no completion
+OPEN: Final = ("claimed", "unknown", "void")  # states of a call that may have to ask, or make another ask
 LASTS: Final = 86_400  # seconds after its claim for which a call in doubt makes the same deed ask
 
 AgentPath = tuple[str, ...]
@@ -84,7 +84,8 @@ class CallRow(NamedTuple):
         result: JSON text, for calls that must not run twice.
         deed: names all calls with the same effect on the same target; "" if it has no side effect.
         at: ledger time of its claim.
-        about: what is known of it otherwise, until it ends: tool, decision, idempotency key, who resolved it.
+        about: what is known of it otherwise, until it ends: tool, decision, idempotency key, who resolved it, and
+            `again` once the same deed was begun by another call.
     """
 
     key: str
@@ -97,28 +98,36 @@ class CallRow(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """A call with a permit and no completion: `claimed` while its lease lives, `unknown` from then on."""
+    """A call with a permit and no completion: `claimed` while its lease lives, `unknown` from then on.
+
+    It is `void` once somebody found that it did not happen. RULE: a deed in doubt asks (`asks`), twice: when it is
+    decided, and inside the commit of its claim. Only a resolution lifts a doubt, or an approval whose question named it.
+    """
 
     scope: Scope
     subject: str
     row: CallRow
 
-    def concerns(self, scope: Scope | None, deed: str, about: Mapping[str, Any], now: float) -> bool:
-        """Return True if a call of that deed, of the same subject, must ask because of this one.
+    @property
+    def name(self) -> str:
+        """Name this doubt in a question: a call that is claimed once more is another one."""
+        return f"{self.row.key} {self.row.at}"
 
-        One that may still be under way counts on its own thread. On others, it counts if another process makes it, and
-        it is a payment or the very same call: a subject may act on one target side by side. Calls of one root entry do
-        not concern each other.
+    def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
+        """Return True if the call `key`, of the same deed and subject, must ask because of this one.
+
+        An unknown one always counts. One that may still be under way counts on its own thread. On others, it counts if
+        another process makes it, and it is a payment or the very same call: a subject may act on one target side by
+        side. Calls under way in one root entry do not count. The call's own row counts once the deed was done again.
         """
-        known = self.row.about or {}
-        same = deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
+        row, known = self.row, self.row.about or {}
+        if row.key == key:
+            return row.state != "claimed" and "again" in known
+        if row.state != "claimed" or now - row.at >= LASTS:
+            return row.state == "unknown" and now - row.at < LASTS
+        same = row.deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
         near = self.scope == scope or (same and known.get("process") != about["process"])
-        return (
-            self.row.deed == deed
-            and known.get("run_id") != about["run_id"]
-            and (near or self.row.state == "unknown")
-            and now - self.row.at < LASTS
-        )
+        return near and bool(known.get("entry") != about["entry"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,7 @@ class Approval:
         distinct: no approver may be the subject, under any type, or one named by `behind`.
         behind: those for whom the subject acts.
         trace: the W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it.
+        doubts: the doubts (`Doubt.name`) that the question tells of.
         eligible, fallback: who may answer (if empty, anybody), and who else from `fallback_at` on, as `type:id`.
     """
 
@@ -178,6 +188,7 @@ class Approval:
     approvers: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()
     trace: str = ""
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -194,7 +205,7 @@ class Query:
         marks: names of marks.
         values: keys (`facts.provenance.forms.key`) whose sightings are wanted.
         counters: budgets whose counts are wanted.
-        deeds: names of deeds (`CallRow.deed`) whose open calls are wanted, of all threads of the thread's subject.
+        deeds: names of deeds (`CallRow.deed`) whose `OPEN` calls are wanted, of all threads of the thread's subject.
     """
 
     jti: str | None = None

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict
+from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
 from langchain_runtime_authz.ledger.state import Needs, Thread, opened
 
@@ -24,7 +24,8 @@ class ClaimCall(Change):
     `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
     `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of
     the tokens to be minted for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`.
-    `subject`, if given, is the thread's: a new call, unless `despite`, is `in_doubt` if one in doubt concerns it.
+    `subject`, if given, is the thread's: the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`). `despite` are the
+    names of those that its approver was told of; `None`, all.
     """
 
     key: str
@@ -34,18 +35,18 @@ class ClaimCall(Change):
     deed: str = ""
     about: Mapping[str, Any] | None = None
     subject: str = ""
-    despite: bool = False
+    despite: tuple[str, ...] | None = ()
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
         if self.subject and self.about is not None:  # also `despite`: others must see this one
-            n.deeds.update(() if self.despite else (self.deed,))
+            n.deeds.update(() if self.despite is None else (self.deed,))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
             place = json.dumps([self.subject, self.deed, same])
             n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        if self.subject and not self.despite and self.deed in t.open and self._doubted(t, now):
+        if self.subject and self.despite is not None and self.deed in t.open and self._doubted(t, now):
             return Conflict(Code.IN_DOUBT)
         if not self.repeatable:
             if ("call", self.key) in used:
@@ -72,8 +73,31 @@ class ClaimCall(Change):
 
     def _doubted(self, t: Thread, now: float) -> bool:
         scope, about = t.scope, self.about or {}
-        others = opened(t.open, scope.tenant, self.deed, now, self.subject) if scope is not None else ()
-        return self.key not in t.calls and any(one.concerns(scope, self.deed, about, now) for one in others)
+        found = opened(t.open, scope.tenant, self.deed, now, self.subject) if scope is not None else ()
+        told = self.despite or ()
+        return any(one.asks(self.key, scope, about, now) and one.name not in told for one in found)
+
+
+@dataclass(slots=True)
+class RepeatCall(Change):
+    """Note that another call begins the deed of an `OPEN` one, claimed at `at`; else `in_doubt`.
+
+    That one then asks if it is entered again, also after somebody found that it did not happen.
+    """
+
+    key: str
+    at: float
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        row = t.calls.get(self.key)
+        return None if row is not None and row.at == self.at and row.state in OPEN else Conflict(Code.IN_DOUBT)
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (row := t.calls.get(self.key)) is not None:
+            t.put(self.key, row._replace(about={**(row.about or {}), "again": True}))
 
 
 @dataclass(slots=True)
@@ -150,7 +174,8 @@ class ResolveCall(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        t.put(self.key, self.resolved(t.calls[self.key], now))
+        if (row := t.calls.get(self.key)) is not None:  # an earlier change of this commit may have released it
+            t.put(self.key, self.resolved(row, now))
 
     def resolved(self, row: CallRow, now: float) -> CallRow:
         told = {"content": "This action was carried out, as was found out afterwards.", "status": "success"}

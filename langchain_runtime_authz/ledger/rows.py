@@ -440,7 +440,7 @@ DOUBTS: Final = (
     " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
     " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
 )
-OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
+OPEN: Final = "c.state IN ('claimed', 'unknown', 'void') AND c.deed <> ''"
 
 
 def call_row(

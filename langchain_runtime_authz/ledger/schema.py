@@ -121,7 +121,7 @@ MIGRATIONS: Final = (
             "ALTER TABLE call ADD COLUMN deed TEXT NOT NULL DEFAULT ''",
             "ALTER TABLE call ADD COLUMN at {d.real} NOT NULL DEFAULT 0",
             "ALTER TABLE call ADD COLUMN about TEXT",
-            "CREATE INDEX call_open ON call (tenant, deed) WHERE state IN ('claimed', 'unknown')",
+            "CREATE INDEX call_open ON call (tenant, deed) WHERE state IN ('claimed', 'unknown', 'void')",
         ),
         (
             "DROP INDEX call_open",

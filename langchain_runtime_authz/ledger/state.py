@@ -82,7 +82,7 @@ class Thread:
     values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
-    # Deed → call key → its thread, for calls without a completion: of the whole store, or those that `Needs` names.
+    # Deed → call key → its thread, for `OPEN` calls: of the whole store, or those that `Needs` names.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
 
@@ -112,7 +112,7 @@ class Thread:
                 del opened[deed]
 
     def drop(self, key: str) -> None:
-        self.put(key, self.calls[key]._replace(state="void"))
+        self.put(key, self.calls[key]._replace(state="failed"))
         del self.calls[key]
 
     def forget(self, name: str) -> None:
@@ -171,7 +171,7 @@ class Needs:
 def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return the calls of a deed without a completion, of `Thread.open`."""
+    """Return the `OPEN` calls of a deed, of `Thread.open`."""
     return tuple(
         b.Doubt(t.scope, t.subject, t.call(key, now))
         for key, t in found[deed].items()

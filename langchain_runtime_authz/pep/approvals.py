@@ -144,6 +144,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             eligible=j.terms.eligible,
             fallback=j.terms.fallback,
             fallback_at=j.now + j.terms.fallback_after,
+            doubts=tuple(one.name for one in j.doubts),
         )
         for i, j in enumerate(asked)
     ]
@@ -179,7 +180,8 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
     for j, mark in zip(asked, marks, strict=True):
-        if (before := held.get(last.get(mark, ""))) is not None and before.state == "approved":
+        before = held.get(last.get(mark, ""))
+        if before is not None and before.state == "approved" and before.call_key != j.key:
             j.evidence = (_CHANGED, *j.evidence)
 
 

@@ -80,13 +80,20 @@ class DecidedCall:
     row: CallRow | None = None
     replay: bool = False  # it ran before, and its result stands
     deed: str = ""  # what it does to what (`CallRow.deed`)
-    doubts: tuple[Doubt, ...] = ()  # the same deeds of unknown outcome
+    doubts: tuple[Doubt, ...] = ()  # because of which it must ask (`Doubt.asks`)
+    repeats: tuple[Doubt, ...] = ()  # other calls of the deed, which must ask once this one is claimed
     evidence: tuple[str, ...] = ()  # what an approver is shown
 
     @property
     def asks(self) -> bool:
         """True if an approval would lift the deny."""
         return self.decision.outcome == "approval_required"
+
+    @property
+    def told(self) -> bool:
+        """True if the newest question about it named each of its doubts."""
+        named = self.approval.doubts if self.approval is not None else ()
+        return all(one.name in named for one in self.doubts)
 
     @property
     def terms(self) -> Terms:

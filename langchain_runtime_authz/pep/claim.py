@@ -25,7 +25,14 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.fork import PROCESS
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendApproval, SpendBudget
+from langchain_runtime_authz.ledger.calls import (
+    ClaimCall,
+    ConcludeCall,
+    ReleaseCall,
+    RepeatCall,
+    SpendApproval,
+    SpendBudget,
+)
 from langchain_runtime_authz.mandate.binding import MANDATE
 from langchain_runtime_authz.pep import recording
 from langchain_runtime_authz.pep.approvals import own_question
@@ -88,11 +95,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         changes.append(ledger.RecordEdge(edge))
     shared = occasion(run, decided.mandate)
     try:
-        if shared is not None and decided.standing.spends and decided.row is None:
-            # Before the claim: if the process dies between the two, the step is spent and a person is asked.
-            done = yield (Commit, shared, None, [SpendBudget(*spend) for spend in decided.standing.spends])
-            if type(done) is Conflict:
-                return (yield from _conflicting(run, decided, done))
+        if (shared is not None or decided.repeats) and (over := (yield from _told_first(decided, shared))) is not None:
+            return (yield from _conflicting(run, decided, over))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         return (yield from deny_call(run, decided.under(engine.ledger_failed(exc, run))))
@@ -132,6 +136,20 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     )
 
 
+def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
+    """Commit what other threads must know before the claim; if the process dies between the two, a person is asked."""
+    commits: list[tuple[Scope, list[ledger.Change]]] = []
+    for scope, _, row in decided.repeats:
+        commits.append((scope, [RepeatCall(row.key, row.at)]))
+    if shared is not None and decided.standing.spends and decided.row is None:
+        commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
+    for scope, changes in commits:
+        done = yield Commit(scope, None, changes)
+        if type(done) is Conflict:
+            return done
+    return None
+
+
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
     call, approval, row, name = decided.call, decided.approval, decided.row, recording.label(decided.call.tool)
@@ -147,11 +165,13 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             "call_id": call.call_id,
             "decision_id": decided.decision.decision_id,
             "run_id": run.run_id,
+            "entry": run.entry,
             "process": PROCESS[0],
             "idempotency_key": intent,
         }
-    # INVARIANT: no doubt about the same deed has come since it was decided. An approver has been told of doubts.
-    subject, despite = run.subject.principal if decided.deed else "", approved or profile.idempotent
+    # INVARIANT: no doubt about the same deed has come since it was decided, except what its approver was told of.
+    subject = run.subject.principal if decided.deed else ""
+    despite = None if profile.idempotent else approval.doubts if approved and approval is not None else ()
     changes: list[ledger.Change] = [
         ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, subject, despite)
     ]

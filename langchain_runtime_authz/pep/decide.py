@@ -20,7 +20,7 @@ from langchain_runtime_authz.mandate.binding import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
-from langchain_runtime_authz.pep.doubt import ask_despite, effect_names, in_doubt, looked_up
+from langchain_runtime_authz.pep.doubt import ask_despite, doubted, effect_names, looked_up
 from langchain_runtime_authz.pep.engine import Block, Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
@@ -167,7 +167,7 @@ def _described(
     standing = NO_STANDING
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
-    doubts = in_doubt(run, snapshot, call, deed) if snapshot.doubts and row is None else ()
+    doubts, repeats = doubted(run, snapshot, call, key, deed) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # what ordered it may be spent
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
@@ -184,6 +184,7 @@ def _described(
         replay=replay,
         deed=deed,
         doubts=doubts,
+        repeats=repeats,
     )
     if call.error is None:  # what is refused here is not asked, but its record still says what it was
         decided.now, decided.match = int(snapshot.now), match

@@ -46,30 +46,32 @@ class UnknownCall(NamedTuple):
     at: float
 
 
+Doubted = tuple[tuple[Doubt, ...], tuple[Doubt, ...]]
 OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
-    """Return the counter of equal effects in one turn, and the name of the deed."""
+    """Return the counter of equal effects in one turn, and the name of the deed. Without a target, the tool names it."""
     if call.error is not None or not call.profile.side_effect:
         return "", ""
-    hit = call.atoms.effect_target() if call.profiled else ""
-    if not hit:
-        return "", f"{call.profile.effect}:{call.tool}:{call.args_digest}"
-    return f"same:{words.turns}:{call.tool}:{hit}", f"{call.profile.effect}:{hit}"
+    hit, target = call.atoms.effect_target() if call.profiled else ("", "")
+    deed = f"{call.profile.effect}:{target or call.tool}"
+    return (f"same:{words.turns}:{call.tool}:{hit}", deed) if hit else ("", deed)
 
 
-def in_doubt(run: Run, snapshot: Snapshot, call: Call, deed: str) -> tuple[Doubt, ...]:
-    """Return the same deeds whose outcome nobody knows. `ClaimCall` looks again, for those since then."""
+def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deed: str) -> Doubted:
+    """Return what `DecidedCall.doubts` and `repeats` say. `ClaimCall` looks again, for doubts since then."""
     if call.profile.idempotent:
-        return ()
-    about = {"args_digest": call.args_digest, "process": PROCESS[0], "run_id": run.run_id}
-    return tuple(one for one in snapshot.doubts if one.concerns(run.scope, deed, about, snapshot.now))
+        return (), ()
+    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry}
+    same = [one for one in snapshot.doubts if one.row.deed == deed]
+    doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
+    return doubts, tuple(one for one in same if one.row.key != key and (one in doubts or one.row.state == "void"))
 
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
     """Return the decision on a call whose deed is in doubt: a permit takes an approver, whatever the policy says."""
-    given = decided.approval is not None and decided.approval.state == "approved"
+    given = decided.approval is not None and decided.approval.state == "approved" and decided.told
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision
     obligations = decision.obligations if decision.outcome == "approval_required" else ()
@@ -85,6 +87,8 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
         when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"
         noun = _NOUNS.get(decided.call.profile.effect, "call")
         ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
+        if row.key == decided.key:
+            ended = "was begun again by another call"
         where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
         lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if it did not happen")
     return lines
@@ -118,10 +122,11 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         except Exception as exc:  # noqa: BLE001  (then it stays in doubt, or somebody else has resolved it)
             _log.error("call %s was not resolved: %s", about.get("decision_id", ""), type(exc).__name__)
             continue
-        snapshot.doubts = tuple(d for d in snapshot.doubts if d.row.key != one.row.key)
-        if one.row.key in keys:
-            change, row = ResolveCall(one.row.key, happened, "on_unknown"), one.row
-            snapshot.calls = {**snapshot.calls, row.key: change.resolved(row, snapshot.now)}
+        row = ResolveCall(one.row.key, happened, "on_unknown").resolved(one.row, snapshot.now)
+        others = [d for d in snapshot.doubts if d.row.key != row.key]
+        snapshot.doubts = (*others, one._replace(row=row))
+        if row.key in keys:
+            snapshot.calls = {**snapshot.calls, row.key: row}
     return snapshot
 
 

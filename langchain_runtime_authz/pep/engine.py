@@ -275,6 +275,7 @@ class Run:
     handed: dict[str, Edge] = field(default_factory=dict)  # agent → the hand-off to it in this root entry
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
     kept: dict[str, str] = field(default_factory=dict)  # node → the policy under which its permit is kept
+    entry: str = field(init=False)  # the jti with which the root entry began; its child agents have it too
     models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions of a message, by the first of its tasks
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of what it reads, before the read
@@ -286,6 +287,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.depth = len(self.agent) - 1 + len(self.upstream)
+        self.entry = self.jti if self.parent is None else self.parent.entry
         self.move_to(self.epoch, self.jti)
 
     def move_to(self, epoch: int, jti: str) -> None:

@@ -136,6 +136,7 @@ class Session:
             distinct=judged.terms.distinct,
             behind=behind(subject),
             eligible=judged.terms.eligible,
+            doubts=tuple(one.name for one in judged.doubts),
         )
         answer = AnswerApproval(judged.key, "approved", subject.principal, authenticated=subject.type == "user")
         try:

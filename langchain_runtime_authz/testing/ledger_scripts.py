@@ -99,7 +99,7 @@ class Script:
             "tool": tool,
             "within": ((ROOT, name),),
         }
-        about = {"args_digest": pick("de"), "process": pick("pq"), "run_id": str(number)}
+        about = {"args_digest": pick("de"), "process": pick("pq"), "entry": str(number)}
         planned = (PlannedCall(0, name, tool, "d"), PlannedCall(1, None, "read", "e", tool, "d"))
         text = HumanText(f"d{number}", pick(TEXTS), pick((None, name)), pick((True, False)), who, past=yes, mixed=yes)
         texts = (text, HumanText("d", "pay"))[: pick((1, 2))]
@@ -119,10 +119,10 @@ class Script:
             lambda: changes.RecordPlan(PlanRecord(name, agent, epoch, "model", planned)),
             lambda: changes.RecordEdge(Edge.model_validate({"from": name, "to": tool, "kind": pick(("task", "handoff"))})),
             lambda: changes.RecordValues((Sighting(name, origin, yes, pick((True, False)), tool),)),
-            *[lambda: calls.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick((True, False)))] * 4,
+            *[lambda: calls.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick(((), None)))] * 4,
             *[lambda: calls.ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
             *[lambda: calls.ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
-            lambda: calls.ResolveCall(name, yes, who, tool),
+            lambda: calls.ResolveCall(name, number > 1, who, tool) if yes else calls.RepeatCall(name, now),
             lambda: calls.SpendBudget(name, 4, pick((number, -1))),
             *[lambda: calls.SpendRate("k", pick((10, 100)), 1)] * 2,
             *[lambda: calls.AskApproval(base.Approval(
@@ -244,9 +244,9 @@ class LedgerHarness:
         self, thread: str, process: str = "p1", args: str = "d", kind: Any = calls.ClaimCall, **more: Any
     ) -> Code | None:
         """Claim a call whose decision knew of no doubt, in a run of its own; return why it was refused."""
-        about = {"args_digest": args, "process": process, "run_id": unique()}
+        about = {"args_digest": args, "process": process, "entry": unique()}
         scope, now = self.scope._replace(thread=thread), int(self.clock())
-        lease = Lease(unique(), about["run_id"], ROOT, 1, now, now + TTL)
+        lease = Lease(unique(), about["entry"], ROOT, 1, now, now + TTL)
         self.ledger.commit(scope, None, [changes.OpenThread("user:alice"), changes.TakeLease(lease)])
         claim = kind(unique(), lease.jti, False, about=about, **{"deed": "pay:x", "subject": "user:alice", **more})
         done = self.ledger.commit(scope, Guard(lease.jti, 1), [claim])

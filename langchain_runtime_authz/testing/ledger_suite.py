@@ -232,7 +232,7 @@ class LedgerContract(LedgerHarness):
         with ThreadPoolExecutor(1) as pool:
             slow = pool.submit(self.claimed, "slow", kind=Slow)
             assert looked.wait(30)
-            assert self.claimed("approved", "p2", despite=True) is None
+            assert self.claimed("approved", "p2", despite=None) is None
             overtaken = not slow.done()
             assert slow.result(30) == (Code.IN_DOUBT if overtaken else None)
         assert self.claimed("late", "p3") == Code.IN_DOUBT

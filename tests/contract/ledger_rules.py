@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, cast
+
+import pytest
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
@@ -32,6 +35,7 @@ from langchain_runtime_authz.ledger.calls import (
     ClaimCall,
     ConcludeCall,
     ReleaseCall,
+    RepeatCall,
     ResolveCall,
     SpendApproval,
     SpendBudget,
@@ -833,6 +837,50 @@ class LedgerRules(LedgerHarness):
         self.clock.tick(LASTS)
         assert self.claimed("new") is None
 
+    def test_a_root_entry_is_in_doubt_of_its_own_calls_once_they_are_unknown(self) -> None:
+        """Side by side they are one piece of work. Each entry of one run is another piece."""
+        about = {"args_digest": "d", "process": "p1", "run_id": "r", "entry": "e1"}
+        lease = self.deed(self.scope, "opens", deed="")
+
+        def claim(key: str, **more: Any) -> ClaimCall:
+            return ClaimCall(key, lease.jti, False, deed="pay:x", about={**about, **more}, subject="user:alice")
+
+        self.do(claim("first"))
+        self.do(claim("second"))
+        self.refuse(Code.IN_DOUBT, claim("another", entry="e2"))
+        self.do(ConcludeCall("second", "done"), ConcludeCall("first", "unknown"))
+        self.refuse(Code.IN_DOUBT, claim("third"))
+
+    @pytest.mark.parametrize("state", ["suspended", "void"])
+    def test_a_known_call_looks_for_doubts_too(self, state: str) -> None:
+        """A call that paused, or that did not happen, is claimed once more: what others did meanwhile counts."""
+        self.deed(self.scope, "k")
+        self.clock.tick(TTL)
+        self.do(ConcludeCall("k", "suspended") if state == "suspended" else ResolveCall("k", False, "user:carol"))
+        self.deed(self.scope._replace(thread=unique()), "other")
+        lease, about = self.deed(self.scope, "opens", deed=""), {"args_digest": "d", "process": "p2", "entry": "e2"}
+        claim = partial(ClaimCall, "k", lease.jti, False, deed="pay:x", about=about, subject="user:alice")
+        self.clock.tick(TTL)
+        self.refuse(Code.IN_DOUBT, claim())
+        (other,) = [one for one in self.load(deeds=("pay:x",)).doubts if one.row.key == "other"]
+        self.refuse(Code.IN_DOUBT, claim(despite=("another",)))
+        self.do(claim(despite=(other.name,)))
+
+    def test_a_call_whose_deed_was_done_again_asks(self) -> None:
+        """Also once somebody found that it did not happen. A call that was claimed anew meanwhile is another one."""
+        self.deed(self.scope, "k")
+        at = self.clock()
+        self.clock.tick(TTL)
+        for key, when in (("k", at + 1), ("none", at)):
+            self.refuse(Code.IN_DOUBT, RepeatCall(key, when))
+        self.do(RepeatCall("k", at))
+        self.do(ResolveCall("k", happened=False, author="user:carol"))
+        lease, about = self.deed(self.scope, "opens", deed=""), {"args_digest": "d", "process": "p2", "entry": "e2"}
+        claim = partial(ClaimCall, "k", lease.jti, False, deed="pay:x", about=about, subject="user:alice")
+        self.refuse(Code.IN_DOUBT, claim())
+        self.do(claim(despite=(f"k {at}",)))
+        self.refuse(Code.IN_DOUBT, RepeatCall("k", at))
+
     def test_calls_in_doubt_are_listed(self) -> None:
         """Oldest first, with what is known of them; by key in any state. A read, which may run again, never is."""
         tenant, key = self.scope.tenant, unique()
@@ -865,7 +913,7 @@ class LedgerRules(LedgerHarness):
         self.do(ResolveCall("did-not", happened=False, author="user:carol"))
         for key in ("did", "did-not"):
             self.refuse(Code.NOT_IN_DOUBT, ResolveCall(key, happened=True, author="user:mallory"))
-        assert not self.doubted(deeds=("pay:x",))
+        assert self.doubted(deeds=("pay:x",)) == [("did-not", "void")]
         assert not store.doubts(self.scope.tenant)
         refused = self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("did", lease.jti, repeatable=False)).row
         assert refused is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,6 +15,7 @@ from langchain_runtime_authz.profile import ToolProfile, argument
 
 MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
 DESTINATIONS: Final = ("principal", "url", "channel")
+TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _SCALARS: Final = frozenset((str, int, float, bool))
 # `Bob <bob@x.org>`: what is shown, and where it goes (RFC 5322).
@@ -48,13 +50,18 @@ class CallAtoms:
     target: dict[str, Any]
     bound: Collection[str]
 
-    def effect_target(self) -> str:
-        """Return one digest for all calls that hit the same. A false mismatch allows a duplicate payment, a match costs a question."""
-        hit = []
-        for name, _, _, _, marks in sorted(self.atoms):
+    def effect_target(self) -> tuple[str, str]:
+        """Return a digest for all calls that hit the same, and one for all that hit the same target, however named.
+
+        A false mismatch allows a duplicate payment, a false match costs a question.
+        """
+        hit, target = [], set[str]()
+        for name, kind, _, _, marks in sorted(self.atoms):
             if marks:
                 hit.append((name, marks))
-        return key(repr(hit)) if hit else ""
+                if kind in TARGETS:
+                    target.update(marks)
+        return key(repr(hit)) if hit else "", key(repr(sorted(target))) if target else ""
 
     def effective_sink(self, declared: str) -> str:
         """Return the declared sink, or "none" if the tool has destinations and was given none of them."""
@@ -176,6 +183,8 @@ def _marks(value: object, kind: str) -> Iterator[str]:
     """Yield what a scalar hits: of a destination its addresses alone, of a number the most that it may mean."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account's number
+    if isinstance(value, str) and not value.isascii():  # full-width letters, characters without a width
+        value = "".join(c for c in unicodedata.normalize("NFKC", value) if unicodedata.category(c) != "Cf")
     found = [f for part in _parts(value, kind) for f in part[:1]]
     if isinstance(value, str) and kind in DESTINATIONS:
         found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found

@@ -103,8 +103,8 @@ def test_two_processes_that_decide_at_once(world: World, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("world", ["sqlite"], indirect=True)
-def test_a_claim_that_is_not_checked_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An approved one and one that is idempotent: others must see it, or wait for it."""
+def test_each_claim_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idempotent one too: others must see it, or wait for it."""
     seen, needs = [], ClaimCall.needs
 
     def noted(self: ClaimCall, n: Any) -> None:
@@ -118,7 +118,7 @@ def test_a_claim_that_is_not_checked_takes_its_turn(world: World, monkeypatch: p
     world.clock.tick(LAPSED)
     assert session.approve(session.decide("send_money", PAY)).permit
     assert session.decide("put", {"recipient": "DE21"}).permit
-    assert seen == [(1, 1), (1, 0), (1, 0)]
+    assert seen == [(1, 1), (1, 1), (1, 0)]
 
 
 def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
@@ -133,7 +133,7 @@ def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
     ("subject", "tool", "args", "later"),
     [
         ("bob", "send_money", PAY, LAPSED),
-        ("alice", "send_money", {**PAY, "amount": 46}, LAPSED),
+        ("alice", "send_money", {**PAY, "recipient": "DE22"}, LAPSED),
         ("alice", "send_money", PAY, doubt.LASTS),
     ],
 )
@@ -141,7 +141,7 @@ def test_another_deed_does_not_ask(world: World, subject: str, tool: str, args: 
     """Of another subject, on another target, or after a day."""
     world.die()
     world.clock.tick(later)
-    task = f"Pay {args['amount']} EUR to DE21"
+    task = f"Pay 45 EUR to {args['recipient']}"
     assert world.worker().session(subject=subject, task=task, thread="other").decide(tool, args).permit
 
 
