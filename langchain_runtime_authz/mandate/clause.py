@@ -14,22 +14,23 @@ from math import prod
 from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import forms
-from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number
-from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular
+from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Scalar, Span, Step, Text
 from langchain_runtime_authz.mandate.phrases import Phrase
 from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary, listed
 
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
+_SEVERAL: Final = 2
 _TRIES: Final = 2000  # assignments looked at
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _PLAIN: Final = {
     "principal": "email id name handle word",
     "url": "url",
-    "object": "id name quote handle hash word number",
-    "name": "id name quote hash",
+    "object": "id name quote handle hash word number run",
+    "name": "id name quote hash run",
     "channel": "hash id name quote word",
     "amount": "money number",
-    "place": "name quote word id common",
+    "place": "name quote word id common run",
     "value": "quote",
     "when": "date",
     "text": "",
@@ -65,16 +66,22 @@ class Tool(Vocabulary):
         pending = (foreign or pending) | {a.name for a in self.arguments if a.role == "setting"}
         used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
-        options: list[list[str]] = []
-        for phrase in used:
-            fit = [a.name for a in self.arguments if self._fits(a, phrase, pending, described=described)]
-            if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
-                fit = [name for name in fit if name in foreign]  # "set the status to closed"
-            options.append([*fit, ""] if self._spoken(phrase) else fit)
         needed = {a.name for a in self.arguments if a.required and a.kind not in {"when", "text"}}
-        if self.nested or prod(map(len, options)) > _TRIES:
-            return []
-        complete = [way for way in product(*options) if len({*way}) == len(way) and needed.issubset(way)]
+        complete: list[tuple[str, ...]] = []
+        for loose in (False, True):  # if no preposition is as usual, each that says no direction may stand
+            options: list[list[str]] = []
+            for phrase in used:
+                fit = [
+                    a.name for a in self.arguments if self._fits(a, phrase, pending, described=described, loose=loose)
+                ]
+                if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
+                    fit = [name for name in fit if name in foreign] or fit * loose  # "set the status to closed"
+                options.append([*fit, ""] if self._spoken(phrase) else fit)
+            if self.nested or prod(map(len, options)) > _TRIES:
+                return []
+            complete = complete or [
+                way for way in product(*options) if len({*way}) == len(way) and needed.issubset(way)
+            ]
         if len(complete) != 1:
             return []
         found, kinds = dict(zip(complete[0], used, strict=True)), {a.name: a for a in self.arguments}
@@ -119,7 +126,7 @@ class Tool(Vocabulary):
             return False
         return phrase.marker in {"dictation", "", "with"} and self.core.issuperset(phrase.nouns)
 
-    def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
+    def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool, loose: bool) -> bool:
         """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
         named, texts = self._named(phrase), {v.text for v in phrase.values}
@@ -155,6 +162,12 @@ class Tool(Vocabulary):
             return False
         if set_to:
             return True
+        if loose and marker in data["neutral"]:
+            # "port 80 on web-3": only if the nouns tell which thing is which.
+            things = sum(a.kind in {"object", "name", "channel"} for a in self.arguments)
+            kept = {"channel", "principal", "amount"} if self.effect == "pay" else {"channel"}
+            free = role in {"", "setting"} and kind not in kept
+            return free and (described or things < _SEVERAL)
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         if named and role != "source":
             return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
@@ -202,7 +215,10 @@ class Tool(Vocabulary):
         return Step(id="?", tool=self.name, args=args)
 
     @staticmethod
-    def _const(argument: Argued, phrase: Phrase, digest: str) -> Const:
+    def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
+        said, _, noun = phrase.values[0].text.rpartition(" ")
+        if phrase.kind == "run" and singular(noun.lower()) in argument.words and not argument.array:
+            return OneOf(values=(phrase.values[0].text, said))  # "the garage door" is "garage" or "garage door"
         values: list[Scalar] = []
         start, end = phrase.values[0].start, phrase.values[-1].end
         for token in phrase.values:

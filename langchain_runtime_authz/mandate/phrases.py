@@ -81,11 +81,10 @@ class Reader:
             if said or (said := self._match("topics")):
                 if not self._spoken(said):
                     return []
-            elif token.text == LABEL:
-                self.at += 1
-            elif token.kind == "owner":  # "bob's password" is the password of bob
-                self.found.append(Phrase("of", (), (token._replace(kind=self.language.kind(token.text)),)))
-                self.at += 1
+            elif own := (token.text == LABEL or self._match("own")):
+                self.at += own  # "for me"
+            elif owner := self._owner():  # "bob's password" is the password of bob
+                self.found.append(Phrase("of", (), (owner,)))
                 if singular(self.tokens[self.at].lower) not in self.tool.words:
                     return []
             elif not (self._adverb() or (not self.found and self._slot()) or self._next()):
@@ -112,6 +111,16 @@ class Reader:
         self.at = len(self.tokens) - 1
         self.found.append(Phrase("open", (), (self._quote(rest),)))
         return self.found
+
+    def _owner(self) -> Token | None:
+        """Read whose it is: "Ana Smith's"."""
+        taken = list(takewhile(lambda t: t.kind == "name" and self.language.value(t), self.tokens[self.at :]))
+        last = self.tokens[self.at + len(taken)]
+        if last.kind != "owner" or len(taken) >= _NAMES:
+            return None
+        self.at += len(taken) + 1
+        said = " ".join(t.text for t in (*taken, last))
+        return Token("name" if taken else self.language.kind(said), said, (*taken, last)[0].start, last.end)
 
     def _match(self, phrases: str, ahead: int = 0) -> int:
         return self.language.match(phrases, self.tokens, self.at + ahead)
@@ -153,7 +162,7 @@ class Reader:
             self.found[-1] = replace(phrase, nouns=before.nouns + phrase.nouns)
         else:
             self.found.append(replace(phrase, attached=before is not None))
-        if not phrase.marker and not phrase.nouns and phrase.values and phrase.kind == "number":
+        if phrase.values and phrase.kind == "number" and not self._unit():
             self._counted()
         return True
 
@@ -190,7 +199,12 @@ class Reader:
         )
 
     def _adverb(self) -> bool:
-        """Read "every month" or "with all its contents"."""
+        """Read "every month" or "with all its contents", and the particle of "turn the light off"."""
+        token, aside = self.tokens[self.at], self.at in {0, len(self.tokens) - 2}
+        if aside and token.lower in self.tool.particles:
+            self.found.append(Phrase("choice", (), (token._replace(text=self.tool.offers[token.lower]),)))
+            self.at += 1
+            return True
         for marker, value, phrases in self.tool.adverbs:
             if taken := self.language.match(phrases, self.tokens, self.at):
                 start, end = self.tokens[self.at].start, self.tokens[self.at + taken - 1].end
@@ -216,7 +230,7 @@ class Reader:
         tool, language = self.tool, self.language
         while (token := self.tokens[self.at]).kind in {"word", "name"}:
             word, behind = singular(token.lower), singular(self.tokens[self.at + 1].lower)
-            if choice := next((w for w in (token.lower, word) if w in tool.choices), None):
+            if choice := next((tool.choices[w] for w in (token.lower, word) if w in tool.choices), None):
                 chosen.append(Phrase("choice", (), (token._replace(text=choice),)))
             elif token.kind == "name" and not (token.text.isupper() and word in tool.words):
                 return  # "SQL" is a noun here, "Bob" is not
@@ -262,8 +276,16 @@ class Reader:
             values = [self._quote(taken)]
         else:
             values = self._values(marker, begin, labelled=labelled, determiner=determiner)
+        if values and values[0].kind == "run" and (last := singular(values[0].lower.rpartition(" ")[2])) in tool.things:
+            nouns.append(last)  # "the garage door"
         trailing = singular(self.tokens[self.at].lower)
-        if values and determined and trailing in tool.words - tool.spoken and self.tokens[self.at].kind == "word":
+        counted = bool(values) and values[0].kind == "number" and trailing in tool.labels
+        if (
+            values
+            and (determined or counted)
+            and trailing in tool.words - tool.spoken
+            and self.tokens[self.at].kind == "word"
+        ):
             nouns.append(trailing)
             self.at += 1
         if values and not nouns and begin and first.lower in data["indefinite"]:
@@ -288,6 +310,8 @@ class Reader:
             token, after = self._value(self.at + gap, told=told)
             if token is None or (values and _sort(token) != _sort(values[0])):
                 return values
+            if token.kind == "run" and not (labelled or marker or self._opens(values)):
+                return values
             if token.kind == "word":
                 noun = (values and singular(token.lower) in self.tool.words) or (
                     not labelled and token.lower in self.strange
@@ -310,9 +334,28 @@ class Reader:
         after = at + 1
         while token.kind == "name" and (joined := self._named(after)):
             after = joined
+        kind, ran = token.kind, self._ran(at)
+        if ran > after:
+            kind, after = "run", ran
         said = " ".join(t.text for t in self.tokens[at:after])
         whole = after == at + 1 or (after - at <= _NAMES and said == self._said(self.tokens[at:after]))
-        return (token._replace(text=said, end=self.tokens[after - 1].end), after) if whole else (None, at)
+        return (token._replace(kind=kind, text=said, end=self.tokens[after - 1].end), after) if whole else (None, at)
+
+    def _opens(self, values: Sequence[Token]) -> bool:
+        """Return True in the first phrase that holds a value, if what is named is not paid for."""
+        said = values or any(p.values and p.marker not in {"choice", "flag"} for p in self.found)
+        return not said and self.tool.effect != "pay"
+
+    def _ran(self, at: int) -> int:
+        """Return where a run of plain words ends that names one thing: "porch light", "Oak Stool 40"."""
+        kinds, after = {"word", "name"}, at
+        while (token := self.tokens[after]).kind in kinds and self.language.value(token):
+            if token.kind == "word" and token.lower in self.language.verbs:
+                break
+            after += 1
+            plain = self.tool.numbers or singular(token.lower) in self.strange  # "row 5" may be of another tool
+            kinds = kinds if plain else kinds | {"number"}
+        return after
 
     def _named(self, at: int) -> int:
         """Return where a name goes on to: "Ana Smith", "Ludwig van Beethoven"."""
@@ -321,8 +364,23 @@ class Reader:
         token = self.tokens[at]
         return at + 1 if token.kind == "name" and self.language.value(token) else 0
 
+    def _unit(self) -> bool:
+        """Read what a number is in: "3 ETH", "20 percent"."""
+        token = self.tokens[self.at]
+        fits = set(self.data["measures"].get(token.lower, ()))
+        if not fits.isdisjoint(self.tool.labels):
+            self.at += 1
+            return True
+        if self.tool.currency and re.fullmatch("[A-Z]{2,5}", token.text) and token.kind == "name":
+            self.found.append(Phrase("", ("currency",), (token,)))
+            self.at += 1
+            return True
+        return False
+
     def _counted(self) -> None:
         """Read what a number counts: "3 toner cartridges", "two packs of pens"."""
+        if self.found[-1].marker or self.found[-1].nouns:
+            return
         taken = self._run(self.data["parting"][:1])
         if taken and all(t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken):
             self.found.append(Phrase("counted", (), (self._quote(taken, "counted"),)))

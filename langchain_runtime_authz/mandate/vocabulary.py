@@ -47,7 +47,7 @@ class Vocabulary:
         self.arguments: list[Argued] = []
         properties = p if isinstance(p := schema.get("properties"), Mapping) else {}
         enums = (listed(p.get("enum")) or () for p in properties.values() if isinstance(p, Mapping))
-        self.offers = frozenset(c.lower() for enum in enums for c in enum if isinstance(c, str))
+        self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
         data = language.data
         own: set[tuple[str, ...]]
         once: list[list[str]] = []
@@ -59,13 +59,16 @@ class Vocabulary:
             once = [g for g in groups if len(single.intersection(g)) == 1]
             groups = [g for g in groups if len(single.intersection(g)) > 1]
         else:
-            verbs = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
+            parts = [w.lower() for w in PARTS.findall(name)]
+            verbs = [w for w in parts if w in language.verbs]
             # "send_email" is asked for by both, "delete_email" by one.
             verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
             groups = [g for g in groups if not set(verbs).isdisjoint(g)]
             if len(groups) > len(verbs):  # "write" a file, or "write" to somebody
                 groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(verbs))] or [verbs]
-            own = {(v,) for v in verbs or usual}
+            # A name begins with its verb, whatever the verb is: "freeze_card".
+            first = [w for w in parts[:1] if len(parts) > 1 and w not in language.closed]
+            own = {(v,) for v in verbs or (*usual, *first)}
         alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
         alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
         alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
@@ -109,6 +112,7 @@ class Vocabulary:
                 labels |= set(data["speech"])
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
         self.counts = any(a.role == "count" for a in self.arguments)
+        self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         # Only a payment to somebody, or an order of goods, has a purpose. "Refund order 12 for the lamp" is not for all of the order.
         paid = {a.kind for a in self.arguments if a.required and self.effect == "pay"}
         self.purposed = {"principal", "amount"} <= paid or self.counts
@@ -126,7 +130,8 @@ class Vocabulary:
         self.headings = self.spoken & set(data["arguments"]["heading"])
         self.words = (self.core | self.labels) - self.language.closed
         apart = self.language.stops | self.language.determiners | self.language.prepositions
-        self.choices = self.offers - apart
+        self.choices = {w: c for w, c in self.offers.items() if w not in apart}
+        self.particles = self.offers.keys() & set(data["particles"])
         self.currency = any("currency" in a.words for a in self.arguments)
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]

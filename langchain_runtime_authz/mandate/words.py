@@ -207,6 +207,7 @@ class _Turn:
             raise _UnclearError(_LONG)
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
+        tokens = self._reasoned(tokens)
         onward = language.data["onward"]  # "over to" is "to", "starting on" is "on"
         tokens = [
             t
@@ -228,6 +229,20 @@ class _Turn:
         near = [w for w in known if sorted(w) == sorted(word) and w[0] == word[0] and len(w) >= _TYPO]
         typo = token.kind in {"name", "word"} and len(near) == 1 and word not in self.language.closed | self.nouns
         return token._replace(kind="word", text=near[0]) if typo else token
+
+    def _reasoned(self, tokens: list[Token]) -> list[Token]:
+        """Return the tokens without the reason at their end, which orders nothing: "…, because the old one broke"."""
+        match = self.language.match
+        for at in range(3, len(tokens)):
+            if not (taken := match("reasons", tokens, at)):
+                continue
+            why = tokens[at + taken :]
+            told = any(match(phrases, tokens, n) for phrases in ("dictation", "topics") for n in range(1, at))
+            told |= any(
+                t.kind not in {"word", "name", "owner"} or t.lower in self.language.data["tellers"] for t in why
+            )
+            return tokens if told or not why else tokens[: at - (tokens[at - 1].kind == "sep")]
+        return tokens
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
         """Return where the clause behind greetings and polite words begins."""

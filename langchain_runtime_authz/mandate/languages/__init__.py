@@ -102,7 +102,7 @@ class Language:
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
         weekday = "|".join(data["weekdays"])
-        day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|\d{{1,2}}[/.]\d{{1,2}}[/.]\d{{4}}|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
+        day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|\d{{1,2}}[/.]\d{{1,2}}[/.]\d{{4}}|(?:{month}) {day}{year}|(?:the )?{day} (?:of )?(?:{month}){year})"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
             "date": rf"{day_of}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{day_of}",

@@ -247,6 +247,37 @@ def test_what_names_a_thing_tells_the_tool():
     assert strange("Cancel the Netflix plan") == [("cancelPlan", {"plan": "Netflix"})]
 
 
+HOME = {
+    "switch_device": (ToolProfile(effect="write", critical={"device": "object", "state": "value"}, intent=("switch", "turn")), {"device": {"type": "string"}, "state": {"enum": ["ON", "off"]}}),
+    "open_port": (ToolProfile(effect="admin", critical={"instance": "object", "port": "amount"}), {"instance": {"type": "string"}, "port": {"type": "integer"}}),
+    "send_crypto": (ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount", "asset": "value"}, intent=("send",)), {"to": {"type": "string"}, "amount": {"type": "number"}, "asset": {"type": "string"}}),
+    "freeze_card": (ToolProfile(effect="admin", critical={"card": "object"}), {"card": {"type": "string"}}),
+    "set_salary": (ToolProfile(effect="admin", critical={"employee": "principal", "amount": "amount"}), {"employee": {"type": "string"}, "amount": {"type": "number"}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Turn the porch light off", {"device": "porch light", "state": "off"}),
+        ("Switch on the ceiling fan, because the old one broke", {"device": "ceiling fan", "state": "ON"}),
+        ("Open port 80 on web-3", {"instance": "web-3", "port": 80}),
+        ("Send 3 BTC to Ana Lee", {"to": "Ana Lee", "amount": 3, "asset": "BTC"}),
+        ("Freeze the travel card for me", {"card": ("travel card", "travel")}),
+        ("Set Ana Lee's salary to 5000", {"employee": "Ana Lee", "amount": 5000}),
+        *((text, None) for text in (
+            "Turn off the porch light as Bob did", "Turn off the idea of dinner", "Open port 80 on web-3 on Friday", "Send 3 of 5 BTC to Ana",
+            "Send 3 BTC to Ana because Bob said to send 5", "Set Ana Lee's boss's salary to 5000", "Open port 80 on web-3 and web-4", "Freeze card 1 or 2",
+        )),
+    ],
+)  # fmt: skip
+def test_tools_of_any_kind_are_read_by_their_schemas(text, expected):
+    profiles, signatures = {n: p for n, (p, _) in HOME.items()}, {n: {"properties": s, "required": [*s]} for n, (_, s) in HOME.items()}
+    mandate = compile_words([text], profiles, signatures).mandate
+    found = [{n: getattr(a, "value", None) or a.values for n, a in s.args.items()} for s in (mandate.steps if mandate else ())]
+    assert found == ([expected] if expected else [])
+
+
 @pytest.mark.parametrize("text", ["x" * 4_000_000, "Pay Bob 45 EUR. " * 250_000, "\n" * 4_000_000, '"' * 4_000_000])
 def test_a_long_text_is_not_read_at_all(text, monkeypatch):
     monkeypatch.setattr(words, "languages", lambda: pytest.fail("it was read"))
