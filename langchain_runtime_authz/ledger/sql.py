@@ -75,8 +75,9 @@ class SqlLedger:
         self._workers: ThreadPoolExecutor | None = None
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        known, seen = self._recall(scope.tenant, key := rows.thread_key(scope))
+        key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
+            known, seen = self._recall(scope.tenant, key)
             found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known), seen)
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -106,3 +108,13 @@ def test_commits_of_this_instance_alone_keep_all_threads_known(ledger: SqliteLed
         theirs.commit(other, None, [RecordStep()])
     assert ledger.load(other, Query()).history.steps == 1
     assert not any(ledger._recall(*place)[0] for place in ledger._known)
+
+
+def test_a_fork_while_another_thread_looks_something_up_goes_on(ledger: SqliteLedger) -> None:
+    """The lock that it held is held for ever in the child."""
+    with ledger._lock:
+        pid = os.fork()
+        if not pid:
+            signal.alarm(20)
+            os._exit(0 if ledger.load(SCOPE, Query()).exists else 1)
+    assert os.waitpid(pid, 0)[1] == 0
