@@ -260,7 +260,7 @@ class SqlLedger:
         with self._lock:
             head = self._seen.get(tenant, NONE)
             if head[1:] != (found.position, found.nonce):  # others' came between, or this one was seen already
-                self._since[tenant] = done.position
+                self._since[tenant] = max(done.position, self._since.get(tenant, 0))
             if done.position > head.position:
                 self._seen[tenant] = done
             self._known.pop(place, None)

@@ -14,9 +14,10 @@ import pytest
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger import known
 from langchain_runtime_authz.ledger.admin import accept_clock, prune
-from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Query, Scope
+from langchain_runtime_authz.ledger.base import Anchor, Committed, Conflict, Guard, Lease, Query, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, SpendBudget
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, TakeLease
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, Revoke, TakeLease
+from langchain_runtime_authz.ledger.rows import Fetch
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger, administer
 from langchain_runtime_authz.testing.clock import FrozenClock
 
@@ -118,3 +119,20 @@ def test_a_fork_while_another_thread_looks_something_up_goes_on(ledger: SqliteLe
             signal.alarm(20)
             os._exit(0 if ledger.load(SCOPE, Query()).exists else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_commit_that_others_follow_before_it_is_noted(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread of this process has seen theirs by then, so that nothing looks new any more."""
+    noted = ledger._remember
+
+    def late(found: Fetch, done: Anchor) -> None:
+        monkeypatch.undo()
+        with SqliteLedger(ledger.path, clock=ledger._clock or FrozenClock()) as theirs:
+            theirs.commit(SCOPE, None, [Revoke(("root",))])
+        ledger.load(Scope("acme", "issuer", "graph", "another"), Query())
+        noted(found, done)
+
+    monkeypatch.setattr(ledger, "_remember", late)
+    ledger.commit(SCOPE, Guard("jti", 1), [RecordStep()])
+    assert ledger.load(SCOPE, Query(agent=("root",))).revoked
+    assert ledger.commit(SCOPE, Guard("jti", 1), [RecordStep()]) == Conflict(Code.REVOKED)
