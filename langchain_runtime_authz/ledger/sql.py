@@ -281,6 +281,7 @@ class SqlLedger:
         if os.getpid() != self._pid:
             self._workers = None
             self._lock = threading.Lock()
+            self._known = OrderedDict()  # another thread may just have been at it
             self._forked()
             self._pid = os.getpid()
 
