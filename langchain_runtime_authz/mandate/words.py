@@ -181,7 +181,7 @@ class _Turn:
             apart = at < 3 or tokens[at - 3].kind == "end" or "\n" in self.text[colon.end : start]  # noqa: PLR2004
             several = any(t.kind == "end" for t in rest[:-1])
             speech = noun in language.data["speech"]
-            if rest[0].kind == "quote" or (speech and (language.stop(rest) or (several and not apart))):
+            if rest[0].kind == "quote" or (speech and language.stop(rest)) or (several and not apart):
                 break
             return [*framing, colon, Token("quote", self.text[start:end], start, end)]
         return tokens
