@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -125,15 +124,13 @@ def test_a_damaged_log_still_opens_and_says_so(log: Path, cut: str, tmp_path: Pa
 
 
 def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
-    """100,000 records, on one thread."""
+    """20,000 records, on one thread."""
     path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
     line = '{"kind":"run","event":"started","ts":%d,"scope":{"thread":"t"},"agent":["a"],"seq":%d,"prev":""}\n'
-    path.write_text("".join(line % (i, i) for i in range(100_000)))
-    began = time.perf_counter()
+    path.write_text("".join(line % (i, i) for i in range(20_000)))
     done = cli("report", path, "-o", page)
-    print(f"100,000 records: {time.perf_counter() - began:.1f} s, {page.stat().st_size >> 10} KiB")
-    assert "2000 of 100000 steps" in done.stdout
-    assert "100000, the newest 2000 are shown" in page.read_text()
+    assert "2000 of 20000 steps" in done.stdout
+    assert "20000, the newest 2000 are shown" in page.read_text()
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     assert cli("report", empty, "-o", page).exit_code == 2

@@ -196,7 +196,7 @@ def test_the_sample_is_the_shipped_data(sample: CedarPDP, wasm: WasmPDP, effect:
         for verdict in (None, "permit", "ask", "deny")
         for reached in ((), ("read",), ("fetch",), ("pay",), ("fetch", "admin"))
     ]  # fmt: skip
-    asked = part(every, 7, EFFECTS.index(effect))
+    asked = part(every, 13, EFFECTS.index(effect))
     told = [[(d.outcome, d.reasons) for d in Evaluator(p, deadline=60).evaluate([r.to_json() for r in asked])] for p in (sample, wasm)]
     assert told[0] == told[1]
     assert {o for o, _ in told[0]} == {"permit", "deny", "approval_required"}
