@@ -346,7 +346,7 @@ class DurableLedgerContract(LedgerContract):
             assert theirs.anchor(tenant) == second
 
     def test_another_instance_commits_unseen(self) -> None:
-        """What an instance remembers of a thread neither permits nor refuses anything once another has changed it."""
+        """Decide nothing by what one instance remembers of a thread that another has changed."""
         lease = self.lease()
         with self.again() as other:
 
