@@ -137,7 +137,8 @@ def downgrade(
 ) -> Answer:
     """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
 
-    First stop the processes of packages that need those versions: the ledger refuses them afterwards.
+    First stop the processes of packages that need those versions: the ledger refuses them afterwards. Resolve the calls
+    in doubt too: version 2 does not know them.
 
     \b
     Examples:
@@ -160,8 +161,9 @@ def prune(
 ) -> Answer:
     """Forget the histories of threads that ended, and nothing else.
 
-    A thread stays while it has a live lease, while it is revoked, and if it was used since. A forgotten thread counts
-    as new: its old plans are unplanned, and its old calls are unknown. So keep the history as long as the
+    A thread stays while it has a live lease or a call in doubt, while it is revoked, and if it was used since.
+    `in_doubt` counts the old threads that stay for a call in doubt: resolve it (`runtime-authz calls`). A forgotten thread
+    counts as new: its old plans are unplanned, and its old calls are unknown. So keep the history as long as the
     checkpointer keeps its threads.
 
     \b
@@ -178,7 +180,7 @@ def prune(
         with store.administered() as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
-    return Answer({"threads": threads, "commits": commits})
+    return Answer({"threads": threads, "commits": commits, "in_doubt": gone.in_doubt})
 
 
 @app.command("clock")

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.ledger.rows import Row
+from langchain_runtime_authz.ledger.rows import OPEN, Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
+_DOUBT: Final = f"EXISTS (SELECT 1 FROM call c WHERE {_SAME.format('c')} AND {OPEN})"
 _ENDED: Final = (
-    "SELECT tenant, thread FROM thread t WHERE at < ? AND NOT EXISTS"
+    f"SELECT tenant, thread FROM thread t WHERE at < ? AND NOT {_DOUBT} AND NOT EXISTS"
     f" (SELECT 1 FROM lease l WHERE {_SAME.format('l')} AND l.state = 'live' AND l.expires > ?) AND NOT EXISTS"
     f" (SELECT 1 FROM revocation r WHERE {_SAME.format('r')} AND r.lifted = 0 AND NOT EXISTS"
     f" (SELECT 1 FROM revocation s WHERE {_SAME.format('s')} AND s.agent = r.agent AND s.lifted = 1 AND s.seq > r.seq))"
@@ -43,10 +44,11 @@ class Admin(Protocol):
 
 
 class Pruned(NamedTuple):
-    """The counts of what retention removed."""
+    """The counts of what retention removed, and of the old threads that it kept for a call in doubt."""
 
     threads: int
     commits: int
+    in_doubt: int
 
 
 def version(admin: Admin) -> Version:
@@ -96,8 +98,8 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
 def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     """Forget threads whose last commit is older than `older_than` seconds, and the journal of that time.
 
-    It forgets at most `most` threads, to keep the transaction short. Threads with a living lease or a revocation
-    are kept. A forgotten thread keeps its epoch, which never decreases. It counts as new and its old plans as
+    It forgets at most `most` threads, to keep the transaction short. Threads with a living lease, a
+    revocation or a call without an outcome are kept. A forgotten thread keeps its epoch, which never decreases. It counts as new and its old plans as
     unplanned, so forgetting denies. The newest commit of each tenant stays in the journal.
 
     Raises:
@@ -125,7 +127,8 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
         through = str(max(position for (position,) in gone))
         sql = "INSERT INTO meta (name, value) VALUES ('pruned', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
         admin.run(sql, (through,))
-    return Pruned(forgotten, len(gone))
+    ((in_doubt,),) = admin.run(f"SELECT count(*) FROM thread t WHERE at < ? AND {_DOUBT}", (until,))
+    return Pruned(forgotten, len(gone), in_doubt)
 
 
 def accept_clock(admin: Admin) -> int:

@@ -115,7 +115,7 @@ MIGRATIONS: Final = (
     ),
     Migration(
         3,
-        1,
+        3,  # an older writer would leave no trace of the deed
         "calls in doubt: what was done, to what, when",
         (
             "ALTER TABLE call ADD COLUMN deed TEXT NOT NULL DEFAULT ''",

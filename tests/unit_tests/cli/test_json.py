@@ -117,7 +117,7 @@ ANSWER = "desk/ledger.db ASK --as bob --key desk/bob.pem --approvers desk/approv
         ("ledger downgrade ledger.db --to 1 --yes", 0, {"schema": 1}),
         ("ledger migrate new.db", 0, {"schema": SCHEMA}),
         ("ledger status ledger.db", 0, {"result": "usable"}),
-        ("ledger prune ledger.db --older-than 90d", 0, {"threads": 0, "commits": 0}),
+        ("ledger prune ledger.db --older-than 90d", 0, {"threads": 0, "commits": 0, "in_doubt": 0}),
         ("mandate check mandate.json --profiles profiles.yaml", 0, {"steps": 1, "findings": []}),
         ("mandate check mandate.json --profiles langchain", 1, {"steps": 1}),
         ("policy build mended -o policy.tar.gz", 0, {"wrote": "policy.tar.gz", "signed": "no; give --key"}),

@@ -63,9 +63,9 @@ def test_histories_are_forgotten_by_age(file: str) -> None:
     with SqliteLedger(file) as new:
         new.commit(SCOPE._replace(thread="new"), None, [RecordStep()])
     kept = ledger("prune", file, "--older-than", "999999d")
-    assert kept.stdout.split() == ["threads", "0", "commits", "0"]
+    assert kept.stdout.split() == ["threads", "0", "commits", "0", "in_doubt", "0"]
     gone = ledger("prune", file, "--older-than", "90d")
-    assert gone.stdout.split() == ["threads", "1", "commits", "1"]
+    assert gone.stdout.split() == ["threads", "1", "commits", "1", "in_doubt", "0"]
     with SqliteLedger(file) as after:
         assert not after.load(SCOPE, Query()).exists
         assert after.load(SCOPE._replace(thread="new"), Query()).exists

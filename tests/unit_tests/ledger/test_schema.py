@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import admin as admin_module
 from langchain_runtime_authz.ledger.admin import prune
 from langchain_runtime_authz.ledger.base import Anchor, Committed, Query
-from langchain_runtime_authz.ledger.calls import ClaimCall
+from langchain_runtime_authz.ledger.calls import ClaimCall, ResolveCall
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     EndLease,
@@ -78,7 +78,7 @@ def pruned(path: Path, clock: FrozenClock, days: int) -> tuple[int, int]:
     """What retention takes, by the test's clock."""
     with administer(path) as admin:
         admin.now = clock  # type: ignore[method-assign]
-        return tuple(prune(admin, days * DAY))
+        return tuple(prune(admin, days * DAY))[:2]
 
 
 def test_only_what_ended_long_ago_is_forgotten(path: Path) -> None:
@@ -124,7 +124,23 @@ def test_much_is_forgotten_in_several_transactions(path: Path, monkeypatch: pyte
         for number in range(5):
             ledger.commit(SCOPE._replace(thread=str(number)), None, [OpenThread("user:alice")])
     found = CliRunner().invoke(app, ["ledger", "prune", str(path), "--older-than", "90d"])
-    assert found.stdout.split() == ["threads", "5", "commits", "4"]
+    assert found.stdout.split() == ["threads", "5", "commits", "4", "in_doubt", "0"]
+
+
+def test_a_call_in_doubt_keeps_its_thread(path: Path) -> None:
+    """Nobody knows what became of it, however old it is. The command says how many there are."""
+    with SqliteLedger(path, clock=lambda: 1_000_000_000.0) as ledger:
+        for thread, key, deed in (("kept", "k", "pay:x"), ("read", "r", "")):
+            ledger.commit(SCOPE._replace(thread=thread), None, [OpenThread("user:alice"), TakeLease(lease("j", 1_000_000_060))])
+            claim = ClaimCall(key, "j", repeatable=False, subject="user:alice", deed=deed, about={"args_digest": "d"})
+            ledger.commit(SCOPE._replace(thread=thread), None, [claim])
+    prune = ["ledger", "prune", str(path), "--older-than", "90d"]
+    assert CliRunner().invoke(app, prune).stdout.split() == ["threads", "1", "commits", "3", "in_doubt", "1"]
+    with SqliteLedger(path) as ledger:
+        (doubt,) = ledger.doubts("acme")
+        ledger.commit(doubt.scope, None, [ResolveCall("k", happened=True, author="user:carol", reason="paid")])
+    with administer(path) as admin:
+        assert admin.run("SELECT count(*) FROM call") == [(1,)]
 
 
 def test_a_silent_run_that_lapsed_counts_as_ended(path: Path) -> None:
