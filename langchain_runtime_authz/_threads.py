@@ -149,7 +149,10 @@ class Threads:
     deny_approval, adeny_approval = both(_deny_approval)
 
     def _unknown_calls(self) -> Flow[list[Doubt]]:
-        """Return the calls of this tenant that have a permit and no outcome, oldest first, on every thread."""
+        """Return the calls of this tenant that have a permit and no outcome, newest first, on every thread.
+
+        There are at most `ledger.base.MAX_ASKED`: the older ones appear once these are resolved.
+        """
         return list((yield ListDoubts(self._engine.tenant, None)))
 
     unknown_calls, aunknown_calls = both(_unknown_calls)
@@ -191,7 +194,7 @@ class Threads:
                 "only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`"
             )
         scope = self._scope(str(place["configurable"]["thread_id"]), graph)
-        doubts = tuple(one for one in (yield ListDoubts(self._engine.tenant, None)) if one.scope == scope)
+        doubts = tuple((yield ListDoubts(self._engine.tenant, None, scope)))
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))
         state: StateSnapshot = yield read_state(graph, place)
         found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)

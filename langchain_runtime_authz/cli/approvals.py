@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, moment
 from langchain_runtime_authz.cli.keys import Password, as_bytes
-from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant
+from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant, log_of
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _signed(
         wanted = f"{who.approvers} must hold a JSON object, `user:<name>` to JWK set"
         raise ConfigError(f"{wanted}: {unreadable(exc)}") from exc
     with store.opened() as ledger:
-        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=log_of(audit))
         signer = SigningKey.from_pem(who.key.read_bytes(), as_bytes(who.password))
         question, jti = authz.question(id), secrets.token_hex(16)
         yield authz, sign_statement(signer, approver=f"user:{who.person}", verdict=verdict, question=question, jti=jti)

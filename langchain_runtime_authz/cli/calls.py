@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Option, echo
 
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
-from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of
+from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.ledger.admin import tenants
+from langchain_runtime_authz.ledger.base import MAX_ASKED
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.base import Doubt
+    from langchain_runtime_authz.ledger.sql import SqlLedger
 
 app = App(
     help="""List the calls whose outcome nobody knows, and say what became of them.
@@ -27,27 +30,32 @@ app = App(
 )
 
 Key = Annotated[str, Argument(metavar="CALL", help="The call, as `calls list` names it.")]
+Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in RuntimeAuthz(tenant=...).")]
 
 
 @app.command("list")
-def list_(store: Store, tenant: Tenant = "default") -> Answer:
-    """List the calls in doubt, oldest first.
+def list_(store: Store, tenant: Of = None) -> Answer:
+    """List the calls in doubt of all tenants, newest first, at most 1,000 of each.
 
     \b
     Examples:
       runtime-authz calls list ledger.db --tenant acme
     """
     with store.opened() as ledger:
-        found = [_told(one) for one in ledger.doubts(tenant)]
+        several = [ledger.doubts(each) for each in _tenants(store, tenant)]
+    found = [_told(one) for doubts in several for one in doubts]
+    if any(len(doubts) == MAX_ASKED for doubts in several):
+        echo(f"note: only the newest {MAX_ASKED} of a tenant are listed; resolve these to see older ones", err=True)
     text = []
     for told in found:
         text += [told["call"], f"  {inert(str(told['tool']))} at {told['permitted_at']}, for {inert(told['subject'])}"]
-        text.append(f"  {inert(told['graph'])}/{inert(told['thread'])}, idempotency key {told['idempotency_key']}")
+        place = f"{inert(told['tenant'])}: {inert(told['graph'])}/{inert(told['thread'])}"
+        text.append(f"  {place}, idempotency key {told['idempotency_key']}")
     return Answer(found, [*text, f"{len(found)} in doubt"])
 
 
 @app.command("show")
-def show_(store: Store, key: Key, tenant: Tenant = "default") -> Answer:
+def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
     """Show what the ledger knows of a call, and who resolved it.
 
     \b
@@ -55,10 +63,7 @@ def show_(store: Store, key: Key, tenant: Tenant = "default") -> Answer:
       runtime-authz calls show ledger.db sha256:4f6c…
     """
     with store.opened() as ledger:
-        found = ledger.doubts(tenant, key)
-        if not found:
-            raise ConfigError(f"the ledger holds no call {key!r} of tenant {tenant!r}")
-    told = _told(found[0])
+        told = _told(_found(store, ledger, tenant, key))
     return Answer(told, lines({name: inert(v) if isinstance(v, str) else v for name, v in told.items()}))
 
 
@@ -69,7 +74,7 @@ def resolve(
     happened: Annotated[bool, Option("--happened/--did-not-happen", help="What became of it.")],
     by: By,
     reason: Reason,
-    tenant: Tenant = "default",
+    tenant: Of = None,
     audit: Audit = None,
 ) -> Answer:
     """Say of a call in doubt whether it happened.
@@ -83,15 +88,40 @@ def resolve(
     from langchain_runtime_authz.authz import RuntimeAuthz
 
     with store.opened() as ledger:
-        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=audit)
+        tenant = _found(store, ledger, tenant, key).scope.tenant
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=log_of(audit))
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
         told = _told(ledger.doubts(tenant, key)[0])
     return Answer(told, f"{'happened' if happened else 'did not happen'}, says {by}")
 
 
+def _tenants(store: Store, tenant: str | None) -> list[str]:
+    if tenant is not None:
+        return [tenant]
+    try:
+        with store.administered(look=True) as admin:
+            return tenants(admin)
+    except LedgerError:
+        echo("note: the application's role sees one tenant; name others by --tenant", err=True)
+        return ["default"]
+
+
+def _found(store: Store, ledger: SqlLedger, tenant: str | None, key: str) -> Doubt:
+    for each in _tenants(store, tenant):
+        for one in ledger.doubts(each, key):
+            return one
+    raise ConfigError(f"the ledger holds no call {key!r}" + (f" of tenant {tenant!r}" if tenant else ""))
+
+
 def _told(one: Doubt) -> dict[str, Any]:
     about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
-    call = {"call": row.key, "state": row.state, "tool": about.get("tool"), "permitted_at": moment(row.at)}
+    call = {
+        "tenant": scope.tenant,
+        "call": row.key,
+        "state": row.state,
+        "tool": about.get("tool"),
+        "permitted_at": moment(row.at),
+    }
     place = {"subject": one.subject, "graph": scope.graph, "thread": scope.thread}
     return {**call, **place, **{name: about.get(name) for name in names}}

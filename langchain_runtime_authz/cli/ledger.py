@@ -261,6 +261,15 @@ def _revoked(files: list[Path]) -> list[tuple[Scope, tuple[str, ...]]]:
     return [named for named, event in last.items() if event == "revoked"]
 
 
+def log_of(audit: Path | None) -> Path | None:
+    """Return the application's log. Warn if none is named, and refuse a mistyped name: it would begin a new log."""
+    if audit is None:
+        typer.echo("note: no audit log records this; name the application's by --audit", err=True)
+    elif not audit.is_file():
+        raise ConfigError(f"there is no audit log at {audit}; name the application's own")
+    return audit
+
+
 def _confirm(question: str, yes: bool, as_json: bool) -> None:
     if as_json and not yes:
         raise ConfigError("`--json` asks nothing; give `--yes`")

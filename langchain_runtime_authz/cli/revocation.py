@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App
-from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant
+from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant, log_of
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
@@ -73,7 +73,7 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
             known = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
             raise ConfigError(f"the ledger knows no thread {known}")
         issuer = LocalIssuer(issuer=place.issuer)
-        authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=place.audit)
+        authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=log_of(place.audit))
         change = authz.revoke if event == "revoked" else authz.reinstate
         change(place.thread, graph=place.graph, agent=path, by=place.by, reason=place.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}

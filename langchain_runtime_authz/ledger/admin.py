@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.ledger.rows import OPEN, Row
+from langchain_runtime_authz.ledger.rows import Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
-_DOUBT: Final = f"EXISTS (SELECT 1 FROM call c WHERE {_SAME.format('c')} AND {OPEN})"
+_DOUBT: Final = (
+    f"EXISTS (SELECT 1 FROM call c WHERE {_SAME.format('c')} AND c.state IN ('claimed', 'unknown') AND c.deed <> '')"
+)
 _ENDED: Final = (
     f"SELECT tenant, thread FROM thread t WHERE at < ? AND NOT {_DOUBT} AND NOT EXISTS"
     f" (SELECT 1 FROM lease l WHERE {_SAME.format('l')} AND l.state = 'live' AND l.expires > ?) AND NOT EXISTS"
@@ -129,6 +131,16 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
         admin.run(sql, (through,))
     ((in_doubt,),) = admin.run(f"SELECT count(*) FROM thread t WHERE at < ? AND {_DOUBT}", (until,))
     return Pruned(forgotten, len(gone), in_doubt)
+
+
+def tenants(admin: Admin) -> list[str]:
+    """Return the tenants whose calls have side effects. With PostgreSQL, only the schema's owner sees them all.
+
+    Raises:
+        LedgerError: `ledger_schema`.
+    """
+    check(version(admin))
+    return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 
 
 def accept_clock(admin: Admin) -> int:

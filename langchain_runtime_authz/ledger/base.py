@@ -330,10 +330,10 @@ class Asked(Protocol):
 class Doubted(Protocol):
     """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
 
-    def doubts(self, tenant: str, key: str | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls in doubt, oldest first, or the call of that key in any state."""
+    def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
+        """Return at most `MAX_ASKED` calls in doubt, newest first, or the call of that key in any state; of one thread."""
 
-    async def adoubts(self, tenant: str, key: str | None = None) -> Sequence[Doubt]:
+    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
         """Do as `doubts`, without blocking the event loop."""
 
 

@@ -106,18 +106,18 @@ class MemoryLedger:
             )
             return list(islice(found, b.MAX_ASKED))
 
-    def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
         with self._lock:
             now = self._latest = ledger_time(self._clock(), self._latest)
             if key is not None:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
                 return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
             found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
-            unknown = sorted((one for one in found if one.row.state == "unknown"), key=lambda one: one.row.at)
-            return unknown[: b.MAX_ASKED]
+            unknown = [one for one in found if one.row.state == "unknown" and scope in (None, one.scope)]
+            return sorted(unknown, key=lambda one: -one.row.at)[: b.MAX_ASKED]
 
-    async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
-        return self.doubts(tenant, key)
+    async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
+        return self.doubts(tenant, key, scope)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         return self.asked(tenant, id)

@@ -158,10 +158,13 @@ class SqlLedger:
         asked = [(b.Scope(*json.loads(scope)), rows.parsed(b.Approval, body)) for scope, body in found]
         return [one for one in asked if one[1].id and id in (None, one[1].id)][: b.MAX_ASKED]
 
-    def doubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
+    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
         columns, _, rest = rows.DOUBTS.partition(" FROM ")
         where, by = (rows.OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
-        now, found = self._listed(tenant, (f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at", (tenant, *by)))
+        if scope is not None:
+            where, by = f"{where} AND c.thread = ?", (*by, rows.thread_key(scope))
+        newest = f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at DESC"
+        now, found = self._listed(tenant, (newest, (tenant, *by)))
         doubts = [_doubt(row, now) for row in found]
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
@@ -170,8 +173,8 @@ class SqlLedger:
         with self._reading(tenant) as tx:
             return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
 
-    async def adoubts(self, tenant: str, key: str | None = None) -> list[b.Doubt]:
-        return await self._in_thread(self.doubts, tenant, key)
+    async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
+        return await self._in_thread(self.doubts, tenant, key, scope)
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         return await self._in_thread(self.asked, tenant, id)

@@ -19,9 +19,9 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.fork import PROCESS
-from langchain_runtime_authz.ledger.base import LASTS, Conflict, Doubt, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import LASTS, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ResolveCall
-from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run
+from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -95,13 +95,19 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 
 
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str = "") -> Flow[None]:
-    """Record what became of a call in doubt, in the ledger and then in the audit log. Raises `not_in_doubt`, `AuditError`."""
-    done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
-    if isinstance(done, Conflict):
-        raise LedgerError(done.code, doubt.row.key)
+    """Record what became of a call in doubt, in the audit log and then in the ledger. Raises `not_in_doubt`, `AuditError`.
+
+    If the log fails, the call stays in doubt, so that whoever resolves it again is on record.
+    """
+    found: Snapshot = yield Load(doubt.scope, Query(calls=(doubt.row.key,)))
+    if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
+        raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)
     about, said = doubt.row.about or {}, {"author": author, "reason": reason, "happened": happened}
     call = {"call_key": doubt.row.key, "decision_id": about.get("decision_id", "")}
-    yield run_event(of, "resolved", done.now, detail={**said, **call, "tool": label(about.get("tool", ""))})
+    yield run_event(of, "resolved", found.now, detail={**said, **call, "tool": label(about.get("tool", ""))})
+    done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
+    if isinstance(done, Conflict):  # resolved by somebody else meanwhile
+        raise LedgerError(done.code, doubt.row.key)
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
@@ -157,4 +163,6 @@ def _failed(exc: Exception) -> object:
 
 
 LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → whether it happened, or something else
-ListDoubts: Final = Effect(method="ledger.doubts")  # a tenant, a call's key or `None` → its calls in doubt
+ListDoubts: Final = Effect(
+    method="ledger.doubts"
+)  # a tenant, a call's key or `None`, a thread or none → its calls in doubt

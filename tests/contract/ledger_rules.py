@@ -882,7 +882,7 @@ class LedgerRules(LedgerHarness):
         self.refuse(Code.IN_DOUBT, RepeatCall("k", at))
 
     def test_calls_in_doubt_are_listed(self) -> None:
-        """Oldest first, with what is known of them; by key in any state. A read, which may run again, never is."""
+        """Newest first, with what is known of them; by key in any state. A read, which may run again, never is."""
         tenant, key = self.scope.tenant, unique()
         store = cast("Doubted", self.ledger)
         lease = self.deed(self.scope, key)
@@ -898,7 +898,8 @@ class LedgerRules(LedgerHarness):
             ))
         ]  # fmt: skip
         self.clock.tick(TTL)
-        assert [one.row.key for one in store.doubts(tenant)] == [key, f"{key}-later"]
+        assert [one.row.key for one in store.doubts(tenant)] == [f"{key}-later", key]
+        assert [one.row.key for one in store.doubts(tenant, None, self.scope)] == [key]
         assert not [*store.doubts(unique()), *store.doubts(tenant, unique())]
 
     def test_a_call_in_doubt_is_resolved_once(self) -> None:

@@ -62,6 +62,7 @@ def test_what_waits_is_listed_inert(tmp_path: Path) -> None:
 def test_a_person_approves_and_the_graph_goes_on(tmp_path: Path) -> None:
     """With their own key; the answer is in the audit file, and a second one is refused."""
     desk = Desk(tmp_path)
+    (tmp_path / "audit.jsonl").touch()
     done = desk.answer("approve", "bob", "--audit", tmp_path / "audit.jsonl")
     assert done.exit_code == 0, done.output
     assert "resume the graph" in done.stdout

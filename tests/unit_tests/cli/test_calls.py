@@ -10,9 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
+
+PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
 
 
 def cli(*args: str) -> Any:
@@ -22,8 +26,7 @@ def cli(*args: str) -> Any:
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     path = str(tmp_path / "ledger.db")
-    profiles = {"pay": ToolProfile(effect="pay", sink="external")}
-    authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=SqliteLedger(path), profiles=profiles)
+    authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=SqliteLedger(path), profiles=PROFILES)
     with authz.session(subject="alice", task="pay", thread="t\x1b[2J") as session:
         assert session.decide("pay", {"n": 1}).permit
     return path
@@ -39,6 +42,9 @@ def test_a_call_in_doubt_is_listed_shown_and_resolved(file: str, tmp_path: Path)
     assert key in text and "1 in doubt" in text and "\x1b" not in text
     assert "\x1b" not in cli("show", file, key).stdout
     args = ("resolve", file, key, "--did-not-happen", "--by", "user:carol", "--reason", "asked", "--audit", str(log))
+    mistyped = cli(*args)
+    assert (mistyped.exit_code, log.exists(), cli("list", file).stdout.count("1 in doubt")) == (2, False, 1)
+    log.touch()
     assert cli(*args).exit_code == 0
     assert cli("list", file).stdout == "0 in doubt\n"
     shown = json.loads(cli("show", file, key, "--json").stdout)
@@ -48,6 +54,43 @@ def test_a_call_in_doubt_is_listed_shown_and_resolved(file: str, tmp_path: Path)
     again = cli(*args)
     assert again.exit_code == 2
     assert again.stderr.startswith("error: not_in_doubt:")
+
+
+def test_a_call_of_any_tenant_is_listed_and_resolved(tmp_path: Path) -> None:
+    """Newest first. Without a log, a note says that nothing is recorded."""
+    path = str(tmp_path / "ledger.db")
+    for tenant, at in (("acme", 1_000_000_000), ("other", 1_000_000_100), ("acme", 1_000_000_200)):
+        ledger = SqliteLedger(path, clock=lambda at=at: float(at))
+        authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger, profiles=PROFILES, tenant=tenant)
+        authz.session(subject="alice").decide("pay", {"n": at})
+    listed = json.loads(cli("list", path, "--json").stdout)
+    assert [one["tenant"] for one in listed] == ["acme", "acme", "other"]
+    assert listed[0]["permitted_at"] > listed[1]["permitted_at"]
+    assert len(json.loads(cli("list", path, "--tenant", "other", "--json").stdout)) == 1
+    key = listed[2]["call"]
+    assert cli("show", path, key, "--tenant", "acme").exit_code == 2
+    done = cli("resolve", path, key, "--happened", "--by", "user:carol", "--reason", "seen")
+    assert (done.exit_code, "no audit log records this" in done.stderr) == (0, True)
+    assert json.loads(cli("show", path, key, "--json").stdout)["state"] == "done"
+
+
+def test_a_resolution_that_is_not_on_record_is_none(file: str) -> None:
+    """The harm: the call could run again, and no record would say who let it."""
+
+    class Sink:
+        content = False
+
+        def write(self, record: Any) -> None:
+            raise AuditError(Code.AUDIT_UNAVAILABLE, "the disk is full")
+
+    (told,) = json.loads(cli("list", file, "--json").stdout)
+    with SqliteLedger(file) as ledger:
+        with pytest.raises(AuditError):
+            RuntimeAuthz(ledger=ledger, audit=Sink()).resolve_call(told["call"], happened=False, by="user:carol", reason="seen")
+        assert [one.row.state for one in ledger.doubts("default")] == ["unknown"]
+        kept = MemorySink()
+        RuntimeAuthz(ledger=ledger, audit=kept).resolve_call(told["call"], happened=False, by="user:carol", reason="seen")
+    assert [record["event"] for record in kept.records] == ["resolved"]
 
 
 @pytest.mark.parametrize("args", [("show", "no"), ("resolve", "no", "--happened", "--by", "user:c", "--reason", "r")])

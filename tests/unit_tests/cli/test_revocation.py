@@ -73,6 +73,7 @@ def test_unenforced_the_run_in_flight_pays(file: str) -> None:
 def test_what_an_operator_did_is_on_record(file: str, tmp_path: Path) -> None:
     """In the application's own chain, with where the ledger stood; where it can not be written, nothing is done."""
     house, log = House(file), tmp_path / "audit.jsonl"
+    log.touch()
     with house.authz.run(subject="alice"):
         house.graph.invoke(human(), THREAD)
     where, said = (file, "t", "--graph", "hand"), ("--by", "user:carol", "--reason", "incident 42")
