@@ -36,6 +36,7 @@ METADATA_KEY: Final = "runtime_authz"
 
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
 # From least to most harmful. Hints only move to the right.
+HARMLESS: Final = ("compute", "read", "fetch")
 EFFECTS: Final[tuple[Effect, ...]] = ("compute", "read", "fetch", "write", "send", "pay", "delete", "admin")
 Verdict = Literal["permit", "ask", "deny"]
 Sink = Literal["none", "internal", "external"]
@@ -193,7 +194,7 @@ class ToolProfile(BaseModel):
     @cached_property
     def side_effect(self) -> bool:
         """True if a call changes something: every effect except `compute`, `read` and `fetch`."""
-        return self.effect not in ("compute", "read", "fetch")
+        return self.effect not in HARMLESS
 
     @cached_property
     def ordered(self) -> bool:

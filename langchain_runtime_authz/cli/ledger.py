@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App
+from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.errors import ConfigError, LedgerError
+from langchain_runtime_authz.facts.inert import inert
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
@@ -206,8 +207,8 @@ def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
 def restored(
     store: Store,
     audit: Annotated[list[Path], Option("--audit", metavar="FILE", help="A log of the application; name each one.")],
-    by: By = "",
-    reason: Reason = "",
+    by: By,
+    reason: Reason,
     yes: Yes = False,
     as_json: bool = False,
 ) -> Answer:
@@ -215,7 +216,8 @@ def restored(
 
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
     ends every lease and moves each thread to its next epoch: nothing that was ordered, planned or approved before
-    counts. It revokes again what the logs say is revoked, and records that it was done.
+    counts. It revokes again what the logs say is revoked, and records that it was done. It names the calls that the
+    logs show without an outcome: find out whether they happened before anybody orders them again.
 
     \b
     Examples:
@@ -230,7 +232,7 @@ def restored(
 
     with ExitStack() as stack:
         _confirm("Is the application stopped, and is there no newer copy of the ledger?", yes, as_json)
-        revoked = _revoked(audit)
+        revoked, unfinished = _logged(audit)
         sinks = [stack.enter_context(closing(FileSink(file))) for file in audit]  # before anything changes
         with store.administered() as admin:
             threads, tenants = do.accept_restore(admin)
@@ -242,23 +244,58 @@ def restored(
             now = ledger.load(Scope(tenant, "", "", ""), Query()).now
             for sink in sinks:
                 sink.write(anchored(run_record(now=now, event="restored", detail=detail), ledger, tenant))
-    return Answer({"threads": threads, "revoked": len(revoked)})
+    told = {"threads": threads, "revoked": len(revoked)}
+    named = [
+        f"no outcome: {inert(one['tool'])} at {one['permitted_at']}, for {inert(one['subject'])},"
+        f" thread {inert(one['thread'])}, decision {one['decision_id']}"
+        for one in unfinished
+    ]
+    return Answer({**told, "unfinished": unfinished}, [*lines(told), *named])
 
 
-def _revoked(files: list[Path]) -> list[tuple[Scope, tuple[str, ...]]]:
-    """Return the agents whose last event in the logs is a revocation. A reinstatement that was lost stays lost."""
+def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[dict[str, Any]]]:
+    """Return what the logs say that a backup may lack.
+
+    These are the agents whose last event is a revocation, and the calls with a side effect that have a permit and no
+    outcome. A reinstatement that was lost stays lost.
+    """
     from langchain_runtime_authz.audit.chain import read_log, verified
     from langchain_runtime_authz.ledger.base import Scope
+    from langchain_runtime_authz.profile import HARMLESS
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
+    begun, ended = dict[str, dict[str, Any]](), set[str]()
     for file in files:
         verified(file)
-        for what in ("revoked", "reinstated"):
-            for record in read_log(file, what):
-                if record and record.get("event") == what:
-                    events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), what))
+        for record in filter(None, read_log(file)):
+            event = record.get("event")
+            if event in ("revoked", "reinstated"):
+                events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), event))
+            elif event == "resolved":
+                ended.add(record["detail"]["decision_id"])
+            elif record["kind"] == "completion" and record["state"] != "unknown":
+                ended.add(record["decision_id"])
+            elif record.get("action") == "tools/call" and record["outcome"] == "permit":
+                begun[record["decision_id"]] = record
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
-    return [named for named, event in last.items() if event == "revoked"]
+    revoked = [named for named, event in last.items() if event == "revoked"]
+    found = [_unfinished(record) for decision_id, record in begun.items() if decision_id not in ended]
+    return revoked, [one for one in found if one.pop("effect") not in HARMLESS]
+
+
+def _unfinished(permit: dict[str, Any]) -> dict[str, Any]:
+    request, scope = permit.get("request") or {}, permit["scope"]
+    subject = request.get("subject") or {}
+    return {
+        "decision_id": permit["decision_id"],
+        "tool": permit["resource"],
+        "effect": ((request.get("resource") or {}).get("properties") or {}).get("effect"),
+        "permitted_at": moment(permit["ts"]),
+        "subject": f"{subject.get('type')}:{subject.get('id')}",
+        "tenant": scope["tenant"],
+        "graph": scope["graph"],
+        "thread": scope["thread"],
+    }
 
 
 def log_of(audit: Path | None) -> Path | None:

@@ -96,7 +96,7 @@ class Restoring:
         assert refused.value.code == Code.LEDGER_ROLLED_BACK
         accepted = place.accept()
         assert (accepted.exit_code, accepted.stderr) == (0, "")
-        assert json.loads(accepted.stdout) == {"threads": 3, "revoked": 2}
+        assert json.loads(accepted.stdout) == {"threads": 3, "revoked": 2, "unfinished": []}
 
         again = place.start()
         assert [paid(again, thread) for thread in "abcd"] == ["revoked", "permit", "revoked", "revoked"]
@@ -138,6 +138,19 @@ class Restoring:
         place.restore(yesterday)
         assert paid(authz, "c") in (Code.LEDGER_ROLLED_BACK, Code.LEDGER_UNAVAILABLE)
         stop(authz)
+
+    def test_calls_that_the_log_shows_without_an_outcome_are_named(self, place: Place) -> None:
+        """The backup does not know them, so nothing else would say that the money may be gone."""
+        authz = place.start()
+        assert paid(authz, "before") == "permit"
+        yesterday = place.backup()
+        assert paid(authz, "after") == "permit"
+        lost = authz.session(subject="alice", thread="lost").decide("pay", {"to": "lost"})
+        stop(authz)
+        place.restore(yesterday)
+        (found,) = json.loads(place.accept().stdout)["unfinished"]
+        assert (found["decision_id"], found["tool"], found["thread"]) == (lost.decision_id, "pay", "lost")
+        assert found["subject"] == "user:alice"
 
     def test_a_broken_log_accepts_nothing(self, place: Place) -> None:
         """What it says is revoked could be missing."""
