@@ -291,8 +291,8 @@ class LedgerError(AuthzError):
 
 
 def failure_code(exc: BaseException) -> Code:
-    """Return the code of a failed ledger or audit sink."""
-    return Code(exc.code) if isinstance(exc, LedgerError | AuditError) else Code.LEDGER_UNAVAILABLE
+    """Return the code of a failed ledger, audit sink or identity."""
+    return Code(exc.code) if isinstance(exc, LedgerError | AuditError | CredentialError) else Code.LEDGER_UNAVAILABLE
 
 
 class AuthzDenied(AuthzError):

@@ -106,11 +106,8 @@ def _engine() -> Line:
 
 
 def _ledger(where: str) -> Line:
-    from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-
     with Store(where).opened() as ledger:
-        if isinstance(ledger, SqliteLedger) and not _writable(ledger.path):
-            return Line("fail", "ledger", f"{where} cannot be written", "give this user the right to write there")
+        ledger.check("default")
     return Line("ok", "ledger", f"{where.rpartition('@')[2]} can be used")
 
 

@@ -65,7 +65,7 @@ class Store(NamedTuple):
 
         if not create:
             self._must_be_there()
-        return sqlite.administer(self.where, create=create)
+        return sqlite.administer(self.where, create=create, look=look)
 
     def _postgres(self) -> ModuleType | None:
         """Return the module for a connection string of PostgreSQL, `None` for a path."""
@@ -88,10 +88,10 @@ class Store(NamedTuple):
 
 @app.command("status")
 def status(store: Store) -> Answer:
-    """Show the version of a ledger's schema, and whether this package supports it.
+    """Show the version of a ledger's schema, and whether this package can work on it.
 
-    `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not: migrate
-    the ledger, or install the package that it needs.
+    `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not, or if a
+    commit could not be kept: migrate the ledger, install the package that it needs, or mend the disk or the rights.
 
     \b
     Examples:
@@ -105,6 +105,8 @@ def status(store: Store) -> Answer:
     result = "usable"
     try:
         check(found)
+        with store.opened() as ledger:
+            ledger.check("default")
     except LedgerError as exc:
         result = f"unusable: {exc}"
     return Answer({**_told(found), "package": SCHEMA, "result": result}, finding=result != "usable")

@@ -168,6 +168,11 @@ class SqlLedger:
         doubts = [_doubt(row, now) for row in found]
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
+    def check(self, tenant: str) -> None:
+        """Look whether a commit could be kept, by one that is taken back. Raises `LedgerError`."""
+        with self._writing(tenant, b"check", (), locked=True) as tx:
+            tx.batch([("SELECT 1", ())])
+
     def _listed(self, tenant: str, statement: Statement) -> tuple[float, Sequence[Row]]:
         seen = self._seen.get(tenant, NONE)
         with self._reading(tenant) as tx:

@@ -74,6 +74,12 @@ class SqliteLedger(SqlLedger):
             while self._idle:
                 self._idle.pop().close()
 
+    def check(self, tenant: str) -> None:
+        """See `SqlLedger.check`. SQLite writes to the disk only at the end of a transaction."""
+        super().check(tenant)
+        if not os.statvfs(self.path).f_bavail:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
+
     @contextmanager
     def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
         self._here()
@@ -190,8 +196,10 @@ _KEEP: Final = (
 
 
 @contextmanager
-def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
+def administer(path: str | Path, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
     """Open the file for its operator (`ledger.admin`) and commit at the end. Every other writer waits.
+
+    With `look` nothing is changed, and nobody waits.
 
     Raises:
         LedgerError: the file cannot be used.
@@ -202,7 +210,7 @@ def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
             _make(path)
         conn = _connect(path, TIMEOUT)
         try:
-            conn.execute("BEGIN IMMEDIATE")
+            conn.execute("BEGIN" if look else "BEGIN IMMEDIATE")
             yield _Admin(conn)
             conn.execute("COMMIT")
         finally:

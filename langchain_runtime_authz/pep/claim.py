@@ -246,7 +246,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
         yield (Commit, run.scope, None, [back])
         yield from _refund(run, occasion(run, decided.mandate), spent)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
-        _log.error("claim %s was not released: %s", decided.decision.decision_id, type(exc).__name__)
+        run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
     return denial
 
 
@@ -284,19 +284,19 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         if rotation and isinstance(done, Conflict):  # the task has changed already
             done = yield Commit(run.scope, None, changes)
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its count)
-        _log.error("denial %s of %s was not counted: %s", decision.decision_id, call.tool, type(exc).__name__)
+        run.engine.lost("the count of a denial", exc, run, decision.decision_id)
     now = getattr(done, "now", 0.0) or time.time()
     try:
         yield recording.call_record(run, decided, now)
         if done is not None:
             yield from recording.obliged_events(run, decision, now, rotated=rotated)
     except Exception as exc:  # noqa: BLE001  (likewise of its record)
-        _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
+        run.engine.lost("a denial", exc, run, decision.decision_id)
     for change in owed(decision):
         try:
             yield Commit(run.scope, None, [change])  # where it has no room, the attempt is refused already
         except Exception as exc:  # noqa: BLE001  (likewise)
-            _log.error("an obligation of denial %s was not carried out: %s", decision.decision_id, type(exc).__name__)
+            run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
     if decision.outcome != "approval_required":  # of a question it was told when it was asked
         try:
             yield from recording.tell(run, decision, "tools/call", call.tool, time.time())
@@ -380,7 +380,7 @@ def conclude(
         if leaked:
             yield recording.anomaly(run, "credential_leaked", ticket.decision_id, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
-        _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
+        run.engine.lost("the end of a call", exc, run, ticket.decision_id)
 
 
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
-from langchain_runtime_authz.errors import AuditError, AuthzError, Code, failure_code
+from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
@@ -215,23 +215,31 @@ class Engine:
         return until if ends is None else min(until, int(ends))
 
     def failed(self, exc: BaseException) -> Code:
-        """Return the code of a deny after the ledger or the audit failed: the kill switch's if that is engaged too."""
+        """Return the code of a deny after a part failed: the kill switch's if that is engaged too."""
         code = failure_code(exc)
-        count("errors", {COMPONENT: "audit" if isinstance(exc, AuditError) else "ledger", ERROR_TYPE: str(code)})
+        count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
     def ledger_failed(self, exc: Exception, run: Run | None = None) -> Decision:
         """Return that deny. The operator's log names the failure, and the run if none is current."""
         decision = deny(self.failed(exc))
-        code, what = failure_code(exc), "audit" if isinstance(exc, AuditError) else "ledger"
-        if (left_out := self.recent.left_out(f"{what} {code}")) is not None:
+        self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")
+        return decision
+
+    def lost(self, what: str, exc: Exception, run: Run, decision_id: str = "") -> None:
+        """Count and log that `what` happened, but was not recorded."""
+        self.failed(exc)
+        self._told(exc, run, decision_id, f"{what} was not recorded")
+
+    def _told(self, exc: Exception, run: Run | None, decision_id: str, what: str) -> None:
+        code = failure_code(exc)
+        if (left_out := self.recent.failures_left_out(f"{what} {code}")) is not None:
             thread, run_id = (run.scope.thread, run.run_id) if run is not None else ("", "")
-            about = {"decision_id": decision.decision_id, **({"run_id": run_id, "thread_id": thread} if run else {})}
-            ids = f"decision {decision.decision_id}, run {run_id}, thread {thread!a}"
+            about = {"decision_id": decision_id, **({"run_id": run_id, "thread_id": thread} if run else {})}
+            ids = f"decision {decision_id}, run {run_id}, thread {thread!a}"
             more = f"; {left_out} more were not logged" if left_out else ""
             text = str(exc) if isinstance(exc, AuthzError) else f"{code}: {type(exc).__name__}: {exc}"
-            _log.error("%s failed: %s (%s)%s", what, text, ids, more, extra=about)
-        return decision
+            _log.error("%s: %s (%s)%s", what, text, ids, more, extra=about)
 
 
 @dataclass(slots=True, eq=False)
@@ -328,6 +336,10 @@ def both(
     run.__qualname__, arun.__qualname__ = f"{owner}.{name}", f"{owner}.a{name}"
     arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
     return run, arun
+
+
+def _part(exc: BaseException) -> str:
+    return "audit" if isinstance(exc, AuditError) else "identity" if isinstance(exc, CredentialError) else "ledger"
 
 
 def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:

@@ -333,7 +333,7 @@ def close(
         if run.parent is None:
             yield run_event(run, ending, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
-        _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
+        run.engine.lost("the end of a run", exc, run)
     finally:
         if run.span is not None:
             run.span.end(ending, run.epoch)

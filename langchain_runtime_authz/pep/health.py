@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.errors import AuthzError, Code
+from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.state import Thread, snapshot
@@ -21,7 +21,12 @@ from langchain_runtime_authz.pep.request import request_json
 
 DEADLINE: Final = 2.0  # seconds for all parts together
 FRESH: Final = 1.0  # seconds for which an answer stands: many may ask
-_LATE: Final = {"ledger": Code.LEDGER_TIMEOUT, "engine": Code.PDP_TIMEOUT, "audit": Code.AUDIT_UNAVAILABLE}
+_LATE: Final = {
+    "ledger": Code.LEDGER_TIMEOUT,
+    "engine": Code.PDP_TIMEOUT,
+    "audit": Code.AUDIT_UNAVAILABLE,
+    "credentials": Code.KEYS_UNAVAILABLE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,8 @@ class Health:
     """The state of an instance's parts.
 
     Attributes:
-        parts: `ledger`, `engine`, `audit` and `kill_switch`: "" if it is up, else the code of what it would deny with.
+        parts: `ledger`, `engine`, `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`: ""
+            if it is up, else the code of what it would deny with.
         revision: of the policy.
         age: seconds since the policy's source was last found in order, if the engine knows.
     """
@@ -56,7 +62,7 @@ class HealthCheck:
     def look(self) -> Health:
         """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds. Never raises."""
         engine = self._engine
-        parts: dict[str, Callable[[], str]] = {"ledger": self._ledger, "engine": self._evaluator, "audit": self._audit}
+        parts = dict(zip(_LATE, (self._ledger, self._evaluator, self._audit, self._credentials), strict=True))
         with self._lock:
             if self._last is not None and time.monotonic() - self._last[0] < FRESH:
                 return self._last[1]
@@ -84,7 +90,11 @@ class HealthCheck:
         return health
 
     def _ledger(self) -> str:
-        self._engine.ledger.load(Scope(self._engine.tenant, self._engine.issuer.issuer, "health:", ""), Query())
+        """Load a thread and look whether a commit could be kept."""
+        ledger, tenant = self._engine.ledger, self._engine.tenant
+        ledger.load(Scope(tenant, self._engine.issuer.issuer, "health:", ""), Query())
+        if callable(check := getattr(ledger, "check", None)):
+            check(tenant)
         return ""
 
     def _evaluator(self) -> str:
@@ -93,7 +103,10 @@ class HealthCheck:
         subject, now = Subject(type="service", id="health"), int(time.time())
         run = Run(engine, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
-        body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
+        try:
+            body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
+        except CredentialError:  # `_credentials` says so
+            return ""
         (decision,) = engine.evaluator.evaluate([body])
         return decision.reason if decision.failure == "pdp" else ""
 
@@ -101,6 +114,13 @@ class HealthCheck:
         if callable(check := getattr(self._engine.audit, "check", None)):
             check()
         return ""
+
+    def _credentials(self) -> str:
+        engine = self._engine
+        engine.identity.agent_id(("health",))
+        if (ends := engine.identity.expires_at) is not None and ends <= time.time():
+            return str(Code.WORKLOAD_UNPROVEN)
+        return "" if engine.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE)
 
 
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:

@@ -28,11 +28,12 @@ MAX_NAME: Final = 128
 class RecentDecisions:
     """The last decisions with their contents, each built when it is read. Thread-safe. A `MemorySink` has them already."""
 
-    __slots__ = ("_built", "left_out")
+    __slots__ = ("_built", "failures_left_out", "left_out")
 
     def __init__(self, sink: AuditSink) -> None:
         self._built: deque[Any] = sink.kept if isinstance(sink, MemorySink) else deque(maxlen=MAX_DECISIONS)
         self.left_out = lines_left_out()
+        self.failures_left_out = lines_left_out()  # a policy's own codes do not use it up
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
         """Keep a decision: `decision_record` with its values, which do not change. Other records are passed over."""

@@ -14,11 +14,13 @@ from typing import Any, Final
 from opentelemetry import trace
 
 from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.fork import forkable_lock
 
 BURST: Final = 5  # lines of one code
 WINDOW: Final = 60.0  # seconds
 MAX_CODES: Final = 256  # a policy may make them up
+_KNOWN: Final = frozenset(Code)
 
 
 def logger(name: str) -> logging.Logger:
@@ -51,7 +53,7 @@ def lines_left_out() -> Callable[[str], int | None]:
     def left_out(code: str) -> int | None:
         now = time.monotonic()
         with lock:
-            code = code if code in lines or len(lines) < MAX_CODES else ""
+            code = code if code in _KNOWN or code in lines or len(lines) < MAX_CODES else ""
             begun, count = lines.get(code, (now, 0))
             more = 0
             if now - begun >= WINDOW:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import shutil
+import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.keyring import KeyDirectory
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pap.bundle import pack
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pep import health
+from langchain_runtime_authz.pep import engine, health
 from langchain_runtime_authz.telemetry import metrics, names
+from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
 from tests.bundles import files
 
-UP = {"ledger": "", "engine": "", "audit": "", "kill_switch": ""}
+UP = {"ledger": "", "engine": "", "audit": "", "credentials": "", "kill_switch": ""}
 ROOT = Path(__file__).parents[3]
 
 
@@ -151,6 +161,96 @@ def test_a_failure_is_one_line_with_ids_and_few_of_them(caplog: pytest.LogCaptur
         assert decision.reason == Code.LEDGER_TIMEOUT
         assert decision.decision_id in record.getMessage() and "thread 't1'" in record.getMessage()
         assert (record.thread_id, record.decision_id) == ("t1", decision.decision_id)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("why", ["locked", "full"])
+def test_a_ledger_that_can_only_be_read_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Each step would be denied, as none can be committed."""
+    ledger = SqliteLedger(tmp_path / "l.db", timeout=0.05)
+    authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger)
+    other = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+    if why == "locked":
+        other.execute("BEGIN IMMEDIATE")
+    else:
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0))
+    code = Code.LEDGER_TIMEOUT if why == "locked" else Code.LEDGER_UNAVAILABLE
+    assert authz.health().parts == {**UP, "ledger": code}
+    told = CliRunner().invoke(app, ["ledger", "status", str(tmp_path / "l.db")])
+    assert (told.exit_code, f"unusable: {code}" in told.stdout) == (1, True)
+    other.close()
+
+
+def test_credentials_are_their_own_part(tmp_path: Path) -> None:
+    """A failing identity and lost keys are neither the ledger's fault nor the engine's."""
+
+    class Own:
+        attested, up = False, True
+
+        @property
+        def expires_at(self) -> float | None:
+            if not self.up:
+                raise OSError("no socket")
+            return None
+
+        def agent_id(self, path: tuple[str, ...]) -> str:
+            if not self.up:
+                raise OSError("no socket")
+            return "/".join(path)
+
+    authz = RuntimeAuthz(pdp=StaticPDP(True), identity=Own())
+    session = authz.session(subject="alice")
+    assert session.decide("look", {}).permit
+    Own.up = False
+    assert session.decide("look", {}).reason == Code.WORKLOAD_UNPROVEN
+    assert authz.health().parts == {**UP, "credentials": Code.WORKLOAD_UNPROVEN}
+    with pytest.raises(AuthzDenied) as denied:
+        authz.session(subject="alice")
+    assert denied.value.code == Code.WORKLOAD_UNPROVEN
+    issuer = LocalIssuer(KeyDirectory.create(tmp_path / "keys"))
+    shutil.rmtree(tmp_path / "keys")
+    assert RuntimeAuthz(pdp=StaticPDP(True), issuer=issuer).health().parts == {**UP, "credentials": Code.KEYS_UNAVAILABLE}
+
+
+def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is counted as a failure; a line has code, run and thread."""
+    counted: list[str] = []
+    monkeypatch.setattr(engine, "count", lambda what, about=None, by=1: counted.append(what))
+    ledger = MemoryLedger()
+    authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read", sink="none")})
+    session = authz.session(subject="alice", task="Look", thread="t1")
+    for n in range(9):
+        assert session.decide("look", {"n": n}).permit
+    ledger.__class__ = Failing
+    with caplog.at_level(logging.ERROR):
+        for n in range(9):
+            session.observe("look", {"n": n}, "seen")
+    assert counted.count("errors") == 9
+    lines = [r for r in caplog.records if "the end of a call was not recorded: ledger_timeout" in r.getMessage()]
+    assert len(lines) == 5
+    assert {(r.thread_id, bool(r.run_id), bool(r.decision_id)) for r in lines} == {("t1", True, True)}  # type: ignore[attr-defined]
+
+
+def test_every_tenant_of_every_ledger_is_counted() -> None:
+    """Two ledgers of one tenant have one figure, their sum; a tenant of which one gives none has none."""
+
+    class Holds(MemoryLedger):
+        def doubts(self, tenant: str, *_: Any) -> Any:
+            if tenant == "broken":
+                raise LedgerError(Code.LEDGER_UNAVAILABLE)
+            return [tenant] * 2
+
+    several = [Holds(), Holds()]
+    for ledger, tenant in ((0, "m-a"), (0, "m-b"), (1, "m-b"), (0, "broken")):
+        metrics.observe_ledger(several[ledger], tenant)
+    figures = {o.attributes[names.TENANT]: o.value for o in metrics._counted("doubts") if o.attributes}
+    assert {tenant: figures.get(tenant) for tenant in ("m-a", "m-b", "broken")} == {"m-a": 2, "m-b": 4, "broken": None}
+
+
+def test_made_up_codes_do_not_silence_the_package_s_own() -> None:
+    """A policy may return any number of codes."""
+    left_out = lines_left_out()
+    assert sum(left_out(f"made_up_{n}") is not None for n in range(600)) < 300
+    assert left_out(str(Code.LEDGER_UNAVAILABLE)) == 0
 
 
 def test_a_collection_does_not_wait_for_a_ledger_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
