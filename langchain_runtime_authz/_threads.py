@@ -29,14 +29,15 @@ from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Perform, both
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question
 
-How = Literal["continue", "send again", "answer", "resolve", "wait", "done"]
+How = Literal["continue", "send again", "answer", "resolve", "reinstate", "wait", "done"]
 _SENTENCES: Final[Mapping[How, str]] = {
     "continue": "the thread stopped on the way; enter it again with `None` as input",
     "send again": "the last input never entered the thread; send it again",
     "answer": "the thread waits for a person; answer with `Command(resume=...)` or `authz.approve`, pass a breakpoint with `None`",
     "resolve": "a call has a permit and no known outcome; find it out and call `authz.resolve_call`, then look again",
+    "reinstate": "the thread is revoked; find out why and call `authz.reinstate`, then look again",
     "wait": "an entry is under way, or its process died in the last minute; look again in a minute",
-    "done": "the thread has ended and nothing is left to do; if an input was denied since, send it again",
+    "done": "the thread has ended; if its input or one of its calls was denied since, send the input again",
 }
 
 
@@ -240,6 +241,8 @@ class Threads:
 
 
 def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, input: Any) -> How:
+    if snapshot.revoked:
+        return "reinstate"
     if snapshot.live:
         return "wait"
     if found.doubts:

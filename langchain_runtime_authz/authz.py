@@ -24,7 +24,7 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.identity.workload import Guarded, Identity, StaticIdentity, WorkloadIdentity
+from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import effect as effects
 from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
@@ -187,9 +187,7 @@ class RuntimeAuthz(Threads):
             ledger=self.ledger,
             evaluator=Evaluator(pdp),
             issuer=self.issuer,
-            identity=self.identity
-            if isinstance(self.identity, StaticIdentity | WorkloadIdentity)
-            else Guarded(self.identity),
+            identity=self.identity,
             audit=self.audit,
             tenant=tenant,
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),

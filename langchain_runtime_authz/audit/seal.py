@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from langchain_runtime_authz.audit.record import ERASED, place
 from langchain_runtime_authz.errors import ConfigError, unreadable
@@ -18,6 +19,7 @@ from langchain_runtime_authz.errors import ConfigError, unreadable
 SEALED: Final = "sealed"
 # Places of contents, as `record` leaves them out. For these events and observations a digest stands there instead.
 _PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
+_CURVES: Final = ("X25519", "P-256", "P-384", "P-521")
 _NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations that name a part of the app
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -25,6 +27,8 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 def sealer(recipient: str | bytes | Path) -> Change:
     """Return the function that seals a record to a public key: PEM, or the path of one."""
     jwe, key = _key("seal_to", recipient)
+    if key.is_private:
+        raise ConfigError("`seal_to` is a private key; give the public key, and keep the private one from this process")
     header = {"alg": "ECDH-ES", "enc": "A256GCM", "kid": key.thumbprint()}
 
     def sealed(record: dict[str, Any]) -> dict[str, Any]:
@@ -37,23 +41,30 @@ def sealer(recipient: str | bytes | Path) -> Change:
     return sealed
 
 
-def opener(private: str | bytes | Path) -> Change:
+def opener(*private: str | bytes | Path) -> Change:
     """Return the function that gives sealed records their contents back. Other records stay as they are.
 
-    It raises `ConfigError` if the key does not open a record, or if its contents are another record's.
+    Give each key to which the log was sealed. It raises `ConfigError` if none opens a record, or if its contents are
+    another record's.
     """
-    jwe, key = _key("the key", private)
-    if not key.is_private:
-        raise ConfigError("the key is public; give the private key that belongs to `seal_to`")
+    jwe, keys = cast("Any", None), list[Any]()
+    for one in private:
+        jwe, key = _key("the key", one)
+        if not key.is_private:
+            raise ConfigError("the key is public; give the private key that belongs to `seal_to`")
+        keys.append(key)
 
     def opened(record: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(sealed := record.get(SEALED), str):
             return record
         left = {name: value for name, value in record.items() if name not in (SEALED, "seq", "prev")}
-        try:
-            inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
-        except Exception:  # noqa: BLE001  (whatever the library raises for another key or damaged text)
-            raise ConfigError("the key does not open this log; give the private key that it was sealed to") from None
+        inner: Any = None
+        for key in keys:
+            with suppress(Exception):  # whatever the library raises for another key or damaged text
+                inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
+                break
+        else:
+            raise ConfigError("the key does not open all of this log; give each private key that it was sealed to")
         whole = json.loads(json.dumps(left))
         try:
             for pointer, value in inner["contents"].items():
@@ -108,6 +119,8 @@ def _key(name: str, source: str | bytes | Path) -> tuple[Any, Any]:
         try:
             key: Any = kind.import_key(text)
             jwe.encrypt_compact({"alg": "ECDH-ES", "enc": "A256GCM"}, b"", key)
+            if key["crv"] not in _CURVES:
+                continue
         except Exception:  # noqa: BLE001, S112  (each kind of key refuses others in its own way)
             continue
         return jwe, key

@@ -26,6 +26,7 @@ _log = logger(__name__)
 
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
+RETRY: Final = 60.0  # seconds until a file that could not be closed is tried again
 NEWEST: Final = 100  # steps in a notebook
 BLOCK: Final = 8192
 ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
@@ -125,6 +126,7 @@ class FileSink:
         self._max_bytes = None if max_bytes is None else checked_count("max_bytes", max_bytes)
         self._max_age = None if max_age is None else checked_seconds("max_age", max_age)
         self._born = 0.0  # when the file began, if it matters
+        self._closes_again = 0.0  # when a file that could not be closed is tried again
         self._lock = threading.Lock()
         self._fd = -1
         self._file: tuple[int, int] | None = None  # device and inode of the file written so far
@@ -218,7 +220,8 @@ class FileSink:
         size, seq, _ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
-        if seq <= 1 or not (large or old):  # not if there is nothing but `continued`
+        # Not if there is nothing but `continued`.
+        if seq <= 1 or not (large or old) or time.monotonic() < self._closes_again:
             return False
         try:
             closed = [int(part.suffix[1:]) for part in chain.log_files(self.path)[:-1]]
@@ -241,7 +244,7 @@ class FileSink:
             return False
         except (OSError, AttributeError) as exc:  # no record is lost, so nothing is denied
             _log.error("%s cannot be closed as a segment and grows on: %s", self.path.name, exc)
-            self._max_bytes = self._max_age = None
+            self._closes_again = time.monotonic() + RETRY
             return False
         return True
 

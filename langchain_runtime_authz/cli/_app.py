@@ -22,8 +22,9 @@ FINDING: Final = 1
 UNUSABLE: Final = 2
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Keys = list[Path] | None
 Key = Annotated[
-    Path | None, Option("--key", metavar="PEM", help="The private key to which the log's contents were sealed.")
+    Keys, Option("--key", metavar="PEM", help="A private key to which the log's contents were sealed; name each one.")
 ]
 
 

@@ -51,7 +51,7 @@ class Source(NamedTuple):
         from langchain_runtime_authz.audit.chain import read_log
         from langchain_runtime_authz.audit.seal import opener
 
-        return tell(read_log(self.log, mark, None if self.key is None else opener(self.key)), keep, limit)
+        return tell(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
         from langchain_runtime_authz.audit.chain import verify_log

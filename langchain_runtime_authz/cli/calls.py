@@ -10,8 +10,6 @@ from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.facts.inert import inert
-from langchain_runtime_authz.ledger.admin import tenants
-from langchain_runtime_authz.ledger.base import MAX_ASKED
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.base import Doubt
@@ -25,8 +23,8 @@ app = App(
 
     \b
       runtime-authz calls list    ledger.db
-      runtime-authz calls show    ledger.db sha256:4f6c…
-      runtime-authz calls resolve ledger.db sha256:4f6c… --happened --by user:carol --reason "on the statement" """,
+      runtime-authz calls show    ledger.db 4f6c…
+      runtime-authz calls resolve ledger.db 4f6c… --happened --by user:carol --reason "on the statement" """,
 )
 
 Key = Annotated[str, Argument(metavar="CALL", help="The call, as `calls list` names it.")]
@@ -41,6 +39,8 @@ def list_(store: Store, tenant: Of = None) -> Answer:
     Examples:
       runtime-authz calls list ledger.db --tenant acme
     """
+    from langchain_runtime_authz.ledger.base import MAX_ASKED
+
     with store.opened() as ledger:
         several = [ledger.doubts(each) for each in _tenants(store, tenant)]
     found = [_told(one) for doubts in several for one in doubts]
@@ -60,11 +60,13 @@ def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
 
     \b
     Examples:
-      runtime-authz calls show ledger.db sha256:4f6c…
+      runtime-authz calls show ledger.db 4f6c…
     """
     with store.opened() as ledger:
         told = _told(_found(store, ledger, tenant, key))
-    return Answer(told, lines({name: inert(v) if isinstance(v, str) else v for name, v in told.items()}))
+    said = told["resolved"]
+    text = {**told, "resolved": said and f"by {said['author']}: {said['reason']}"}
+    return Answer(told, lines({name: inert(v) if isinstance(v, str) else v for name, v in text.items()}))
 
 
 @app.command("resolve")
@@ -83,7 +85,7 @@ def resolve(
 
     \b
     Examples:
-      runtime-authz calls resolve ledger.db sha256:4f6c… --did-not-happen --by user:carol --reason "not on the statement"
+      runtime-authz calls resolve ledger.db 4f6c… --did-not-happen --by user:carol --reason "not on the statement"
     """
     from langchain_runtime_authz.authz import RuntimeAuthz
 
@@ -96,6 +98,8 @@ def resolve(
 
 
 def _tenants(store: Store, tenant: str | None) -> list[str]:
+    from langchain_runtime_authz.ledger.admin import tenants
+
     if tenant is not None:
         return [tenant]
     try:
@@ -116,12 +120,6 @@ def _found(store: Store, ledger: SqlLedger, tenant: str | None, key: str) -> Dou
 def _told(one: Doubt) -> dict[str, Any]:
     about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
-    call = {
-        "tenant": scope.tenant,
-        "call": row.key,
-        "state": row.state,
-        "tool": about.get("tool"),
-        "permitted_at": moment(row.at),
-    }
-    place = {"subject": one.subject, "graph": scope.graph, "thread": scope.thread}
+    call = {"call": row.key, "state": row.state, "tool": about.get("tool"), "permitted_at": moment(row.at)}
+    place = {"tenant": scope.tenant, "subject": one.subject, "graph": scope.graph, "thread": scope.thread}
     return {**call, **place, **{name: about.get(name) for name in names}}

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.ledger import Store
-from langchain_runtime_authz.errors import AuthzError, Code, PDPError
+from langchain_runtime_authz.errors import AuthzError, Code, LedgerError, PDPError
 
 EXPORTER: Final = "opentelemetry.exporter"
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -106,8 +106,13 @@ def _engine() -> Line:
 
 
 def _ledger(where: str) -> Line:
-    with Store(where).opened() as ledger:
-        ledger.check("default")
+    try:
+        with Store(where).opened() as ledger:
+            ledger.check("default")
+    except LedgerError as exc:
+        if exc.code == Code.LEDGER_SCHEMA:
+            raise
+        return Line("fail", "ledger", " ".join(str(exc).split()), f"runtime-authz codes {exc.code}")
     return Line("ok", "ledger", f"{where.rpartition('@')[2]} can be used")
 
 

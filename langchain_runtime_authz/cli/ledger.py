@@ -247,11 +247,8 @@ def restored(
             for sink in sinks:
                 sink.write(anchored(run_record(now=now, event="restored", detail=detail), ledger, tenant))
     told = {"threads": threads, "revoked": len(revoked)}
-    named = [
-        f"no outcome: {inert(one['tool'])} at {one['permitted_at']}, for {inert(one['subject'])},"
-        f" thread {inert(one['thread'])}, decision {one['decision_id']}"
-        for one in unfinished
-    ]
+    place = "no outcome: {tool} at {permitted_at}, {tenant}: {graph}/{thread}, decision {decision_id}"
+    named = [inert(place.format(**one)) for one in unfinished]
     return Answer({**told, "unfinished": unfinished}, [*lines(told), *named])
 
 
@@ -278,26 +275,12 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
             elif record["kind"] == "completion" and record["state"] != "unknown":
                 ended.add(record["decision_id"])
             elif record.get("action") == "tools/call" and record["outcome"] == "permit":
-                begun[record["decision_id"]] = record
+                acts = record["request"]["resource"]["properties"].get("effect") not in HARMLESS
+                call = {"tool": record["resource"], "permitted_at": moment(record["ts"]), **record["scope"]}
+                begun.update({record["decision_id"]: call} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
-    found = [_unfinished(record) for decision_id, record in begun.items() if decision_id not in ended]
-    return revoked, [one for one in found if one.pop("effect") not in HARMLESS]
-
-
-def _unfinished(permit: dict[str, Any]) -> dict[str, Any]:
-    request, scope = permit.get("request") or {}, permit["scope"]
-    subject = request.get("subject") or {}
-    return {
-        "decision_id": permit["decision_id"],
-        "tool": permit["resource"],
-        "effect": ((request.get("resource") or {}).get("properties") or {}).get("effect"),
-        "permitted_at": moment(permit["ts"]),
-        "subject": f"{subject.get('type')}:{subject.get('id')}",
-        "tenant": scope["tenant"],
-        "graph": scope["graph"],
-        "thread": scope["thread"],
-    }
+    return revoked, [{"decision_id": key, **call} for key, call in begun.items() if key not in ended]
 
 
 def log_of(audit: Path | None) -> Path | None:

@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, NamedTuple, NoReturn, Protocol, TypeVar, cast, runtime_checkable
+from typing import Final, NamedTuple, NoReturn, Protocol, runtime_checkable
 from urllib.parse import quote
 
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
-from langchain_runtime_authz.telemetry.logs import lines_left_out
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 _log: Final = logging.getLogger(__name__)
-T = TypeVar("T")
 BASE: Final = "urn:langchain-runtime-authz:agent"
 
 
@@ -68,35 +65,6 @@ class StaticIdentity:
 def joined(path: tuple[str, ...]) -> str:
     """Return a path as text, such that no two paths share one."""
     return "/".join(quote(name, safe="", errors="surrogatepass") for name in path)
-
-
-class Guarded:
-    """Ask an application's own identity. One that fails is unproven."""
-
-    def __init__(self, identity: Identity) -> None:
-        self._identity, self._left_out = identity, lines_left_out()
-
-    @property
-    def attested(self) -> bool:
-        return bool(self._asked(lambda: self._identity.attested, False))
-
-    @property
-    def expires_at(self) -> float | None:
-        return self._asked(lambda: self._identity.expires_at, cast("float | None", 0.0))
-
-    def agent_id(self, path: tuple[str, ...]) -> str:
-        """Return the agent's id. Raises `workload_unproven`."""
-        if (found := self._asked(lambda: self._identity.agent_id(path), None)) is None:
-            raise CredentialError(Code.WORKLOAD_UNPROVEN)
-        return found
-
-    def _asked(self, ask: Callable[[], T], instead: T) -> T:
-        try:
-            return ask()
-        except Exception as exc:  # noqa: BLE001  (whatever it raises is not the ledger's or the engine's failure)
-            if self._left_out("identity") is not None:
-                _log.error("the identity failed: %s", type(exc).__name__)
-            return instead
 
 
 class Proof(NamedTuple):

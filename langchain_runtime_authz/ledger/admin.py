@@ -101,8 +101,8 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     """Forget threads whose last commit is older than `older_than` seconds, and the journal of that time.
 
     It forgets at most `most` threads, to keep the transaction short. Threads with a living lease, a
-    revocation or a call without an outcome are kept. A forgotten thread keeps its epoch, which never decreases. It counts as new and its old plans as
-    unplanned, so forgetting denies. The newest commit of each tenant stays in the journal.
+    revocation or a call without an outcome are kept. A forgotten thread keeps its epoch, which never decreases. It
+    counts as new and its old plans as unplanned, so forgetting denies. The newest commit of each tenant stays in the journal.
 
     Raises:
         LedgerError: `ledger_schema`.
@@ -134,11 +134,7 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
 
 
 def tenants(admin: Admin) -> list[str]:
-    """Return the tenants whose calls have side effects. With PostgreSQL, only the schema's owner sees them all.
-
-    Raises:
-        LedgerError: `ledger_schema`.
-    """
+    """Return the tenants whose calls have side effects. With PostgreSQL, only the schema's owner sees them all."""
     check(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 

@@ -7,6 +7,7 @@ transaction's tenant.
 
 from __future__ import annotations
 
+import logging
 import select
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -77,6 +78,7 @@ _SECURED: Final = (
 )
 _BEGIN: Final[Statement] = ("BEGIN", ())
 Connection = psycopg.Connection[Any]
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command says it in one line
 
 
 class PostgresLedger(SqlLedger):
@@ -116,6 +118,7 @@ class PostgresLedger(SqlLedger):
         self._schema, self._role, self._timeout, self._max_size = schema, role, timeout, max_size
         self._as: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # the tenant that each is set up for
         self._left: list[object] = []  # of the parent process: never used, never closed
+        self._failures = _Failures(self._dsn)
         self._pool = self._open() if isinstance(dsn, str) else dsn
         try:
             self._recognise()
@@ -160,7 +163,7 @@ class PostgresLedger(SqlLedger):
 
     def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
         self._here()
-        with _FAILURES:
+        with self._failures:
             conn = self._pool.getconn(self._timeout)
             own, autocommit, done = self._dsn is not None, conn.autocommit, False
             try:
@@ -268,12 +271,14 @@ def administer(
     Raises:
         LedgerError: the database cannot be reached or used.
     """
-    with _FAILURES, psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
+    with _Failures(), psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
         admin = _Admin(conn, schema, role)
         if create:
             admin.make()
         admin.run("SELECT set_config('search_path', ?, true)", (schema,))
         tables = admin.tables()
+        if tables and not admin.run("SELECT 1 WHERE has_schema_privilege(?, 'USAGE')", (schema,)):
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"this role may not use the schema; make it a member of {role}")
         if "migration" in tables and not look:  # one operator at a time
             admin.run("LOCK TABLE migration IN SHARE ROW EXCLUSIVE MODE")
         yield admin
@@ -350,19 +355,26 @@ def _alive(conn: Connection) -> None:
 class _Failures:
     """Turn what PostgreSQL, its driver and its pool raise into a code."""
 
+    def __init__(self, dsn: str | None = None) -> None:
+        self._dsn = dsn
+
     def __enter__(self) -> None: ...
 
-    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        if not isinstance(exc, (psycopg.Error, PoolTimeout, OSError)):
+    def __exit__(self, _: object, failure: BaseException | None, __: object) -> None:
+        if not isinstance(failure, (psycopg.Error, PoolTimeout, OSError)):
             return
-        code = Code.LEDGER_UNAVAILABLE
+        exc, code = failure, Code.LEDGER_UNAVAILABLE
+        if isinstance(exc, PoolTimeout) and self._dsn is not None:  # the pool does not say why no connection came
+            try:
+                psycopg.connect(self._dsn, connect_timeout=2).close()
+            except psycopg.Error as refused:
+                exc = refused
         if isinstance(exc, _SLOW):
             code = Code.LEDGER_TIMEOUT
         elif isinstance(exc, _OTHER):
             code = Code.LEDGER_SCHEMA
         # One line, and no connection string: it may hold a password.
-        why = getattr(getattr(exc, "diag", None), "message_primary", None) or type(exc).__name__
-        raise LedgerError(code, why) from exc
-
-
-_FAILURES: Final = _Failures()
+        why = getattr(getattr(exc, "diag", None), "message_primary", None)
+        if why is None and isinstance(exc, psycopg.OperationalError) and " failed: " in str(exc):
+            why = str(exc).rpartition(" failed: ")[2].split("\n")[0]
+        raise LedgerError(code, why or type(exc).__name__) from failure

@@ -404,5 +404,8 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
         return Code.LEASE_ENDED
     if snapshot.now >= lease.started_at + run.engine.max_lifetime:
         return Code.LEASE_EXPIRED
-    ends = run.engine.identity.expires_at
+    try:
+        ends = run.engine.identity.expires_at
+    except Exception:  # noqa: BLE001  (an application's identity that fails is unproven)
+        ends = 0.0
     return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None

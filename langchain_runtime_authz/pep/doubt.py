@@ -97,7 +97,7 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str = "") -> Flow[None]:
     """Record what became of a call in doubt, in the audit log and then in the ledger. Raises `not_in_doubt`, `AuditError`.
 
-    If the log fails, the call stays in doubt, so that whoever resolves it again is on record.
+    If the log fails, the call stays in doubt, and can be resolved again.
     """
     found: Snapshot = yield Load(doubt.scope, Query(calls=(doubt.row.key,)))
     if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
@@ -163,6 +163,4 @@ def _failed(exc: Exception) -> object:
 
 
 LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → whether it happened, or something else
-ListDoubts: Final = Effect(
-    method="ledger.doubts"
-)  # a tenant, a call's key or `None`, a thread or none → its calls in doubt
+ListDoubts: Final = Effect(method="ledger.doubts")  # a tenant, and perhaps a call's key and a thread → calls in doubt

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
+from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.state import Thread, snapshot
@@ -105,7 +105,7 @@ class HealthCheck:
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
         try:
             body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
-        except CredentialError:  # `_credentials` says so
+        except Exception:  # noqa: BLE001  (the identity's: `_credentials` says so)
             return ""
         (decision,) = engine.evaluator.evaluate([body])
         return decision.reason if decision.failure == "pdp" else ""
@@ -116,11 +116,12 @@ class HealthCheck:
         return ""
 
     def _credentials(self) -> str:
-        engine = self._engine
-        engine.identity.agent_id(("health",))
-        if (ends := engine.identity.expires_at) is not None and ends <= time.time():
-            return str(Code.WORKLOAD_UNPROVEN)
-        return "" if engine.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE)
+        identity, code = self._engine.identity, str(Code.WORKLOAD_UNPROVEN)
+        with suppress(Exception):
+            identity.agent_id(("health",))
+            proven = (ends := identity.expires_at) is None or time.time() < ends
+            code = "" if proven else code
+        return code or ("" if self._engine.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE))
 
 
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:

@@ -16,9 +16,9 @@ from langchain_runtime_authz.audit.record import Scope, decision_record
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, sentence
-from langchain_runtime_authz.telemetry.logs import lines_left_out
+from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
 
-_log = logging.getLogger("langchain_runtime_authz.decisions")
+_log = logger("langchain_runtime_authz.decisions")
 
 MAX_DECISIONS: Final = 512
 MAX_BODY: Final = 16_384  # bytes of a request that are kept, so 8 MiB in all
@@ -65,7 +65,8 @@ class RecentDecisions:
         verb, more = "asks about" if asks else "denied", f"; {left_out} more of this code were not logged"
         ids = f"decision {decision.decision_id}, run {run_id}, thread {_name(thread)}"
         told = (verb, action, _name(resource), code, sentence(code), ids, more if left_out else "")
-        _log.log(level, "%s %s %s: %s: %s (%s)%s", *told)
+        known = {"decision_id": decision.decision_id, "run_id": run_id, "thread_id": thread}
+        _log.log(level, "%s %s %s: %s: %s (%s)%s", *told, extra=known)
 
     def _kept(self) -> list[partial[dict[str, Any]]]:
         return [b for b in list(self._built) if isinstance(b, partial) and b.func is decision_record]

@@ -21,9 +21,7 @@ from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision, Subject
 from langchain_runtime_authz.telemetry import names as n
 
-_ledgers: Final[WeakKeyDictionary[Any, set[str]]] = (
-    WeakKeyDictionary()
-)  # whose questions and doubts are counted → tenants
+_ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # what is counted → its tenants
 
 WAIT: Final = 1.0  # seconds for one figure of all ledgers
 SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # others are counted together

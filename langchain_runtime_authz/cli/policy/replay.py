@@ -17,7 +17,7 @@ from langchain_runtime_authz.audit.chain import Opened, read_log, verified
 from langchain_runtime_authz.audit.record import place
 from langchain_runtime_authz.audit.seal import opener
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
-from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli._app import Answer, Keys
 from langchain_runtime_authz.cli.policy.project import Policy, open_policy
 from langchain_runtime_authz.errors import ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.facts.local_time import local_time
@@ -293,9 +293,9 @@ def _tried(pdp: PDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decisio
     return decide(pdp, [request])[0]
 
 
-def recorded_in(log: Path, key: Path | None) -> tuple[list[Recorded], int]:
+def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
     """Return what `read_decisions` does. Raises `ConfigError`: nothing can be decided again."""
-    recorded, lost = read_decisions(log, None if key is None else opener(key))
+    recorded, lost = read_decisions(log, opener(*key) if key else None)
     if not recorded:
         sealed = "write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
         why = f"it has no contents; {sealed}" if lost else "it is empty"
@@ -342,7 +342,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     return document, text
 
 
-def compared(log: Path, key: Path | None, before: Policy | None, after: Policy) -> Answer:
+def compared(log: Path, key: Keys, before: Policy | None, after: Policy) -> Answer:
     """Return what `after` decides otherwise than `before`, or than the log."""
     recorded, lost = recorded_in(log, key)
     found = differences(recorded, before, after)

@@ -168,6 +168,26 @@ def test_a_record_comes_back_whole(curve: Any) -> None:
     assert [opened(record) for record in plain] == plain
 
 
+def test_a_log_outlives_its_auditor_s_key(tmp_path: Path) -> None:
+    """Each key to which a log was sealed opens its part, in any order; one alone is not enough."""
+    log = tmp_path / "a.jsonl"
+    pairs = [(PRIVATE, PUBLIC), pair(ec.generate_private_key(ec.SECP256R1()))]
+    for number, (private, public) in enumerate(pairs):
+        (tmp_path / f"{number}.pem").write_bytes(private)
+        FileSink(log, seal_to=public).write(a_record(a_request(), run_id=f"r{number}", content=True))
+    show, both = ["audit", "show", "--all", "--json", "--log", str(log)], [str(tmp_path / f"{n}.pem") for n in (1, 0)]
+    assert CliRunner().invoke(app, [*show, "--key", both[0]]).exit_code == 2
+    shown = CliRunner().invoke(app, [*show, "--key", both[0], "--key", both[1]])
+    assert shown.exit_code == 0, shown.stderr
+    assert all("sealed" not in (r or {}) or r["request"] for r in read_log(log, opened=opener(*both)))
+
+
+@pytest.mark.parametrize("key", [PRIVATE, pair(ec.generate_private_key(ec.SECP256K1()))[1]], ids=["private", "secp256k1"])
+def test_only_a_public_key_of_a_known_curve_seals(tmp_path: Path, key: bytes) -> None:
+    with pytest.raises(ConfigError, match="key"):
+        FileSink(tmp_path / "a", seal_to=key)
+
+
 def test_one_way_to_keep_contents(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         FileSink(tmp_path / "a", content=True, seal_to=PUBLIC)

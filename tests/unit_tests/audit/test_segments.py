@@ -148,6 +148,23 @@ def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
     assert verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
 
 
+def test_a_file_that_could_not_be_closed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or an obstacle passes. Nothing is lost meanwhile, and the log is not filled with complaints."""
+    path = tmp_path / "a.jsonl"
+    sink = FileSink(path, max_bytes=500)
+    (tmp_path / "a.jsonl.new").mkdir()
+    for n in range(20):
+        sink.write({"v": 1, "kind": "x", "n": n})
+    (tmp_path / "a.jsonl.new").rmdir()
+    sink.write({"v": 1, "kind": "x", "n": 20})
+    assert len(log_files(path)) == 1
+    monkeypatch.setattr(sink, "_closes_again", 0.0)  # a minute has passed
+    for n in range(20):
+        sink.write({"v": 1, "kind": "x", "n": n})
+    assert len(log_files(path)) > 1
+    assert verify_log(path).ok
+
+
 def _write_many(path: str, who: int, count: int) -> None:
     write(Path(path), count, who, max_bytes=4000)
 

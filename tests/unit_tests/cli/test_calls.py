@@ -62,7 +62,7 @@ def test_a_call_of_any_tenant_is_listed_and_resolved(tmp_path: Path) -> None:
     for tenant, at in (("acme", 1_000_000_000), ("other", 1_000_000_100), ("acme", 1_000_000_200)):
         ledger = SqliteLedger(path, clock=lambda at=at: float(at))
         authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger, profiles=PROFILES, tenant=tenant)
-        authz.session(subject="alice").decide("pay", {"n": at})
+        assert authz.session(subject=f"user-{at}").decide("pay", {"n": at}).permit
     listed = json.loads(cli("list", path, "--json").stdout)
     assert [one["tenant"] for one in listed] == ["acme", "acme", "other"]
     assert listed[0]["permitted_at"] > listed[1]["permitted_at"]

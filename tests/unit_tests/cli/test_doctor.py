@@ -79,7 +79,7 @@ def test_the_log_is_opened_and_held_against_the_ledger() -> None:
     ("args", "what", "do"),
     [
         (("--ledger", "none.db"), "ledger", "runtime-authz ledger migrate none.db"),
-        (("--ledger", "junk.db"), "ledger", "runtime-authz ledger migrate junk.db"),
+        (("--ledger", "junk.db"), "ledger", "runtime-authz codes ledger_unavailable"),
         (("--audit", "none/audit.jsonl"), "audit log", "folder"),
         (("--audit", "."), "audit log", "folder"),
         (("--keys", "none"), "keys", "runtime-authz keys generate none"),

@@ -24,7 +24,7 @@ from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory
-from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, CredentialError, LedgerError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pap.bundle import pack
@@ -189,12 +189,12 @@ def test_credentials_are_their_own_part(tmp_path: Path) -> None:
         @property
         def expires_at(self) -> float | None:
             if not self.up:
-                raise OSError("no socket")
+                raise CredentialError(Code.WORKLOAD_UNPROVEN)
             return None
 
         def agent_id(self, path: tuple[str, ...]) -> str:
             if not self.up:
-                raise OSError("no socket")
+                raise CredentialError(Code.WORKLOAD_UNPROVEN)
             return "/".join(path)
 
     authz = RuntimeAuthz(pdp=StaticPDP(True), identity=Own())
