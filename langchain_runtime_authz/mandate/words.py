@@ -317,6 +317,8 @@ class _Turn:
             return
         if self._called(tokens):
             raise _UnclearError("it is not clear whether its last word is somebody who is spoken to")
+        if self._delegated(tokens):
+            raise _UnclearError("it tells somebody else to do it")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
         plea = [t for t in whole if t.lower in self.language.data["pleas"]]
@@ -338,6 +340,19 @@ class _Turn:
         self.deeds += map(list, zip(*(way.steps for way in told), strict=True))
         if len(self.deeds) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
+
+    def _delegated(self, tokens: Sequence[Token]) -> bool:
+        """Return True for "tell Bob to pay Ana": a verb behind "to" is what somebody else does."""
+        data, to = self.language.data, self.language.data["setting"][0]
+        spoken = (n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n))
+        told = (
+            tokens[: next(spoken, len(tokens))]
+            if tokens[0].lower in {*data["tellings"], *data["effects"]["send"]}
+            else []
+        )
+        return any(
+            one.lower == to and after.lower in self.verbs | self.language.idioms.keys() for one, after in pairwise(told)
+        )
 
     def _called(self, tokens: Sequence[Token]) -> bool:
         """Return True if a comma and a name end the tokens: "Delete a.txt, Carol" does not delete Carol."""
