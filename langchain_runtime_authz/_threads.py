@@ -158,7 +158,7 @@ class Threads:
 
     unknown_calls, aunknown_calls = both(_unknown_calls)
 
-    def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str = "") -> Flow[None]:
+    def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str) -> Flow[None]:
         """Say of a call in doubt (`row.key` of one of `unknown_calls()`) whether it happened.
 
         One that happened never runs again. One that did not happen may run when its thread is entered again. Ledger and
@@ -166,6 +166,7 @@ class Threads:
 
         Raises:
             LedgerError: `not_in_doubt`.
+            ConfigError: `by` has not the form `type:id`, or the reason is empty or has control characters.
         """
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, key)
         if not found:

@@ -100,6 +100,7 @@ class Code(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown", "the call ran before and its outcome is unknown; check the effect by hand and do not repeat the call", "the process died or the tool failed during the call, so the effect may have happened", "never"
     IN_DOUBT = "in_doubt", "the same was done before and nobody knows its outcome; find out by `runtime-authz calls list`, then approve or reject", "a process died during the same call in the last 24 hours, or its end was not recorded", "fixed"
     NOT_IN_DOUBT = "not_in_doubt", "the call has an outcome, or may still be under way; check it by `runtime-authz calls show`", "the call ended, somebody resolved it before, or its lease has not lapsed yet", "never"
+    ENDED_LATE = "ended_late", "the call ended after somebody had said what became of it; compare both with the service's records", "the tool ran longer than its lease, and its call was resolved meanwhile", "never"
     SUBJECT_MISMATCH = "subject_mismatch", "the thread belongs to another subject; use another thread", "the same thread id was used for two users, or the subject's name changed", "fixed"
     UNKNOWN_OBLIGATION = "unknown_obligation", "the PDP demands an obligation that this version does not know; upgrade, or change the policy", "a newer policy, or another vendor's engine, demands something of this enforcement point", "fixed"
     NOTIFY_UNAVAILABLE = "notify_unavailable", "a notification that the policy demands could not be sent; check the notifier", "the notifier raised an error, or its channel is not configured", "later"

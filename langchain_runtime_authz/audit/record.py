@@ -26,6 +26,7 @@ A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
 | `rotated` | the run goes on: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
 | `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
 | `resolved` | of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason` |
+| `ended_late` | the call ended after that: as `resolved`, with its `state` at the end |
 | `data_changed` | `resource` |
 | `identity_ignored` | `claimed` |
 | `restored` | of a ledger from a backup, without a scope: `author`, `reason`, `threads`, `revoked` (numbers) |
@@ -63,7 +64,7 @@ _ABSENT: Final = object()
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
 Event = Literal[
     "started", "resumed", "suspended", "ended", "planned", "mandate", "asked", "approval", "delegated", "corrected",
-    "rotated", "revoked", "reinstated", "resolved", "data_changed", "identity_ignored", "restored",
+    "rotated", "revoked", "reinstated", "resolved", "ended_late", "data_changed", "identity_ignored", "restored",
 ]  # fmt: skip
 
 

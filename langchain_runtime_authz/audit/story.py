@@ -53,6 +53,7 @@ _EVENTS: Final = {
     "rotated": ("rotation", "lease {from_jti} ended, epoch {from_epoch} → {epoch}"),
     "revoked": ("revocation", "revoked by {author}{reason}"),
     "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}"),
+    "ended_late": ("answer", "{what} ended late as {state}; {happened}, said {author}"),
     "reinstated": ("revocation", "reinstated by {author}{reason}"),
 }
 _OTHER: Final = ("run", "{event}{subject}")

@@ -230,8 +230,10 @@ def restored(
     from langchain_runtime_authz.ledger import admin as do
     from langchain_runtime_authz.ledger.base import Query, Scope
     from langchain_runtime_authz.ledger.changes import Revoke
+    from langchain_runtime_authz.pep.doubt import accountable
     from langchain_runtime_authz.pep.engine import anchored
 
+    said = accountable(by, reason)
     with ExitStack() as stack:
         _confirm("Is the application stopped, and is there no newer copy of the ledger?", yes, as_json)
         revoked, unfinished = _logged(audit)
@@ -241,7 +243,7 @@ def restored(
         ledger = stack.enter_context(store.opened())
         for scope, agent in revoked:
             ledger.commit(scope, None, [Revoke(agent)])
-        detail = {"author": by, "reason": reason, "threads": threads, "revoked": len(revoked)}
+        detail = {**said, "threads": threads, "revoked": len(revoked)}
         for tenant in sorted({*tenants, *(scope.tenant for scope, _ in revoked)}):
             now = ledger.load(Scope(tenant, "", "", ""), Query()).now
             for sink in sinks:

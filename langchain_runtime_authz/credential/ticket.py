@@ -76,7 +76,7 @@ class Ticket(Sealed):
 
     _pickled = "[ticket]"
     __slots__ = (
-        "_lock", "_minted", "_minting", "_others", "_refusals", "agent", "approval_key", "audiences", "call_id",
+        "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "agent", "approval_key", "audiences", "call_id",
         "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "raw",
         "reaches", "redeemed", "spent", "tool", "withheld",
     )  # fmt: skip

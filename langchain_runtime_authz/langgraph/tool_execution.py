@@ -27,6 +27,7 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.credentials import RefusedMints
+from langchain_runtime_authz.pep.doubt import state_of
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.telemetry.spans import execute_tool_span
@@ -266,9 +267,7 @@ def _state_of(exc: BaseException) -> State:
     # An invalid answer to the tool's own question leaves the question open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
-    if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
-        return "unknown"
-    return "failed"
+    return state_of(exc)
 
 
 def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:

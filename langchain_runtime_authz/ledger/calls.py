@@ -130,15 +130,25 @@ class ReleaseCall(Unrefusable):
 
 
 @dataclass(slots=True)
-class ConcludeCall(Unrefusable):
-    """Record that the call returned, failed or paused. `state=None` keeps nothing of it (a read)."""
+class ConcludeCall(Change):
+    """Record that the call returned, failed or paused. `state=None` keeps nothing of it (a read).
+
+    It is `ended_late`, with the row, if somebody said before what became of it (`ResolveCall`). If it is known to be
+    `late`, that word stays on record, and only an end as `done` changes the state.
+    """
 
     key: str
     state: Literal["done", "failed", "suspended", "unknown"] | None
     result: str | None = None
+    late: bool = False
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        row = t.calls[self.key] if self.key in t.calls and not self.late else None
+        resolved = row is not None and row.about is not None and "resolved" in row.about
+        return Conflict(Code.ENDED_LATE, row) if resolved else None
 
     def apply(self, t: Thread, now: float) -> None:
         row = t.calls[self.key] if self.key in t.calls else None  # noqa: SIM401  (without a call)
@@ -147,8 +157,8 @@ class ConcludeCall(Unrefusable):
                 t.drop(self.key)
         elif row is None:
             t.put(self.key, CallRow(self.key, self.state, "", self.result))
-        else:
-            about = row.about if self.state == "unknown" else None
+        elif not self.late or self.state == "done":
+            about = row.about if self.state == "unknown" or self.late else None
             t.put(self.key, CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about))
 
 

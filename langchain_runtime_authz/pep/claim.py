@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
+from weakref import ref
 
 from langchain_runtime_authz._flow import Flow
 from langchain_runtime_authz.audit.record import completion_record
@@ -34,7 +36,7 @@ from langchain_runtime_authz.ledger.calls import (
     SpendBudget,
 )
 from langchain_runtime_authz.mandate.binding import MANDATE
-from langchain_runtime_authz.pep import recording
+from langchain_runtime_authz.pep import doubt, recording
 from langchain_runtime_authz.pep.approvals import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
@@ -116,7 +118,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     except AuditError as exc:
         return (yield from _given_back(run, decided, spent, exc, recorded))
     approval = decided.approval
-    return Ticket(
+    ticket = Ticket(
         tool=call.tool,
         call_id=call.call_id,
         call_key=decided.key,
@@ -134,6 +136,9 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         mint=minter(run, decided, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
+    if decided.deed:
+        doubt.HELD[decided.key] = ref(ticket, partial(doubt.HELD.pop, decided.key))
+    return ticket
 
 
 def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
@@ -366,6 +371,10 @@ def conclude(
         _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
     try:
         done = yield (Commit, run.scope, None, changes)
+        if type(done) is Conflict and done.row is not None:
+            yield from doubt.ended_late(run, done.row, state)
+            late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
+            done = yield (Commit, run.scope, None, late)
         written = partial(
             completion_record,
             now=getattr(done, "now", 0.0),

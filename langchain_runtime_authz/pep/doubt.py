@@ -9,29 +9,36 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import inspect
+import re
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from weakref import ref
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.fork import PROCESS
-from langchain_runtime_authz.ledger.base import LASTS, Conflict, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import LASTS, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ResolveCall
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.telemetry.logs import logger
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.ticket import Ticket
     from langchain_runtime_authz.pep.call import Call, DecidedCall
     from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 _log = logger(__name__)
 
-DEADLINE: Final = 5.0  # seconds for one answer of `on_unknown`
+DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
+HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → the ticket with which this process runs it
+_SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
+_AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
@@ -94,41 +101,78 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
     return lines
 
 
-def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str = "") -> Flow[None]:
-    """Record what became of a call in doubt, in the audit log and then in the ledger. Raises `not_in_doubt`, `AuditError`.
+def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
+    """Return what becomes of a call that raised. One that was cut off, or had no answer in time, may have happened."""
+    cut = isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit | TimeoutError)
+    return "unknown" if cut or any("Timeout" in kind.__name__ for kind in type(exc).__mro__) else "failed"
 
-    If the log fails, the call stays in doubt, and can be resolved again.
+
+def accountable(author: object, reason: object) -> dict[str, Any]:
+    """Return who says something for the record, and why. Raises `ConfigError`."""
+    if not isinstance(author, str) or not author.isprintable() or not _AUTHOR.fullmatch(author):
+        raise ConfigError("name the author as `type:id`, like `user:carol`")
+    if not isinstance(reason, str) or not reason.isprintable() or not reason.strip():
+        raise ConfigError("give the reason, in one line")
+    return {"author": author, "reason": reason}
+
+
+def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
+    """Record what became of a call in doubt, in the audit log and then in the ledger.
+
+    If the log fails, the call stays in doubt, and can be resolved again. Raises `not_in_doubt`, `AuditError`, and
+    `ConfigError` if it is not clear who says what.
     """
+    if type(happened) is not bool:
+        raise ConfigError(f"`happened` is True or False, not {type(happened).__name__}")
+    said = {**accountable(author, reason), "happened": happened}
     found: Snapshot = yield Load(doubt.scope, Query(calls=(doubt.row.key,)))
     if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
         raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)
-    about, said = doubt.row.about or {}, {"author": author, "reason": reason, "happened": happened}
-    call = {"call_key": doubt.row.key, "decision_id": about.get("decision_id", "")}
-    yield run_event(of, "resolved", found.now, detail={**said, **call, "tool": label(about.get("tool", ""))})
+    yield run_event(of, "resolved", found.now, detail=said | _named(row))
     done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
     if isinstance(done, Conflict):  # resolved by somebody else meanwhile
         raise LedgerError(done.code, doubt.row.key)
 
 
+def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
+    """Record that a call ended after somebody had said what became of it: perhaps it was done again meanwhile."""
+    resolved = (row.about or {})["resolved"]
+    _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
+    said = {name: resolved[name] for name in ("author", "reason", "happened")}
+    yield run_event(run, "ended_late", time.time(), detail={**said, **_named(row), "state": state})
+
+
+def _named(row: CallRow) -> dict[str, str]:
+    about = row.about or {}
+    return {"call_key": row.key, "decision_id": about.get("decision_id", ""), "tool": label(about.get("tool", ""))}
+
+
+def _runs_here(row: CallRow) -> bool:
+    """Return True if this process still runs the call."""
+    held = HELD.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
+    return held is not None and (ticket := held()) is not None and not ticket.concluded
+
+
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Ask `on_unknown` for each call in doubt that the snapshot shows, and return what is left of them."""
     own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
-    keys = {one.row.key for one in own}
+    keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
     for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
         about = one.row.about or {}
-        if not about.get("idempotency_key"):
+        if not about.get("idempotency_key") or _runs_here(one.row) or time.monotonic() >= until:
             continue
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
-        happened = yield LookUp(UnknownCall(*ids, one.subject, one.scope.thread, one.row.at))
+        asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
+        happened = yield LookUp(asked, until - time.monotonic())
         # It happened, but nobody was told. Whether to do it again is for a person to say.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
-            yield from resolve(run, one, happened=happened, author="on_unknown")
+            yield from resolve(run, one, happened=happened, **_SERVICE)
         except Exception as exc:  # noqa: BLE001  (then it stays in doubt, or somebody else has resolved it)
             _log.error("call %s was not resolved: %s", about.get("decision_id", ""), type(exc).__name__)
             continue
-        row = ResolveCall(one.row.key, happened, "on_unknown").resolved(one.row, snapshot.now)
+        row = ResolveCall(one.row.key, happened, **_SERVICE).resolved(one.row, snapshot.now)
         others = [d for d in snapshot.doubts if d.row.key != row.key]
         snapshot.doubts = (*others, one._replace(row=row))
         if row.key in keys:
@@ -136,28 +180,43 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     return snapshot
 
 
-def _look_up(engine: Engine, call: UnknownCall) -> object:
+def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
     def asked() -> object:
-        given: Any = engine.on_unknown(call) if engine.on_unknown is not None else None
-        return asyncio.run(given) if inspect.iscoroutine(given) else given
+        given = _called(engine, call)
+        return asyncio.run(_awaited(given)) if inspect.iscoroutine(given) else given
 
     try:
-        return begun(asked, "on_unknown").result(DEADLINE)
+        return begun(asked, "on_unknown").result(seconds)
     except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call stays in doubt)
         return _failed(exc)
 
 
-async def _alook_up(engine: Engine, call: UnknownCall) -> object:
+async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
     try:
-        asked: Any = engine.on_unknown
-        async with asyncio.timeout(DEADLINE):
-            given: Any = await asyncio.wrap_future(begun(lambda: asked(call), "on_unknown"))
-            return await asyncio.create_task(given, context=Context()) if inspect.iscoroutine(given) else given
+        async with asyncio.timeout(seconds):
+            given: Any = await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown"))
+            return (
+                await asyncio.create_task(_awaited(given), context=Context()) if inspect.iscoroutine(given) else given
+            )
     except Exception as exc:  # noqa: BLE001  (likewise)
         return _failed(exc)
 
 
-def _failed(exc: Exception) -> object:
+def _called(engine: Engine, call: UnknownCall) -> Any:
+    try:
+        return engine.on_unknown(call) if engine.on_unknown is not None else None
+    except BaseException as exc:  # noqa: BLE001  (likewise, and what ends its thread does not end ours)
+        return _failed(exc)
+
+
+async def _awaited(given: Any) -> object:
+    try:
+        return await given
+    except (Exception, SystemExit, KeyboardInterrupt) as exc:  # noqa: BLE001  (likewise)
+        return _failed(exc)
+
+
+def _failed(exc: BaseException) -> object:
     _log.error("`on_unknown` gave no answer: %s", type(exc).__name__)
     return None
 

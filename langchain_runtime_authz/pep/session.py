@@ -22,6 +22,7 @@ from langchain_runtime_authz.pep.claim import claim_call, conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.delegate import open_child
+from langchain_runtime_authz.pep.doubt import state_of
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, both, new_id
 from langchain_runtime_authz.pep.entry import close, open_entry
 from langchain_runtime_authz.pep.provenance import sentences
@@ -163,7 +164,7 @@ class Session:
         if not found:
             raise AuthzError(Code.NO_CALL, f"`{tool}`")
         call, ticket = found.pop(0)
-        yield from conclude(self._run, ticket, call, "failed" if error is not None else "done", output=output)
+        yield from conclude(self._run, ticket, call, "done" if error is None else state_of(error), output=output)
 
     observe, aobserve = both(_observe)
 

@@ -89,11 +89,12 @@ class World:
 
 
 @pytest.fixture
-def world(rule: bool, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(fork, "PROCESS", [*fork.PROCESS])
+def world(rule: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     if not rule:
         monkeypatch.setattr(base.Doubt, "asks", lambda *_: False)
-    return World()
+    own = fork.PROCESS[0]
+    yield World()
+    fork.PROCESS[0] = own
 
 
 @pytest.mark.parametrize("thread", ["t", "other"])
@@ -202,3 +203,109 @@ def test_without_a_target_all_calls_of_a_tool_are_one_deed(world: World, rule: b
     world.clock.tick(61)
     session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
     assert session.decide("settle", {"x": 46}).permit != rule
+
+
+class ReadTimeout(Exception):
+    """As HTTP clients name theirs: not a `TimeoutError`."""
+
+
+@pytest.mark.parametrize("raised", [TimeoutError("no answer"), ReadTimeout("no answer")])
+def test_a_tool_without_an_answer_is_in_doubt(world: World, rule: bool, raised: Exception) -> None:
+    """The bank has booked, and its answer is lost."""
+    world.dies = raised
+    with contextlib.suppress(type(raised)):
+        world.order("t", ORDER)
+    world.dies = None
+    asked = world.order("other", AGAIN)
+    assert ("has an unknown outcome" in asked) == rule
+    assert world.booked == (1 if rule else 2)
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["slow", "died"])
+def test_the_service_is_not_asked_about_a_call_that_still_runs(world: World, alive: bool) -> None:
+    """A slow call is not booked yet. The twin died: what the service says of it holds."""
+    permits, asked = StaticPDP(permit=True), list[Any]()
+    slow = world.worker(pdp=permits).session(subject="alice", task=ORDER, thread="t")
+    assert slow.decide("pay", PAY).permit
+    world.clock.tick(61)
+    if not alive:
+        world.worker()
+    here = RuntimeAuthz(ledger=world.ledger, profiles=PROFILES, pdp=permits, on_unknown=lambda c: bool(asked.append(c)))
+    here.session(subject="alice", task=AGAIN, thread="other").decide("pay", PAY)
+    assert len(asked) == (not alive)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("refused")])
+@pytest.mark.parametrize("happened", [True, False, None], ids=["happened", "void", "twin"])
+def test_a_late_end_is_on_record(world: World, happened: bool | None, error: Any) -> None:
+    """A slow call ends after people said what became of it: their word stays. The twin was not resolved."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    slow = authz.session(subject="alice", task=ORDER, thread="t")
+    slow.decide("pay", PAY)
+    world.clock.tick(61)
+    (found,) = authz.unknown_calls()
+    if happened is not None:
+        authz.resolve_call(found.row.key, happened=happened, by="user:carol", reason="asked the bank")
+    slow.observe("pay", PAY, None if error else "paid", error=error)
+    late = [r["detail"] for r in authz.audit.records if r.get("event") == "ended_late"]
+    ((_, _, row),) = authz.ledger.doubts("default", found.row.key)
+    state = "failed" if error else "done"
+    if happened is None:
+        assert (late, row.state, row.about) == ([], state, None)
+        return
+    assert [(d["author"], d["happened"], d["state"]) for d in late] == [("user:carol", happened, state)]
+    assert row.state == ("done" if happened or not error else "void")
+    assert row.about["resolved"]["reason"] == "asked the bank"
+
+
+@pytest.mark.parametrize(
+    ("happened", "by", "reason"),
+    [
+        ("no", "user:carol", "asked"),
+        (0, "user:carol", "asked"),
+        (True, "", "asked"),
+        (True, "carol", "asked"),
+        (True, None, "asked"),
+        (True, "user:x\n\x1b[2J", "asked"),
+        (True, "user:carol", " "),
+        (True, "user:carol", "line\nline"),
+        (True, "user:carol", "asked"),  # the twin
+    ],
+)
+def test_a_resolution_says_who_and_why(world: World, happened: Any, by: Any, reason: str) -> None:
+    world.cut("t", paid=False, pdp=StaticPDP(permit=True))
+    authz = world.worker()
+    good = (happened, by, reason) == (True, "user:carol", "asked")
+    with nullcontext() if good else pytest.raises(ConfigError):
+        authz.resolve_call(authz.unknown_calls()[0].row.key, happened=happened, by=by, reason=reason)
+    assert len(authz.unknown_calls()) == (not good)
+
+
+@pytest.mark.parametrize("form", ["sync", "async"])
+@pytest.mark.parametrize("answer", ["hangs", "exits", "exits later"])
+def test_a_service_that_fails_costs_one_deadline(world: World, monkeypatch: Any, rule: bool, answer: str, form: str) -> None:
+    """However many calls are in doubt; what ends its thread does not end ours."""
+    monkeypatch.setattr("langchain_runtime_authz.pep.doubt.DEADLINE", 0.2)
+    permits, over = StaticPDP(permit=True), threading.Event()
+    for thread in "abcd":
+        session = world.worker(pdp=permits).session(subject="alice", task=ORDER, thread=thread)
+        decision = session.decide("pay", PAY)
+        if decision.outcome == "approval_required":
+            assert session.approve(decision).permit
+    world.clock.tick(61)
+
+    async def later(_: Any) -> bool:
+        raise SystemExit
+
+    def service(_: Any) -> Any:
+        if answer == "exits":
+            raise SystemExit
+        return over.wait(5)
+
+    asked = later if answer == "exits later" else service
+    session = world.worker(pdp=permits, on_unknown=asked).session(subject="alice", task=AGAIN, thread="other")
+    since = time.monotonic()
+    decision = session.decide("pay", PAY) if form == "sync" else asyncio.run(session.adecide("pay", PAY))
+    assert decision.permit != rule
+    assert time.monotonic() - since < 0.8
+    over.set()

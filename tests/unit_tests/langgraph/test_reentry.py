@@ -165,7 +165,7 @@ def test_a_call_in_doubt_comes_first(reenter: Any) -> None:
     world.clock.tick(61)
     found = reenter(world, go_on=True)
     assert (found.how, [*found.doubts]) == ("resolve", world.authz.unknown_calls())
-    world.authz.resolve_call(found.doubts[0].row.key, happened=True, by="user:carol")
+    world.authz.resolve_call(found.doubts[0].row.key, happened=True, by="user:carol", reason="asked")
     assert reenter(world, go_on=True).output["messages"][-1].content == "done"
     assert world.ran == [PAID]
 

@@ -183,7 +183,7 @@ def test_people_resolve_it(world: World, happened: bool) -> None:
     world.die()
     authz = world.worker()
     with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT):
-        authz.resolve_call("sha256:none", happened=True, by="user:carol")
+        authz.resolve_call("sha256:none", happened=True, by="user:carol", reason="none")
     world.clock.tick(LAPSED)
     (found,) = authz.unknown_calls()
     authz.resolve_call(found.row.key, happened=happened, by="user:carol", reason="asked the bank")
@@ -192,7 +192,7 @@ def test_people_resolve_it(world: World, happened: bool) -> None:
     known = {k: record["detail"][k] for k in ("author", "reason", "happened", "tool")}
     assert known == {"author": "user:carol", "reason": "asked the bank", "happened": happened, "tool": "send_money"}
     with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT):
-        authz.resolve_call(found.row.key, happened=happened, by="user:mallory")
+        authz.resolve_call(found.row.key, happened=happened, by="user:mallory", reason="none")
     assert world.worker().session(subject="alice", task=AGAIN, thread="t").decide("send_money", PAY).permit
 
 
