@@ -156,10 +156,14 @@ class ConcludeCall(Change):
             if row is not None:
                 t.drop(self.key)
         elif row is None:
-            t.put(self.key, CallRow(self.key, self.state, "", self.result))
+            t.calls[self.key] = CallRow(self.key, self.state, "", self.result)
         elif not self.late or self.state == "done":
             about = row.about if self.state == "unknown" or self.late else None
-            t.put(self.key, CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about))
+            ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
+            if row.deed:
+                t.put(self.key, ended)
+            else:  # no other call looks for it
+                t.calls[self.key] = ended
 
 
 @dataclass(slots=True)
