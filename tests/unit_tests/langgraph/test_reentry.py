@@ -170,6 +170,16 @@ def test_a_call_in_doubt_comes_first(reenter: Any) -> None:
     assert world.ran == [PAID]
 
 
+def test_a_revoked_thread_waits_for_whoever_revoked_it(reenter: Any) -> None:
+    """Nobody is asked to answer its question: the answer would be denied."""
+    world = Outage()
+    world.enter(human())
+    world.authz.revoke("t")
+    assert reenter(world, go_on=True).how == "reinstate"
+    world.authz.reinstate("t")
+    assert reenter(world).how == "done"
+
+
 def test_only_a_thread_is_entered_again() -> None:
     """Without a checkpointer or a thread there is none."""
     world = Outage()
