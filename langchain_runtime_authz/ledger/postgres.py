@@ -22,6 +22,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.admin import Admin
 from langchain_runtime_authz.ledger.rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
@@ -356,7 +357,7 @@ class _Failures:
     """Turn what PostgreSQL, its driver and its pool raise into a code."""
 
     def __init__(self, dsn: str | None = None) -> None:
-        self._dsn = dsn
+        self._dsn, self._asking = dsn, forkable_lock()
 
     def __enter__(self) -> None: ...
 
@@ -364,11 +365,14 @@ class _Failures:
         if not isinstance(failure, (psycopg.Error, PoolTimeout, OSError)):
             return
         exc, code = failure, Code.LEDGER_UNAVAILABLE
-        if isinstance(exc, PoolTimeout) and self._dsn is not None:  # the pool does not say why no connection came
+        # The pool does not say why no connection came. One asks for all, so that a busy server is not asked more.
+        if isinstance(exc, PoolTimeout) and self._dsn is not None and self._asking.acquire(blocking=False):
             try:
                 psycopg.connect(self._dsn, connect_timeout=2).close()
             except psycopg.Error as refused:
                 exc = refused
+            finally:
+                self._asking.release()
         if isinstance(exc, _SLOW):
             code = Code.LEDGER_TIMEOUT
         elif isinstance(exc, _OTHER):
