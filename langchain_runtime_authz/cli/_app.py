@@ -100,6 +100,9 @@ def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
             options[name] = hints[name], own.default
     if hints["return"] is Answer:
         options["as_json"] = Json, False
+    for hint, _ in options.values():
+        for info in getattr(hint, "__metadata__", ()):
+            info.readable = False  # `reporting` says it in one line
 
     @wraps(run)
     def command(**given: Any) -> None:

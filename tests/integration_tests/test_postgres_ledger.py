@@ -272,6 +272,7 @@ def test_a_database_that_can_not_be_written_denies(dsn: str, own: str) -> None:
             assert made.load(where, Query()).exists
             assert code(lambda: made.commit(where, None, [RecordStep()])) == Code.LEDGER_UNAVAILABLE
             assert code(lambda: made.check(where.tenant)) == Code.LEDGER_UNAVAILABLE
+            assert made.load(where, Query()).exists
             owner.execute(sql.SQL("ALTER ROLE {} RESET default_transaction_read_only").format(sql.Identifier(name)))
             hang_up(owner, connections(owner, own))
         assert isinstance(made.commit(where, None, [RecordStep()]), Committed)

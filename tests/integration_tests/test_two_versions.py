@@ -46,9 +46,9 @@ profiles = {"pay": ToolProfile(effect="pay", sink="external")}
 authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, ledger=ledger, audit=log)
 counts, wrong, going = {"own": 0, "purse": 0}, [], True
 
-def pay(thread, grant=None):
+def pay(thread, grant=None, subject="alice"):
     try:
-        with authz.session(subject="alice", thread=thread, grant=grant) as session:
+        with authz.session(subject=subject, thread=thread, grant=grant) as session:
             decision = session.decide("pay", {"to": thread})
             if decision.permit:
                 session.observe("pay", {"to": thread}, "paid")
@@ -60,7 +60,7 @@ def own(number):
     turn = 0
     while going:
         turn += 1
-        said = pay(f"{who}-{number}-{turn % 5}")
+        said = pay(f"{who}-{number}-{turn % 5}", subject=who)
         counts["own"] += said == "permit"
         if said != "permit":
             wrong.append(said)
@@ -82,7 +82,7 @@ for line in sys.stdin:
     elif command == "pay":
         answer = pay(thread)
     elif command == "lose":
-        with authz.session(subject="alice", thread=thread) as session:
+        with authz.session(subject="bob", thread=thread) as session:
             answer = session.decide("pay", {"to": thread}).outcome
     elif command == "counts":
         answer = {**counts, "wrong": wrong}

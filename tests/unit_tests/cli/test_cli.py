@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -450,6 +451,14 @@ def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> 
     assert result.exit_code == 2
     assert _error(result) == "error: config: missing.jsonl: No such file or directory"
     assert run("audit", "verify", log[0], "--head", "abc").exit_code == 2
+
+
+def test_a_log_that_may_not_be_read_is_one_line(
+    run: Callable[..., Any], log: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command opens it and says what the system says: no page of usage."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert run("audit", "verify", log[0]).exit_code == 0
 
 
 @pytest.mark.parametrize("command", [("learn", "{}"), ("inspect", "{}"), ("init", "g.py:graph", "--yes", "--write", "{}")])
