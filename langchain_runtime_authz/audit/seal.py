@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import ERASED, place
 from langchain_runtime_authz.errors import ConfigError, unreadable
@@ -47,19 +47,16 @@ def opener(*private: str | bytes | Path) -> Change:
     Give each key to which the log was sealed. It raises `ConfigError` if none opens a record, or if its contents are
     another record's.
     """
-    jwe, keys = cast("Any", None), list[Any]()
-    for one in private:
-        jwe, key = _key("the key", one)
-        if not key.is_private:
-            raise ConfigError("the key is public; give the private key that belongs to `seal_to`")
-        keys.append(key)
+    keys = [_key("the key", one) for one in private]
+    if not all(key.is_private for _, key in keys):
+        raise ConfigError("the key is public; give the private key that belongs to `seal_to`")
 
     def opened(record: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(sealed := record.get(SEALED), str):
             return record
         left = {name: value for name, value in record.items() if name not in (SEALED, "seq", "prev")}
         inner: Any = None
-        for key in keys:
+        for jwe, key in keys:
             with suppress(Exception):  # whatever the library raises for another key or damaged text
                 inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
                 break

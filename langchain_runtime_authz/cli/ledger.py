@@ -277,7 +277,8 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
             elif record["kind"] == "completion" and record["state"] != "unknown":
                 ended.add(record["decision_id"])
             elif record.get("action") == "tools/call" and record["outcome"] == "permit":
-                acts = record["request"]["resource"]["properties"].get("effect") not in HARMLESS
+                known = (record.get("request") or {}).get("resource", {}).get("properties", {})
+                acts = known.get("effect") not in HARMLESS
                 call = {"tool": record["resource"], "permitted_at": moment(record["ts"]), **record["scope"]}
                 begun.update({record["decision_id"]: call} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}

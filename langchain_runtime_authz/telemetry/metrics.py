@@ -79,23 +79,22 @@ def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observa
     A collection waits `WAIT` for all that hang, and leaves those alone for a while. If a ledger of a tenant gives no
     figure, the tenant has none.
     """
-    now, sums, asked = time.monotonic(), dict[str, int | None](), list[tuple[tuple[int, str], Any]]()
+    now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):
         for tenant in sorted(tenants) if hasattr(ledger, listing) else ():
             key = id(ledger), tenant
-            if now < _resting.get(key, 0.0):
-                sums[tenant] = None
-                continue
-            _resting[key] = now + REST
-            asked.append((key, begun(partial(getattr(ledger, listing), tenant), "metrics")))
+            answer = None
+            if now >= _resting.get(key, 0.0):
+                _resting[key], answer = now + REST, begun(partial(getattr(ledger, listing), tenant), "metrics")
+            asked.append((key, answer))
     for key, answer in asked:
-        tenant, known = key[1], sums.get(key[1], 0)
-        sums[tenant] = None
-        with suppress(Exception):
-            found = len(answer.result(max(now + WAIT - time.monotonic(), 0.0)))
-            del _resting[key]
-            sums[tenant] = known + found if known is not None else None
-    return [Observation(figure, {n.TENANT: tenant}) for tenant, figure in sums.items() if figure is not None]
+        figure = None
+        if answer is not None:
+            with suppress(Exception):
+                figure = len(answer.result(max(now + WAIT - time.monotonic(), 0.0)))
+                del _resting[key]
+        found.setdefault(key[1], []).append(figure)
+    return [Observation(sum(filter(None, f)), {n.TENANT: tenant}) for tenant, f in found.items() if None not in f]
 
 
 instruments = Instruments(metrics.get_meter("langchain_runtime_authz"))

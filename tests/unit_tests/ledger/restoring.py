@@ -12,9 +12,12 @@ from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.chain import verify_chain
+from langchain_runtime_authz.audit.record import decision_record
 from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, Code, LedgerError
+from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.testing import StaticPDP
 
 APP = Path(__file__).parents[3] / "deploy" / "app"
@@ -148,7 +151,10 @@ class Restoring:
         lost = authz.session(subject="alice", thread="lost").decide("pay", {"to": "lost"})
         stop(authz)
         place.restore(yesterday)
-        (found,) = json.loads(place.accept().stdout)["unfinished"]
+        bare = {"decision": Decision("permit", decision_id="bare"), "pdp": "", "action": "tools/call", "resource": "pay"}
+        FileSink(place.folder / "audit.jsonl").write(decision_record(now=1.0, scope=Scope("t", "i", "g", "t"), **bare))
+        found, unread = json.loads(place.accept().stdout)["unfinished"]
+        assert unread["decision_id"] == "bare"  # nothing says that it is harmless
         assert (found["decision_id"], found["tool"], found["thread"]) == (lost.decision_id, "pay", "lost")
 
     def test_a_broken_log_accepts_nothing(self, place: Place) -> None:
