@@ -47,7 +47,7 @@ OF_CODE = {
     "docs/identity.md": {"than its lease, a minute": engine.LEASE_TTL},
     "docs/mandate.md": {"more than 400 characters": backing.LONG},
     "docs/operations.md": {
-        "Both databases see 9 statements": max(statements.POSTGRES, statements.SQLITE),
+        "Both databases see 7 statements": max(statements.POSTGRES, statements.SQLITE),
         "its lease lapses (a minute)": engine.LEASE_TTL, "less than a minute ago": engine.LEASE_TTL, "For 24 hours": base.LASTS,
         "It has five seconds": doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
         "at most five a minute and code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
