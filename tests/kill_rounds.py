@@ -47,7 +47,7 @@ from langchain_runtime_authz.testing import StaticPDP
 STEPS = 4  # messages of a plan; each pays once and books once
 LAPSE = 120.0  # seconds by which the clock goes on before a restart: the dead one's leases have lapsed
 PROFILES = {
-    "pay": ToolProfile(effect="pay", sink="external"),
+    "pay": ToolProfile(effect="pay", sink="external", critical={"intent": "object"}),
     "book": ToolProfile(effect="write", sink="internal", idempotent=True),
 }
 

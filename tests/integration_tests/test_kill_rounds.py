@@ -51,7 +51,6 @@ def test_a_payment_whose_process_died_is_asked_about(ledger: str, rounds: int) -
     found = play("--ledger", ledger, "--rounds", str(rounds), module="death_rounds")
     assert found["broken"] == []
     assert found["rounds"] == rounds
-    assert found["paid"] <= rounds
 
 
 @pytest.mark.timeout(600)
