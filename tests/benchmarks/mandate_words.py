@@ -1,6 +1,6 @@
 """Measure the words compiler on the sentence corpora of `tests/data/mandate`.
 
-Run from the repository's root: `python -m tests.benchmarks.mandate_words --split dev|held|all [--show wrong|missed]`.
+Run from the repository's root: `python -m tests.benchmarks.mandate_words [--corpus NAME] --split dev|held|all [--show wrong|missed]`.
 With `--plan` each text has a hand-written mandate of its calls: the upper bound, and a check of binding and corpora.
 Nothing is called and no model is asked, so each run prints the same. `tests/data/mandate/README.md` explains the fields.
 
@@ -25,20 +25,22 @@ from langchain_runtime_authz.mandate.model import Const, Mandate, Step, Text
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 DATA: Final = Path(__file__).parents[1] / "data" / "mandate"
+CORPORA: Final = tuple(sorted(path.parent.name for path in DATA.glob("*/tools.yaml")))
 SPLITS: Final = ("dev", "held")
 Row = dict[str, Any]
 Call = dict[str, Any]
 
 
-def load(name: str) -> list[Row]:
+def load(name: str, corpus: str) -> list[Row]:
     """Return the rows of `orders` or `nonorders`."""
-    lines = (DATA / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+    lines = (DATA / corpus / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
     return [json.loads(line) for line in lines if line]
 
 
-def tools() -> tuple[dict[str, ToolProfile], dict[str, dict[str, Any]]]:
+def tools(corpus: str) -> tuple[dict[str, ToolProfile], dict[str, dict[str, Any]]]:
     """Return the profiles and the JSON schemas of the tools' arguments."""
-    return load_profiles(DATA / "tools.yaml"), json.loads((DATA / "signatures.json").read_text(encoding="utf-8"))
+    signatures = (DATA / corpus / "signatures.json").read_text(encoding="utf-8")
+    return load_profiles(DATA / corpus / "tools.yaml"), json.loads(signatures)
 
 
 def changed(call: Call, calls: Sequence[Call], profile: ToolProfile, schema: Mapping[str, Any]) -> Iterator[Call]:
@@ -222,12 +224,14 @@ def _told(call: Call) -> str:
     return f"{call['tool']}({', '.join(f'{a}={v!r}' for a, v in call['args'].items())})"
 
 
-def measure(split: str, show: str | None, console: Console, *, plan: bool) -> dict[tuple[str, str, str], Figures]:
+def measure(
+    corpus: str, split: str, show: str | None, console: Console, *, plan: bool
+) -> dict[tuple[str, str, str], Figures]:
     """Return the figures by kind of group, group and split; print the texts that `show` names."""
-    profiles, schemas = tools()
+    profiles, schemas = tools(corpus)
     figures: dict[tuple[str, str, str], Figures] = defaultdict(Figures)
     for name in ("orders", "nonorders"):
-        for row in load(name):
+        for row in load(name, corpus):
             if split not in (row["split"], "all"):
                 continue
             found = judge(row, profiles, schemas, plan=plan)
@@ -258,12 +262,13 @@ def _print(console: Console, row: Row, lines: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", choices=(*SPLITS, "all"), default="dev")
+    parser.add_argument("--corpus", choices=CORPORA, default="office")
+    parser.add_argument("--split", choices=(*SPLITS, "all"), default="all")
     parser.add_argument("--show", choices=("wrong", "missed"), help="do not use it on `held` while a rule is written")
     parser.add_argument("--plan", action="store_true", help="measure a hand-written mandate instead of the compiler")
     asked = parser.parse_args(arguments)
     console = Console()
-    figures = measure(asked.split, asked.show, console, plan=asked.plan)
+    figures = measure(asked.corpus, asked.split, asked.show, console, plan=asked.plan)
     for kind in ("class", "language", "all"):
         table = Table(title=f"by {kind}" if kind != "all" else "all", title_justify="left")
         for column in ("", "split", "orders recalled", "unsaid recalled", "recalled beside a non-order"):

@@ -1,18 +1,21 @@
-"""The sentence corpora are well formed: tools, arguments and ids exist, and the values of an order stand in its text."""
+"""The sentence corpora are well formed, and nothing that they do not order is permitted."""
 
 import datetime
+import itertools
 import re
 import unicodedata
 from collections import Counter
 from decimal import Decimal, InvalidOperation
 
 import jsonschema
+import pytest
+from rich.console import Console
 
 from langchain_runtime_authz.profile import check_arguments
-from tests.benchmarks.mandate_words import SPLITS, load, tools
+from tests.benchmarks.mandate_words import CORPORA, SPLITS, load, measure, tools
 
-PROFILES, SCHEMAS = tools()
-ORDERS, NONORDERS = load("orders"), load("nonorders")
+ROWS = {name: (load("orders", name), load("nonorders", name)) for name in CORPORA}
+every_corpus = pytest.mark.parametrize("corpus", CORPORA)
 WRITINGS = {  # of a value, by which people say it
     "USD": "$ dollar bucks dólar 美元",
     "EUR": "€ euro 欧",
@@ -62,23 +65,24 @@ def dated(value, text):
     return when.day in found and bool(found & hours)
 
 
-def test_ids_and_splits():
-    rows = ORDERS + NONORDERS
+@every_corpus
+def test_ids_and_splits(corpus):
+    orders, nonorders = ROWS[corpus]
+    rows = orders + nonorders
     assert max(Counter(row["id"] for row in rows).values()) == 1
-    assert max(Counter(row["text"] for row in ORDERS).values()) == 1
-    assert {row["split"] for row in rows} == set(SPLITS)
+    assert max(Counter(row["text"] for row in orders).values()) == 1
+    assert {row["split"] for row in rows} <= set(SPLITS)
     assert {row["lang"] for row in rows} == {"en", "de", "es", "zh"}
 
 
-def test_profiles_name_what_the_tools_take():
-    assert PROFILES.keys() == SCHEMAS.keys()
-    for name, schema in SCHEMAS.items():
-        check_arguments(name, PROFILES[name], schema["properties"])
-
-
-def test_calls_fit_their_tools():
-    checks = {t: jsonschema.Draft202012Validator({**s, "additionalProperties": False}) for t, s in SCHEMAS.items()}
-    for row in ORDERS + NONORDERS:
+@every_corpus
+def test_calls_fit_their_tools(corpus):
+    profiles, schemas = tools(corpus)
+    assert profiles.keys() == schemas.keys()
+    for name, schema in schemas.items():
+        check_arguments(name, profiles[name], schema["properties"])
+    checks = {t: jsonschema.Draft202012Validator({**s, "additionalProperties": False}) for t, s in schemas.items()}
+    for row in itertools.chain(*ROWS[corpus]):
         assert row.get("attacks", row["calls"]), row["id"]
         for call in (*row["calls"], *row.get("attacks", ())):
             assert checks[call["tool"]].is_valid(call["args"]), (row["id"], call)
@@ -86,11 +90,19 @@ def test_calls_fit_their_tools():
 
 
 def test_values_of_an_order_stand_in_its_text():
-    for row in ORDERS + NONORDERS:
+    profiles, _ = tools("office")
+    for row in itertools.chain(*ROWS["office"]):
         for call in row["calls"] if row.get("verbatim", True) else ():
-            profile = PROFILES[call["tool"]]
+            profile = profiles[call["tool"]]
             for name, value in call["args"].items():
                 if name in profile.critical:
                     assert stands(value, row["text"]), (row["id"], name, value)
                 elif name in profile.when:
                     assert dated(value, row["text"]), (row["id"], name, value)
+
+
+@every_corpus
+def test_nothing_that_was_not_ordered_is_permitted(corpus):
+    found = measure(corpus, "all", "wrong", Console(), plan=False)
+    wrong = [(of.wrong[0], of.changed[0]) for (kind, _, _), of in found.items() if kind == "all"]
+    assert wrong and set(wrong) == {(0, 0)}
