@@ -14,13 +14,13 @@ from math import prod
 from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import forms
-from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Scalar, Span, Step, Text
 from langchain_runtime_authz.mandate.phrases import Phrase
 from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary, listed
 
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
-_SEVERAL: Final = 2
+_CALLED: Final = frozenset({"name", "word", "run", "common"})
 _TRIES: Final = 2000  # assignments looked at
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _PLAIN: Final = {
@@ -59,14 +59,17 @@ class Tool(Vocabulary):
 
         A list for an argument that takes one value makes several assignments, but never shares an amount.
         """
-        self.dative = verb in self.language.data["datives"]
+        data = self.language.data
+        self.dative, self.relative, self.moving = (verb in data[n] for n in ("datives", "relative", "moving"))
         idle, used = [p for p in phrases if not p.values], [p for p in phrases if p.values]
         pending = {a.name for p in idle for a in self._named(p)}
         foreign = {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}
+        self.waiting = frozenset(pending)
         pending = (foreign or pending) | {a.name for a in self.arguments if a.role == "setting"}
         used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
         needed = {a.name for a in self.arguments if a.required and a.kind not in {"when", "text"}}
+        self.labelled = any(p.nouns and p.values for p in phrases)
         complete: list[tuple[str, ...]] = []
         for loose in (False, True):  # if no preposition is as usual, each that says no direction may stand
             options: list[list[str]] = []
@@ -90,6 +93,8 @@ class Tool(Vocabulary):
         shared = several and any(n and kinds[n].kind == "amount" for n in found)
         shared = shared or any(kinds[n].kind not in _NAMEABLE for n in several)  # one event is not at two places
         # A verb alone orders nothing, and a noun that only names an argument wants a value.
+        if not used and not bare <= {*words_of(self.name)}:
+            return []
         if not (bare <= self.core and (used or bare)) or len(several) > 1 or shared:
             return []
         return [{**found, n: replace(found[n], values=(v,))} for n in several for v in found[n].values] or [found]
@@ -111,7 +116,8 @@ class Tool(Vocabulary):
                 continue
             number = any(v.text.isdecimal() for v in phrase.values) and argument.kind != "amount"
             paths = argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
-            if number or (argument.kind in {"object", "name"} and not paths):
+            somebody = argument.kind == "principal" and self.effect not in {"pay", "send"}
+            if number or somebody or (argument.kind in {"object", "name"} and not paths):
                 return True
         return False
 
@@ -160,14 +166,23 @@ class Tool(Vocabulary):
         kinds = kinds | {"number", "version", "id"} if role == "version" else kinds
         if not kinds.issuperset(v.kind for v in phrase.values) or (role == "count" and phrase.kind == "money"):
             return False
+        if kind in _NAMEABLE and argument.name in self.waiting and not named and marker not in {"", *data["naming"]}:
+            return False  # "the courier of Bob" is not Bob
+        if kind == "principal" and not named and not self._somebody_here(argument, phrase):
+            return False
+        if kind in {"object", "name"} and marker == "for" and phrase.kind in _CALLED and not named:
+            return False  # "the screen for Bob"
+        if role == "start" and marker == data["setting"][0] and not self.moving:
+            return False
+        if kind == "amount" and not self._measured(argument, phrase, named=bool(named)):
+            return False
         if set_to:
             return True
+        if loose and kind == "amount" and marker == data["setting"][0]:
+            return self.effect != "pay" and described
         if loose and marker in data["neutral"]:
-            # "port 80 on web-3": only if the nouns tell which thing is which.
-            things = sum(a.kind in {"object", "name", "channel"} for a in self.arguments)
-            kept = {"channel", "principal", "amount"} if self.effect == "pay" else {"channel"}
-            free = role in {"", "setting"} and kind not in kept
-            return free and (described or things < _SEVERAL)
+            # "port 80 on web-3": only if a noun tells what another value is.
+            return role in {"", "setting"} and kind in {"object", "name", "value"} and self.labelled
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         if named and role != "source":
             return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
@@ -187,6 +202,23 @@ class Tool(Vocabulary):
             return place in self._places(role) if marker and described else place in self._places(kind) and self.alone
         filed = role == "file" and kind in {"object", "name"} and self.texts and phrase.kind in {"id", "quote"}
         return place in self._places(role, kind) or bool(filed and marker in self._places("container"))
+
+    def _somebody_here(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True if a value may be this person: a carrier or an owner is another, a plain word rarely one."""
+        if phrase.kind in {"word", "common"} and self.effect not in {"pay", "send"}:
+            return False
+        others = any(a is not argument and a.required and a.kind in {"place", "principal"} for a in self.arguments)
+        return not others or phrase.marker not in {"with", *self.language.data["parting"]}
+
+    def _measured(self, argument: Argued, phrase: Phrase, *, named: bool) -> bool:
+        """Return True if a number may be this amount: money is no count, and "raise it 5" says no new value."""
+        data, marker = self.language.data, phrase.marker
+        moneyed = not argument.words.isdisjoint(data["moneyed"])
+        if self.relative and marker != data["setting"][0]:
+            return False
+        if (phrase.kind == "money" and not moneyed) or (phrase.nouns and not named):
+            return False
+        return named or moneyed or marker not in data["purpose"]
 
     def _places(self, *names: str) -> Sequence[str]:
         """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""

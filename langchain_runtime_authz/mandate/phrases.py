@@ -57,6 +57,7 @@ class Reader:
         part: bool,
     ) -> None:
         self.strange = {n for n in nouns if n not in tool.words}  # "to my notebook Home" names nobody
+        self.promotes = verb in tool.language.data["promoting"]
         self.tells = tool.effect == "send" and bool(tool.texts) and verb in tool.language.data["tellings"]
         self.tool, self.language, self.data, self.text = tool, tool.language, tool.language.data, text
         self.lists, self.part, self.at = lists, part, 0
@@ -230,7 +231,9 @@ class Reader:
         tool, language = self.tool, self.language
         while (token := self.tokens[self.at]).kind in {"word", "name"}:
             word, behind = singular(token.lower), singular(self.tokens[self.at + 1].lower)
-            if choice := next((tool.choices[w] for w in (token.lower, word) if w in tool.choices), None):
+            named = token.text[:1].isupper() and not token.text.isupper()  # "Public" in "the page Public Home"
+            choice = next((tool.choices[w] for w in (token.lower, word) if w in tool.choices and not named), None)
+            if choice and token.lower not in language.phrases["polite"]:
                 chosen.append(Phrase("choice", (), (token._replace(text=choice),)))
             elif token.kind == "name" and not (token.text.isupper() and word in tool.words):
                 return  # "SQL" is a noun here, "Bob" is not
@@ -288,8 +291,13 @@ class Reader:
         ):
             nouns.append(trailing)
             self.at += 1
+        if chosen and values:
+            chosen.clear()  # "the open ticket T-4" tells which one, and sets nothing
+            return None
         if values and not nouns and begin and first.lower in data["indefinite"]:
-            marker = data["setting"][1]  # "an admin" is "as admin"
+            if not self.promotes:
+                return None
+            marker = data["setting"][1]  # "make her an admin" is "as admin"
         if not values:
             self.at = behind
             dictates = labelled and self._match("dictation")
@@ -302,11 +310,14 @@ class Reader:
         moved = self.tool.effect == "write" and len(self.tokens) == self.at + 2  # "to archive"; but not "to pay Bob"
         told = labelled or (bool(marker) and (moved or marker not in self.data["setting"]))
         determined, paid = determiner in self.language.determiners, any(t.kind == "money" for t in self.tokens)
+        singly = labelled and singular(self.tokens[self.at - 1].lower) == self.tokens[self.at - 1].lower
         while True:
             gap = self._match("separators") if self.lists and values else 0
             gap += self._match("separators", gap) if gap else 0
             if values and not gap:
                 return values
+            if gap and singly and values[0].kind in {"name", "run"}:
+                return []  # "the board Sales and Marketing" may be one
             token, after = self._value(self.at + gap, told=told)
             if token is None or (values and _sort(token) != _sort(values[0])):
                 return values

@@ -99,7 +99,7 @@ class Vocabulary:
             words = words_of(name)
             roles = [r for r in data["roles"] if kind in _ROLES.get(r, {kind})]
             role = next((r for r in roles if not {*data["arguments"][r]}.isdisjoint(words)), "")
-            role = "start" if kind == "when" and len(profile.when) == 1 else role
+            role = role or ("start" if kind == "when" and len(profile.when) == 1 else "")
             given = p if isinstance(p := properties.get(name), Mapping) else {}
             if name in sole and not (role or given.get("enum")):  # "make her an admin", "promote him to editor"
                 role = "setting"
@@ -115,7 +115,6 @@ class Vocabulary:
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         # Only a payment to somebody, or an order of goods, has a purpose. "Refund order 12 for the lamp" is not for all of the order.
         paid = {a.kind for a in self.arguments if a.required and self.effect == "pay"}
-        self.purposed = {"principal", "amount"} <= paid or self.counts
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
@@ -123,6 +122,7 @@ class Vocabulary:
         core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
         self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
+        self.purposed = bool(self.texts) and ({"principal", "amount"} <= paid or self.counts)
         valued = {"object", "principal", "channel", "place", "value"}
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))

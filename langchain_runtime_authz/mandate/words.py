@@ -33,13 +33,13 @@ MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
 MAX_READ: Final = 10  # words of a plain read
 MAX_TAIL: Final = 8  # words of a polite ending
-_TYPO: Final = 4  # letters of a word that may be mistyped
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
+_STATED: Final = frozenset({"money", "number", "quote", "email", "date"})
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
@@ -120,6 +120,7 @@ class _Turn:
         self.nouns = self.labels | language.alike(
             w for t in self.tools for w in words_of(t.name) if w not in self.verbs
         )
+        self.small = {*language.prepositions, *language.determiners, *language.data["numerals"], "and"}
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
         self.text, self.digest = "", ""  # of which a sentence is read
@@ -189,7 +190,9 @@ class _Turn:
     def _labelled(self, tokens: Sequence[Token]) -> bool:
         """Return True for a sentence that only says what an argument is: "Subject: Site plan"."""
         label, *rest = tokens[tokens[0].lower in self.language.determiners :] or tokens
-        links = bool(rest) and (rest[0].kind in {"colon", "quote"} or self.language.match("copulas", rest, 0) > 0)
+        copula = self.language.match("copulas", rest, 0)  # "The state is open" may only tell so
+        told = copula > 0 and any(t.kind in _STATED for t in rest[copula : copula + 1])
+        links = bool(rest) and (rest[0].kind in {"colon", "quote"} or told)
         return links and singular(label.lower) in self.labels
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
@@ -200,14 +203,13 @@ class _Turn:
             raise _UnclearError("it trails off")
         if self._courteous(tokens):
             return
-        tokens = [self._spelled(tokens[0]), *tokens[1:]]
-        at = self._opened(tokens)
-        tokens = [*tokens[:at], *map(self._spelled, tokens[at : at + 1]), *tokens[at + 1 :]]
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
-        tokens = self._reasoned(tokens)
+        for token in tokens[self._opened(tokens) + 1 :]:
+            if token.text[:1].isupper() and token.lower in self.small:
+                raise _UnclearError(f"`{token.text}` may be part of a name")
         onward = language.data["onward"]  # "over to" is "to", "starting on" is "on"
         tokens = [
             t
@@ -222,27 +224,6 @@ class _Turn:
             self._clause(clause)
         if "?" in mark and any(_generic(step) for deed in self.deeds[known:] for step in deed):
             raise _UnclearError("it may ask what is possible")
-
-    def _spelled(self, token: Token) -> Token:
-        """Return the token, or the verb or polite word whose letters it has in another order: "sned"."""
-        word, known = token.lower, {*self.verbs, *self.language.data["pleas"]}
-        near = [w for w in known if sorted(w) == sorted(word) and w[0] == word[0] and len(w) >= _TYPO]
-        typo = token.kind in {"name", "word"} and len(near) == 1 and word not in self.language.closed | self.nouns
-        return token._replace(kind="word", text=near[0]) if typo else token
-
-    def _reasoned(self, tokens: list[Token]) -> list[Token]:
-        """Return the tokens without the reason at their end, which orders nothing: "…, because the old one broke"."""
-        match = self.language.match
-        for at in range(3, len(tokens)):
-            if not (taken := match("reasons", tokens, at)):
-                continue
-            why = tokens[at + taken :]
-            told = any(match(phrases, tokens, n) for phrases in ("dictation", "topics") for n in range(1, at))
-            told |= any(
-                t.kind not in {"word", "name", "owner"} or t.lower in self.language.data["tellers"] for t in why
-            )
-            return tokens if told or not why else tokens[: at - (tokens[at - 1].kind == "sep")]
-        return tokens
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
         """Return where the clause behind greetings and polite words begins."""
@@ -373,7 +354,9 @@ class _Turn:
         """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
         taken, data = tool.verb(tokens, own=own), self.language.data
         rest = tokens[taken:]
-        if not taken or not rest or rest[0].lower in data["parting"]:
+        acts = tool.effect in {"write", "admin", "delete"} and rest and rest[0].lower not in tool.offers
+        away = self.language.prepositions if acts else data["parting"]  # "Run to the shop", "Start with Bob"
+        if not taken or not rest or rest[0].lower in away:
             return _Way()  # "Transfer of 45 EUR" is a noun
         tool.prepare()
         rest = rest[not tool.personal and rest[0].lower in data["selves"] :]  # "book me a room"
