@@ -26,7 +26,7 @@ from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.admin import Admin
 from langchain_runtime_authz.ledger.rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
-from langchain_runtime_authz.ledger.sql import WORKERS, SqlLedger
+from langchain_runtime_authz.ledger.sql import DRIFT, WORKERS, SqlLedger
 
 TIMEOUT: Final = 5.0  # seconds
 SCHEMA_NAME: Final = "runtime_authz"
@@ -54,6 +54,8 @@ _HELD: Final = (
     "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
     f" WHERE tenant = ? AND thread = ? AND {_STATE} = ? AND (SELECT max(version) FROM migration) = ?"
     " AND coalesce((SELECT max(position) FROM journal WHERE tenant = ?), 0) >= ?"
+    # Nobody has committed at a later time: if the clock was ahead, that is said, and not passed by.
+    " AND coalesce((SELECT j.at FROM journal j WHERE j.tenant = ? ORDER BY position DESC LIMIT 1), 0) <= ?"
     f" AND abs({_NOW} - CAST(? AS DOUBLE PRECISION)) < CAST(? AS DOUBLE PRECISION) RETURNING {_STATE} AS state"
 )
 # Its column takes no null: if the thread's row was not held, nothing of the statement happens.
@@ -226,10 +228,11 @@ class _Tx:
             return None
         of = (found.tenant, found.key)
         entry, parts = (*of, nonce, now), [f"held AS ({_HELD})"]
-        values = [*kept.thread, *of, found.seen, found.version.version, found.tenant, found.position, now, found.drift]
+        values = [*kept.thread, *of, found.seen, found.version.version, found.tenant, found.position]
+        values += [found.tenant, now + DRIFT, now, found.drift]
         for number, (name, value) in enumerate(found.turns.items()):
             parts.append(f"t{number} AS ({_TAKEN})")
-            values += [found.tenant, b"", name, now, value]
+            values += [found.tenant, b"", name, nonce, value]  # ledger time may stand still
         for name, puts in kept.puts.items():
             write = PUTS[name]
             for some in chunks(puts) if puts else ():

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger import rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
@@ -39,6 +40,7 @@ _ASKED: Final = (  # least recently used thread first
 _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
 NONE: Final = b.Anchor("", 0, "")  # before the first commit
+_beginning: Final = forkable_lock()  # a forked child begins anew, once for all its threads
 T = TypeVar("T")
 
 
@@ -242,8 +244,8 @@ class SqlLedger:
             )
         with self._lock:
             if found.position > self._position(found.tenant):  # somebody else's
-                self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
                 self._since[found.tenant] = found.position
+                self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
         clock = found.clock if self._clock is None else self._clock()
         now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
@@ -269,9 +271,9 @@ class SqlLedger:
             head = self._seen.get(tenant, NONE)
             if head[1:] != (found.position, found.nonce):  # others' came between, or this one was seen already
                 self._since[tenant] = max(done.position, self._since.get(tenant, 0))
+            self._known.pop(place, None)
             if done.position > head.position:
                 self._seen[tenant] = done
-            self._known.pop(place, None)
             if made is not None:
                 self._known[place] = made
                 if len(self._known) > MAX_KNOWN:
@@ -286,12 +288,15 @@ class SqlLedger:
         check(Version(*found))
 
     def _here(self) -> None:
-        if os.getpid() != self._pid:
-            self._workers = None
-            self._lock = threading.Lock()
-            self._known = OrderedDict()  # another thread may just have been at it
-            self._forked()
-            self._pid = os.getpid()
+        if os.getpid() == self._pid:
+            return
+        with _beginning:
+            if os.getpid() != self._pid:
+                self._workers = None
+                self._lock = threading.Lock()
+                self._known = OrderedDict()  # another thread may just have been at it
+                self._forked()
+                self._pid = os.getpid()
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
         self._here()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import jwt
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from rich.console import Console
@@ -117,7 +118,7 @@ class Scene:
         def lose_key(recipient: str = "bob") -> str:
             """The issuer's key gets into the wrong hands during the call."""
             mine = self._mine()
-            self.authz.compromise_key(mine._credential.kid)
+            self.authz.compromise_key(jwt.get_unverified_header(mine.token)["kid"])
             self._probe("once its key is withdrawn", self.bank)
             return "lost"
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import sql as statements
 from langchain_runtime_authz.ledger.admin import accept_clock, accept_restore, migrate, prune
 from langchain_runtime_authz.ledger.base import Committed, Guard, Lease, Ledger, Query, Scope
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     OpenThread,
@@ -98,6 +100,30 @@ def test_ledger_time_that_was_not_read_is_checked(ledger: PostgresLedger) -> Non
         done = ledger.commit(at, None, [RecordStep()])
         assert isinstance(done, Committed)
         assert abs(done.now - time.time()) < 60
+
+
+def test_one_of_many_pays_while_time_stands_still(dsn: str, schema: str) -> None:
+    """A clock that was set back by a moment stands still until it has caught up."""
+    begin, tenant = threading.Barrier(3), secrets.token_hex(4)
+
+    def pay(who: str) -> list[bool]:
+        won: list[bool] = []
+        with PostgresLedger(dsn, schema=schema, max_size=1, clock=lambda: 1_900_000_000.0) as ledger:
+            where = scope(who, tenant)
+            lease = Lease(who, "run", ("root",), 1, 1_900_000_000, 1_900_009_000)
+            ledger.commit(where, None, [OpenThread("user:alice"), TakeLease(lease)])
+            about = dict.fromkeys(("tool", "args_digest", "call_id", "decision_id", "run_id", "entry", "process", "idempotency_key"), who)
+            for number in range(15):
+                begin.wait(30)
+                claim = ClaimCall(f"{who}{number}", who, False, (), "pay:bob", about, "user:alice", ())  # type: ignore[arg-type]
+                won.append(isinstance(ledger.commit(where, Guard(who, 1), [claim]), Committed))
+                begin.wait(30)
+                if won[-1]:
+                    ledger.commit(where, None, [ConcludeCall(f"{who}{number}", "done", '"paid"')])
+        return won
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [sum(each) for each in zip(*pool.map(pay, "abc"), strict=True)] == [1] * 15
 
 
 def test_a_commit_that_loses_on_a_new_connection_is_tried_again(ledger: PostgresLedger, dsn: str, schema: str) -> None:
