@@ -211,7 +211,7 @@ class Tool(Vocabulary):
         return not others or phrase.marker not in {"with", *self.language.data["parting"]}
 
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool) -> bool:
-        """Return True if a number may be this amount: money is no count, and "raise it 5" says no new value."""
+        """Return True if a number may be this amount: money is not a count, and "raise it 5" gives no new value."""
         data, marker = self.language.data, phrase.marker
         moneyed = not argument.words.isdisjoint(data["moneyed"])
         if self.relative and marker != data["setting"][0]:

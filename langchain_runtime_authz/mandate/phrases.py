@@ -414,4 +414,6 @@ class Reader:
         taken = self._run((), self.language.determiners)
         if not taken or any(t.lower in self.language.verbs for t in taken) or all(t.kind == "number" for t in taken):
             return None
+        if not self.tool.texts and any(t.kind == "name" for t in taken):  # "for Dave", whom no argument names
+            return None
         return Phrase("purpose", (), (self._quote(taken, "purpose"),))

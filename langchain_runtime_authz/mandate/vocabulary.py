@@ -122,7 +122,7 @@ class Vocabulary:
         core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
         self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
-        self.purposed = bool(self.texts) and ({"principal", "amount"} <= paid or self.counts)
+        self.purposed = {"principal", "amount"} <= paid or self.counts
         valued = {"object", "principal", "channel", "place", "value"}
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
