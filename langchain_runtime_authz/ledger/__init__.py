@@ -1,4 +1,4 @@
-"""Keep what is known of threads outside the graph's state: `MemoryLedger`, `SqliteLedger`, `PostgresLedger`.
+"""Record threads outside the graph's state: `MemoryLedger`, `SqliteLedger`, `PostgresLedger`.
 
 Each is imported at its first use, so that only `PostgresLedger` needs the extra `postgres`.
 """

@@ -1,4 +1,4 @@
-"""Operations on a SQL ledger: migration, retention, a clock that was set right, and a backup that was restored.
+"""Operations on a SQL ledger: migrate, prune, accept a corrected clock, accept a restored backup.
 
 `sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for them, in one transaction that
 excludes every other writer.
@@ -40,13 +40,13 @@ class Admin(Protocol):
     def tables(self) -> set[str]: ...
 
     def secured(self) -> None:
-        """Grant the application its rights, after the tables changed."""
+        """Grant the application role its rights again, after tables were created or changed."""
 
     def now(self) -> float: ...
 
 
 class Pruned(NamedTuple):
-    """The counts of what retention removed, and of the old threads that it kept for a call in doubt."""
+    """Numbers of removed threads and commits, and of old threads kept because a call is in doubt."""
 
     threads: int
     commits: int
@@ -54,7 +54,7 @@ class Pruned(NamedTuple):
 
 
 def version(admin: Admin) -> Version:
-    """Return the schema that the ledger has.
+    """Return the ledger's schema version.
 
     Raises:
         LedgerError: `ledger_schema`: the tables are not a ledger's.
@@ -69,7 +69,7 @@ def version(admin: Admin) -> Version:
 
 
 def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...] = MIGRATIONS) -> Version:
-    """Migrate the schema to version `target`. Going down drops what the versions above had added.
+    """Migrate the schema to version `target`. A downgrade drops tables and columns of newer versions.
 
     Raises:
         LedgerError: `ledger_schema`: no migration to `target` is known.
@@ -112,7 +112,7 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     until = now - older_than
     forgotten = 0
     for of in admin.run(_ENDED, (until, now, most)):
-        # A commit in between has set its time.
+        # A commit since the selection has renewed `at`.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
             continue
         ((epoch,),) = admin.run(f"SELECT coalesce(max(epoch), 1) FROM epoch WHERE {_OF}", of)
@@ -134,16 +134,16 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
 
 
 def tenants(admin: Admin) -> list[str]:
-    """Return the tenants whose calls have side effects. With PostgreSQL, only the schema's owner sees them all."""
+    """Return tenants with calls that have side effects. In PostgreSQL, only the schema's owner sees all."""
     check(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 
 
 def accept_clock(admin: Admin) -> int:
-    """Continue from the clock's time, though the ledger has seen a later one, and count the leases it ended.
+    """Accept the present clock time, even if it is earlier; return the number of ended leases.
 
-    If a clock ran ahead and was set right, the ledger otherwise denies until that time has come. Every living
-    lease ends, so that none lives longer than it was given.
+    Otherwise, after a fast clock was corrected, the ledger denies until the time it had recorded. All live leases end,
+    so that none outlives its term.
 
     Raises:
         LedgerError: `ledger_schema`.
@@ -154,10 +154,10 @@ def accept_clock(admin: Admin) -> int:
 
 
 def accept_restore(admin: Admin) -> tuple[int, list[str]]:
-    """Continue from a restored backup; return the number of its threads, and its tenants.
+    """Accept a restored backup; return the number of its threads, and its tenants.
 
-    What happened after the backup is lost: claims, spent orders, answers. So each thread moves to its next epoch, in
-    which nothing was ordered, planned or approved, and every living lease ends.
+    Claims, spent orders and answers since the backup are lost. So each thread moves to a new epoch without orders,
+    plans or approvals, and all live leases end.
 
     Raises:
         LedgerError: `ledger_schema`.
@@ -174,8 +174,8 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
-    """End every living lease and give each tenant a new newest commit. Return the count, and the tenants."""
-    # Commits that have read, but not written yet, begin anew (`Tx.keep`), also if the server gives a number once more.
+    """End all live leases and add a commit for each tenant. Return the number of leases, and the tenants."""
+    # Commits that have read but not yet written start again (`Tx.keep`), even if the server reuses a number.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))
     ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")
     tenants = [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal ORDER BY tenant")]

@@ -1,13 +1,12 @@
-"""The ledger's protocol: what is known of a thread, outside the graph's own state.
+"""The ledger's protocol: the record of a thread, outside the graph's state.
 
 `load` reads one consistent snapshot of one thread. `commit` applies all changes of a list (`ledger.changes`)
-in one transaction, or none. `status` answers whether a jti lives. A store that outlives its process is
-`Anchored` too. The changes carry their own rules, so a store only brings and keeps rows. Every store passes
-one contract suite (`testing.ledger_suite.LedgerContract`).
+in one transaction, or none. `status` tells whether a jti is live. A store that outlives its process is also `Anchored`.
+Changes contain their rules, so a store only reads and writes rows. Every store passes one contract suite
+(`testing.ledger_suite.LedgerContract`).
 
-Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or a field may be added, with a
-default that means what its absence meant. None is renamed, removed or given another meaning. A store must
-refuse a change that it does not know.
+Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or field may be added, with a default that keeps
+the old meaning. None is renamed, removed or redefined. A store must refuse a change that it does not know.
 
 INVARIANT: a thread's epoch never decreases. INVARIANT: `revoked` holds until `Reinstate`.
 INVARIANT: plan records are first write wins. INVARIANT: an approval is spent at most once.
@@ -35,12 +34,12 @@ __all__ = ["LAPSED", "MAX_ASKED", "MAX_EDGES", "MAX_MARKS", "PROTOCOL_VERSION", 
            "Scope", "Snapshot", "TokenStatus"]  # fmt: skip
 
 PROTOCOL_VERSION: Final = 1
-LAPSED: Final = 3600  # seconds past its expiry for which an unended lease counts as under way
-MAX_EDGES: Final = 256  # per thread; every request tells them
+LAPSED: Final = 3600  # seconds after expiry during which a lease that was not ended counts as under way
+MAX_EDGES: Final = 256  # per thread; every request contains them
 MAX_MARKS: Final = 10_000  # per thread
 MAX_ASKED: Final = 1000  # questions in one answer of `Asked`, calls in one of `Doubted`
-OPEN: Final = ("claimed", "unknown", "void")  # states of a call that may have to ask, or make another ask
-LASTS: Final = 86_400  # seconds after its claim for which a call in doubt makes the same deed ask
+OPEN: Final = ("claimed", "unknown", "void")  # states of a call that may make a call of the same deed ask
+LASTS: Final = 86_400  # seconds after its claim during which a call in doubt makes the same deed ask
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -50,7 +49,7 @@ ApprovalState = Literal["asked", "approved", "rejected", "answered", "malformed"
 
 
 class Scope(NamedTuple):
-    """The owner of a thread. Every key of every store starts with these four."""
+    """The owner of a thread. Every key in a store begins with these four fields."""
 
     tenant: str
     issuer: str
@@ -60,10 +59,10 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one agent in one root entry to go on. It is not a token: it has no signature and no secret.
+    """The right of one agent to act in one root entry. Unlike a token, it has no signature or secret.
 
-    `expires_at` and `started_at` are ledger time in epoch seconds. `parent` is the jti of the lease that it
-    was attenuated from. `agent` is the path from the root agent.
+    `expires_at` and `started_at` are ledger time in epoch seconds. `parent` is the jti of the lease from which it was
+    attenuated. `agent` is the path from the root agent.
     """
 
     jti: str
@@ -78,14 +77,14 @@ class Lease:
 
 
 class CallRow(NamedTuple):
-    """One call's life. A `void` one did not happen, as somebody found out (`ResolveCall`).
+    """The recorded state of a call. `void`: an operator found that it did not happen (`ResolveCall`).
 
     Attributes:
         result: JSON text, for calls that must not run twice.
         deed: names all calls with the same effect on the same target; "" if it has no side effect.
         at: ledger time of its claim.
-        about: what is known of it otherwise, until it ends: tool, decision, idempotency key, who resolved it, and
-            `again` once the same deed was begun by another call.
+        about: other facts, until the call ends: tool, decision, idempotency key, who resolved it; `again` if another
+            call has begun the same deed.
     """
 
     key: str
@@ -98,10 +97,11 @@ class CallRow(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """A call with a permit and no completion: `claimed` while its lease lives, `unknown` from then on.
+    """A permitted call that has not completed: `claimed` while its lease is live, `unknown` afterwards.
 
-    It is `void` once somebody found that it did not happen. RULE: a deed in doubt asks (`asks`), twice: when it is
-    decided, and inside the commit of its claim. Only a resolution lifts a doubt, or an approval whose question named it.
+    It is `void` once an operator found that it did not happen. RULE: a deed in doubt asks (`asks`). This is checked
+    when the call is decided, and again in the commit of its claim. Only a resolution lifts a doubt, or an approval
+    whose question named it.
     """
 
     scope: Scope
@@ -110,15 +110,15 @@ class Doubt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name this doubt in a question: a call that is claimed once more is another one."""
+        """Return the doubt's name for questions. A call that is claimed again is a new doubt."""
         return f"{self.row.key} {self.row.at}"
 
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
-        """Return True if the call `key`, of the same deed and subject, must ask because of this one.
+        """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.
 
-        An unknown one always counts. One that may still be under way counts on its own thread. On others, it counts if
-        another process makes it, and it is a payment or the very same call: a subject may act on one target side by
-        side. Calls under way in one root entry do not count. The call's own row counts once the deed was done again.
+        An `unknown` call always counts. A claimed call counts on its own thread. On another thread it counts only if
+        another process runs it, and it is a payment or has the same arguments: a subject may act twice on one target in
+        parallel. Calls in one root entry do not count. The row of `key` itself counts if the deed was begun again.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:
@@ -135,24 +135,24 @@ class Approval:
     """One question to an approver and its answer, for one call key and its exact arguments.
 
     Attributes:
-        epoch: of the task that asked; `task_id`, `round` and `position` are its graph task, its interrupt
-            and the place in that interrupt's list.
+        epoch: of the task that asked. `task_id`, `round` and `position` are its graph task, interrupt, and index in the
+            interrupt's list.
         approver, authenticated, message: of the answer.
-        agent, plan_id, place, call_id, tool: the call in question, at `place` of that agent's message.
-        within: calls (agent path, call id) of the agents above that wait for its outcome.
-        edited: JSON text of the action (`{"name", "args"}`) that the approver put in the call's place. The
-            approval is then for that action.
+        agent, plan_id, place, call_id, tool: the call in question, the one at `place` in the agent's message.
+        within: calls (agent path, call id) of parent agents that wait for its outcome.
+        edited: JSON text of the action (`{"name", "args"}`) by which the approver replaced the call. The approval is
+            for this action.
         expires_at: ledger time, 0 for never.
-        allowed: decisions that the question takes.
-        id: names this one question, also if the same call is asked about anew.
+        allowed: decisions that the approver may take.
+        id: id of this question; a second question about the same call has another.
         subject, run_id: on whose behalf and in which run it is asked.
         question: its text, inert (`facts.inert`).
-        needed, approvers: how many must approve, and who has.
-        distinct: no approver may be the subject, under any type, or one named by `behind`.
+        needed, approvers: how many must approve, and who has approved.
+        distinct: neither the subject, under any type, nor anybody in `behind` may approve.
         behind: those for whom the subject acts.
         trace: the W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it.
-        doubts: the doubts (`Doubt.name`) that the question tells of.
-        eligible, fallback: who may answer (if empty, anybody), and who else from `fallback_at` on, as `type:id`.
+        doubts: the doubts (`Doubt.name`) that the question names.
+        eligible, fallback: who may answer (empty: anybody), and who may also answer after `fallback_at`, as `type:id`.
     """
 
     call_key: str
@@ -193,19 +193,19 @@ class Approval:
 
 @dataclass(slots=True)
 class Query:
-    """The parts of a thread that a step needs. Everything in it is bounded.
+    """The parts of a thread that a step needs. Each part is bounded.
 
     Attributes:
-        plan: (agent path, message id) whose newest record is wanted.
-        planned_call: (agent path, call id) whose newest record is wanted, if the message is not known.
-        calls: keys of calls whose rows and approvals are wanted.
-        agent: the agent whose revocation is wanted.
+        plan: (agent path, message id) of the plan to load, in its newest record.
+        planned_call: (agent path, call id) of the plan to load, if the message is not known.
+        calls: keys of calls; loads their rows and approvals.
+        agent: the agent whose revocation is looked up.
         log: add the pinned texts and whether a root entry is under way or live. Only root entries need it.
         asks: add the open questions. Only root entries need them.
-        marks: names of marks.
-        values: keys (`facts.provenance.forms.key`) whose sightings are wanted.
-        counters: budgets whose counts are wanted.
-        deeds: names of deeds (`CallRow.deed`) whose `OPEN` calls are wanted, of all threads of the thread's subject.
+        marks: names of marks to load.
+        values: keys (`facts.provenance.forms.key`) whose sightings to load.
+        counters: budgets whose counts to load.
+        deeds: deeds (`CallRow.deed`) whose `OPEN` calls to load, from all threads of the subject.
     """
 
     jti: str | None = None
@@ -225,8 +225,8 @@ class Query:
 class Snapshot:
     """One consistent view. `now` is ledger time, which is authoritative (epoch seconds).
 
-    `underway`: a root entry took a lease and has not ended it, or its process died not long ago. `live`: that lease has
-    not expired.
+    `underway`: a root entry holds a lease that it has not ended, also if its process died within `LAPSED` seconds.
+    `live`: that lease has not expired.
     """
 
     now: float
@@ -267,17 +267,17 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The reason why a commit applied none of its changes. `row` is the finished call in the way, if any."""
+    """The reason why a commit was refused. `row` is the finished call that it conflicts with, if any."""
 
     code: Code
     row: CallRow | None = None
 
 
 class Anchor(NamedTuple):
-    """A commit of a store that outlives its process. It tells a ledger from an older copy of itself.
+    """A commit of a store that outlives its process. It distinguishes a ledger from an older copy.
 
-    `ledger` names the store, `position` grows with every commit, `nonce` is random and known to that
-    commit only. Audit records bear the newest anchor that their process has seen.
+    `ledger` names the store, `position` grows with every commit, `nonce` is random and known to that commit only. Audit
+    records hold the newest anchor that their process has seen.
     """
 
     ledger: str
@@ -295,14 +295,14 @@ class Ledger(Protocol):
     def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """Apply all of `changes`, or none, after checking `guard`.
 
-        Every change is checked against the thread as it was before the commit. Two changes of one commit
-        may not use the same thing twice.
+        Every change is checked against the thread as it was before the commit. Two changes of one commit may not use up
+        the same row.
         """
 
     def status(self, tenant: str, jti: str) -> TokenStatus:
         """Return the status of a lease's or a token's jti, for resource servers (RFC 7662).
 
-        A token lives while its call is claimed, its lease is live and the task is unchanged.
+        A token is live while its call is claimed, its lease is live and the task is unchanged.
         """
 
     async def astatus(self, tenant: str, jti: str) -> TokenStatus:
@@ -320,7 +320,7 @@ class Asked(Protocol):
     """A store that lists the open questions of all threads of a tenant."""
 
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-        """Return at most `MAX_ASKED` open questions, oldest thread first, or the one of that `id`."""
+        """Return at most `MAX_ASKED` open questions, oldest thread first, or only the question `id`."""
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
         """Do as `asked`, without blocking the event loop."""
@@ -331,7 +331,7 @@ class Doubted(Protocol):
     """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls in doubt, newest first, or the call of that key in any state; of one thread."""
+        """Return at most `MAX_ASKED` calls in doubt (of `scope`), newest first, or the call `key` in any state."""
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
         """Do as `doubts`, without blocking the event loop."""

@@ -1,4 +1,4 @@
-"""The changes of calls and of what they use up: approvals, budgets and rates."""
+"""Changes of calls and of the approvals, budgets and rates that they use up."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflic
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
 from langchain_runtime_authz.ledger.state import Needs, Thread, opened
 
-TURNS: Final = 1024  # per tenant; deeds that share one wait for each other
+TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 
 
 @dataclass(slots=True)
 class ClaimCall(Change):
-    """Take the call. `repeatable`: a read, a profile that declares it idempotent, or an approval.
+    """Claim the call. `repeatable`: it is a read, or declared idempotent, or approved.
 
     A new, suspended or void call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
     `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
-    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of
-    the tokens to be minted for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`.
-    `subject`, if given, is the thread's: the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`). `despite` are the
-    names of those that its approver was told of; `None`, all.
+    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of the
+    tokens to mint for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`. If the
+    thread's `subject` is given, the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`). `despite` names the
+    doubts that the approver was told of; `None` means all.
     """
 
     key: str
@@ -39,7 +39,7 @@ class ClaimCall(Change):
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
-        if self.subject and self.about is not None:  # also `despite`: others must see this one
+        if self.subject and self.about is not None:  # also with `despite`: other calls must see this one
             n.deeds.update(() if self.despite is None else (self.deed,))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
             place = json.dumps([self.subject, self.deed, same])
@@ -64,7 +64,7 @@ class ClaimCall(Change):
         if self.key in t.calls and t.calls[self.key].deed != self.deed:
             t.drop(self.key)
         t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, self.about)
-        if self.deed:  # as `Thread.put` does: each permitted call comes by here
+        if self.deed:  # as `Thread.put`, without a call: this is the hot path
             if self.deed not in t.open:
                 t.open[self.deed] = {}
             t.open[self.deed][self.key] = t
@@ -82,7 +82,7 @@ class ClaimCall(Change):
 class RepeatCall(Change):
     """Note that another call begins the deed of an `OPEN` one, claimed at `at`; else `in_doubt`.
 
-    That one then asks if it is entered again, also after somebody found that it did not happen.
+    If the `OPEN` call is entered again, it then asks, even if it was resolved as not happened.
     """
 
     key: str
@@ -102,10 +102,10 @@ class RepeatCall(Change):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Give back a claimed call that never ran: its claim, its approval and its budgets.
+    """Give back the claim, the approval and the budgets of a call that never ran.
 
-    `refund` names the counters, each with what the claim spent. `approval` is the approval's key if it is not the
-    call's own.
+    `refund` holds each counter and the amount that the claim spent. `approval` is the approval's key if it differs from
+    the call's.
     """
 
     key: str
@@ -118,7 +118,7 @@ class ReleaseCall(Unrefusable):
         n.budgets.update([counter for counter, _ in self.refund])
 
     def apply(self, t: Thread, now: float) -> None:
-        # Only what is held can be given back: not twice, and not by a call that ran.
+        # A claim is given back once only, and never after the call ran.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
         t.drop(self.key)
@@ -131,10 +131,10 @@ class ReleaseCall(Unrefusable):
 
 @dataclass(slots=True)
 class ConcludeCall(Change):
-    """Record that the call returned, failed or paused. `state=None` keeps nothing of it (a read).
+    """Record that the call returned, failed or paused. `state=None` deletes the row (a read).
 
-    It is `ended_late`, with the row, if somebody said before what became of it (`ResolveCall`). If it is known to be
-    `late`, that word stays on record, and only an end as `done` changes the state.
+    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row. With `late`, the resolution
+    stays on record, and only `done` changes the state.
     """
 
     key: str
@@ -162,15 +162,15 @@ class ConcludeCall(Change):
             ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
             if row.deed:
                 t.put(self.key, ended)
-            else:  # no other call looks for it
+            else:  # calls without a deed are not indexed
                 t.calls[self.key] = ended
 
 
 @dataclass(slots=True)
 class ResolveCall(Change):
-    """Say of a call in doubt whether it happened, once for all; else `not_in_doubt`.
+    """Record whether a call in doubt happened, once only; else `not_in_doubt`.
 
-    One that happened is `done`: if it is entered again, the model is told so. One that did not is `void`: it may run.
+    If it happened, the call is `done`, and the model is told so if it calls again. Otherwise it is `void` and may run.
     """
 
     key: str
@@ -188,7 +188,7 @@ class ResolveCall(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        if (row := t.calls.get(self.key)) is not None:  # an earlier change of this commit may have released it
+        if (row := t.calls.get(self.key)) is not None:  # an earlier change of the commit may have released it
             t.put(self.key, self.resolved(row, now))
 
     def resolved(self, row: CallRow, now: float) -> CallRow:
@@ -202,19 +202,19 @@ class ResolveCall(Change):
 
 
 def _lost(t: Thread, counter: str) -> bool:
-    """Return True if a counter was dropped to bound the thread: nobody knows what is left of it."""
+    """Return True if a counter was dropped to bound the thread, so that its rest is unknown."""
     return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
 
 
 def _spend(t: Thread, counter: str, by: int) -> None:
-    # The counter moves to the end, so that the ones that nobody uses are dropped first.
+    # Move the counter to the end, so that unused counters are dropped first.
     if by > 0 or not _lost(t, counter):
         t.budgets[counter] = max(t.budgets.pop(counter, 0) + by, 0)
 
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Spend `by` of the counter, at most `maximum` in all; else `budget_exhausted`. A negative `by` gives back."""
+    """Add `by` to the counter, up to `maximum`; else `budget_exhausted`. A negative `by` gives back."""
 
     counter: str
     maximum: int
@@ -239,7 +239,7 @@ class SpendBudget(Change):
 
 @dataclass(slots=True)
 class SpendRate(Change):
-    """Count one more in the sliding window of `window` seconds, at most `maximum`; else `rate_exceeded`."""
+    """Count a call in the sliding window of `window` seconds, up to `maximum`; else `rate_exceeded`."""
 
     counter: str
     window: int
@@ -256,7 +256,7 @@ class SpendRate(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        # By window too: the shorter of two must not forget what the longer one counts.
+        # Keyed by window too: a short window must not drop times that a longer one counts.
         t.rates[self.counter, self.window] = (*self._recent(t, now), now)
 
     def _recent(self, t: Thread, now: float) -> list[float]:
@@ -265,7 +265,7 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question. An open one for the same call and arguments stays, an answered one is asked anew."""
+    """Open a question. An open one for the same call and arguments stays; an answered one is replaced."""
 
     approval: Approval
 
@@ -280,12 +280,12 @@ class AskApproval(Unrefusable):
 
 @dataclass(slots=True)
 class AnswerApproval(Change):
-    """Answer an open question. An answered one keeps its first answer.
+    """Answer an open question. The first answer counts.
 
-    It is refused as `approval_approver` if the approver may not answer, and as `approval_not_distinct` if the
-    subject approves what another must, or somebody approves twice. A question that needs several approvers
-    stays open until the last one; one `rejected` closes it. `id`, if given, must be the question's.
-    `answered`: the approver answers in the tool's place, by `message`, and the call does not run.
+    It is refused as `approval_approver` if the approver may not answer. It is `approval_not_distinct` if the subject
+    approves although another must, or if somebody approves twice. A question that needs several approvers stays open
+    until the last one; one `rejected` closes it. `id`, if given, must be the question's. `answered`: the call does not
+    run; the approver's `message` is its result.
     """
 
     call_key: str
@@ -316,17 +316,17 @@ class AnswerApproval(Change):
         by = self.approver
         may = not asked.eligible or by in asked.eligible or (by in asked.fallback and now >= asked.fallback_at)
         if self.state not in ("approved", "answered"):
-            may = may or by == asked.subject  # the subject may always take their call back
+            may = may or by == asked.subject  # the subject may always withdraw the call
             return None if may else Code.APPROVAL_APPROVER
         if not may:
             return Code.APPROVAL_APPROVER
-        # By name, under any type: a person's cron job or agent is not a second person.
+        # Compared by name, under any type: a person's cron job or agent is not a second person.
         behind = {_name(asked.subject), *asked.behind} if asked.distinct else set()
         again = _name(by) in behind or _name(by) in map(_name, asked.approvers)
         return Code.APPROVAL_NOT_DISTINCT if again else None
 
     def apply(self, t: Thread, now: float) -> None:
-        if (asked := t.approvals.get(self.call_key)) is None:  # an earlier change of this commit voided it
+        if (asked := t.approvals.get(self.call_key)) is None:  # an earlier change of the commit voided it
             return
         approves = self.state == "approved"
         approvers = (*asked.approvers, self.approver) if approves else asked.approvers
@@ -334,7 +334,7 @@ class AnswerApproval(Change):
             asked,
             state="asked" if approves and len(approvers) < asked.needed else self.state,
             approver=" ".join(approvers) if approves else self.approver,
-            # One that is not authenticated would be the weakest of them.
+            # One approver who is not authenticated makes the whole approval unauthenticated.
             authenticated=self.authenticated and (asked.authenticated or not asked.approvers),
             message=self.message,
             edited=self.edited,
@@ -344,7 +344,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use an approval, once, before it expires, for exactly these arguments; else `approval_void`."""
+    """Use an unexpired approval, once, for exactly these arguments; else `approval_void`."""
 
     call_key: str
     args_digest: str

@@ -53,7 +53,7 @@ def _broken(t: Thread, guard: Guard) -> Conflict | None:
         return Conflict(Code.LEASE_ENDED)
     if lease.state == "revoked" or (t.revoked and t.is_revoked(lease.agent)):
         return Conflict(Code.REVOKED)
-    # Before the lease's state: a correction ends the leases, and "the task changed" tells more.
+    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
     if t.epoch != guard.epoch or lease.epoch != guard.epoch:
         return Conflict(Code.STALE_EPOCH)
     return Conflict(Code.LEASE_ENDED) if lease.state != "live" else None
@@ -64,10 +64,10 @@ class Change:
     refusable: ClassVar[bool] = True
 
     def needs(self, n: Needs) -> None:
-        """Add the rows that the change looks at."""
+        """Add the rows that the change reads."""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        """Return why the change cannot be applied, and note in `used` what it uses up."""
+        """Return why the change cannot be applied; else add what it uses up to `used`."""
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
@@ -81,12 +81,12 @@ class Unrefusable(Change):
     refusable = False
 
 
-# The thread, its task and its history.
+# Thread, task and history.
 
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread for `subject`, or check that it is theirs (`subject_mismatch`)."""
+    """Create the thread for `subject`, or check that it is this subject's (`subject_mismatch`)."""
 
     subject: str
 
@@ -99,12 +99,12 @@ class OpenThread(Change):
 
 @dataclass(slots=True)
 class AdvanceEpoch(Change):
-    """Pin `texts` and set the epoch from `expected` to `expected + 1`; else `stale_epoch`.
+    """Pin `texts` and raise the epoch from `expected` by 1; else `stale_epoch`.
 
     Ends every live lease of the thread and voids open approvals. `first` pins the opening texts of a thread
     and keeps the epoch. `deliver` keeps the texts for the next root entry, for corrections from outside the
-    graph's input. `keep` are the keys of approvals that the correction itself gives. They were answered by
-    earlier changes of the same commit, and move to the new epoch.
+    graph's input. `keep` are keys of approvals that the correction gives. Earlier changes of the same commit answered
+    them, and they move to the new epoch.
     """
 
     expected: int
@@ -145,7 +145,7 @@ class AdvanceEpoch(Change):
 
 @dataclass(slots=True)
 class TakePending(Unrefusable):
-    """Forget the pending corrections: a root entry received them."""
+    """Delete the pending corrections after a root entry received them."""
 
     def needs(self, n: Needs) -> None:
         n.pending = True
@@ -156,7 +156,7 @@ class TakePending(Unrefusable):
 
 @dataclass(slots=True)
 class Redeliver(Unrefusable):
-    """Make texts pending again, each once. An older run may have overwritten them in the graph's state."""
+    """Make texts pending again, because an older run may have overwritten them in the graph's state."""
 
     texts: tuple[HumanText, ...]
 
@@ -169,10 +169,10 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Keep `value` under `name`. A store may forget the oldest of more than `MAX_MARKS`.
+    """Set the mark `name` to `value`. Of more than `MAX_MARKS`, a store may drop the oldest.
 
-    If the value differs from the one it replaces, the history records a change of `source`, if one is given.
-    `once`: a mark that is there stays as it is. `instead`: the only value that it takes the place of.
+    If `source` is given and the value changes, the history records a change of that source. `once`: do not replace an
+    existing mark. `instead`: replace this value only.
     """
 
     name: str
@@ -187,7 +187,7 @@ class SetMark(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         if (self.once and self.name in t.marks) or self.instead not in (None, t.marks.get(self.name)):
             return
-        before = t.marks.pop(self.name, self.value)  # the newest comes last
+        before = t.marks.pop(self.name, self.value)  # the newest is last
         t.marks[self.name] = self.value
         if self.source and before != self.value:
             changed = {**t.history.changed, self.source: t.history.steps}
@@ -196,7 +196,7 @@ class SetMark(Unrefusable):
 
 @dataclass(slots=True)
 class DeleteMarks(Unrefusable):
-    """Forget the marks whose names begin with `prefix`."""
+    """Delete the marks whose names begin with `prefix`."""
 
     prefix: str
 
@@ -274,7 +274,7 @@ class RenewLease(Change):
 
 @dataclass(slots=True)
 class EndLease(Unrefusable):
-    """End a live lease and every live lease below it. Ending twice is not an error.
+    """End a live lease and all live leases below it. Ending it again is not an error.
 
     Calls of these leases that are still claimed become `unknown`.
     """
@@ -288,12 +288,12 @@ class EndLease(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         doomed = {self.jti}
         grew = True
-        while grew:  # rows come in no order
+        while grew:  # rows are not sorted
             below = {lease.jti for lease in t.leases.values() if lease.parent in doomed}
             grew = not below <= doomed
             doomed |= below
         _end(t, self.state, lambda lease: lease.jti in doomed)
-        # Nobody will conclude these: whether they took effect is unknown.
+        # These calls will not be concluded, so their effect is unknown.
         for key, row in list(t.calls.items()):
             if row.state == "claimed" and row.jti in doomed:
                 t.calls[key] = row._replace(state="unknown")
@@ -323,12 +323,12 @@ class Reinstate(Unrefusable):
         t.revoked.difference_update([path for path in t.revoked if path[: len(self.agent)] == self.agent])
 
 
-# Plans, edges and what tools returned.
+# Plans, edges and returned values.
 
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Keep a plan, first write wins: a second record for the same key changes nothing. The store sets `at`."""
+    """Record a plan. A second record for the same key changes nothing. The store sets `at`."""
 
     plan: PlanRecord
 
@@ -340,7 +340,7 @@ class RecordPlan(Unrefusable):
         records = t.plans.get((plan.agent, plan.id), {})
         if plan.epoch in records:  # INVARIANT: first write wins
             return
-        if not plan.origin:  # a carried plan keeps the step at which it was made
+        if not plan.origin:  # a carried plan keeps its step
             plan = replace(plan, at=t.history.steps)
         t.plans[plan.agent, plan.id] = {**records, plan.epoch: plan}
         for call in plan.calls:
@@ -350,7 +350,7 @@ class RecordPlan(Unrefusable):
 
 @dataclass(slots=True)
 class RecordEdge(Change):
-    """Keep one delegation edge. The same edge twice is one edge. More than `MAX_EDGES` are refused (`too_wide`)."""
+    """Record a delegation edge, each once. More than `MAX_EDGES` are refused (`too_wide`)."""
 
     edge: Edge
 
@@ -371,11 +371,10 @@ class RecordEdge(Change):
 
 @dataclass(slots=True)
 class RecordValues(Unrefusable):
-    """Keep values that a tool returned, by digest (`facts.provenance`), never the values themselves.
+    """Record digests (`facts.provenance`) of values that a tool returned, never the values.
 
-    Of one key at most one sighting is kept for each combination of its fields besides the source, and the
-    first source stays. A store keeps at least 10,000 keys of a thread and may forget others, because a
-    sighting only ever adds trust.
+    Sightings of one key that differ only in the source count as one, and the first source stays. A store keeps at least
+    10,000 keys of a thread. It may drop others, because a sighting can only add trust.
     """
 
     values: tuple[Sighting, ...]

@@ -1,7 +1,7 @@
-"""Threads that a SQL ledger has begun, all of whose rows it remembers while nobody else commits there.
+"""A cache of threads that this process began, valid while nobody else commits to them.
 
-Pure. Nothing here is believed on its own: a load looks whether the thread is still as it was in the statement that brings
-the rest, and a commit does so in the statement that writes.
+Pure. The cache is never trusted unchecked. The statement of a load, and the writing statement of a commit, check that
+the thread has not changed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread
 
 MAX_KNOWN: Final = 256  # threads
-MAX_ROWS: Final = 1024  # of one
+MAX_ROWS: Final = 1024  # of one thread
 
 
 class Known(NamedTuple):
-    """All rows of a thread as one commit left them. They are shared, so nobody changes them.
+    """All rows of a thread after one commit. They are shared and must not be changed.
 
     Attributes:
-        thread: the rows, but texts, and calls `without` which.
+        thread: the rows, except texts and the calls in `without`.
         seen, version: of `Fetch`.
-        position: of a commit after which nobody else had changed the thread yet.
+        position: a commit up to which nobody else had changed the thread.
     """
 
     thread: Thread
@@ -35,7 +35,7 @@ class Known(NamedTuple):
 
 
 def copied(t: Thread) -> Thread:
-    """Return a thread whose rows can change while those of `t` stay."""
+    """Return a copy of `t` whose rows can be changed independently."""
     return Thread(
         t.exists,
         t.subject,
@@ -59,9 +59,9 @@ def copied(t: Thread) -> Thread:
 
 
 def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
-    """Return what is known of a thread after a commit, or None if it is too much. Nobody else uses `t` any further."""
+    """Return the rows to cache after a commit, or None if there are too many. This consumes `t`."""
     without = before.without if before is not None else frozenset()
-    # What a call returned may be long, and is asked for only if the call is entered again.
+    # Results may be long, and are needed only if a call is entered again.
     if over := [key for key, row in t.calls.items() if row.result is not None]:
         without = without.union(over)
         for key in over:

@@ -18,8 +18,8 @@ MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
 MAX_PLANS: Final = 4096  # messages with calls, per thread
 MAX_DEAD: Final = 256  # leases, per thread
-MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
-MAX_ROWS: Final = 4096  # calls that are over, and counters, per thread
+MAX_VALUES: Final = 50_000  # keys of returned values, per thread; the oldest is dropped first
+MAX_ROWS: Final = 4096  # finished calls, and counters, per thread
 _AT_ONCE: Final = MAX_ROWS // 8
 
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
@@ -30,8 +30,9 @@ class MemoryLedger:
 
     Args:
         clock: ledger time, epoch seconds.
-        max_threads: threads kept. The least recently used thread without a live lease, a revocation or a doubt that
-            `LASTS` is forgotten first. It then counts as new and its old plans as unplanned, so forgetting denies.
+        max_threads: threads kept. The least recently used thread is forgotten first, unless it has a live lease, a
+            revocation or a recent doubt (`LASTS`). It then counts as new and its old plans as unplanned, so forgetting
+            denies.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -41,10 +42,10 @@ class MemoryLedger:
         self._latest = 0.0
         self._max = max_threads
         self._threads: dict[b.Scope, Thread] = {}
-        # Threads that may be forgotten, least recently used first. One that may not leaves it when it is looked at and
-        # returns with its next commit, or all are looked at each time. One in doubt goes to the end: its doubt lapses.
+        # Threads that may be forgotten, least recently used first. A thread that must be kept is removed when it is
+        # examined and returns with its next commit. A thread in doubt moves to the end, because its doubt will lapse.
         self._order: OrderedDict[b.Scope, None] = OrderedDict()
-        # Leases that were taken and tokens of claimed calls. (A plain dict finds its oldest key slowly.)
+        # Leases, and tokens of claimed calls. (A plain dict is slow at finding its oldest key.)
         self._leases: Jtis = OrderedDict()
         self._tokens: Jtis = OrderedDict()
         self._open: dict[str, dict[str, Thread]] = {}  # see `Thread.open`
@@ -137,12 +138,12 @@ class MemoryLedger:
         for jti, key, lease_jti in thread.issued:
             jtis = self._leases if key is None else self._tokens
             jtis[scope.tenant, jti] = (scope, key, lease_jti)
-            if len(jtis) > MAX_JTIS:  # a forgotten jti is dead
+            if len(jtis) > MAX_JTIS:  # a forgotten jti is not live
                 jtis.popitem(last=False)
         thread.issued.clear()
 
     def _evict(self, committed: b.Scope, now: float) -> None:
-        for _ in range(16):  # at most, so that a commit stays short
+        for _ in range(16):  # bounded, so that a commit stays short
             if len(self._threads) <= self._max or (scope := next(iter(self._order))) == committed:
                 return
             thread = self._threads[scope]
@@ -158,11 +159,11 @@ class MemoryLedger:
 
 
 def _forget(t: Thread) -> None:
-    """Bound a long thread. A forgotten plan's calls count as unplanned, a forgotten jti is dead.
+    """Bound a long thread. Calls of a forgotten plan count as unplanned; a forgotten jti is not live.
 
-    A forgotten call does not run again, and a forgotten counter is spent (`Forgotten`).
+    A forgotten call does not run again, and a forgotten counter counts as spent (`Forgotten`).
     """
-    # Many at a time: a dictionary finds its oldest key slowly after each that was taken out.
+    # In batches: after each removal, a dictionary is slow at finding its oldest key.
     if len(t.calls) > MAX_ROWS:
         over = (key for key, row in t.calls.items() if row.state in ("done", "failed", "void"))
         for key in list(islice(over, _AT_ONCE)):

@@ -1,7 +1,7 @@
 """The ledger in PostgreSQL: any number of machines. Needs the extra `postgres`.
 
-Its tables have their own schema. Each transaction takes the application's role, with any login role. It may
-read and add rows, and change or delete only state, not history. Row-level security shows it the rows of the
+The tables are in a schema of their own. With any login role, each transaction takes the application's role. This role
+may read and add rows, and change or delete only state, not history. Row-level security limits it to the rows of the
 transaction's tenant.
 """
 
@@ -38,39 +38,39 @@ _SETTINGS: Final = (
     "SELECT set_config('role', ?, {local}), set_config('search_path', ?, {local}),"
     " set_config('runtime_authz.tenant', ?, {local}), set_config('statement_timeout', ?, {local}),"
     " set_config('lock_timeout', ?, {local}),"
-    # A commit is the point of no return: it is on the disk when it returns, whatever the server's default.
+    # A commit is on the disk when it returns, whatever the server's default: the call runs next.
     " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), {local})"
 )
-# A row to lock, if the thread has none yet. A refused commit takes it back.
+# Add a row to lock if the thread has none. A refused commit rolls it back.
 _ROW: Final = (
     "INSERT INTO thread (tenant, thread, scope, subject, history, at) VALUES (?, ?, '', '\"\"', '{}', 0)"
     " ON CONFLICT DO NOTHING"
 )
 _LOCK: Final = "SELECT 1 FROM thread WHERE tenant = ? AND thread = ? FOR UPDATE"
-# Tells the states of a thread's row apart, also if the server was set back to an earlier time.
+# Identify the state of a thread's row, even if the server's clock was set back.
 _STATE: Final = "CAST(xmin AS TEXT) || ' ' || CAST(at AS TEXT)"
-# The thread's row, if it and the ledger are as they were seen and the time is right, in place of the statement that puts it.
+# Update the thread's row only if the row and the ledger are as they were read and the time is right.
 _HELD: Final = (
     "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
     f" WHERE tenant = ? AND thread = ? AND {_STATE} = ? AND (SELECT max(version) FROM migration) = ?"
     " AND coalesce((SELECT max(position) FROM journal WHERE tenant = ?), 0) >= ?"
-    # Nobody has committed at a later time: if the clock was ahead, that is said, and not passed by.
+    # No commit has a later time: a clock that was ahead is reported, not ignored.
     " AND coalesce((SELECT j.at FROM journal j WHERE j.tenant = ? ORDER BY position DESC LIMIT 1), 0) <= ?"
     f" AND abs({_NOW} - CAST(? AS DOUBLE PRECISION)) < CAST(? AS DOUBLE PRECISION) RETURNING {_STATE} AS state"
 )
-# Its column takes no null: if the thread's row was not held, nothing of the statement happens.
+# The column `nonce` is NOT NULL: if the thread's row was not held, the whole statement fails.
 _ENTRY: Final = (
     "INSERT INTO journal (tenant, thread, nonce, at)"
     " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position, (SELECT state FROM held)"
 )
-# A turn is a row that a commit changes only if it is as it was seen. It waits for who changes it, behind the thread's row.
+# A turn is a row that a commit changes only if it is as it was read. It is locked after the thread's row.
 _TURN: Final = (
     "INSERT INTO mark (tenant, thread, name, value) {} ON CONFLICT (tenant, thread, name) DO UPDATE SET value ="
 )
 _TAKEN: Final = _TURN.format("SELECT ?, ?, ?, ? FROM held") + " excluded.value WHERE mark.value = ? RETURNING 1"
 _TURN_LOCK: Final = _TURN.format("VALUES (?, ?, ?, '')") + " mark.value"
 
-# What the role may do with a table, whether anybody may do something, and whether its rows are the tenant's own.
+# Read the role's rights on a table, if PUBLIC has any, and if row-level security limits the rows to the tenant.
 _SECURED: Final = (
     "SELECT has_table_privilege(?, c.oid, 'SELECT'), has_table_privilege(?, c.oid, 'INSERT'),"
     " has_table_privilege(?, c.oid, 'UPDATE'), has_table_privilege(?, c.oid, 'DELETE'),"
@@ -81,23 +81,24 @@ _SECURED: Final = (
 )
 _BEGIN: Final[Statement] = ("BEGIN", ())
 Connection = psycopg.Connection[Any]
-logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command says it in one line
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command reports it in one line
 
 
 class PostgresLedger(SqlLedger):
     """Keeps threads in PostgreSQL (14 or newer).
 
     A load is one statement. A commit reads with one and writes with another, which does nothing if the thread's row
-    changed meanwhile; then, and for a new thread, it locks the row. Commits of one thread are serial, those of different
-    threads do not wait for each other. Ledger time is the database's clock. Make the schema with `runtime-authz ledger migrate DSN`, under a role that may create it.
+    changed meanwhile. In that case, and for a new thread, it locks the row. Commits of one thread are serial; those of
+    different threads do not wait for each other. Ledger time is the database's clock. Create the schema with
+    `runtime-authz ledger migrate DSN`, under a role that may do so.
 
     Args:
         dsn: a libpq connection string or URL of a role that is a member of `role`, or the caller's pool.
         schema: of the tables.
         role: the application's role.
         timeout: seconds to wait for a connection, a lock or an answer before `ledger_timeout`.
-        max_size: most connections of the ledger's own pool.
-        clock: another ledger time than the database's, for tests.
+        max_size: maximum number of connections in the ledger's own pool.
+        clock: ledger time for tests, instead of the database's.
 
     Raises:
         LedgerError: the database cannot be reached or used.
@@ -119,7 +120,7 @@ class PostgresLedger(SqlLedger):
         super().__init__(clock)
         self._dsn = dsn if isinstance(dsn, str) else None
         self._schema, self._role, self._timeout, self._max_size = schema, role, timeout, max_size
-        self._as: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # the tenant that each is set up for
+        self._as: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # the tenant of each connection
         self._left: list[object] = []  # of the parent process: never used, never closed
         self._failures = _Failures(self._dsn)
         self._pool = self._open() if isinstance(dsn, str) else dsn
@@ -170,7 +171,7 @@ class PostgresLedger(SqlLedger):
             conn = self._pool.getconn(self._timeout)
             own, autocommit, done = self._dsn is not None, conn.autocommit, False
             try:
-                if not own:  # what is set in a pool of the caller's ends with the transaction
+                if not own:  # settings in the caller's pool end with the transaction
                     prelude = [_BEGIN, self._settings(tenant, local=True), *prelude[1:]]
                 elif self._as.pop(conn, None) != tenant:
                     prelude = [self._settings(tenant, local=False), *prelude]
@@ -179,13 +180,13 @@ class PostgresLedger(SqlLedger):
                 yield (tx := _Tx(conn, prelude, commits=_BEGIN in prelude))
                 done = not tx.prelude
             except psycopg.Error:
-                conn.close()  # after a failed pipeline, the driver believes in prepared statements that are not there
+                conn.close()  # after a failed pipeline, the driver assumes prepared statements that do not exist
                 raise
             finally:
                 if conn.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
                     with suppress(psycopg.Error):  # the first failure says why
                         conn.execute("ROLLBACK")
-                elif own and done:  # a rollback also takes back what was set
+                elif own and done:  # a rollback also undoes the settings
                     self._as[conn] = tenant
                 try:
                     if not autocommit and not conn.closed:
@@ -223,8 +224,8 @@ class _Tx:
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. One statement, in which every part sees the rows as they were."""
-        if not found.seen:  # a new thread has no row that could tell of others
+        """See `Tx.keep`. It is one statement, and every part sees the rows as they were before it."""
+        if not found.seen:  # a new thread has no row that shows other commits
             return None
         of = (found.tenant, found.key)
         entry, parts = (*of, nonce, now), [f"held AS ({_HELD})"]
@@ -232,7 +233,7 @@ class _Tx:
         values += [found.tenant, now + DRIFT, now, found.drift]
         for number, (name, value) in enumerate(found.turns.items()):
             parts.append(f"t{number} AS ({_TAKEN})")
-            values += [found.tenant, b"", name, nonce, value]  # ledger time may stand still
+            values += [found.tenant, b"", name, nonce, value]  # unique: ledger time may stand still
         for name, puts in kept.puts.items():
             write = PUTS[name]
             for some in chunks(puts) if puts else ():
@@ -251,7 +252,7 @@ class _Tx:
         try:
             ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
         except errors.NotNullViolation:
-            self.prelude = prelude  # what failed took it back
+            self.prelude = prelude  # the failed statement rolled it back
             return None
         return int(position), state
 
@@ -266,11 +267,11 @@ def administer(
     """Open the schema for its owner (`ledger.admin`), in one transaction, committed at the end.
 
     Args:
-        dsn: of the role that owns the schema, or that may make it and the application's role.
+        dsn: of the role that owns the schema, or that may create it and the application's role.
         schema: of the tables.
         role: the application's role.
-        create: make the schema and the role if they are missing, and the owner a member of the role.
-        look: nothing is changed, so the application's role is enough.
+        create: create the schema and the role if they are missing, and make the owner a member of the role.
+        look: change nothing; the application's role is enough.
 
     Raises:
         LedgerError: the database cannot be reached or used.
@@ -302,7 +303,7 @@ class _Admin:
         return {name for (name,) in self.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self._schema,))}
 
     def make(self) -> None:
-        # Two at once would both find nothing. Schemas may share the role.
+        # Two concurrent commands would both find nothing. Schemas may share the role.
         for name in (f"runtime-authz {self._schema}", f"runtime-authz role {self._role}"):
             self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
         if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
@@ -319,17 +320,17 @@ class _Admin:
             if self.run(_SECURED, (*[self._role] * 5, self._schema, table)) == [
                 (True, not plain, state, state, False, False, not plain)
             ]:
-                continue  # what follows locks the table against everybody, in another order than theirs
+                continue  # the statements below lock the table, in another order than commits do
             self._named("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
             if plain:
                 self._named("GRANT SELECT ON {table} TO {role}", table)
                 continue
-            # A table that this version does not know counts as history.
+            # A table unknown to this version counts as history.
             more = ", UPDATE, DELETE" if state else ""
             self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
             self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
             self._named("DROP POLICY IF EXISTS tenant ON {table}", table)
-            # Prefixed, since outside our transactions the setting is empty, and a tenant may be too.
+            # Prefixed, because the setting is empty outside our transactions, and a tenant may be "".
             whose = "('=' || tenant) = current_setting('runtime_authz.tenant')"
             self._named(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
 
@@ -349,7 +350,7 @@ def _query(text: str) -> LiteralString:
 
 
 def _alive(conn: Connection) -> None:
-    """Check a connection only if it is readable, as one that the server closed is."""
+    """Check a connection only if it is readable: a connection closed by the server is."""
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
     if poll.poll(0):
@@ -357,7 +358,7 @@ def _alive(conn: Connection) -> None:
 
 
 class _Failures:
-    """Turn what PostgreSQL, its driver and its pool raise into a code."""
+    """Turn exceptions of PostgreSQL, its driver and its pool into a code."""
 
     def __init__(self, dsn: str | None = None) -> None:
         self._dsn, self._asking = dsn, forkable_lock()
@@ -368,7 +369,7 @@ class _Failures:
         if not isinstance(failure, (psycopg.Error, PoolTimeout, OSError)):
             return
         exc, code = failure, Code.LEDGER_UNAVAILABLE
-        # The pool does not say why no connection came. One asks for all, so that a busy server is not asked more.
+        # The pool does not say why it has no connection. One thread asks for all, to spare a busy server.
         if isinstance(exc, PoolTimeout) and self._dsn is not None and self._asking.acquire(blocking=False):
             try:
                 psycopg.connect(self._dsn, connect_timeout=2).close()

@@ -1,6 +1,6 @@
-"""A thread's rows in SQL: one statement that brings the rows a step needs, and those that keep what it changed.
+"""A thread's rows in SQL: one statement that reads what a step needs, and those that write its changes.
 
-Portable between SQLite and PostgreSQL: `?` stands for a parameter.
+The SQL works in SQLite and PostgreSQL. `?` stands for a parameter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _STRING: Final = json.encoder.encode_basestring_ascii
-_DECODE: Final = json.JSONDecoder().raw_decode  # without the look for blanks
+_DECODE: Final = json.JSONDecoder().raw_decode  # does not skip blanks
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
 _LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
 _CALL: Final = f"key, state, jti, result, deed, about FROM call WHERE {_OF} AND "
@@ -56,7 +56,7 @@ _BELOW: Final = (
 
 @lru_cache(maxsize=4096)
 def thread_key(scope: b.Scope) -> bytes:
-    """Return the name of a thread in every table. It is of the JSON form, in which no separator reads as two parts."""
+    """Return a thread's name in every table, a digest of JSON, in which the parts cannot run together."""
     return hashlib.sha256(json.dumps(scope).encode()).digest()
 
 
@@ -64,9 +64,9 @@ def thread_key(scope: b.Scope) -> bytes:
 class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
-    Run `statement` and hand its rows to `read`. Then `thread`, `seen` (which changes with each commit of the thread; empty
-    if it has none), `position`, `nonce`, `latest`, `clock` and `version` are set. `remember` sets `before`. Rows that are
-    `known` are not read.
+    Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
+    `version`. `seen` changes with each commit of the thread, and is empty if it has none. `remember` sets `before`.
+    Rows in `known` are not read.
     """
 
     tenant: str
@@ -83,20 +83,20 @@ class Fetch:
     turns: dict[str, str] = field(default_factory=dict)
     clock: float = 0.0
     seen: str = ""
-    drift: float = inf  # seconds by which a commit's time may differ from the store's
-    _place: float = 0.0  # of the row that is read: numbers lose digits in JSON
+    drift: float = inf  # seconds by which the commit's time may differ from the store's
+    _place: float = 0.0  # of the current row, read apart: numbers lose digits in JSON
     _takers: list[Callable[..., object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.thread = Thread() if self.known is None else self.known.thread
 
     def statement(self, row: str, clock: str, seen: str) -> Statement:
-        """Return what to run: of each row the number of what takes it, its place among these, and its columns as JSON.
+        """Return a statement whose rows hold the index of their taker, their order and their columns as JSON.
 
         Args:
             row: the store's function that makes a JSON list.
             clock: an expression for the time.
-            seen: an expression over the thread's row that tells its states apart.
+            seen: an expression over the thread's row that differs between its states.
         """
         n, known, of = self.needs, self.known, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), list[Any]()
@@ -133,7 +133,7 @@ class Fetch:
         return _union(tuple(parts), row, clock), given
 
     def _rows(self, add: Callable[..., None]) -> None:
-        """Add the parts for rows that a `known` thread has."""
+        """Add the parts for rows that a `known` thread holds already."""
         n, of = self.needs, (self.tenant, self.key)
         add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
@@ -153,7 +153,7 @@ class Fetch:
         if n.below:
             jtis, below = [*map(encoded, n.below)], _BELOW.format(_in(n.below))
             add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
-            # A child's lease is never older than its parent's, and a call may be held by a lease that is gone.
+            # A child's lease is never older than its parent's. A call may be held by a deleted lease.
             held = f"(jti IN {below} OR jti IN {_in(n.below)})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
         if n.open:
@@ -179,12 +179,12 @@ class Fetch:
             self._takers[number](*_DECODE(columns)[0])
 
     def remember(self) -> None:
-        """Keep the rows as they are, to compare with."""
+        """Copy the rows, to compare them with after the changes."""
         self.before, self.thread = self.thread, copied(self.thread)
 
     def _thread(self, scope: str, subject: str, history: str) -> None:
         t = self.thread
-        t.exists = bool(scope)  # without a scope it is only a row to lock
+        t.exists = bool(scope)  # a row without a scope exists only to be locked
         t.subject, t.history = json.loads(subject), parsed(History, history)
 
     def _epoch(self, epoch: int, digest: str, body: str) -> None:
@@ -255,7 +255,7 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str) -> str:
 
 
 class Kept(NamedTuple):
-    """The changes of a commit: the row of `THREAD`, rows to put and keys to drop, by the names of `PUTS` and `DROPS`."""
+    """The rows of a commit: of `THREAD`, to put and to drop, by the names of `PUTS` and `DROPS`."""
 
     thread: Row
     puts: Mapping[str, Sequence[Row]]
@@ -263,10 +263,10 @@ class Kept(NamedTuple):
 
 
 def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
-    """Return what `changes.apply` changed in the thread. A store may keep it in any order."""
+    """Return what `changes.apply` changed in the thread. A store may write it in any order."""
     t, before = f.thread, f.before
     puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
-    if t.log:  # a commit does not bring the earlier texts
+    if t.log:  # a commit does not read the earlier texts
         puts["said"] = [(t.epoch, encoded(_fields(text))) for text in t.log]
     if t.revoked != before.revoked:
         changed = sorted(t.revoked ^ before.revoked)
@@ -296,19 +296,19 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
 
 
 def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]:
-    """Return the rows that `old` does not have. Most of the others are the same objects, which are not compared."""
+    """Return the rows that `old` does not hold. Identical objects, the usual case, are not compared."""
     return [(k, row) for k, row in rows.items() if k not in old or (old[k] is not row and old[k] != row)]
 
 
 class Write(NamedTuple):
-    """A table, its columns behind tenant and thread, and what happens to a row that is there."""
+    """A table, its columns after tenant and thread, and the clause for an existing row."""
 
     table: str
     columns: tuple[str, ...]
     there: str = ""
 
     def sql(self, rows: str) -> str:
-        """Return the statement that keeps `rows`, an expression."""
+        """Return the statement that writes `rows`, an SQL expression."""
         return f"INSERT INTO {self.table} ({', '.join(('tenant', 'thread', *self.columns))}) {rows}{self.there}"
 
 
@@ -328,7 +328,7 @@ def marks(number: int) -> str:
 
 
 def encoded(value: object) -> str:
-    """Return any string, or a list of them, in ASCII."""
+    """Return a string, or a list of strings, as ASCII JSON."""
     return _STRING(value) if type(value) is str else _ENCODE(value)
 
 
@@ -355,7 +355,7 @@ def _of_call(key: str, row: b.CallRow) -> Row:
 
 
 THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
-# By name: where the rows of `Kept.puts` go.
+# Name of `Kept.puts` → table and columns.
 PUTS: Final[Mapping[str, Write]] = {
     "epoch": Write("epoch", ("epoch", "digest", "body", "at"), _ONCE),
     "said": Write("said", ("epoch", "body")),
@@ -373,14 +373,14 @@ PUTS: Final[Mapping[str, Write]] = {
     "edges": Write("edge", ("parent", "child", "kind"), _ONCE),
     "values": _put("value", ("tenant", "thread", "key"), "body"),
 }
-# By name: the table that loses rows, and the column that names them.
+# Name of `Kept.drops` → table, and the column of its keys.
 DROPS: Final = {
-    "delivery": ("delivery", "tenant"),  # all of them
+    "delivery": ("delivery", "tenant"),  # all of the tenant
     "calls": ("call", "key"),
     "approvals": ("approval", "key"),
     "marks": ("mark", "name"),
 }
-# Of each mapping of a thread: the columns of a row.
+# Mapping of a thread → columns of a row.
 _ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
     "leases": _of_lease,
     "calls": _of_call,
@@ -395,20 +395,20 @@ _ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
 
 
 def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Yield few enough keys or rows for one statement's parameters."""
+    """Yield keys or rows in chunks that fit one statement's parameters."""
     for start in range(0, len(keys), CHUNK):
         yield keys[start : start + CHUNK]
 
 
 def known(kind: Any, body: str) -> dict[str, Any]:
-    # A newer version may have kept more fields.
+    # A newer version may have written more fields.
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind) if name in found}
 
 
 @lru_cache(maxsize=512)
 def parsed(kind: Any, body: str) -> Any:
-    """Read a row that nobody changes in place. A step reads the same rows several times."""
+    """Parse a row, cached, since a step reads it several times. Do not change the result in place."""
     return kind(**known(kind, body))
 
 
@@ -420,7 +420,7 @@ def _lease(state: b.LeaseState, body: str) -> b.Lease:
 
 
 def _frozen(value: Any) -> Any:
-    """Turn lists into tuples: JSON has no tuples, and rows have no lists."""
+    """Turn lists into tuples. JSON has no tuples, and rows hold no lists."""
     return tuple([_frozen(one) if type(one) is list else one for one in value]) if type(value) is list else value
 
 

@@ -1,14 +1,13 @@
 """The tables of the SQL ledgers, as versions to migrate up and down.
 
 Evolution rule. A version only adds: a table, or a column with a default that means what its absence meant.
-`min_reader` is the oldest `SCHEMA` of a package that may still work on it. It is raised only if an older
-writer would lose or misread something that a decision needs. A package works on every schema from its own
-`SCHEMA` up that `min_reader` admits. It refuses an older one until `runtime-authz ledger migrate` was run,
-with `ledger_schema`.
+`min_reader` is the lowest `SCHEMA` of a package that may still use it. It is raised only if an older writer would lose
+or misread data that a decision needs. A package works on its own `SCHEMA` and on newer ones that `min_reader` admits.
+It refuses an older schema with `ledger_schema` until `runtime-authz ledger migrate` was run.
 
-Columns that are not searched by are JSON in `body`. Texts that a model or a client may choose are JSON
-strings in ASCII, so that no character in them is special to a store. `HISTORY` names the tables that only
-grow: PostgreSQL's application role may neither change nor delete there.
+Columns that are not searched are JSON in `body`. Texts that a model or client may choose are ASCII JSON strings, so
+that no character is special to a store. `HISTORY` names the tables that only grow: PostgreSQL's application role may
+neither change nor delete there.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from langchain_runtime_authz.errors import Code, LedgerError
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A store's spelling of what standard SQL leaves open."""
+    """A store's spelling where SQL differs between stores."""
 
     serial: str
     bytes: str
     real: str
-    compact: str  # behind a table that is kept in its primary key
-    lock: str  # behind a SELECT whose rows are held
+    compact: str  # after a table that is stored in its primary key
+    lock: str  # after a SELECT whose rows are locked
 
 
 class Version(NamedTuple):
-    """The schema that a ledger has; 0 means none."""
+    """A ledger's schema version; 0 means none."""
 
     version: int
     min_reader: int
@@ -39,7 +38,7 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One version: the statements that make it from the version before, and that take it back."""
+    """One version: statements that upgrade from the version before, and that downgrade to it."""
 
     version: int
     min_reader: int
@@ -115,7 +114,7 @@ MIGRATIONS: Final = (
     ),
     Migration(
         3,
-        3,  # an older writer would leave no trace of the deed
+        3,  # an older writer would not record the deed
         "calls in doubt: what was done, to what, when",
         (
             "ALTER TABLE call ADD COLUMN deed TEXT NOT NULL DEFAULT ''",
@@ -135,7 +134,7 @@ SCHEMA: Final = MIGRATIONS[-1].version
 
 
 def check(found: Version) -> None:
-    """Refuse a schema that this version cannot work on.
+    """Refuse a schema that this package cannot use.
 
     Raises:
         LedgerError: `ledger_schema`.

@@ -1,8 +1,7 @@
 """The base of the SQL ledgers: a load is one statement.
 
-A store runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The
-async forms run the same code in the ledger's own threads, so that neither a lock nor a disk holds an event
-loop.
+A store runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The async methods
+run the same code in the ledger's threads, so that no lock or disk blocks an event loop.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from langchain_runtime_authz.ledger.rows import Fetch, Kept, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
 from langchain_runtime_authz.ledger.state import Needs, Thread, ledger_time, snapshot, status
 
-WORKERS: Final = 8  # threads for the async forms
-URGENT: Final = 6  # tries of a revocation, each as long as the store's timeout
+WORKERS: Final = 8  # threads for the async methods
+URGENT: Final = 6  # attempts of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
-DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock, if that is not read
+DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock while that is not read
 _ASKED: Final = (  # least recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
     " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at, a.thread, a.key"
@@ -40,38 +39,38 @@ _ASKED: Final = (  # least recently used thread first
 _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
 NONE: Final = b.Anchor("", 0, "")  # before the first commit
-_beginning: Final = forkable_lock()  # a forked child begins anew, once for all its threads
+_beginning: Final = forkable_lock()  # a forked child starts again, once for all its threads
 T = TypeVar("T")
 
 
 class Tx(Protocol):
-    """A connection in use. Each statement is a transaction, unless `_writing` opened it `locked`."""
+    """A connection in use. Each statement is a transaction, unless `_writing` opened one (`locked`)."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """Keep a commit's rows and return its place in the journal, and what `found.seen` is from now on.
+        """Write a commit's rows; return its position in the journal and the new `found.seen`.
 
-        Return None if the thread is not as it was `found`, somebody else has had one of its `turns` since, or `now` is not
-        the time; then nothing was kept.
+        Return None, and write nothing, if the thread differs from `found`, another commit took one of its `turns`, or
+        `now` is not the time.
         """
 
 
 class SqlLedger:
     _dialect: ClassVar[tuple[str, str, str]]  # see `Fetch.statement`
-    # Whether a commit excludes only those of its thread, so that it must take its `turns` among others.
+    # True if commits exclude only commits of their thread, so that they must also take `turns`.
     _by_thread = False
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
-        self._clock = clock  # in place of the store's
+        self._clock = clock  # replaces the store's
         self._lock = threading.Lock()
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
-        self._since: dict[str, int] = {}  # tenant → the commit after which it has seen none but its own
+        self._since: dict[str, int] = {}  # tenant → the commit after which all were this instance's
         self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # least recently used first
-        self._ahead = 0.0  # the store's clock before this process's
-        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # where jtis of this process stand
+        self._ahead = 0.0  # the store's clock minus this process's
+        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # jtis that this process issued
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
@@ -86,7 +85,7 @@ class SqlLedger:
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        """See `Ledger.commit`. A revocation must not lose to other writers, so it is tried again if they hold it up."""
+        """See `Ledger.commit`. A revocation that other writers delay is tried again (`URGENT`)."""
         tries = URGENT if Revoke in map(type, changes) else 1
         while True:
             tries -= 1
@@ -121,7 +120,7 @@ class SqlLedger:
                     epoch = found.thread.epoch
                     self._remember(found, b.Anchor(self._identity, position, nonce))
                     return b.Committed(now, epoch)
-            if refused is not None and not recalled:  # only a read or a write tells whether what is known still holds
+            if refused is not None and not recalled:  # final unless it is based on cached rows only
                 return refused
             if locked:
                 raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
@@ -137,7 +136,7 @@ class SqlLedger:
             wanted = Needs(leases={lease_jti}, calls={key} if key is not None else set())
             found, now = self._found(tx, Fetch(tenant, thread, wanted, self._recall(tenant, thread)[0]), seen)
         if here is not None:
-            if lease_jti not in found.thread.leases:  # it was forgotten
+            if lease_jti not in found.thread.leases:  # retention removed it
                 return self.status(tenant, jti)
             self._places[tenant, jti] = here
         return status(found.thread, lease_jti, key, now)
@@ -146,7 +145,7 @@ class SqlLedger:
         return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
-        """See `Anchored.holds`. Commits that retention took out of the journal count as held."""
+        """See `Anchored.holds`. Commits that retention removed from the journal count as held."""
         if anchor.ledger != self._identity:
             return False
         with self._reading(tenant) as tx:
@@ -171,7 +170,7 @@ class SqlLedger:
         return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
 
     def check(self, tenant: str) -> None:
-        """Look whether a commit could be kept, by one that is taken back. Raises `LedgerError`."""
+        """Check that the ledger can commit, with a commit that is rolled back. Raises `LedgerError`."""
         with self._writing(tenant, b"check", (), locked=True) as tx:
             tx.batch([("SELECT 1", ())])
 
@@ -195,7 +194,7 @@ class SqlLedger:
     async def acommit(
         self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
     ) -> b.Committed | b.Conflict:
-        """Run `commit` in a thread. If it is cancelled, it may still happen."""
+        """Run `commit` in a thread. A cancelled commit may still happen."""
         return await self._in_thread(self.commit, scope, guard, changes)
 
     def close(self) -> None:
@@ -210,7 +209,7 @@ class SqlLedger:
         self.close()
 
     def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Bring the rows that are not known, or all of them if others have committed since, and return ledger time."""
+        """Read the rows that are not cached, or all if others have committed since; return ledger time."""
         now = self._fetch(tx, found, seen)
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
@@ -220,7 +219,7 @@ class SqlLedger:
         return found, now
 
     def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Take what is known for what is there, until the commit looks, and return ledger time."""
+        """Use the cached rows, which the commit will check; return ledger time."""
         if found.known is not None:
             found.seen, found.version = found.known.seen, found.known.version
             found.position, found.nonce = seen.position, seen.nonce
@@ -230,7 +229,7 @@ class SqlLedger:
         return found, max(time.monotonic() + self._ahead, self._latest)
 
     def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
-        """Bring the rows and return ledger time. `seen` is the newest commit known before.
+        """Read the rows and return ledger time. `seen` is the newest commit seen before.
 
         Raises:
             LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
@@ -243,7 +242,7 @@ class SqlLedger:
                 Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen.position} was confirmed"
             )
         with self._lock:
-            if found.position > self._position(found.tenant):  # somebody else's
+            if found.position > self._position(found.tenant):  # another instance's
                 self._since[found.tenant] = found.position
                 self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
         clock = found.clock if self._clock is None else self._clock()
@@ -255,7 +254,7 @@ class SqlLedger:
         return self._seen.get(tenant, NONE).position
 
     def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
-        """Return what is known of a thread, if it may still hold, and the newest commit that was seen."""
+        """Return the cached rows of a thread, if they may still be valid, and the newest commit seen."""
         with self._lock:
             known = self._known.get((tenant, key))
             if known is not None and not self._by_thread and known.position < self._since.get(tenant, 0):
@@ -263,13 +262,13 @@ class SqlLedger:
             return known, self._seen.get(tenant, NONE)
 
     def _remember(self, found: Fetch, done: b.Anchor) -> None:
-        """Know the thread as the commit `done` has left it, if it was known before or is new."""
+        """Cache the thread after the commit `done`, if it was cached before or is new."""
         place, tenant, made = (found.tenant, found.key), found.tenant, None
         if found.known is not None or not found.before.exists:
             made = known(found.thread, found.known, found.seen, done.position, found.version)
         with self._lock:
             head = self._seen.get(tenant, NONE)
-            if head[1:] != (found.position, found.nonce):  # others' came between, or this one was seen already
+            if head[1:] != (found.position, found.nonce):  # other commits came between, or this one was seen already
                 self._since[tenant] = max(done.position, self._since.get(tenant, 0))
             self._known.pop(place, None)
             if done.position > head.position:
@@ -294,7 +293,7 @@ class SqlLedger:
             if os.getpid() != self._pid:
                 self._workers = None
                 self._lock = threading.Lock()
-                self._known = OrderedDict()  # another thread may just have been at it
+                self._known = OrderedDict()  # another thread may have been changing it
                 self._forked()
                 self._pid = os.getpid()
 
@@ -305,11 +304,11 @@ class SqlLedger:
                 self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="ledger")
         try:
             job = self._workers.submit(verb, *args)
-        except RuntimeError:  # it takes no more work
+        except RuntimeError:  # it is shut down
             raise LedgerError(Code.LEDGER_UNAVAILABLE, "it was closed") from None
         return await asyncio.wrap_future(job)
 
-    # What a store brings:
+    # To be implemented by a store:
 
     def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         raise NotImplementedError
@@ -322,7 +321,7 @@ class SqlLedger:
 
 
 def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
-    """Return where a jti stands: the thread, the call whose token it is, the lease."""
+    """Return the thread, call and lease of a jti."""
     of = (tenant, rows.encoded(jti))
     tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
     for thread, key, lease in tokens:
@@ -342,7 +341,7 @@ def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
     """Return rows of doubts as `Thread.open`."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (_doubt(row, now) for row in doubts):
-        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has looked whether it lives
+        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that it is live
         thread = Thread(scope=scope, subject=subject, calls={call.key: call}, leases=held)
         found.setdefault(call.deed, {})[call.key] = thread
     return found

@@ -19,20 +19,20 @@ from langchain_runtime_authz.ledger.sql import SqlLedger
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
-SEEN: Final = "seen"  # of a thread: whether it changed is told by the journal
+SEEN: Final = "seen"  # of a thread: the journal tells if it changed
 
 
 class SqliteLedger(SqlLedger):
     """Keeps threads in one file, in write-ahead mode.
 
     A load is one statement. A commit reads with one and writes with another, which does nothing if another process
-    committed meanwhile; then it begins anew with the file's lock. It is on the disk (`synchronous=FULL`) when it returns.
-    Threads, processes and forks may share the file. It must be on a local disk: write-ahead mode does not work
-    over a network file system. A file that was removed or replaced is refused while this instance lives, as is
-    one that lost commits which this instance has seen (`ledger_rolled_back`).
+    committed meanwhile. It is then repeated under the file's lock. A commit is on the disk (`synchronous=FULL`) when it
+    returns. Threads, processes and forks may share the file. It must be on a local disk, because write-ahead mode does
+    not work on network file systems. An instance refuses a file that was removed or replaced, or that lost commits
+    which it has seen (`ledger_rolled_back`).
 
     Args:
-        path: of the file. If it is missing, it is made with mode 0600 and its tables.
+        path: of the file. If it is missing, it is created with mode 0600 and its tables.
         timeout: seconds to wait for a lock before `ledger_timeout`.
         clock: ledger time, epoch seconds.
 
@@ -51,17 +51,17 @@ class SqliteLedger(SqlLedger):
         self._idle: list[sqlite3.Connection] = []
         self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
         self._closed = False
-        self._guard, self._writer = threading.Lock(), threading.Lock()  # of the connections, of commits
+        self._guard, self._writer = threading.Lock(), threading.Lock()  # guard the connections; commits
         self._failures = _Failures(self.path)
         with self._failures:
             _make(self.path)
             self._file = _identity(self.path)
             with self._reading("") as tx:
-                # The process that made it may have died before it made the tables.
+                # The process that created the file may have died before it created the tables.
                 (found,) = tx.batch([("SELECT 1 FROM sqlite_schema LIMIT 1", ())])
             if not found:
                 with administer(self.path) as admin:
-                    if version(admin).version == 0:  # nobody else made them since
+                    if version(admin).version == 0:  # still, under the lock
                         migrate(admin)
             self._recognise()
 
@@ -75,7 +75,7 @@ class SqliteLedger(SqlLedger):
                 self._idle.pop().close()
 
     def check(self, tenant: str) -> None:
-        """See `SqlLedger.check`. SQLite writes to the disk only at the end of a transaction."""
+        """See `SqlLedger.check`. SQLite writes to disk only when a transaction ends."""
         super().check(tenant)
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
@@ -83,7 +83,7 @@ class SqliteLedger(SqlLedger):
     @contextmanager
     def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
         self._here()
-        writer = self._writer  # writers of this process queue: SQLite's own waiting may starve some
+        writer = self._writer  # writers of this process queue, because SQLite's waiting may starve some
         if not writer.acquire(timeout=self._timeout):
             raise LedgerError(Code.LEDGER_TIMEOUT, f"{self.path.name} was held by other threads for {self._timeout} s")
         try:
@@ -103,7 +103,7 @@ class SqliteLedger(SqlLedger):
         with self._failures:
             if self._closed:
                 raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-            # Through the open descriptor, a removed file would be written to unseen.
+            # Writes through the descriptor would silently go to a removed file.
             if _identity(self.path) != self._file:
                 raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
             with self._guard:
@@ -115,7 +115,7 @@ class SqliteLedger(SqlLedger):
             try:
                 yield _Tx(conn)
             except sqlite3.Error:
-                conn.close()  # the next one begins anew
+                conn.close()  # the next use opens another
                 raise
             except BaseException:
                 self._give_back(conn)
@@ -146,7 +146,7 @@ class _Tx:
         return [self.conn.execute(sql, values).fetchall() for sql, values in statements]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. One statement, and the trigger of its view (`_VIEW`)."""
+        """See `Tx.keep`. It is one statement, which fires the triggers of a view (`_VIEW`)."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
         given += (found.version.version, found.nonce, bool(found.seen))
@@ -156,8 +156,8 @@ class _Tx:
         return (int(written[0][0]), SEEN) if written else None
 
 
-# One statement writes to several tables by triggers only. They are the connection's own: no other program fires them.
-# The view has a column for the rows or keys of each table, as JSON.
+# Only triggers let one statement write to several tables. They are temporary, so no other program fires them. The view
+# has a column for the rows or keys of each table, as JSON.
 _GIVEN: Final = (
     *("tenant", "thread", *THREAD.columns, "nonce"),
     *(f"put_{name}" for name in PUTS),
@@ -168,7 +168,7 @@ _TRIGGER: Final = "CREATE TEMP TRIGGER keep_{} INSTEAD OF INSERT ON kept WHEN {}
 
 
 def _triggers() -> Iterator[str]:
-    """Yield one for each table, as they fire in no order."""
+    """Yield a trigger for each table. Their order is undefined."""
     of, same = "NEW.tenant, NEW.thread", "tenant = NEW.tenant AND thread = NEW.thread"
     row = THREAD.sql(f"VALUES ({of}, {', '.join(f'NEW.{name}' for name in THREAD.columns)})")
     entry = f"INSERT INTO journal (tenant, thread, nonce, at) VALUES ({of}, NEW.nonce, NEW.at)"
@@ -186,7 +186,7 @@ def _triggers() -> Iterator[str]:
 
 
 _NEWEST: Final = "FROM journal WHERE tenant = ?1 ORDER BY position DESC LIMIT 1"
-# Only if nobody else has committed for the tenant since, nor removed the thread, nor changed the schema.
+# Write only if since the read nobody has committed for the tenant, removed the thread or changed the schema.
 _KEEP: Final = (
     f"INSERT INTO kept SELECT {', '.join(f'?{number + 1}' for number in range(len(_GIVEN)))} WHERE"
     f" ((SELECT max(version) FROM migration), coalesce((SELECT nonce {_NEWEST}), ''),"
@@ -197,9 +197,9 @@ _KEEP: Final = (
 
 @contextmanager
 def administer(path: str | Path, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
-    """Open the file for its operator (`ledger.admin`) and commit at the end. Every other writer waits.
+    """Open the file for its operator (`ledger.admin`) and commit at the end. Other writers wait.
 
-    With `look` nothing is changed, and nobody waits.
+    `look` changes nothing and blocks nobody.
 
     Raises:
         LedgerError: the file cannot be used.
@@ -231,7 +231,7 @@ class _Admin:
         return {name for (name,) in self.run("SELECT name FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'")}
 
     def secured(self) -> None:
-        """Do nothing: a process that may write the file may write all of it."""
+        """Do nothing: the file has no finer rights."""
 
     def now(self) -> float:
         return time.time()
@@ -253,7 +253,7 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
 
 
 def _make(path: Path) -> None:
-    """Make the file if it is missing, and never open an existing one.
+    """Create the file if it is missing, and never open an existing one.
 
     Closing any descriptor of a file drops every lock that this process has on it, SQLite's among them. Another
     process could then remove the write-ahead log, and commits with it
@@ -278,7 +278,7 @@ def _undo(conn: sqlite3.Connection) -> None:
 
 
 class _Failures:
-    """Turn what SQLite and the disk raise into a code, with the file's name."""
+    """Turn exceptions of SQLite and the disk into a code, with the file's name."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name

@@ -1,7 +1,7 @@
-"""A thread's rows, and what a query reads of them.
+"""A thread's rows, and snapshots of them.
 
-Pure: no store, no clock, no lock. A store brings the rows of a thread (all of them, or those that `Needs`
-names), calls `snapshot` or `changes.apply`, and keeps the rows that changed.
+Pure: no store, no clock, no lock. A store reads the rows of a thread, all or those in `Needs`. It calls `snapshot` or
+`changes.apply`, and writes the changed rows.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger import base as b
 
-CLOCK_SLACK: Final = 5.0  # seconds that a clock may be set back and time only stands still
+CLOCK_SLACK: Final = 5.0  # seconds by which a clock may be set back; ledger time then stands still
 _NO_TASK: Final = Task()
 
 EdgeKey = tuple[str, str, str]
 PlanKey = tuple[b.AgentPath, str]
 V = TypeVar("V")
 
-UNKNOWN_COUNT: Final = 1_000_000  # of a counter that was forgotten
+UNKNOWN_COUNT: Final = 1_000_000  # of a forgotten counter
 
 
 class Forgotten:
-    """Names of rows that a store in memory has dropped, in constant space. It may name others too, and misses none.
+    """A Bloom filter of the names of rows that a store in memory has dropped.
 
-    A dropped call counts as one whose outcome is unknown, and a dropped counter as spent.
+    The outcome of a dropped call counts as unknown, and a dropped counter as spent.
     """
 
     __slots__ = ("_bits",)
@@ -56,10 +56,10 @@ class Forgotten:
 
 @dataclass(slots=True)
 class Thread:
-    """One thread's rows. In a store that loads by need, only the rows that `Needs` names are here.
+    """One thread's rows. A store may load only the rows in `Needs`.
 
-    `plans` hold the records by epoch, `by_call` the newest record by (agent, call id). `issued` are the jtis
-    that the commit at hand brings to life, each with its call (None for a lease) and its lease.
+    `plans` holds the records by epoch, `by_call` the newest record by (agent, call id). `issued` are the jtis that the
+    current commit issues, each with its call (None for a lease) and its lease.
     """
 
     exists: bool = False
@@ -82,7 +82,7 @@ class Thread:
     values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
-    # Deed → call key → its thread, for `OPEN` calls: of the whole store, or those that `Needs` names.
+    # Deed → call key → its thread, for all `OPEN` calls of the store, or those in `Needs`.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
 
@@ -91,7 +91,7 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a recorded call as it stands. A claim whose lease lapsed or is gone is `unknown`: its process died."""
+        """Return a call's present row. A claim whose lease lapsed or is gone is `unknown`: its process died."""
         row = self.calls[key]
         if row.state == "claimed":
             lease = self.leases.get(row.jti)
@@ -122,11 +122,11 @@ class Thread:
 
 @dataclass(slots=True)
 class Needs:
-    """The rows that a query or a commit looks at, in addition to subject, epoch, task, history and revocations.
+    """The rows that a query or commit reads, besides subject, epoch, task, history and revocations.
 
-    `leases` and `calls` are by jti and key, with the lease that holds each call. `below` adds the leases below
-    these, and the calls that they hold. `living` names all live leases, `open` all questions that are open or
-    approved, `unmarked` the prefixes of marks. A commit is alone among those that have one of its `turns`.
+    `leases` are jtis and `calls` keys; each call brings the lease that holds it. `below` adds the leases below these
+    jtis, and their calls. `living` means all live leases, `open` all open or approved questions, `unmarked` prefixes of
+    marks. Commits that share one of the `turns` exclude each other.
     """
 
     leases: set[str] = field(default_factory=set)
@@ -171,7 +171,7 @@ class Needs:
 def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return the `OPEN` calls of a deed, of `Thread.open`."""
+    """Return the `OPEN` calls of a deed from `Thread.open`."""
     return tuple(
         b.Doubt(t.scope, t.subject, t.call(key, now))
         for key, t in found[deed].items()
@@ -182,10 +182,10 @@ def opened(
 def ledger_time(clock: float, latest: float) -> float:
     """Return ledger time, given the clock and the latest time that the ledger has seen.
 
-    Time never goes back, so that what has expired stays expired. A clock set back a little is waited for.
+    Ledger time never goes back, so that an expiry is final. It stands still for a clock set back a little.
 
     Raises:
-        LedgerError: `ledger_clock`: it was set back by more than `CLOCK_SLACK`.
+        LedgerError: `ledger_clock`: the clock was set back by more than `CLOCK_SLACK`.
     """
     if clock >= latest:
         return clock
@@ -243,7 +243,7 @@ def _found(rows: Mapping[str, V], names: Sequence[str]) -> dict[str, V]:
 
 
 def status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.TokenStatus:
-    """Return the status of a lease, or of a token that lives by it and by the call `call_key`."""
+    """Return the status of a lease, or of a token of that lease for the call `call_key`."""
     if call_key is not None:
         row = t.calls.get(call_key)
         if row is None or row.state != "claimed" or row.jti != lease_jti:
@@ -259,5 +259,5 @@ def status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.Tok
 
 
 def _underway(lease: b.Lease, now: float) -> bool:
-    """Return True if a root entry's lease is live, or its process died not long ago."""
+    """Return True if a root entry's lease is live, or lapsed less than `LAPSED` seconds ago."""
     return lease.parent is None and lease.state == "live" and now < lease.expires_at + b.LAPSED
