@@ -15,12 +15,9 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
-from langchain_runtime_authz.pep.engine import Planner, Tools
 from langchain_runtime_authz.profile import ToolProfile
 
 if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel
-
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import Issuer
 
@@ -35,8 +32,7 @@ class TaskSources:
         channels: state channels with words of the user. In `messages` only user entries count.
         memory: namespaces of the graph's store, like `("memories", "{subject}")`.
 
-    Raises:
-        ConfigError: a value is not a sequence of names.
+    Raises `ConfigError`: a value is not a sequence of names.
     """
 
     channels: tuple[str, ...] = ("messages",)
@@ -65,14 +61,6 @@ def _behind(pdp: PDP) -> list[PDP]:
 def revised(pdp: PDP) -> list[Revised]:
     """Return the PDPs whose policy brings profiles and grants, also behind an observer or a breaker."""
     return [found for found in _behind(pdp) if isinstance(found, Revised)]
-
-
-def compiler(model: BaseChatModel | None, tools: Tools) -> Planner | None:
-    if model is None:
-        return None
-    from langchain_runtime_authz.langgraph.planner import ModelPlanner
-
-    return ModelPlanner(model, tools)
 
 
 def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:

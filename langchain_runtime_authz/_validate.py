@@ -71,8 +71,7 @@ def checked_callable(name: str, value: Any) -> Any:
 def read_yaml(path: str | Path, code: Code) -> Any:
     """Return what a YAML file holds.
 
-    Raises:
-        ConfigError: `code`, with the place in the file.
+    Raises `ConfigError`: `code`, with the place in the file.
     """
     import yaml  # only where a file is read
 

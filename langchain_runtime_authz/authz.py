@@ -144,6 +144,7 @@ class RuntimeAuthz(Threads):
         from langchain_runtime_authz.credential.approval_statement import Approvers
         from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
+        from langchain_runtime_authz.langgraph.planner import ModelPlanner
         from langchain_runtime_authz.mandate.words import compile_words
 
         compile_words((), {})  # reads the language data
@@ -195,7 +196,7 @@ class RuntimeAuthz(Threads):
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             tools=self.profiles,
             agents=ceilings,
-            planner=parts.compiler(planner, self.profiles),
+            planner=None if planner is None else ModelPlanner(planner, self.profiles),
             zone=None if zone is None else checked_zone(zone),
             on_ask=on_ask,
             on_unknown=on_unknown,
@@ -224,8 +225,7 @@ class RuntimeAuthz(Threads):
         Args:
             **arguments: those of the constructor.
 
-        Raises:
-            ConfigError: such a part was given, or is the default. The error names each, and what to give instead.
+        Raises `ConfigError`: such a part was given, or is the default. The error names each, and what to give instead.
         """
         if found := parts.ephemeral(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))
@@ -299,8 +299,7 @@ class RuntimeAuthz(Threads):
                 path of a YAML file. It replaces what a planner or the user's words say. It stays with the thread, also in later runs
                 that do not name it, until a correction suspends it.
 
-        Raises:
-            ConfigError: an argument is wrong.
+        Raises `ConfigError`: an argument is wrong.
         """
         ordered = load_mandate(mandate) if mandate is not None else None
         return RunHandle(
@@ -340,16 +339,8 @@ class RuntimeAuthz(Threads):
     ) -> Flow[Session]:
         """Open a session: the same enforcement without LangGraph, for other loops and recorded traces.
 
-        Args:
-            subject: as for `run`.
-            task: as for `run`.
-            grant: as for `run`.
-            mandate: as for `run`.
-            agent: the agent's name, in records and in the ledger's keys.
-            thread: the thread of an earlier session to continue; a new one if absent.
-
-        Raises:
-            AuthzDenied: the subject may not start here.
+        The rest is as for `run`. `agent` is the agent's name, in records and in the ledger's keys. `thread` is that of an
+        earlier session to continue; a new one if absent. Raises `AuthzDenied`: the subject may not start here.
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
@@ -365,10 +356,8 @@ class RuntimeAuthz(Threads):
 
         The key leaves this instance's key ring, if it has one. Services that ask the ledger
         (`resource_server.status.LedgerStatus`, introspection) refuse its tokens at once. Others accept them while
-        their copy of the key set lives (`credential.jwks.JwksClient`: 60 seconds).
-
-        Raises:
-            ConfigError: the ring has no such key.
+        their copy of the key set lives (`credential.jwks.JwksClient`: 60 seconds). Raises `ConfigError`: the ring has
+        no such key.
         """
         (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
@@ -398,10 +387,8 @@ class RuntimeAuthz(Threads):
     def explain(self, decision_id: str) -> Explanation:
         """Say in words what a decision was, why, and what to do: of the last decisions of this instance.
 
-        For older ones, the audit sink is read, if it is in memory or a file. The text may show arguments.
-
-        Raises:
-            ConfigError: no decision with this id is remembered or on record.
+        For older ones, the audit sink is read, if it is in memory or a file. The text may show arguments. Raises
+        `ConfigError`: no decision with this id is remembered or on record.
         """
         from langchain_runtime_authz.audit.explanation import explain
 

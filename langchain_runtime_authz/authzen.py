@@ -28,7 +28,6 @@ MAX_ANSWER_BYTES: Final = 64 * 1024
 REASON_CODE: Final = re.compile(r"^[A-Za-z0-9_.:/-]{1,128}$")
 
 ActionName = Literal["run/start", "run/resume", "agent/invoke", "model/call", "node/enter", "tools/call"]
-ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
 EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
 Outcome = Literal["permit", "deny", "approval_required", "halt"]
 ValueClass = Literal["human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown"]

@@ -50,8 +50,7 @@ _EXACT_REPR: Final = (
 def parse_object(data: str | bytes) -> dict[str, Any]:
     """Parse a JSON object in UTF-8 with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
 
-    Raises:
-        ValueError: anything else, including nesting too deep for the parser.
+    Raises `ValueError`: anything else, including nesting too deep for the parser.
     """
     try:
         value = strict_json(data)
@@ -122,11 +121,9 @@ def project(value: object) -> Any:
 
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
     UUIDs and paths have a JSON form. Everything else is refused: non-finite numbers, integers beyond 2^53, lone
-    surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read.
-
-    Raises:
-        MappingError: `uncanonical_argument`, or `request_too_large` for more values than any request could hold
-            (a few lists that hold each other many times are many values).
+    surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read. Raises `MappingError`:
+    `uncanonical_argument`, or `request_too_large` for more values than any request could hold (a few lists that hold
+    each other many times are many values).
     """
     if type(value) is float and math.isfinite(value):
         return value

@@ -40,8 +40,7 @@ def in_child(method: Callable[[], object]) -> None:
 def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock between processes; create the file if it does not exist.
 
-    Raises:
-        OSError: the file cannot be opened or locked.
+    Raises `OSError`: the file cannot be opened or locked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:

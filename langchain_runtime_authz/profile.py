@@ -28,10 +28,6 @@ from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 
-__all__ = ["EFFECTS", "METADATA_KEY", "SHIPPED", "SINKS", "SWITCHES", "FieldTrust", "Source", "ToolProfile", "argument",
-           "as_unprofiled", "check_arguments", "field_trust", "load_profiles", "profile", "raise_by_hints",
-           "tool_digest"]  # fmt: skip
-
 METADATA_KEY: Final = "runtime_authz"
 
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
@@ -215,10 +211,8 @@ def as_unprofiled(declared: ToolProfile) -> ToolProfile:
 def profile(**fields: Any) -> Callable[[_T], _T]:
     """Declare a tool's profile: `@profile(effect="pay", critical={"recipient": "principal"})`.
 
-    Put it above `@tool`: it needs the tool object.
-
-    Raises:
-        ConfigError: a field is wrong, or the object has no `metadata` to keep it in.
+    Put it above `@tool`: it needs the tool object. Raises `ConfigError`: a field is wrong, or the object has no
+    `metadata` to keep it in.
     """
     declared = _validate("the decorator", fields)
 
@@ -241,8 +235,7 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
         source: a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name of `SHIPPED`, or a list of these. In a list the
             later profile of a tool replaces the earlier one. A word of `SWITCHES` stands for a whole profile.
 
-    Raises:
-        ConfigError: `profile_invalid`, naming the file, the tool and the field.
+    Raises `ConfigError`: `profile_invalid`, naming the file, the tool and the field.
     """
     found: dict[str, ToolProfile] = {}
     of: dict[str, str] = {}

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 app = App(
     help="""List the questions of agents, and answer them by signed statements.
 
-    LEDGER is the path of an SQLite file, or a connection string of PostgreSQL.
-
-    \b
-      runtime-authz approvals list    ledger.db
-      runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
-      runtime-authz approvals deny    ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json""",
+    LEDGER is the path of an SQLite file, or a connection string of PostgreSQL.""",
 )
 
 Id = Annotated[str, Argument(metavar="ID", help="The question, as `approvals list` names it.")]

@@ -25,11 +25,6 @@ app = App(
     A mandate says which calls a task orders, with which arguments. The policy permits what it covers and asks about the
     rest.
 
-    \b
-      explain  show what is understood of a text, and what is dropped and why
-      check    find what is wrong or careless in a mandate
-      schema   print the JSON Schema of a mandate, for an editor
-
     Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work.""",
 )
 Profiles = Annotated[
@@ -113,7 +108,7 @@ def check(
 
 @app.command("schema")
 def schema() -> None:
-    """Print the JSON Schema of a mandate.
+    """Print the JSON Schema of a mandate, for an editor.
 
     \b
     Example:

@@ -111,7 +111,25 @@ class Approvers:
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)
-        return _verified(jws, (yield Perform(keys.get, keys.aget, jws.header["kid"])), question, now)
+        if not is_signed_by(jws, (yield Perform(keys.get, keys.aget, jws.header["kid"]))):
+            refuse("it is not signed with a key of its approver", _CODE)
+        claims, at = jws.claims, time.time() if now is None else now
+        issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
+        if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
+            refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
+        if not issued - LEEWAY <= at < expires + LEEWAY:
+            refuse("it is not valid now", _CODE)
+        about = claims.get(names.APPROVAL)
+        verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"
+        same = about == _about(question, verdict) and claims.get(names.TENANT) == question.tenant
+        if not same or claims.get(names.AUDIENCE) != question.issuer:
+            refuse("it is about another question", _CODE)
+        approver, jti = claims.get(names.SUBJECT), claims.get(names.TOKEN_ID)
+        if not isinstance(jti, str) or not jti:
+            refuse("it has no `jti`", _CODE)
+        if not isinstance(approver, str) or not _is_user(approver):
+            raise CredentialError(Code.APPROVAL_APPROVER, "only a user approves")
+        return Statement(approver, verdict, str(claims[names.ISSUER]), jti)
 
     verify, averify = both(_verify)
 
@@ -130,28 +148,6 @@ class Approvers:
 def _source(keys: KeySet | KeySource) -> KeySource:
     malformed = isinstance(keys, Mapping) and not isinstance(keys.get("keys"), list)
     return key_source({"keys": []} if malformed else keys)
-
-
-def _verified(jws: Jws, jwk: Mapping[str, Any] | None, question: Question, now: float | None) -> Statement:
-    if not is_signed_by(jws, jwk):
-        refuse("it is not signed with a key of its approver", _CODE)
-    claims, at = jws.claims, time.time() if now is None else now
-    issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
-    if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
-        refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
-    if not issued - LEEWAY <= at < expires + LEEWAY:
-        refuse("it is not valid now", _CODE)
-    about = claims.get(names.APPROVAL)
-    verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"
-    same = about == _about(question, verdict) and claims.get(names.TENANT) == question.tenant
-    if not same or claims.get(names.AUDIENCE) != question.issuer:
-        refuse("it is about another question", _CODE)
-    approver, jti = claims.get(names.SUBJECT), claims.get(names.TOKEN_ID)
-    if not isinstance(jti, str) or not jti:
-        refuse("it has no `jti`", _CODE)
-    if not isinstance(approver, str) or not _is_user(approver):
-        raise CredentialError(Code.APPROVAL_APPROVER, "only a user approves")
-    return Statement(approver, verdict, str(claims[names.ISSUER]), jti)
 
 
 def _is_user(approver: str) -> bool:

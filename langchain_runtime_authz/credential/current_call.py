@@ -87,8 +87,7 @@ class CurrentCall:
             audience: one of the tool's profile and of the grant; may be left out if there is exactly one.
             dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
 
-        Raises:
-            CredentialError: `audience`, or `credential_unavailable` outside a running tool.
+        Raises `CredentialError`: `audience`, or `credential_unavailable` outside a running tool.
 
         ```python
         @tool

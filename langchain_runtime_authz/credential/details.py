@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Final, NoReturn
@@ -49,10 +48,8 @@ def authorization_details(
     """Return the authorization details of one permitted call: one object, at most 4 kB of JSON.
 
     It holds the arguments that decide what the call hits. Those that were not given have the value `null`. If it is
-    larger with an entry for each argument, it holds one digest over all of them. `salt` is new for each token.
-
-    Raises:
-        CredentialError: `credential_unavailable`: an argument has no exact JSON form.
+    larger with an entry for each argument, it holds one digest over all of them. `salt` is new for each token. Raises
+    `CredentialError`: `credential_unavailable`: an argument has no exact JSON form.
     """
     detail: dict[str, Any] = {
         "type": names.CALL_TYPE,
@@ -166,9 +163,8 @@ def check_call(
         step: id of the step that must cover the call, if it matters.
         accept: standings, and `approved` for calls that an approver approved. `None` accepts each permitted call.
 
-    Raises:
-        CredentialError: `credential_tool`, or `credential_call`: the token is for another step or
-            standing, for other values, or does not hold one of the arguments.
+    Raises `CredentialError`: `credential_tool`, or `credential_call`: the token is for another step or standing, for
+    other values, or does not hold one of the arguments.
     """
     detail = _call(credential, tool)
     as_text, as_number = _normals(args, ()), _normals(args, args)
@@ -181,13 +177,11 @@ def check_call(
         _refuse("an argument without an exact JSON form")
     salt, held = str(detail.get(names.SALT)), _digests(detail)
     if held is None:
-        whole = detail.get(names.ARGUMENTS_DIGEST)
-        if not _same(whole, _digest_of_all(salt, as_text), _digest_of_all(salt, as_number)):
+        if detail.get(names.ARGUMENTS_DIGEST) not in (_digest_of_all(salt, as_text), _digest_of_all(salt, as_number)):
             _refuse("the arguments")
         return
     for name, text in as_text.items():
-        number = argument_digest(salt, name, as_number[name])
-        if not _same(held.get(name), argument_digest(salt, name, text), number):
+        if held.get(name) not in [argument_digest(salt, name, value) for value in (text, as_number[name])]:
             _refuse(f"the argument `{name}`")
 
 
@@ -227,11 +221,6 @@ def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
     values = _normals(shown, ()) if isinstance(shown, Mapping) else None
     salt = str(detail.get(names.SALT))
     return None if values is None else {name: argument_digest(salt, name, held) for name, held in values.items()}
-
-
-def _same(held: object, *digests: str) -> bool:
-    found = [hmac.compare_digest(str(held).encode(), digest.encode()) for digest in digests]
-    return any(found)
 
 
 def _refuse(what: str) -> NoReturn:

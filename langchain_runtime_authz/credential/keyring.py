@@ -224,8 +224,7 @@ class KeyDirectory(KeyRing):
         password: of the PEM files.
         cache_age: as for `KeyRing`.
 
-    Raises:
-        ConfigError: there is no readable ring, or others may read the keys.
+    Raises `ConfigError`: there is no readable ring, or others may read the keys.
     """
 
     _lag = LOOK_AGAIN
@@ -241,8 +240,7 @@ class KeyDirectory(KeyRing):
     def create(cls, path: str | Path, alg: Alg = "ES256", password: bytes | None = None) -> Self:
         """Make a ring with an active and a next key.
 
-        Raises:
-            ConfigError: there is a ring already, or the algorithm is unknown.
+        Raises `ConfigError`: there is a ring already, or the algorithm is unknown.
         """
         path, keys = Path(path), _pair(SigningKey.generate(alg), None, time.time())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -251,8 +251,7 @@ class Credential(Sealed):
     def grant(self) -> Grant:
         """Return the acting agent's grant, which ends with the token.
 
-        Raises:
-            CredentialError: `credential_invalid`: the issuer wrote no grant of this version.
+        Raises `CredentialError`: `credential_invalid`: the issuer wrote no grant of this version.
         """
         details = json.loads(json.dumps(self.claims[AUTHORIZATION_DETAILS], default=dict))
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from jwt import PyJWK
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
-from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse
+from langchain_runtime_authz.credential.jws import is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -65,19 +66,16 @@ class _SetSource:
         self._jwks = jwks
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        if (found := self._named(kid)) is None:
+        found: list[Mapping[str, Any]] | None = None
+        with suppress(Exception):  # a callable may fail in any way; then no key is known
+            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
+            found = [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
+        if found is None:
             raise CredentialError(Code.KEYS_UNAVAILABLE)
         return found[0] if len(found) == 1 else None
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
         return self.get(kid)
-
-    def _named(self, kid: str) -> list[Mapping[str, Any]] | None:
-        try:
-            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
-            return [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
-        except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
-            return None
 
 
 def key_source(jwks: KeySet | Callable[[], KeySet] | KeySource) -> KeySource:
@@ -122,34 +120,13 @@ class Verifier:
             tenant: whose data is asked for; `None` only if there is one tenant.
             now: epoch seconds; the clock by default.
 
-        Raises:
-            CredentialError: `credential_invalid` (not one of ours, or altered), `credential_key`,
-                `keys_unavailable`, `credential_expired`, `credential_not_yet_valid`,
-                `credential_tenant`, `audience`, `credential_revoked` or `status_unavailable`. Never
-                quotes the token.
+        Raises `CredentialError`: `credential_invalid` (not one of ours, or altered), `credential_key`,
+        `keys_unavailable`, `credential_expired`, `credential_not_yet_valid`, `credential_tenant`, `audience`,
+        `credential_revoked` or `status_unavailable`. Never quotes the token.
         """
         jws = read(token, typ=TYP, algorithms=self._algorithms)
         jwk = yield Perform(self._keys.get, self._keys.aget, jws.header["kid"])
-        credential = self._verified(token, jws, jwk, audience, tenant, now)
-        if self._status is not None:
-            asked = partial(_asked, self._status, credential.claims)
-            answer = yield Perform(asked, partial(asyncio.to_thread, asked))
-            if answer != "live":
-                raise CredentialError(Code.STATUS_UNAVAILABLE if answer is None else Code.CREDENTIAL_REVOKED)
-        return credential
-
-    verify, averify = both(_verify)
-
-    def _verified(
-        self,
-        token: str,
-        jws: Jws,
-        jwk: Mapping[str, Any] | None,
-        audience: str | Collection[str],
-        tenant: str | None,
-        now: int | None,
-    ) -> Credential:
-        if not is_signed(jws, self._key(jws.header["kid"], jwk, jws.alg)):
+        if not is_signed(jws, self._key(jwk, jws.header["kid"], jws.header["alg"])):
             refuse("its signature is wrong")
         claims = jws.claims
         _check_shape(claims)
@@ -159,9 +136,16 @@ class Verifier:
         credential = _sealed(token, claims)
         if credential is None:
             refuse("its claims are nested too deeply")
+        if self._status is not None:
+            asked = partial(_asked, self._status, credential.claims)
+            answer = yield Perform(asked, partial(asyncio.to_thread, asked))
+            if answer != "live":
+                raise CredentialError(Code.STATUS_UNAVAILABLE if answer is None else Code.CREDENTIAL_REVOKED)
         return credential
 
-    def _key(self, kid: str, jwk: Mapping[str, Any] | None, alg: str) -> PyJWK:
+    verify, averify = both(_verify)
+
+    def _key(self, jwk: Mapping[str, Any] | None, kid: str, alg: str) -> PyJWK:
         if jwk is None:
             raise CredentialError(Code.CREDENTIAL_KEY)
         # Cached by algorithm too: a key is for one algorithm, whatever the header says.

@@ -119,10 +119,8 @@ class TokenExchange(Secret):
         """Exchange a token (§2.1) of the party on whose behalf the request is made.
 
         `actor_token` is a JWT of the party that acts; `resource` is the URL of the service, or `audience` its name.
-
-        Raises:
-            CredentialError: `exchange_refused`, with the endpoint's error code (§2.2.2);
-                `exchange_failed`: no answer, or not the requested one. Never quotes a token.
+        Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2); `exchange_failed`: no
+        answer, or not the requested one. Never quotes a token.
         """
         own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
         actor = {"actor_token": actor_token, "actor_token_type": JWT} if actor_token is not None else {}

@@ -45,11 +45,6 @@ def content_version(profile: ToolProfile, output: object) -> str:
     return version.hexdigest()
 
 
-def changed_since(changed: Mapping[str, int], at: int) -> list[str]:
-    """Return the tools whose content changed after the plan that was recorded at step `at`."""
-    return sorted(tool for tool, step in changed.items() if step > at)
-
-
 def sources(traced: Mapping[str, Provenance]) -> set[str]:
     """Return the tools that critical arguments came from, without those that the user told."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]

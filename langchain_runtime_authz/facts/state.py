@@ -41,18 +41,6 @@ def outside_key(checkpoint: str) -> str:
     return f"checkpoint:{checkpoint}"
 
 
-def fork_key(jti: str) -> str:
-    return f"fork:{jti}"
-
-
-def memory_key(digest: str) -> str:
-    return f"memory:{digest}"
-
-
-def below_key(digest: str) -> str:
-    return f"below:{digest}"
-
-
 class ChildMark(NamedTuple):
     """The ledger's place for the checkpoint that a child's run left at a `place` (a digest).
 

@@ -28,7 +28,7 @@ from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
-from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read
+from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
@@ -44,7 +44,6 @@ EVERY: Final = 1.0  # seconds between two looks at the file of a workload's toke
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
 OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token has; Entra ID and Okta
 
-_Key = Mapping[str, Any] | None
 T = TypeVar("T")
 
 
@@ -120,20 +119,35 @@ class OidcVerifier:
 
     def _caller(self, token: str, *, now: float | None = None) -> Flow[Caller]:
         """Return the subject of a token with its scopes and times. Raises like `verify`."""
-        return self._believed(*(yield from self._keyed(token)), now)
+        header, claims = yield from self._genuine(token, now)
+        self._check_kind(header, claims)
+        if claim.CONFIRMATION in claims:  # a stolen one would be as good as the holder's own (RFC 9449 §7.2)
+            raise refused("it is bound to a key (`cnf`), and no proof of the key is taken here")
+        scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
+        scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
+        named = frozenset(s for s in scopes if isinstance(s, str))
+        session, subject = name_of(claims.get("sid")), _subject(claims, self._provider)
+        return Caller(subject, named, float(claims[claim.EXPIRES_AT]), session, name_of(claims.get(claim.TOKEN_ID)))
 
     caller, acaller = both(_caller)
 
     def _logged_out(self, token: str, *, now: float | None = None) -> Flow[LoggedOut]:
         """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
-        return self._ended(*(yield from self._keyed(token)), now)
+        header, claims = yield from self._genuine(token, now)
+        events = claims.get("events")
+        subject, session = name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid"))
+        token_id = name_of(claims.get(claim.TOKEN_ID))
+        if header_type(header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
+            raise refused("expected a logout token")
+        if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or (subject, session) == (None, None):
+            raise refused("expected a logout token with a session or a subject")
+        if token_id is None:
+            raise refused("expected a logout token with `jti`")
+        if self.client_id is None or self.client_id not in audiences_of(claims):
+            raise refused(f"expected `aud` {self.client_id}, found {shown(claims.get(claim.AUDIENCE))}")
+        return LoggedOut(subject, session, token_id, float(claims[claim.EXPIRES_AT]))
 
     logged_out, alogged_out = both(_logged_out)
-
-    def _keyed(self, token: str) -> Flow[tuple[Jws, _Key]]:
-        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
-        source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
-        return jws, _known((yield from source.keys.wanted(lambda keys: kid in keys))).get(kid)
 
     def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
         """Return the key set of a discovery document; `None` if it is not of this issuer."""
@@ -150,41 +164,18 @@ class OidcVerifier:
         # The same place keeps its copy, so that a new document does not cause a new fetch of the keys.
         return before if before is not None and before.url == keys.url else keys
 
-    def _genuine(self, jws: Jws, jwk: _Key, now: float | None) -> Mapping[str, Any]:
-        """Return the claims of a token that the provider signed and that is valid now."""
-        if not is_signed_by(jws, jwk):
+    def _genuine(self, token: str, now: float | None) -> Flow[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """Return the header and the claims of a token that the provider signed and that is valid now."""
+        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
+        source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
+        keys = _known((yield from source.keys.wanted(lambda keys: kid in keys)))
+        if not is_signed_by(jws, keys.get(kid)):
             raise refused("it is not signed with a key of the provider")
         claims = jws.claims
         if claims.get(claim.ISSUER) != self.issuer:
             raise refused("its `iss` is another")
         check_times(claims, time.time() if now is None else now)
-        return claims
-
-    def _believed(self, jws: Jws, jwk: _Key, now: float | None) -> Caller:
-        claims = self._genuine(jws, jwk, now)
-        self._check_kind(jws.header, claims)
-        if claim.CONFIRMATION in claims:  # a stolen one would be as good as the holder's own (RFC 9449 §7.2)
-            raise refused("it is bound to a key (`cnf`), and no proof of the key is taken here")
-        scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
-        scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
-        named = frozenset(s for s in scopes if isinstance(s, str))
-        session, subject = name_of(claims.get("sid")), _subject(claims, self._provider)
-        return Caller(subject, named, float(claims[claim.EXPIRES_AT]), session, name_of(claims.get(claim.TOKEN_ID)))
-
-    def _ended(self, jws: Jws, key: _Key, now: float | None) -> LoggedOut:
-        claims = self._genuine(jws, key, now)
-        events = claims.get("events")
-        subject, session = name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid"))
-        token_id = name_of(claims.get(claim.TOKEN_ID))
-        if header_type(jws.header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
-            raise refused("expected a logout token")
-        if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or (subject, session) == (None, None):
-            raise refused("expected a logout token with a session or a subject")
-        if token_id is None:
-            raise refused("expected a logout token with `jti`")
-        if self.client_id is None or self.client_id not in audiences_of(claims):
-            raise refused(f"expected `aud` {self.client_id}, found {shown(claims.get(claim.AUDIENCE))}")
-        return LoggedOut(subject, session, token_id, float(claims[claim.EXPIRES_AT]))
+        return jws.header, claims
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
         """Check an access token (RFC 9068 §4), or an ID token if it is not one. Neither ever passes for the other."""
@@ -307,8 +298,7 @@ class TokenFileIdentity(WorkloadIdentity):
     def token(self) -> str:
         """Return the token as it was last verified: for `TokenExchange(client_assertion=...)`. Never log it.
 
-        Raises:
-            AuthzError: `workload_unproven`.
+        Raises `AuthzError`: `workload_unproven`.
         """
         if not self.attested:
             self._unproven()

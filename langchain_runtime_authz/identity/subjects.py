@@ -59,8 +59,7 @@ def platform_user(
         properties: names of members of the user, like `tenant` or `permissions`, that policies read in
             `subject.properties`. A member that the user lacks is left out.
 
-    Raises:
-        ConfigError: such a member is not a JSON value.
+    Raises `ConfigError`: such a member is not a JSON value.
     """
     if config is None:
         return partial(platform_user, properties=checked_names("properties", properties))
@@ -131,8 +130,7 @@ class BearerSubject:
             and the run takes over the credential's subject, grant and chain of agents.
         audience: this server's own URL, or several, as the callers name it in these credentials.
 
-    Raises:
-        ConfigError: a `credential.verifier.Verifier` without `audience`.
+    Raises `ConfigError`: a `credential.verifier.Verifier` without `audience`.
     """
 
     def __init__(self, verifier: TokenVerifier | Verifier, *, audience: str | Collection[str] | None = None) -> None:
@@ -152,8 +150,7 @@ class BearerSubject:
     def token(self) -> str:
         """Return the token of the current request: for `ExchangeAuth(subject_token=...)`, inside its subject's run.
 
-        Raises:
-            CredentialError: `credential_unavailable`: outside a request, or in another subject's run.
+        Raises `CredentialError`: `credential_unavailable`: outside a request, or in another subject's run.
         """
         shown, run = self._shown.get(), current_scope.get().run
         # INVARIANT: the token of one user serves no run of another, whatever context a task was started in.
@@ -171,8 +168,7 @@ class BearerSubject:
     def presented(self, authorization: str | None) -> _Presented:
         """Return the scope of a request with an `Authorization` header; entering it gives the subject.
 
-        Raises:
-            AuthzError: on entering: `identity_invalid` or `identity_unavailable`.
+        Raises `AuthzError`: on entering: `identity_invalid` or `identity_unavailable`.
         """
         return _Presented(self._verify, self._shown, authorization)
 

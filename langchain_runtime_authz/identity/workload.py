@@ -45,8 +45,7 @@ class StaticIdentity:
     Args:
         base: the start of each id: a URN (RFC 8141) of your own.
 
-    Raises:
-        ConfigError: `base` is empty or a SPIFFE id, which needs an attestation.
+    Raises `ConfigError`: `base` is empty or a SPIFFE id, which needs an attestation.
     """
 
     attested = False

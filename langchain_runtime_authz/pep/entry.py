@@ -231,9 +231,9 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     if given.waiting is not None and snapshot.marks.get(state.BELOW):
         below = yield from given.waiting()
     digest = below.digest if below is not None else None
-    for name, now, key in ((state.MEMORY, given.memory, state.memory_key), (state.BELOW, digest, state.below_key)):
+    for name, now in ((state.MEMORY, given.memory), (state.BELOW, digest)):
         if now is not None and snapshot.marks.get(name) not in (None, state.UNKNOWN, now):
-            found.append(HumanText(now, "", key(now), own=False))
+            found.append(HumanText(now, "", f"{name}:{now}", own=False))
             # Each child checks its own state against what it left: those edits are pinned already.
             known = {t.key for t in snapshot.log}
             edits = (
@@ -249,7 +249,7 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
         return ()
     how = state.standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
-        return (HumanText(content_digest(head.id), "", state.fork_key(jti), own=False),)
+        return (HumanText(content_digest(head.id), "", f"fork:{jti}", own=False),)
     left = snapshot.marks.get(state.HEAD, state.UNKNOWN)
     if how == "outside" and (left == state.UNKNOWN or (yield from given.moved(left))):
         return (HumanText(content_digest(head.id), "", state.outside_key(head.id), own=False),)

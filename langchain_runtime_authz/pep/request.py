@@ -16,7 +16,7 @@ from langchain_runtime_authz.digest import MAX_STRING, abbreviate
 from langchain_runtime_authz.facts import delegation, history, plan
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.provenance.trace import Provenance
-from langchain_runtime_authz.facts.source import changed_since, sources
+from langchain_runtime_authz.facts.source import sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Run
@@ -42,8 +42,8 @@ def call_request(
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)
     stale = moved
-    if snapshot.history.changed:
-        stale = moved | set(changed_since(snapshot.history.changed, recorded.at if recorded is not None else 0))
+    if changed := snapshot.history.changed:  # after the plan was recorded
+        stale = moved | {tool for tool, step in changed.items() if step > (recorded.at if recorded is not None else 0)}
     bound = call.atoms.bound
     shown: JSON = {}
     for name, value in args.items():

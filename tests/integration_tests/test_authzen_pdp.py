@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import ACTIONS, Decision
+from langchain_runtime_authz.authzen import ActionName, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
@@ -134,7 +134,7 @@ def test_the_rows_of_the_certification_scenario() -> None:
             assert all(SCHEMAS["request"].is_valid(item) for item in sent) is fits, row
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", get_args(ActionName))
 def test_our_requests_and_answers_fit_the_published_schemas(wasm: WasmPDP, action: str) -> None:
     """Every request of ours is an AuthZEN request, and every answer of the shipped policy an AuthZEN answer."""
     for changes in ({}, {"context.lease.exp": 1}):
