@@ -92,34 +92,6 @@ def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
 
 
 def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> Any:
-    own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
-
-    def run(
-        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
-    ) -> Any:
-        if own_invoke and _within_own_invoke(self):
-            return base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
-        return _call(
-            self,
-            arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self)),
-            lambda e: base.run(
-                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
-            ),
-        )
-
-    async def arun(
-        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
-    ) -> Any:
-        if own_invoke and _within_own_invoke(self):
-            return await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
-        return await _acall(
-            self,
-            arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self)),
-            lambda e: base.arun(
-                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
-            ),
-        )
-
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         execution = current_scope.get()
         if type(execution) is not ToolExecution or execution.call.tool_ref is not self or execution.stages:
@@ -128,13 +100,14 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
             raise execution.parsed
         return execution.parsed
 
-    own: dict[str, Any] = {**_guard_field(), GUARDED: base, "run": run, "arun": arun, "_parse_input": _parse_input}
+    own: dict[str, Any] = {**_guard_field(), GUARDED: base, "_parse_input": _parse_input}
+    own |= {"run": _decided_run(base, "run", _call), "arun": _decided_run(base, "arun", _acall)}
     # LangChain's own `_run` and `_arun` of a tool that was made of functions come down to these, which are guarded.
     if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
         @_wraps(base._run)
         def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _called(self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
+            return _called(_BLOCKS, self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
 
         own["_run"] = _run
     if base._arun not in ((BaseTool._arun,) if every_stage else (BaseTool._arun, StructuredTool._arun, Tool._arun)):
@@ -144,7 +117,8 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
             # A tool without a coroutine of its own goes on to `_run`, which is asked for its execution.
             if getattr(self, "coroutine", True) is None:
                 return await base._arun(self, *args, **kwargs)
-            return await _acalled(self, guard_of(self), "_arun", functools.partial(base._arun, self), args, kwargs)
+            code = functools.partial(base._arun, self)
+            return await _called(_AWAITS, self, guard_of(self), "_arun", code, args, kwargs)
 
         own["_arun"] = _arun
     return lookalike(base, {**own, **_own_forms(base)})
@@ -165,6 +139,23 @@ async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution
     if engine is None:
         return arrived.refuse()
     return given(*await adrive(engine, arrived.start(guard_of(tool), code)))
+
+
+_BLOCKS: Final = (_call, cleaned)
+_AWAITS: Final = (_acall, acleaned)
+
+
+def _decided_run(base: Any, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
+
+    def run(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: Any = None, **kwargs: Any) -> Any:
+        code = functools.partial(getattr(base, name), self, tool_input, *args, tool_call_id=tool_call_id)
+        if own_invoke and _within_own_invoke(self):
+            return code(config=config, **kwargs)
+        arrived = arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
+        return call(self, arrived, lambda e: code(config=e.config, **e.options(kwargs)))
+
+    return run
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -195,36 +186,29 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 
         @_wraps(raw)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return await _acalled(tool, guard, FUNCTION, raw, args, kwargs)
+            return await _called(_AWAITS, tool, guard, FUNCTION, raw, args, kwargs)
 
     else:
 
         @_wraps(raw)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return _called(tool, guard, FUNCTION, raw, args, kwargs)
+            return _called(_BLOCKS, tool, guard, FUNCTION, raw, args, kwargs)
 
     wrapped.__runtime_authz_of__, wrapped.__runtime_authz_guard__ = raw, guard
     return cast("Callable[..., Any]", wrapped)
 
 
-def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    execution = current_scope.get()
+def _called(
+    forms: tuple[Any, Any], tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Return what a stage of the tool gives, or what can be awaited for it, by the blocking or the awaiting forms."""
+    execution, (call, filtered) = current_scope.get(), forms
     if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
-        return _call(tool, arrived, lambda _: _called(tool, guard, stage, code, args, kwargs))
+        return call(tool, arrived, lambda _: _called(forms, tool, guard, stage, code, args, kwargs))
     if len(execution.stages) > 1:  # what the first of the stages gives is given out
         return code(*args, **kwargs)
-    return cleaned(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
-
-
-async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    execution = current_scope.get()
-    if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
-        arrived = _by_hand(tool, guard, stage, code, args, kwargs)
-        return await _acall(tool, arrived, lambda _: _acalled(tool, guard, stage, code, args, kwargs))
-    if len(execution.stages) > 1:  # what the first of the stages gives is given out
-        return await code(*args, **kwargs)
-    return await acleaned(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
+    return filtered(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
 
 
 def _by_hand(
@@ -247,31 +231,21 @@ def _by_hand(
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
     """Guard the class's own `invoke`. Its own batching and streaming give way to LangChain's, which come down to it."""
 
-    def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        return _call(
-            self,
-            arrival(self, *_sent(input, config), functools.partial(base._parse_input, self)),
-            lambda e: _invoked(e, lambda: base.invoke(self, input, e.config, **kwargs), cleaned),
-        )
+    def decided(name: str, call: Callable[..., Any], filtered: Callable[..., Any]) -> Callable[..., Any]:
+        def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            def code(execution: ToolExecution) -> Any:
+                execution.admits("invoke")
+                own = functools.partial(getattr(base, name), self, input, execution.config, **kwargs)
+                return filtered(own, execution.clean, execution.clean_error)
 
-    async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        return await _acall(
-            self,
-            arrival(self, *_sent(input, config), functools.partial(base._parse_input, self)),
-            lambda e: _invoked(e, lambda: base.ainvoke(self, input, e.config, **kwargs), acleaned),
-        )
+            arrived = arrival(self, *_sent(input, config), functools.partial(base._parse_input, self))
+            return call(self, arrived, code)
 
+        return invoke
+
+    forms = {"invoke": _BLOCKS, "ainvoke": _AWAITS}
     own: dict[str, Any] = {name: getattr(BaseTool, name) for name in _FORMS if _is_own(base, name)}
-    if _is_own(base, "invoke"):
-        own["invoke"] = invoke
-    if _is_own(base, "ainvoke"):
-        own["ainvoke"] = ainvoke
-    return own
-
-
-def _invoked(execution: ToolExecution, code: Callable[[], Any], run: Callable[..., Any]) -> Any:
-    execution.admits("invoke")
-    return run(code, execution.clean, execution.clean_error)
+    return own | {name: decided(name, *each) for name, each in forms.items() if _is_own(base, name)}
 
 
 def acts_by_itself(tool: BaseTool) -> bool:
