@@ -27,24 +27,9 @@ from langchain_core.tools import BaseTool
 from langchain_core.tools.base import _get_runnable_config_param as config_parameter
 from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
 from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
+from langgraph._internal import _constants as keys
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns
-from langgraph._internal._constants import (
-    CONFIG_KEY_CALL,
-    CONFIG_KEY_CHECKPOINT_ID,
-    CONFIG_KEY_CHECKPOINT_NS,
-    CONFIG_KEY_CHECKPOINTER,
-    CONFIG_KEY_RESUME_MAP,
-    CONFIG_KEY_RUNTIME,
-    CONFIG_KEY_SCRATCHPAD,
-    CONFIG_KEY_SEND,
-    CONFIG_KEY_TASK_ID,
-    INTERRUPT,
-    NS_END,
-    NS_SEP,
-    PUSH,
-    RESUME,
-)
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
 from langgraph._internal._runnable import _consume_aiter as ajoin
 from langgraph._internal._scratchpad import PregelScratchpad
@@ -58,14 +43,13 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.types import Command, _interrupt_id
 
-__all__ = ["CONFIG_KEY_CALL", "CONFIG_KEY_RUNTIME", "CONFIG_KEY_SEND", "DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode",
-           "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable"]  # fmt: skip
+__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode", "ajoin",
+           "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
 
 T = TypeVar("T")
 
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000
-INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes that holds questions
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -96,21 +80,16 @@ def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ns(config: Mapping[str, Any]) -> str:
-    return str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    return str(_given(config).get(keys.CONFIG_KEY_CHECKPOINT_NS) or "")
 
 
 def task_id(config: Mapping[str, Any]) -> str:
     """Return the Pregel task that a node runs as, the same on every replay; empty outside one."""
-    return str(_given(config).get(CONFIG_KEY_TASK_ID) or "")
-
-
-def is_handed_down(config: Mapping[str, Any]) -> bool:
-    """Return True if the parent graph asks this one about its state, and lends it the checkpointer."""
-    return CONFIG_KEY_CHECKPOINTER in _given(config)
+    return str(_given(config).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
+    return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 
 
 class Place(NamedTuple):
@@ -124,48 +103,48 @@ class Place(NamedTuple):
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """Return `config` for one graph, and its zero-based index among the task's subgraph calls, which names its place."""
     configurable = _given(config)
-    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return dict(config), 0
     number = scratchpad.subgraph_counter()
     own = dataclasses.replace(scratchpad, subgraph_counter=lambda: number)
-    return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, number
+    return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, number
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
     """Return the place that LangGraph gives a task's call of a graph, by its zero-based number; `None` if it keeps nothing."""
     configurable = _given(config)
     borrowed = lent(config)
-    saver = None if graph.checkpointer is False else borrowed.get(CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
+    saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
     if not isinstance(saver, BaseCheckpointSaver) or configurable.get("thread_id") is None:
         return None
-    namespace = configurable.get(CONFIG_KEY_CHECKPOINT_NS, "") if is_task(config) else ""
+    namespace = _ns(config) if task_id(config) else ""
     if graph.checkpointer is True:
-        namespace = NS_SEP.join(part.split(NS_END)[0] for part in namespace.split(NS_SEP))
-    namespace = namespace_of_graph(namespace, number) if is_task(config) else namespace
-    place = {"thread_id": configurable["thread_id"], CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
+        namespace = keys.NS_SEP.join(part.split(keys.NS_END)[0] for part in namespace.split(keys.NS_SEP))
+    namespace = namespace_of_graph(namespace, number) if task_id(config) else namespace
+    place = {"thread_id": configurable["thread_id"], keys.CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
     return Place(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
 
 
 def graph_at(graph: Any, config: Any) -> Any:
     """Return the graph whose state a place of a root's thread holds: the root, or a graph that is a node of it."""
-    namespace = recast_checkpoint_ns(((config or {}).get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    namespace = recast_checkpoint_ns(_ns(config or {}))
     found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
     return next((child for name, child in found if name == namespace), graph)
 
 
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
     """Return the namespaces of the graphs that a root's task calls: of this task, and of all tasks of the node."""
-    return f"{name}{NS_END}{ident}", name
+    return f"{name}{keys.NS_END}{ident}", name
 
 
 def is_of_task(namespace: str) -> bool:
-    return NS_END in namespace
+    return keys.NS_END in namespace
 
 
 def namespace_of_graph(namespace: str, number: int) -> str:
     """Return the namespace of the graph with this zero-based index among the task's subgraph calls."""
-    return f"{namespace}{NS_SEP}{number}" if number else namespace
+    return f"{namespace}{keys.NS_SEP}{number}" if number else namespace
 
 
 def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
@@ -193,7 +172,7 @@ def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
     """Return `config` for one tool, and the numbers of its `interrupt` calls."""
     configurable = config.get("configurable") or {}
-    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []
     if scratchpad is None:
         return config, asked
@@ -211,7 +190,7 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     # `dataclasses.replace`, without looking at the fields in each call.
     held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
     own = PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
-    return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
+    return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
 
 
 _PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
@@ -220,7 +199,7 @@ _of_pad: Final = operator.attrgetter(*_PAD)
 
 def answer_given(config: Mapping[str, Any]) -> object:
     """Return the resume value of the invocation around a task, plain or by interrupt id; `None` without one."""
-    scratchpad, answers = scratchpad_of(config), _given(config).get(CONFIG_KEY_RESUME_MAP)
+    scratchpad, answers = scratchpad_of(config), _given(config).get(keys.CONFIG_KEY_RESUME_MAP)
     return None if scratchpad is None else answers or scratchpad.get_null_resume(False)
 
 
@@ -230,7 +209,7 @@ def agent_ns(config: Mapping[str, Any]) -> str:
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
     """Return the checkpointer around a task. Without one nobody can be asked."""
-    return _given(config).get(CONFIG_KEY_CHECKPOINTER)
+    return _given(config).get(keys.CONFIG_KEY_CHECKPOINTER)
 
 
 def is_innermost(handler: object) -> bool:
@@ -241,20 +220,15 @@ def is_innermost(handler: object) -> bool:
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
     """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`."""
     if isinstance(callbacks, list):
-        return [_with_stream(handler, clean) for handler in callbacks]
+        return [with_streams(handler, clean) for handler in callbacks]
     if isinstance(callbacks, BaseCallbackManager) and any(isinstance(h, _STREAMING) for h in callbacks.handlers):
         callbacks = callbacks.copy()
         for name in ("handlers", "inheritable_handlers"):
             setattr(callbacks, name, with_streams(getattr(callbacks, name), clean))
+    elif isinstance(callbacks, _STREAMING):
+        stream, callbacks = callbacks.stream, copy.copy(callbacks)
+        callbacks.stream = lambda chunk: stream(clean(chunk))
     return callbacks
-
-
-def _with_stream(handler: Any, clean: Callable[[Any], Any]) -> Any:
-    if not isinstance(handler, _STREAMING):
-        return handler
-    own, stream = copy.copy(handler), handler.stream
-    own.stream = lambda chunk: stream(clean(chunk))
-    return own
 
 
 # A running tool's `emit_output_delta` writes to the second; older versions do not have it.
@@ -262,11 +236,11 @@ _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "Stream
 
 
 def scratchpad_of(config: Mapping[str, Any]) -> Any:
-    return _given(config).get(CONFIG_KEY_SCRATCHPAD)
+    return _given(config).get(keys.CONFIG_KEY_SCRATCHPAD)
 
 
 def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
-    _given(config)[CONFIG_KEY_SEND]([(RESUME, answers)])
+    _given(config)[keys.CONFIG_KEY_SEND]([(keys.RESUME, answers)])
 
 
 def injected_names(tool: BaseTool) -> frozenset[str]:
@@ -290,20 +264,13 @@ def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
     return frozenset[str]().union(set.intersection(*replaced))  # type: ignore[arg-type]
 
 
-class StartingTool(NamedTuple):
-    tool: BaseTool
-    tool_input: Any
-    config: Any
-    call_id: str | None
-
-
-def starting_tool() -> StartingTool | None:
-    """Return the tool that announces its start to the calling `on_tool_start`; it stands in the announcing frame."""
+def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
+    """Return the tool that announces its start to the calling `on_tool_start`, its input, config and call id."""
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None
     local = frame.f_locals
-    return StartingTool(local["self"], local["tool_input"], local["config"], local["tool_call_id"])
+    return local["self"], local["tool_input"], local["config"], local["tool_call_id"]
 
 
 def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
@@ -322,7 +289,7 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
     given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}
     value = given.resume if isinstance(given, Command) else None
     configurable = _given(config)
-    return frame.f_locals["self"], value, configurable.get("thread_id"), configurable.get(CONFIG_KEY_CHECKPOINT_ID)
+    return frame.f_locals["self"], value, configurable.get("thread_id"), configurable.get(keys.CONFIG_KEY_CHECKPOINT_ID)
 
 
 def _announcing() -> FrameType | None:
@@ -368,15 +335,10 @@ def imports_anything(serde: object) -> bool:
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
-def is_task(config: Mapping[str, Any]) -> bool:
-    """Return True if a caller's config is that of a running task: then a graph streams `values`."""
-    return CONFIG_KEY_TASK_ID in _given(config)
-
-
 def is_sent(config: Mapping[str, Any]) -> bool:
     """Return True if a caller's config is that of a task that a `Send` started. LangGraph overwrites the key."""
     path = (config.get("metadata") or {}).get("langgraph_path")
-    return is_task(config) and isinstance(path, tuple) and path[:1] == (PUSH,)
+    return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
 
 
 def node_of_task(config: Mapping[str, Any]) -> str:

@@ -155,7 +155,7 @@ class _Backstop(_Models):
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
             call = unknown(str((serialized or {}).get("name")), None, None, None, {})
             return run.engine, _open(Arrival(call, {}, run=run), None)
-        return _opening(started, run_id) if not is_guarded(started.tool) else None
+        return _opening(*started, run_id) if not is_guarded(started[0]) else None
 
     @_ToolEnd
     def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
@@ -173,9 +173,8 @@ def _opened() -> RunHandle | None:
         return None
 
 
-def _opening(started: private.StartingTool, run_id: UUID) -> Due:
-    config = private.ensure_config(started.config)
-    arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
+def _opening(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, run_id: UUID) -> Due:
+    arrived = arrival_unguarded(tool, tool_input, private.ensure_config(config), call_id)
     if arrived.engine is None:
         arrived.refuse()  # raises
         return None

@@ -290,10 +290,10 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
         return
     message = newest_plan(found.checkpoint["channel_values"])
     for task, channel, asked in found.pending_writes:
-        if channel == private.INTERRUPTS:
+        if channel == private.keys.INTERRUPT:
             for question in asked:
                 yield from note_question(run, message, question, task)
 
 
 def _asks(found: Any) -> bool:
-    return any(channel == private.INTERRUPTS for _, channel, _ in found.pending_writes or ())
+    return any(channel == private.keys.INTERRUPT for _, channel, _ in found.pending_writes or ())

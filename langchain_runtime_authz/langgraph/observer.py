@@ -242,8 +242,8 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
         if running() is not None:
             return  # guarded, or decided by the callback backstop
-        if (started := starting_tool()) is None or not is_guarded(started.tool):
-            self._observe("tool", _name(serialized, kwargs) if started is None else started.tool.name)
+        if (started := starting_tool()) is None or not is_guarded(started[0]):
+            self._observe("tool", _name(serialized, kwargs) if started is None else started[0].name)
 
     def on_chat_model_start(self, serialized: dict[str, Any] | None, messages: Any, **kwargs: Any) -> None:
         if running() is None:

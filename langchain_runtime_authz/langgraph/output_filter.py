@@ -179,14 +179,14 @@ def _enter(clean: Clean) -> None:
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
     """Return `config` with filters around what `get_store`, `get_stream_writer` and `push_message` find there."""
     own = dict(config.get("configurable") or {})
-    if isinstance(runtime := own.get(private.CONFIG_KEY_RUNTIME), Runtime):
-        own[private.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
+    if isinstance(runtime := own.get(private.keys.CONFIG_KEY_RUNTIME), Runtime):
+        own[private.keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
     if callable(
-        send := own.get(private.CONFIG_KEY_SEND)
+        send := own.get(private.keys.CONFIG_KEY_SEND)
     ):  # `push_message` and `push_ui_message` write to the state by it
-        own[private.CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
-    if callable(call := own.get(private.CONFIG_KEY_CALL)):
-        own[private.CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
+        own[private.keys.CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
+    if callable(call := own.get(private.keys.CONFIG_KEY_CALL)):
+        own[private.keys.CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
     heard = {"callbacks": watched_callbacks(config["callbacks"], clean)} if config.get("callbacks") else {}
     return {**config, "configurable": own, **heard}
 

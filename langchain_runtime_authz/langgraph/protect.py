@@ -211,7 +211,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         merged = private.ensure_graph_config(graph.config, config)
         at_call = root_entry.at_call(merged)
         if kwargs.get("stream_mode") is None:  # LangGraph would choose by the caller's config
-            mode = "values" if config is not None and private.is_task(config) else graph.stream_mode
+            mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
         # LangGraph refuses a call without a thread, and would not see that, with a run in the config.
         if at_call.parent is None and graph.checkpointer and not (merged.get("configurable", {}).keys() - {HANDLE_KEY}):
@@ -261,7 +261,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             partial(base.bulk_update_state, self, config, supersteps),
             partial(base.abulk_update_state, self, config, supersteps),
         )
-        if running() is not None or private.is_handed_down(config):
+        if running() is not None or private.checkpointer_of(config):
             return root_entry.update_inside(self, config, write)
         return root_entry.update(self, config, supersteps, write)
 
