@@ -27,6 +27,7 @@ from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, PutOp
 from langgraph.types import StreamWriter
 
+from langchain_runtime_authz._flow import both
 from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
@@ -35,9 +36,16 @@ from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
-from langchain_runtime_authz.langgraph.run_context import FlowContext, running
+from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, OneByOne, ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_execution import (
+    FUNCTION,
+    Conclude,
+    OneByOne,
+    RunCode,
+    ToolExecution,
+    answer,
+)
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -190,25 +198,15 @@ class DeclaredEffect(Together):
         properties |= self._named() if named is not None else {}
         tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
 
-        def call(args: Any, kwargs: Any) -> Together:
+        def flow(*args: Any, **kwargs: Any) -> Flow[Any]:
+            def code(one: Together) -> Flow[Any]:
+                return one.returns((yield (RunCode, run))) if one.runs else one.first_output()
+
+            run = functools.partial(function, *args, **kwargs)
             given = _bound(signature, left_out, args, kwargs) if named is None else dict(named(*args, **kwargs))
-            return Together([arrive(tool, given)])
+            return within(Together([arrive(tool, given)]), code)
 
-        made: Any
-        if _is(inspect.iscoroutinefunction, function):
-
-            @functools.wraps(function)
-            async def made(*args: Any, **kwargs: Any) -> Any:
-                async with call(args, kwargs) as one:
-                    return one.returns(await function(*args, **kwargs)) if one.runs else one.first_output()
-
-        else:
-
-            @functools.wraps(function)
-            def made(*args: Any, **kwargs: Any) -> Any:
-                with call(args, kwargs) as one:
-                    return one.returns(function(*args, **kwargs)) if one.runs else one.first_output()
-
+        made: Any = functools.wraps(function)(both(flow)[_is(inspect.iscoroutinefunction, function)])
         made.__runtime_authz_effect__ = tool
         return made  # type: ignore[no-any-return]  # of the function's own signature
 
@@ -306,39 +304,28 @@ def gate_store(store: object, profiles: Profiles) -> None:
 
 @private.kept
 def _gated_class(base: Any) -> Any:
-    @functools.wraps(base.batch)
-    def batch(self: Any, ops: Iterable[Any]) -> list[Any]:
-        with _Writes(self, list(ops)) as left:
-            results: list[Any] = left.all(base.batch(self, left.ops))
-        return results
-
-    @functools.wraps(base.abatch)
-    async def abatch(self: Any, ops: Iterable[Any]) -> list[Any]:
-        async with _Writes(self, list(ops)) as left:
-            results: list[Any] = left.all(await base.abatch(self, left.ops))
-        return results
-
     def write(name: str) -> Any:
         own = getattr(base, name)
         signature = inspect.signature(own)
 
-        def writes(*given: Any, **kwargs: Any) -> _Writes:
+        def batch(store: Any, ops: Iterable[Any]) -> Flow[list[Any]]:
+            def code(left: _Writes) -> Flow[list[Any]]:
+                return left.all((yield (RunCode, own, store, left.ops)))
+
+            return within(_Writes(store, list(ops)), code)
+
+        def put(*given: Any, **kwargs: Any) -> Flow[Any]:
+            def code(left: _Writes) -> Flow[Any]:
+                return (yield (RunCode, run)) if left.ops else None
+
+            run = functools.partial(own, *given, **kwargs)
             store, namespace, key, *more = signature.bind(*given, **kwargs).arguments.values()
-            return _Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)])
+            return within(_Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)]), code)
 
-        @functools.wraps(own)
-        def put(*given: Any, **kwargs: Any) -> Any:
-            with writes(*given, **kwargs) as left:
-                return own(*given, **kwargs) if left.ops else None
+        blocking, awaiting = both(batch) if name.endswith("batch") else both(put)
+        return functools.wraps(own)(awaiting if name.startswith("a") else blocking)
 
-        @functools.wraps(own)
-        async def aput(*given: Any, **kwargs: Any) -> Any:
-            async with writes(*given, **kwargs) as left:
-                return await own(*given, **kwargs) if left.ops else None
-
-        return aput if name.startswith("a") else put
-
-    own = {name: write(name) for name in ("put", "aput", "delete", "adelete")} | {"batch": batch, "abatch": abatch}
+    own = {name: write(name) for form in ("put", "delete", "batch") for name in (form, f"a{form}")}
     return private.lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
 
 

@@ -161,7 +161,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):
-                return (yield Perform(self._gate.call, self._gate.acall, run, request, handler))
+                return (yield Perform(drive, adrive, run.engine, self._gate.call(run, request, handler)))
         except GraphInterrupt:
             run.pause()
             raise

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from operator import attrgetter
 from types import FrameType
@@ -29,7 +29,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.credentials import RefusedMints
-from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, both, drive, new_id
+from langchain_runtime_authz.pep.engine import Engine, Flow, Perform, Run, adrive, both, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
 
@@ -109,6 +109,18 @@ class FlowContext(Generic[T]):
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         if (over := self._over(exc, cut=kind is GeneratorExit)) is not None:
             await adrive(self.engine, over)
+
+
+def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
+    """Run a flow inside a context that has blocking and awaiting forms, and swallows nothing."""
+    leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
+    try:
+        result = yield from code(entered)
+    except BaseException as exc:
+        yield Perform(*leave, type(exc), exc, exc.__traceback__)
+        raise
+    yield Perform(*leave, None, None, None)
+    return result
 
 
 class run_scope(CodeScope):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -26,7 +26,8 @@ from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph import interrupts, messages
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, OneByOne, Pending, hand_on
+from langchain_runtime_authz.langgraph.run_context import within
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, OneByOne, Pending, RunCode, hand_on
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -286,27 +287,19 @@ class ToolCallPEP:
         self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
         self._lock = forkable_lock()
 
-    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Any:
+    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         message = self._message(request, handler)
-        waiting = drive(run.engine, message.decide(run))
-        try:
-            with Turn(Turns(message.config, message.calls, waiting), message.calls[0]) as one:
-                if (answer := answer_of(one, message.calls[0], message.config)) is not None:
-                    return answer
-                return noted(one, handler(_request(one, request)))
-        finally:
-            drive(run.engine, give_back(waiting))
+        call, waiting = message.calls[0], (yield from message.decide(run))
 
-    async def acall(self, run: Run, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        message = self._message(request, handler)
-        waiting = await adrive(run.engine, message.decide(run))
+        def code(one: Pending | None) -> Flow[Any]:
+            if (answer := answer_of(one, call, message.config)) is not None:
+                return answer
+            return noted(one, (yield (RunCode, handler, _request(one, request))))
+
         try:
-            async with Turn(Turns(message.config, message.calls, waiting), message.calls[0]) as one:
-                if (answer := answer_of(one, message.calls[0], message.config)) is not None:
-                    return answer
-                return noted(one, await handler(_request(one, request)))
+            return (yield from within(Turn(Turns(message.config, message.calls, waiting), call), code))
         finally:
-            await adrive(run.engine, give_back(waiting))
+            yield from give_back(waiting)
 
     def _message(self, request: Any, handler: object) -> MessageCalls:
         runtime, call = request.runtime, request.tool_call
