@@ -154,39 +154,29 @@ def _writer(writer: Any, clean: Clean) -> Any:
 
 
 def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
-    if private.is_async_callable(function):
+    awaits = private.is_async_callable(function)
+    filtered = acleaned if awaits else cleaned
 
-        @functools.wraps(function)
-        async def acalled(*args: Any, **kwargs: Any) -> Any:
-            _enter(clean)
-            return await acleaned(functools.partial(function, *args, **watched_args(kwargs, clean)), clean, clean)
-
-        return acalled
-
-    @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        _enter(clean)
-        return cleaned(functools.partial(function, *args, **watched_args(kwargs, clean)), clean, clean)
+        if (config := var_child_runnable_config.get()) is not None:
+            var_child_runnable_config.set(watched_config(dict(config), clean))  # type: ignore[arg-type]
+        return filtered(functools.partial(function, *args, **watched_args(kwargs, clean)), clean, clean)
 
-    return called
+    async def acalled(*args: Any, **kwargs: Any) -> Any:
+        return await called(*args, **kwargs)
 
-
-def _enter(clean: Clean) -> None:
-    if (config := var_child_runnable_config.get()) is not None:
-        var_child_runnable_config.set(watched_config(dict(config), clean))  # type: ignore[arg-type]
+    return functools.wraps(function)(acalled if awaits else called)
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
     """Return `config` with filters around what `get_store`, `get_stream_writer` and `push_message` find there."""
-    own = dict(config.get("configurable") or {})
-    if isinstance(runtime := own.get(private.keys.CONFIG_KEY_RUNTIME), Runtime):
-        own[private.keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
-    if callable(
-        send := own.get(private.keys.CONFIG_KEY_SEND)
-    ):  # `push_message` and `push_ui_message` write to the state by it
-        own[private.keys.CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
-    if callable(call := own.get(private.keys.CONFIG_KEY_CALL)):
-        own[private.keys.CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
+    own, keys = dict(config.get("configurable") or {}), private.keys
+    if isinstance(runtime := own.get(keys.CONFIG_KEY_RUNTIME), Runtime):
+        own[keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
+    if callable(send := own.get(keys.CONFIG_KEY_SEND)):  # `push_message` writes to the state by it
+        own[keys.CONFIG_KEY_SEND] = lambda writes: send(_apart(writes, clean))
+    if callable(call := own.get(keys.CONFIG_KEY_CALL)):
+        own[keys.CONFIG_KEY_CALL] = lambda task, *args, **options: call(_task(task, clean), *args, **options)
     heard = {"callbacks": watched_callbacks(config["callbacks"], clean)} if config.get("callbacks") else {}
     return {**config, "configurable": own, **heard}
 

@@ -306,10 +306,8 @@ class _Remote(ChildEntry):
 
     def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], client: Any) -> None:
         super().__init__(root_entry, parent, name, config, None)
-        self.profile, self.http = (
-            self.engine.child_profile(name),
-            getattr(getattr(client, "http", None), "client", None),
-        )
+        self.profile = self.engine.child_profile(name)
+        self.http = getattr(getattr(client, "http", None), "client", None)
         place = self.profile.url if self.profile is not None else None
         # INVARIANT: the credential is for the place that the profile names, whatever the client's address is.
         # Without a client nothing is sent: the graph itself says which one it lacks.

@@ -148,7 +148,7 @@ class RootEntry:
 class Entering(run_context.FlowContext[T]):
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
         self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
-        self.name, self.config, self.graph = name, config, graph
+        self.name, self.config, self.graph, self.saver = name, config, graph, checkpoints.saver_of(graph)
         self.run: Run | None = None
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
@@ -179,7 +179,7 @@ class _Root(Entering[tuple[Any, Any]]):
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         thread = (config.get("configurable") or {}).get("thread_id")
-        saver, update = checkpoints.saver_of(graph), written(self.input)
+        saver, update = self.saver, written(self.input)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
         texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
@@ -237,17 +237,17 @@ class _Root(Entering[tuple[Any, Any]]):
         return texts, standing
 
     def _told(self, entry: Entry) -> Flow[Any]:
-        given = self.input
-        known = checkpoints.saver_of(self.graph) is not None and checkpoints.thread_config(self.config) is not None
-        if known and isinstance(given, Command) and given.resume is not None:
+        given, state, place = self.input, None, checkpoints.thread_config(self.config)
+        resumes = isinstance(given, Command) and given.resume is not None
+        if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
             state = yield checkpoints.read_state(self.graph, self.config)
+        if state is not None and resumes:
             # A root config may name a child's checkpoint, as `get_state(subgraphs=True)` gives it.
             below = bool(self.config["configurable"].get("checkpoint_ns"))
             given = yield from inputs.resumed(entry, given, state, below=below)
-        elif given is None and checkpoints.saver_of(self.graph) is not None:
-            given = inputs.answered_elsewhere(entry, (yield checkpoints.read_state(self.graph, self.config)))
+        elif state is not None and given is None:
+            given = inputs.answered_elsewhere(entry, state)
         if entry.pending:
-            state = (yield checkpoints.read_state(self.graph, self.config)) if known else None
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = inputs.delivered(entry, given, state.values if state is not None else None, asked)
         return given
@@ -255,8 +255,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
         busy = bool(run.children)  # a child that `gather` left behind goes on writing what waits
-        saver, place = checkpoints.saver_of(self.graph), checkpoints.thread_config(self.config)
-        watch = self.root_entry.watch
+        saver, place, watch = self.saver, checkpoints.thread_config(self.config), self.root_entry.watch
         if saver is not None and place is not None:
             try:
                 waiting = None

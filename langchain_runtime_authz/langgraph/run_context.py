@@ -170,20 +170,12 @@ def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
     return handle if type(handle) is Handle else None
 
 
-def without_handle(chunk: Any, depth: int = 6) -> Any:
+def without_handle(chunk: Any, depth: int = 7) -> Any:
     """Remove the run handles from a stream chunk: `debug` and `checkpoints` events carry configs."""
-    if depth == 0:
-        return chunk
-    if type(chunk) is dict:
-        configurable = chunk.get("configurable")
-        if type(configurable) is dict and HANDLE_KEY in configurable:
-            kept = {k: v for k, v in configurable.items() if k != HANDLE_KEY}
-            return {**chunk, "configurable": kept}
-        clean = {k: without_handle(v, depth - 1) for k, v in chunk.items()}
-        return clean if any(clean[k] is not v for k, v in chunk.items()) else chunk
-    if type(chunk) in (tuple, list):
-        items = [without_handle(v, depth - 1) for v in chunk]
-        return type(chunk)(items) if any(a is not b for a, b in zip(items, chunk, strict=True)) else chunk
+    if depth and type(chunk) is dict:
+        return {k: without_handle(v, depth - 1) for k, v in chunk.items() if k != HANDLE_KEY}
+    if depth and type(chunk) in (tuple, list):
+        return type(chunk)(without_handle(v, depth - 1) for v in chunk)
     return chunk
 
 
