@@ -33,19 +33,13 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph import _private as private
+from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
-from langchain_runtime_authz.langgraph.tool_execution import (
-    FUNCTION,
-    Conclude,
-    OneByOne,
-    RunCode,
-    ToolExecution,
-    answer,
-)
+from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -159,7 +153,7 @@ class Together(FlowContext[Any]):
         try:
             for one in reversed(under_way):
                 if (over := one.end(failed, self.output)) is not None:
-                    yield (Conclude, over)
+                    yield (tool_execution.Conclude, over)
         finally:
             if under_way and (node := self._arrivals[0].node) is not None:
                 node.running -= 1
@@ -239,7 +233,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if first.node is None:
         waiting = yield from decide_together(run, calls, first.config)
     else:
-        waiting = yield (OneByOne, first.node.locks, first.node.decide_all(run, calls, first.config))
+        waiting = yield (tool_execution.OneByOne, first.node.locks, first.node.decide_all(run, calls, first.config))
     for one, pending in zip(arrivals, waiting, strict=True):
         run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict
@@ -247,7 +241,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if denied is not None:
         for pending in waiting:
             yield from pending.give_back()
-        answer(denied, None)  # raises
+        tool_execution.answer(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
     for one in arrivals:
         tool: Any = one.call.tool_ref
@@ -256,7 +250,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
             begun.append(one.verdict)
         elif one.verdict is not None and (execution := one.execution(guard_of(tool), one.verdict)) is not None:
             execution.begin()
-            execution.admits(FUNCTION)
+            execution.admits(tool_execution.FUNCTION)
             begun.append(execution)
     if first.node is not None and any(isinstance(one, ToolExecution) for one in begun):
         first.node.running += 1

@@ -28,21 +28,11 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.langgraph import _private as private
-from langchain_runtime_authz.langgraph import inputs
+from langchain_runtime_authz.langgraph import inputs, tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
-from langchain_runtime_authz.langgraph.tool_execution import (
-    PAUSE,
-    OneByOne,
-    Outcome,
-    Pending,
-    ToolExecution,
-    answer,
-    denied,
-    kept_question,
-    returns_text,
-)
+from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -80,7 +70,7 @@ class Arrival:
             try:
                 self.run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # nothing may start here
-                return denied(self.call, exc)
+                return tool_execution.denied(self.call, exc)
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
@@ -88,9 +78,10 @@ class Arrival:
             # Before this one is claimed, which may say the same and only be another tool's.
             yield from self.front.give_back()
         if self.node is None or self.describe is None or self.facts is None:
-            (resolved,) = yield from kept_question(decide_together(run, [self._counted(call)], self.config))
+            deciding = decide_together(run, [self._counted(call)], self.config)
+            (resolved,) = yield from tool_execution.kept_question(deciding)
         else:
-            resolved, self.place = yield (OneByOne, self.node.locks, self.node.decide(run, self))
+            resolved, self.place = yield (tool_execution.OneByOne, self.node.locks, self.node.decide(run, self))
         run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
         verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that a call could be left to
         if isinstance(verdict, Replay):
@@ -127,12 +118,12 @@ class Arrival:
         place = front.place if type(front) is Pending else None
         return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place)
 
-    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
             return execution.flow(code)
         return self._flow(guard, code)
 
-    def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+    def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         if self.node is not None:
             self.node.running += 1
         try:
@@ -198,7 +189,7 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
         call, run = described(facts, tool_input), one.run
         found = Arrival(call, config, run=run, call_id=call_id, engine=run.engine, given=tool_input)
     found.front, found.parser = mine, parser
-    found.text = partial(returns_text, tool)
+    found.text = partial(tool_execution.returns_text, tool)
     return found
 
 
@@ -364,7 +355,7 @@ class NodeCalls:
     async def finish(self) -> None:
         """Wait for the tools that still run: what they come to is recorded."""
         while self.running > 0:  # noqa: ASYNC110  (threads end calls too)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(tool_execution.PAUSE)
 
     @property
     def asks(self) -> bool:
