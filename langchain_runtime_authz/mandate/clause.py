@@ -17,7 +17,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Scalar, Span, Step, Text
 from langchain_runtime_authz.mandate.phrases import Phrase
-from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary, listed
+from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary
 
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
 _CALLED: Final = frozenset({"name", "word", "run", "common"})
@@ -39,7 +39,7 @@ _NAMEABLE: Final = frozenset({"principal", "object", "name", "channel"})
 _KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
 _NAMED: Final = {
     **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in (*_NAMEABLE, "place")},
-    "value": frozenset().union(*_KINDS.values(), {"version", "secret"}),
+    "value": frozenset().union(*_KINDS.values(), {"version"}),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
 
@@ -126,21 +126,21 @@ class Tool(Vocabulary):
         return [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
 
     def _spoken(self, phrase: Phrase) -> bool:
-        if phrase.marker in {"open", "purpose"}:
+        if phrase.marker == "open":
             return True
         if not self.texts or phrase.kind != "quote" or len(phrase.values) > 1 or self._named(phrase):
             return False
-        return phrase.marker in {"dictation", "", "with"} and self.core.issuperset(phrase.nouns)
+        return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
 
     def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool, loose: bool) -> bool:
         """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
         named, texts = self._named(phrase), {v.text for v in phrase.values}
-        if marker in {"flag", "choice"}:
-            return texts <= {*(argument.choices if marker == "choice" else [argument.name])}
+        if marker == "choice":
+            return texts <= {*argument.choices}
         if marker == "counted":
             return kind == "object" and not role and self.counts
-        if marker in {"open", "purpose"}:
+        if marker == "open":
             return False
         if "slot" in (marker, role):
             return role == "slot" and (marker == "slot" or argument in named)
@@ -195,13 +195,10 @@ class Tool(Vocabulary):
             return described and argument.required and (argument.name not in pending or kind == "principal")
         if kind == "channel" and not marker and phrase.kind != "hash":
             return False
-        if kind in {"object", "name"} and phrase.attached and marker == data["setting"][0]:
-            return True
         if role == "container" and kind == "object":
             # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
             return place in self._places(role) if marker and described else place in self._places(kind) and self.alone
-        filed = role == "file" and kind in {"object", "name"} and self.texts and phrase.kind in {"id", "quote"}
-        return place in self._places(role, kind) or bool(filed and marker in self._places("container"))
+        return place in self._places(role, kind)
 
     def _somebody_here(self, argument: Argued, phrase: Phrase) -> bool:
         """Return True if a value may be this person: a carrier or an owner is another, a plain word rarely one."""
@@ -226,22 +223,13 @@ class Tool(Vocabulary):
         keys = (f"{key}{effect}" for key in (" ".join(names), *names) for effect in (f" {self.effect}", ""))
         return next(places[key].split() for key in keys if key in places)
 
-    def step(self, bound: Mapping[str, Phrase], order: str, digest: str) -> Step:
+    def step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
         """Return the step: values with their spans, and the dictated words for texts."""
         args: dict[str, Argument] = {}
-        spoken = [bound[""]] if "" in bound else [bound[a.name] for a in self.texts if a.name in bound]
-        said = tuple(phrase.values[0].text for phrase in spoken)
-        headings = set(self.language.data["arguments"]["heading"])
-        needed = listed(self.schema.get("required")) or ()
         for argument in self.arguments:
-            phrase = bound.get(argument.name)
-            if argument.kind == "text":
-                if phrase is not None:
-                    args[argument.name] = Text(quote=(phrase.values[0].text,))
-                elif "" in bound or (said and not headings.isdisjoint(argument.words)):
-                    args[argument.name] = Text(quote=said)
-                elif self.effect == "pay" and argument.name in needed:
-                    args[argument.name] = Text(quote=(order,))
+            phrase = bound.get(argument.name, bound.get("") if argument.kind == "text" else None)
+            if phrase is not None and argument.kind == "text":
+                args[argument.name] = Text(quote=(phrase.values[0].text,))
             elif phrase is not None:
                 args[argument.name] = self._const(argument, phrase, digest)
         return Step(id="?", tool=self.name, args=args)
@@ -256,9 +244,7 @@ class Tool(Vocabulary):
         for token in phrase.values:
             number = re.search(NUMBER, token.text) if token.kind in {"money", "number"} else None
             read = read_number(number[0]) if number else None
-            if argument.types == {"boolean"}:
-                values.append(True)
-            elif number is None or read is None:
+            if number is None or read is None:
                 values.append(token.text)
             else:
                 values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Final
 
 from langchain_runtime_authz.mandate.languages import Token, singular
 from langchain_runtime_authz.mandate.vocabulary import Vocabulary
 
 MAX_PHRASES: Final = 8  # of one clause
-MAX_PURPOSE: Final = 6  # words behind "for", or of a subject
-LABEL: Final = ";"  # parts a sentence from another that only says what an argument is
+MAX_COUNTED: Final = 6  # words of what a number counts
 _NAMES: Final = 4  # words of one name
 _PLAIN: Final = frozenset({"word", "name", "number", "id", "version"})
 _SORTS: Final = {"email": "name", "handle": "name", "quote": "id"}  # kinds that one list may mix
@@ -31,7 +29,6 @@ class Phrase:
     nouns: tuple[str, ...]
     values: tuple[Token, ...]
     first: bool = False
-    attached: bool = False  # to a noun without a value: "access to plan.md"
 
     @property
     def kind(self) -> str:
@@ -49,7 +46,6 @@ class Reader:
         self,
         tool: Vocabulary,
         nouns: Collection[str],
-        verb: str,
         tokens: Sequence[Token],
         text: str,
         *,
@@ -57,71 +53,36 @@ class Reader:
         part: bool,
     ) -> None:
         self.strange = {n for n in nouns if n not in tool.words}  # "to my notebook Home" names nobody
-        self.promotes = verb in tool.language.data["promoting"]
-        self.tells = tool.effect == "send" and bool(tool.texts) and verb in tool.language.data["tellings"]
         self.tool, self.language, self.data, self.text = tool, tool.language, tool.language.data, text
         self.lists, self.part, self.at = lists, part, 0
         self.found: list[Phrase] = []
         self.tokens = [*tokens, Token("end", "", 0, 0)]
-        if tool.counts:
-            numbers = {n: f"{i}" for i, n in enumerate(self.data["numerals"], 1)} | dict.fromkeys(
-                self.data["indefinite"], "1"
-            )
-            self.tokens = [
-                t._replace(kind="number", text=numbers[t.lower]) if t.lower in numbers else t for t in self.tokens
-            ]
 
     def read(self) -> list[Phrase]:
         """Return the phrases, or none if a word is left over."""
-        if self.tool.command and not (self.lists or self.part) and (command := self._command()):
-            return [command]
-        while (token := self.tokens[self.at]).kind != "end":
-            if len(self.found) > MAX_PHRASES:
-                return []
+        while self.tokens[self.at].kind != "end":
             said = self._match("dictation")
-            if said or (said := self._match("topics")):
-                if not self._spoken(said):
-                    return []
-            elif own := (token.text == LABEL or self._match("own")):
-                self.at += own  # "for me"
-            elif owner := self._owner():  # "bob's password" is the password of bob
-                self.found.append(Phrase("of", (), (owner,)))
-                if singular(self.tokens[self.at].lower) not in self.tool.words:
-                    return []
-            elif not (self._adverb() or (not self.found and self._slot()) or self._next()):
-                rest = self.tokens[self.at : -1]
-                told = self.tells and any(p.values for p in self.found) and self._stated(rest)
-                return self._open(rest) if told else []
+            taken = self._spoken(said) if said else self._particle() or self._slot() or self._next()
+            if not taken or len(self.found) > MAX_PHRASES:
+                return []
         return self.found
 
     def _spoken(self, by: int) -> bool:
-        """Read dictated words, or what a text is about: quoted, or to the end of the clause."""
-        before, rest = self.tokens[self.at + by - 1], self.tokens[self.at + by : -1]
+        """Read dictated words: quoted, or to the end of the clause without an aside or a time of the order."""
+        colon, rest = self.tokens[self.at + by - 1].kind == "colon", self.tokens[self.at + by : -1]
         if rest and rest[0].kind == "quote":
             self.at += by + 1
             self.found.append(Phrase("dictation", (), (rest[0],)))
             return True
-        about = self._match("topics") > 0
-        if about and rest and rest[0].kind in {"money", "number"}:
-            return False  # "about 45 EUR" is a guess
-        dictates = self.tool.effect in {"send", "write"} and self.tool.texts
-        return bool(dictates and self._dictated(rest, None if about else before) and self._open(rest))
-
-    def _open(self, rest: Sequence[Token]) -> list[Phrase]:
-        """Take the rest as dictated, without quotes."""
+        aside = {"sep", "colon"} if not colon else set()
+        if any((t.kind in aside and t.text != "&") or not re.search(r"\w|,", t.text[:2]) for t in rest):
+            return False
+        timed = not colon and any(t.kind == "date" or t.lower in self.data["times"] for t in rest[-2:])
+        if not rest or timed or self.tool.effect not in {"send", "write"} or not self.tool.texts:
+            return False
         self.at = len(self.tokens) - 1
         self.found.append(Phrase("open", (), (self._quote(rest),)))
-        return self.found
-
-    def _owner(self) -> Token | None:
-        """Read whose it is: "Ana Smith's"."""
-        taken = list(takewhile(lambda t: t.kind == "name" and self.language.value(t), self.tokens[self.at :]))
-        last = self.tokens[self.at + len(taken)]
-        if last.kind != "owner" or len(taken) >= _NAMES:
-            return None
-        self.at += len(taken) + 1
-        said = " ".join(t.text for t in (*taken, last))
-        return Token("name" if taken else self.language.kind(said), said, (*taken, last)[0].start, last.end)
+        return True
 
     def _match(self, phrases: str, ahead: int = 0) -> int:
         return self.language.match(phrases, self.tokens, self.at + ahead)
@@ -133,26 +94,15 @@ class Reader:
         return Token(kind, self._said(tokens), tokens[0].start, tokens[-1].end)
 
     def _next(self) -> bool:
-        """Read the next phrase, or the purpose of a payment."""
+        """Read the next phrase."""
         begin, chosen = self.at, list[Phrase]()
         joined = self._match("separators") if self.lists and self.found else 0
         self.at += joined
         phrase = self._phrase(chosen)
-        comma = self.tokens[begin].text == "," and joined == 1
-        if joined and (
-            phrase is None
-            or not (
-                self.tool.labels & {*phrase.nouns}
-                or (comma and (phrase.marker or (phrase.values and phrase.kind in {"money", "date"})))
-            )
-        ):
-            self.at = begin
-            return False
         telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
-        if self.tool.purposed and not telling and self.tokens[begin].lower in self.data["purpose"]:
-            self.at = begin + 1
-            phrase = self._purpose()
-        if phrase is None and not chosen:
+        purpose = self.tool.purposed and not telling and self.tokens[begin].lower in self.data["purpose"]
+        stray = joined and (phrase is None or self.tool.labels.isdisjoint(phrase.nouns))
+        if stray or purpose or (phrase is None and not chosen):
             self.at = begin
             return False
         self.found += chosen
@@ -162,56 +112,18 @@ class Reader:
         if before and phrase.marker in self.data["naming"]:  # "the service called X"
             self.found[-1] = replace(phrase, nouns=before.nouns + phrase.nouns)
         else:
-            self.found.append(replace(phrase, attached=before is not None))
+            self.found.append(phrase)
         if phrase.values and phrase.kind == "number" and not self._unit():
             self._counted()
         return True
 
-    def _command(self) -> Phrase | None:
-        """Read a command without quotes: "git pull". All of it is plain words, to the end of the clause."""
-        words, language = self.tool.words, self.language
-        lead = list(takewhile(lambda t: t.lower in language.determiners or singular(t.lower) in words, self.tokens))
-        rest = self.tokens[len(lead) : -1]
-        plain = all(t.kind in _PLAIN - {"name"} and t.lower not in language.closed for t in rest)
-        if not rest or not plain or rest[0].kind not in {"word", "id"} or rest[0].lower in language.framed:
-            return None
-        nouns = tuple(n for t in lead if (n := singular(t.lower)) in words)
-        if not nouns and len(rest) == 1 and rest[0].kind == "word":  # "run late"
-            return None
-        return Phrase("", nouns, (self._quote(rest),), first=True)
-
-    def _stated(self, tokens: Sequence[Token]) -> bool:
-        """Return True for a clause of its own, which is dictated: "the cake is here"."""
-        first = tokens[0].lower.partition("'")[0]
-        if first not in self.data["subjects"] and first not in self.language.determiners:
-            return False
-        said = any(t.lower in self.data["auxiliaries"] or "'" in t.lower for t in tokens)
-        said = said or (first in self.data["subjects"] and len(tokens) > 1)
-        return said and self._dictated(tokens, None)
-
-    def _dictated(self, tokens: Sequence[Token], by: Token | None) -> bool:
-        """Return True if unquoted words are dictated to their end: no aside, and no time that may be the order's."""
-        colon, whole = by is not None and by.kind == "colon", by is not None and by.lower == self.data["whole"]
-        aside = {"sep", "colon"} if not colon else set()
-        if any((t.kind in aside and t.text != "&") or not re.search(r"\w|,", t.text[:2]) for t in tokens):
-            return False
-        return bool(tokens) and (
-            whole or colon or not any(t.kind == "date" or t.lower in self.data["times"] for t in tokens[-2:])
-        )
-
-    def _adverb(self) -> bool:
-        """Read "every month" or "with all its contents", and the particle of "turn the light off"."""
+    def _particle(self) -> bool:
+        """Read the particle of "turn the light off"."""
         token, aside = self.tokens[self.at], self.at in {0, len(self.tokens) - 2}
         if aside and token.lower in self.tool.particles:
             self.found.append(Phrase("choice", (), (token._replace(text=self.tool.offers[token.lower]),)))
             self.at += 1
             return True
-        for marker, value, phrases in self.tool.adverbs:
-            if taken := self.language.match(phrases, self.tokens, self.at):
-                start, end = self.tokens[self.at].start, self.tokens[self.at + taken - 1].end
-                self.found.append(Phrase(marker, (), (Token("word", value, start, end),)))
-                self.at += taken
-                return True
         return False
 
     def _slot(self) -> bool:
@@ -220,7 +132,7 @@ class Reader:
         token, behind = self.tokens[at], self.tokens[at + 1 : at + 2]
         links = {*self.data["parting"], self.data["setting"][0]}
         known = token.kind != "word" or not self.language.value(token) or singular(token.lower) in self.tool.words
-        if known or not self.tool.slot or not behind or behind[0].lower not in links:
+        if self.found or known or not self.tool.slot or not behind or behind[0].lower not in links:
             return False
         self.found.append(Phrase("slot", (), (token,)))
         self.at = at + 1
@@ -230,21 +142,17 @@ class Reader:
         """Read the nouns of a phrase, and the choices of the schema that stand among them."""
         tool, language = self.tool, self.language
         while (token := self.tokens[self.at]).kind in {"word", "name"}:
-            word, behind = singular(token.lower), singular(self.tokens[self.at + 1].lower)
+            word = singular(token.lower)
             named = token.text[:1].isupper() and not token.text.isupper()  # "Public" in "the page Public Home"
             choice = next((tool.choices[w] for w in (token.lower, word) if w in tool.choices and not named), None)
             if choice and token.lower not in language.phrases["polite"]:
                 chosen.append(Phrase("choice", (), (token._replace(text=choice),)))
             elif token.kind == "name" and not (token.text.isupper() and word in tool.words):
                 return  # "SQL" is a noun here, "Bob" is not
-            elif chosen and chosen[-1].values[0].start == self.tokens[self.at - 1].start and word in tool.labels:
-                pass  # "high priority"
-            elif word in tool.words:
-                nouns.append(word)
-            elif nouns and word in self.data["numbering"]:
-                pass  # "order number 12"
-            elif token.lower not in language.adjectives or behind not in tool.words:
+            elif word not in tool.words:
                 return
+            else:
+                nouns.append(word)
             self.at += 1
 
     def _phrase(self, chosen: list[Phrase]) -> Phrase | None:
@@ -260,25 +168,13 @@ class Reader:
             self.at += 1
         determined = determiner in language.determiners
         self._nouns(nouns, chosen)
-        apposed = determined and len(nouns) == named and data["person"] in tool.words
-        apposed = apposed and singular(self.tokens[self.at].lower) not in self.strange
-        if apposed and language.common(self.tokens[self.at]) and self.tokens[self.at + 1].kind == "name":
-            nouns.append(data["person"])  # "the plumber Arne Holm"
-            self.at += 1
         labelled, behind = len(nouns) > named, self.at
         if labelled or determined:
             said = self._match("dictation")
             colon = self.tokens[self.at].kind == "colon" and not (nouns and tool.labels.isdisjoint(nouns))
             colon = colon or self.tokens[self.at + said].kind == "quote"
-            self.at += self._match("copulas") or said * colon
-        if (
-            labelled
-            and tool.headings >= tool.labels.intersection(nouns) != set()
-            and (taken := self._run(data["parting"]))
-        ):
-            values = [self._quote(taken)]
-        else:
-            values = self._values(marker, begin, labelled=labelled, determiner=determiner)
+            self.at += said * colon
+        values = self._values(marker, labelled=labelled, determiner=determiner)
         if values and values[0].kind == "run" and (last := singular(values[0].lower.rpartition(" ")[2])) in tool.things:
             nouns.append(last)  # "the garage door"
         trailing = singular(self.tokens[self.at].lower)
@@ -295,9 +191,7 @@ class Reader:
             chosen.clear()  # "the open ticket T-4" tells which one, and sets nothing
             return None
         if values and not nouns and begin and first.lower in data["indefinite"]:
-            if not self.promotes:
-                return None
-            marker = data["setting"][1]  # "make her an admin" is "as admin"
+            return None
         if not values:
             self.at = behind
             dictates = labelled and self._match("dictation")
@@ -305,10 +199,9 @@ class Reader:
                 return None
         return Phrase(marker, tuple(nouns), tuple(values), begin == 0)
 
-    def _values(self, marker: str, begin: int, *, labelled: bool, determiner: str) -> list[Token]:
+    def _values(self, marker: str, *, labelled: bool, determiner: str) -> list[Token]:
         values: list[Token] = []
-        moved = self.tool.effect == "write" and len(self.tokens) == self.at + 2  # "to archive"; but not "to pay Bob"
-        told = labelled or (bool(marker) and (moved or marker not in self.data["setting"]))
+        told = labelled or (bool(marker) and marker not in self.data["setting"])
         determined, paid = determiner in self.language.determiners, any(t.kind == "money" for t in self.tokens)
         singly = labelled and singular(self.tokens[self.at - 1].lower) == self.tokens[self.at - 1].lower
         while True:
@@ -329,8 +222,7 @@ class Reader:
                 )
                 trails = singular(self.tokens[after].lower) in self.tool.things  # "the checkout service"
                 alone = self.at == 0 and (paid or not (self.part or self.tool.effect == "pay"))  # "pay bob 45 eur"
-                her = begin and not marker and determiner in self.data["indefinite"]  # "make her an admin"
-                named = labelled or alone or her or (trails if determined else marker)
+                named = labelled or alone or (trails if determined else marker)
                 if noun or not (named or (marker and determined)):
                     return values
                 token = token if named else token._replace(kind="common")  # "at the office" is a place, and nobody
@@ -392,28 +284,16 @@ class Reader:
         """Read what a number counts: "3 toner cartridges", "two packs of pens"."""
         if self.found[-1].marker or self.found[-1].nouns:
             return
-        taken = self._run(self.data["parting"][:1])
-        if taken and all(t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken):
+        inner, begin = self.data["parting"][0], self.at
+        while (token := self.tokens[self.at]).kind in _PLAIN and (
+            self.language.value(token) or (token.lower == inner and self.at > begin)
+        ):
+            self.at += 1
+        taken = self.tokens[begin : self.at]
+        fine = 0 < len(taken) <= MAX_COUNTED and all(
+            t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken
+        )
+        if fine:
             self.found.append(Phrase("counted", (), (self._quote(taken, "counted"),)))
         else:
-            self.at -= len(taken)
-
-    def _run(self, inner: Collection[str], first: Collection[str] = ()) -> list[Token]:
-        """Read a few plain words; `inner` ones may stand among them, and `first` ones begin them."""
-        begin = self.at
-        while (token := self.tokens[self.at]).kind in _PLAIN:
-            fine = self.language.value(token) or token.lower in self.language.months
-            if not (fine or token.lower in (inner if self.at > begin else first)):
-                break
-            self.at += 1
-        self.at = self.at if self.at - begin <= MAX_PURPOSE else begin
-        return self.tokens[begin : self.at]
-
-    def _purpose(self) -> Phrase | None:
-        """Read what a payment is for. It goes into the payment's text, if there is one."""
-        taken = self._run((), self.language.determiners)
-        if not taken or any(t.lower in self.language.verbs for t in taken) or all(t.kind == "number" for t in taken):
-            return None
-        if not self.tool.texts and any(t.kind == "name" for t in taken):  # "for Dave", whom no argument names
-            return None
-        return Phrase("purpose", (), (self._quote(taken, "purpose"),))
+            self.at = begin

@@ -50,13 +50,11 @@ class Vocabulary:
         self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
         data = language.data
         own: set[tuple[str, ...]]
-        once: list[list[str]] = []
         usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
         if profile.intent:
             own = {tuple(i.lower().split()) for i in profile.intent} - {()}
-            # Two words of a group tell its sense: who may "open, create" a ticket may "add" one.
+            # Two words of a group tell its sense: a tool to "open, create" a ticket may be told to "add" one.
             single = {e[0] for e in own if len(e) == 1}
-            once = [g for g in groups if len(single.intersection(g)) == 1]
             groups = [g for g in groups if len(single.intersection(g)) > 1]
         else:
             parts = [w.lower() for w in PARTS.findall(name)]
@@ -64,19 +62,14 @@ class Vocabulary:
             # "send_email" is asked for by both, "delete_email" by one.
             verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
             groups = [g for g in groups if not set(verbs).isdisjoint(g)]
-            if len(groups) > len(verbs):  # "write" a file, or "write" to somebody
-                groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(verbs))] or [verbs]
+            groups = groups if len(groups) <= len(verbs) else []  # "write" a file, or "write" to somebody
             # A name begins with its verb, whatever the verb is: "freeze_card".
             first = [w for w in parts[:1] if len(parts) > 1 and w not in language.closed]
             own = {(v,) for v in verbs or (*usual, *first)}
         alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
-        alike |= {(v, *e[1:]) for e in own if len(e) > 1 for g in data["verbs"] if e[0] in g for v in g}
-        alike |= {tuple(i.split()) for v, same in data["idioms"].items() if (v,) in own | alike for i in same}
-        # What it makes tells the sense as well: to "add an event", to "set a role".
-        things = language.alike(w for w in words_of(name) if w not in language.verbs) - language.closed
-        alike |= {(v, n) for g in once for v in g for n in things}
-        alike |= {(v, *e) for e in own if e[0] not in language.verbs for v in data["making"]}
-        alike |= {(v,) for v in usual if profile.effect == "send" and "object" not in profile.critical.values()}
+        idioms = [(v, tuple(i.split())) for v, same in data["idioms"].items() for i in same]
+        alike |= {idiom for v, idiom in idioms if (v,) in alike}
+        own |= {idiom for v, idiom in idioms if (v,) in own}
         # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
         self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
 
@@ -108,8 +101,6 @@ class Vocabulary:
             optional = kind in {"when", "text"} or role == "named_only"
             required = name in needed if needed is not None else not optional
             labels = self.language.alike(words)
-            if kind == "text" and not labels.isdisjoint(data["speech"]):
-                labels |= set(data["speech"])
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
         self.counts = any(a.role == "count" for a in self.arguments)
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
@@ -127,18 +118,12 @@ class Vocabulary:
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
         self.spoken = frozenset[str]().union(*(a.words for a in self.texts))
-        self.headings = self.spoken & set(data["arguments"]["heading"])
         self.words = (self.core | self.labels) - self.language.closed
         apart = self.language.stops | self.language.determiners | self.language.prepositions
         self.choices = {w: c for w, c in self.offers.items() if w not in apart}
         self.particles = self.offers.keys() & set(data["particles"])
         self.currency = any("currency" in a.words for a in self.arguments)
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
-        self.command = self.effect == "admin" and [a.kind for a in self.arguments] == ["value"]
-        said = [("choice", c, c) for a in self.arguments for c in a.choices]
-        said += [("flag", a.name, w) for a in self.arguments if a.types == {"boolean"} for w in a.words]
-        adverbs = self.language.adverbs
-        self.adverbs = [(marker, value, adverbs[word]) for marker, value, word in said if word in adverbs]
         ruled = [a.kind for a in self.arguments]
         self.personal = "principal" in ruled
         self.apart = self.personal and "object" in ruled

@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step
-from langchain_runtime_authz.mandate.phrases import LABEL, Reader
+from langchain_runtime_authz.mandate.phrases import Reader
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -39,7 +39,6 @@ _MATERIAL: Final = re.compile(
 )
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
-_STATED: Final = frozenset({"money", "number", "quote", "email", "date"})
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
@@ -115,7 +114,7 @@ class _Turn:
         self.verbs = language.verbs | verbs | language.phrases["reads"].keys()
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = language.alike(word for name in named for word in words_of(name))
-        said = language.prepositions | language.adverbs.keys() | {"and", "then", "also"}
+        said = language.prepositions | {"and", "then", "also"}
         self.ends = said | self.labels | {c for t in self.tools for c in t.offers}  # no name behind a comma
         self.nouns = self.labels | language.alike(
             w for t in self.tools for w in words_of(t.name) if w not in self.verbs
@@ -149,26 +148,17 @@ class _Turn:
     # --- sentences
 
     def _sentences(self) -> list[tuple[list[Token], str]]:
-        """Return the sentences with their marks. "The amount is 45" goes on with the sentence before it."""
+        """Return the sentences with their marks."""
         found: list[tuple[list[Token], str]] = []
         sentence: list[Token] = []
         for token in [*self._framed(), Token("end", "", len(self.text), len(self.text))]:
             if token.kind != "end":
                 sentence.append(token)
                 continue
-            if sentence and found and not self._apart(found[-1][0], sentence) and self._labelled(sentence):
-                before, mark = found.pop()
-                label, *rest = sentence[sentence[0].lower in self.language.determiners :]
-                sentence = [*before, label._replace(kind="sep", text=LABEL), label._replace(kind="word"), *rest]
-                token = token._replace(text=f"{mark} {token.text}")  # noqa: PLW2901
             if sentence or "?" in token.text:  # a question mark of its own
                 found.append((sentence or [token], token.text))
             sentence = []
         return found
-
-    def _apart(self, before: list[Token], sentence: list[Token]) -> bool:
-        """Return True if a blank line is between two sentences: what comes behind it may be pasted."""
-        return self.text[before[-1].end : sentence[0].start].count("\n") > 1
 
     def _framed(self) -> list[Token]:
         """Return the tokens. The rest of the text behind "this query:" or "Body:" is one quotation."""
@@ -187,14 +177,6 @@ class _Turn:
             return [*framing, colon, Token("quote", self.text[start:end], start, end)]
         return tokens
 
-    def _labelled(self, tokens: Sequence[Token]) -> bool:
-        """Return True for a sentence that only says what an argument is: "Subject: Site plan"."""
-        label, *rest = tokens[tokens[0].lower in self.language.determiners :] or tokens
-        copula = self.language.match("copulas", rest, 0)  # "The state is open" may only tell so
-        told = copula > 0 and any(t.kind in _STATED for t in rest[copula : copula + 1])
-        links = bool(rest) and (rest[0].kind in {"colon", "quote"} or told)
-        return links and singular(label.lower) in self.labels
-
     def _sentence(self, tokens: list[Token], mark: str) -> None:
         language = self.language
         if "?" in mark and not self._requested(tokens):
@@ -210,12 +192,6 @@ class _Turn:
         for token in tokens[self._opened(tokens) + 1 :]:
             if token.text[:1].isupper() and token.lower in self.small:
                 raise _UnclearError(f"`{token.text}` may be part of a name")
-        onward = language.data["onward"]  # "over to" is "to", "starting on" is "on"
-        tokens = [
-            t
-            for t, after in pairwise([*tokens, tokens[-1]])
-            if t.lower not in onward or after.lower not in language.prepositions
-        ]
         clauses = list(self._clauses(tokens))
         if len(clauses) > 1 and self._fronts(clauses[0]):
             clauses[:2] = [self._fronted(*clauses[:2])]
@@ -246,12 +222,11 @@ class _Turn:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
         begin, at, open_ = 0, self._opened(tokens), False
         while at < len(tokens):
-            fronted = begin == 0 and tokens[at].kind == "colon" and self._fronts(tokens[:at] or tokens, colon=True)
-            gap = self.language.match("separators", tokens, at) or int(fronted)
+            gap = self.language.match("separators", tokens, at)
             verb = self._opened(tokens, at + gap)
             begins = gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2])
-            dictated = max(self.language.match(p, tokens, at) for p in ("dictation", "topics"))
-            if dictated and at > begin and not (fronted and begins):
+            dictated = self.language.match("dictation", tokens, at)
+            if dictated and at > begin:
                 at += dictated
                 open_ = open_ or [t.kind for t in tokens[at : at + 1]] != ["quote"]
             elif begins:
@@ -270,12 +245,12 @@ class _Turn:
         noun = tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
         return not noun and all(t.lower != tokens[0].lower for t in before)
 
-    def _fronts(self, front: Sequence[Token], *, colon: bool = False) -> bool:
-        """Return True if tokens may stand before a verb: "In production, …", "Ticket 4: …", but not "For Carol: …"."""
-        first, typed = front[0].lower, any(t.kind not in {"word", "name", "sep"} for t in front)
-        if first in self.language.prepositions:
-            return typed or not colon
-        return typed and first not in self.verbs and first in self.language.determiners | self.labels
+    def _fronts(self, front: Sequence[Token]) -> bool:
+        """Return True if tokens may stand before a verb: "In production, …", "The ticket T-4, …"."""
+        if not front or front[0].lower in self.language.prepositions:
+            return bool(front)
+        typed = any(t.kind not in {"word", "name", "sep"} for t in front)
+        return typed and front[0].lower not in self.verbs and front[0].lower in self.language.determiners | self.labels
 
     def _fronted(self, front: list[Token], clause: list[Token]) -> list[Token]:
         """Return a clause with what stands before its verb put in its place."""
@@ -291,9 +266,7 @@ class _Turn:
     # --- one clause
 
     def _clause(self, tokens: list[Token]) -> None:
-        opened = self._opened(tokens)
-        gerund = any(self.language.match("gerunds", tokens, at) for at in range(opened))
-        whole, tokens = tokens, self._untailed(tokens[opened:])
+        tokens = self._untailed(tokens[self._opened(tokens) :])
         if self._courteous(tokens):
             return
         if self._called(tokens):
@@ -302,14 +275,9 @@ class _Turn:
             raise _UnclearError("it tells somebody else to do it")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
-        plea = [t for t in whole if t.lower in self.language.data["pleas"]]
-        if plea and tokens[0].kind == "money":  # "45 EUR to Bob, please"
-            tokens = [tokens[0]._replace(kind="word", text=self.language.data["effects"]["pay"][0]), *tokens]
-        if gerund and (base := self.language.base(tokens[0].lower, self.verbs)):
-            tokens = [tokens[0]._replace(text=base), *tokens[1:]]
-        ways: list[_Way] = []
-        for own in (True, False):
-            ways = ways or [way for tool in self.tools if (way := self._ordered(tool, tokens, own=own)).steps]
+        owners = [tool for tool in self.tools if tool.verb(tokens, own=True)]
+        read = (self._ordered(tool, tokens, own=bool(owners)) for tool in owners or self.tools)
+        ways = [way for way in read if way.steps]
         if not ways and not self._plain_read(tokens):
             raise _UnclearError("it is not understood as an order to a tool")
         told = [way for way in ways if len(ways) == 1 or not way.vague]
@@ -359,7 +327,6 @@ class _Turn:
         if not taken or not rest or rest[0].lower in away:
             return _Way()  # "Transfer of 45 EUR" is a noun
         tool.prepare()
-        rest = rest[not tool.personal and rest[0].lower in data["selves"] :]  # "book me a room"
         parts: list[list[Token]] = [[]]
         at = 0
         while at < len(rest):
@@ -367,12 +334,11 @@ class _Turn:
             parts += [[]] if gap and parts[-1] else []
             parts[-1] += rest[at : at + 1] if not gap else []
             at += gap or 1
-        order = self.text[min(t.start for t in tokens) : max(t.end for t in tokens)]
 
         def way(said: list[Token], *, lists: bool, part: bool) -> _Way:
-            phrases = Reader(tool, self.nouns, tokens[0].lower, said, self.text, lists=lists, part=part).read()
+            phrases = Reader(tool, self.nouns, said, self.text, lists=lists, part=part).read()
             bound = tool.bind(phrases, tokens[0].lower)
-            steps = [tool.step(one, order, self.digest) for one in bound]
+            steps = [tool.step(one, self.digest) for one in bound]
             return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
 
         whole = way(rest, lists=len(parts) > 1, part=False)

