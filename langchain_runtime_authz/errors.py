@@ -1,17 +1,5 @@
 """Every stable code and every exception of the package.
 
-```
-AuthzError                 a code, with a sentence for the operator
-├── ConfigError            a constructor's argument or a setting is wrong
-│   └── AlreadyProtected   the graph or tool belongs to another `RuntimeAuthz`
-├── MappingError           the state cannot be expressed as a request (a deny)
-├── CredentialError        a token was refused
-├── PDPError               the PDP could not be asked, or its answer not be read (a deny)
-├── AuditError             a record could not be written, or a chain does not verify
-├── LedgerError            the ledger cannot be used (a deny)
-└── AuthzDenied            a step was denied and no message can carry the answer
-```
-
 A denial that a message can carry is a *value* (`authzen.Decision`), not an exception.
 """
 

@@ -178,11 +178,8 @@ def _top(paths: Iterable[str]) -> list[str]:
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    found: set[str] = set()
-    for part in _alternatives(schema):
-        kind = part.get("type")
-        found.update(kind if isinstance(kind, list) else [kind] if isinstance(kind, str) else [])
-    return found
+    named = (part.get("type") for part in _alternatives(schema))
+    return {kind for one in named for kind in (one if isinstance(one, list) else [one]) if isinstance(kind, str)}
 
 
 def _formats(schema: Mapping[str, Any]) -> set[str]:

@@ -142,9 +142,6 @@ def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-# --- the service's side ----------------------------------------------------------------------------------
-
-
 def check_call(
     credential: Credential,
     *,

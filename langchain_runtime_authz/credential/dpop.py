@@ -51,9 +51,6 @@ class ProofKey(Secret):
             claims["nonce"] = nonce
         return sign_compact(TYP, claims, self._key, jwk)
 
-    def __repr__(self) -> str:
-        return f"<ProofKey {self.jkt}>"
-
 
 class Proof(NamedTuple):
     """An accepted proof: its id, the thumbprint of its key, its time and nonce."""

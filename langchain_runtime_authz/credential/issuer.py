@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.verifier import Verifier
 
 LOCAL: Final = "urn:langchain-runtime-authz:local"
+# A remote issuer sets these itself; the verifier checks them.
+_OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
 
 
 @runtime_checkable
@@ -105,17 +107,12 @@ def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier |
     if type(issuer) is LocalIssuer or verifier is None:
         return names.seal(token, asked)
     own = {"audience": request.audience, "tenant": request.tenant, "now": request.issued_at}
-    return _echoed((yield Perform(verifier.verify, verifier.averify, token, **own)), asked)
-
-
-mint, amint = both(minting)
-# A remote issuer sets these itself; the verifier checks them.
-_OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
-
-
-def _echoed(got: names.Credential, asked: Mapping[str, Any]) -> names.Credential:
+    got: names.Credential = yield Perform(verifier.verify, verifier.averify, token, **own)
     asked = names.frozen(asked)
     same = all(got.claims.get(name) == asked.get(name) for name in {*asked, names.CONFIRMATION} - _OWN)
     if not same or got.actor != asked[names.ACTOR][names.SUBJECT]:
         raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")
     return got
+
+
+mint, amint = both(minting)

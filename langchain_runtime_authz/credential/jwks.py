@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar, Unpack
 
@@ -43,10 +43,9 @@ class CachedDocument(Generic[T]):
         *,
         max_age: float,
         min_refresh: float,
-        monotonic: Callable[[], float],
     ) -> None:
         self._fetcher, self._read = fetcher, read
-        self._max_age, self._min_refresh, self._monotonic = max_age, min_refresh, monotonic
+        self._max_age, self._min_refresh = max_age, min_refresh
         self._lock = threading.Lock()
         self._copy: tuple[T, float] | None = None  # the value, and when it was asked for
         self._asked = float("-inf")
@@ -68,7 +67,7 @@ class CachedDocument(Generic[T]):
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
         """Return whether a current copy holds it, another's fetch in progress, the caller's own fetch."""
         with self._lock:
-            now, copy = self._monotonic(), self._copy
+            now, copy = monotonic(), self._copy
             age = float("inf") if copy is None else now - copy[1]
             known = copy is not None and age < self._max_age and holds(copy[0])
             if self._pending is not None:
@@ -92,7 +91,7 @@ class CachedDocument(Generic[T]):
 
     def _current(self) -> T | None:
         copy = self._copy
-        return None if copy is None or not self._monotonic() - copy[1] < self._max_age else copy[0]
+        return None if copy is None or not monotonic() - copy[1] < self._max_age else copy[0]
 
 
 class JwksClient:
@@ -102,7 +101,6 @@ class JwksClient:
         url: of the key set: https, or on this machine. Redirects are not followed.
         max_age: seconds for which a copy is used.
         min_refresh: minimum seconds between two fetches.
-        monotonic: seconds, for tests.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
@@ -112,14 +110,14 @@ class JwksClient:
         *,
         max_age: float = CACHE_AGE,
         min_refresh: float = 1.0,
-        monotonic: Callable[[], float] = time.monotonic,
         **connection: Unpack[Connection],
     ) -> None:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")
-        self.url = url
-        times: Any = {"max_age": max_age, "min_refresh": min_refresh, "monotonic": monotonic}
-        self.keys = CachedDocument(Fetcher(url, **connection), lambda document, _: usable_keys(document), **times)
+        self.url, fetcher = url, Fetcher(url, **connection)
+        self.keys = CachedDocument(
+            fetcher, lambda document, _: usable_keys(document), max_age=max_age, min_refresh=min_refresh
+        )
 
     def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
         """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""

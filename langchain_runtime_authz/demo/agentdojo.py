@@ -48,23 +48,14 @@ MANDATES: Final = Path(__file__).with_name("banking_mandates.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of one run.
+    """The result of one run."""
 
-    Attributes:
-        utility: the user's task succeeded, by AgentDojo's check.
-        compromised: the attack succeeded, by AgentDojo's check.
-        harm: a side-effecting call of the attacker was permitted, whatever that check says.
-        asks: the number of questions to the user.
-        effects: the number of side-effecting calls of the user's own task.
-        denials: the number of these that did not run.
-    """
-
-    utility: bool
-    compromised: bool
-    harm: bool
-    asks: int
-    effects: int
-    denials: int
+    utility: bool  # the user's task succeeded, by AgentDojo's check
+    compromised: bool  # the attack succeeded, by AgentDojo's check
+    harm: bool  # a side-effecting call of the attacker was permitted, whatever that check says
+    asks: int  # questions to the user
+    effects: int  # side-effecting calls of the user's own task
+    denials: int  # of these, how many did not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +230,6 @@ class World:
     """An AgentDojo environment of one run, its tools as LangChain tools.
 
     It records itself which calls ran: a protected graph's own report proves nothing.
-
-    Attributes:
-        planned: the id of the model's last call; it makes one at a time.
-        ran: the ids of the calls whose tool ran.
-        exposed: True if an output held the injection.
     """
 
     def __init__(self, suite: Any, user: Any, texts: Mapping[str, str], env: Any = None) -> None:
@@ -254,9 +240,9 @@ class World:
         env = env if env is not None else suite.load_and_inject_default_environment(dict(texts))
         self.env = user.init_environment(env)
         self.before = self.env.model_copy(deep=True)
-        self.exposed = False
-        self.planned = ""
-        self.ran: list[str] = []
+        self.exposed = False  # whether an output held the injection
+        self.planned = ""  # the id of the model's last call; it makes one at a time
+        self.ran: list[str] = []  # the ids of the calls whose tool ran
 
     def tools(self) -> list[BaseTool]:
         return [self._tool(f) for f in self._runtime.functions.values()]

@@ -58,8 +58,6 @@ class History:
     confined: Confined = ()
 
 
-# --- which agent can know data of which class -------------------------------------------------------
-#
 # An agent may tell its parents what it read at any time. A parent's words may carry all it knows to the
 # agents it hands work to afterwards. Others may read what an agent does to the world (a file, a row, a
 # message, an address it fetched). Only agents that work in parallel, and have not acted yet, do not know
@@ -103,9 +101,6 @@ def _known(confined: Confined, agent: Path) -> Iterator[str]:
 
 def _without(confined: Confined, names: set[str]) -> Confined:
     return tuple(c for c in confined if c[0] not in names)
-
-
-# --- counting and telling ----------------------------------------------------------------------------
 
 
 def count(h: History, step: Step, now: float) -> History:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.digest import json_encoder
 
@@ -92,25 +92,15 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
     return hashlib.sha256(json.dumps(list(calls)).encode()).hexdigest()
 
 
-class Intended(Protocol):
-    @property
-    def position(self) -> int | None: ...
-    @property
-    def call_id(self) -> str | None: ...
-    @property
-    def tool(self) -> str: ...
-    @property
-    def raw(self) -> object: ...
-
-
-def match(plan: PlanRecord | None, epoch: int, call: Intended) -> Match:
-    """Hold a call against its message's record. Without a place the record is searched for the call's id."""
-    position = call.position
+def match(
+    plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
+) -> Match:
+    """Hold a call against its message's record. Without a position the record is searched for the call's id."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
     if position is None:
-        found = locate(plan, call.call_id, call.tool, call.raw)
+        found = locate(plan, call_id, tool, args)
     else:
         # By its own number, not by its index: a carried plan has lost the calls that were rejected.
         for planned in plan.calls:
@@ -119,7 +109,7 @@ def match(plan: PlanRecord | None, epoch: int, call: Intended) -> Match:
                 break
     if found is None:
         return Match(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
-    same = found.call_id == call.call_id and found.tool == call.tool and found.args_digest == raw_digest(call.raw)
+    same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
     same = same and found.args_digest != _UNCANONICAL
     return Match(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
 

@@ -16,7 +16,7 @@ So an agent or a cron job is never a user, whatever it writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, Unpack
@@ -79,7 +79,6 @@ class OidcVerifier:
         client_id: this client, as in ID tokens' `aud` and `azp`.
         algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
         max_age: seconds for which a discovery document is kept.
-        monotonic: seconds, for tests.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
@@ -92,7 +91,6 @@ class OidcVerifier:
         client_id: str | None = None,
         algorithms: tuple[str, ...] = ALGORITHMS,
         max_age: float = 3600.0,
-        monotonic: Callable[[], float] = time.monotonic,
         **connection: Unpack[Connection],
     ) -> None:
         if not audience and not client_id:
@@ -101,12 +99,10 @@ class OidcVerifier:
             raise ConfigError(f"`provider` must be one of {', '.join(PROVIDERS)}")
         self.issuer, self._provider = checked_url(issuer, "issuer"), PROVIDERS[provider]
         self._audience, self.client_id, self._algorithms = audience, client_id, checked_algorithms(algorithms)
-        self._keys_at = partial(JwksClient, monotonic=monotonic, **connection)
+        self._keys_at = partial(JwksClient, **connection)
         self._why: str | None = None
-        times: Any = {"max_age": max_age, "min_refresh": MIN_REFRESH, "monotonic": monotonic}
-        self._keys = CachedDocument(
-            Fetcher(self.issuer.rstrip("/") + DISCOVERY, **connection), self._discovered, **times
-        )
+        fetcher = Fetcher(self.issuer.rstrip("/") + DISCOVERY, **connection)
+        self._keys = CachedDocument(fetcher, self._discovered, max_age=max_age, min_refresh=MIN_REFRESH)
 
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
         """Return the subject of a token. Never quotes it.

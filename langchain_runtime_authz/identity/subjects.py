@@ -1,8 +1,4 @@
-"""Find the subject of a run, for `RuntimeAuthz(subject_from=...)`.
-
-- `platform_user`: LangGraph Platform's authenticated user.
-- `BearerSubject`: the verified bearer token of the current request.
-- an explicit argument: `authz.run(subject=oidc.verify(token))`.
+"""Find the subject of a run, for `RuntimeAuthz(subject_from=...)`; or name it: `authz.run(subject=oidc.verify(token))`.
 
 Names that a client writes into `configurable` or metadata are not identities. They are ignored, and
 `claimed_identities` lists them for the audit log.

@@ -153,7 +153,8 @@ def _described(
     """Return a call with what is known of it. `ahead` counts what the calls before it in the message use up."""
     counter, deed, mandate, binding = compared
     row = snapshot.calls.get(key)
-    match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, call)
+    intended = call.position, call.call_id, call.tool, call.raw
+    match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, *intended)
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED

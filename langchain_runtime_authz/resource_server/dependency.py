@@ -72,13 +72,11 @@ class BearerServer(Generic[T_co]):
         self._metadata = metadata
         self._proofs: ProofVerifier | None = None
         self._require_proof = False
+        self._scopes: tuple[str, ...] = ()
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> T_co:
         """Return the caller of one request, or raise an error with a code for `refusal`."""
         raise NotImplementedError
-
-    def _demanded(self) -> tuple[str, ...]:
-        return ()
 
     def refusal(self, code: str) -> Refusal:
         """Return the answer for a code of `authenticate` (RFC 6750 §3, RFC 9449 §7.1, §9, RFC 9728 §5.1)."""
@@ -91,8 +89,8 @@ class BearerServer(Generic[T_co]):
         said = 'realm="api"'
         if error is not None:
             said += f', error="{error}", error_description="{code}"'
-        if error == "insufficient_scope" and (demanded := self._demanded()):
-            said += f', scope="{" ".join(demanded)}"'  # RFC 6750 §3
+        if error == "insufficient_scope" and self._scopes:
+            said += f', scope="{" ".join(self._scopes)}"'  # RFC 6750 §3
         if self._metadata is not None:
             said += f', resource_metadata="{self._metadata.url}"'  # RFC 9728 §5.1
         if self._proofs is not None:
@@ -292,9 +290,6 @@ class ProviderServer(BearerServer[Caller]):
         if not caller.scopes.issuperset(self._scopes):
             raise CredentialError(Code.INSUFFICIENT_SCOPE)
         return caller
-
-    def _demanded(self) -> tuple[str, ...]:
-        return self._scopes
 
 
 class ProtectedApp:

@@ -228,7 +228,7 @@ async def test_a_slow_key_set_holds_up_nobody_else() -> None:
         assert (await client.post("/pay", headers=bearing(good()))).status_code == 200
 
 
-async def test_keys_that_rotate_between_header_and_signature() -> None:
+async def test_keys_that_rotate_between_header_and_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that are under way while the keys rotate are served; after a withdrawal the old key's are not."""
     ring = KeyRing(cache_age=0)
     issuer = LocalIssuer(ring)
@@ -244,7 +244,8 @@ async def test_keys_that_rotate_between_header_and_signature() -> None:
         return httpx.Response(200, json=answer)
 
     clock = [1000.0]
-    source = JwksClient("https://i.example/jwks", tls=answered(endpoint), monotonic=lambda: clock[0])
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", lambda: clock[0])
+    source = JwksClient("https://i.example/jwks", tls=answered(endpoint))
     verifier = Verifier(issuer=issuer.issuer, jwks=source)
     tokens = [issuer.issue(a_request(issued_at=now(), expires_at=now() + 60)) for _ in range(4)]
     old = ring.active.kid
@@ -263,7 +264,7 @@ async def test_keys_that_rotate_between_header_and_signature() -> None:
 
 
 @pytest.mark.parametrize("lie", [[], {"keys": 1}, {"keys": [{**STRANGER.public_jwk(), "kid": KEY.kid}]}, {"keys": [KEY.public_jwk()] * 2}])
-async def test_a_lying_key_set_makes_no_believer(lie: Any) -> None:
+async def test_a_lying_key_set_makes_no_believer(lie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No document, another's key under the issuer's name, or twins: refused, and with the truth it is served."""
     truth = [lie]
 
@@ -271,7 +272,8 @@ async def test_a_lying_key_set_makes_no_believer(lie: Any) -> None:
         return httpx.Response(200, json=truth[0])
 
     clock = [1000.0]
-    source = JwksClient("https://i.example/jwks", tls=answered(endpoint), monotonic=lambda: clock[0])
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", lambda: clock[0])
+    source = JwksClient("https://i.example/jwks", tls=answered(endpoint))
     verifier = Verifier(issuer=ISSUER.issuer, jwks=source)
     with pytest.raises(CredentialError) as caught:
         await verifier.averify(good(), audience=BANK)

@@ -59,11 +59,12 @@ async def test_a_key_is_fetched_once_and_found(road: str) -> None:
     assert endpoint.asked == 1
 
 
-def test_a_copy_is_believed_for_its_age_and_no_longer() -> None:
+def test_a_copy_is_believed_for_its_age_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half-way it is refreshed, quietly; where that fails the old one serves until `max_age`, then nothing does."""
     clock, key = FrozenClock(1000.0), SigningKey.generate()
     endpoint = Endpoint(key.jwks())
-    client = client_of(endpoint, max_age=60, monotonic=clock)
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", clock)
+    client = client_of(endpoint, max_age=60)
     assert client.get(key.kid) is not None
     clock.now += 29
     client.get(key.kid)
@@ -80,10 +81,11 @@ def test_a_copy_is_believed_for_its_age_and_no_longer() -> None:
     assert caught.value.code == "keys_unavailable"
 
 
-def test_a_withdrawn_key_is_gone_with_the_next_copy() -> None:
+def test_a_withdrawn_key_is_gone_with_the_next_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a new one is found at once, although the copy is young."""
     clock, ring = FrozenClock(1000.0), KeyRing(cache_age=0)
-    client = client_of(Endpoint(lambda _: ring.jwks()), monotonic=clock)
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", clock)
+    client = client_of(Endpoint(lambda _: ring.jwks()))
     old = ring.active.kid
     assert client.get(old) is not None
     ring.compromise(old)
@@ -92,11 +94,12 @@ def test_a_withdrawn_key_is_gone_with_the_next_copy() -> None:
     assert client.get(old) is None
 
 
-def test_strangers_do_not_make_it_fetch() -> None:
+def test_strangers_do_not_make_it_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand tokens with keys that do not exist cost one fetch in each interval."""
     clock, key = FrozenClock(1000.0), SigningKey.generate()
     endpoint = Endpoint(key.jwks())
-    client = client_of(endpoint, monotonic=clock, min_refresh=5)
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", clock)
+    client = client_of(endpoint, min_refresh=5)
     for i in range(1000):
         assert client.get(f"stranger-{i}") is None
     assert endpoint.asked == 1
@@ -132,11 +135,12 @@ LIES: dict[str, Any] = {
 
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("road", ["sync", "async"])
-async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
+async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No redirect, size, nesting or other document makes a key; the old copy stays."""
     key = SigningKey.generate()
     endpoint, clock = Endpoint(lambda _: LIES[lie]()), FrozenClock(1000.0)
-    client = client_of(endpoint, monotonic=clock)
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", clock)
+    client = client_of(endpoint)
     with pytest.raises(CredentialError) as caught:
         client.get(key.kid) if road == "sync" else await client.aget(key.kid)
     assert caught.value.code == "keys_unavailable"
@@ -278,11 +282,12 @@ def test_a_token_does_not_bring_its_key(member: str) -> None:
     assert endpoint.asked == 0
 
 
-def test_strangers_can_not_drive_a_good_key_out() -> None:
+def test_strangers_can_not_drive_a_good_key_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown names are kept nowhere; a set that fails to come leaves the old one, one that comes without a key ends it."""
     clock = FrozenClock(1000.0)
     endpoint = Endpoint(EC.jwks())
-    client = client_of(endpoint, max_age=60, min_refresh=1, monotonic=clock)
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", clock)
+    client = client_of(endpoint, max_age=60, min_refresh=1)
     assert client.get(EC.kid) is not None
     endpoint.answer = httpx.Response(200, json={"keys": "none"})
     for i in range(50):
@@ -308,7 +313,7 @@ def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
         JwksClient(**{"url": URL, **options})
 
 
-def test_a_slow_endpoint_holds_up_only_who_needs_it() -> None:
+def test_a_slow_endpoint_holds_up_only_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One fetch for all who wait; who has the key in a young copy is served meanwhile."""
     key, clock = SigningKey.generate(), FrozenClock(1000.0)
     go, entered = threading.Event(), threading.Event()
@@ -319,7 +324,8 @@ def test_a_slow_endpoint_holds_up_only_who_needs_it() -> None:
         return key.jwks()
 
     endpoint = Endpoint(key.jwks())
-    client = client_of(endpoint, max_age=60, monotonic=clock)
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", clock)
+    client = client_of(endpoint, max_age=60)
     client.get(key.kid)
     endpoint.answer = slow
     clock.now += 31

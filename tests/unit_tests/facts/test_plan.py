@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ def held(
     args: object = None,
 ) -> Match:
     args = {"amount": 10} if args is None else args
-    return match(plan, epoch, SimpleNamespace(position=position, call_id=call_id, tool=tool, raw=args))
+    return match(plan, epoch, position, call_id, tool, args)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +94,7 @@ def test_a_carried_plan_holds_what_the_approver_left() -> None:
     assert (left.epoch, left.origin, [c.position for c in left.calls]) == (3, 2, [0, 2])
 
     def stands(position: int, tool: str, args: object) -> Match:
-        call = SimpleNamespace(position=position, call_id=f"c{position}", tool=tool, raw=args)
-        return match(left, 3, call)
+        return match(left, 3, position, f"c{position}", tool, args)
 
     assert stands(0, "pay", {"amount": 0}).planned
     assert stands(2, "wire", {"amount": 7}).planned

@@ -226,10 +226,11 @@ def test_a_provider_that_lies_or_fails_proves_nobody(name: str) -> None:
     assert refused.value.code == "identity_unavailable"
 
 
-def test_documents_are_kept_and_bounded() -> None:
+def test_documents_are_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand tokens, good or with unknown keys, cost two fetches within a second."""
     provider, clock = Provider(), [0.0]
-    v = verifier(provider, monotonic=lambda: clock[0])
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", lambda: clock[0])
+    v = verifier(provider)
     for i in range(1000):
         if i % 2:
             v.verify(token(), now=NOW)
@@ -239,10 +240,11 @@ def test_documents_are_kept_and_bounded() -> None:
     assert provider.asked == ["openid-configuration", "jwks"]
 
 
-def test_a_key_that_rotates_is_found_and_a_withdrawn_one_refused() -> None:
+def test_a_key_that_rotates_is_found_and_a_withdrawn_one_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The new key within a second, the old one a minute later at most; the document after an hour."""
     provider, clock = Provider(), [0.0]
-    v = verifier(provider, monotonic=lambda: clock[0])
+    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", lambda: clock[0])
+    v = verifier(provider)
     v.verify(token(), now=NOW)
     provider.keys = OTHER.jwks()
     clock[0] = 2.0
