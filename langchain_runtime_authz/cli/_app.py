@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar, get_type_hints
 
@@ -78,10 +78,12 @@ class App(typer.Typer):
         super().__init__(cls=_Group, no_args_is_help=True, rich_markup_mode=None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Run], Run]:
-        """Add a command. The function itself stays as it is."""
+        """Add a command, its examples under a heading. The function itself stays as it is."""
 
         def add(run: Run) -> Run:
-            typer.Typer.command(self, name, **options)(_command(run))
+            text, mark, examples = cleandoc(run.__doc__ or "").partition("\n\nruntime-authz ")
+            text += (mark + examples).replace("\n\n", "\n\n\b\nExamples:\n", 1).replace("\nruntime", "\n  runtime")
+            typer.Typer.command(self, name, help=text, **options)(_command(run))
             return run
 
         return add

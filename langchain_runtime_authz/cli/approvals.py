@@ -39,9 +39,7 @@ class Approver(NamedTuple):
 def list_(store: Store, tenant: Tenant = "default") -> Answer:
     """List the open questions. Their arguments are shown as inert text.
 
-    \b
-    Examples:
-      runtime-authz approvals list ledger.db --tenant acme
+    runtime-authz approvals list ledger.db --tenant acme
     """
     from langchain_runtime_authz.facts.inert import inert
 
@@ -64,9 +62,7 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
 def approve(store: Store, id: Id, who: Approver, tenant: Tenant = "default", audit: Audit = None) -> Answer:
     """Approve one call: exactly its tool and arguments, on its thread, for the task as it is now.
 
-    \b
-    Examples:
-      runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
+    runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """
     with _signed(store, id, who, "approve", tenant, audit) as (authz, statement):
         waits = authz.approve(id, statement=statement)
@@ -88,9 +84,7 @@ def deny(
 
     A reason is a correction: other questions of the thread are void and asked again.
 
-    \b
-    Examples:
-      runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
+    runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """
     with _signed(store, id, who, "deny", tenant, audit) as (authz, statement):
         authz.deny_approval(id, statement=statement, message=message)

@@ -23,9 +23,7 @@ def codes(
 
     Without CODE, the page `docs/codes.md` is printed.
 
-    \b
-    Examples:
-      runtime-authz codes pdp_timeout
+    runtime-authz codes pdp_timeout
     """
     found, lines = [], []
     for name in names or Code:

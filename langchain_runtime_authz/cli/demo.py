@@ -40,14 +40,12 @@ def demo(
 
     It uses no language model and no network.
 
-    \b
-    Examples:
-      runtime-authz demo
-      runtime-authz demo --audit audit.jsonl
-      runtime-authz policy explain audit.jsonl
-      runtime-authz demo --otlp http://127.0.0.1:4318
-      runtime-authz demo --agentdojo --limit 20
-      runtime-authz demo --agentdojo --json report.json
+    runtime-authz demo
+    runtime-authz demo --audit audit.jsonl
+    runtime-authz policy explain audit.jsonl
+    runtime-authz demo --otlp http://127.0.0.1:4318
+    runtime-authz demo --agentdojo --limit 20
+    runtime-authz demo --agentdojo --json report.json
     """
     from rich.console import Console
 

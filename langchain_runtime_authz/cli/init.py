@@ -83,11 +83,9 @@ def init(
     that is made for them. For each other tool you are asked what it does, where its arguments go, and which of them
     decide. Enter takes the default, which asks about each call. What FILE holds already stays as it is.
 
-    \b
-    Examples:
-      runtime-authz init
-      runtime-authz init my_agent.py:graph
-      runtime-authz init my_agent:graph --yes
+    runtime-authz init
+    runtime-authz init my_agent.py:graph
+    runtime-authz init my_agent:graph --yes
     """
     from langchain_runtime_authz.cli._proposal import flow
     from langchain_runtime_authz.cli.inspect import graph_tools

@@ -51,13 +51,11 @@ def inspect(
     The module is imported from the current directory, so its code runs. The graph is not invoked. Tools without a
     profile are listed with drafts, as `profile suggest` proposes them.
 
-    \b
-    Examples:
-      runtime-authz inspect my_agent:graph
-      runtime-authz inspect my_package.agents:build --profiles profiles.yaml
-      runtime-authz inspect my_agent:graph --fail-ungoverned --json
-      runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
-      runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
+    runtime-authz inspect my_agent:graph
+    runtime-authz inspect my_package.agents:build --profiles profiles.yaml
+    runtime-authz inspect my_agent:graph --fail-ungoverned --json
+    runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
+    runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """
     from langchain_runtime_authz.langgraph.coverage import Baseline
 

@@ -29,10 +29,8 @@ def generate(
 ) -> Answer:
     """Make a directory with a signing key and the next one.
 
-    \b
-    Examples:
-      runtime-authz keys generate keys/
-      runtime-authz keys generate keys/ --alg EdDSA
+    runtime-authz keys generate keys/
+    runtime-authz keys generate keys/ --alg EdDSA
     """
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
@@ -48,10 +46,8 @@ def list_(
 ) -> Answer:
     """List the keys, or print the key set that verifiers need.
 
-    \b
-    Examples:
-      runtime-authz keys list keys/
-      runtime-authz keys list keys/ --jwks > jwks.json
+    runtime-authz keys list keys/
+    runtime-authz keys list keys/ --jwks > jwks.json
     """
     ring = _opened(directory, password)
     return Answer(ring.jwks(), json.dumps(ring.jwks(), indent=2)) if jwks else _told(ring)
@@ -61,9 +57,7 @@ def list_(
 def rotate(directory: Directory, password: Password = None) -> Answer:
     """Sign with the next key from now on. Verifiers have it already.
 
-    \b
-    Examples:
-      runtime-authz keys rotate keys/
+    runtime-authz keys rotate keys/
     """
     ring = _opened(directory, password)
     return _told(ring, active=ring.rotate().kid)
@@ -79,9 +73,7 @@ def compromise(
 
     Prints the time until which verifiers with a cached key set may accept it.
 
-    \b
-    Examples:
-      runtime-authz keys compromise keys/ K7gNU3sdo-OL0wNhqoVWhr3g6s1xYv72ol_pe_Unols
+    runtime-authz keys compromise keys/ K7gNU3sdo-OL0wNhqoVWhr3g6s1xYv72ol_pe_Unols
     """
     ring = _opened(directory, password)
     done = ring.compromise(kid)

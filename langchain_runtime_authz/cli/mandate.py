@@ -51,11 +51,9 @@ def explain(
     Without a planner no model is used. Modules are imported from the current directory, so their code runs. No tool is
     called. Text in fences, after `>` or in a forwarded mail is material, and orders nothing.
 
-    \b
-    Examples:
-      runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
-      runtime-authz mandate explain - --profiles profiles.yaml < request.txt
-      runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
+    runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
+    runtime-authz mandate explain - --profiles profiles.yaml < request.txt
+    runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
     from langchain_runtime_authz.mandate.own_words import material
     from langchain_runtime_authz.mandate.told import told
@@ -89,9 +87,7 @@ def check(
     Findings (exit code 1): a tool without a profile, an argument that decides what a call hits and is free, a value
     from a step that is not a read. A file that is not a mandate is an error (exit code 2).
 
-    \b
-    Example:
-      runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
+    runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
     """
     from langchain_runtime_authz.mandate.model import check_mandate, load_mandate
     from langchain_runtime_authz.mandate.told import told
@@ -110,9 +106,7 @@ def check(
 def schema() -> None:
     """Print the JSON Schema of a mandate, for an editor.
 
-    \b
-    Example:
-      runtime-authz mandate schema > mandate.schema.json
+    runtime-authz mandate schema > mandate.schema.json
     """
     from langchain_runtime_authz.mandate.model import json_schema
 

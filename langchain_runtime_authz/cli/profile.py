@@ -37,10 +37,8 @@ def suggest(
     draft: while it says `draft: true`, its tool stays unprofiled. Guesses that would lower a risk are comments.
     `langchain` and `deepagents` name the profiles of the package.
 
-    \b
-    Examples:
-      runtime-authz profile suggest my_agent:graph
-      runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
+    runtime-authz profile suggest my_agent:graph
+    runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
     from langchain_runtime_authz.cli.inspect import drafts, graph_tools
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles
@@ -78,10 +76,8 @@ def check(
     annotations say, a test of the file that is answered otherwise. A file that cannot be used is an error (exit code
     2).
 
-    \b
-    Examples:
-      runtime-authz profile check profiles.yaml
-      runtime-authz profile check profiles.yaml my_agent:graph
+    runtime-authz profile check profiles.yaml
+    runtime-authz profile check profiles.yaml my_agent:graph
     """
     from langchain_runtime_authz._validate import read_yaml
     from langchain_runtime_authz.cli.inspect import graph_tools

@@ -40,10 +40,8 @@ def revoke(store: Store, place: Place) -> Answer:
 
     Live leases end with the commit: runs in flight stop before their next step, and no entry opens.
 
-    \b
-    Examples:
-      runtime-authz revoke ledger.db thread-1 --graph payments
-      runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
+    runtime-authz revoke ledger.db thread-1 --graph payments
+    runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
     """
     return _changed("revoked", store, place)
 
@@ -53,9 +51,7 @@ def reinstate(store: Store, place: Place) -> Answer:
 
     Leases that the revocation ended stay ended: enter the thread again.
 
-    \b
-    Examples:
-      runtime-authz reinstate ledger.db thread-1 --graph payments
+    runtime-authz reinstate ledger.db thread-1 --graph payments
     """
     return _changed("reinstated", store, place)
 
@@ -86,9 +82,7 @@ def engage(
 ) -> Answer:
     """Deny every step from here on.
 
-    \b
-    Example:
-      runtime-authz kill engage --file /run/agents/kill --reason "incident 42"
+    runtime-authz kill engage --file /run/agents/kill --reason "incident 42"
     """
     switch = KillSwitch(file)
     switch.engage(reason)
