@@ -355,8 +355,8 @@ class Decision:
         reasons: stable codes, most telling first; never empty on a deny.
         decision_id: finds the audit record; the only thing told to a model.
         failure: which of the three failures a deny is; `None` if the policy decided.
-        ttl: seconds for which others may cache an equal permit. This package caches only permits of `node/enter`
-            and `model/call`, by agent, epoch and policy revision.
+        ttl: seconds for which a run may use a permit of `node/enter` or `model/call` again, under the same epoch and
+            policy revision. Without it only permits for tool nodes and models are used again.
         pdp_decision_id: the PDP's own id of this decision, if it gave one: finds its log entry.
     """
 

@@ -17,7 +17,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz.authzen import Decision, deny
+from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import _private as private
@@ -33,8 +33,7 @@ from langchain_runtime_authz.langgraph.tool_execution import Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
-from langchain_runtime_authz.pep.obligations import keepable
-from langchain_runtime_authz.pep.steps import decide_step
+from langchain_runtime_authz.pep.steps import decide_step, if_alive, kept
 
 
 def is_gated(bound: object) -> bool:
@@ -99,14 +98,18 @@ def _whole(sequence: Any) -> list[Any]:
 
 
 Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its own threads
-Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
 
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
     """Enter the node, run it, and record the plans that its output announces. A tool node has no `channels`."""
     tally = run.engine.tally
     tally.count(run, "node", name, "node gate", decided=1)
-    yield from _enter(run, name, channels is None)
+    permit, keep = kept(run, "node/enter", name, lasting=channels is None)
+    step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
+    entered = yield from (step if permit is None else if_alive(run, permit, step))
+    # A tool node must answer the calls it was given even when the task has changed.
+    if entered.outcome != "permit" and not (channels is None and entered.reason == Code.STALE_EPOCH):
+        raise AuthzHalt(entered.reason, entered.decision_id)
     tally.count(run, "node", name, "node gate", ran=1)
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
@@ -163,32 +166,6 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
             raise AuthzHalt(denied.code, denied.decision_id) from None
 
     return opener.engine, flow()
-
-
-def _kept(run: Run, name: str) -> Flow[bool]:
-    """Return True if a permit is cached for the current policy and the run is live. Else the step is decided in full."""
-    revision = run.engine.evaluator.revision
-    if not revision or run.kept.get(name) != revision:
-        return False
-    try:
-        alive = not (run.closed or run.engine.killed)
-        return alive and (yield (Status, run.scope.tenant, run.jti)) == "live"
-    except Exception:  # noqa: BLE001
-        return False
-
-
-def _enter(run: Run, name: str, holds_gate: bool) -> Flow[None]:
-    if holds_gate and (yield from _kept(run, name)):
-        return
-    revision = run.engine.evaluator.revision if holds_gate else ""  # of the policy that is asked
-    decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}})
-    if decision.outcome != "permit":
-        # A tool node must answer the calls it was given even when the task has changed.
-        if holds_gate and decision.reason == Code.STALE_EPOCH:
-            return
-        raise AuthzHalt(decision.reason, decision.decision_id)
-    if holds_gate and keepable(decision, revision):
-        run.kept[name] = revision
 
 
 _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
@@ -272,10 +249,9 @@ class _Gate(private.ToolNode):
         return await super()._execute_tool_async(request, input_type, config)
 
     def _guarded(self, request: Any) -> Any:
-        tool = request.tool
-        if isinstance(tool, BaseTool) and not is_guarded(tool):
-            return request.override(tool=guard_tool(tool, self._authz_profiles))
-        return request
+        if not isinstance(request.tool, BaseTool):
+            return request
+        return request.override(tool=guard_tool(request.tool, self._authz_profiles))
 
 
 def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:

@@ -43,7 +43,7 @@ class OpaPDP(RemotePDP):
     Attributes:
         revision: of the bundles that made the last answer: `name@revision`, sorted, with commas. Empty if
             one has no revision in its manifest. Data pushed besides bundles (`PUT /v1/data`) has none, so
-            a run's cached permits (`node/enter`, `model/call`) outlast it.
+            a run's cached permits (`node/enter`, `model/call`) outlast it, at most for their `ttl` if they have one.
     """
 
     name = "opa"

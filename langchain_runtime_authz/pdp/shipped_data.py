@@ -110,6 +110,7 @@ class _Data(BaseModel):
     budget: _Each[_Budget] = _Each()
     notify: _Each[dict[Verdict, Name]] = _Each()
     redact: dict[str, list[str]] = {}
+    ttl: dict[Literal["node/enter", "model/call"], Annotated[int, Field(ge=0, le=3600)]] = {}
     anomaly: dict[_Limit, Count | None] = {}
 
 

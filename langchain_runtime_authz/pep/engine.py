@@ -282,9 +282,8 @@ class Run:
     foreign: set[str] = field(default_factory=set)  # digests of calls that the client itself sent: never a plan
     handed: dict[str, Edge] = field(default_factory=dict)  # agent → the hand-off to it in this root entry
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
-    kept: dict[str, str] = field(default_factory=dict)  # node → the policy under which its permit is kept
+    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # permits, and until when
     entry: str = field(init=False)  # the jti with which the root entry began; its child agents have it too
-    models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions of a message, by the first of its tasks
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of what it reads, before the read
     lock: threading.Lock = field(default_factory=threading.Lock)

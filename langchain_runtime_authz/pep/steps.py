@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision, deny
@@ -16,17 +17,16 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.decide import lease_refusal, renewed
-from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Commit, Effect, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, step_record, tell
 from langchain_runtime_authz.pep.request import request_json
 
-MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
+MAX_KEPT: Final = 256  # permits that are kept per agent and entry
+Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
-_STEP_OBLIGATIONS: Final = {
-    False: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke")),
-    True: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke", "withhold_tools")),
-}
+_OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
+_MODEL_OBLIGATIONS: Final = _OBLIGATIONS | {"withhold_tools"}
 
 
 def decide_step(
@@ -38,8 +38,12 @@ def decide_step(
     prompt: dict[str, Any] | None = None,
     refuse: Code | None = None,
     known: Snapshot | None = None,
+    keep: Callable[[Decision], Decision] | None = None,
 ) -> Flow[Decision]:
-    """Decide such a step. Never raises. `refuse` is the enforcement point's own reason, `extra` goes with a permit."""
+    """Decide such a step. Never raises.
+
+    `refuse` is the enforcement point's own reason, `extra` goes with a permit, and `keep` gets a decision on record.
+    """
     body = None
     started = time.time_ns()
     now = started / 1e9
@@ -53,7 +57,7 @@ def decide_step(
             body = request_json(run, snapshot, {"name": action}, resource, prompt=prompt)
             decision = (yield (Evaluate, [body]))[0]
             if decision.obligations:
-                decision = understood(decision, _STEP_OBLIGATIONS[action == "model/call"])
+                decision = understood(decision, _MODEL_OBLIGATIONS if action == "model/call" else _OBLIGATIONS)
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
         if decision.obligations:
@@ -77,7 +81,7 @@ def decide_step(
     except AuditError as exc:
         if decision.outcome == "permit":
             return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
-    return decision
+    return decision if keep is None else keep(decision)
 
 
 def _loaded(run: Run) -> Flow[Snapshot]:
@@ -86,6 +90,36 @@ def _loaded(run: Run) -> Flow[Snapshot]:
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
     return snapshot
+
+
+def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
+    """Return the permit that is kept of a step, and what keeps another.
+
+    A permit is kept for its epoch and policy revision, and for the `ttl` that the policy gives. If the policy gives none,
+    it may have read what changes: then only a `lasting` permit is kept.
+    """
+    began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
+    permit, until = run.kept.get(key, (None, 0.0))
+    return permit if began < until else None, partial(_keep, run, key, began, lasting)
+
+
+def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
+    """Keep a permit if no lease lapses and no grant ends unseen meanwhile."""
+    ends = run.grant is not None and run.grant.expires_at is not None
+    said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
+    lasts = run.engine.max_lifetime if lasting and not found.ttl else said
+    if lasts and found.outcome == "permit" and keepable(found, key[-1]) and len(run.kept) < MAX_KEPT:
+        run.kept[key] = found, began + lasts
+    return found
+
+
+def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
+    """Return the kept permit of a live run. Else decide the step in full."""
+    try:
+        alive = not (run.closed or run.engine.killed) and (yield (Status, run.scope.tenant, run.jti)) == "live"
+    except Exception:  # noqa: BLE001
+        alive = False
+    return permit if alive else (yield from step)
 
 
 # Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, since
@@ -103,38 +137,28 @@ class ModelCall(NamedTuple):
 
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
-    revision = run.engine.evaluator.revision
-    key = (run.epoch, revision, call.model, call.provider, call.tools, call.provider_tools)
-    if revision and (kept := run.models.get(key)) is not None:
-        return kept
-    names = sorted(call.tools)
+    permit, keep = kept(run, "model/call", *call[:4], lasting=True)
+    if permit is not None:
+        return permit
     properties = {
         "provider": call.provider,
         "tools": list(call.tools),
         "provider_tools": list(call.provider_tools),
-        "tools_digest": digest({"tools": names, "provider_tools": sorted(call.provider_tools)}),
+        "tools_digest": digest({"tools": sorted(call.tools), "provider_tools": sorted(call.provider_tools)}),
     }
     resource = {"type": "model", "id": call.model, "properties": properties}
     prompt = {"model": call.model, "digest": call.prompt}
-    decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
-    if decision.permit and keepable(decision, revision) and len(run.models) < MAX_KEPT:
-        run.models[key] = decision
-    return decision
+    return (yield from decide_step(run, "model/call", resource, prompt=prompt, keep=keep))
 
 
 def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
     """Return the agent's own tools and the provider's that a permit withholds."""
-    own: set[str] = set()
-    provider: set[str] = set()
-    for obligation in decision.obligations:
-        if obligation.type == "withhold_tools":
-            own.update(obligation.properties["tools"])
-            provider.update(obligation.properties["provider_tools"])
-    return frozenset(own), frozenset(provider)
+    given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
+    return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])
 
 
 def shown(decision: Decision, call: ModelCall) -> Decision:
     """Return the decision if nothing can be taken out of the request any more."""
-    if decision.permit and withheld(decision)[1].intersection(call.provider_tools):
+    if decision.obligations and decision.permit and withheld(decision)[1].intersection(call.provider_tools):
         return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
     return decision

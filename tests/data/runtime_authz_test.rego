@@ -101,6 +101,16 @@ test_the_answer_is_one_full_document if {
 	} with data.runtime_authz_data.revision as "r1"
 }
 
+test_a_ttl_is_of_its_action if {
+	entering := {"action": {"name": "node/enter"}, "resource": {"type": "node"}}
+	answered := patched(entering) with data.runtime_authz_data.ttl as {"node/enter": 30}
+	answered.context.ttl == 30
+	other := patched(entering) with data.runtime_authz_data.ttl as {"model/call": 30}
+	other.context.ttl == 0
+	call := patched({}) with data.runtime_authz_data.ttl as {"tools/call": 30}
+	call.context.ttl == 0
+}
+
 test_a_valid_lease_permits_every_other_action if {
 	every pair in [
 		["run/start", "run"],

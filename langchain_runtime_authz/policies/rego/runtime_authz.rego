@@ -44,6 +44,11 @@
 #   notify      {effects, tools}: effect or tool -> {permit, ask, deny}: the channel that is told of such
 #               an outcome; a permit that cannot be told is a deny
 #   redact      tool -> fields of its result that the PEP must redact
+#   ttl         action -> seconds for which a run may use its permit again, under the same epoch and revision
+#               (`node/enter`, `model/call`; at most 3600). Absent, each entry of a node is asked about, and a
+#               permit for a model or a tool node holds until epoch or revision change. Give one for
+#               `node/enter` only if no rule of your own about nodes reads what changes meanwhile: `history`,
+#               `now`, `local`, `delegation`, or the `steps` and `seconds` of the lease
 #   anomaly     what revokes the run when it reaches so many: max_denials, max_streak (denials in a
 #               row), max_per_minute (permitted calls), max_unplanned, max_tainted, max_rotations (of
 #               the task, by others than its subject, without a side effect between). What only denies:
@@ -70,13 +75,13 @@ default decision := {
 	},
 }
 
-decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny"))) if {
+decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny")), 0) if {
 	count(denied) > 0
-} else := answer(false, sort(asked), array.concat(approval_needed, notices("ask"))) if {
+} else := answer(false, sort(asked), array.concat(approval_needed, notices("ask")), 0) if {
 	count(asked) > 0
 	not allowed
 	not approved
-} else := answer(true, [], array.concat(sort(obliged), notices("permit"))) if {
+} else := answer(true, [], array.concat(sort(obliged), notices("permit")), ttl) if {
 	action_known
 	lease_valid
 }
@@ -93,15 +98,20 @@ batch := [given |
 	given := decision with input as request
 ]
 
-answer(verdict, codes, obligations) := {
+answer(verdict, codes, obligations, seconds) := {
 	"decision": verdict,
 	"context": {
 		"reasons": [{"code": code} | some code in codes],
 		"obligations": obligations,
-		"ttl": 0,
+		"ttl": seconds,
 		"policy": {"revision": revision},
 	},
 }
+
+# What is not a count denies: the answer is then malformed.
+default ttl := 0
+
+ttl := cfg.ttl[input.action.name] if input.action.name in {"node/enter", "model/call"}
 
 default revision := ""
 

@@ -151,6 +151,8 @@ def test_data_steers_the_policy() -> None:
     assert steered({"effects": {"write": None}}).reasons == (Code.EFFECT,)
     assert steered({"effects": {"write": {"covered": None}}}).reasons == (Code.EFFECT,)
     assert steered({"data_flow": {"confidential": {"internal": "deny"}}}).reasons == (Code.DATA_FLOW,)
+    entering = {"action.name": "node/enter", "resource.type": "node"}
+    assert [steered({"ttl": {"node/enter": n}}, entering).ttl for n in (0, 30)] == [0, 30]
     (obligation,) = steered({"redact": {"book_invoice": ["iban"]}}).obligations
     assert (obligation.type, obligation.properties) == ("redact", {"fields": ["iban"]})
     (obligation,) = steered({"rates": {"write": {"window": 1, "max": 2}}}).obligations

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
+from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.langgraph.callback_backstop import instructions_digest, tool_names
-from langchain_runtime_authz.langgraph.node_pep import _enter, _kept
-from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.base import HumanText, Scope
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.compose import DenyOverrides
-from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.pep.entry import open_entry
-from langchain_runtime_authz.pep.steps import ModelCall, decide_model, shown, withheld
+from langchain_runtime_authz.pep import steps
+from langchain_runtime_authz.pep.engine import Commit, drive
+from langchain_runtime_authz.pep.entry import close, open_entry, take_lease
+from langchain_runtime_authz.pep.steps import ModelCall, decide_model, decide_step, if_alive, kept, shown, withheld
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
 
 
-def enter_node(run: Any) -> Any:
-    """What the gate of a tool node does before the node runs."""
-    if not (yield from _kept(run, ("", "n"))):
-        yield from _enter(run, "n", True)
+def enter_node(run: Any, name: str = "n", *, lasting: bool = True) -> Any:
+    """What the gate of a tool node does before the node runs, or that of another."""
+    permit, keep = kept(run, "node/enter", name, lasting=lasting)
+    step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
+    return step if permit is None else if_alive(run, permit, step)
 
 
 @tool
@@ -90,11 +96,11 @@ def test_instructions_are_the_system_messages() -> None:
     assert instructions_digest([HumanMessage("x")]) is None
 
 
-def entered(pdp: Any) -> Any:
-    authz = authz_with(pdp)
+def entered(pdp: Any, authz: Any = None, **how: Any) -> Any:
+    authz = authz or authz_with(pdp)
     engine = authz._engine
     flow = open_entry(
-        engine, Scope("default", engine.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g"
+        engine, Scope("default", engine.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g", **how
     )
     return authz, drive(engine, flow).run
 
@@ -148,6 +154,135 @@ def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revisio
         for _ in range(3):
             drive(run.engine, step())
         assert len(pdp.requests) == asked
+
+
+def enter_plain(run: Any, name: str = "n") -> Any:
+    """What the gate of any other node does."""
+    return drive(run.engine, enter_node(run, name, lasting=False))
+
+
+def lasting(seconds: int, **context: Any) -> StaticPDP:
+    """Permits for a time."""
+    return StaticPDP(lambda _: {"decision": True, "context": {"ttl": seconds, **context}})
+
+
+def asked(pdp: StaticPDP, *steps: Callable[[], Any]) -> int:
+    pdp.bodies.clear()
+    for step in steps:
+        assert step().permit
+    return len(pdp.requests)
+
+
+CHANGES: dict[str, Callable[[Any, StaticPDP, pytest.MonkeyPatch], Any]] = {
+    "revision": lambda run, pdp, patch: setattr(pdp, "revision", "another"),
+    "unnamed revision": lambda run, pdp, patch: setattr(pdp, "revision", ""),
+    "epoch": lambda run, pdp, patch: run.move_to(drive(run.engine, corrected(run)), run.jti),
+    "time": lambda run, pdp, patch: patch.setattr(steps, "time", Later(30)),
+}
+
+
+class Later:
+    """The clocks, some seconds later."""
+
+    def __init__(self, seconds: float) -> None:
+        self.time_ns = time.time_ns
+        self.monotonic = lambda: time.monotonic() + seconds
+
+
+def corrected(run: Any) -> Any:
+    """Another epoch, into which the run was taken."""
+    task = HumanText("sha256:x", "go on", "k")
+    done = yield (Commit, run.scope, None, [AdvanceEpoch(run.epoch, (task,))])
+    run.epoch, run.jti = done.epoch, "next"
+    yield (Commit, run.scope, None, [take_lease(run)])
+    return done.epoch
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_nodes_permit_is_kept_while_what_it_was_based_on_stands(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked once; asked again when the change came, whatever its `ttl`."""
+    pdp = lasting(3600)
+    _, run = entered(pdp)
+    assert asked(pdp, *[lambda: enter_plain(run)] * 3) == 1
+    assert asked(pdp, *[lambda: enter_plain(run)] * 3) == 0
+    CHANGES[change](run, pdp, monkeypatch)
+    assert asked(pdp, lambda: enter_plain(run)) == 1
+
+
+def test_a_nodes_permit_is_of_its_node_and_run() -> None:
+    """Another node, another run and another agent are asked about."""
+    pdp = lasting(3600)
+    authz, run = entered(pdp)
+    assert asked(pdp, lambda: enter_plain(run), lambda: enter_plain(run, "m")) == 2
+    _, other = entered(pdp, authz)
+    assert asked(pdp, lambda: enter_plain(other)) == 1
+    assert asked(pdp, lambda: enter_plain(other), lambda: enter_plain(run)) == 0
+
+
+NOTICE = [{"id": "1", "type": "notify", "properties": {"channel": "log"}}]
+UNKEPT: dict[str, tuple[StaticPDP, dict[str, Any]]] = {
+    "no ttl": (lasting(0), {}),
+    "obligation": (lasting(3600, obligations=NOTICE), {}),
+    "a grant that ends": (lasting(3600), {"grant": Grant(expires_at=int(time.time()) + 3600)}),
+    "another revision": (lasting(3600, policy={"revision": "old"}), {}),
+}
+
+
+@pytest.mark.parametrize("why", UNKEPT)
+def test_a_nodes_permit_is_not_kept(why: str) -> None:
+    """Each entry is asked about."""
+    pdp, how = UNKEPT[why]
+    _, run = entered(pdp, **how)
+    assert asked(pdp, *[lambda: enter_plain(run)] * 3) == 3
+
+
+STOPS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "corrected": (lambda authz, run: authz.correct("t", "STOP", graph="g"), "stale_epoch"),
+    "revoked": (lambda authz, run: authz.revoke("t", graph="g"), "revoked"),
+    "ended": (lambda authz, run: drive(run.engine, close(run)), "lease_ended"),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_kept_permit_lets_nobody_in_whose_run_is_not_live(stop: str) -> None:
+    """The ledger is asked at each entry."""
+    pdp = lasting(3600)
+    authz, run = entered(pdp)
+    assert asked(pdp, *[lambda: enter_plain(run)] * 2) == 1
+    change, code = STOPS[stop]
+    change(authz, run)
+    assert enter_plain(run).reason == code
+
+
+def test_a_permit_that_is_not_on_record_is_not_kept() -> None:
+    """The sink fails once; the next entry is decided and recorded."""
+    pdp, sink = lasting(3600), FailingOnce()
+    _, run = entered(pdp, RuntimeAuthz(pdp=pdp, audit=sink))
+    sink.fails = True
+    assert enter_plain(run).reason == "audit_unavailable"
+    assert asked(pdp, *[lambda: enter_plain(run)] * 2) == 1
+
+
+class FailingOnce:
+    """A sink that is full once."""
+
+    fails = content = False
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.fails:
+            self.fails = False
+            raise OSError
+
+
+def test_a_policy_may_keep_a_model_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `ttl` counts, where one without it holds as long as its revision."""
+    for pdp, more in ((lasting(20), 1), (lasting(0), 0)):
+        _, run = entered(pdp)
+        ask = partial(drive, run.engine)
+        assert asked(pdp, *[lambda: ask(decide_model(run, CALL))] * 2) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "time", Later(20))
+            assert asked(pdp, lambda: ask(decide_model(run, CALL))) == more
 
 
 def test_a_node_permitted_while_the_policy_changed_is_decided_again() -> None:
@@ -238,8 +373,6 @@ def test_an_obligation_counts_only_where_it_is_carried_out(kind: str) -> None:
     props = {"redact": {"fields": ["a"]}, "withhold_tools": {"tools": [], "provider_tools": []}}[kind]
     answer = {"decision": True, "context": {"obligations": [{"id": "o", "type": kind, "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name in ("model/call", "node/enter") else True))
-    from langchain_runtime_authz.pep.steps import decide_step
-
     model = drive(run.engine, decide_model(run, CALL))
     node = drive(run.engine, decide_step(run, "node/enter", {"type": "node", "id": "n", "properties": {}}))
     assert (model.permit, node.permit) == (kind == "withhold_tools", False)
