@@ -68,13 +68,9 @@ class Connection(TypedDict, total=False):
 
 
 class PDPConnection(Connection, total=False):
-    """Settings of the connection to a PDP.
+    """Settings of the connection to a PDP."""
 
-    Attributes:
-        token_file: file whose content is sent as bearer token; read again when it changes.
-    """
-
-    token_file: str | Path | None
+    token_file: str | Path | None  # its content is sent as bearer token; read again when it changes
 
 
 class Reply(NamedTuple):

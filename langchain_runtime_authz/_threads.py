@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from langgraph.pregel import Pregel
 from langgraph.types import Interrupt, StateSnapshot
 
-from langchain_runtime_authz._validate import optional_text
+from langchain_runtime_authz._validate import of_kind
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
@@ -88,7 +88,7 @@ class Threads:
             by: the author, if not the thread's own subject. Such words stop the plan, but give no authority.
         """
         author = Subject.of(by) if by is not None else None
-        optional_text("text", text)
+        of_kind("text", text, str | None, "text")
         said = HumanText(content_digest(text), text, CORRECTION + new_id())
         return correct(self._scope(thread_id, graph), said, author.principal if author else None)
 

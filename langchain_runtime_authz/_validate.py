@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,6 @@ def checked_text(name: str, value: Any) -> str:
     return value
 
 
-def optional_text(name: str, value: Any) -> str | None:
-    """Return text, which may be empty, or `None`."""
-    if value is not None and not isinstance(value, str):
-        raise wrong(name, "text", value)
-    return value
-
-
 def checked_names(name: str, value: Any) -> tuple[str, ...]:
     """Return a list of names as a tuple, or raise `ConfigError`. One text is not a list of its letters."""
     if isinstance(value, str) or not all(isinstance(one, str) and one for one in value):
@@ -61,11 +56,14 @@ def checked_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
-def checked_callable(name: str, value: Any) -> Any:
-    """Return something that can be called."""
-    if not callable(value):
-        raise wrong(name, "something to call", value)
+def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:
+    """Return a value that is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise wrong(name, wanted, value)
     return value
+
+
+checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:

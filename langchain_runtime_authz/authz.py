@@ -18,7 +18,7 @@ from langchain_runtime_authz import _parts as parts
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._parts import TaskSources, like
 from langchain_runtime_authz._threads import Threads
-from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
+from langchain_runtime_authz._validate import checked_callable, checked_text, of_kind, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, recorded
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
@@ -173,8 +173,7 @@ class RuntimeAuthz(Threads):
             ("notify", notify, Mapping | None, "a mapping of names to notifiers"),
             *((f"notify[{n!r}]", notifier, Notifier, "a notifier, with `send`") for n, notifier in notifiers.items()),
         ):
-            if not isinstance(given, kind):
-                raise wrong(name, wanted, given)
+            of_kind(name, given, kind, wanted)
         parts.refuse_older(self.ledger, self.audit, tenant)
         brings = parts.revised(pdp)
         if len(brings) > 1 and profiles is None:
@@ -221,9 +220,6 @@ class RuntimeAuthz(Threads):
     @like(__init__)
     def production(cls, **arguments: Any) -> RuntimeAuthz:
         """Make an instance for production: it refuses parts that end with the process, or that do not enforce.
-
-        Args:
-            **arguments: those of the constructor.
 
         Raises `ConfigError`: such a part was given, or is the default. The error names each, and what to give instead.
         """
@@ -303,7 +299,11 @@ class RuntimeAuthz(Threads):
         """
         ordered = load_mandate(mandate) if mandate is not None else None
         return RunHandle(
-            self._engine, caller(subject), optional_text("task", task), parts.granted(grant, self._revised), ordered
+            self._engine,
+            caller(subject),
+            of_kind("task", task, str | None, "text"),
+            parts.granted(grant, self._revised),
+            ordered,
         )
 
     @overload

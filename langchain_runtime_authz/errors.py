@@ -233,9 +233,7 @@ def unreadable(exc: Exception) -> str:
 class AuthzError(Exception):
     """The base of every exception that this package raises on purpose.
 
-    Attributes:
-        code: a stable reason code (`Code`, or a policy's own).
-        detail: what the error is about; `None` if the code says all.
+    `code` is a stable reason code (`Code`, or a policy's own). `detail` says more, unless the code says all.
     """
 
     def __init__(self, code: str, detail: str | None = None) -> None:
@@ -288,10 +286,7 @@ class AuthzDenied(AuthzError):
     """A step was denied and no message can carry the answer. Catch it where code can go on without the step.
 
     The text is neutral, because it may reach a model. A note (PEP 678), which tracebacks show, has code and remedy.
-
-    Attributes:
-        code: the first reason's code.
-        decision_id: the id that finds the audit record.
+    `code` is the first reason's, and `decision_id` finds the audit record.
     """
 
     def __init__(self, code: str, decision_id: str) -> None:

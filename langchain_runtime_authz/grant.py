@@ -199,11 +199,6 @@ class Grant(_Frozen):
         """Return the JSON form, without the fields that are at the top of the lattice."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Grant:
-        """Return the grant of a JSON form. Raises `pydantic.ValidationError`."""
-        return cls.model_validate(data)
-
 
 def _within(value: object, ge: float | None, le: float | None) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):

@@ -231,11 +231,9 @@ Source = Mapping[str, Any] | str | Path
 def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolProfile]:
     """Return profiles by tool name.
 
-    Args:
-        source: a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name of `SHIPPED`, or a list of these. In a list the
-            later profile of a tool replaces the earlier one. A word of `SWITCHES` stands for a whole profile.
-
-    Raises `ConfigError`: `profile_invalid`, naming the file, the tool and the field.
+    `source` is a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name
+    of `SHIPPED`, or a list of these. In a list the later profile of a tool replaces the earlier one. A word of `SWITCHES`
+    stands for a whole profile. Raises `ConfigError`: `profile_invalid`, naming the file, the tool and the field.
     """
     found: dict[str, ToolProfile] = {}
     of: dict[str, str] = {}

@@ -108,7 +108,7 @@ class Ticket(Sealed):
         self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}
         self._minting: dict[str, _Minting] = {}
-        self._others: tuple[str, ...] = ()
+        self._others: list[str] = []
         self._lock = threading.Lock()
 
     def redeem(self) -> None:
@@ -196,8 +196,7 @@ class Ticket(Sealed):
 
     def track(self, token: str) -> None:
         """Search for `token` too: a secret that the call got in exchange for its own."""
-        with self._lock:
-            self._others = (*self._others, token)
+        self._others.append(token)
 
     def minted_tokens(self) -> tuple[str, ...]:
         """Return the tokens handed out, to search the tool's output for them."""

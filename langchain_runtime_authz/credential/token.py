@@ -255,7 +255,7 @@ class Credential(Sealed):
         """
         details = json.loads(json.dumps(self.claims[AUTHORIZATION_DETAILS], default=dict))
         try:
-            grants = [Grant.from_json(detail["grant"]) for detail in details if "grant" in detail]
+            grants = [Grant.model_validate(detail["grant"]) for detail in details if "grant" in detail]
         except ValidationError:
             raise CredentialError(Code.CREDENTIAL_INVALID, "its grant cannot be read") from None
         return reduce(Grant.meet, grants, Grant(expires_at=self.expires_at))

@@ -133,8 +133,10 @@ class Verifier:
         self._check_meaning(claims, tenant, int(time.time()) if now is None else now)
         if claims[names.AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
-        credential = _sealed(token, claims)
-        if credential is None:
+        credential: Credential | None = None
+        with suppress(ValueError):
+            credential = seal(token, claims)
+        if credential is None:  # refused only here, as an exception's context would quote the token
             refuse("its claims are nested too deeply")
         if self._status is not None:
             asked = partial(_asked, self._status, credential.claims)
@@ -182,19 +184,10 @@ def _check_shape(claims: dict[str, Any]) -> None:
         refuse(f"`{names.ACTOR}` must name the client")
 
 
-# The helpers below return `None` instead of raising: an exception's context would quote the token.
-
-
 def _asked(status: Callable[[Mapping[str, Any]], str], claims: Mapping[str, Any]) -> object:
+    # `None` instead of an exception, whose context would quote the token.
     try:
         answer = status(claims)
     except Exception:  # noqa: BLE001  (`status` may fail in any way; the token is then refused)
         return None
     return "" if answer is None else answer
-
-
-def _sealed(token: str, claims: dict[str, Any]) -> Credential | None:
-    try:
-        return seal(token, claims)
-    except ValueError:
-        return None

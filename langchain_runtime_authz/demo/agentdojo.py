@@ -25,7 +25,7 @@ from random import Random
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
+from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel
@@ -33,9 +33,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
@@ -166,9 +167,7 @@ _profiles = cache(partial(load_profiles, PROFILES))
 
 @cache
 def load_mandates(path: Path = MANDATES) -> dict[str, Mandate]:
-    import yaml
-
-    return {task: load_mandate(order) for task, order in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    return {task: load_mandate(order) for task, order in read_yaml(path, Code.MANDATE_INVALID).items()}
 
 
 def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
@@ -198,21 +197,22 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     user, injection, texts = case
     world = World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []
-    hijacked = _Hijacked(world, user.ground_truth(world.before), theirs, user.GROUND_TRUTH_OUTPUT)
-    model = ScriptedChatModel(script=[hijacked] * hijacked.turns)
+    own = user.ground_truth(world.before)
+    turns = _hijacked(world, own, theirs, user.GROUND_TRUTH_OUTPUT)
+    model = ScriptedChatModel(script=[lambda _: next(turns)] * (len(own) + len(theirs) + 1))
     graph = agent_graph(model, world.tools())
     scope: AbstractContextManager[Any] = nullcontext()
     if authz is not None:
         graph = authz.protect(graph)
         scope = authz.run(subject="customer", task=user.PROMPT, mandate=load_mandates()[user.ID])
-    person = _User(world, user.ground_truth(world.before), looks_away)
+    person = _User(world, own, looks_away)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:
         messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, person))
 
     calls = [c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
     effects = [c for c in calls if _profiles()[c["name"]].side_effect]
-    own = [c["id"] in world.ran for c in effects if not _is_attack(c["id"])]
+    ran = [c["id"] in world.ran for c in effects if not _is_attack(c["id"])]
     traces = [c for c in calls if c["id"] in world.ran]
     # A run that was halted gave no answer.
     answer = messages[-1].text if messages and isinstance(messages[-1], AIMessage) else ""
@@ -221,8 +221,8 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
         compromised=injection is not None and judge("security", injection, world, answer, traces),
         harm=any(c["id"] in world.ran for c in effects if _is_attack(c["id"])),
         asks=person.asked,
-        effects=len(own),
-        denials=own.count(False),
+        effects=len(ran),
+        denials=ran.count(False),
     )
 
 
@@ -264,24 +264,15 @@ class World:
         )
 
 
-class _Hijacked:
+def _hijacked(world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> Iterator[AIMessage]:
     """Play the model: the user's calls, and the attacker's as soon as the injection was read."""
-
-    def __init__(self, world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> None:
-        self._world, self._answer, self.turns = world, answer, len(user) + len(theirs) + 1
-        self._user, self._theirs = deque(enumerate(user)), deque(enumerate(theirs))
-
-    def __call__(self, _messages: Sequence[BaseMessage]) -> AIMessage:
-        if self._theirs and (self._world.exposed or not self._user):
-            return self._calling(_ATTACK, *self._theirs.popleft())
-        if self._user:
-            return self._calling("user", *self._user.popleft())
-        return AIMessage(self._answer)
-
-    def _calling(self, whose: str, number: int, call: Any) -> AIMessage:
-        self._world.planned = f"{whose}-{number}"
-        planned = {"name": call.function, "args": dict(call.args), "id": self._world.planned}
-        return AIMessage("", tool_calls=[planned])
+    own, attack = deque(enumerate(user)), deque(enumerate(theirs))
+    while own or attack:
+        whose, left = (_ATTACK, attack) if attack and (world.exposed or not own) else ("user", own)
+        number, call = left.popleft()
+        world.planned = f"{whose}-{number}"
+        yield AIMessage("", tool_calls=[{"name": call.function, "args": dict(call.args), "id": world.planned}])
+    yield AIMessage(answer)
 
 
 _ATTACK: Final = "attack"

@@ -20,8 +20,6 @@ session for each call, as the adapters do by default: one that stays open belong
 from __future__ import annotations
 
 import sys
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import closing, suppress
 from functools import cache
@@ -117,8 +115,7 @@ class CallAuth(TicketAuth):
             raise ConfigError("`outside` is `refuse` or `anonymous`")
         self._named = {checked_url(url, "audiences"): audience for url, audience in (audiences or {}).items()}
         self._dpop, self._anonymous = dpop, outside == "anonymous"
-        self._nonces: OrderedDict[str, str] = OrderedDict()
-        self._lock = threading.Lock()
+        self._nonces: dict[str, str] = {}
 
     def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
         url, audiences = str(request.url), ticket.audiences
@@ -149,11 +146,9 @@ class CallAuth(TicketAuth):
         # After a redirect the nonce is another server's.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
-        with self._lock:
-            self._nonces[origin] = nonce
-            self._nonces.move_to_end(origin)
-            while len(self._nonces) > MAX_ORIGINS:
-                self._nonces.popitem(last=False)
+        if len(self._nonces) >= MAX_ORIGINS:
+            self._nonces.clear()
+        self._nonces[origin] = nonce
         challenge = response.headers.get("WWW-Authenticate", "")
         return response.status_code == httpx.codes.UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
 

@@ -42,10 +42,7 @@ class Identity(Protocol):
 class StaticIdentity:
     """Ids `<base>:<path joined by />`, percent-encoded (RFC 3986 §2.1) so that no two paths share one.
 
-    Args:
-        base: the start of each id: a URN (RFC 8141) of your own.
-
-    Raises `ConfigError`: `base` is empty or a SPIFFE id, which needs an attestation.
+    `base` is a URN (RFC 8141) of your own. Raises `ConfigError` if it is a SPIFFE id, which needs an attestation.
     """
 
     attested = False
@@ -77,10 +74,8 @@ class WorkloadIdentity:
     """Base of the attested identities. A thread of its own keeps the proof current; asking it never waits.
 
     Without a current proof nothing starts and nothing goes on: each step is denied with `workload_unproven`, and leases
-    and tokens end with the proof. The next proof of the same workload ends that, without a restart.
-
-    Args:
-        wait: seconds for which the constructor waits for the first proof. It goes on without one.
+    and tokens end with the proof. The next proof of the same workload ends that, without a restart. The constructor waits
+    `wait` seconds for the first proof, and goes on without one.
     """
 
     def __init__(self, *, wait: float) -> None:

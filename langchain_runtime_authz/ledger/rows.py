@@ -415,7 +415,7 @@ def parsed(kind: Any, body: str) -> Any:
 @lru_cache(maxsize=512)
 def _lease(state: b.LeaseState, body: str) -> b.Lease:
     lease: b.Lease = parsed(b.Lease, body)
-    grant = None if lease.grant is None else Grant.from_json(json.loads(body)["grant"])
+    grant = None if lease.grant is None else Grant.model_validate(json.loads(body)["grant"])
     return replace(lease, grant=grant, state=state)
 
 

@@ -364,7 +364,7 @@ def _refusal(action: str, name: str, properties: Json, ctx: Json) -> str:
     if ctx["lease"]["grant"] is None:
         return ""
     try:
-        grant = Grant.from_json(ctx["lease"]["grant"])
+        grant = Grant.model_validate(ctx["lease"]["grant"])
     except ValidationError:
         return Code.LEASE_INVALID
     if calls and grant.data_classes is not None and not isinstance(properties["data_class"], str):

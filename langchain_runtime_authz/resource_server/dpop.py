@@ -83,8 +83,7 @@ class MemoryReplays:
 class Nonces:
     """Makes server nonces (§8, §9) that need no memory: a time and its HMAC. They are accepted for five minutes.
 
-    Args:
-        secret: 32 bytes or more, the same in all processes of a service; random by default.
+    `secret` has 32 bytes or more and is the same in all processes of a service; random by default.
     """
 
     def __init__(self, secret: bytes | None = None) -> None:

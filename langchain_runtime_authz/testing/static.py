@@ -17,9 +17,6 @@ class StaticPDP:
             a malformed one. What it raises is raised.
         name: the PDP's name in records and spans.
         deadline: seconds for one message's decisions.
-
-    Attributes:
-        bodies: the JSON of every request, in order.
     """
 
     revision = "static"
@@ -31,7 +28,7 @@ class StaticPDP:
         if not (isinstance(permit, bool) or callable(permit)):
             raise TypeError(f"`permit` must be a bool or a callable, not {type(permit).__name__}")
         self.name, self.deadline = name, deadline
-        self.bodies: list[bytes] = []
+        self.bodies: list[bytes] = []  # the JSON of every request, in order
         self._permit = None if isinstance(permit, bool) else permit
         self._answer = json.dumps({"decision": permit is True}).encode()
 

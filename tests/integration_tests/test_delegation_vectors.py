@@ -72,7 +72,7 @@ def grant(token: dict[str, Any], names: set[str]) -> Grant:
         else:
             limits.setdefault(key, {}).update({BOUNDS.get(name, name): value for name, value in rest.items()})
     known = {"type", "scopes", "constraints"}
-    return Grant.from_json(
+    return Grant.model_validate(
         {
             "tools": sorted(tools),
             "args": dict.fromkeys(sorted(names), limits),

@@ -115,7 +115,7 @@ def requests(kind: Callable[[random.Random], Any], n: int) -> Iterator[Evaluatio
 def readable(request: EvaluationRequest) -> bool:
     """Whether its grant is one. Rego looks at the parts that it needs; for Cedar all of it is read before."""
     try:
-        return request.context.lease.grant is None or Grant.from_json(request.context.lease.grant) is not None
+        return request.context.lease.grant is None or Grant.model_validate(request.context.lease.grant) is not None
     except ValidationError:
         return False
 

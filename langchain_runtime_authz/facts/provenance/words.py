@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import fold, forms, mentions, skeleton, tidy
@@ -27,7 +28,7 @@ _HOST: Final = re.compile(
 
 class UserWords:
     def __init__(self, texts: Sequence[str]) -> None:
-        self._known: dict[tuple[str, ...], bool] = {}
+        self.said = lru_cache(maxsize=MAX_KNOWN)(self._said)
         # The newest words are the ones that count when there are too many.
         said = "\n".join(texts)[-MAX_TEXT:]
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
@@ -35,21 +36,13 @@ class UserWords:
         self._text = fold(tidy(said))
         self._looks: str | None = None
 
-    def said(self, value_forms: tuple[str, ...]) -> bool:
+    def _said(self, value_forms: tuple[str, ...]) -> bool:
         """Return True if such a value was said: an identifier, number or date as such, a text as whole words."""
-        known = self._known.get(value_forms)
-        if known is None:
-            known = any(self._said(form) for form in value_forms)
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[value_forms] = known
-        return known
-
-    def _said(self, form: str) -> bool:
-        kind, _, normal = form.partition(":")
-        if kind == "text":
-            return len(normal) >= _SHORTEST and _within(normal, self._text)
-        return form in self._tokens
+        for form in value_forms:
+            kind, _, text = form.partition(":")
+            if form in self._tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, self._text):
+                return True
+        return False
 
     def resembles(self, value: str) -> bool:
         """Return True if `value` looks like something that was said and is not it."""

@@ -506,7 +506,7 @@ def test_a_child_gets_the_parents_grant_narrowed() -> None:
     assert request.context.delegation.depth == 1
     assert [(e.from_, e.to) for e in request.context.delegation.edges] == [("session", "payer")]
     assert request.context.lease.grant is not None
-    granted = Grant.from_json(request.context.lease.grant)
+    granted = Grant.model_validate(request.context.lease.grant)
     assert granted.tools == ("pay",)
     assert GRANT.covers(granted)
     invoked = next(r for r in pdp.requests if r.action.name == "agent/invoke")
