@@ -16,7 +16,7 @@ from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.pep.engine import drive
 from langchain_runtime_authz.pep.entry import _pinned
-from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 from ...attack._approvals import FIVE, Scene, edit, payment
 from ...attack._kit import THREAD, human
@@ -255,9 +255,9 @@ def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.Monk
 
         aplan = plan
 
-    monkeypatch.setattr("langchain_runtime_authz.authz.parts.compiler", lambda *_: Planner())
+    monkeypatch.setattr("langchain_runtime_authz.langgraph.planner.ModelPlanner", lambda *_: Planner())
     disk = Disk()
-    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
+    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True), planner=ScriptedChatModel(script=[]))
     disk.full = "mandate"
     with pytest.raises(AuthzError):
         authz.session(subject="alice", task="pay ann", thread="t")
