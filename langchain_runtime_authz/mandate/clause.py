@@ -28,7 +28,7 @@ _PLAIN: Final = {
     "url": "url",
     "object": "id name quote handle hash word number run",
     "name": "id name quote hash run",
-    "channel": "hash id name quote word",
+    "channel": "hash handle id name quote word",
     "amount": "money number",
     "place": "name quote word id common run",
     "value": "quote",

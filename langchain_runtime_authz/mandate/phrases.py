@@ -18,7 +18,6 @@ MAX_PHRASES: Final = 8  # of one clause
 MAX_COUNTED: Final = 6  # words of what a number counts
 _NAMES: Final = 4  # words of one name
 _PLAIN: Final = frozenset({"word", "name", "number", "id", "version"})
-_SORTS: Final = {"email": "name", "handle": "name", "quote": "id"}  # kinds that one list may mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,6 @@ class Phrase:
     @property
     def kind(self) -> str:
         return self.values[0].kind
-
-
-def _sort(token: Token) -> str:
-    return _SORTS.get(token.kind, token.kind)
 
 
 class Reader:
@@ -212,7 +207,7 @@ class Reader:
             if gap and singly and values[0].kind in {"name", "run"}:
                 return []  # "the board Sales and Marketing" may be one
             token, after = self._value(self.at + gap, told=told)
-            if token is None or (values and _sort(token) != _sort(values[0])):
+            if token is None or (values and token.kind != values[0].kind):
                 return values
             if token.kind == "run" and not (labelled or marker or self._opens(values)):
                 return values
@@ -235,8 +230,8 @@ class Reader:
         if not self.language.value(token) or (token.kind == "word" and not common):
             return None, at
         after = at + 1
-        while token.kind == "name" and (joined := self._named(after)):
-            after = joined
+        while token.kind == self.tokens[after].kind == "name" and self.language.value(self.tokens[after]):
+            after += 1  # "Ana Smith"
         kind, ran = token.kind, self._ran(at)
         if ran > after:
             kind, after = "run", ran
@@ -260,20 +255,9 @@ class Reader:
             kinds = kinds if plain else kinds | {"number"}
         return after
 
-    def _named(self, at: int) -> int:
-        """Return where a name goes on to: "Ana Smith", "Ludwig van Beethoven"."""
-        while self.tokens[at].lower in self.data["linkers"]:
-            at += 1
-        token = self.tokens[at]
-        return at + 1 if token.kind == "name" and self.language.value(token) else 0
-
     def _unit(self) -> bool:
-        """Read what a number is in: "3 ETH", "20 percent"."""
+        """Read what a number is in: "3 ETH"."""
         token = self.tokens[self.at]
-        fits = set(self.data["measures"].get(token.lower, ()))
-        if not fits.isdisjoint(self.tool.labels):
-            self.at += 1
-            return True
         if self.tool.currency and re.fullmatch("[A-Z]{2,5}", token.text) and token.kind == "name":
             self.found.append(Phrase("", ("currency",), (token,)))
             self.at += 1

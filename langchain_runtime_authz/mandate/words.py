@@ -193,7 +193,7 @@ class _Turn:
             if token.text[:1].isupper() and token.lower in self.small:
                 raise _UnclearError(f"`{token.text}` may be part of a name")
         clauses = list(self._clauses(tokens))
-        if len(clauses) > 1 and self._fronts(clauses[0]):
+        if len(clauses) > 1 and clauses[0] and clauses[0][0].lower in language.prepositions:
             clauses[:2] = [self._fronted(*clauses[:2])]
         known = len(self.deeds)
         for clause in clauses:
@@ -215,8 +215,7 @@ class _Turn:
     def _requested(self, tokens: Sequence[Token]) -> bool:
         """Return True for a question that is a polite order ("Could you …?")."""
         opened = self._opened(tokens)
-        asks = any(self.language.match("requests", tokens, at) for at in range(opened))
-        return opened < len(tokens) and (asks or self.language.match("tags", tokens, len(tokens) - 2) > 0)
+        return opened < len(tokens) and any(self.language.match("requests", tokens, at) for at in range(opened))
 
     def _clauses(self, tokens: list[Token]) -> Iterator[list[Token]]:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
@@ -245,23 +244,13 @@ class _Turn:
         noun = tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
         return not noun and all(t.lower != tokens[0].lower for t in before)
 
-    def _fronts(self, front: Sequence[Token]) -> bool:
-        """Return True if tokens may stand before a verb: "In production, …", "The ticket T-4, …"."""
-        if not front or front[0].lower in self.language.prepositions:
-            return bool(front)
-        typed = any(t.kind not in {"word", "name", "sep"} for t in front)
-        return typed and front[0].lower not in self.verbs and front[0].lower in self.language.determiners | self.labels
-
     def _fronted(self, front: list[Token], clause: list[Token]) -> list[Token]:
-        """Return a clause with what stands before its verb put in its place."""
-        language, clause, at = self.language, clause[self._opened(clause) :], 1
-        if front[0].lower in language.prepositions:
-            spoken = [n for n in range(1, len(clause)) if language.match("dictation", clause, n)]
-            at = spoken[0] if spoken and clause[-1].kind != "quote" else len(clause)
-        else:
-            front = [front[0]._replace(kind="word", text=front[0].lower), *front[1:]]
-            clause = [t for n, t in enumerate(clause) if n != 1 or t.lower not in language.data["neuters"]]
-        return clause[:at] + front + clause[at:]
+        """Return a clause with the phrase before its verb at its end: "In production, restart the api"."""
+        clause = clause[self._opened(clause) :]
+        spoken = any(self.language.match("dictation", clause, at) for at in range(len(clause)))
+        if spoken and clause[-1].kind != "quote":
+            raise _UnclearError("it is not clear where the dictated words end")
+        return clause + front
 
     # --- one clause
 

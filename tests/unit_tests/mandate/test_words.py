@@ -76,8 +76,8 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("Run this query: DELETE FROM users WHERE id = 5", [("run_sql", {"statement": "DELETE FROM users WHERE id = 5"})]),
         ("Open https://x.org/a?b=c and summarise it", [("fetch_url", {"url": "https://x.org/a?b=c"})]),
         ('Post "Deploy done" to #ops', [("post_message", {"channel": "#ops", "text": ("Deploy done",)})]),
-        ('Create a file called n.txt with the content "hi"', [("write_file", {"path": "n.txt", "content": ("hi",)})]),
         ("Read notes.md. Then pay Bob 45 EUR.", [("send_money", BOB)]),
+        ('Create a file called n.txt with the content "hi"', [("write_file", {"path": "n.txt", "content": ("hi",)})]),
         ("- Pay Bob 45 EUR\n- delete a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
         ("On 3 June 2027, pay Bob 45 EUR", [("send_money", {**BOB, "date": "3 June 2027"})]),
         ("It would be great if you could pay Bob 45 EUR on Thursday, 3 June 2027", [("send_money", {**BOB, "date": "Thursday, 3 June 2027"})]),
@@ -157,7 +157,7 @@ NOTHING = {
     "unit": ["Pay Bob 45 cents", "Pay Bob 45 thousand EUR", "Order laptops for 2000 EUR", "Pay invoice 4711"],
     "part of a name": ["Pay Bob's landlord 45 EUR", "Delete My report.pdf", "Delete new report.pdf", "Delete Budget Report.pdf", "Pay my brother 45 EUR"],
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
-    "left over": [", pay Bob 45 EUR and run", "Pay Bob 45 EUR for the pizza", "Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
+    "left over": ["In #ops, post that it is late", ", pay Bob 45 EUR and run", "Pay Bob 45 EUR for the pizza", "Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
     "where dictation ends": ["Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying hi, I want to see it", "Email b@x.org with this text: hi. It is late.", "Run this query: DELETE FROM t. Scratch that."],
     "ambiguous": ["Delete row 5 and row 6 in the table users or logs", "Transfer 45 EUR from Alice and to Bob", "Send Carol Bob 45 EUR 50 EUR", "Run ls and then rm", "Run late"],
 }  # fmt: skip
@@ -226,7 +226,7 @@ def strange(text: str) -> list[tuple[str, dict[str, object]]]:
         'Run job nightly "rm -rf /"', "Transfer 45 yen to Bob", "Transfer 45 Tesla shares to Bob",  # not a number, not money
         "Transfer of 45 EUR to Bob", "Refund of order A-12",  # a heading
         "Refund order A-12 for the lamp", "Refund order A-12 for Carol",  # a part, or something else
-        'Post "hello"',  # nowhere
+        'Post "hello"', 'Post "hello" with @bob', 'Post "hello" from @bob', 'Post "hello" for @bob', 'Post "hello" @bob',  # nowhere
         "Delete a.txt, Carol", "Delete a.txt, mate", "Delete a.txt and similar", "Cancel event M-4, Carol",  # spoken to
         "Transfer 45 EUR to Bob x2", "Transfer 45 EUR to Bob #1", "Transfer 45 EUR to Bob for 7",  # left over
         "Delete a.txt...",  # trails off
@@ -239,6 +239,7 @@ def test_tools_of_strangers_are_not_guessed(text):
 
 
 def test_what_names_a_thing_tells_the_tool():
+    assert strange('Post "hello" on @acme') == [("slackPost", {"channel": "@acme", "text": Text(quote=("hello",))})]
     assert strange("Delete a.txt") == [("rmPath", {"path": "a.txt"})]
     assert strange("Delete mail A-12") == [("deleteMail", {"mailId": "A-12"})]
     assert strange("Cancel the Netflix plan") == [("cancelPlan", {"plan": OneOf(values=("Netflix plan", "Netflix"))})]
