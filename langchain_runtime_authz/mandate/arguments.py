@@ -13,7 +13,7 @@ from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, 
 from langchain_runtime_authz.facts.provenance.values import SHORT
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import outputs as reads
-from langchain_runtime_authz.mandate.compare import SHORT_KINDS, compare, meets, same, within
+from langchain_runtime_authz.mandate.compare import SHORT_KINDS, commas, compare, meets, same, within
 from langchain_runtime_authz.mandate.texts import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.profile import argument as argument_of
@@ -23,6 +23,8 @@ _MAX_ALLOWED: Final = 100_000  # characters that may back a text
 _MAX_EXTRACT: Final = 8  # values, outputs
 _MAX_SEARCHED: Final = 100_000
 _FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # one value each, so that the step's read is one call
+# A read in other letters is the same read, so that the first observation counts.
+_READ_AS: Final = {"value": "name", "": "name"}
 _BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gives; the model chooses all others
 
 
@@ -72,6 +74,8 @@ class Reader:
         if isinstance(argument, model.Text):
             if kind not in ("text", ""):
                 return Finding("text", "a value; this argument decides what the call hits, and is not free text")
+            if absent(value) and (argument.quote or argument.inputs):
+                return Finding("missing", "the text that was ordered")
             return self.text(argument, value)
         items = None if absent(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
         if items == [] or absent(value):
@@ -102,6 +106,8 @@ class Reader:
             return False
         if isinstance(argument, model.OneOf):
             return any(same(items[0], choice, kind) for choice in argument.values)
+        if kind == "amount" and commas(items[0]):
+            return False
         low, high = compare(items[0], argument.low), compare(items[0], argument.high)
         return low is not None and high is not None and low >= 0 >= high
 
@@ -136,8 +142,7 @@ class Reader:
         if known is None:
             step = self._steps[name]
             known = [output for output in self._outputs.of(step.tool, self._task) if self._fits(step, output)]
-            fixed = all(isinstance(argument, _FIXED) for argument in step.args.values())
-            known = self._fitting[name] = known[:1] if fixed else known
+            known = self._fitting[name] = known[:1] if _fixed(step) else known
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
@@ -150,7 +155,8 @@ class Reader:
             if isinstance(argument, model.Text):
                 found = self.text(argument, value, copied=False)
             else:
-                found = self.check(argument, value, kind_of(output.profile, name))
+                kind = kind_of(output.profile, name)
+                found = self.check(argument, value, _READ_AS.get(kind, kind))
             if found.code:
                 return False
         return True
@@ -214,12 +220,23 @@ class Reader:
             if not _equal(items, values, kind):
                 known = f": {quoted(tuple(values))}" if trusted else ""
             elif trusted:
-                keys.add(_key(row))
+                keys.add(self._spent_as(argument, row))
             else:
                 code = "untrusted"
         if keys:
             return Finding("", where, argument.step, frozenset(keys))
         return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
+
+    def _spent_as(self, argument: model.Pick | model.Each, row: _Row) -> str:
+        """Return the name by which a record is spent: of all that it says, or of what the mandate takes from it.
+
+        If its read may be made in several ways, it may come back with another rank or score, and be the same record.
+        """
+        if isinstance(argument, model.Pick) or _fixed(self._steps[argument.step]):
+            return _key(row)
+        every = (a for step in self._steps.values() for a in step.args.values() if isinstance(a, model.Each))
+        paths = sorted({a.path for a in every if a.step == argument.step})
+        return key(json.dumps([_values(row, _within(row, path)) for path in paths]))
 
     def _chooses(self, step: str, row: _Row, name: str) -> bool:
         path = _within(row, name)
@@ -288,8 +305,14 @@ def kind_of(profile: ToolProfile, name: str) -> str:
 
 
 def is_default(schema: object, value: object) -> bool:
-    """Return True if a value is the default in the JSON schema of its argument: it says nothing."""
-    return isinstance(schema, Mapping) and "default" in schema and alike(schema["default"], value)
+    """Return True if a value is the default in the JSON schema of its argument, or null if that has none."""
+    if not isinstance(schema, Mapping) or "default" not in schema:
+        return value is None
+    return alike(schema["default"], value)
+
+
+def _fixed(step: model.Step) -> bool:
+    return all(isinstance(argument, _FIXED) for argument in step.args.values())
 
 
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, absent
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
-from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same, same
+from langchain_runtime_authz.mandate.compare import SHORT_KINDS, commas, known_same, same
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
@@ -277,6 +277,7 @@ def _compare(
     """Return what of a call deviates from a step, and the records that it may stand for, by source."""
     deviations: list[Deviation] = []
     rows: list[tuple[str, frozenset[str]]] = []
+    lists: list[tuple[str, Argument, str]] = []
     args = call.args
     for name, what, kind, dotted in shape.named:
         value = argument(args, name) if dotted else args.get(name)
@@ -284,13 +285,15 @@ def _compare(
             short = type(value) is not str or len(value) <= REMEMBERED
             if short and known_same(value, what.value, kind):
                 continue
+        if not dotted and type(what) is not Text and _several(value, what):
+            lists.append((name, what, kind))
         code, expected, source, keys = reader.check(what, value, kind)
         if code:
             deviations.append(Deviation(name, code, expected))
         elif source:
             _join(rows, deviations, name, source, keys)
-    if shape.rows:
-        deviations += _crossed(shape, args)
+    if shape.rows or len(lists) > 1:
+        deviations += _crossed((*shape.rows, *(lists if len(lists) > 1 else ())), args)
     if call.profile.ordered and not call.given <= shape.settled:
         deviations += _open(shape, call, reader)
     if rows:
@@ -299,15 +302,26 @@ def _compare(
     return deviations, rows
 
 
-def _crossed(shape: _Shape, args: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Yield the members of rows that are given in another order: each pair of values must be the one that was ordered."""
-    for name, what, kind in shape.rows:
+def _several(value: object, what: Argument) -> bool:
+    return (isinstance(value, list) and len(value) > 1) or (
+        isinstance(what, Const) and isinstance(what.value, tuple) and len(what.value) > 1
+    )
+
+
+def _crossed(paired: Sequence[tuple[str, Argument, str]], args: Mapping[str, Any]) -> Iterator[Deviation]:
+    """Yield the members of rows, and the lists, that are given in another order.
+
+    The values of one row, or of one place in several lists, may belong together: each such pair must be one that was
+    ordered.
+    """
+    for name, what, kind in paired:
         rows = args.get(name.partition(".")[0])
-        if not isinstance(rows, list) or len(rows) <= 1 or isinstance(what, Free | Text):
+        if "." in name and (not isinstance(rows, list) or len(rows) <= 1 or isinstance(what, Free | Text)):
             continue
-        held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
+        held, ordered = argument(args, name) if "." in name else rows, what.value if isinstance(what, Const) else None
         if (
             not isinstance(held, list)
+            or not isinstance(rows, list)
             or not isinstance(ordered, tuple)
             or not len(held) == len(ordered) == len(rows)
             or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True))
@@ -336,6 +350,9 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
     declared = (*profile.critical, *profile.when)
     for root in sorted(call.given - shape.settled):
         value = call.args.get(root)
+        if absent(value) and root not in profile.text:  # it may clear what is there, or replace a default
+            yield Deviation(root, "unordered", "not to be given")
+            continue
         for name in (*declared, *profile.text):
             above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # itself, and what it lies below
             if name.partition(".")[0] != root or not shape.settled.isdisjoint(above):
@@ -384,7 +401,7 @@ def _amount(call: CallFacts) -> int | None:
         for one in held if held is not None else (None,):
             # Of a number that can be read in two ways, the greater counts.
             numbers = [Decimal(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
-            if not numbers or min(numbers) < 0:
+            if not numbers or min(numbers) < 0 or commas(one):
                 return None
             total, known = total + max(numbers), True
     return math.ceil(total * 100) if known else None

@@ -22,13 +22,15 @@ from langchain_runtime_authz.mandate.outputs import scalar_forms
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
 _DATED: Final = ("when", "value", "")  # kinds whose date may leave the time or the year open
 _SPELLED: Final = ("object", "name", "value", "")  # kinds of which another spelling may be something else
+_NAMED: Final = ("object", "name")  # of these, names in plain words are the same in any case
 _KNOWN: Final = ("email:", "iban:", "url:")
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
 _MOMENT: Final = ("date:", "day:", "time:")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _DATE: Final = 10  # characters of an ISO 8601 date
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
-_CLIMBS: Final = re.compile(r"\\|%2e|%2f|%5c|[\x00-\x1f\x7f]", re.IGNORECASE)
+_CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
+_SEVERAL: Final = re.compile(r"[*?]")  # a pattern stands for more than one path
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -54,10 +56,10 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return False
     if kind in _DATED and any(f.startswith(_MOMENT) for f in said):
         return _same_moment(value, constant, own, said)
-    if kind in _SPELLED and not _spelled(value, constant, own, said):
+    if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
-    if kind == "amount" and isinstance(value, str) and "," in value and value != constant:
-        return False  # a tool may read it as thousands
+    if kind == "amount" and commas(value) and value != constant:
+        return False
     numbers = {f for f in said if f.startswith("num:")}
     if numbers == {f for f in own if f.startswith("num:")}:
         if numbers:
@@ -72,11 +74,16 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     return any(kind in DESTINATIONS or not f.startswith("digits:") for f in shared)
 
 
+def commas(value: object) -> bool:
+    """Return True for an amount that a tool may read as thousands, or as cents."""
+    return isinstance(value, str) and "," in value
+
+
 known_same: Final = lru_cache(maxsize=8192, typed=True)(_same)
 
 
-def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Return True if two values name one thing: case matters in paths, ids and commands, and zeros in versions."""
+def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence[str], kind: str) -> bool:
+    """Return True if two values name one thing. Case matters in paths, ids, passwords, commands; zeros in versions."""
     if not isinstance(value, str) and not isinstance(constant, str):
         return True
     if any(f.startswith(_KNOWN) for f in own if f in said):
@@ -85,7 +92,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
     if one == other:
         return True
     one, other = tidy(one), tidy(other)
-    return _WORDS.fullmatch(other) is not None and fold(one) == fold(other)
+    return kind in _NAMED and _WORDS.fullmatch(other) is not None and fold(one) == fold(other)
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
@@ -163,7 +170,7 @@ def within(value: object, prefix: str) -> bool:
         folder, path = _segments(prefix), _segments(value)
         rooted = value.startswith("/") == prefix.startswith("/")
         below = path[: len(folder)] == folder and len(path) > len(folder)
-        return rooted and "://" not in value and ".." not in path and below
+        return rooted and "://" not in value and ".." not in path and below and not _SEVERAL.search(value)
     try:
         link, start = urlsplit(value), urlsplit(prefix)
         doors = _door(value) == _door(prefix)

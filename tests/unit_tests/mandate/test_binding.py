@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import pytest
 
@@ -86,7 +87,7 @@ PAY = one("pay", {"recipient": "Bob", "amount": 45})
     [
         ({"recipient": "bob ", "amount": "45.00"}, []),
         ({"recipient": "Bob", "amount": 45, "mode": "fast"}, []),  # free
-        ({"recipient": "Bob", "amount": 45, "date": None}, []),
+        ({"recipient": "Bob", "amount": 45, "date": None}, [("date", "unordered")]),  # it may replace a default
         ({"recipient": "Carol", "amount": 45}, [("recipient", "value")]),
         ({"recipient": "Bob", "amount": 45.5}, [("amount", "value")]),
         ({"recipient": "Bob"}, [("amount", "missing")]),
@@ -181,6 +182,18 @@ def test_an_internal_field_is_enough_for_what_is_not_a_destination():
     assert judge(one("delete", {"path": Field("bill", "memo")}), "delete", {"path": "m@in.org"}).standing == "covered"
 
 
+@pytest.mark.parametrize("path", ["/docs/*", "/docs/a?.txt", "/docs/..;/x", "/docs/%252e%252e/x"])
+def test_a_pattern_and_a_hidden_way_up_are_not_inside_a_folder(path):
+    assert codes(judge(one("delete", {"path": Within("/docs")}), "delete", {"path": path})) == [("path", "value")]
+
+
+@pytest.mark.parametrize(("kind", "standing"), [("object", "covered"), ("name", "covered"), ("value", "deviates")])
+def test_case_matters_but_in_names(kind, standing):
+    profile = ToolProfile(effect="write", critical={"what": kind})
+    facts = CallFacts("do", profile, {"what": "rm Notes"}, frozenset({"what"}), frozenset(), "")
+    assert bind(one("do", {"what": "rm notes"}), facts, {"do": profile}, Outputs()).standing({}).standing == standing
+
+
 def test_within_names_what_is_inside_a_folder():
     mandate = one("delete", {"path": Within("/docs")})
     assert judge(mandate, "delete", {"path": "/docs/a.txt"}).standing == "covered"
@@ -267,6 +280,59 @@ def test_rows_of_one_argument_are_not_crossed(rows, standing):
     args = {"rows": [{"to": to, "ref": ref} for to, ref in rows]}
     facts = CallFacts("batch", profile, args, frozenset(args), frozenset(), "")
     assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+
+
+@pytest.mark.parametrize(
+    ("ordered", "given", "standing"),
+    [
+        ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [5, 700]), "covered"),
+        ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [700, 5]), "deviates"),
+        ((("a@x.org", "b@x.org"), (5, 5)), (["a@x.org", "b@x.org"], [5]), "deviates"),
+        ((("a@x.org", "b@x.org"), 5), (["b@x.org", "a@x.org"], 5), "covered"),  # one list has no other to be paired with
+    ],
+)
+def test_lists_of_one_call_stay_paired(ordered, given, standing):
+    profile = ToolProfile(effect="pay", critical={"to": "principal", "amounts": "amount"})
+    args = dict(zip(("to", "amounts"), given, strict=True))
+    mandate = Mandate(steps=(Step("do", "batch", dict(zip(("to", "amounts"), ordered, strict=True))),))
+    facts = CallFacts("batch", profile, args, frozenset(args), frozenset(), "")
+    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}])
+def test_what_is_sent_empty_is_sent(empty):
+    """It may clear what is there, or take the place of a default: the enforcement point has left out real defaults."""
+    args = {"recipient": "Bob", "amount": 45, "date": empty}
+    assert codes(judge(PAY, "pay", args)) == [("date", "unordered")]
+    assert judge(PAY, "pay", args, given=("recipient", "amount")).standing == "covered"
+
+
+@pytest.mark.parametrize(("text", "code"), [(Text(quote=("Hello",)), "missing"), (Text(inputs=("bill.total",)), "missing"), (Text(), None)])
+def test_an_ordered_text_is_not_left_out(text, code):
+    found = judge(one("send", {"to": "bob@x.org", "body": text}), "send", {"to": "bob@x.org", "body": ""})
+    assert codes(found) == ([("body", code)] if code else [])
+
+
+def test_an_amount_with_a_comma_is_in_no_range_and_in_no_sum():
+    """One tool reads it as a decimal sign, another as thousands."""
+    mandate = Mandate(steps=one("pay", {"recipient": "Bob", "amount": Between(1, 100)}).steps, limits=(Limit("pay", 100),))
+    for amount, expected in ((80, []), ("80.00", []), ("80,00", [("amount", "value"), ("", "limit")])):
+        assert codes(judge(mandate, "pay", {"recipient": "Bob", "amount": amount})) == expected
+
+
+@pytest.mark.parametrize("months", [("May",), ("May", "June")])
+def test_a_record_that_several_reads_show_is_spent_once(months):
+    """Even if a field of it, as its place in the list, is another in each read."""
+    steps = (
+        Step("bills", "bill", {"month": OneOf(("May", "June"))}),
+        Step("do", "pay", {"recipient": Each("bills", "rows.iban"), "amount": Each("bills", "rows.total")}),
+    )
+    kept = read(*(({"month": month}, {"rows": [{**BILLED, "place": place}]}, {}) for place, month in enumerate(months)))
+    counts, found = Counter(), []
+    for _ in range(3):
+        found.append(judge(Mandate(steps=steps), "pay", PAID, kept=kept, counts=counts))
+        counts.update({spend.counter: spend.by for spend in found[-1].spends})
+    assert [one.standing for one in found] == ["covered", "deviates", "deviates"]
 
 
 @pytest.mark.parametrize("kind", [Never, Limit])
