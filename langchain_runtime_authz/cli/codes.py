@@ -12,8 +12,12 @@ from langchain_runtime_authz.errors import GROUPS, RETRY, Code, ConfigError
 _HEAD = """# Reason codes
 
 Made by `runtime-authz codes` from [`errors.py`](../langchain_runtime_authz/errors.py). A code is stable: search for it in
-logs, records and spans. `runtime-authz codes CODE` prints one. A policy may give codes of its own.
-"""
+logs, records and spans. `runtime-authz codes CODE` prints one. A policy may give codes of its own."""
+_TABLE = """
+## {}
+
+| code | means | most frequent cause | do | retry |
+|---|---|---|---|---|"""
 
 
 def codes(
@@ -25,24 +29,17 @@ def codes(
 
     runtime-authz codes pdp_timeout
     """
-    found, lines = [], []
+    found, lines = [], [] if names else [_HEAD]
     for name in names or Code:
         if name not in Code.__members__.values():
             raise ConfigError(f"`{name}` is not a code of this package; look for it in your policy")
         code = Code(name)
         told = {"means": code.meaning, "cause": code.cause, "do": code.remedy, "retry": RETRY[code.retry]}
         found.append({"code": code, **told})
-        lines += [code, *(f"  {name:<6} {value}" for name, value in told.items())]
-    return Answer(found, lines if names else page().rstrip("\n"))
-
-
-def page() -> str:
-    lines = [_HEAD]
-    for code in Code:
-        if code in GROUPS:
-            lines.append(
-                f"\n## {GROUPS[code]}\n\n| code | means | most frequent cause | do | retry |\n|---|---|---|---|---|\n"
-            )
-        cells = (f'<a id="{code}"></a>`{code}`', code.meaning, code.cause, code.remedy, RETRY[code.retry])
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
-    return "".join(lines)
+        if names:
+            lines += [code, *(f"  {name:<6} {value}" for name, value in told.items())]
+            continue
+        lines += [_TABLE.format(GROUPS[code])] if code in GROUPS else []
+        cells = (f'<a id="{code}"></a>`{code}`', *told.values())
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return Answer(found, lines)

@@ -108,14 +108,7 @@ class CurrentCall:
 
 
 def current_call() -> CurrentCall:
-    """Return the call under way. Outside a running tool its facts raise `no_run` and its credentials are refused.
-
-    ```python
-    @tool
-    def pay(recipient: str, amount: float) -> str:
-        bank.transfer(recipient, amount, idempotency_key=current_call().idempotency_key)
-    ```
-    """
+    """Return the call under way. Outside a running tool its facts raise `no_run` and its credentials are refused."""
     return CurrentCall(current_ticket())
 
 

@@ -29,7 +29,6 @@ from rich.table import Table
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, records
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
-from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
@@ -175,16 +174,11 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
         for words in said:
             stage.hear(words)
         value = {"messages": [HumanMessage(words) for words in said]}
-        try:
-            for message in converse(graph, value, config, stage.answer):
-                stage.watch(message)
-                if meanwhile and isinstance(message, AIMessage) and message.tool_calls and authz is not None:
-                    stage.hear(meanwhile)
-                    authz.correct("household", meanwhile)
-        except AuthzDenied:
-            if meanwhile is None:
-                raise
-            stage.say("  (the run that planned the old task ends here)", "dim")
+        for message in converse(graph, value, config, stage.answer):
+            stage.watch(message)
+            if meanwhile and isinstance(message, AIMessage) and message.tool_calls and authz is not None:
+                stage.hear(meanwhile)
+                authz.correct("household", meanwhile)
 
     with scope:
         enter(TASK)
