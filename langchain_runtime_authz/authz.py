@@ -102,9 +102,8 @@ class RuntimeAuthz(Threads):
             asynchronous. It has five seconds. Without an answer the call stays in doubt.
         development: runs without a subject act as the user `developer`. For your own machine only.
 
-    Raises:
-        ConfigError: an argument is wrong; nothing was started.
-        LedgerError: `ledger_rolled_back`: the audit file names a commit that the ledger does not hold.
+    Raises `ConfigError` if an argument is wrong: nothing was started. Raises `ledger_rolled_back` if the audit file names a
+    commit that the ledger does not hold.
     """
 
     verifier: Verifier
@@ -246,10 +245,7 @@ class RuntimeAuthz(Threads):
 
         Returns the same object; a second call changes nothing. Warns once about tools without a profile, where
         nobody can be asked, and about a name in `agents` that looks like a misspelt name of an agent.
-
-        Raises:
-            AlreadyProtected: another instance protects it or a part of it.
-            ConfigError: it is not a graph.
+        Raises `AlreadyProtected` if another instance protects it or a part of it, `ConfigError` if it is not a graph.
         """
         protected: Any = graph
         held = protect(protected, self._protection)
@@ -315,9 +311,7 @@ class RuntimeAuthz(Threads):
     def guard(self, tools: BaseTool | Sequence[BaseTool]) -> BaseTool | list[BaseTool]:
         """Return guarded copies of tools, for code that never meets a graph.
 
-        Raises:
-            AlreadyProtected: another instance guards one.
-            ConfigError: it is not a LangChain tool.
+        Raises `AlreadyProtected` if another instance guards one, `ConfigError` if it is not a LangChain tool.
         """
         if isinstance(tools, BaseTool):
             return guard_tool(tools, self.profiles)

@@ -94,11 +94,8 @@ class LocalIssuer(Secret):
 def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
     """Have `request` signed.
 
-    A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for.
-
-    Raises:
-        CredentialError: the issuer refused, or answered with another credential.
-        ConfigError: another issuer than a `LocalIssuer`, and no verifier.
+    A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for. Raises
+    `CredentialError` if the issuer refuses, or answers with another credential.
     """
     asked = names.claims_of(request, issuer.issuer)
     if type(issuer) is not LocalIssuer and verifier is None:

@@ -99,9 +99,8 @@ class CallAuth(TicketAuth):
         outside: handling of a request outside any call. `refuse` raises. `anonymous` sends it without a
             credential, for example to list an MCP server's tools.
 
-    Raises:
-        ConfigError: an audience's URL is neither https nor on this machine.
-        CredentialError: from a request: `audience`, or `credential_unavailable`.
+    Raises `ConfigError` if an audience's URL is neither https nor on this machine. A request raises `audience`, or
+    `credential_unavailable`.
     """
 
     def __init__(

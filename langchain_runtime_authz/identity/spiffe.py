@@ -103,11 +103,8 @@ class SpiffeIdentity(WorkloadIdentity):
         """Return a function that gives the context of mutual TLS with one workload: `OpaPDP(url, tls=identity.tls(...))`.
 
         This workload shows its X.509-SVID. The peer's must be of the SPIFFE id `peer`, and end in the bundle of its trust
-        domain; its host name does not count. Each rotation gives a new context, so ask for it at each connection.
-
-        Raises:
-            ConfigError: `peer` is not a SPIFFE id.
-            AuthzError: from the function: `workload_unproven`, also if the peer's bundle is not at hand.
+        domain; its host name does not count. Each rotation gives a new context, so ask for it at each connection. Raises
+        `ConfigError` if `peer` is not a SPIFFE id. The function raises `workload_unproven`, also without the peer's bundle.
         """
         domain = trust_domain_of(peer)
         if domain is None:

@@ -20,9 +20,7 @@ def example_request(overrides: Mapping[str, object] | None = None, *, now: int =
         overrides: dotted path → JSON value: `{"context.plan.stale": True}`. A mapping replaces the old value whole.
         now: the time of the request. Its lease and grant end as long after it as the example's.
 
-    Raises:
-        KeyError: a path leads through a value that is not an object.
-        pydantic.ValidationError: the result is not a valid request.
+    Raises `KeyError` if a path leads through a value that is not an object, `ValidationError` if the result is invalid.
     """
     document = json.loads(_EXAMPLE)
     context = document["context"]
