@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from langchain_runtime_authz._html import table
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import ConfigError, wrong_field
 
 SCHEMA_VERSION: Final = 2
 MAX_REQUEST_BYTES: Final = 256 * 1024
@@ -64,11 +64,8 @@ class Subject(Model):
             return value
         try:
             return cls.model_validate({"type": "user", "id": value} if isinstance(value, str) else value)
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = f"`{first['loc'][0]}`: " if first["loc"] else ""
-            # The value is not shown: it may be a person's name.
-            msg = f"a subject is a user's name or `{{type, id, properties}}`: {where}{first['msg']}"
+        except ValidationError as exc:  # the value is not shown: it may be a person's name
+            msg = f"a subject is a user's name or `{{type, id, properties}}`: {wrong_field(exc)}"
             raise ConfigError(msg) from None
 
     @property

@@ -68,8 +68,10 @@ def propose(tool: BaseTool) -> Proposal:
 
     hinted = raise_by_hints(UNPROFILED, tool.metadata, tool.name)
     said = raise_by_hints(hinted, None, _verb(tool.description))
-    raised = said.effect != UNPROFILED.effect
-    by_words = _why(tool, hinted.effect != UNPROFILED.effect) if raised else "nothing says more"
+    by_words = "its description begins so" if said.effect != UNPROFILED.effect else "nothing says more"
+    if hinted.effect != UNPROFILED.effect:
+        annotated = (tool.metadata or {}).get("destructiveHint") is True
+        by_words = "its annotations say so" if annotated else "its name says so"
     # The riskiest of its words and its arguments.
     by_arguments = _by_arguments(words, critical)
     effect, why_effect = max(((said.effect, by_words), *by_arguments), key=lambda e: EFFECTS.index(e[0]))
@@ -105,12 +107,6 @@ def propose(tool: BaseTool) -> Proposal:
     if asks and not (doubts and doubts[0].fact == "effect"):
         doubts += (Doubt("intent", [words[0]], "the words by which a user asks for it"),)
     return Proposal(tool.name, facts, why, doubts, tuple(n for n in _top(paths) if n not in named))
-
-
-def _why(tool: BaseTool, by_name: bool) -> str:
-    if (tool.metadata or {}).get("destructiveHint") is True:
-        return "its annotations say so"
-    return "its name says so" if by_name else "its description begins so"
 
 
 def _by_arguments(words: list[str], critical: Mapping[str, str]) -> Iterator[tuple[Effect, str]]:

@@ -16,11 +16,12 @@ from typing import Any, Final, Protocol, runtime_checkable
 from jwt import PyJWK
 
 from langchain_runtime_authz._flow import Flow, Perform, both
+from langchain_runtime_authz._validate import checked_text
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal
-from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.errors import Code, CredentialError
 
 MAX_KEYS: Final = 64  # parsed keys in the cache
 _OPTIONAL: Final = (names.NOT_BEFORE, names.CONFIRMATION)
@@ -103,9 +104,7 @@ class Verifier:
         algorithms: Sequence[str] = ALGORITHMS,
         status: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
-        if not isinstance(issuer, str) or not issuer:
-            raise ConfigError("`issuer` must be a name")
-        self._issuer, self._keys = issuer, key_source(jwks)
+        self._issuer, self._keys = checked_text("issuer", issuer), key_source(jwks)
         self._algorithms, self._status = checked_algorithms(algorithms), status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
