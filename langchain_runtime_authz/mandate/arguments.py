@@ -1,4 +1,4 @@
-"""Decide whether the value of one argument is what a step orders, from constants and from recorded outputs."""
+"""Decide if an argument's value is what a step orders, from constants and recorded outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.profile import argument as argument_of
 
 _QUOTED: Final = 120
-_MAX_ALLOWED: Final = 100_000  # characters that may back a text
+_MAX_ALLOWED: Final = 100_000  # characters of the texts that may back a text
 _MAX_EXTRACT: Final = 8  # values, outputs
 _MAX_SEARCHED: Final = 100_000
 _FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # one value each, so that the step's read is one call
@@ -31,21 +31,21 @@ _BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gi
 class Finding(NamedTuple):
     """The result of one comparison."""
 
-    code: str  # of the deviation, or "" if the value is what was ordered
+    code: str  # of the deviation, or "" if the value was ordered
     expected: str  # what was ordered, for an approver
-    source: str = ""  # the step whose record it is, for `Pick` and `Each`
-    rows: frozenset[str] = frozenset()  # the keys of the records that have the value
+    source: str = ""  # the step of the record, for `Pick` and `Each`
+    rows: frozenset[str] = frozenset()  # keys of the records with this value
 
 
 FITS: Final = Finding("", "")
 
 
 class _Row(NamedTuple):
-    """One record, and the names that lead to it."""
+    """One record and its path."""
 
     record: Any
     base: str
-    path: str  # of the argument's field, within the record
+    path: str  # of the argument's field in the record
     output: reads.Output
 
 
@@ -55,7 +55,7 @@ def quoted(value: object) -> str:
 
 
 class Reader:
-    """Compare values with arguments of one mandate. It lives for one call, and remembers what it worked out."""
+    """Compare values with arguments of one mandate. It caches its results, for one call."""
 
     __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
@@ -64,7 +64,7 @@ class Reader:
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[reads.Output]] = {}
-        self._found: dict[int, list[_Row] | str] = {}  # by the argument's id; the mandate holds them
+        self._found: dict[int, list[_Row] | str] = {}  # by `id()` of the argument, which the mandate keeps alive
         self._allowed: dict[int, str] = {}
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
@@ -112,7 +112,7 @@ class Reader:
         return low is not None and high is not None and low >= 0 >= high
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
-        """Compare a text with the user's words, quotes and fields; `copied`: and outputs."""
+        """Compare a text with the user's words, quotes and fields; if `copied`, also with outputs."""
         held = reads.scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
@@ -122,7 +122,7 @@ class Reader:
             return FITS
         allowed = self._allowed.get(id(argument))
         if allowed is None:
-            said = argument.quote or (self._words,)  # what was dictated for one text is not for another
+            said = argument.quote or (self._words,)  # a dictation counts for its argument only
             allowed = "\n".join((*said, *self._inputs(argument)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
         if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
@@ -146,7 +146,7 @@ class Reader:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read is fully bound: what the step does not name was not sent, or decides nothing."""
+        """Return True if a read's arguments fit the step, and others were not sent or are `free`."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in reads.loose(name, output.args.get(name), covered)):
             return False
@@ -164,7 +164,7 @@ class Reader:
     def _trusts(
         self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
-        """Return True if the writer of a field vouches for it; `whole`: no prose."""
+        """Return True if the field's writer is trusted; with `whole`, only if no value is prose."""
         if reads.worth(output.profile, path) < least:
             return False
         bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -243,7 +243,7 @@ class Reader:
         return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
 
     def _choose(self, argument: model.Pick | model.Each) -> list[_Row] | str:
-        """Return the records that conditions choose, or the code that says why there are none to compare with."""
+        """Return the records that the conditions choose, or a deviation's code."""
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return "unread"
@@ -271,7 +271,7 @@ class Reader:
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
     def _whole(self, name: str) -> bool:
-        """Return True if every read that the step stands for was made."""
+        """Return True if all reads that the step allows were made."""
         step = self._steps[name]
         varied = {n: a for n, a in step.args.items() if not isinstance(a, _FIXED)}
         if not varied:
@@ -298,7 +298,7 @@ class Reader:
 
 
 def kind_of(profile: ToolProfile, name: str) -> str:
-    """Return the kind of an argument: the profile's, "when", "text", or "" if the profile does not name it."""
+    """Return an argument's kind: the profile's, "when", "text", or "" if the profile lacks it."""
     if name in profile.when:
         return "when"
     return profile.critical.get(name, "text" if name in profile.text else "")
@@ -316,7 +316,7 @@ def _fixed(step: model.Step) -> bool:
 
 
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
-    """Return True if two lists have the same items, whatever their order, and none of them is one too many."""
+    """Return True if two lists have the same items in any order, and `items` is not longer."""
     return (
         len(items) <= len(ordered)
         and all(any(same(item, one, kind) for one in ordered) for item in items)
@@ -347,7 +347,7 @@ def _stands(value: object, text: str) -> bool:
 
 
 def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
-    """Yield the records of an output: the items of the first list on the path, else the output itself."""
+    """Yield an output's records: the items of the first list on the path, or the whole output."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -375,7 +375,7 @@ def _values(row: _Row, path: str) -> list[Any]:
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
-    """Return the rows with the greatest (or least) value, or `None` if two of them cannot be compared."""
+    """Return the rows with the greatest (or least) value, or `None` if values cannot be compared."""
     best: list[_Row] = []
     for row in rows:
         values = _values(row, _within(row, name))
@@ -392,7 +392,7 @@ def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
 
 
 def _key(row: _Row) -> str:
-    """Return the digest of a record's trusted fields: an outsider's edit does not make another record of it."""
+    """Return a digest of a record's trusted fields, which an outsider's edit does not change."""
     return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
 
 

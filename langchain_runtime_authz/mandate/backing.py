@@ -1,7 +1,7 @@
-"""Keep of a planner's mandate what the user's own words back, and drop the rest with a reason.
+"""Keep the steps of a planner's mandate that the user's words back; drop others with a reason.
 
-A planner is a model: it may be wrong, and a paste may have hijacked it. So nothing that it says is believed. A step is
-taken over as it stands or dropped, never repaired, and what only narrows is kept.
+A planner is a model: it may be wrong, or hijacked by pasted text. So its output is not trusted. A step is kept
+unchanged or dropped, never repaired. Parts that only narrow the mandate are kept.
 
 - A value stands in the user's own words, as a whole token or quotation, in an order and not in a question.
 - A place in the words backs one argument of one step, and all places of a step lie in one sentence.
@@ -21,7 +21,7 @@ from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
 from langchain_runtime_authz.profile import EFFECTS, ToolProfile
 
-LONG: Final = 400  # characters of a text beyond which a planner's riskiest steps are confirmed
+LONG: Final = 400  # characters of the words above which a planner's riskiest steps are confirmed
 _MAX_NEEDS: Final = 256  # values of one mandate
 
 
@@ -31,7 +31,7 @@ def backed(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
 ) -> model.Compiled:
-    """Return the part of a planner's mandate that the user's words back."""
+    """Return the backed part of a planner's mandate."""
     words = Texts(texts)
     if words.too_long:
         return model.Compiled(
@@ -58,13 +58,13 @@ def backed(
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what is confirmed, each once; whole effects if the steps are too many to be named."""
+    """Return effects and steps to confirm, each once; only effects if there are too many steps."""
     found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
     return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return argument → JSON schema, from the JSON schema of a tool's arguments or from that mapping itself."""
+    """Return argument → JSON schema, from a schema of all arguments or from such a mapping."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
@@ -85,10 +85,10 @@ class _Check:
         self.needs = 0
         self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
-        self.behind: dict[str, dict[str, None]] = {}  # the reads that a step takes values from, over every step
+        self.behind: dict[str, dict[str, None]] = {}  # step → reads it depends on, directly or not
 
     def steps(self) -> tuple[model.Step, ...]:
-        """Return the steps that are left, without those that depend on a lost one."""
+        """Return the kept steps, without those that depend on a lost one."""
         for step in self.mandate.steps:
             for needed in (*step.sources, *([step.after] if step.after else [])):
                 if needed in self.lost and step.id not in self.lost:
@@ -96,14 +96,14 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if nothing in the words is about a step that does great harm, or whose target is looked up."""
+        """Return True if a step is risky, or looks its target up, and has no place in the words."""
         looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
         profile = self.profiles[step.tool]
-        anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # its reads as well
+        anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
         return profile.side_effect and (looked_up or profile.effect in RISKY) and not anchored
 
     def uncross(self) -> None:
-        """Drop the steps whose places in the words are mixed."""
+        """Drop steps whose places in the words are interleaved."""
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 

@@ -1,10 +1,10 @@
-"""Compare a call with the mandate: which step it is, what deviates, and what it spends.
+"""Match a call with a mandate: find its step, its deviations and the budgets that it spends.
 
-A call is covered if one unspent step orders all that it says. `bind` compares values, and `Binding.standing` decides with the
-counts of the budgets. Both are pure, and neither raises on what a call or an output holds.
+A call is covered if one unspent step orders all its values. `bind` compares values, and `Binding.standing` decides with
+the counts of the budgets. Both are pure, and raise for no content of a call or an output.
 
-What a step orders is counted under its `deed`, or its id. Steps with one deed share a counter. If an approver permits
-a call that deviates, it spends the step that it is closest to, so that the same deed is not done twice.
+Calls are counted under the step's `deed`, or its id. Steps with one deed share a counter. If an approver permits a
+deviating call, it spends the closest step. So the same action does not run twice.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, M
 from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-MAX_VALUES: Final = 1000  # of one argument, for what is forbidden and for sums
+MAX_VALUES: Final = 1000  # of one argument, for prohibitions and sums
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
 _UNBOUNDED: Final = 2**53
-MAX_EQUAL_ROWS: Final = 32  # records that one call may stand for
-MAX_LOOKED: Final = 10_000  # characters of a value, for what is forbidden
-MANDATE: Final = "mandate:"  # begins the name of every counter
-CONFIRMED: Final = f"{MANDATE}confirmed:"  # that of approvals of a whole mandate
+MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
+MAX_LOOKED: Final = 10_000  # characters of a value, for prohibitions
+MANDATE: Final = "mandate:"  # prefix of all counters
+CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix for approvals of a whole mandate
 _TEXT: Final = Text()
-_FIXED: Final = (Const, Pick)  # a fetch whose arguments are these always has one address
+_FIXED: Final = (Const, Pick)  # with these arguments only, a fetch has one address
 
 
 class Deviation(NamedTuple):
-    """One thing that a step orders otherwise. `expected` is for an approver."""
+    """A difference from a step. `expected` is for an approver."""
 
     argument: str
     code: str
@@ -42,7 +42,7 @@ class Deviation(NamedTuple):
 
 
 class Spend(NamedTuple):
-    """A budget to spend with the claim: `by` more of the counter, which must not exceed `maximum`."""
+    """A budget to spend with the claim: add `by` to the counter, up to `maximum`."""
 
     counter: str
     maximum: int
@@ -50,7 +50,7 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The standing of a call: covered, deviates, forbidden, outside or none; and what follows from it."""
+    """The standing of a call (covered, deviates, forbidden, outside or none), with its reasons and costs."""
 
     standing: str
     step: str | None = None
@@ -66,16 +66,16 @@ class CallFacts(NamedTuple):
     args: Mapping[str, Any]  # as JSON values, with the schema's defaults
     given: frozenset[str]  # names of the arguments that the model sent
     own: frozenset[str]  # forms of the subject's own identifiers
-    words: str  # the user's own
-    task: str = ""  # whose observations count
-    steps: Collection[str] | None = None  # ids of those that the agent may spend; `None` for all
+    words: str  # the user's words
+    task: str = ""  # the task whose outputs count
+    steps: Collection[str] | None = None  # ids of steps that the agent may spend; `None` for all
 
 
 _NONE: Final = Standing("none")
 
 
 class _Plan:
-    """A step, and what follows from it for every call."""
+    """A step with values that are the same for all calls."""
 
     __slots__ = ("after", "counter", "maximum", "row", "shape", "shown", "step")
 
@@ -90,10 +90,10 @@ class _Plan:
 
 class _Shape(NamedTuple):
     profile: ToolProfile
-    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, whether it is a dotted path
-    settled: frozenset[str]  # arguments of which nothing else can deviate
+    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, is a dotted path
+    settled: frozenset[str]  # arguments that `_open` need not check
     counts: bool
-    rows: tuple[tuple[str, Argument, str], ...]  # members of arguments of which several are named
+    rows: tuple[tuple[str, Argument, str], ...]  # members of arguments with several named members
 
 
 class _Index:
@@ -120,18 +120,18 @@ def _counter(prefix: str, step: Step) -> str:
 
 
 class _Match(NamedTuple):
-    """One step against the call, without the counts."""
+    """The comparison of a call with one step, without counts."""
 
     plan: _Plan
     deviations: Sequence[Deviation]
-    rows: Sequence[Sequence[str]]  # counters of the records that it may stand for, one of each group
+    rows: Sequence[Sequence[str]]  # counters of matching records; the call spends one of each group
     counts: bool
-    after: str | None  # the counter of the step that must have been taken
-    confirm: str | None  # the counter of the approvals of the whole mandate, if one is needed
+    after: str | None  # the counter of the step that must be taken before
+    confirm: str | None  # the counter of approvals of the whole mandate, if one is needed
 
 
 class Binding:
-    """A call that was compared with a mandate. `counters`: budgets whose counts `standing` needs, and what it spends."""
+    """A call compared with a mandate. `counters`: budgets that `standing` reads, with what it spends."""
 
     __slots__ = ("_final", "_limit", "_matches", "counters")
 
@@ -150,7 +150,7 @@ class Binding:
         self.counters: Mapping[str, int] = counters
 
     def standing(self, counts: Mapping[str, int]) -> Standing:
-        """Decide with the counts of `counters`; a counter that is missing counts 0."""
+        """Return the standing, given the counts of `counters`. A missing counter counts 0."""
         if self._final is not None:
             return self._final
         limit = self._limit
@@ -188,7 +188,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
     if match.after is not None and not counts.get(match.after):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):
-        if not deviations and plan.shown:  # who approves this call has seen the whole mandate
+        if not deviations and plan.shown:  # the approver of this call sees the whole mandate
             spends = (*spends, Spend(match.confirm, _UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
@@ -204,9 +204,9 @@ def bind(
     outputs: Outputs,
     taken: Collection[str] = (),
 ) -> Binding:
-    """Compare a call with a mandate. `profiles`, by tool, say which earlier steps are reads; `outputs` what these returned.
+    """Compare a call with a mandate. `profiles` tell which steps are reads, `outputs` what these returned.
 
-    `taken` are ids of steps that the caller knows were taken, in addition to what counts and outputs say.
+    `taken` are ids of further steps that count as taken, whatever counts and outputs tell.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -241,7 +241,7 @@ def bind(
         confirm = effect in mandate.confirm or step.id in mandate.confirm
         after = None
         if plan.after is not None and plan.after.id not in taken:
-            # A counter tells whether it was taken; of a read, its output does.
+            # An action was taken if its counter says so, a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             after = None if read else _counter(index.prefix, plan.after)
             if read and not any(output.complete for output in reader.fitting(plan.after.id)):
@@ -259,7 +259,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     named = []
     for name, what in step.args.items():
         kinds = [kind_of(profile, name)]
-        if not kinds[0]:  # a whole argument whose parts the profile names
+        if not kinds[0]:  # a whole argument; the profile names its parts
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
         if not isinstance(what, Free):
@@ -274,7 +274,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
 def _compare(
     shape: _Shape, call: CallFacts, reader: Reader
 ) -> tuple[list[Deviation], list[tuple[str, frozenset[str]]]]:
-    """Return what of a call deviates from a step, and the records that it may stand for, by source."""
+    """Return a call's deviations from a step, and the records that it may match, by source step."""
     deviations: list[Deviation] = []
     rows: list[tuple[str, frozenset[str]]] = []
     lists: list[tuple[str, Argument, str]] = []
@@ -332,7 +332,7 @@ def _crossed(paired: Sequence[tuple[str, Argument, str]], args: Mapping[str, Any
 def _join(
     rows: list[tuple[str, frozenset[str]]], deviations: list[Deviation], name: str, source: str, keys: frozenset[str]
 ) -> None:
-    """Add the records of one argument. Arguments that read one step have one and the same record."""
+    """Add the records of one argument. Arguments that read from one step must share a record."""
     for at, (known, others) in enumerate(rows):
         if known == source:
             rows[at] = (source, others & keys)
@@ -345,7 +345,7 @@ def _join(
 
 
 def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]:
-    """Yield what a call says in arguments that the step does not name."""
+    """Yield deviations for arguments that the step does not name."""
     profile = shape.profile
     declared = (*profile.critical, *profile.when)
     for root in sorted(call.given - shape.settled):
@@ -354,7 +354,7 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
             yield Deviation(root, "unordered", "not to be given")
             continue
         for name in (*declared, *profile.text):
-            above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # itself, and what it lies below
+            above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # the name and its parents
             if name.partition(".")[0] != root or not shape.settled.isdisjoint(above):
                 continue
             held = argument(call.args, name)
@@ -383,7 +383,7 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
 
 
 def _looks(value: object) -> set[str]:
-    """Return the forms of a value, those of the addresses in it, and what it looks like."""
+    """Return the forms of a value, the addresses in it, and its look-alike form."""
     found = set(scalar_forms(value))
     if isinstance(value, str):
         found.update(identifiers(tidy(value[:MAX_LOOKED])))
@@ -399,7 +399,7 @@ def _amount(call: CallFacts) -> int | None:
             continue
         held = scalars(argument(call.args, name), MAX_VALUES, mappings=False)
         for one in held if held is not None else (None,):
-            # Of a number that can be read in two ways, the greater counts.
+            # If a number can be read in two ways, use the greater one.
             numbers = [Decimal(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
             if not numbers or min(numbers) < 0 or commas(one):
                 return None

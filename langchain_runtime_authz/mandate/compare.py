@@ -1,4 +1,4 @@
-"""Compare one value with what was ordered: constants, ranges, folders, conditions.
+"""Compare a value with an ordered constant, range, folder or condition.
 
 Every comparison is exact or by normal form. A value without a form equals nothing. If a value can be read in two ways,
 both must agree.
@@ -35,7 +35,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def same(value: object, constant: object, kind: str) -> bool:
-    """Return True if a value of a call is the constant, in an argument of that kind."""
+    """Return True if a call's value equals the constant, for an argument of that kind."""
     for one in (value, constant):
         if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
             return _same(value, constant, kind)
@@ -48,7 +48,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     if isinstance(value, str) and isinstance(constant, str):
         if kind == "text" and value == constant:
             return True
-        # A line break separates commands and headers, so it is not just a blank.
+        # A line break separates commands and headers, so it differs from a blank.
         if value != constant and not (value.strip().isprintable() and constant.strip().isprintable()):
             return False
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
@@ -96,7 +96,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Compare dates and times. A constant's year, time and zone may be open; its day may not."""
+    """Compare dates and times. A constant may lack a year, time or zone, but not a day."""
     if isinstance(value, str) and isinstance(constant, str):
         one, other = _iso(value.strip()), _iso(constant.strip())
         if one is not None and other is not None:
@@ -119,7 +119,7 @@ def _iso(text: str) -> datetime.datetime | None:
 
 
 def _order_dates(text: str, value: datetime.datetime, bound_text: str, bound: datetime.datetime) -> int | None:
-    """Return how a date stands to a bound. The bound leaves open what it does not say."""
+    """Return -1, 0 or 1 for a date against a bound. Parts that the bound lacks are ignored."""
     if len(bound_text) == _DATE:
         return _sign(value.date(), bound.date())
     if len(text) == _DATE or (bound.tzinfo is not None and value.tzinfo is None):
@@ -132,7 +132,7 @@ def _sign(one: Any, other: Any) -> int:
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:
-    """Return the number or the ISO 8601 date that a value is, or `None` if it is neither or ambiguous."""
+    """Parse a value as a number or ISO 8601 date. Return `None` if it is neither or ambiguous."""
     numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
     if numbers:
         return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
@@ -150,7 +150,7 @@ def compare(value: object, bound: object) -> int | None:
 
 
 def _same_door(value: str, constant: str) -> bool:
-    """Return True if two links of one form have one scheme, port and fragment. Without a scheme, `https` is meant."""
+    """Return True if two links have one scheme (by default `https`), port and fragment."""
     (scheme, port), (said, said_port) = _door(value), _door(constant)
     if value.partition("#")[2] != constant.partition("#")[2]:
         return False
@@ -191,7 +191,7 @@ def _segments(path: str) -> list[str]:
 
 
 def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
-    """Return True if one of a field's values meets a condition, or `None` if nobody can tell."""
+    """Return True if one of a field's values meets a condition, or `None` if this is undecidable."""
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
@@ -210,7 +210,7 @@ def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scal
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
     if isinstance(condition, Eq):
-        return same(value, condition.value, "when")  # as dates are, but in any case
+        return same(value, condition.value, "when")  # as dates are compared, but in any case
     text, part = fold(tidy(str(value))), fold(tidy(condition.text))
     if isinstance(condition, StartsWith):
         return text.startswith(part)

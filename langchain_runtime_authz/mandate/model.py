@@ -1,14 +1,14 @@
 """The mandate: what one task orders, as data.
 
-A mandate is a list of steps. A step names a tool, each argument that decides whom or what a call hits, and how often
-it may run. Code compares each call with it (`mandate.binding`). The grant is the ceiling, the plan is what the model
-intends, the mandate is what was ordered.
+A mandate is a list of steps. A step names a tool, each argument that decides whom or what a call affects, and how often
+it may run. `mandate.binding` compares each call with it. A grant limits what a run may do. A plan is what the model
+intends, and a mandate what was ordered.
 
 The application writes one in Python or YAML, a planner model returns one as JSON, and `mandate.words` reads one from the
-user's words. All of them share the JSON form and `json_schema`. A mandate is immutable, and equal mandates have equal
-digests. A plain value in place of an argument or a condition stands for `Const` or `Eq`.
+user's words. All share the JSON form and `json_schema`. A mandate is immutable, and equal mandates have equal digests.
+A plain value instead of an argument or a condition stands for `Const` or `Eq`.
 
-Evolution rule: a kind of argument or a field may be added, with a default that orders no more than its absence did.
+Evolution rule: a kind of argument or a field may be added, with a default that orders no more than before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wron
 from langchain_runtime_authz.profile import Kind, ToolProfile
 
 MAX_STEPS: Final = 64
-MAX_ROWS: Final = 20  # records that one step may act on unless it says more
+MAX_ROWS: Final = 20  # default number of records that one step may act on
 _EXACT: Final = 2**53 - 1
 
 Scalar = str | int | float | bool
@@ -40,7 +40,7 @@ Count = Annotated[int, Member(ge=1, le=10_000)]
 
 
 class Span(NamedTuple):
-    """A stretch of the user's words: the digest of the text, and where it starts and ends, in characters."""
+    """A part of the user's words: the digest of the text, and the start and end in characters."""
 
     text: str
     start: int
@@ -63,12 +63,12 @@ class _Frozen(BaseModel):
 
 
 def _tuple(value: object) -> object:
-    """Accept a list: JSON and YAML have no tuples."""
+    """Turn a list into a tuple: JSON and YAML have no tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _several(value: object) -> object:
-    """Accept one in place of several."""
+    """Turn a single value into a tuple."""
     return _tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -136,7 +136,7 @@ Where = dict[Name, _Conditions]
 class Const(_Frozen):
     """This value, in one of its normal forms. For a list argument: these items, in any order.
 
-    `said` is where the user's words have it. An application's constant has none.
+    `said` is its place in the user's words. An application's constant has none.
     """
 
     value: Scalar | Many[Scalar]
@@ -173,7 +173,7 @@ class Within(_Frozen):
 
 
 class Field(_Frozen):
-    """A field of what a step returned, recomputed by the enforcement point. `path` is dotted; "" is the output itself."""
+    """A field of a step's output, recomputed by the enforcement point. `path` is dotted; "" is all."""
 
     step: Name
     path: str
@@ -181,9 +181,9 @@ class Field(_Frozen):
 
 
 class Pick(_Frozen):
-    """A field of the one record that the conditions choose from what a step returned.
+    """A field of the one record that the conditions choose from a step's output.
 
-    `max` or `min` names the field whose greatest or least value decides among several; a tie is not decided.
+    Of several, the one with the greatest `max` or least `min` field counts. A tie is ambiguous.
     """
 
     step: Name
@@ -195,9 +195,9 @@ class Pick(_Frozen):
 
 
 class Each(_Frozen):
-    """A field of each record that the conditions choose; one call a record, at most `limit` of them.
+    """A field of each record that the conditions choose: one call for each, at most `limit` calls.
 
-    Arguments of one step that read the same step by `Each` take one and the same record.
+    All `Each` arguments of a step that read from one step use the same record.
     """
 
     step: Name
@@ -208,7 +208,7 @@ class Each(_Frozen):
 
 
 class Extract(_Frozen):
-    """A value in free text that a step returned. A person is always shown the value, and asked."""
+    """A value in free text that a step returned. An approver is always shown the value, and asked."""
 
     step: Name
     path: str = ""
@@ -216,7 +216,7 @@ class Extract(_Frozen):
 
 
 class Text(_Frozen):
-    """Free text: the words that the user dictated (`quote`), and fields of steps, as `step` or `step.path`.
+    """Free text: words that the user dictated (`quote`), and fields of steps, as `step` or `step.path`.
 
     Identifiers and long tokens in it must come from the user's words or from `inputs`.
     """
@@ -244,15 +244,15 @@ Sourced = Field | Pick | Each | Extract
 
 
 class Step(_Frozen):
-    """One deed that the task orders, or one read that later steps take values from.
+    """An action that the task orders, or a read whose output later steps use.
 
     Attributes:
         id: names the step within the mandate.
         tool: the tool to call.
-        args: what each argument must be. An argument that is not named must not be given, or be its default.
-        times: how many calls it covers. With `Each` it is that many for each record.
-        after: the step that must have been taken before.
-        deed: steps with one deed are different ways to do the same; what one spends, all have spent.
+        args: what each argument must be. Other arguments must be absent or equal their defaults.
+        times: how many calls it covers; with `Each`, for each record.
+        after: the step that must be taken before.
+        deed: steps with one deed are alternatives with a common count.
     """
 
     id: Name
@@ -264,7 +264,7 @@ class Step(_Frozen):
 
     @property
     def sources(self) -> Iterator[str]:
-        """Yield the ids of the steps that its arguments are read from."""
+        """Yield the ids of the steps from which its arguments are read."""
         for argument in self.args.values():
             if isinstance(argument, Sourced):
                 yield argument.step
@@ -276,14 +276,14 @@ Deed = Literal["fetch", "write", "send", "pay", "delete", "admin"]  # reads are 
 
 
 class Limit(_Frozen):
-    """The most that all steps of an effect may come to: the sum of their arguments of kind `amount`."""
+    """The maximum sum of the `amount` arguments of all steps of an effect."""
 
     effect: Deed
     total: Annotated[Number, Member(ge=0, le=_EXACT // 100)]
 
 
 class Never(_Frozen):
-    """Forbid calls of an effect that have one of these values in a role, or all calls of it if none is given."""
+    """Forbid calls of an effect with one of these values, by kind, or all its calls if none is given."""
 
     effect: Deed
     values: dict[Kind, Annotated[tuple[Scalar, ...], BeforeValidator(_several)]] = {}
@@ -296,13 +296,13 @@ class Mandate(_Frozen):
     """Hold what one task orders.
 
     Attributes:
-        steps: the deeds, and the reads that they take values from. Other reads need no step.
+        steps: the ordered actions, and the reads whose output they use. Other reads need no step.
         limits: sums over all steps.
-        never: what is forbidden. It wins over every step.
-        confirm: effects and ids of steps about which a person is asked all the same, once: the question shows the
-            whole mandate, and its approval confirms all of it.
+        never: what is forbidden, even if a step orders it.
+        confirm: effects and ids of steps about which an approver is asked once. The question shows the whole mandate,
+            and the approval confirms all of it.
         source: who compiled it.
-        key: names the occasion, like a month. Two mandates with one key are one order, and it is spent once.
+        key: names the occasion, like a month. Mandates with one key are one order, which is spent once.
 
     Raises:
         ValidationError: a step is named twice or refers to a step that is not before it, or a value has no JSON form.
@@ -319,7 +319,7 @@ class Mandate(_Frozen):
     def _consistent(self) -> Self:
         seen: set[str] = set()
         for step in self.steps:
-            # A step may refer to earlier ones alone, so there is no circle.
+            # A step may only refer to earlier ones, so there are no cycles.
             for name in (*step.sources, *([step.after] if step.after else [])):
                 if name not in seen:
                     raise ValueError(f"step `{step.id}` refers to `{name}`, which is not an earlier step")
@@ -341,7 +341,7 @@ class Mandate(_Frozen):
             raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; what has its default is left out."""
+        """Return the JSON form, without defaults."""
         return self.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
 
     def _repr_html_(self) -> str:
@@ -351,14 +351,14 @@ class Mandate(_Frozen):
         return table(("step", "tool", "arguments"), rows, f"ordered by: {self.source}")
 
     def of(self, source: Source, key: str) -> Mandate:
-        """Return the same orders under another source and key."""
+        """Return a copy with another source and key."""
         if (source, key) == (self.source, self.key):
             return self
         same = {name: getattr(self, name) for name in type(self).model_fields}
         return Mandate(**{**same, "source": source, "key": key})
 
 
-@lru_cache(maxsize=256)  # a workflow's runs have the same mandate
+@lru_cache(maxsize=256)  # runs of a workflow share a mandate
 def _digest(text: str) -> str:
     return digest(project(json.loads(text)))
 
@@ -369,7 +369,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
-    """Return a mandate from itself, its JSON form, or the path of a YAML file that holds it.
+    """Return a mandate, given as such, in JSON form, or as the path of a YAML file.
 
     Raises:
         ConfigError: `mandate_invalid`, naming the field.
@@ -390,7 +390,7 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
 
 
 def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:
-    """Yield what is wrong or careless in a mandate for these tools, one sentence each."""
+    """Yield a sentence for each error or risk in a mandate for these tools."""
     for step in mandate.steps:
         profile = profiles.get(step.tool)
         if profile is None:
@@ -404,14 +404,14 @@ def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iter
 
 
 class Dropped(NamedTuple):
-    """Something that was not taken over into the mandate: a step, a limit or a sentence, and the reason."""
+    """A step, limit or sentence that was left out of the mandate, and the reason."""
 
     what: str
     why: str
 
 
 class Compiled(NamedTuple):
-    """A mandate, or None if nothing was ordered, and what was left out."""
+    """A mandate, or None if nothing was ordered, and the parts that were left out."""
 
     mandate: Mandate | None
     dropped: tuple[Dropped, ...] = ()

@@ -1,8 +1,8 @@
-"""Keep what reads returned, so that a mandate's fields can be computed from it.
+"""Record the outputs of reads, from which a mandate's fields are computed.
 
-The first observation of each read counts, within the task that it was made for. A read that is repeated with the same
-arguments does not change what a mandate is compared with. A newer task takes no value from what an older one read. All of
-it is bounded. Something that was cut or forgotten is incomplete, and an incomplete output gives no value.
+The first output of each read counts, within its task. Repeating a read does not change the values that a mandate is
+compared with. A newer task uses no outputs of an older one. A cut or forgotten output is incomplete, and gives no
+value.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from langchain_runtime_authz.profile import ToolProfile, field_trust
 
 MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
-MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
+MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including forgotten ones
 MAX_UNREAD: Final = 1_000_000  # characters that wait to be read
-MAX_TASKS: Final = 4  # of which observations are known
+MAX_TASKS: Final = 4  # with recorded outputs
 MAX_REPEATS: Final = 64
-MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
+MAX_WEIGHT: Final = 4_000_000  # characters, plus `values.NODE` for each node
 MAX_WRITTEN: Final = 8192
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
-_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # the name of a record's member
+_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
 
 
 class Output:
-    """The output of one read, as JSON values: `complete` if nothing was cut. `turn`: its place among reads and writes."""
+    """The output of one read, as JSON values. `complete`: nothing cut. `turn`: order of reads and writes."""
 
     __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
 
@@ -54,14 +54,14 @@ class Output:
         return self._words
 
     def forget(self) -> None:
-        """Drop the value. The call stays known, so that a later answer to it is not taken for the first."""
+        """Drop the value but keep the call, so that a later output does not count as its first."""
         self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
 class Outputs:
-    """Hold what calls returned and were given in this process, bounded.
+    """Hold outputs and arguments of calls of this process, bounded.
 
-    It is read late: most threads are never asked. `lock` is held while it is read, and never by a caller.
+    Entries are parsed at the first query. `lock` is held while parsing; callers must not hold it.
     """
 
     def __init__(self, lock: threading.Lock | None = None) -> None:
@@ -83,20 +83,20 @@ class Outputs:
         given: Collection[str] | None = None,
         task: str = "",
     ) -> None:
-        """Keep what a call returned for a task, or what is `held` of it, unless the same call was kept before.
+        """Record a call's output for a task, unless an equal call was recorded before.
 
         Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent; by
         default all of them.
         """
         if type(output) is not str and type(output) is not values.Held:
-            output = take(output)  # another object may be changed by its owner
+            output = take(output)  # its owner may change another object
         self._unread.append((tool, profile, args, output, given, task))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
 
     def wrote(self, args: Mapping[str, Any]) -> None:
-        """Note the values that a side effect was given. A read that returns them later does not vouch for them."""
+        """Record the arguments of a side effect. Later reads that return them do not make them trusted."""
         self._unread.append((args,))
         if len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -117,7 +117,7 @@ class Outputs:
         sent = values.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
         if not sent.complete:
-            return  # a call that is not fully known fits no step
+            return  # a call that was cut fits no step
         value, whole, weight = output if type(output) is values.Held else take(output)
         if whole is None:
             read = values.Projection(values.MAX_NODES, values.MAX_CHARS)
@@ -132,7 +132,7 @@ class Outputs:
         if (first := known.get(name)) is not None:
             if first.value != value:
                 found.weight = 0
-                self._repeats.append(found)  # only texts are compared with it
+                self._repeats.append(found)  # used for texts only
             return
         if self._entries >= MAX_ENTRIES:
             return
@@ -152,7 +152,7 @@ class Outputs:
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
-        """Return True if a side effect was given the value before that turn, or nobody can tell."""
+        """Return True if a side effect had the value before that turn, or if too many were recorded."""
         self._read()
         if len(self._written) >= MAX_WRITTEN:
             return True
@@ -160,7 +160,7 @@ class Outputs:
 
     def of(self, tool: str, task: str = "") -> Collection[Output]:
         self._read()
-        return tuple(self._first.get(task, {}).get(tool, {}).values())  # another thread may add one meanwhile
+        return tuple(self._first.get(task, {}).get(tool, {}).values())  # a copy: another thread may add one
 
     def texts(self) -> Iterator[Words]:
         self._read()
@@ -169,7 +169,7 @@ class Outputs:
 
 
 def _told(args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the forms of what arguments say, in JSON texts too, and of the addresses in texts: a read may return it."""
+    """Yield the forms of all values in arguments, also in JSON texts, and of addresses in texts."""
     for value in scalars(args, MAX_ARGUMENT_NODES) or ():
         yield from scalar_forms(value)
         if isinstance(value, str):
@@ -180,7 +180,7 @@ def _told(args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _canonical(value: Any) -> Any:
-    """Return what is equal for two ways to write the same arguments."""
+    """Return a canonical form, equal for all spellings of the same arguments."""
     if isinstance(value, dict):
         return {name: _canonical(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -189,14 +189,14 @@ def _canonical(value: Any) -> Any:
 
 
 def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the forms of a scalar; none for a number that is too great to be meant."""
+    """Return the forms of a scalar; none for an implausibly great number."""
     if isinstance(value, int) and not -values.LARGEST < value < values.LARGEST:
         return ()
     return forms(value, said=said)
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return the scalars in a value, or `None` if there are too many or a mapping that must not be there."""
+    """Return the scalars in a value, or `None` if there are too many, or an unwanted mapping."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -215,7 +215,7 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
 
 
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
-    """Yield the dotted paths of all that an argument says and that no name in `covered` leads to."""
+    """Yield the dotted paths of an argument's values that no name in `covered` includes."""
     stack = [(name, "", value)]
     for _ in range(MAX_ARGUMENT_NODES):
         if not stack:
@@ -224,7 +224,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         if path in covered:
             continue
         if absent(top):
-            # The unset member of a record says nothing. A name that holds more than a name does.
+            # An absent member is ignored, unless its name is unusual and could carry a value.
             if not _MEMBER.fullmatch(member):
                 yield path
             continue
@@ -233,13 +233,13 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         elif isinstance(top, list | tuple):
             stack += [(path, member, held) for held in top]
         elif not any(known.startswith(f"{path}.") for known in covered):
-            # An id in place of an object counts for every path into it (`profile.argument`).
+            # An id instead of an object counts for every path into it (`profile.argument`).
             yield path
     yield name
 
 
 def nodes_at(value: object, path: str) -> list[Any]:
-    """Return the values at a dotted path. Lists on the way are looked into; "" is the value itself."""
+    """Return the values at a dotted path, also inside lists. "" is the value itself."""
     level = [value]
     for name in path.split(".") if path else ():
         inner: list[Any] = [v for top in level for v in (top if isinstance(top, list) else (top,))]
@@ -252,6 +252,6 @@ def text_of(value: object) -> str:
 
 
 def worth(profile: ToolProfile, path: str) -> int:
-    """Return who vouches for a field: 2 a system, 1 somebody inside, 0 nobody, the other side, or free text."""
+    """Return a field's trust: 2 a system, 1 an insider; 0 an outsider, the counterparty or free text."""
     field = field_trust(profile, path)
     return 0 if field.prose or field.counterparty else _WORTH[field.origin]
