@@ -1,8 +1,8 @@
-"""Answers to questions that a tool or node asks by itself: which of them say something about the task.
+"""Find the corrections in answers to questions that a tool or node asks by itself.
 
 A plain answer to a closed question leaves the task alone: a boolean, a number, nothing, one of the options that the
-question offers, one of `CLOSED`, or a mapping or list of such. Every other answer is a correction. A part of a form that
-comes back as the question had it is plain too: the question is a machine's, so it is never pinned as the user's words.
+question offers, one of `CLOSED`, or a mapping or list of such. Every other answer is a correction. Parts of a form that
+come back unchanged are plain too: a machine wrote them, so they are never pinned as the user's words.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ CLOSED: Final = frozenset(
         "declined cancel cancelled confirm confirmed continue proceed ignore"
     ).split()
 )
-OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists what it takes
-_NAMES: Final = ("value", "label", "id")  # how an option that is a mapping may be called
+OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists its options
+_NAMES: Final = ("value", "label", "id")  # names of an option that is a mapping
 MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return what an answer says apart from plain answers: its text, canonical JSON of such parts, or ""."""
+    """Return the parts of an answer that are not plain: text, canonical JSON of several, or ""."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
@@ -42,7 +42,7 @@ def _said(value: object, closed: frozenset[str], depth: int = 0) -> Any:
     if isinstance(value, str):
         return None if not _plain(value) or _plain(value) in closed else value
     if depth < MAX_DEPTH and isinstance(value, Mapping):
-        # A field's name is the form's. One with a blank in it is a sentence.
+        # The form sets a field's name. A name with a blank is a sentence.
         found = {
             str(k): v if said is None else said
             for k, v in value.items()

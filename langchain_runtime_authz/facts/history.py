@@ -1,4 +1,4 @@
-"""The steps taken so far, in bounded space: counters, data classes, the last few steps."""
+"""The steps taken so far, in bounded space: counters, data classes, recent steps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 RECENT: Final = 10  # steps kept by name
-MAX_NAMES: Final = 256  # distinct counters; what a hostile model invents beyond is counted as `*`
-RESOURCES: Final = 64  # of what was read, the newest
+MAX_NAMES: Final = 256  # distinct counters; further names, which a hostile model may invent, are counted as `*`
+RESOURCES: Final = 64  # newest resources that were read
 TIMES: Final = 128  # permitted calls whose time is kept
 MINUTE: Final = 60  # seconds
 
@@ -19,7 +19,7 @@ Confined = tuple[tuple[str, Path], ...]
 
 @dataclass(slots=True)
 class Step:
-    """One step as it is counted. Negative counts take back what was counted before. Without an `agent`, everybody knows."""
+    """One step to count. Negative counts undo earlier ones. Without an `agent`, all agents know its data."""
 
     call: str | None = None
     effect: str | None = None
@@ -35,11 +35,11 @@ class Step:
 
 @dataclass(slots=True)
 class History:
-    """The steps of a thread, shared by its snapshots: never change one in place, make another.
+    """The steps of a thread, shared by its snapshots: never change one in place.
 
-    `times` are ledger seconds of the newest permitted calls, `changed`: tool → the step at which a read of it returned other
-    content, `resources`: what was read → version and tool. `confined`: (data class, agent path) of what only these agents and
-    their relatives can know.
+    `times` are ledger seconds of the newest permitted calls. `changed`: tool → the step at which its read returned
+    other content. `resources`: resource → version and tool. `confined`: (data class, agent path) of data that only
+    these agents, their parents and children can know.
     """
 
     steps: int = 0
@@ -74,7 +74,7 @@ def held(history: History, agent: Path) -> list[str]:
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
     """Return `confined` after `agent` read data of class `name`, given the classes that were `read` before."""
     if name in read and all(n != name for n, _ in confined):
-        return confined  # everybody knows it, or it is not recorded who does
+        return confined  # all agents know it, or their names were dropped
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
         return _without(confined, {name})
     return tuple(dict.fromkeys((*confined, (name, agent))))
@@ -86,8 +86,8 @@ def left(confined: Confined, agent: Path) -> Confined:
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """Return `confined` after `parent` gave work to a child, or, without a parent, after a root entry began."""
-    if len(parent) <= 1:  # the root agent is related to all agents, and so is an entry without one
+    """Return `confined` after `parent` gave work to a child, or, if it is empty, a root entry began."""
+    if len(parent) <= 1:  # the root agent is related to all agents
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))
 
@@ -111,7 +111,7 @@ def count(h: History, step: Step, now: float) -> History:
     if (effect := step.effect) is not None:
         effect = effect if effect in effects or len(effects) < MAX_NAMES else "*"
         effects = {**effects, effect: effects.get(effect, 0) + 1}
-    if confined and step.effect not in (None, "compute", "read"):  # a fetched address is seen by others too
+    if confined and step.effect not in (None, "compute", "read"):  # others see a fetched address too
         confined = left(confined, step.agent)
     if (name := step.data_class) is not None and (confined or name not in classes):
         name = name if name in classes or len(classes) < MAX_NAMES else "*"

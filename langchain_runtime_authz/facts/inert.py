@@ -1,9 +1,9 @@
-"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Markdown.
+"""Make text inert in a terminal, in HTML and in Markdown.
 
-An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as they were typed, except what
-would be read as something else: control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible
-characters (UTS #39 §3.1), piled-up accents and markup. A backslash and a quotation mark are escaped, so a text has one
-reading. Letters of every script stay: a look-alike is named in words.
+An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as typed, except control
+characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), piled-up
+accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all scripts
+stay; `scripts` names them, to tell look-alikes apart.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MAX_SHOWN: Final = 240  # characters of one value
 WIDTH: Final = 80  # columns of a terminal
 
 _TAIL: Final = 60
-_ENTITY: Final = 34  # characters of the longest name of a character in HTML, and its ends
-_ACCENTS: Final = 2  # on one letter; more are drawn over the lines around
-_MARKDOWN: Final = "*~_"  # a backslash is enough: neither HTML nor a terminal acts on them
+_ENTITY: Final = 34  # characters of the longest HTML entity
+_ACCENTS: Final = 2  # on one letter; more would cover other lines
+_MARKDOWN: Final = "*~_"  # escaped by a backslash: HTML and terminals ignore them
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
-# Drawn as nothing though their category says letter, symbol or mark.
+# Invisible, although their category is letter, symbol or mark.
 _BLANK: Final = lazy("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _MARKUP: Final = lazy(
     r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code; HTML
@@ -38,7 +38,7 @@ _MARKUP: Final = lazy(
 
 
 def inert(text: str) -> str:
-    """Return `text` on one line, in which nothing is markup, invisible or in another order than written."""
+    """Return `text` on one line, without markup, invisible characters or reordering."""
     shown: list[str] = []
     accents = 0
     for c in unicodedata.normalize("NFC", text):
@@ -46,7 +46,7 @@ def inert(text: str) -> str:
         accents = accents + 1 if category == "Mn" else 0
         unseen = (category in _UNSEEN and c != " ") or accents > _ACCENTS or _BLANK.match(c)
         shown.append(_escape(c) if unseen else c)
-    # What was escaped above bears a backslash of ours: only the rest is searched for markup.
+    # Characters escaped above have our backslash; only the rest is searched for markup.
     return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))
 
 
@@ -68,7 +68,7 @@ def _escape(c: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
-    """Return a value in quotation marks, inert and of bounded length: a digest tells what hides behind the cut."""
+    """Return a value quoted, inert and of bounded length. A digest identifies a value that was cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if len(text) <= limit:
         return _listed(value) if isinstance(value, list | dict) else f'"{inert(text)}"'

@@ -1,7 +1,7 @@
-"""The plan: which calls a model (or code) announced, as recorded when the model node returned. First write wins.
+"""The plan: the calls that a model (or code) announced, recorded when the model node returned.
 
-A call that differs from its record is `changed`, one that no record holds is unplanned, and a record of an older epoch is
-`stale`: its side effects are refused, whatever the policy says.
+The first record of a message counts. A call that differs from its record is `changed`, a call without one is unplanned.
+Side effects of a record of an older epoch (`stale`) are refused, whatever the policy says.
 
 Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays `model` or `code`.
 """
@@ -21,7 +21,7 @@ _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One announced call, with the arguments' digest as the model wrote them. An edit keeps what was announced."""
+    """One announced call, with the digest of its arguments. An edited call keeps the announced digest."""
 
     position: int
     call_id: str | None
@@ -42,8 +42,8 @@ class PlannedCall(NamedTuple):
 class PlanRecord:
     """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded.
 
-    `origin` is the epoch in which the message was planned, if an answer carried its calls into another one (0: this one).
-    Keys of calls are made of it, so that a carried call that has run does not run again.
+    `origin` is the epoch in which the message was planned, if an answer carried its calls into this one (0: not
+    carried). Call keys contain it, so that a carried call that has run does not run again.
     """
 
     id: str
@@ -75,7 +75,7 @@ _quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def raw_digest(args: object) -> str:
-    """Return a digest of arguments as written, only compared with others of its kind. If they are not JSON, it matches nothing."""
+    """Return a digest of arguments as written. If they are not JSON, it matches nothing."""
     try:
         text = "".join(_encode(args, 0))
     except (TypeError, ValueError, RecursionError):
@@ -102,7 +102,7 @@ def match(
     if position is None:
         found = locate(plan, call_id, tool, args)
     else:
-        # By its own number, not by its index: a carried plan has lost the calls that were rejected.
+        # By position, not by index: a carried plan lacks the rejected calls.
         for planned in plan.calls:
             if planned.position == position:
                 found = planned
@@ -115,7 +115,7 @@ def match(
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call of an id; of several that share it, the one that says the same."""
+    """Return the planned call of an id; of several, the one with the same tool and arguments."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -124,7 +124,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan as an approver's answer leaves it: edited calls stand as edited, rejected and answered ones are dropped."""
+    """Return the plan after an approver's answers: with edits, without rejected or answered calls."""
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)
@@ -142,18 +142,18 @@ def authority(scope: Sequence[str], agent: Sequence[str]) -> str:
 def call_key(authority: str, epoch: int, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the ledger's key of one call, stable over retry, replay, resume and restart.
 
-    By position and digest too, so that duplicate call ids do not meet. By epoch, so that a message id that a
-    provider uses again on a later turn does not meet the old one.
+    Position and digest distinguish duplicate call ids. The epoch distinguishes message ids that a provider reuses on a
+    later turn.
     """
-    # JSON, since ids and names are a model's: no separator in one of them reads as two.
+    # JSON, because a model chooses ids and names: no separator in one can split it.
     text = f"{authority}, {epoch}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def idempotency_key(intent: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
-    """Return the key of one intent, for the service that carries it out: stable over fork and thread copy too.
+    """Return a call's key for the service that carries it out, also stable over fork and thread copy.
 
-    Unlike `call_key` it has neither thread nor epoch, since a copied thread has others. The message's id tells two intents apart.
+    It contains no thread or epoch, which differ in a copied thread. The message's id distinguishes intents.
     """
     text = f"{intent}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,17 +12,17 @@ from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.provenance.values import parsed
 from langchain_runtime_authz.profile import ToolProfile
 
-_PIECE: Final = 65_536  # characters that are encoded at once
-UNREAD: Final = "0"  # the version of a resource that nobody reported as changed
+_PIECE: Final = 65_536  # characters encoded at a time
+UNREAD: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
-    """Return the name of what a call reads: the profile's `resource` with the call's arguments in it."""
+    """Return a read's resource: the profile's `resource`, filled with the call's arguments."""
     return None if profile.resource is None else filled(profile.resource, {k: str(v) for k, v in args.items()})
 
 
 def filled(template: str, args: Mapping[str, str]) -> str | None:
-    """Return a template with the arguments in it, or None if they do not fit."""
+    """Fill a template with the arguments. Return None if they do not fit."""
     try:
         return string.Formatter().vformat(template, (), args)
     except (KeyError, IndexError, ValueError):
@@ -34,7 +34,7 @@ def read_mark(tool: str, args_digest: str) -> str:
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
-    """Return the digest of the profile's `version` field, or of the whole content without one."""
+    """Return a digest of the profile's `version` field or, without one, of the whole content."""
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
@@ -46,7 +46,7 @@ def content_version(profile: ToolProfile, output: object) -> str:
 
 
 def sources(traced: Mapping[str, Provenance]) -> set[str]:
-    """Return the tools that critical arguments came from, without those that the user told."""
+    """Return the tools that supplied critical arguments, except values that the user told."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}
 

@@ -1,7 +1,7 @@
-"""Tell the state that a protected run left from a state that was changed outside.
+"""Distinguish the state that a protected run left from a state changed outside.
 
-When a root entry ends, the ledger remembers the checkpoint that it left (`HEAD`) and what the waiting graphs below held
-(`BELOW`). The next entry loads that one, a later one of a run in flight or a dead process, or one of other code.
+When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
+The next entry loads that checkpoint, a later one of an unfinished run or a dead process, or one of other code.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final, Literal, NamedTuple
 
-HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
-MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
-BELOW: Final = "below"  # the mark that holds the digest of what the waiting children of a thread's runs held
-UNRECORDED: Final = "unrecorded"  # the mark that holds a change of the task that the audit log may not have
-OF_TASK: Final = "task:"  # begins the marks that are of no use once their root's tasks have ended
+HEAD: Final = "head"  # the mark with the newest checkpoint id of the thread's protected runs
+MEMORY: Final = "memory"  # the mark with the digest of the memory that these runs left
+BELOW: Final = "below"  # the mark with the digest of the state of their waiting children
+UNRECORDED: Final = "unrecorded"  # the mark with a task change that the audit log may lack
+OF_TASK: Final = "task:"  # prefix of marks to delete when their root's tasks have ended
 SLOTS: Final = 2**16
-UNKNOWN: Final = ""  # a mark's value after a run that may still have been writing when it ended
+UNKNOWN: Final = ""  # the value of a mark if a run may still have written after its end
 
 Standing = Literal["ours", "outside", "fork"]
 
 
 class Head(NamedTuple):
-    """The checkpoint that a root entry loads. `newest` is the thread's, if the caller named an older one."""
+    """The checkpoint that a root entry loads. `newest`: the thread's, if the caller named an older one."""
 
     id: str
     source: str = ""
@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 class Below(NamedTuple):
-    """The graphs that wait below a root: their digest, the checkpoints that an `update` left, their namespaces."""
+    """The waiting child graphs of a root: digest, checkpoints left by an `update`, namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
@@ -37,15 +37,15 @@ class Below(NamedTuple):
 
 
 def outside_key(checkpoint: str) -> str:
-    """Return the key under which an act from outside that left this checkpoint is pinned, once."""
+    """Return the key of the pinned text for a change from outside that left this checkpoint."""
     return f"checkpoint:{checkpoint}"
 
 
 class ChildMark(NamedTuple):
-    """The ledger's place for the checkpoint that a child's run left at a `place` (a digest).
+    """The mark for the checkpoint that a child's run left at a `place` (a digest).
 
-    `lasting`: other tasks find the child's state there too. A child with a thread of its own for each question makes ever new
-    places, so these share `SLOTS` marks. Of two in one slot the newer is remembered.
+    `lasting`: other tasks find the child's state there too. A child may use a new thread, and so a new place, for each
+    question. So lasting places share `SLOTS` marks; of two in one slot, the newer stays.
     """
 
     place: str
@@ -65,9 +65,9 @@ class ChildMark(NamedTuple):
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:
-    """Return how `head` stands to what is known of the thread. `pinned` are the keys of the pinned texts.
+    """Classify `head` as ours, fork or outside. `pinned` are the keys of the pinned texts.
 
-    `underway`: a root entry has not ended, or its process died, so checkpoints newer than the mark may be its own.
+    `underway`: a root entry has not ended, or its process died, so newer checkpoints may be from it.
     """
     if head.newest:
         return "fork"

@@ -1,7 +1,7 @@
-"""The task: what the user asked, and when it changed.
+"""The task: the user's texts, and their changes.
 
-It is a grow-only list of texts of human origin, pinned in the ledger by digest, not in graph state: a summary cannot drop
-"never above 10". Message class, role, name and markers prove no origin.
+It is a grow-only list of texts of human origin. They are pinned by digest in the ledger, not in graph state, so a
+summary cannot drop "never above 10". Message class, role, name and markers do not prove an origin.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, Final
 from langchain_runtime_authz.digest import fingerprint
 
 CORRECTION: Final = "correction-"  # keys of texts of `correct`
-ANSWER: Final = "answer:"  # keys of texts that a user said in answer to a question
-MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request; the digest covers all
+ANSWER: Final = "answer:"  # keys of a user's answers to questions
+MAX_TASK_TEXT: Final = 4000  # characters of task text in a request; the digest covers all
 
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
-    """One text that changed the task. `key` is the id its sender gave it, `author` is `type:id`, `epoch` is the ledger's.
+    """One text that changed the task. `key` is the sender's id, `author` is `type:id`, `epoch` the ledger's.
 
-    `own`: the thread's own subject said it; others' words can only narrow. `past`: a machine answered it already in the
-    history that brought it. `mixed`: it has several text blocks, and one may be an attachment. Neither is an order of the turn.
+    `own`: the thread's subject wrote it; texts of others can only narrow. `past`: it came in a history, already
+    answered. `mixed`: it has several text blocks, and one may be an attachment. Past and mixed texts order nothing.
     """
 
     digest: str
@@ -39,7 +39,7 @@ class HumanText:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The pinned task, folded: `digest` chains over every text, `text` holds the subject's own words."""
+    """The folded task. `digest` chains over every text; `text` holds the subject's words."""
 
     id: str = ""
     digest: str = ""
@@ -48,7 +48,7 @@ class Task:
 
 
 def content_text(content: object) -> str:
-    """Return the words of a message's content; blocks without words stand as `[type]`."""
+    """Return the text of a message's content, with `[type]` for blocks without text."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -65,7 +65,7 @@ def _block_text(block: Any) -> str:
 
 
 def content_digest(content: object) -> str:
-    """Return the digest of a message's content: `"x"` equals one text block `x`; media count by their bytes."""
+    """Return the digest of a message's content. `"x"` equals one text block `x`; media count by bytes."""
     if isinstance(content, list) and all(
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):
@@ -75,7 +75,7 @@ def content_digest(content: object) -> str:
 
 
 def _canonical(content: object) -> str:
-    # A serialiser's round trip changes key order and tuples, not the content.
+    # A serialiser's round trip may change key order and tuples, but not the content.
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
@@ -89,19 +89,19 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
     for text in texts:
         value = "sha256:" + hashlib.sha256(f"{value}\n{text.digest}".encode()).hexdigest()
     words = "\n".join(filter(None, [task.text, *(t.text for t in texts if t.own)]))
-    # The newest words are the ones that narrow: keep the end.
+    # Keep the end: the newest words narrow the task.
     words = words if len(words) <= MAX_TASK_TEXT else "…" + words[1 - MAX_TASK_TEXT :]
     return Task(task.id or value[7:23], value, words, task.corrections + (1 if correction else 0))
 
 
 def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the texts in `incoming` that the user had not said before: a stateless client sends the whole history each turn.
+    """Return the texts in `incoming` that are new. A stateless client sends the whole history.
 
     A known id with another digest is a correction. Texts without ids that repeat pinned ones in their order are history.
     Leaving texts out is not a correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
-    # Answers to questions do not stand in a history.
+    # A history does not contain answers to questions.
     known = [t.digest for t in pinned if t.key is None or not t.key.startswith(ANSWER)]
     fresh: list[HumanText] = []
     heard = 0

@@ -1,1 +1,1 @@
-"""Trace where the values of arguments came from: tools' outputs and the user's words. Messages are never looked at."""
+"""Trace values of arguments to tool outputs and the user's words. Messages are never read."""

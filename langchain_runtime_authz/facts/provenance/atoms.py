@@ -1,4 +1,4 @@
-"""The arguments of one call in normal form: read once, then asked by look-up. Short scalars are remembered."""
+"""The arguments of one call in normal form, computed once. Short scalars are cached."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DESTINATIONS: Final = ("principal", "url", "channel")
 TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _SCALARS: Final = frozenset((str, int, float, bool))
-# `Bob <bob@x.org>`: what is shown, and where it goes (RFC 5322).
+# `Bob <bob@x.org>`: display name and address (RFC 5322).
 _SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
 _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar of an argument: the forms of each part, and their digests. A part without forms is never vouched for."""
+    """One scalar of an argument: the forms of its parts, and their digests. A part without forms is untrusted."""
 
     value: Any
     parts: tuple[tuple[str, ...], ...]
@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
 
 class Atom(NamedTuple):
-    """One argument. `items` is `None` if there are too many; `marks` says what the argument hits, in any writing."""
+    """One argument. `items` is `None` if there are too many. `marks` identify its target in any spelling."""
 
     name: str
     kind: Any
@@ -43,7 +43,7 @@ class Atom(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
-    """The atoms of one call. `keys` are looked up before `trace` can answer; a request never shortens what is `bound`."""
+    """The atoms of one call. `trace` needs the sightings of `keys`. A request never cuts the arguments `bound`."""
 
     atoms: Sequence[Atom]
     keys: Sequence[str]
@@ -51,9 +51,9 @@ class CallAtoms:
     bound: Collection[str]
 
     def effect_target(self) -> tuple[str, str]:
-        """Return a digest for all calls that hit the same, and one for all that hit the same target, however named.
+        """Return a digest of effect and target, and one of the target alone, whatever the arguments' names.
 
-        A false mismatch allows a duplicate payment, a false match costs a question.
+        A false mismatch allows a duplicate payment; a false match costs a question.
         """
         hit, target = [], set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
@@ -64,7 +64,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", key(repr(sorted(target))) if target else ""
 
     def effective_sink(self, declared: str) -> str:
-        """Return the declared sink, or "none" if the tool has destinations and was given none of them."""
+        """Return the declared sink, or "none" if the tool has destinations but the call has none."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -126,19 +126,19 @@ _short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
 
 
 def absent(value: object) -> bool:
-    """Return True if an argument, an item or a field says nothing."""
+    """Return True if a value is null or empty."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return the scalars of an argument, keys that are values among them, or `None` if there are too many."""
+    """Return the scalars of an argument, including keys that are values; `None` if too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
         top = stack.pop()
         if isinstance(top, dict):
             stack += [*reversed(top.values())]
-            # A key that is not the name of a field is a value.
+            # A key that cannot be a field's name is a value.
             stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers(k)]
         elif isinstance(top, list):
             stack += reversed(top)
@@ -146,16 +146,16 @@ def _flat(value: object) -> list[Any] | None:
             flat.append(top)
         if len(flat) + len(stack) > MAX_ITEMS * 4:
             return None
-    if not flat and isinstance(value, dict):  # then its keys are all that is said
+    if not flat and isinstance(value, dict):  # it has only keys
         flat = list(value)
     return flat if len(flat) <= MAX_ITEMS else None
 
 
 def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the forms of each part of a scalar that must be vouched for.
+    """Return the forms of each part of a scalar that needs a source.
 
-    A text with addresses or links goes to each of them, and to whatever else stands in it. A date with a time is both. If a
-    number can be read in two ways, each reading must be vouched for.
+    A text with addresses or links has a part for each of them, and for the rest. A date with a time has two parts. If a
+    number can be read in two ways, each reading is a part.
     """
     whole = forms(value)
     if kind == "when":
@@ -172,7 +172,7 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def _places(value: str) -> Iterator[tuple[str, ...]]:
-    """Yield the forms of each place a text goes to. An address with something before or behind it is another one."""
+    """Yield the forms of each recipient in a text. An address with other text around it is another recipient."""
     for part in _BETWEEN.split(value):
         if part.strip():
             shown = _SHOWN.fullmatch(part)
@@ -180,10 +180,10 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield what a scalar hits: of a destination its addresses alone, of a number the most that it may mean."""
+    """Yield a scalar's target: a destination's addresses only, a number's greatest reading."""
     if kind in DESTINATIONS and isinstance(value, int):
-        value = str(value)  # an account's number
-    if isinstance(value, str) and not value.isascii():  # full-width letters, characters without a width
+        value = str(value)  # an account number
+    if isinstance(value, str) and not value.isascii():  # full-width letters, zero-width characters
         value = "".join(c for c in unicodedata.normalize("NFKC", value) if unicodedata.category(c) != "Cf")
     found = [f for part in _parts(value, kind) for f in part[:1]]
     if isinstance(value, str) and kind in DESTINATIONS:

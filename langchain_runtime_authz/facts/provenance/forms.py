@@ -1,12 +1,12 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
-"""Normal forms: when two ways of writing are the same value.
+"""Normal forms, which are equal for two spellings of one value.
 
 A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`, `text:`. Two
-values are the same if they share one. A form that is vouched for makes its argument trusted, so normalising joins only
-what reaches the same target: letters that look alike are *not* folded (`skeleton` does), invisible ones have no form.
+values are the same if they share one. A trusted form makes its argument trusted, so only spellings of the same target
+share a form. Look-alike letters are *not* folded (`skeleton` does that). Texts with invisible ones have no form.
 
-Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text. It
-consumes a character before it looks behind: `re` then skips to that character without trying each place.
+Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text.
+Patterns consume a character before they look behind, so that `re` can skip to that character.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from langchain_runtime_authz._regex import lazy
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
-REMEMBERED: Final = 256  # characters of a value whose forms are remembered
-_DIGITS: Final = 15  # beyond that a number is a name
-_LOCAL, _DOMAIN = 64, 253  # characters before and behind the sign of an address (RFC 5321)
+REMEMBERED: Final = 256  # characters of a value whose forms are cached
+_DIGITS: Final = 15  # a longer number is a name
+_LOCAL, _DOMAIN = 64, 253  # characters before and after the @ of an address (RFC 5321)
 _EMAIL: Final = lazy(
     rf"(?<![\w.%+\-@])[a-z0-9._%+\-]{{1,{_LOCAL}}}@[a-z0-9.\-]{{1,{_DOMAIN}}}(?![\w@])", re.IGNORECASE | re.ASCII
 )
@@ -34,21 +34,21 @@ _URL: Final = lazy(r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"
 _IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])"
 )
-# As people type one; only its check digits tell it from words (ISO 7064).
+# With blanks, as people type it; only its check digits distinguish it from words (ISO 7064).
 _TYPED_IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
-_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # what stands at the beginning of each of the two
+_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # the first characters of both
 _SHORTEST_IBAN: Final = 15
 _PHONE: Final = lazy(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
-_CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # written on to a number
+_CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # directly before or after a number
 _NUMBER: Final = lazy(
     rf"[-+\d](?:(?<![\w.,\-/].)|(?<=\b{_CURRENCY}.))"
     r"(?:(?:(?<=\d)\d{0,2}|(?<=[-+])\d{1,3})(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?"
     r"|(?:(?<=\d)\d{0,14}|(?<=[-+])\d{1,15})(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))"
 )
-TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
+TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without these contains none of the above
 _ZEROS: Final = lazy(r"[-+]?0\d")
 _MONTHS: Final = {m: i for i, m in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # noqa: SIM905
 _MONTH: Final = f"({'|'.join(_MONTHS)})[a-z]{{0,6}}\\.?"
@@ -59,7 +59,7 @@ _MDY: Final = lazy(
 )
 _DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
 _SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
-# What may stand next to a date and a time in a value that is nothing else; a zone is not looked at.
+# Text that may surround a date and a time in a pure date value; a zone is ignored.
 _ZONE: Final = lazy(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 _BESIDE: Final = lazy(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
@@ -68,7 +68,7 @@ _TIME: Final = lazy(
     r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])|(\d(?<![\w:.,].)\d?) ?((?i:am|pm))(?!\w)"
 )
 
-# Letters that are drawn like others; enough to notice, not to equate (UTS #39 has the full list).
+# Look-alike letters; enough to notice, not to equate (UTS #39 has the full list).
 _LOOKS: Final = {
     ord(pair[0]): pair[1]
     for pair in (  # noqa: SIM905  (a table that can be read)
@@ -80,7 +80,7 @@ _LOOKS: Final = {
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """Return the digest under which a form is kept: 128 bits, hex. It does not hide what can be guessed."""
+    """Return the digest of a form: 128 bits, hex. It does not hide guessable values."""
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -97,19 +97,19 @@ def _plain(text: str) -> bool:
 
 
 def _respelled(value: str) -> bool:
-    """Return True if NFC makes an ASCII letter of another: to a mail server the Kelvin sign is not a K."""
+    """Return True if NFC turns a character into ASCII: for a mail server, the Kelvin sign is not a K."""
     return not value.isascii() and any(
         unicodedata.normalize("NFC", c).isascii() for c in value if not (c.isascii() or c.isspace())
     )
 
 
 def fold(text: str) -> str:
-    """Return the text without case. `casefold` would make ss of ß, and these are two names."""
+    """Return the text in lower case. `casefold` would join ß and ss, which are different names."""
     return text.lower().replace("ς", "σ")
 
 
 def skeleton(text: str) -> str:
-    """Return what a text looks like: compatibility forms, accents, case and look-alike letters folded."""
+    """Return a text with compatibility forms, accents, case and look-alike letters folded."""
     return _known_skeleton(text) if len(text) <= REMEMBERED else _skeleton(text)
 
 
@@ -129,10 +129,10 @@ def canonical(number: Decimal) -> str:
 
 
 def decimals(text: str) -> tuple[Decimal, ...]:
-    """Return what a written number may mean: `1,200` is 1200 or 1.2, so both."""
+    """Return the readings of a number: `1,200` is 1200 or 1.2."""
     digits = re.sub(r"[^\d.,+\-]", "", text)
     marks = [c for c in digits if c in ".,"]
-    if len(set(marks)) == 2:  # the last one is the decimal mark
+    if len(set(marks)) == 2:  # the last one is the decimal separator
         readings = [digits.replace(marks[0], "").replace(marks[-1], ".")]
     elif len(marks) > 1:
         readings = [digits.replace(marks[0], "")]
@@ -150,10 +150,10 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 
 
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the forms of one scalar, or none if it cannot be known what it reaches.
+    """Return the forms of one scalar, or none if its target cannot be known.
 
-    `said`: the value vouches for others. Then a date with a year does not stand for another year's day, and a date
-    without a year stands for that day of the year that was said.
+    `said`: the value is a trusted source. Then a date with a year does not match that day of another year, and a date
+    without a year matches the day in any year.
     """
     kind = type(value)
     if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def _forms(value: object, said: bool) -> tuple[str, ...]:
     if text.isascii() and _IBAN.fullmatch(compact):
         return (f"iban:{compact}",)
     found = [f"text:{fold(text)}"]
-    # A number is not a word, and a name that begins with zeros is not a number.
+    # A number is not text, and a name that begins with zeros is not a number.
     if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
         found = [f"num:{canonical(d)}" for d in decimals(text)]
     if _PHONE.fullmatch(text):
@@ -207,9 +207,9 @@ def _moment(text: str, *, said: bool) -> list[str]:
 
 
 def _url(text: str) -> tuple[str, ...]:
-    """Return the form of a link. Scheme, default port, a last slash and a place in the page do not count.
+    """Return the form of a link, without scheme, default port, last slash and fragment.
 
-    A link with a user part or a foreign host has no form, nor has one whose fragment might be read as a list of links.
+    A link with a user part or a non-ASCII host has no form, nor has one whose fragment may be read as links.
     """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -246,7 +246,7 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
         yield f"iban:{found[0].replace(' ', '')}", found.span()
     for found in _each(_TYPED_IBAN, text, nations):
         groups = re.split(r"([ \-])", found[0])
-        for last in range(len(groups), 0, -2):  # a word behind it may look like a group of it
+        for last in range(len(groups), 0, -2):  # a word after it may look like one of its groups
             compact = "".join(groups[:last:2]).upper()
             if len(compact) >= _SHORTEST_IBAN and _checked(compact):
                 yield f"iban:{compact}", (found.start(), found.start() + len("".join(groups[:last])))
@@ -266,7 +266,7 @@ def _checked(iban: str) -> bool:
 
 
 def mentions(text: str) -> dict[str, str]:
-    """Return every identifier, number, date and time inside a free text: form → as it was written."""
+    """Return each identifier, number, date and time in a free text: form → spelling."""
     found: dict[str, str] = {}
     for form, (start, end) in located(text):
         found.setdefault(form, text[start:end])
@@ -274,7 +274,7 @@ def mentions(text: str) -> dict[str, str]:
 
 
 def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the form of every identifier, number, date and time inside a free text, and where it stands."""
+    """Yield the form and place of each identifier, number, date and time in a free text."""
     if not TELLING.search(text):
         return
     spans = [*_identifiers(text), *_dates(text, said=True)]
@@ -290,7 +290,7 @@ def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
-    """Return the text with a sign over the spans, at its length: the 13 of "June 13" is not a number."""
+    """Return the text with the spans masked, at the same length: the 13 of "June 13" is not a number."""
     parts, at = [], 0
     for start, end in sorted(spans):
         parts += [text[at:start], sign * (end - max(at, start))]
@@ -299,7 +299,7 @@ def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
 
 
 def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield dates and times. `date:-05-26` is one without a year, `day:-05-26` what it shares with a full one."""
+    """Yield dates and times. `date:-05-26` lacks a year; it shares `day:-05-26` with full dates."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))

@@ -1,10 +1,10 @@
-"""Read a tool's output: the values it asserts, field by field, and those it only mentions.
+"""Read a tool's output: the values that its fields assert, and those that texts mention.
 
-A whole field is an assertion by the writer of the field, whom the profile names. A value *inside* a free text is a
-mention. A value that the call was given and gives back is neither: an echo proves nothing.
+A whole field is an assertion by its writer, whom the profile names. A value *inside* a free text is a mention. A value
+that the call received and returns is neither: an echo proves nothing.
 
-The head of an output is read at once, the rest when an argument is traced that the user did not say. A value beyond a limit
-was not seen and is unknown. Nothing here makes a value less trusted than it was, so forgetting only denies.
+The head of an output is read at once. The rest is read when an argument is traced that the user did not say. A value
+beyond a limit is unknown. A sighting never lowers trust, so forgetting only denies.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ MAX_SIGHTINGS: Final = 4096  # per output
 HEAD_NODES: Final = 96  # read at once
 HEAD_CHARS: Final = 4000
 MAX_LEAF: Final = 100_000
-MAX_ECHO: Final = 10_000  # of one argument; a longer text is not a field of an output
-SHORTEST: Final = 4  # a shorter text mentions nothing
+MAX_ECHO: Final = 10_000  # characters of one argument; a longer text is not an echo
+SHORTEST: Final = 4  # a shorter text has no mentions
 MAX_FIELDS: Final = 1024
 MAX_FLAT: Final = 64  # arguments
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 
 
 class Sighting(NamedTuple):
-    """One value seen in one field, by digest. `asserted`: the field says it, else it is only mentioned there.
+    """The digest of a value seen in a field. `asserted`: the whole field, else a mention.
 
-    `origin` writes the field, by the tool's profile; `counterparty`: the other side chose the value. `source` is `tool` or
-    `tool/field`.
+    `origin`: the field's writer, by the tool's profile. `counterparty`: the other side chose the value. `source` is
+    `tool` or `tool/field`.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Sighting(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text seen, for showing where a value was mentioned. `folded` is the text as `Memory` searches it."""
+    """A free text, to show where a value was mentioned. `folded` is the text as `Memory` searches it."""
 
     text: str
     origin: Trust
@@ -60,7 +60,7 @@ class Prose(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """The values and texts that were read in one output. `rest` reads on; `held` is the output as JSON values."""
+    """The values and texts read from one output. `rest` continues the reading; `held` is the output as JSON values."""
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
@@ -74,9 +74,9 @@ _NOTHING: Final = Observation()
 def observe_output(
     tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
-    """Read the head of one output of a call with `args`. `failed`: it tells an error, for which nobody vouches.
+    """Read the head of a call's output. `failed`: it is an error text, which is not trusted.
 
-    Only a reviewed profile may trust. Objects other than JSON-like values, models and dataclasses are not read.
+    Only a reviewed profile makes fields trusted. Of objects, only JSON-like values, models and dataclasses are read.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
         plain = _plain(tool, profile, args, output)
@@ -87,7 +87,7 @@ def observe_output(
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a short line without digits, addresses, links and structure, or return `None`: then `Reading` reads it."""
+    """Read a short line without digits, addresses, links and structure; `None` leaves it to `Reading`."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -97,7 +97,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
         kind = type(given)
         if kind is str:
             if given.isascii() and whole[0][5:] != " ".join(given.lower().split()):
-                continue  # its own text is another one
+                continue  # its text differs from the given value
             if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
                 return _NOTHING  # an echo
         elif kind not in _NUMBERS:
@@ -130,7 +130,7 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
 
 
 class Reading:
-    """One reading of one output, which stops and goes on. `weight`: what it keeps alive, in characters."""
+    """A resumable reading of one output. `weight`: characters that it keeps in memory."""
 
     def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool, output: Held) -> None:
         self.tool, self.profile, self.echo, self.failed, self.weight = tool, profile, echo, failed, output.weight
@@ -138,11 +138,11 @@ class Reading:
         self.prose: list[Prose] = []
         self.nodes = self.chars = 0
         self._open: list[Iterator[tuple[object, tuple[str, ...], int]]] = [iter([(output.value, (), 0)])]
-        self._late: list[tuple[str, FieldTrust, str]] = []  # texts whose mentions were not read
+        self._late: list[tuple[str, FieldTrust, str]] = []  # texts whose mentions are not read yet
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Read on until so many values and characters were read in all, and return what was found anew."""
+        """Continue until this many values and characters were read in all; return new findings."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)
@@ -205,7 +205,7 @@ class Reading:
             field = field._replace(origin="external") if self.failed else field
             source = "/".join(filter(None, [self.tool, ".".join(path[-3:])]))
             known = self._fields[path] = field, source
-            if len(self._fields) > MAX_FIELDS:  # keys that an attacker makes up
+            if len(self._fields) > MAX_FIELDS:  # an attacker may invent keys
                 self._fields.clear()
         return known
 
@@ -220,6 +220,6 @@ def _parts(
     for name, inner in value.items():
         if FIELD.fullmatch(name):
             yield inner, (*path, name), depth
-        else:  # a key that is not a name is a value
+        else:  # a key that cannot be a field's name is a value
             yield name, path, depth
             yield inner, path, depth

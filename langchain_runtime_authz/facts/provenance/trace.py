@@ -1,7 +1,7 @@
-"""Find who asserted the value of an argument: a *class* (`SAYS`), for each item of a list or object, and a *standing*.
+"""Find the source of each item of an argument, as a *class* (`SAYS`), and the argument's *standing*.
 
-`told` is human or principal, `known` is system or internal, and everything else is `outside`. It is evidence for a
-question and for policies of one's own. It orders nothing: the mandate does. A list is worth what its weakest item is.
+Standing `told` is human or principal, `known` is system or internal, and others are `outside`. A list has the standing
+of its weakest item. Provenance is evidence for questions and policies, not an order: orders are in the mandate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.provenance.forms import key, tidy
 from langchain_runtime_authz.facts.provenance.observe import Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import UserWords
 
-# From most to least believed.
+# From most to least trusted.
 SAYS: Final = {
     "human": "the user said it",
     "principal": "it is the subject's own",
@@ -29,8 +29,8 @@ SAYS: Final = {
 }
 CLASSES: Final = tuple(SAYS)
 STANDINGS: Final = ("told", "known", "outside")
-SHORTEST: Final = 3  # a shorter text stands everywhere
-MAX_SAID: Final = 4  # sources told of one value
+SHORTEST: Final = 3  # a shorter text occurs everywhere
+MAX_SAID: Final = 4  # sources reported for one value
 
 
 class Attribution(NamedTuple):
@@ -39,7 +39,7 @@ class Attribution(NamedTuple):
     counterparty: bool = False
 
 
-# Remembered: most arguments come from the same few sources.
+# Cached: most arguments come from the same few sources.
 _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
@@ -55,7 +55,7 @@ class Provenance(NamedTuple):
     items: Sequence[Provenance] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the request holds: the schema's fields under their wire names, none left out."""
+        """Return the JSON for a request: all fields of the schema, under their wire names."""
         found = {
             "class": self.class_,
             "standing": self.standing,
@@ -69,7 +69,7 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """The free texts that were seen, newest last, and the sightings that no ledger holds."""
+    """Free texts that were read, newest last, and sightings that the ledger does not hold."""
 
     __slots__ = ("_folded", "_found", "prose")
 
@@ -79,7 +79,7 @@ class Memory:
         self._folded: str | None = None
 
     def mentions(self, phrase: str) -> Iterator[Prose]:
-        if self._folded is None:  # once, when the first question searches it
+        if self._folded is None:  # at the first search
             self.prose = [
                 p if p.folded else p._replace(text=t, folded=t.casefold()) for p in self.prose for t in (tidy(p.text),)
             ]
@@ -97,7 +97,7 @@ NO_MEMORY: Final = Memory()
 
 
 class Evidence(NamedTuple):
-    """The sightings known when a call is decided. Without `memory` a value that stands only in a text is unknown."""
+    """The sightings known when a call is decided. Without `memory`, values in free texts are unknown."""
 
     words: UserWords
     own: frozenset[str] = frozenset()
@@ -106,7 +106,7 @@ class Evidence(NamedTuple):
 
 
 def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
-    """Return the provenance of each critical and each date argument that is given. Empty ones say nothing."""
+    """Return the provenance of each critical and each date argument that is not empty."""
     traced: dict[str, Provenance] = {}
     for name, kind, value, items, _ in atoms.atoms:
         if items is None:

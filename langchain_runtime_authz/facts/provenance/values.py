@@ -1,4 +1,4 @@
-"""Take a tool's output as JSON values, within limits, so that its owner cannot change it while it is read."""
+"""Copy a tool's output as JSON values, within limits, so that its owner cannot change it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_NODES: Final = 20_000  # of one output
 MAX_CHARS: Final = 400_000
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
-SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
-LARGEST: Final = 10**30  # a greater whole number has no form
-NODE: Final = 48  # what a node weighs, in characters
+SHORT: Final = 200  # a longer or multi-line text is prose, whatever the profile says
+LARGEST: Final = 10**30  # a greater integer has no form
+NODE: Final = 48  # weight of a node, in characters
 
 
 class Held(NamedTuple):
-    """An output as nobody else can change it. `complete` is False if something was cut, and None before the limits apply."""
+    """A private copy of an output. `complete` is False if it was cut, None before the limits apply."""
 
     value: Any
     complete: bool | None
@@ -41,7 +41,7 @@ def held(output: object) -> Held:
 
 
 def parsed(output: object) -> object:
-    """Return the value of a text that is a JSON object or list; all else as it is."""
+    """Parse a text that is a JSON object or list; return any other value unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):
@@ -67,7 +67,7 @@ class Projection:
             if self.chars > self.most_chars:
                 self._cut()
                 kept = value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
-                return kept if len(kept) > SHORT else None  # the beginning of a short text is not what it says
+                return kept if len(kept) > SHORT else None  # the cut must not pass for a short field
             return value
         if kind is int:
             return value if -LARGEST < value < LARGEST else self._cut()  # type: ignore[operator]
@@ -86,7 +86,7 @@ class Projection:
                     self._cut()
                     break
                 plain = str(name) if isinstance(name, str | int) else ""
-                if plain in held or not plain:  # two names that are one in JSON, or a name that is not one
+                if plain in held or not plain:  # two keys with one JSON name, or a key without one
                     self._cut()
                 self.chars += len(plain)
                 held[plain] = self.read(inner, depth + 1)

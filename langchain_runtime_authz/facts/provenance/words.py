@@ -1,7 +1,7 @@
 """Look up values in the user's words.
 
-Only texts of human origin come here, from the ledger, without what was quoted, pasted or forbidden
-(`mandate.own_words.stated`). A value that was said is evidence, not an order: why it was said is not known here.
+The words are texts of human origin from the ledger, without quoted, pasted or forbidden parts
+(`mandate.own_words.stated`). A value in them is evidence, not an order.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import fold, forms, mentions, skeleton, tidy
 
-MAX_TEXT: Final = 20_000  # characters looked at, the newest
-MAX_KNOWN: Final = 128  # values of which it is remembered whether they were said
+MAX_TEXT: Final = 20_000  # characters searched, the newest
+MAX_KNOWN: Final = 128  # values whose result is cached
 _TRIES: Final = 64
-_SHORTEST: Final = 2  # a text of one letter names nothing
+_SHORTEST: Final = 2  # one letter names nothing
 _LOOKS: Final = 4
-# A host without `https://` or `www.`. Of the endings that no kind of file has, the ones that all know.
+# A host without `https://` or `www.`: common endings that are not file extensions.
 _HOST: Final = re.compile(
     r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
     r"(?![\w@\-\\]|[.:]\w)",
@@ -45,7 +45,7 @@ class UserWords:
         return False
 
     def resembles(self, value: str) -> bool:
-        """Return True if `value` looks like something that was said and is not it."""
+        """Return True if `value` looks like something the user said, but differs."""
         look = skeleton(tidy(value))
         if len(look) < _LOOKS or self.said(forms(value)):
             return False
@@ -55,7 +55,7 @@ class UserWords:
 
 
 def _within(phrase: str, text: str) -> bool:
-    """Return True if `phrase` stands in `text` as whole words: not inside a longer name, address or path."""
+    """Return True if `text` contains `phrase` as whole words, not inside a longer name, address or path."""
     at = -1
     for _ in range(_TRIES):
         at = text.find(phrase, at + 1)
