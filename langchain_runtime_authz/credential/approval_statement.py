@@ -1,8 +1,7 @@
 """An approval as an approver's signed statement: a JWT with its own `typ`, about one question.
 
 The approver's own key signs it, or a service that authenticated the approver. It names the question,
-tenant, thread, epoch and exact arguments. So it is worthless for another call, tenant or epoch, and
-a second time.
+tenant, thread, epoch and exact arguments. So it is not valid for another call, tenant or epoch, nor twice.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Verdict = Literal["approve", "deny"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The subject of a statement. Each field is stated, and compared with the ledger's."""
+    """The question of a statement. Each field is signed, and compared with the ledger's."""
 
     id: str
     issuer: str
@@ -95,7 +94,7 @@ class Approvers:
             raise ConfigError("approvers are people: name each as `user:<id>`")
         if self._people.keys() & self._services.keys() or HERE in self._services:
             raise ConfigError(f"a service cannot have the name of a user, nor `{HERE}`; rename it")
-        # Signs for approvers whom the application, or an identity provider, authenticated in this process.
+        # Signs for approvers authenticated in this process by the application or an identity provider.
         self._own = SigningKey.generate()
         self._services[HERE] = key_source(self._own.jwks())
 
@@ -105,7 +104,7 @@ class Approvers:
         )
 
     def _verify(self, statement: str, question: Question, *, now: float | None = None) -> Flow[Statement]:
-        """Return the statement on `question`, verified. Never quotes it.
+        """Verify the statement on `question`. Errors never quote it.
 
         Raises `approval_statement`, `approval_approver` (not a user's) or `keys_unavailable`.
         """

@@ -1,6 +1,6 @@
-"""The call under way: what is current for code, and what a tool may ask of its call.
+"""The current call: context of running code, and facts and credentials for its tool.
 
-One context variable holds the scope of the code that runs: its run, its ticket, and who records what is refused to it.
+One context variable holds the scope of the running code: its run, its ticket and the recorder of refusals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 @dataclass(slots=True, eq=False, repr=False)
 class CodeScope:
-    """The run and ticket that are current for the code inside, and the recorder of refusals where no ticket is.
+    """The current run and ticket, and the recorder of refusals where there is no ticket.
 
     `counts`: equal calls already answered that no message planned. `task`: the Pregel task of the node around it.
     """
@@ -31,7 +31,7 @@ class CodeScope:
 
 NO_SCOPE: Final = CodeScope()
 current_scope: Final[ContextVar[CodeScope]] = ContextVar("runtime_authz_scope", default=NO_SCOPE)
-# Finds whose run the code is in if no gate stands around it. After that run it finds nobody.
+# Finds the run of code outside any enforcement point, while that run lasts.
 _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
 
 
@@ -70,7 +70,7 @@ class CurrentCall:
 
     @property
     def idempotency_key(self) -> str:
-        """A key to send with the effect: the same over retry, replay, fork and thread copy of this call."""
+        """A key to send with the effect, stable over retry, replay, fork and thread copy of this call."""
         return self._call().idempotency_key
 
     @property
@@ -79,12 +79,12 @@ class CurrentCall:
         return self._call().decision_id
 
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the call's credential for one audience. A call has one each, which ends with the call.
+        """Return the call's credential for one audience. It is minted once, and ends with the call.
 
         Blocks while an issuer outside this process signs; `acredential` does not.
 
         Args:
-            audience: one of the tool's profile and of the grant; may be left out if there is exactly one.
+            audience: in the tool's profile and in the grant; may be left out if there is only one.
             dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
 
         Raises `CredentialError`: `audience`, or `credential_unavailable` outside a running tool.
@@ -113,15 +113,15 @@ def current_call() -> CurrentCall:
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Return the refusal of a credential outside a permitted call, and record it if a run is under way."""
+    """Return the refusal of a credential outside a permitted call, and record it if there is a run."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
-        # No run, so no log of one either: the error says it all.
+        # Without a run there is no log, only the error.
         return CredentialError(Code.CREDENTIAL_UNAVAILABLE, "no run is under way here, so that this is on no record")
     yield told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
 
 def tell_by(finder: Callable[[], Refusals | None]) -> None:
-    """From here on, ask `finder` whose run code is in that asks for a credential where no gate stands around."""
+    """Set `finder`, which finds the run of code outside any enforcement point."""
     _finder.set(finder)

@@ -1,6 +1,6 @@
 """The call in a token: the mandate's step, the standing and the arguments (RFC 9396 §2).
 
-`authorization_details` makes the detail, and `check_call` compares it with what a service is about to do.
+`authorization_details` builds the detail, and `check_call` compares it with the call that a service receives.
 
 By default a token holds digests of the arguments, so that logs and introspection do not show the values. A digest is
 the one of a disclosure in RFC 9901 §4.2.3: base64url(SHA-256(base64url(JSON of [salt, name, value]))). The JSON is
@@ -78,7 +78,7 @@ def authorization_details(
 
 
 def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the critical and date arguments; of a side effect also those that its profile does not name."""
+    """Yield critical and date arguments; for a side effect, also those missing in its profile."""
     yield from profile.critical
     yield from profile.when
     if profile.side_effect:
@@ -87,13 +87,13 @@ def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def value_at(args: Mapping[str, Any], path: str) -> Any:
-    """Return what `profile.argument` does, but a single value at a dotted path instead of a list of one."""
+    """Return the value as `profile.argument` does, but a single value instead of a list of one."""
     value = argument(args, path)
     return value[0] if "." in path and isinstance(value, list) and len(value) == 1 else value
 
 
 def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict[str, Any]]:
-    """Yield ways to write the arguments, each shorter than the one before."""
+    """Yield encodings of the arguments, each shorter than the one before."""
     if plain:
         yield {names.ARGUMENTS: values}
     digests = {name: argument_digest(salt, name, value) for name, value in values.items()}
@@ -102,7 +102,7 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
 
 
 def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form; `None` if one has no exact JSON form. Texts of `numbers` are read as numbers."""
+    """Return arguments in normal form; `None` without an exact JSON form. Texts of `numbers` become numbers."""
     try:
         return {name: _normal(value, name in numbers) for name, value in project(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
@@ -110,7 +110,7 @@ def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any
 
 
 def _normal(value: Any, number: bool) -> Any:
-    """Return a normal form: values that have one in common also share one of `forms`, or are the same."""
+    """Return a value's normal form. Values with equal ones are equal or share one of `forms`."""
     if isinstance(value, dict):
         return {name: _normal(held, number) for name, held in value.items()}
     if isinstance(value, list):
@@ -155,10 +155,10 @@ def check_call(
     Args:
         credential: the verified credential.
         tool: the tool whose call the service carries out.
-        args: the arguments on which it is about to act, by their names in the tool's profile. Some of them are enough,
-            unless the token holds one digest over all. `None` is an argument that was not given.
+        args: the arguments that it will use, by their names in the tool's profile. `None` stands for a missing one. If
+            the token holds one digest over all, give all of them; otherwise some are enough.
         step: id of the step that must cover the call, if it matters.
-        accept: standings, and `approved` for calls that an approver approved. `None` accepts each permitted call.
+        accept: accepted standings, and `approved` for approved calls. `None` accepts every permitted call.
 
     Raises `CredentialError`: `credential_tool`, or `credential_call`: the token is for another step or standing, for
     other values, or does not hold one of the arguments.
@@ -185,9 +185,9 @@ def check_call(
 def check_whole_call(
     credential: Credential, *, tool: str, args: Mapping[str, Any], accept: Collection[str] | None = ORDERED
 ) -> None:
-    """Check like `check_call` that a credential was minted for a call with these arguments and no others.
+    """Check, as `check_call`, that a credential was minted for exactly these arguments.
 
-    Texts and free arguments may have any value, and so may what the profile of a read does not name.
+    Texts, free arguments, and arguments of a read that its profile does not name may have any value.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)

@@ -27,7 +27,7 @@ MAX_NAME: Final = 512  # characters of `jti` and `nonce`
 
 
 class ProofKey(Secret):
-    """A holder's key, made for one call and never shown. `jkt` is its RFC 7638 thumbprint, for `cnf.jkt` of the token."""
+    """A holder's key, made for one call and never shown. `jkt` is its RFC 7638 thumbprint, for `cnf.jkt`."""
 
     __slots__ = ("_key", "jkt")
 
@@ -36,7 +36,7 @@ class ProofKey(Secret):
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """Return a proof for one request (§4.2), for the `token` sent along and the server's last `DPoP-Nonce`.
+        """Return a proof for one request (§4.2), with its `token` and the server's last `DPoP-Nonce`.
 
         Raises `ConfigError`: `htu` is not an absolute http(s) URL.
         """
@@ -72,7 +72,7 @@ def read_proof(
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
 ) -> Proof:
-    """Check a proof as §4.3 requires, except for its replay. Raises `proof_invalid` or `proof_nonce`; never quotes it.
+    """Check a proof by §4.3, except for replay. Raises `proof_invalid` or `proof_nonce`; never quotes it.
 
     `htu` is the URL as the server knows itself, never from a `Host` header alone. `is_nonce` is asked last.
     """

@@ -1,8 +1,8 @@
 """The issuer: its protocol, the one in this process, and minting a credential with either.
 
 An issuer in this process stops a hijacked model, not hostile code, which can reach the key and mint.
-A remote issuer stops both: it attests its caller, asks the PDP itself and sets its own times. It gets the
-same `TokenRequest` as JSON.
+A remote issuer stops both: it attests its caller, asks the PDP itself and sets its own times. It receives the same
+`TokenRequest` as JSON.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LocalIssuer(Secret):
         self.ring = key if isinstance(key, KeyRing) else None
 
     def issue(self, request: names.TokenRequest) -> str:
-        """Return the compact JWT. Raises `credential_unavailable` if it would live too long or be too large, or `keys_unavailable`."""
+        """Return the compact JWT. Raises `credential_unavailable` (lifetime, size) or `keys_unavailable`."""
         # INVARIANT: exp - iat ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= names.MAX_TTL:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {names.MAX_TTL} seconds")
@@ -92,7 +92,7 @@ class LocalIssuer(Secret):
 
 
 def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
-    """Have `request` signed.
+    """Let the issuer sign `request`.
 
     A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for. Raises
     `CredentialError` if the issuer refuses, or answers with another credential.

@@ -1,4 +1,4 @@
-"""Documents fetched over HTTP into a bounded cache, and the JWK set (RFC 7517 §5) as one.
+"""A bounded cache of documents fetched over HTTP, and its use for JWK sets (RFC 7517 §5).
 
 A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key
 is refused by then. Fetches are at least `min_refresh` seconds apart, so tokens with unknown keys cannot
@@ -31,9 +31,10 @@ Keys = Mapping[str, Mapping[str, Any]]
 
 
 class CachedDocument(Generic[T]):
-    """A cached document behind a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
+    """A cached document at a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
 
-    `read` gets a JSON object (`None`: the fetch failed) and the value before; `None` keeps the old.
+    `read` receives a JSON object (`None`: the fetch failed) and the last value. If it returns `None`, the last value
+    stays.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class CachedDocument(Generic[T]):
         self._fetcher, self._read = fetcher, read
         self._max_age, self._min_refresh = max_age, min_refresh
         self._lock = threading.Lock()
-        self._copy: tuple[T, float] | None = None  # the value, and when it was asked for
+        self._copy: tuple[T, float] | None = None  # the value, and the time of its request
         self._asked = float("-inf")
         self._pending: Future[None] | None = None
 
     def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
-        """Return the current value, fetched if the copy does not satisfy `holds`; `None` if there is none."""
+        """Return the current value, or `None`. It is fetched if the copy does not satisfy `holds`."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
@@ -60,12 +61,12 @@ class CachedDocument(Generic[T]):
             finally:
                 self._end(mine)
         elif pending is not None and not known:
-            # Shielded: a caller that stops waiting does not end the fetch for the others.
+            # Shielded: a cancelled caller does not end the fetch for others.
             yield Perform(pending.result, lambda: asyncio.shield(asyncio.wrap_future(pending)))
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
-        """Return whether a current copy holds it, another's fetch in progress, the caller's own fetch."""
+        """Return if a current copy satisfies `holds`, another caller's fetch, and this caller's fetch."""
         with self._lock:
             now, copy = monotonic(), self._copy
             age = float("inf") if copy is None else now - copy[1]
@@ -130,7 +131,7 @@ class JwksClient:
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:
-    """Return a JWK set's usable public keys by `kid` (RFC 7517 §5), without those that share one."""
+    """Return a JWK set's usable public keys by `kid` (RFC 7517 §5). A `kid` used twice is dropped."""
     keys = document.get("keys") if document is not None else None
     if not isinstance(keys, list) or len(keys) > MAX_KEYS or not all(isinstance(jwk, dict) for jwk in keys):
         return None

@@ -1,7 +1,7 @@
 """Compact JWS (RFC 7515 §7.1), written, and read strictly.
 
-A token has one spelling, its header holds exactly the members of its `typ`, and the key, not the
-header, says which algorithm it is for (RFC 8725 §3.1). Tokens, statements and DPoP proofs share this.
+A token has only one spelling. Its header holds exactly the members of its `typ`. The key, not the header, sets the
+algorithm (RFC 8725 §3.1). Tokens, statements and DPoP proofs share this.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ def read(
     algorithms: Collection[str],
     code: Code = Code.CREDENTIAL_INVALID,
 ) -> Jws:
-    """Take `token` apart, or raise `CredentialError` with `code`.
+    """Split `token`, or raise `CredentialError` with `code`.
 
     `typ` is the only type accepted (RFC 8725 §3.11). The header must hold exactly `members`, so `crit`, `jku`,
-    `x5u` and `b64` are refused. If `typ` is `None`, the issuer is another, and any member but a critical one may be there. The error never quotes the token, not even in its cause or context.
+    `x5u` and `b64` are refused. If `typ` is `None` (another issuer's token), any member except a critical one is
+    permitted. The error never quotes the token, not even in its cause or context.
     """
     if not isinstance(token, str):
         refuse("it is not a string", code)

@@ -31,11 +31,11 @@ KeyState = Literal["next", "active", "retired", "compromised"]
 CACHE_AGE: Final = 60  # seconds for which a verifier may keep a copy of the key set (`jwks.JwksClient`)
 KEEP_RETIRED: Final = 2 * MAX_TTL  # seconds: the last token's life, with room for clocks
 MAX_KEPT: Final = 64  # past keys that a ring remembers
-LOOK_AGAIN: Final = 1.0  # seconds between looks at a directory
+LOOK_AGAIN: Final = 1.0  # seconds between two checks of a directory
 VERSION: Final = 1
 RING: Final = "ring.json"
 LOCK: Final = "ring.lock"
-_KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # it names a file
+_KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # it is a file name
 
 
 class KeyInfo(NamedTuple):
@@ -92,7 +92,7 @@ class KeyRing(Secret):
         clock: epoch seconds.
     """
 
-    _lag = 0.0  # seconds until every process that publishes the ring has seen a change
+    _lag = 0.0  # seconds until all processes that publish the ring see a change
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class KeyRing(Secret):
     def rotate(self, following: Signer | None = None) -> KeyInfo:
         """Retire the active key, sign with the next one, and publish a new next key (`following`).
 
-        Raises `ConfigError`: the next key was published less than `cache_age` seconds ago, or the new one before.
+        Raises `ConfigError`: the next key was published less than `cache_age` seconds ago, or `following` is not new.
         """
         with self._changing() as now:
             wait = self._one("next").since + self._cache_age + self._lag - now
@@ -172,10 +172,10 @@ class KeyRing(Secret):
                 listener(kid)
 
     def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None = None) -> None:
-        """Move a key to `state`, and fill the place that it leaves."""
+        """Move a key to `state`, and fill its former place."""
         keys = [other.moved(state, now) if other is key else other for other in self._keys]
         past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
-        # A compromised key is remembered longest: it must never come back.
+        # Compromised keys are kept longest, because they must never come back.
         for old in sorted(past, key=lambda old: old.since)[: max(len(keys) - MAX_KEPT, 0)]:
             keys.remove(old)
         if key.state in ("active", "next"):
@@ -214,8 +214,8 @@ class KeyRing(Secret):
 class KeyDirectory(KeyRing):
     """Keys in a directory: one PEM file (PKCS #8) for each key that may sign, and `ring.json`.
 
-    Processes that hold the same directory see a rotation, and a compromise, within a second. A
-    directory that cannot be read any more neither signs nor publishes.
+    Processes with the same directory see a rotation or compromise within a second. If the directory becomes unreadable,
+    the ring neither signs nor publishes.
 
     Evolution rule of `ring.json` (version 1): members may be added, never renamed or removed.
 
@@ -238,7 +238,7 @@ class KeyDirectory(KeyRing):
 
     @classmethod
     def create(cls, path: str | Path, alg: Alg = "ES256", password: bytes | None = None) -> Self:
-        """Make a ring with an active and a next key.
+        """Create a ring with an active and a next key.
 
         Raises `ConfigError`: there is a ring already, or the algorithm is unknown.
         """

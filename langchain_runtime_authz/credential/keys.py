@@ -1,7 +1,7 @@
 """Signing keys: the protocol of a signer, and a key in this process.
 
-Algorithms: ES256 (RFC 7518 §3.4, P-256), EdDSA (RFC 8037, Ed25519) and, for older keys and services, RS256
-(RFC 7518 §3.3, 2048 bits or more). No symmetric algorithm, so a verifier never holds an issuer's secret.
+Algorithms: ES256 (RFC 7518 §3.4, P-256), EdDSA (RFC 8037, Ed25519) and, for older keys and services, RS256 (RFC 7518
+§3.3, 2048 bits or more). None is symmetric, so a verifier never holds an issuer's secret.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Alg = Literal["ES256", "EdDSA", "RS256"]
 ALGORITHMS: Final[tuple[Alg, ...]] = get_args(Alg)
 
 MIN_RSA_BITS: Final = 2048  # RFC 7518 §3.3
-MAX_RSA_BITS: Final = 8192  # a verification costs the square of it
+MAX_RSA_BITS: Final = 8192  # the cost of verification grows with its square
 NEW_RSA_BITS: Final = 3072
 _PUBLIC_EXPONENT: Final = 65537
 # RFC 7638 §3.2, RFC 8037 §2: the members of the key itself
@@ -92,7 +92,7 @@ class Secret:
 
     __slots__ = ()
 
-    def __reduce__(self) -> NoReturn:  # copies come this way too
+    def __reduce__(self) -> NoReturn:  # copies use it too
         raise TypeError(f"`{type(self).__name__}` cannot be copied or pickled")
 
 
@@ -125,7 +125,7 @@ class SigningKey(Secret):
             raise ConfigError(f"the algorithm is one of {', '.join(ALGORITHMS)}")
         while True:
             key = cls(_MAKERS[alg]())
-            if not key.kid.startswith("-"):  # a command line would read the name as an option
+            if not key.kid.startswith("-"):  # a command line would take the name for an option
                 key.ephemeral = True
                 return key
 

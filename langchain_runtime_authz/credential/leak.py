@@ -2,7 +2,7 @@
 
 A token is useless without its signature. So the search is for the signature segment: plain, in base64 (both alphabets,
 any alignment), percent-encoded, and broken over lines. Objects are searched for what a serialiser would write of them.
-This finds the tokens of a careless tool, not those that a tool hides on purpose.
+This finds tokens that a careless tool leaks, not tokens that a tool hides on purpose.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _T = TypeVar("_T")
 
 
 class Search:
-    """Removes tokens from values. The caller takes messages and commands apart.
+    """Removes tokens from values. The caller splits messages and commands.
 
     It searches strings, bytes, mappings (keys too), lists, tuples, sets and exceptions: arguments, notes and attributes. An
-    exception with a token loses its cause and context; if its text still shows the token, another exception replaces it. Any
-    other object is searched for what LangGraph's serialiser and pickle would write, and is replaced as a whole (`found`). A
-    value without a token is returned unchanged.
+    exception with a token loses its cause and context; if its text still shows the token, another exception replaces
+    it. Any other object is searched in the form that LangGraph's serialiser and pickle would write, and replaced as a
+    whole (`found`). A value without a token is returned unchanged.
 
     Work is linear in the size of the value. A constant replaces what cannot be searched (`withheld`): nesting deeper than
     64, more than a million nodes, a cycle, a generator, a socket.
@@ -46,7 +46,7 @@ class Search:
         self._raised = False
 
     def clean(self, value: _T) -> _T:
-        self._nodes = 0  # the limit is for each value: a message is searched in parts, and then whole
+        self._nodes = 0  # per value; a message is searched in parts, then as a whole
         return self._walk(value, 0) if self._forms else value
 
     def _walk(self, value: Any, depth: int) -> Any:
@@ -143,7 +143,7 @@ class Search:
             regrown = isinstance(exc, BaseExceptionGroup) and any(
                 self._walk(member, depth) is not member for member in exc.exceptions
             )
-            if regrown or self._text(shown := _shown(exc)) is not shown:  # its text is not made of its arguments
+            if regrown or self._text(shown := _shown(exc)) is not shown:  # its text is not from its arguments
                 exc = RuntimeError(f"{type(exc).__name__}: {REDACTED}")
         self.found, self._raised = self.found or outer, before
         return exc

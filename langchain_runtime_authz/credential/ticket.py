@@ -1,8 +1,7 @@
 """The permit for one call.
 
-A lease is a row in the ledger; here are only the pieces without a store. A `Ticket` goes from the enforcement point to
-the guard. It is redeemed once as the tool starts, and concluded as it ends. Between the two the tool may have its
-credential minted: once for each audience of its profile and its grant.
+An enforcement point passes a `Ticket` to the guard. It is redeemed once when the tool starts, and concluded when it
+ends. In between, the tool may obtain its credential: one for each audience of its profile and grant.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ if TYPE_CHECKING:  # its module loads the signing library
 
 
 class Refusals(Protocol):
-    """Hears of each refused mint before the caller does. Raising is a refusal too."""
+    """Receives each refused mint before the caller does. If it raises, the mint is refused too."""
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
-        """Return what tells it (`_flow.Perform`). `audience` is whatever the tool asked for."""
+        """Return the effect that records it (`_flow.Perform`). `audience` is the text that the tool gave."""
 
 
 class CallCredential(Sealed):
@@ -66,12 +65,12 @@ class CallCredential(Sealed):
 
 
 class Ticket(Sealed):
-    """The permit for one call. Not a dataclass on purpose: serialisers print those field by field.
+    """The permit for one call. It is not a dataclass, because serialisers print these by field.
 
-    `raw` are the arguments as decided, without injected ones. `mint` gives the effect that mints a token for one of the
-    `audiences`, bound to a key's thumbprint if one is given. It is exchanged for `reaches` only. `spent` are the budgets that
-    the call counts against, given back if it never starts; `approval_key` names the approval that it spent. `redeemed`: the
-    tool has started. `leaked`: a token was seen where it must not be. `withheld`: a part of the output was not searched.
+    `raw` are the decided arguments, without injected ones. `mint` returns the effect that mints a token for one of the
+    `audiences`, bound to a key's thumbprint if one is given. A token may be exchanged for `reaches` only. `spent` are
+    the spent budgets, given back if the call never starts; `approval_key` is the spent approval. `redeemed`: the tool
+    has started. `leaked`: a token was found in the output. `withheld`: a part of the output was not searched.
     """
 
     _pickled = "[ticket]"
@@ -112,14 +111,14 @@ class Ticket(Sealed):
         self._lock = threading.Lock()
 
     def redeem(self) -> None:
-        """Start the call. Raises `call_in_progress` if it was started before, or is over."""
+        """Start the call. Raises `call_in_progress` if it was started before or has ended."""
         with self._lock:
             if self.redeemed or self.concluded:
                 raise AuthzError(Code.CALL_IN_PROGRESS)
             self.redeemed = True
 
     def conclude(self) -> None:
-        """End the call: nothing is minted or handed out any more. Without the lock, so it never waits for an issuer."""
+        """End the call and its minting. It takes no lock, so that it never waits for an issuer."""
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
@@ -145,7 +144,7 @@ class Ticket(Sealed):
     credential, acredential = both(minting)
 
     def refused(self, error: CredentialError, audience: str | None) -> Flow[CredentialError]:
-        """Return `error`, after it was put on record that nothing is minted for `audience`."""
+        """Record that nothing is minted for `audience`, and return `error`."""
         if self._refusals is not None:
             yield self._refusals.refused(error.code, audience)
         return error
@@ -161,7 +160,7 @@ class Ticket(Sealed):
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
-        """Return the credential or the minting under way, and True if the caller must do the minting."""
+        """Return the credential or the running mint, and True if the caller must mint."""
         with self._lock:
             self.check_running()
             found = self._minted.get(audience)
@@ -179,8 +178,8 @@ class Ticket(Sealed):
         made = CallCredential(credential, self.idempotency_key, mine.key)
         with self._lock:
             self._minted[audience] = made
-            # INVARIANT: what was minted is listed before it is handed out, and not handed out after
-            # the end: after `conclude`, `minted_tokens` holds all of them.
+            # INVARIANT: a token is listed before it is handed out, and none is handed out after the end. So after
+            # `conclude`, `minted_tokens` holds all of them.
             self.check_running()
         return made
 
@@ -208,7 +207,7 @@ class Ticket(Sealed):
 
 
 class _Minting:
-    """A mint under way: one for all who ask meanwhile."""
+    """A running mint, shared by all concurrent requests."""
 
     __slots__ = ("_loop", "key", "over")
 
@@ -226,13 +225,13 @@ class _Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Block until it is over. Where it needs this very event loop, that would be for ever."""
+        """Block until it ends. Raises on the event loop that the mint needs."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is having it minted; await `acredential`")
         self.over.result()
 
     async def await_(self) -> None:
-        # Shielded: who gives up waiting does not end the minting for the others.
+        # Shielded: a cancelled caller does not end the mint for others.
         await asyncio.shield(asyncio.wrap_future(self.over))
 
 

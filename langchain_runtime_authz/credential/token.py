@@ -23,7 +23,7 @@ from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
 
-TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT passes for it
+TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT is accepted as one
 # RFC 9396 §2: `type` of authorization_details
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"
 CALL_TYPE: Final = "urn:langchain-runtime-authz:call"  # see `credential.details`
@@ -65,7 +65,7 @@ ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or
 ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
 OPEN_ARGUMENTS: Final = "open_arguments"  # names of all others that the call may have; absent for a read
 
-MAX_DELEGATORS: Final = 32  # agents in an `act` chain, besides the acting one
+MAX_DELEGATORS: Final = 32  # agents in an `act` chain, in addition to the acting one
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_TOKEN: Final = 16 * 1024  # characters
@@ -92,7 +92,7 @@ class TokenRequest(Model):
         audience: the one resource that may accept the token.
         txn: id of the run.
         tool: the tool whose call was permitted; or the agent of another server that was invoked (`action`).
-        details: what else the token authorizes (`credential.details`); each has a `type`.
+        details: further authorization details (`credential.details`), each with a `type`.
         issued_at: epoch seconds.
         expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
         cnf_jkt: RFC 7638 thumbprint of the holder's key, if the token is bound to one.
@@ -171,7 +171,7 @@ _SEAL: Final = object()
 
 
 class Sealed:
-    """Base of what holds a secret: copies are the object itself, and a pickle yields a constant string."""
+    """Base of objects with a secret: a copy is the object itself, a pickle yields a constant string."""
 
     __slots__ = ()
     _pickled: ClassVar = REDACTED
@@ -188,7 +188,7 @@ class Sealed:
 
 @final
 class Credential(Sealed):
-    """A token that was verified, or that this process has just had issued.
+    """A token that was verified, or issued to this process.
 
     Only `Verifier.verify` and `issuer.mint` make one, so an unverified credential cannot exist. Text
     forms, copies and pickles never hold the token: a pickle yields a constant string.

@@ -1,4 +1,4 @@
-"""The verifier: the only path from a string to a `Credential`.
+"""The verifier: the only way from a string to a `Credential`.
 
 It works offline: a token is good until `exp` plus leeway. With `status`, the token's call, task and run
 must also be live.
@@ -51,7 +51,7 @@ KeySet = Mapping[str, Any]
 
 @runtime_checkable
 class KeySource(Protocol):
-    """A source of public keys: `get` returns `None` if the issuer does not have it, or raises `keys_unavailable`."""
+    """A source of public keys. `get` returns `None` for an unknown key, or raises `keys_unavailable`."""
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
         """Return the JWK (RFC 7517 §4) of that `kid`."""
@@ -61,7 +61,7 @@ class KeySource(Protocol):
 
 
 class _SetSource:
-    """Looks keys up in a JWK set, or in the one that a callable returns."""
+    """Finds keys in a JWK set, or in one that a callable returns."""
 
     def __init__(self, jwks: KeySet | Callable[[], KeySet]) -> None:
         self._jwks = jwks
@@ -111,11 +111,11 @@ class Verifier:
     def _verify(
         self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
     ) -> Flow[Credential]:
-        """Return the credential in `token`, verified.
+        """Verify `token` and return its credential.
 
         Args:
             token: compact JWS (RFC 7515 §7.1).
-            audience: the service that asks: exactly the token's `aud`; or a collection of such names.
+            audience: the service's name, equal to the token's `aud`; or a collection of names.
             tenant: whose data is asked for; `None` only if there is one tenant.
             now: epoch seconds; the clock by default.
 

@@ -1,9 +1,8 @@
-"""Exchange a token at an OAuth 2.0 token endpoint (RFC 8693), for services that want their own.
+"""Exchange a token at an OAuth 2.0 token endpoint (RFC 8693), for services with tokens of their own.
 
-| `subject_token` | the endpoint sees | the result is kept |
-|---|---|---|
-| the call's own token, the default | who asked, which agent acts, for which task and call | not at all |
-| the user's token, `BearerSubject.token` | the user, at a provider that does not know our tokens | for its life, in the run |
+| `subject_token` | the endpoint sees | the result is cached | |---|---|---| | the call's own token, the default | who
+asked, which agent acts, for which task and call | not at all | | the user's token, `BearerSubject.token` | the user, at
+a provider that does not know our tokens | for its life, in the run |
 
 The answer is a bearer token for one service. It stays valid there until it expires, even if the call ends before. So it
 must be short-lived, and a tool's output is searched for it too.
@@ -45,7 +44,7 @@ ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105
 ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-identity-assertion-authz-grant
 MAX_LIFETIME: Final = 300  # seconds
 ASSERTION_LIFE: Final = 60  # seconds
-MARGIN: Final = 5  # seconds before its end in which a token is not used again
+MARGIN: Final = 5  # seconds before its expiry during which a token is not reused
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 
@@ -72,7 +71,7 @@ class TokenExchange(Secret):
         client_secret: its secret.
         client_assertion: returns a JWT that authenticates the client in place of a secret (RFC 7523 §2.2): a token of
             the workload, as `SpiffeIdentity.assertion(url)` and `TokenFileIdentity.token` give it.
-        client_assertion_type: `JWT_BEARER`, or `JWT_SPIFFE` for a JWT-SVID if the endpoint wants it named so.
+        client_assertion_type: `JWT_BEARER`, or `JWT_SPIFFE` for a JWT-SVID if the endpoint requires it.
         audience: the endpoint's own audience, for which the call's token is minted; by default its URL.
         max_lifetime: seconds. A token with a longer or no `expires_in` is refused.
         connection: `timeout` (5.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
@@ -116,7 +115,7 @@ class TokenExchange(Secret):
         audience: str | None = None,
         scope: str | None = None,
     ) -> Steps[ExchangedToken]:
-        """Exchange a token (§2.1) of the party on whose behalf the request is made.
+        """Exchange a token (§2.1) of the subject of the request.
 
         `actor_token` is a JWT of the party that acts; `resource` is the URL of the service, or `audience` its name.
         Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2); `exchange_failed`: no
@@ -130,7 +129,7 @@ class TokenExchange(Secret):
     exchange, aexchange = both(_exchange)
 
     def _grant(self, assertion: str, *, resource: str | None = None, scope: str | None = None) -> Steps[ExchangedToken]:
-        """Trade an assertion of another issuer for an access token (RFC 7523 §2.1): an ID-JAG, for example.
+        """Exchange another issuer's assertion, like an ID-JAG, for an access token (RFC 7523 §2.1).
 
         Raises like `exchange`.
         """
@@ -173,12 +172,12 @@ class TokenExchange(Secret):
         # Track it before it is handed out, so that it is found in the tool's output.
         if (ticket := current_ticket()) is not None:
             ticket.track(token)
-        own_end = (claims or {}).get("exp", math.inf)  # the one that the service counts
+        own_end = (claims or {}).get("exp", math.inf)  # the expiry that the service checks
         return ExchangedToken(token, wanted, min(now + lifetime, own_end), scope if isinstance(scope, str) else None)
 
 
 def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
-    """Return a function that signs client assertions with the client's own key: for `TokenExchange(client_assertion=...)`.
+    """Return a signer of client assertions by the client's key, for `TokenExchange(client_assertion=...)`.
 
     `audience` is the authorization server's issuer, or its token endpoint (RFC 7523 §3).
     """
@@ -193,7 +192,7 @@ def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], 
 
 
 class ExchangeAuth(TicketAuth):
-    """`httpx.Auth` for a service with its own bearer tokens, exchanged for the call's token or for the user's.
+    """`httpx.Auth` for a service's own bearer tokens, exchanged for the call's or the user's token.
 
     With the call's own token, each request is an exchange of its own, and no token reaches another call. With the user's
     token, the result is kept in the run, for one agent and service, until it ends or the run's lease is replaced: by a
@@ -250,7 +249,7 @@ class ExchangeAuth(TicketAuth):
         exchanged = kept.get(self)
         if exchanged is None or exchanged.expires_at - MARGIN <= time.time():
             exchanged = yield from self._exchanged(ticket, audience)
-            yield from self._kept()  # the endpoint may take seconds, in which the task may change
+            yield from self._kept()  # the task may change while the endpoint answers
             kept[self] = exchanged
         else:
             ticket.track(exchanged.token)
@@ -273,12 +272,12 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the tokens kept under the run's lease; none for the call's own. Raises `credential_revoked`."""
+        """Return the tokens cached for the run's lease; none for the call's token. Raises `credential_revoked`."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
         ledger, lease = run.engine.ledger, (run.scope.tenant, run.jti)
-        # The provider's token knows nothing of the task: nobody behind it could refuse what was corrected meanwhile.
+        # The provider's token does not name the task, so no service could refuse it after a correction.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
             run.parts.pop("exchanged", None)
             raise CredentialError(Code.CREDENTIAL_REVOKED)
@@ -296,7 +295,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why a JWT must not be sent: it is not for the wanted audience alone, or does not end in these seconds."""
+    """Return why a JWT must not be sent: another audience, or an expiry out of range."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

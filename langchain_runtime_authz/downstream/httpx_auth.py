@@ -10,11 +10,11 @@ def pay(recipient: str, amount: float) -> str:
     return bank.post("/payments", json={"recipient": recipient, "amount": amount}).text
 ```
 
-The client holds no token: each request asks the call that makes it. A token goes to its own audience only.
-If the client follows a redirect, the token stays behind. Requests kept by responses and errors do not hold it.
+The client holds no token: each request uses the token of its call. A token goes to its audience only, and is not sent
+after a redirect. Requests kept by responses and errors do not hold it.
 
 An MCP client takes `CallAuth(outside="anonymous")`, or `httpx2_auth` of it if it is built on httpx2. Let it open a
-session for each call, as the adapters do by default: one that stays open belongs to the call that opened it.
+session for each call, as the adapters do by default, because a session belongs to the call that opened it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from langchain_runtime_authz.telemetry.spans import inject
 if TYPE_CHECKING:
     import httpx2
 
-MAX_ORIGINS: Final = 256  # whose last nonce is kept
+MAX_ORIGINS: Final = 256  # origins whose last nonce is kept
 MAX_NONCE: Final = 512
 
 
@@ -75,7 +75,7 @@ class TicketAuth(httpx.Auth):
         if ticket is not None:
             try:
                 audience = self._audience(request, ticket)
-            except CredentialError as exc:  # put on record before it is raised
+            except CredentialError as exc:  # recorded before it is raised
                 raise (yield from ticket.refused(exc, origin)) from None
         inject(request.headers)
         try:
@@ -140,7 +140,7 @@ class CallAuth(TicketAuth):
                 return
 
     def _wants_nonce(self, origin: str, response: httpx.Response) -> bool:
-        """Keep the server's nonce, and return True if the request was refused for the lack of it."""
+        """Keep the server's nonce. Return True if the request was refused because it lacked one."""
         nonce = response.headers.get("DPoP-Nonce")
         # After a redirect the nonce is another server's.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
@@ -153,7 +153,7 @@ class CallAuth(TicketAuth):
 
 
 class _Bearing:
-    """A request that hides its credential from the code that turns it into a redirect, and from nothing else."""
+    """A request that hides its credential only from the code that builds redirects."""
 
     _redirect: CodeType
 
@@ -182,7 +182,7 @@ def _without_credential(headers: httpx.Headers) -> httpx.Headers:
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
-    """Add a credential that a redirect does not inherit: other paths of the origin may belong to other services."""
+    """Add a credential that redirects do not inherit, not even to other paths of the origin."""
     request.headers.update(credential)
     if not isinstance(request, _Bearing):
         request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash

@@ -10,7 +10,7 @@ for this client (if `client_id` is set; OpenID Connect Core §2, §3.1.3.7). The
 | of a client for itself: without `sub`, with the client as `sub` (RFC 9068 §5), or marked so | `service` |
 | every other | `user` |
 
-So an agent or a cron job is never a user, whatever it writes.
+So an agent or a cron job is never a user, whatever its token claims.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who 
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
-EVERY: Final = 1.0  # seconds between two looks at the file of a workload's token
+EVERY: Final = 1.0  # seconds between two checks of the file of a workload's token
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
 OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token has; Entra ID and Okta
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """A verified token: its subject, scopes, expiry in epoch seconds, and the provider's session and id of it, if any."""
+    """A verified token: subject, scopes, expiry (epoch seconds), and optionally session and token id."""
 
     subject: Subject
     scopes: frozenset[str]
@@ -105,7 +105,7 @@ class OidcVerifier:
         self._keys = CachedDocument(fetcher, self._discovered, max_age=max_age, min_refresh=MIN_REFRESH)
 
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
-        """Return the subject of a token. Never quotes it.
+        """Return the subject of a token. Errors never quote it.
 
         Raises `identity_invalid` if it proves no subject, or `identity_unavailable` if the provider cannot be asked.
         """
@@ -157,7 +157,7 @@ class OidcVerifier:
         except ConfigError:
             self._why = "`jwks_uri` of its discovery document is not an https URL"
             return None
-        # The same place keeps its copy, so that a new document does not cause a new fetch of the keys.
+        # For the same URL the client stays, so that a new document does not cause a new fetch of the keys.
         return before if before is not None and before.url == keys.url else keys
 
     def _genuine(self, token: str, now: float | None) -> Flow[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -272,16 +272,16 @@ def refused(why: str) -> AuthzError:
 
 
 class TokenFileIdentity(WorkloadIdentity):
-    """The identity of this process, as a token in a file proves it: projected by its platform, as in Kubernetes and CI.
+    """The identity of this process, proven by a token file of its platform, as in Kubernetes and CI.
 
     The platform replaces the file before the token expires. It is read again when it changes.
 
     Args:
         path: of the file.
         verifier: verifies it: the issuer is the platform, and `client_id` the audience for which the token is
-            projected. A token that speaks for an agent proves nothing here.
+            projected. A token of an agent is refused.
         wait: seconds for which the constructor waits for the first proof.
-        every: seconds between two looks at the file.
+        every: seconds between two checks of the file.
     """
 
     def __init__(self, path: str | Path, verifier: OidcVerifier, *, wait: float = 5.0, every: float = EVERY) -> None:
@@ -292,7 +292,7 @@ class TokenFileIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def token(self) -> str:
-        """Return the token as it was last verified: for `TokenExchange(client_assertion=...)`. Never log it.
+        """Return the last verified token, for `TokenExchange(client_assertion=...)`. Never log it.
 
         Raises `AuthzError`: `workload_unproven`.
         """

@@ -1,4 +1,4 @@
-"""Profiles of providers' access tokens: few follow RFC 9068, and an ID token must never pass for one."""
+"""Profiles of providers' access tokens. Few follow RFC 9068; none may accept an ID token."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9.:/+_-]{1,64}")
 class Provider:
     """The profile of one provider's access tokens.
 
-    `types` are values of the header's `typ`, in lower case; the empty text stands for none. The first claim of `client` that
-    is there names the client. Each access token has the claims `required` and the payload's `typ` `payload`, if there is one.
-    Only a user's tokens have the claim `user`, and only an ID token those of `id_only`. If the header's type does not tell
-    an ID token apart, each access token has one claim of `some`, and an ID token none.
+    `types` are values of the header's `typ`, in lower case; the empty text stands for none. The first present claim of
+    `client` names the client. Each access token has the claims `required` and the payload's `typ` `payload`, if there
+    is one. Only a user's tokens have the claim `user`, and only an ID token those of `id_only`. If the header's type
+    does not tell an ID token apart, each access token has one claim of `some`, and an ID token none.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Provider:
     some: tuple[str, ...] = ()
 
     def mismatch(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str | None:
-        """Return why it is not an access token of this provider: what was expected, and what was found."""
+        """Return why a token is not an access token of this provider: the expected and the found value."""
         typ = header_type(header)
         if typ not in self.types:
             wanted = " or ".join(sorted(t or "none" for t in self.types))
@@ -67,7 +67,7 @@ _AT: Final = frozenset({"at+jwt"})
 PROVIDERS: Final = {
     profile.name: profile
     for profile in (
-        # INVARIANT: the header's type is the proof, so an ID token's claims need not be looked for.
+        # INVARIANT: the header's type is the proof, so claims of ID tokens need no check.
         Provider("rfc9068", _AT, (claim.CLIENT_ID,), (claim.TOKEN_ID,), id_only=()),
         Provider("keycloak", _JWT | _AT, (AUTHORIZED_PARTY,), (claim.TOKEN_ID,), payload="Bearer", id_only=()),
         Provider("entra", _JWT, (AUTHORIZED_PARTY, "appid"), ("tid", "ver"), user="scp", some=("azpacr", "appidacr")),

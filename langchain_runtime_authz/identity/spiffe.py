@@ -39,13 +39,13 @@ MAX_ID: Final = 2048
 
 
 class SpiffeIdentity(WorkloadIdentity):
-    """The identity of this process, as its X.509-SVID proves it. Rotations are followed.
+    """The identity of this process, proven by its X.509-SVID. It follows rotations.
 
     The SVID must be of the trust domain and current, and its chain must end in the trust domain's bundle.
 
     Args:
-        trust_domain: like `bank.example`. An SVID of another one proves nothing here.
-        spiffe_id: the one that is meant, if the Workload API may give several.
+        trust_domain: like `bank.example`. SVIDs of other trust domains are refused.
+        spiffe_id: the id to use, if the Workload API may give several.
         socket: of the Workload API, like `unix:///run/spire/agent.sock`; by default SPIFFE_ENDPOINT_SOCKET.
         wait: seconds for which the constructor waits for the first SVID.
         timeout: seconds for fetching a JWT-SVID.
@@ -76,7 +76,7 @@ class SpiffeIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
-        """Return the keys of a trust domain's JWT bundle, `None` if it is not known: own and federated ones."""
+        """Return the keys of a trust domain's JWT bundle, own or federated; `None` if it is unknown."""
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
@@ -96,11 +96,11 @@ class SpiffeIdentity(WorkloadIdentity):
         return str(svid.token)
 
     def assertion(self, audience: str) -> Callable[[], str]:
-        """Return a function that fetches JWT-SVIDs for one audience: for `TokenExchange(client_assertion=...)`."""
+        """Return a function that fetches JWT-SVIDs for an audience, for `TokenExchange(client_assertion=...)`."""
         return lambda: self.jwt_svid(audience)
 
     def tls(self, peer: str) -> Callable[[], ssl.SSLContext]:
-        """Return a function that gives the context of mutual TLS with one workload: `OpaPDP(url, tls=identity.tls(...))`.
+        """Return a function for contexts of mutual TLS with a workload: `OpaPDP(url, tls=identity.tls(...))`.
 
         This workload shows its X.509-SVID. The peer's must be of the SPIFFE id `peer`, and end in the bundle of its trust
         domain; its host name does not count. Each rotation gives a new context, so ask for it at each connection. Raises
@@ -132,7 +132,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._closed.wait(pause)
 
     def _connected(self, ended: threading.Event) -> bool:
-        """Follow the Workload API until a stream ends; return True if it gave anything. The library stops sooner."""
+        """Follow the Workload API until a stream ends; return True if it gave anything."""
         from spiffe import WorkloadApiClient
         from spiffe.errors import PySpiffeError
 
@@ -153,7 +153,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._miss(str(exc))
             return False
         try:
-            # An API that knows no JWT-SVIDs is still good for X.509-SVIDs, so the library tries the bundles by itself.
+            # An API without JWT-SVIDs may still have X.509-SVIDs, so the library retries the bundles separately.
             streams = [
                 client.stream_x509_contexts(renewed, over, retry_connect=False),
                 client.stream_jwt_bundles(self._bundled, lambda _: None),
@@ -199,7 +199,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a context that shows an SVID, and believes one id of these authorities. Raises `workload_unproven`."""
+    """Return a context that shows an SVID and accepts one id of these authorities. Raises `workload_unproven`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -219,7 +219,7 @@ def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an authority need not be self-signed
     context.sslobject_class, context.sslsocket_class = checking(ssl.SSLObject), checking(ssl.SSLSocket)
     context.load_verify_locations(cadata=b"".join(a.public_bytes(Encoding.DER) for a in authorities))
-    with tempfile.NamedTemporaryFile() as file:  # for this user only; Python reads keys from files alone
+    with tempfile.NamedTemporaryFile() as file:  # readable by this user only; Python loads keys only from files
         file.write(svid.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         file.write(b"".join(certificate.public_bytes(Encoding.PEM) for certificate in svid.cert_chain))
         file.flush()
@@ -257,7 +257,7 @@ class SvidVerifier:
     The subject is a `service`, whose id is the SPIFFE id. It is never a user.
 
     Args:
-        trust_domains: whose workloads are believed.
+        trust_domains: whose workloads are accepted.
         audience: this service, as in the token's `aud`.
         keys: returns the keys of a trust domain, `None` if it is not known: `SpiffeIdentity.jwt_keys`, or
             `{"bank.example": bundle_keys(document)}.get`.
@@ -277,7 +277,7 @@ class SvidVerifier:
         self._audience, self._keys, self._algorithms = audience, keys, checked_algorithms(algorithms)
 
     def verify(self, token: str, *, now: float | None = None) -> Subject:
-        """Return the workload of a token. Never quotes it.
+        """Return the workload of a token. Errors never quote it.
 
         Raises `identity_invalid` if it proves no workload, or `identity_unavailable` without its trust domain's bundle.
         """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # its module loads the signing library
 
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
-# Names under which clients and examples say who calls.
+# Names under which clients and examples pass a caller.
 CLAIMS: Final = frozenset(
     f"{PLATFORM_USER} {PLATFORM_USER}_id user_id user username user_name userid subject sub email identity principal "
     "actor role roles x-user-id x-forwarded-user".split()
@@ -68,7 +68,7 @@ def platform_user(
         return None
     found = {name: value for name in properties if (value := _member(user, name)) is not None}
     places = (configurable, _part(config, "metadata"))
-    # A client may call itself a cron job. That only removes authority, since four-eyes rules compare the name.
+    # A client may pretend to be a cron job. That only removes authority, since four-eyes rules compare the name.
     cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
     if cron is not None:
         return Subject.of({"type": "service", "id": identity, "properties": {**found, "cron": cron}})
@@ -124,7 +124,7 @@ class BearerSubject:
     Args:
         verifier: of the users' tokens. With a `credential.verifier.Verifier`, the callers are agents of another server,
             and the run takes over the credential's subject, grant and chain of agents.
-        audience: this server's own URL, or several, as the callers name it in these credentials.
+        audience: this server's URL or URLs, as in the `aud` of these credentials.
 
     Raises `ConfigError`: a `credential.verifier.Verifier` without `audience`.
     """
@@ -149,9 +149,9 @@ class BearerSubject:
         Raises `CredentialError`: `credential_unavailable`: outside a request, or in another subject's run.
         """
         shown, run = self._shown.get(), current_scope.get().run
-        # INVARIANT: the token of one user serves no run of another, whatever context a task was started in.
+        # INVARIANT: a user's token is never used in another user's run, whatever context a task was started in.
         subject = shown.subject if shown is not None else None
-        # A credential is for this server only, and belongs to an agent.
+        # A credential is for this server only, and not a user's token.
         if (
             shown is None
             or not isinstance(subject, Subject)
@@ -162,7 +162,7 @@ class BearerSubject:
         return shown.token
 
     def presented(self, authorization: str | None) -> _Presented:
-        """Return the scope of a request with an `Authorization` header; entering it gives the subject.
+        """Return a context manager for a request with an `Authorization` header, which yields the subject.
 
         Raises `AuthzError`: on entering: `identity_invalid` or `identity_unavailable`.
         """

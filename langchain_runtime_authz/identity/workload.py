@@ -1,8 +1,8 @@
-"""Name agents, by their path in this process alone or below a workload that proves who it is.
+"""Name agents by their path, below a base name or an attested workload.
 
-A selector of SPIRE, or a service account, names a process. So the proof is the workload's, and the agents in it are named
-below it: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id never has a fragment (SPIFFE-ID §2), so no agent
-can take the name of another workload.
+A SPIRE selector or a service account identifies a process. So the proof is for the workload, and its agents are named
+below it: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id never has a fragment (SPIFFE-ID §2), so no
+agent can take the name of another workload.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASE: Final = "urn:langchain-runtime-authz:agent"
 
 @runtime_checkable
 class Identity(Protocol):
-    """Names agents. It is asked on the hot path, so it is pure unless it is attested."""
+    """Names agents. It is used on the hot path, so it is pure unless it is attested."""
 
     @property
     def attested(self) -> bool:
@@ -32,7 +32,7 @@ class Identity(Protocol):
     def expires_at(self) -> float | None:
         """Epoch seconds at which the identity ends, 0 if it is unproven; `None` if it does not end.
 
-        No lease and no token outlives it.
+        Leases and tokens end by then.
         """
 
     def agent_id(self, path: tuple[str, ...]) -> str:
@@ -59,7 +59,7 @@ class StaticIdentity:
 
 @lru_cache(maxsize=1024)
 def joined(path: tuple[str, ...]) -> str:
-    """Return a path as text, such that no two paths share one."""
+    """Return a path as unique text."""
     return "/".join(quote(name, safe="", errors="surrogatepass") for name in path)
 
 
@@ -71,7 +71,7 @@ class Proof(NamedTuple):
 
 
 class WorkloadIdentity:
-    """Base of the attested identities. A thread of its own keeps the proof current; asking it never waits.
+    """Base of attested identities. A background thread renews the proof; reading it never waits.
 
     Without a current proof nothing starts and nothing goes on: each step is denied with `workload_unproven`, and leases
     and tokens end with the proof. The next proof of the same workload ends that, without a restart. The constructor waits
@@ -82,7 +82,7 @@ class WorkloadIdentity:
         if not wait >= 0:
             raise ConfigError("`wait` is a number of seconds")
         self._proof: Proof | None = None
-        self._id: str | None = None  # of the first proof: it is this process's for good
+        self._id: str | None = None  # of the first proof; it stays for the life of the process
         self._why = "no proof has arrived yet"
         self._first, self._closed = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="runtime-authz-workload", daemon=True).start()

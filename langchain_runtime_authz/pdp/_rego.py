@@ -91,7 +91,7 @@ _own = threading.local()  # `until`: the CPU time of the thread at which its eva
 
 @_Late  # type: ignore[untyped-decorator]
 def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
-    """Let an evaluation go on that was kept waiting for a CPU. Called on its thread, when its ticks are over."""
+    """Continue an evaluation that had to wait for a CPU. Runs on its thread, when its ticks are used up."""
     left = _own.until - time.thread_time()
     if left <= 0:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)
@@ -109,7 +109,7 @@ class _Clock:
     def __init__(self) -> None:
         config = wasmtime.Config()
         config.epoch_interruption = True
-        # Its threads would be missing in a fork's child, which then waits for them for ever.
+        # A fork's child lacks these threads, and would wait for them for ever.
         config.parallel_compilation = False
         self.engine = wasmtime.Engine(config)
         self.host = wasmtime.Module(self.engine, _HOST)
@@ -118,8 +118,8 @@ class _Clock:
         self.forked()
 
     def forked(self) -> None:
-        """Begin anew in a child, which has neither the thread nor a use for the parent's locks."""
-        self._lock = threading.RLock()  # a finaliser may come in at any time
+        """Start again in a forked child, without the parent's thread and locks."""
+        self._lock = threading.RLock()  # reentrant: a finaliser may run at any time
         self._thread: threading.Thread | None = None
 
     def serve(self, program: Program) -> None:
@@ -130,7 +130,7 @@ class _Clock:
                 self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the end of the thread, if no program is open any more."""
+        """Wait for the thread to end if no program is open."""
         with self._lock:
             thread = None if any(not p.closed for p in self.programs) else self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -160,7 +160,7 @@ def _the_clock() -> _Clock:
 
 class _Compiled(NamedTuple):
     module: wasmtime.Module
-    pages: int  # initial memory: what the module asks for, and room for its own text
+    pages: int  # initial memory: the module's demand, and room for its text
 
 
 _modules: dict[bytes, _Compiled] = {}
@@ -180,7 +180,7 @@ def _compiled(code: bytes) -> _Compiled:
             if not asked or not isinstance(asked[0], wasmtime.MemoryType):
                 raise PolicyFailed("it imports no memory")
             known = _Compiled(module, int(asked[0].limits.min) + -(-len(code) // _PAGE))
-        _modules[key] = known  # the last one used is the last one dropped
+        _modules[key] = known  # the most recently used is dropped last
         if len(_modules) > MAX_MODULES:
             del _modules[next(iter(_modules))]
         return known
@@ -222,7 +222,7 @@ class Program:
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
         """Return the JSON of the rule's answer. Raises `TimeoutError`, `pdp_undefined` or `PolicyFailed`.
 
-        On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own.
+        On an event loop it never waits for an instance: the loop's evaluation uses an instance outside the pool.
         """
         if self.closed:
             raise PolicyFailed("closed")
@@ -240,7 +240,7 @@ class Program:
             defined = text.startswith(_BEGIN) and text.endswith(_END)
             if not defined and text != b"[]":
                 raise PolicyFailed("the answer is not a result set")
-            # An instance whose evaluation failed is not used again: its memory may hold anything.
+            # An instance is not used again after a failure, because its memory may be corrupt.
             if not self.closed:
                 self._free.append(instance)
         finally:
@@ -330,11 +330,11 @@ class _Instance:
             if time.thread_time() >= _own.until:
                 raise TimeoutError from exc
             raise PolicyFailed("the evaluation failed") from exc
-        except struct.error as exc:  # the policy's own word, as every address is
+        except struct.error as exc:  # the policy chooses every address
             raise PolicyFailed("an address outside the memory") from exc
 
     def table(self, name: str) -> dict[str, int]:
-        """Return what the policy says of itself: `entrypoints` or `builtins`, name → id."""
+        """Return the policy's table of `entrypoints` or `builtins`, name → id."""
         try:
             found = json.loads(self._text(self._do("opa_json_dump", self._do(name))))
             return {str(k): int(v) for k, v in found.items()}
@@ -348,7 +348,7 @@ class _Instance:
         return ctypes.addressof(self._pointer().contents)
 
     def _write(self, at: int, data: bytes) -> None:
-        if at <= 0:  # the policy's own word likewise
+        if at <= 0:  # likewise chosen by the policy
             raise PolicyFailed("an address outside the memory")
         missing = at + len(data) - self._size()
         if missing > 0:
@@ -382,7 +382,7 @@ def _forked() -> None:
 
 
 def _ended() -> None:
-    # While `wasmtime` can still free what it made: at the end of the interpreter it no longer can.
+    # `wasmtime` cannot free its objects after the interpreter's end, so free them before.
     for program in list(_clock.programs) if _clock is not None else ():
         program.close()
         program.module.close()

@@ -20,12 +20,12 @@ from langchain_runtime_authz.errors import Code, PDPError
 
 
 class _Closed(BaseModel):
-    # A deferred part takes settings of the whole that it stands in: all refuse NaN.
+    # A deferred part inherits the settings of the whole: all refuse NaN.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Open(_Closed):
-    # A PDP may say more about a reason than its code.
+    # A PDP may add members to a reason's code.
     model_config = ConfigDict(extra="ignore")
 
 
@@ -100,7 +100,7 @@ def _parsed(answer: object, revision: str) -> Decision | None:
     if parsed.decision and "require_approval" in obliged:
         return None
     outcome: Outcome = "permit" if parsed.decision else "approval_required" if "require_approval" in obliged else "deny"
-    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
+    if "revoke" in obliged:  # a run that must be revoked does not go on
         outcome = "halt"
     return Decision(
         outcome=outcome,
@@ -124,7 +124,7 @@ def parse_obligation(document: object) -> Obligation:
 
 
 def misspelt(members: object) -> bool:
-    """Return True if something almost like `obligations` stands among these members."""
+    """Return True if a member's name is a misspelt `obligations`."""
     if not isinstance(members, dict):
         return False
     return any(

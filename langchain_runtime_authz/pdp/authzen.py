@@ -1,8 +1,7 @@
 """Any PDP that speaks the OpenID AuthZEN Authorization API 1.0 over HTTPS.
 
-The request goes out as it stands: it is an AuthZEN evaluation already. What comes back may say more
-than this package knows; of `context` only these members are read, and a member that obliges is never
-dropped:
+The request is sent unchanged: it is an AuthZEN evaluation already. Of the answer's `context`, only these members are
+read, and an obligation is never dropped:
 
 | member | read as |
 |---|---|

@@ -120,7 +120,7 @@ class RemotePDP:
 
 
 class Evaluator:
-    """Ask a PDP, and return a decision in every case. The `deadline` is for a batch, of CPU if it is `in_process`."""
+    """Ask a PDP, and always return a decision. `deadline` is for a batch; of CPU if it is `in_process`."""
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
         if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
@@ -130,7 +130,7 @@ class Evaluator:
         given = getattr(pdp, "deadline", DEFAULT_DEADLINE) if deadline is None else deadline
         self.deadline = checked_seconds("deadline", given)
         self.in_process = getattr(pdp, "in_process", False) is True
-        # What never waits is stopped by its work: a process that gets no CPU is slow, and denies nothing for it.
+        # A PDP that never waits is limited by CPU time, so that a busy machine does not cause denials.
         self._now = time.thread_time if self.in_process else time.monotonic
         # Observing is done here, within the one deadline, so that late answers are observed too. A class derived
         # from `ObserveOnly` may permit less and is asked itself.
@@ -142,7 +142,7 @@ class Evaluator:
 
     @property
     def revision(self) -> str:
-        """Return the PDP's revision, or an empty text if it does not say one. Never raises."""
+        """Return the PDP's revision, or an empty text if it has none. Never raises."""
         try:
             revision = self.pdp.revision
         except Exception:  # noqa: BLE001  (a PDP that cannot name its policy may still deny)
@@ -150,7 +150,7 @@ class Evaluator:
         return revision if isinstance(revision, str) else ""
 
     def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
-        """Return a decision for each request's JSON (`None`: it has none), in order. `within`: seconds left."""
+        """Return a decision for each request's JSON (or `None`), in order. `within`: seconds left."""
         began = time.monotonic()
         until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []
@@ -178,7 +178,7 @@ class Evaluator:
         return self._placed(bodies, decided, began)
 
     def _ask(self, ask: Callable[[Any], object], what: object, until: float) -> object:
-        """Return the answer, or the exception that stands for it."""
+        """Return the answer or the exception."""
         if self._now() >= until:
             return TimeoutError()
         try:
@@ -203,7 +203,7 @@ class Evaluator:
     def _concluded_all(self, answers: object, asked: int, until: float) -> list[Decision]:
         if isinstance(answers, BaseException):
             return [self._concluded(answers, until) for _ in range(asked)]
-        # The answers cannot be assigned to the requests if their numbers differ.
+        # If the numbers differ, answers cannot be assigned to requests.
         if not isinstance(answers, list | tuple) or len(answers) != asked:
             return [self._failed(Code.PDP_MALFORMED) for _ in range(asked)]
         return [self._concluded(answer, until) for answer in answers]
@@ -229,7 +229,7 @@ class Evaluator:
         return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
-        """Return the decisions in the requests' order, with a mapping error for each that was not asked."""
+        """Return the decisions in the requests' order, with a mapping error for each request without JSON."""
         if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
             metrics.time_engine(self.pdp.name, began)
         if self._observes:
@@ -245,14 +245,14 @@ class Evaluator:
 
 
 def bounded(revision: str) -> str:
-    """Return a revision, or its fingerprint if it is too long: two that differ at their ends stay different."""
+    """Return a revision, or the fingerprint of a long one. A cut could make two revisions equal."""
     if len(revision) <= MAX_REVISION:
         return revision
     return "sha256:" + hashlib.sha256(revision.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Composed:
-    """Name, revision and deadline of a PDP around others. One request is a batch of one."""
+    """Base of PDPs around others: name, revision and deadline. One request is a batch of one."""
 
     evaluate_batch: Callable[[Sequence[bytes]], Sequence[Decision]]
     aevaluate_batch: Callable[[Sequence[bytes]], Awaitable[Sequence[Decision]]]
@@ -287,12 +287,12 @@ class Composed:
 class ObserveOnly(Composed):
     """Ask the real PDP, record what it would have said, and permit.
 
-    This is the only way to observe without stopping. Its name stands in coverage, in every span and in
-    every record (`pdp = "observe-only(…)"`). Obligations of a permit are still carried out, and the
-    enforcement point's own refusals still stand.
+    This is the only way to observe without stopping. Its name is in coverage, in every span and in every record (`pdp =
+    "observe-only(…)"`). Obligations of a permit are still carried out, and the enforcement point's own refusals still
+    stand.
 
-    A permit in place of another outcome says so in its reasons: `observed:deny`, then the real ones. Late
-    and malformed answers are observed alike (`observed:deny`, `pdp_malformed`).
+    A permit that replaces another outcome has the reason `observed:deny`, then the real ones. Late and malformed
+    answers are observed alike (`observed:deny`, `pdp_malformed`).
 
     Args:
         real: the PDP whose decisions are observed.
@@ -310,7 +310,7 @@ class ObserveOnly(Composed):
 
 
 def _observed(real: Decision) -> Decision:
-    """Return the permit in place of a decision. A request that could not be asked at all stays denied."""
+    """Return the permit that replaces a decision. A request that could not be sent stays denied."""
     if real.permit or real.failure == "mapping":
         return real
     reasons = (f"observed:{real.outcome}", *real.reasons)

@@ -1,12 +1,11 @@
 """Cedar as PDP, in this process: the official engine through `cedarpy` (extra `cedar`).
 
-Cedar skips a policy that fails to evaluate, a `forbid` too, and permits what is left. Here whatever
-Cedar reports as an error denies, and so does anything but `Allow`; a schema is required, so that a
-misspelt attribute is found when the policies are loaded.
+Cedar skips a policy that fails to evaluate, even a `forbid`. Here every error that Cedar reports denies, and so does
+any answer but `Allow`. A schema is required, so that a misspelt attribute is found when the policies are loaded.
 
-Cedar has no loops (a delegation chain, the constraints of a grant), does not count, and knows neither null
-nor fractions: `cedar_request` computes such things before the call. Annotations add what Cedar cannot
-answer: `@reason("code")`, and `@obligation("name …")`, whose names are looked up in a table.
+Cedar has no loops (for delegation chains or a grant's constraints), counts, nulls or fractions, so `cedar_request`
+computes these before the call. Annotations add what Cedar cannot answer: `@reason("code")`, and `@obligation("name
+…")`, whose names are looked up in a table.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ class CedarPDP(InProcess):
     Thread-safe. Cedar always ends, so there is no limit to set.
 
     Args:
-        policies: text or path; the shipped sample when absent.
+        policies: text or path; by default the shipped sample.
         schema: text or path of a Cedar schema (not the JSON form); with `policies` of your own required.
         entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say, or `Data::"policy"`.
         obligations: name → `{"type": …, "properties": {…}}`, for `@obligation`.
-        to_cedar: makes `{principal, action, resource, context}` of a request's JSON, as `cedar_request` does. `entities`
-            next to them are this request's own.
+        to_cedar: turns a request's JSON into `{principal, action, resource, context}`, as `cedar_request` does.
+            `entities` next to them are this request's own.
         deadline: seconds within which the calls of one message must be answered.
 
     Raises:
@@ -138,11 +137,11 @@ class CedarPDP(InProcess):
     def _answer(self, result: cedarpy.AuthzResult) -> Decision | PDPError | None:
         verdict = result.decision.value
         if result.diagnostics.errors or verdict not in ("Allow", "Deny"):
-            # The number only: the texts may quote the request.
+            # Only their number: the texts may quote the request.
             return PDPError(Code.PDP_ERROR, f"Cedar: {verdict}, {len(result.diagnostics.errors)} errors")
         said = [self._says[name] for name in sorted(result.diagnostics.reasons)]
         obligations = {o.id: asdict(o) for s in said for o in s.obligations}
-        # Asking is left only where nothing denies by itself; what else a policy obliges to stays.
+        # An approval is asked only if no policy denies. Other obligations stay.
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
             said = denying
             obligations = {name: o for name, o in obligations.items() if o["type"] != ASKS}
@@ -219,7 +218,7 @@ def _dump(document: object) -> str:
 
 
 def cedar_request(request: Json) -> dict[str, Any]:
-    """Return a request in the words of `policies/cedar/runtime_authz.cedarschema`, with what Cedar cannot compute."""
+    """Return a request for `policies/cedar/runtime_authz.cedarschema`, with values that Cedar cannot compute."""
     ctx, resource, action = request["context"], request["resource"], request["action"]["name"]
     properties, name, history, lease = resource["properties"], resource["id"], ctx["history"], ctx["lease"]
     effect, sink = _string(properties.get("effect")), _string(properties.get("sink"))
@@ -314,7 +313,7 @@ def _amount(call: Json) -> Json:
 
 
 def _decimal(*values: object) -> Json:
-    """Return the largest of them as a Cedar decimal. What is not a number counts as the largest there is."""
+    """Return the largest value as a Cedar decimal. A value that is not a number counts as the maximum."""
     largest = -_MAX_DECIMAL
     for value in values:
         try:
@@ -326,7 +325,7 @@ def _decimal(*values: object) -> Json:
 
 
 def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str], set[str]]:
-    """Return every effect, sink and verdict of a call and of what it can set going. Malformed ones are unknown."""
+    """Return effects, sinks and verdicts of a call and of the calls it can cause. Malformed ones are unknown."""
     reaches = properties.get("reaches", [])
     each: list[Json] = [r if isinstance(r, dict) else {} for r in (reaches if isinstance(reaches, list) else [None])]
     said = [p["verdict"] for p in (properties, *each) if "verdict" in p] if isinstance(reaches, list) else []
@@ -336,14 +335,14 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the operator answers for the tool, and the mandate neither forbids the call nor confirms it."""
+    """Return True if the profile permits, and the mandate neither forbids nor confirms the call."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:
-    """Return True if a model's request shows tools beyond the grant, or tools that its provider would run."""
+    """Return True if a model's request has tools beyond the grant, or tools that its provider runs."""
     shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:
         return True
@@ -369,7 +368,7 @@ def _refusal(action: str, name: str, properties: Json, ctx: Json) -> str:
         return Code.LEASE_INVALID
     if calls and grant.data_classes is not None and not isinstance(properties["data_class"], str):
         return Code.GRANT_DATA_CLASS
-    if not calls:  # a step that is not a call is limited in time and depth only
+    if not calls:  # other steps are limited in time and depth only
         grant = Grant(max_depth=grant.max_depth if action == "agent/invoke" else None, expires_at=grant.expires_at)
     refusal = grant.refuses(
         tool=name,

@@ -1,7 +1,7 @@
 """PDPs made of PDPs.
 
-All of them decide through an `Evaluator` of their own: they combine decisions, never answers that are
-still to be validated. None of them can permit what its real PDPs do not.
+Each asks its PDPs through an `Evaluator`, so it combines only validated decisions. None can permit what its real PDPs
+do not.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class DenyOverrides(Composed):
 
     Args:
         pdps: two or more, their names distinct.
-        deadline: seconds for all of them together, by default their longest one. Requests that are not
-            answered by then are denied, and PDPs whose turn comes later are not asked. A blocking call that
-            is under way ends by its PDP's own `timeout`.
+        deadline: seconds for all of them together, by default their longest one. Requests that are not answered by then
+            are denied, and later PDPs are not asked. A blocking call ends by its PDP's `timeout`.
     """
 
     def __init__(self, *pdps: PDP, deadline: float | None = None) -> None:
@@ -52,7 +51,7 @@ class DenyOverrides(Composed):
 
     @property
     def revision(self) -> str:
-        """Return the revisions under the PDPs' names, or an empty text if one of them does not say its own."""
+        """Return the revisions under the PDPs' names, or an empty text if a PDP has none."""
         revisions = [e.revision for e in self._all]
         return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
 
@@ -85,17 +84,17 @@ class DenyOverrides(Composed):
 
 
 MAX_WAITING: Final = 256
-CLOSING: Final = 1.0  # seconds that `close` gives the comparison under way
+CLOSING: Final = 1.0  # seconds that `close` waits for the running comparison
 _Compared = tuple[Sequence[bytes], Sequence[Decision]]
 _Waiting = queue.SimpleQueue[_Compared | None]  # `None` ends the thread
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
 
 class CandidatePDP(Composed):
-    """Decide by the real PDP, and report where a candidate would decide otherwise.
+    """Decide by the real PDP, and report decisions in which a candidate differs.
 
-    The candidate changes nothing: neither a decision nor its time, as another thread asks it. A difference
-    goes to `on_difference` and to the log as `would flip`.
+    The candidate affects neither a decision nor its time, because another thread asks it. A difference goes to
+    `on_difference` and to the log as `would flip`.
 
     Args:
         real: decides.
@@ -129,7 +128,7 @@ class CandidatePDP(Composed):
         return self._compare_later(bodies, await self._real.aevaluate(bodies))
 
     def close(self) -> int:  # type: ignore[override]
-        """Close both PDPs; return how many requests were not compared. The one under way gets a second."""
+        """Close both PDPs; return the number of requests that were not compared. A running one gets a second."""
         with self._lock:
             if not self._closed and self._pending:
                 self.counts["dropped"] += self._pending
@@ -151,7 +150,7 @@ class CandidatePDP(Composed):
                     target=target, args=arguments, name="runtime-authz-candidate", daemon=True
                 )
                 self._thread.start()
-                # A forgotten PDP ends its thread. Its finaliser may run anywhere, so it takes no lock.
+                # A deleted PDP ends its thread. Its finaliser may run anywhere, so it takes no lock.
                 weakref.finalize(self, self._waiting.put, None).atexit = False
             if self._waiting.qsize() >= MAX_WAITING:
                 self.counts["skipped"] += len(bodies)
@@ -186,7 +185,7 @@ class CandidatePDP(Composed):
             self._told(request, ours, theirs)
 
     def _begin(self) -> None:
-        """Begin, also in a fork's child, which does not have the thread."""
+        """Start the thread, also in a fork's child, which lacks it."""
         self._pending = 0  # requests that wait or are being compared
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
@@ -194,7 +193,7 @@ class CandidatePDP(Composed):
 
 
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
-    """Compare what comes, without keeping the PDP alive while waiting."""
+    """Compare requests, without keeping the PDP alive while waiting."""
     while (work := waiting.get()) is not None:
         if (pdp := of()) is None:
             return
@@ -205,8 +204,8 @@ def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
 class CircuitBreaker(Composed):
     """Stop asking a PDP that fails: while the breaker is open, every request is denied at once.
 
-    There is no engine to fall back on, as an attacker would wait for a weaker one. After `reset_after`
-    seconds one request is let through; its success closes the breaker.
+    There is no fallback engine, because an attacker would wait for a weaker one. After `reset_after` seconds one
+    request is let through; its success closes the breaker.
 
     Args:
         real: the PDP. Only its failures count (no answer, a late or malformed one), never a denial.
@@ -252,7 +251,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Count the decisions that are put into the list."""
+        """Count the decisions that the list receives."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):
@@ -265,7 +264,7 @@ class CircuitBreaker(Composed):
             with self._lock:
                 if probe:
                     self._probing = False
-                # Requests that were given up, or could not be asked, say nothing about the PDP.
+                # Cancelled requests, and requests that could not be sent, tell nothing about the PDP.
                 if any(d.failure == "pdp" for d in decisions):
                     self._failed += 1
                     if self._failed >= self._limit:
@@ -275,7 +274,7 @@ class CircuitBreaker(Composed):
 
 
 def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligation, ...]:
-    """Return each obligation once, under an id that no other PDP gave."""
+    """Return each obligation once, under an id that is unique among the PDPs."""
     found: dict[str, Obligation] = {}
     for name, obligations in given:
         for o in obligations:

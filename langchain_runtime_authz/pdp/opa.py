@@ -85,14 +85,14 @@ class OpaPDP(RemotePDP):
 
 
 class _Input(NamedTuple):
-    """The input as it is sent: their client hands it on unread."""
+    """The input as it is sent: OPA's client passes it on unread."""
 
     body: bytes
     answers: int
 
 
 class _Told(NamedTuple):
-    """OPA's statements in addition to the result: its decision id, and whether each bundle has a revision."""
+    """OPA's metadata of a result: its decision id, and True if each bundle has a revision."""
 
     own_id: str
     revision: str
@@ -110,7 +110,7 @@ def _decision(result: object, told: _Told) -> Decision | None:
 def _opened(document: object) -> tuple[object, _Told]:
     if not isinstance(document, dict):
         raise PDPError(Code.PDP_MALFORMED, "not an object")
-    if "result" not in document:  # OPA's way to say `undefined`
+    if "result" not in document:  # OPA's answer for `undefined`
         raise PDPError(Code.PDP_UNDEFINED)
     own_id = document.get("decision_id")
     provenance = document.get("provenance")
@@ -125,7 +125,7 @@ def _opened(document: object) -> tuple[object, _Told]:
 
 
 class _Answer:
-    """An answer of our exchange, for their client."""
+    """An answer of our exchange, for OPA's client."""
 
     status = 200
 
@@ -141,7 +141,7 @@ class _Answer:
 
 @cache
 def _client_class() -> Any:
-    """Return their client on our exchange: one attempt, no redirect, our TLS, token and bounds."""
+    """Return OPA's client on our exchange: one attempt, no redirect, our TLS, token and bounds."""
     from opa_client.opa_async import AsyncOpaClient
 
     class Client(AsyncOpaClient):  # type: ignore[misc]

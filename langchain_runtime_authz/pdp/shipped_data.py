@@ -1,8 +1,7 @@
-"""The shape of the shipped policy's data: what `WasmPDP`, `ReloadingPDP` and `runtime-authz policy` refuse.
+"""The shape of the shipped policy's data, checked by `WasmPDP`, `ReloadingPDP` and `runtime-authz policy`.
 
-The Rego denies where what a rule reads has another shape. That is the floor, and it says so in every
-decision; this says it once, before the first, and where. What the members mean stands in
-`policies/rego/runtime_authz.rego`.
+If data has another shape, the Rego denies in every decision that reads it. This check fails once, at the start, and
+names the place. `policies/rego/runtime_authz.rego` explains the members.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class _Each(_Closed, Generic[T]):
 
 
 class _Data(BaseModel):
-    # Open: a bundle may hold a newer policy. Keys that a data file may change are checked by name elsewhere.
+    # Other keys are permitted: a bundle may hold a newer policy. Names in a data file are checked elsewhere.
     model_config = ConfigDict(strict=True, extra="ignore")
 
     revision: str = ""
@@ -115,7 +114,7 @@ class _Data(BaseModel):
 
 
 def wrong_data(data: Mapping[str, Any]) -> list[str]:
-    """`key: what is wrong`, for each finding in some or all keys of the shipped data."""
+    """Return `key: error` for each finding in some or all keys of the shipped data."""
     try:
         _Data.model_validate(data)
     except ValidationError as exc:
@@ -135,5 +134,5 @@ _MESSAGES: Final = {"model_type": "must be an object", "extra_forbidden": "there
 
 
 def _at(location: tuple[int | str, ...]) -> str:
-    # Parts with a bracket are pydantic's own names of a union's members.
+    # Parts with a bracket are pydantic's names of a union's members.
     return ".".join(part for part in map(str, location) if "[" not in part)

@@ -1,7 +1,7 @@
 """The default PDP: Rego compiled by OPA to Wasm, evaluated in this process.
 
-The verdicts are OPA's own, with no server to run. `pdp._rego` adds a deadline that stops a running
-evaluation, leaves the GIL free meanwhile, and offers no host function that a policy could call.
+The verdicts are OPA's, without a server. `pdp._rego` adds a deadline that stops a running evaluation. It releases the
+GIL meanwhile, and offers no host function to a policy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._rego import Program
 
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
-MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
+MAX_BATCH_BYTES: Final = 1024 * 1024  # calls of a larger message are evaluated one by one
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
 Json = Mapping[str, object]
@@ -35,17 +35,17 @@ Json = Mapping[str, object]
 class WasmPDP(InProcess):
     """Decide by a policy compiled by `opa build -t wasm`, run in this process.
 
-    Thread-safe, and usable in a fork's child. The first one of a policy costs about 0.15 s, to compile it.
+    Thread-safe, and usable in a fork's child. The first instance of a policy takes about 0.15 s to compile.
 
     Args:
-        wasm: path or bytes of a compiled policy; the shipped one when absent.
+        wasm: path or bytes of a compiled policy; by default the shipped one.
         data: mapping, or path of a JSON file. For the shipped policy: the members of its data.json to
             change (`merge_data`), or an edited copy of data.json. For a policy of your own: its whole
             data document.
         entrypoint: the rule that answers `{"decision": …, "context": {…}}`. If the policy also has an
             entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
             calls of a message are decided in one evaluation.
-        pool_size: evaluations that may run at the same time, apart from those on event loops.
+        pool_size: evaluations that may run at the same time, except those on event loops.
         timeout: seconds of CPU after which an evaluation is stopped (and denied). Waiting for a CPU does not count.
         deadline: seconds of CPU within which the calls of one message must be answered.
 
