@@ -1,8 +1,9 @@
 """Exchange a token at an OAuth 2.0 token endpoint (RFC 8693), for services with tokens of their own.
 
-| `subject_token` | the endpoint sees | the result is cached | |---|---|---| | the call's own token, the default | who
-asked, which agent acts, for which task and call | not at all | | the user's token, `BearerSubject.token` | the user, at
-a provider that does not know our tokens | for its life, in the run |
+| `subject_token` | the endpoint sees | the result is cached |
+|---|---|---|
+| the call's own token, the default | who asked, which agent acts, for which task and call | not at all |
+| the user's token, `BearerSubject.token` | the user, at a provider that does not know our tokens | for its life, in the run |
 
 The answer is a bearer token for one service. It stays valid there until it expires, even if the call ends before. So it
 must be short-lived, and a tool's output is searched for it too.

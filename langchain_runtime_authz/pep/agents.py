@@ -1,4 +1,4 @@
-"""Limit agents by name (`RuntimeAuthz(agents=...)`), and name the servers to which their credentials go."""
+"""Agent profiles by name (`RuntimeAuthz(agents=...)`): grants, and the servers for credentials."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ANY: Final = "*"
 
 
 class AgentProfile(BaseModel):
-    """The ceiling of an agent, wherever it stands.
+    """The limits of an agent, in every graph.
 
     Attributes:
-        grant: limits each of its runs, with the grants above it.
+        grant: limits each of its runs, together with its parents' grants.
         url: of the deployment, if another server runs the agent (`RemoteGraph`): https, or http on this machine. The
-            credential of a call goes there and to what lies below, and nowhere else. Without it, none is sent.
+            credential of a call is sent only to this URL and below. Without it, none is sent.
         audience: the audience of that credential; by default the `url`.
     """
 
@@ -32,7 +32,7 @@ class AgentProfile(BaseModel):
 
     @property
     def named(self) -> str | None:
-        """The audience of its credential; `None` if it gets none."""
+        """The audience of its credential; `None` if it has none."""
         return None if self.url is None else self.audience or self.url
 
 

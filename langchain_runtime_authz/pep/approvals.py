@@ -1,4 +1,4 @@
-"""Ask an approver: make the question's payload, and read the answer.
+"""Ask an approver: build the question's payload, and parse the answer.
 
 The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`).
 Each action is a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
-MAX_SHOWN: Final = 200  # characters of an argument in a question's own words
+MAX_SHOWN: Final = 200  # characters of an argument in a question
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
-PLAIN: Final = ("yes", "no")  # what a question of an app's own takes, that names a call and says nothing of answers
-TAKES_ANY: Final = ("answer",)  # what a tool's own question takes: any answer, which the tool receives
-OWN: Final = "own:"  # in front of a call's key: the question that its tool asks by itself
+PLAIN: Final = ("yes", "no")  # decisions of an application's question that names a call but no answers
+TAKES_ANY: Final = ("answer",)  # decisions of a tool's own question: the tool receives any answer
+OWN: Final = "own:"  # prefix of a call's key for the question that its tool asks by itself
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
 _YES: Final = frozenset([
     "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
@@ -48,17 +48,17 @@ _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denie
 _CHANGED: Final = (
     "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
-_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields in which a form may say yes or no
+_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form for yes or no
 
 
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the decisions that a question takes. A call that no message planned, or that several approve, is not replaced."""
+    """Return a question's possible decisions. Unplanned calls and those for several approvers are not replaced."""
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
-    """Return the value of the one interrupt that asks about all of `asked`: `args` for programs, `description` for people."""
+    """Return the value of one interrupt about all of `asked`: `args` for programs, `description` for people."""
     return {
         "action_requests": [
             {
@@ -78,19 +78,19 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the ids of the questions that a `payload` asks. Empty: another interrupt's value."""
+    """Return the ids of the questions in a `payload`. It is empty for another interrupt's value."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(ids) and len(ids) == len(asked) else []
 
 
 def is_ours(value: object) -> bool:
-    """Return True if an interrupt's value is a `payload`: every call of it has a question in the ledger."""
+    """Return True if an interrupt's value is a `payload` whose calls all have a question in the ledger."""
     return bool(approval_ids(value))
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Return a resume value without decisions on calls that were answered outside. `ValueError`: it rejects such a call."""
+    """Drop decisions on calls that were answered outside. `ValueError`: the value rejects such a call."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -102,7 +102,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 
 
 def _question(judged: DecidedCall) -> str:
-    """One line that asks, and one for each bound argument. Made of profile and call, never of a model's words."""
+    """Return a question's lines, one for each bound argument, from profile and call, never a model's words."""
     call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
     shown = {name: inert(textwrap.shorten(str(value), MAX_SHOWN)) for name, value in call.args.items()}
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
@@ -116,8 +116,8 @@ def _question(judged: DecidedCall) -> str:
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
-    """Return the questions as the ledger keeps them. `number` counts the interrupts of one task, so that they repeat in order."""
-    here = run.engine.on_ask is not None  # answered at once, by nobody else
+    """Return the questions for the ledger. `number` counts the interrupts of one task, to repeat them in order."""
+    here = run.engine.on_ask is not None  # `on_ask` answers at once, and nobody else
     if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
@@ -131,7 +131,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             **_about(run, j.call),
             expires_at=j.expires_at,
             source="application" if here else "interrupt",
-            # An edit or a response changes the task, which takes a root entry.
+            # An edit or a response changes the task, which needs a root entry.
             allowed=allowed(None if here else j.call.plan_id, j.terms.needed, j.call.profile.decisions),
             id=new_id(),
             subject=run.subject.principal,
@@ -156,18 +156,18 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
-    """Return the names of those for whom an agent or a service acts, as far as its token says."""
+    """Return the names of those for whom an agent or a service acts, by its token."""
     named = subject.properties.get("on_behalf_of")
     return (named,) if isinstance(named, str) and named else ()
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """Count questions before anybody is asked; return True if they exceed a cap: then the whole list is refused."""
+    """Count questions before asking. Return True if they exceed a cap, which refuses the whole list."""
     terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
     hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
     per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
-    asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # for every thread
-    # Separate commits: a refusal opens nothing, and the run's cap spares the subject's.
+    asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # over all threads
+    # Separate commits, so that a refusal by the run's cap does not count against the subject's.
     for scope, counted in ((run.scope, per_run), (asks, hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
             return True
@@ -175,7 +175,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
-    """Say in a question if its task has an unused approval of the same tool: for arguments that did not come again."""
+    """Add a hint to a question if its task has an unused approval of this tool for other arguments."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
@@ -186,7 +186,7 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
-    """Open questions in the ledger before anybody is asked; return False if the run is over. Raises `AuditError`."""
+    """Open questions in the ledger before asking. Return False if the run has ended. Raises `AuditError`."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
     if isinstance(done, Conflict):
@@ -251,7 +251,7 @@ def record_answers(
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return the questions of another review as the ledger keeps them. `task_id`: of the task in which the review asks."""
+    """Return another review's questions for the ledger. `task_id`: the task in which the review asks."""
     trace = traceparent(run)
     return [
         Approval(
@@ -270,13 +270,13 @@ def reviews(
 
 
 def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
-    """Return the change that notes a question of the call's own tool: the answer lets that call go on."""
+    """Return the change that records a tool's own question. The answer lets its call continue."""
     key, asked = f"{OWN}{call_key}", interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the changes that a resume value makes to open questions; what is not an answer is `malformed`, and denies."""
+    """Return the changes of open questions by a resume value. An invalid answer is `malformed`, and denies."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -292,7 +292,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[A
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return an answer's decision on each call of one interrupt; none at all if it has another number of them."""
+    """Return an answer's decision on each call of one interrupt; none if their number differs."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -301,7 +301,7 @@ def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a list of decisions answers only some of the calls of one interrupt: nothing says which."""
+    """Return True if a list has fewer decisions than the interrupt has calls, so that the calls are unclear."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
@@ -335,7 +335,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
         call_key=ask.call_key,
         state=state,  # type: ignore[arg-type]
         approver=subject.principal,
-        # We did not see what another review showed the approver.
+        # What another review showed to the approver is unknown.
         authenticated=subject.type == "user" and ask.source != "hitl",
         message=message if isinstance(message, str) else "",
         edited=edited,
@@ -343,7 +343,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
 
 
 def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Return a decision in LangChain's terms. Agent Inbox has its own: accept, edit, ignore and response."""
+    """Return a decision in LangChain's terms. Agent Inbox uses accept, edit, ignore and response."""
     kind, args = decision.get("type"), decision.get("args")
     if kind == "edit" and "edited_action" not in decision and isinstance(args, Mapping):
         return {"type": kind, "edited_action": {"name": args.get("action"), "args": args.get("args")}}
@@ -353,7 +353,7 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _said(answer: object) -> str | None:
-    """Return "yes" or "no" if a plain answer is one of these, and says nothing else."""
+    """Return "yes" or "no" if a plain answer is exactly one of these."""
     if isinstance(answer, Mapping):
         (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
     word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
@@ -378,7 +378,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 
 def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """Return what the answers say about the task; nothing if they are plain answers to closed questions."""
+    """Return the corrections in the answers; none for plain answers to closed questions."""
     by_key = {a.call_key: a for a in asks}
     said = []
     for answer in answered:

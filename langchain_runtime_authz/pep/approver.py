@@ -1,7 +1,7 @@
-"""Answer a question outside the graph: put an approver's verified statement into the ledger.
+"""Answer a question outside the graph: record an approver's verified statement in the ledger.
 
-The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a correction:
-the same commit opens the next epoch, and other questions and approvals are void and asked again.
+The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a
+correction. The same commit opens the next epoch, voids other questions and approvals, and these are asked again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _store(engine: Engine) -> Asked:
     return engine.ledger
 
 
-ListAsked: Final = Effect(  # a tenant's open questions, or the one of an id
+ListAsked: Final = Effect(  # tenant, and optionally an id → open questions
     lambda engine, one: _store(engine).asked(engine.tenant, one),
     lambda engine, one: _store(engine).aasked(engine.tenant, one),
 )
@@ -50,10 +50,10 @@ def answer_beside(
     message: str = "",
     content: bool = False,
 ) -> Flow[int]:
-    """Answer the open question `id`; return the number of approvers that it still waits for.
+    """Answer the open question `id`; return the number of approvers that are still needed.
 
-    Raises `AuthzError` (`approval_void`, `approval_expired`, `approval_approver`, `approval_not_distinct`), `CredentialError` if the
-    statement is not believed, `ConfigError` for neither or both of `by` and `statement`.
+    Raises `AuthzError` (`approval_void`, `approval_expired`, `approval_approver`, `approval_not_distinct`),
+    `CredentialError` for an invalid statement, `ConfigError` for neither or both of `by` and `statement`.
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
@@ -100,13 +100,13 @@ def answer_beside(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return what the answer says of the task, if anything, the plans without the rejected call, and how many texts were."""
+    """Return the answer's correction, if any, the plans without the rejected call, and the number of texts."""
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
     snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
     yield from settle(scope, snapshot)
-    # The approver's words give authority only if it is the approver's own task.
+    # The approver's words give authority only in the approver's own task.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])
@@ -118,7 +118,7 @@ def open_question(id: str) -> Flow[Question]:
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
-    """Return what a statement on the one question found must be about. Raises `AuthzError` if there is none."""
+    """Return the question that a statement must be about. Raises `AuthzError` if none was found."""
     if len(found) != 1:
         raise AuthzError(Code.APPROVAL_VOID)
     ((scope, asked),) = found

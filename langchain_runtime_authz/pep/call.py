@@ -1,4 +1,4 @@
-"""A tool call, what was decided on it, and the verdict that its enforcement point receives."""
+"""A tool call, its decision, and the verdict for its enforcement point."""
 
 from __future__ import annotations
 
@@ -33,56 +33,56 @@ class Call:
     profiled: bool
     call_id: str | None
     plan_id: str | None  # of the message that planned it
-    position: int | None  # its place there
+    position: int | None  # its index in that message
     raw: Mapping[str, Any] | str  # the arguments as the model wrote them
-    args: Mapping[str, Any]  # the JSON of the parsed ones, without those that the framework supplies
+    args: Mapping[str, Any]  # the parsed arguments as JSON, without those that the framework supplies
     args_digest: str
     atoms: CallAtoms
     parsed: Any = None  # what the tool will receive
     sent: Any = None
     injected: frozenset[str] = frozenset()  # arguments that the framework supplies
     supplied: bool = False
-    reread: Callable[[], str] | None = None  # gives the digest of the arguments parsed once more
+    reread: Callable[[], str] | None = None  # parses the arguments again and returns their digest
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
-    place: str = ""  # tells equal calls apart if no message is known
-    amend: Callable[[str, dict[str, Any]], Call] | None = None  # gives an approver's call in the place of this
-    amends: str = ""  # the key of the approval that did
-    reviewed: bool = False  # a review between here and the tool asks an approver about it
+    place: str = ""  # distinguishes equal calls if no message is known
+    amend: Callable[[str, dict[str, Any]], Call] | None = None  # returns an approver's replacement of this call
+    amends: str = ""  # the key of the approval that replaced the call
+    reviewed: bool = False  # a later review asks an approver about it
     by_code: bool = False
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent. Under an alias, all of them count as sent."""
+        """Names of the arguments that the model sent. If it used an alias, all count as sent."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         return frozenset(sent if sent.keys() <= self.args.keys() else self.args)
 
 
 @dataclass(slots=True)
 class DecidedCall:
-    """A call and what was decided on it; nothing is claimed yet."""
+    """A call and its decision, before the claim."""
 
     call: Call
-    key: str  # the ledger's, as are `row` and `approval`
+    key: str  # in the ledger, as `row` and `approval`
     decision: Decision
-    body: bytes | None = None  # what the PDP was asked
-    started: int = 0  # when its batch was asked about, in nanoseconds
+    body: bytes | None = None  # the request to the PDP
+    started: int = 0  # start of its batch, in nanoseconds
     now: int = 0  # ledger time then
     match: Match | None = None
     provenance: Mapping[str, Provenance] = field(default_factory=dict)
-    prior_calls: int = 0  # calls with the same effect that were let run for this task
+    prior_calls: int = 0  # permitted calls with the same effect in this task
     mandate: Mandate | None = None
     standing: Standing = NO_STANDING
-    counter: str = ""  # the budget of these calls
+    counter: str = ""  # the counter of these calls
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
-    replay: bool = False  # it ran before, and its result stands
-    deed: str = ""  # what it does to what (`CallRow.deed`)
-    doubts: tuple[Doubt, ...] = ()  # because of which it must ask (`Doubt.asks`)
-    repeats: tuple[Doubt, ...] = ()  # other calls of the deed, which must ask once this one is claimed
-    evidence: tuple[str, ...] = ()  # what an approver is shown
+    replay: bool = False  # it ran before; use its recorded result
+    deed: str = ""  # its effect and target (`CallRow.deed`)
+    doubts: tuple[Doubt, ...] = ()  # doubts that make it ask (`Doubt.asks`)
+    repeats: tuple[Doubt, ...] = ()  # other calls of the deed, which must ask after the claim of this one
+    evidence: tuple[str, ...] = ()  # lines for the approver
 
     @property
     def asks(self) -> bool:
@@ -91,7 +91,7 @@ class DecidedCall:
 
     @property
     def told(self) -> bool:
-        """True if the newest question about it named each of its doubts."""
+        """True if its newest question named all of its doubts."""
         named = self.approval.doubts if self.approval is not None else ()
         return all(one.name in named for one in self.doubts)
 
@@ -103,7 +103,7 @@ class DecidedCall:
 
     @property
     def expires_at(self) -> int:
-        """Ledger time until which a question about it can be answered and the answer used; 0 for ever."""
+        """Ledger time until which its question can be answered and the answer used; 0 for ever."""
         return self.now + self.terms.expires_in if self.terms.expires_in else 0
 
     @property
@@ -112,12 +112,12 @@ class DecidedCall:
         return self.match is not None and self.match.stale
 
     def under(self, decision: Decision) -> DecidedCall:
-        """Return the call under another decision, which keeps the first one's id in the audit trail."""
+        """Return the call with another decision, under the first decision's id."""
         return replace(self, decision=replace(decision, decision_id=self.decision.decision_id))
 
 
 class Denial(NamedTuple):
-    """The call does not run. `message` is the approver's word on a rejection."""
+    """The call does not run. `message` is the approver's reason for a rejection."""
 
     call: Call
     decision: Decision
@@ -125,7 +125,7 @@ class Denial(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """The call ran before: its recorded result (JSON text) stands. `message` is what the user has said since."""
+    """The call ran before: use its recorded result (JSON text). `message` holds the user's words since then."""
 
     call: Call
     result: str | None

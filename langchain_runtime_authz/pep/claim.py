@@ -1,7 +1,7 @@
-"""From a decision to a ticket, and from a ticket to its end: commit → audit → ticket → tool → conclude.
+"""Claim and conclude decided calls: commit → audit → ticket → tool → conclude.
 
-INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point
-of no return: a correction that commits first wins, after it the call is under way.
+INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point of no return. A
+correction that commits before it stops the call, a later one does not.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _log = logger(__name__)
 
 Spent = tuple[tuple[str, int], ...]
 _UNBOUNDED: Final = 2**53
-RACES: Final = 16  # agents that do the same at once before one of them is refused for it
+RACES: Final = 16  # retries if other agents make the same call at once
 
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Commit, record and ticket a decided call, decided anew if somebody did the same since. Never raises."""
+    """Commit and record a decided call and issue its ticket. After a race, decide it again. Never raises."""
     verdict = yield from claim_once(run, decided)
     if isinstance(verdict, Conflict):
         return (yield from claim_again(run, decided, verdict))
@@ -64,7 +64,7 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 
 
 def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Decide a call anew of which others have used something up or begun the same meanwhile, and claim it."""
+    """Decide and claim a call again after others spent its budget or began the same call."""
     verdict: Verdict | Conflict = conflict
     tries = RACES
     while isinstance(verdict, Conflict):
@@ -78,9 +78,9 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 
 def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Like `claim_call`, once. A conflict is about what others have used up or begun meanwhile."""
+    """Claim a call once. A conflict means that others spent its budget or began the same call."""
     call, decision, engine = decided.call, decided.decision, run.engine
-    killed = engine.kill_switch is not None and engine.killed  # since it was decided
+    killed = engine.kill_switch is not None and engine.killed  # engaged since the decision
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
     edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
@@ -88,7 +88,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return (yield from deny_call(run, decided.under(deny(delegated.reason))))
     tokens: dict[str, str] = {}
     if call.profile.audience:
-        # Of this call in this lease for this audience: a replay under a new lease gets another jti.
+        # One jti per call, lease and audience: a replay under a new lease gets another.
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _intent(run, decided)
@@ -142,7 +142,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
 
 
 def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
-    """Commit what other threads must know before the claim; if the process dies between the two, a person is asked."""
+    """Commit the changes of other threads before the claim. If the process dies in between, an approver is asked."""
     commits: list[tuple[Scope, list[ledger.Change]]] = []
     for scope, _, row in decided.repeats:
         commits.append((scope, [RepeatCall(row.key, row.at)]))
@@ -156,10 +156,10 @@ def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | N
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
-    """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
+    """Return the changes of a permitted call's claim, and the counters of its budgets."""
     call, approval, row, name = decided.call, decided.approval, decided.row, recording.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
-    # An approval after a failure approves running it again.
+    # An approval after a failure permits running it again.
     again = approved and row is not None and row.state in ("failed", "unknown")
     repeatable = not profile.side_effect or profile.idempotent or again
     about = None
@@ -174,7 +174,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             "process": PROCESS[0],
             "idempotency_key": intent,
         }
-    # INVARIANT: no doubt about the same deed has come since it was decided, except what its approver was told of.
+    # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.
     subject = run.subject.principal if decided.deed else ""
     despite = None if profile.idempotent else approval.doubts if approved and approval is not None else ()
     changes: list[ledger.Change] = [
@@ -186,10 +186,10 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     if budgets:
         changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
     if decided.counter and row is None:
-        # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
+        # INVARIANT: no equal call was made since the decision. A call that was claimed before is counted already.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
     if row is None:
-        # INVARIANT: a step is spent by the commit that claims its call.
+        # INVARIANT: the commit that claims the call spends its step.
         for spend in decided.standing.spends:
             changes.append(SpendBudget(*spend))
     spent: Spent = ()
@@ -207,7 +207,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
 
 
 def _refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Give back what a mandate for all threads of the subject has spent on a call that did not run."""
+    """Give back the budget of a mandate for all threads of the subject, for a call that did not run."""
     back = [SpendBudget(counter, _UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -218,12 +218,12 @@ def _refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
 
 
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
-    """Return the verdict on a call that ran before, is denied, or was decided before the kill switch was engaged."""
+    """Return the verdict without a claim: a replay, a deny, or a deny by the kill switch."""
     if not decided.replay:
         killed = decided.decision.outcome == "permit"
         return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
     message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
-    if message:  # the user's words that the graph has not seen
+    if message:  # user's words that the graph has not seen
         try:
             yield Commit(run.scope, None, [ledger.TakePending()])
         except Exception as exc:  # noqa: BLE001  (then it is told once more)
@@ -240,7 +240,7 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
 
 
 def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
-    """Release a claim that was not `recorded`, or of which those who must be told cannot be."""
+    """Release a claim if it was not `recorded`, or if a required notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
@@ -256,7 +256,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
 
 
 def _intent(run: Run, decided: DecidedCall) -> str:
-    """Return the key that the tool is offered. If the message is not known, no copy of the call can be."""
+    """Return the tool's idempotency key. Without a known message it is the ledger's key."""
     call = decided.call
     if call.plan_id is None:
         return decided.key
@@ -267,7 +267,7 @@ def _intent(run: Run, decided: DecidedCall) -> str:
 
 
 def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
-    """Record a call that does not run, carry out what its decision obliges, count it."""
+    """Record and count a denied call, and carry out its obligations."""
     call, decision = decided.call, decided.decision
     changes: list[ledger.Change] = [counted(decided)]
     obliged = {o.type for o in decision.obligations}
@@ -299,10 +299,10 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         run.engine.lost("a denial", exc, run, decision.decision_id)
     for change in owed(decision):
         try:
-            yield Commit(run.scope, None, [change])  # where it has no room, the attempt is refused already
+            yield Commit(run.scope, None, [change])  # if the counter is full, the attempt is refused already
         except Exception as exc:  # noqa: BLE001  (likewise)
             run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
-    if decision.outcome != "approval_required":  # of a question it was told when it was asked
+    if decision.outcome != "approval_required":  # for a question, this was sent when it was asked
         try:
             yield from recording.tell(run, decision, "tools/call", call.tool, time.time())
         except AuditError as exc:
@@ -311,7 +311,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
 
 
 def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
-    """Return what a denial adds to the history, or takes back (`by=-1`). An outage is not misbehaviour."""
+    """Return what a denial adds to the history, or removes (`by=-1`). Outages are not counted."""
     call, counts = decided.call, recording.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
@@ -333,9 +333,9 @@ def conclude(
     output: object = None,
     question: str = "",
 ) -> Flow[None]:
-    """Close a call. Never refused, since it happened. If a live token was found in its output, the agent is revoked.
+    """Close a call, which is never refused. If a live token was found in its output, revoke the agent.
 
-    `question` is the id of the one that the tool asks by itself. `released` is a ticket that was never redeemed.
+    `question` is the id of the tool's own question. `released`: the ticket was never redeemed.
     """
     ticket.conclude()
     leaked, profile = ticket.leaked, call.profile
@@ -393,7 +393,7 @@ def conclude(
 
 
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
-    """Keep what the call returned or was given, for questions and mandates."""
+    """Keep the call's output or arguments, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     outputs = memory.outputs(scope)
     if found.prose or found.rest is not None:

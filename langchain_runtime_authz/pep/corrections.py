@@ -1,4 +1,4 @@
-"""Change a thread's task: by an answer, outside the graph, by an operator.
+"""Change a thread's task, by an answer, from outside the graph, or by an operator.
 
 Each opens the next epoch by compare-and-set, so earlier plans are stale.
 """
@@ -29,11 +29,12 @@ _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 
 def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
-    """Put a resume value into the ledger, before any task starts: one atomic correction or answer.
+    """Record a resume value before any task starts, as one atomic correction or answer.
 
-    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it: the same commit opens
-    the next epoch, with a plan of the calls that are left. Rejected calls are dropped, edited ones stand as edited, and the
-    agents above that wait for them go on. Raises `AuthzDenied`: others changed the task; `approval_partial`; not their answer.
+    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it: the same commit
+    opens the next epoch, with a plan of the other calls. Rejected calls are dropped, edited ones replaced, and
+    parent agents that wait for them continue. Raises `AuthzDenied`: others changed the task; `approval_partial`; not
+    their answer.
     """
     if is_partial(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
@@ -45,7 +46,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
         done = yield Commit(run.scope, None, answered)
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
-            # Before any task takes the value: the question stays open for those who may answer it.
+            # Refused before any task takes the value: the question stays open for those who may answer it.
             yield from record_answers(run, asks, answered, time.time(), refused=str(done.code))
             raise AuthzDenied(done.code, new_id())
         if isinstance(done, Committed):
@@ -62,7 +63,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a plan holds an edit of a call that a review asked about anew and that is approved as it was."""
+    """Return True if a call is approved as announced, after a review, although its plan holds an edit."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -73,7 +74,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return the places of the calls that a review, not a question of ours, approved as in their message."""
+    """Return the positions of calls that another review approved as announced."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -85,10 +86,10 @@ def _as_announced(
 def reply(
     run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
 ) -> Flow[bool]:
-    """Take answers to questions of tools and nodes: an answer that is not plain corrects the task. True if one did.
+    """Record answers to questions of tools and nodes. Return True if one corrects the task.
 
-    `questions` are the values of open interrupts by id, `given` the answers. Of the old calls, only those whose tools ask
-    by themselves (`own`) go on in the next epoch. Raises `AuthzDenied`: others changed the task meanwhile.
+    `questions` are the values of open interrupts by id, `given` the answers. Of the old calls, only those of tools that
+    ask by themselves (`own`) continue. Raises `AuthzDenied`: others changed the task meanwhile.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -100,14 +101,14 @@ def reply(
         if (f"{ANSWER}{i}", content_digest(text)) not in known
     )
     heard = own if texts else [a for a in own if a.interrupt_id in given]
-    # Words let the call go on where the policy permits it under the new task. Only a plain answer approves it.
+    # After other words the policy decides under the new task. Only a plain answer approves the call.
     kind = "words" if texts else ""
     going = [AnswerApproval(a.call_key, "approved", author, authenticated=False, message=kind) for a in heard]
     if not texts:
         if going:
             yield Commit(run.scope, None, going)
         return False
-    # Delivered by the answers below; should the process die before, by the next root entry.
+    # Delivered below, or by the next root entry if the process dies before.
     keep = tuple(a.call_key for a in own)
     yield from _rotate(run, [*going, AdvanceEpoch(run.epoch, texts, deliver=human, keep=keep)], texts)
     run.corrected = tuple(t.text for t in texts if t.text)
@@ -115,7 +116,7 @@ def reply(
 
 
 def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
-    """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
+    """Commit a correction by the run's own entry, which continues in the next epoch under a new jti."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
     done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
@@ -134,7 +135,7 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
 def carried(
     scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
-    """Return the plans of `epoch` as answers to `asks` leave them, for the epoch that the answers open."""
+    """Return the plans of `epoch` after the answers to `asks`, for the next epoch."""
     by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
@@ -163,9 +164,9 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """Pin an `update_state` of a thread that the ledger knows, which left `checkpoint`, as a correction.
+    """Pin an `update_state` of a known thread, which left `checkpoint`, as a correction.
 
-    `texts` are the words of its author `by`. `below`: the digest of what then waits below, so that it counts once.
+    `texts` are the words of its author `by`. `below`: the digest of the waiting child graphs, so that it counts once.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 
@@ -192,7 +193,7 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 def _done(
     scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
 ) -> Flow[None]:
-    """Commit and record a change that no state of a thread refuses. A refusal raises: it must not look kept."""
+    """Commit and record a change that a thread never refuses. If it is refused, raise."""
     done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
@@ -200,13 +201,13 @@ def _done(
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
-    """Declare that a resource changed: earlier reads of it are out of date. With `content` the record names it."""
+    """Declare that a resource changed, so that earlier reads are out of date. With `content` the record names it."""
     change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
     return _done(scope, change, "data_changed", detail, data_scope(scope))
 
 
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`. `by` (`type:id`) did it."""
+    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`. `by` is the author (`type:id`)."""
     return _done(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
 
 

@@ -1,4 +1,4 @@
-"""The credential of one call: minted when the tool asks for it, revoked when the call ends."""
+"""The credential of a call: minted on the tool's request, revoked when the call ends."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)
 KEYS: Final = "urn:langchain-runtime-authz:keys"
-Mint = Callable[[str, str | None], tuple[Any, ...]]  # audience and thumbprint of a key → the effect that mints
-NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text has no task
+Mint = Callable[[str, str | None], tuple[Any, ...]]  # audience, thumbprint of a key → the minting effect
+NO_TASK: Final = "none"  # the claim of a run without a user's text, because it cannot be empty
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
-    """Records each refused mint: run, call or `None` for other code, and ledger time minus monotonic time."""
+    """Records refused mints of a run: the call or `None` for other code, and ledger minus monotonic time."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
         yield Record(
             refused_mint_record,
             now=time.time() if offset is None else offset + time.monotonic(),
-            # An audience that the profile does not declare is the tool's own text: record its digest.
+            # The tool chose an audience that its profile does not declare, so record its digest.
             asked_digest=None if known or audience is None else content_digest(audience),
             **detail,
             **about,
@@ -76,7 +76,7 @@ def minted(
     run: Run, now: float, task: PinnedTask, mandate: Mandate | None, decision_id: str, **request: Any
 ) -> Flow[Credential]:
     """Mint a token of a run's agent, and record it before it is handed out. Raises `CredentialError`."""
-    from langchain_runtime_authz.credential.issuer import minting  # loads the signing library
+    from langchain_runtime_authz.credential.issuer import minting  # this loads the signing library
 
     engine, identity = run.engine, run.engine.identity
     if (ends := identity.expires_at) is not None and now >= int(ends):
@@ -85,7 +85,7 @@ def minted(
         subject=run.subject,
         tenant=run.scope.tenant,
         agent=identity.agent_id(run.agent),
-        # Nearest first, also those of other servers.
+        # Nearest first, including agents of other servers.
         delegators=(*(identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
         txn=run.run_id,
         task=Task(
@@ -119,11 +119,11 @@ def minted(
 
 
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
-    """Return what mints for a call that was committed at a ledger time; `jtis` by audience."""
+    """Return the minter of a call that was committed at a ledger time. `jtis` are by audience."""
     since = time.monotonic()
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:
-        if run.over:  # the call never returned, and the run went on without it
+        if run.over:  # the run ended although the call never returned
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
         asked = {

@@ -1,6 +1,6 @@
-"""Deciding the calls of a message: load → evaluate. Nothing is claimed yet.
+"""Decide the calls of a message: load → evaluate. Nothing is claimed yet.
 
-Not left to policy: see `_refusal` and `lease_refusal`, and the checks inside the ledger's changes.
+Some refusals do not depend on the policy: `_refusal`, `lease_refusal`, and the checks of ledger changes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "unknown": Code.OUTCOME_UNKNOWN,
     "void": Code.STALE_EPOCH,
 }
-_UNDECIDED: Final = deny(Code.PDP_ERROR)  # in the place of a decision until there is one
+_UNDECIDED: Final = deny(Code.PDP_ERROR)  # a placeholder until there is a decision
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
     "answered": Code.APPROVAL_ANSWERED,
@@ -50,7 +50,7 @@ _REFUSED: Final[Mapping[str, Code]] = {
 
 
 def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    """Decide all calls of one message on one snapshot and in one batch. Never raises: a failing ledger denies."""
+    """Decide all calls of one message on one snapshot, in one batch. Never raises: a failing ledger denies."""
     if not calls:
         return []
     started, engine = time.time_ns(), run.engine
@@ -67,7 +67,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
         amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
         if any(a is not c for a, c in zip(amended, calls, strict=True)):
-            # An approver put other calls in the place of these. They are decided like any.
+            # An approver replaced these calls. The replacements are decided like any others.
             return (yield from decide_calls(run, amended))
     decided: list[DecidedCall] = []
     asked: list[DecidedCall] = []
@@ -89,7 +89,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
-    """Read what the decision needs. `origin` is the epoch of the keys; of the `moved` tools somebody said the data changed."""
+    """Read what the decision needs. `origin`: the keys' epoch. `moved`: tools whose data was declared changed."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     words, origin = run.engine.memory.words.get(run.scope), run.epoch
@@ -100,7 +100,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     recorded = snapshot.plan
     if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
-        # The calls were planned at another epoch: what has run under it has run.
+        # The calls were planned at another epoch, under whose keys some may have run.
         keys, origin = [_key(run, c, planned) for c in calls], planned
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     if words is None or words.digest != snapshot.task.digest:
@@ -113,7 +113,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
-    for _, _, mandate, _ in compared:  # they have one
+    for _, _, mandate, _ in compared:  # all have a mandate
         if mandate is not None and (scope := occasion(run, mandate)) is not None:
             elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
             snapshot.counters = {**snapshot.counters, **elsewhere.counters}
@@ -126,7 +126,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     return calls, keys, compared, origin, words, snapshot, moved
 
 
-# A call held against the mandate: the counter of its effect, the name of its deed, the mandate, and how they compare.
+# The comparison of a call with the mandate: counter of its effect, name of its deed, mandate, binding.
 _Compared = tuple[str, str, Mandate | None, Binding | None]
 
 
@@ -150,7 +150,7 @@ def _described(
     moved: frozenset[str],
     ahead: dict[str, int],
 ) -> DecidedCall:
-    """Return a call with what is known of it. `ahead` counts what the calls before it in the message use up."""
+    """Return a call with its facts. `ahead` counts the budgets used by earlier calls of the message."""
     counter, deed, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
@@ -158,7 +158,7 @@ def _described(
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
-    # A side effect that happened is not decided again: its recorded result stands.
+    # A side effect that happened is not decided again. Its recorded result is used.
     replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect
     prior = 0
     if counter:
@@ -169,7 +169,7 @@ def _described(
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
     doubts, repeats = doubted(run, snapshot, call, key, deed) if snapshot.doubts and not replay else ((), ())
-    if doubts and standing.standing == "covered":  # what ordered it may be spent
+    if doubts and standing.standing == "covered":  # the ordering step may be spent
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
         call=call,
@@ -187,7 +187,7 @@ def _described(
         doubts=doubts,
         repeats=repeats,
     )
-    if call.error is None:  # what is refused here is not asked, but its record still says what it was
+    if call.error is None:  # refused without the PDP, but recorded with its request
         decided.now, decided.match = int(snapshot.now), match
         decided.body, decided.provenance = call_request(run, snapshot, words, decided, match, moved)
     return decided
@@ -202,7 +202,7 @@ def _reread(
     words: TaskWords | None,
     snapshot: Snapshot,
 ) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
-    """Read the task's words, which changed or were never read here, and what is counted by them."""
+    """Read the task's words, if they are new here, and the counters that depend on them."""
     if words is not None:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
@@ -223,7 +223,7 @@ def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
 
 
 def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
-    """Find the plan by the call's id, if the enforcement point did not see the message."""
+    """Find the plan by the call's id if the enforcement point did not see the message."""
     snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
         return [only]
@@ -240,7 +240,7 @@ def _key(run: Run, call: Call, epoch: int) -> str:
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:
-    """Return the key of what a review outside our enforcement points said about a call, by the call's place alone."""
+    """Return the key for another review's answer about a call, by the call's place alone."""
     return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
 
 
@@ -276,7 +276,7 @@ def _query(
 
 
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
-    """Return the question and answer about the call: ours, or those of a review before it."""
+    """Return the question and answer about the call, of our own or of an earlier review."""
     own = snapshot.approvals.get(key)
     if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
         return snapshot.approvals[f"{OWN}{key}"]
@@ -287,19 +287,19 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
         if review is not None and _reviewed(review, call):
             own = review
     if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
-        # Said under the old task, of a plan that nobody carried into this one.
+        # An answer of the old task, about a plan that was not carried into this one.
         return replace(own, epoch=run.epoch) if own.state == "spent" and _goes_on(run, snapshot, key) else None
     return own
 
 
 def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
-    """Return True if the call's tool asked by itself, and the answer changed the task."""
+    """Return True if the tool asked by itself, and the answer changed the task."""
     own = snapshot.approvals.get(f"{OWN}{key}")
     return own is not None and own.state == "approved" and own.epoch == run.epoch
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Return True if a review's answer is about this call, by the arguments as written: the approver saw these."""
+    """Return True if a review's answer is about this call, by its written arguments, as shown to the approver."""
     digest = plan.raw_digest(call.raw)
     if review.edited:
         name, args = edited_action(review.edited)
@@ -323,7 +323,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
 
 
 def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
-    """Keep a living run's lease ahead of ledger time, up to its maximum lifetime."""
+    """Renew a running run's lease, up to its maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
         until = engine.lease_end(snapshot.now, lease.started_at)
@@ -333,7 +333,7 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return the tools whose resources somebody said changed since they were read. Note what these calls will read."""
+    """Return the tools whose resources were declared changed since their reads. Note what these calls read."""
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
@@ -349,14 +349,14 @@ def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[s
 
 
 def data_scope(scope: Scope) -> Scope:
-    """Return where the versions of a tenant's resources stand, for every thread."""
+    """Return the scope of the versions of a tenant's resources, for all threads."""
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 
 def _refusal(
     run: Run, snapshot: Snapshot, call: Call, match: plan.Match, approval: Approval | None, row: CallRow | None
 ) -> Decision | None:
-    """Return the PEP's own refusal, which no policy can lift; `None` without one."""
+    """Return the enforcement point's refusal, which no policy can lift, or `None`."""
     if call.error is not None:
         return deny(call.error, "mapping")
     if (dead := lease_refusal(run, snapshot)) is not None:
@@ -366,16 +366,16 @@ def _refusal(
             return deny(_REFUSED[approval.state])
         if approval.edited and approval.call_key != call.amends:  # the approver replaced the call
             return deny(Code.APPROVAL_VOID)
-        # Also if nobody answered: a question expires, and the run goes on without an answer.
+        # This also applies to a question that expired without an answer.
         if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
             return deny(Code.APPROVAL_EXPIRED)
-    # The policy decides on a call that differs from its plan, but not on a plan of an older task.
+    # The policy decides about calls that differ from their plan, but not about plans of an older task.
     if (match.planned or match.changed) and match.stale and call.profile.side_effect:
-        # A model that is told of a call that did not run plans it again. So tell it only if it surely did not.
+        # A model plans a call again if it is told that it did not run. So tell it only if that is certain.
         begun = row.state if row is not None else "suspended"
         return deny(_BEGUN[begun]) if begun != "done" else None
     if run.parent is not None and run.grant is not None:
-        # INVARIANT: no step of a child outside what its parent gave it.
+        # INVARIANT: a child takes only steps that its parent granted.
         outside = run.grant.refuses(
             tool=call.tool,
             args=call.args,
@@ -390,7 +390,7 @@ def _refusal(
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
-    """Return why the run may not go on at all, or `None`."""
+    """Return why the run may not continue, or `None`."""
     lease = snapshot.lease
     if run.engine.kill_switch is not None and run.engine.killed:
         return Code.KILLED
@@ -398,7 +398,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
         return Code.REVOKED
     if run.closed or lease is None:
         return Code.LEASE_ENDED
-    # Before the lease's state: a correction kills the leases, and "the task changed" tells more.
+    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
     if snapshot.epoch != run.epoch:
         return Code.STALE_EPOCH
     if lease.state != "live":

@@ -1,7 +1,7 @@
-"""Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
+"""Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's lease.
 
-A child's grant is the meet of its parent's, its own (`pep.agents`) and the one that was asked for.
-The budgets of all are counted in the thread, so the whole tree spends them once.
+A child's grant is the meet of its parent's, its own (`pep.agents`) and the requested one. Budgets are counted in the
+thread, so the whole tree shares them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
 INVOKE: Final = "agent/invoke"
-# What the runs of one root entry share.
+# Shared by the runs of one root entry.
 _OF_ENTRY: Final = (
     *(
         "engine",
@@ -87,7 +87,7 @@ def open_child(
 
 
 def invitation(child: Run, audience: str) -> Flow[Credential]:
-    """Mint the credential with which another server runs `child`. It dies with the child's lease."""
+    """Mint the credential with which another server runs `child`. It ends with the child's lease."""
     parent = cast("Run", child.parent)
     task: Task = parent.parts["task"][0]  # as the edge was decided under
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
@@ -95,7 +95,7 @@ def invitation(child: Run, audience: str) -> Flow[Credential]:
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off at its tool's call, for the model to read. Never raises. It is decided again on entry."""
+    """Decide a hand-off at its tool's call, to tell the model. Never raises. The entry decides it again."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened
@@ -105,6 +105,6 @@ def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
 def _invited(run: Run, opened: Edge, changes: list[Change], refuse: Code | None) -> Flow[Decision]:
     depth = run.depth + 1
     resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
-    # INVARIANT: a chain fits into a token, so that no service sees a part of it.
+    # INVARIANT: a chain fits into a token, so that services always see all of it.
     refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else refuse
     return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))

@@ -1,7 +1,7 @@
-"""Calls in doubt: a permit and no completion, because the process died or the end was not recorded.
+"""Calls in doubt: permitted but not completed, because the process died or the end was not recorded.
 
-The same deed then asks for `LASTS` seconds, on every thread of its subject. `RuntimeAuthz(on_unknown=...)` may know
-better: it asks the service by the idempotency key that the tool was given.
+For `LASTS` seconds the same deed then asks, on every thread of its subject. `RuntimeAuthz(on_unknown=...)` may resolve
+the doubt: it asks the service by the tool's idempotency key.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 _log = logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
-HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → the ticket with which this process runs it
+HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
 class UnknownCall(NamedTuple):
-    """A call whose outcome `on_unknown` is asked for. `at` is ledger time of its permit, in epoch seconds."""
+    """A call whose outcome `on_unknown` must find. `at` is the ledger time of its permit, in epoch seconds."""
 
     tool: str
     idempotency_key: str
@@ -58,7 +58,7 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
-    """Return the counter of equal effects in one turn, and the name of the deed. Without a target, the tool names it."""
+    """Return the counter of equal effects in a turn, and the deed's name. Without a target, the tool names it."""
     if call.error is not None or not call.profile.side_effect:
         return "", ""
     hit, target = call.atoms.effect_target() if call.profiled else ("", "")
@@ -67,7 +67,7 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deed: str) -> Doubted:
-    """Return what `DecidedCall.doubts` and `repeats` say. `ClaimCall` looks again, for doubts since then."""
+    """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
     if call.profile.idempotent:
         return (), ()
     about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry}
@@ -77,7 +77,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deed: str) -> Do
 
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
-    """Return the decision on a call whose deed is in doubt: a permit takes an approver, whatever the policy says."""
+    """Turn a permit into a question if the call's deed is in doubt, whatever the policy says."""
     given = decided.approval is not None and decided.approval.state == "approved" and decided.told
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision
@@ -102,13 +102,13 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 
 
 def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
-    """Return what becomes of a call that raised. One that was cut off, or had no answer in time, may have happened."""
+    """Return the state of a call that raised. After a cancellation or a timeout it may have happened."""
     cut = isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit | TimeoutError)
     return "unknown" if cut or any("Timeout" in kind.__name__ for kind in type(exc).__mro__) else "failed"
 
 
 def accountable(author: object, reason: object) -> dict[str, Any]:
-    """Return who says something for the record, and why. Raises `ConfigError`."""
+    """Return the checked author and reason for a record. Raises `ConfigError`."""
     if not isinstance(author, str) or not author.isprintable() or not _AUTHOR.fullmatch(author):
         raise ConfigError("name the author as `type:id`, like `user:carol`")
     if not isinstance(reason, str) or not reason.isprintable() or not reason.strip():
@@ -117,10 +117,10 @@ def accountable(author: object, reason: object) -> dict[str, Any]:
 
 
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
-    """Record what became of a call in doubt, in the audit log and then in the ledger.
+    """Record the outcome of a call in doubt, in the audit log and then in the ledger.
 
     If the log fails, the call stays in doubt, and can be resolved again. Raises `not_in_doubt`, `AuditError`, and
-    `ConfigError` if it is not clear who says what.
+    `ConfigError` for an invalid author or outcome.
     """
     if type(happened) is not bool:
         raise ConfigError(f"`happened` is True or False, not {type(happened).__name__}")
@@ -135,7 +135,7 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
-    """Record that a call ended after somebody had said what became of it: perhaps it was done again meanwhile."""
+    """Record that a call ended after it was resolved, so that it may have run twice."""
     resolved = (row.about or {})["resolved"]
     _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
     said = {name: resolved[name] for name in ("author", "reason", "happened")}
@@ -154,7 +154,7 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown` for each call in doubt that the snapshot shows, and return what is left of them."""
+    """Ask `on_unknown` for each call in doubt of the snapshot, and return those that remain."""
     own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
     keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
     for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
@@ -164,7 +164,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
         asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
         happened = yield LookUp(asked, until - time.monotonic())
-        # It happened, but nobody was told. Whether to do it again is for a person to say.
+        # It happened, but the model was not told. An approver must decide about doing it again.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
@@ -221,5 +221,5 @@ def _failed(exc: BaseException) -> object:
     return None
 
 
-LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → whether it happened, or something else
-ListDoubts: Final = Effect(method="ledger.doubts")  # a tenant, and perhaps a call's key and a thread → calls in doubt
+LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → True, False or anything else
+ListDoubts: Final = Effect(method="ledger.doubts")  # tenant, and optionally a call's key and a thread → calls in doubt

@@ -1,4 +1,4 @@
-"""The parts of one instance, a run's place among them, and the effects of this room."""
+"""The parts of one instance, the state of a run, and the effects of `pep`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 _notifications = logging.getLogger("langchain_runtime_authz.notify")
 
-LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
-MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
-ATTEMPTS: Final = 8  # at an epoch, where others advance it between our look and our commit
+LEASE_TTL: Final = 60  # seconds after which other processes count a silent run as dead
+MAX_LIFETIME: Final = 3600  # seconds after which a run must be started again
+ATTEMPTS: Final = 8  # tries of a commit while others advance the epoch
 
 T = TypeVar("T")
 
@@ -54,10 +54,10 @@ def new_id() -> str:
 
 
 class Planner(Protocol):
-    """Compiles a mandate from the user's words alone."""
+    """Compiles a mandate from the user's words only."""
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return what the texts of one turn order. Raising orders nothing."""
+        """Return the mandate in the texts of one turn. If it raises, nothing is ordered."""
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
@@ -65,9 +65,9 @@ class Planner(Protocol):
 
 @runtime_checkable
 class Notifier(Protocol):
-    """Sends notifications that a policy obliges to (`notify`); `docs/recipes/webhook.md` has one that queues them.
+    """Sends notifications that a policy demands (`notify`). `docs/recipes/webhook.md` has one that queues them.
 
-    A notification holds codes, ids and names, and the policy's own `topic` and `body`, never arguments, texts or tokens.
+    A notification holds codes, ids, names, and the policy's `topic` and `body`, never arguments, texts or tokens.
     """
 
     def send(self, notification: Mapping[str, Any]) -> None:
@@ -85,12 +85,12 @@ class LogNotifier:
 class Tools(Protocol):
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → reviewed profile. The same object while nothing changes."""
+        """Tool → reviewed profile. It stays the same object while nothing changes."""
         ...
 
     @property
     def signatures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Tool → JSON schema of its arguments, for the tools that were seen."""
+        """Tool → JSON schema of its arguments, for known tools."""
         ...
 
 
@@ -101,11 +101,11 @@ class KnownTools:
 
 
 Key = tuple[str, str, str, str, str]  # as `Gate`
-MAX_KEYS: Final = 10_000  # tools may be made at run time, so their number has no bound of its own
+MAX_KEYS: Final = 10_000  # tools may be created at run time, so their number is unbounded
 
 
 class Gate(NamedTuple):
-    """An enforcement point in front of one thing: in a root graph, an agent of it, and the layer that decided."""
+    """One enforcement point: its root graph, agent, target and layer."""
 
     root: str
     agent: str
@@ -115,14 +115,14 @@ class Gate(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Two counts: an enforcement point's decisions, and the runs of what is behind it."""
+    """The counts of an enforcement point: decisions, and runs of its target."""
 
     decided: int = 0
     ran: int = 0
 
 
 class Tally:
-    """Counts what enforcement points decided and let run, for reports. Do not count under names that a model made up."""
+    """Counts decisions and runs of enforcement points, for reports. Do not count names that a model invented."""
 
     __slots__ = ("_counts", "_lock", "dropped")
 
@@ -152,7 +152,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The parts that every step needs; built once by `RuntimeAuthz`."""
+    """The parts that every step needs. `RuntimeAuthz` builds it once."""
 
     ledger: Ledger
     evaluator: Evaluator
@@ -160,7 +160,7 @@ class Engine:
     identity: Identity
     audit: AuditSink
     tenant: str
-    verifier: Verifier | None = None  # believes the tokens of an issuer outside this process
+    verifier: Verifier | None = None  # verifies tokens of an issuer outside this process
     lease_ttl: int = LEASE_TTL
     max_lifetime: int = MAX_LIFETIME
     kill_switch: KillSwitch | None = None
@@ -203,31 +203,31 @@ class Engine:
 
     @staticmethod
     def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
-        """Return the meet of grants and of an agent's own; `None` if none is given."""
+        """Return the meet of grants and an agent's grant; `None` if there is none."""
         found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
         return found
 
     def lease_end(self, now: float, started_at: int) -> int:
-        """Return when a lease that is taken or renewed now ends: never after the identity of the workload."""
+        """Return the expiry of a lease taken or renewed now, never after that of the workload's identity."""
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
     def failed(self, exc: BaseException) -> Code:
-        """Return the code of a deny after a part failed: the kill switch's if that is engaged too."""
+        """Return the deny after a part failed; the kill switch's if that is engaged too."""
         code = failure_code(exc)
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
     def ledger_failed(self, exc: Exception, run: Run | None = None) -> Decision:
-        """Return that deny. The operator's log names the failure, and the run if none is current."""
+        """Log a ledger failure, with the run if none is current, and return the deny."""
         decision = deny(self.failed(exc))
         self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
 
     def lost(self, what: str, exc: Exception, run: Run, decision_id: str = "") -> None:
-        """Count and log that `what` happened, but was not recorded."""
+        """Count and log that `what` happened but was not recorded."""
         self.failed(exc)
         self._told(exc, run, decision_id, f"{what} was not recorded")
 
@@ -244,10 +244,10 @@ class Engine:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One agent's place in one root entry: its lease, and what was kept in this process.
+    """One agent's run in one root entry: its lease, and its state in this process.
 
-    `jti` is unique per agent path: no two agents share one. What is here can be lost with the
-    process without loss of safety; what must not be lost is in the ledger.
+    No two agent paths share a `jti`. This state may be lost with the process without loss of safety; state that must
+    last is in the ledger.
     """
 
     engine: Engine
@@ -260,27 +260,27 @@ class Run:
     started_at: int
     expires_at: int
     grant: Grant | None = None
-    mandate: Mandate | None = None  # what the task orders, by the application
-    planned: Mandate | None = None  # likewise, by a planner that saw only the user's words
-    spent_at: Scope | None = None  # where the steps are spent too, if this run entered another thread first
+    mandate: Mandate | None = None  # the application's mandate
+    planned: Mandate | None = None  # the planner's mandate, from the user's words only
+    spent_at: Scope | None = None  # the thread that it entered first, if another: steps are spent there too
     parent: Run | None = None
     upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
-    depth: int = field(init=False)  # delegations between the first agent of all and this one
-    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # calls (agent path, call id) above that wait for this run
+    depth: int = field(init=False)  # delegations between the first agent and this one
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # parents' calls (agent path, call id) that wait for this run
     closed: bool = False
     paused: bool = False
-    undelivered: tuple[str, ...] = ()  # corrections that the input could not carry: told with stale calls' answers
-    corrected: tuple[str, ...] = ()  # likewise the user's answer to a tool's or node's own question
-    pinned: int = 0  # texts that the ledger held when a root entry began: what comes after is news to it
-    kept_state: bool = False  # a checkpointer keeps the graph's state: a root entry's end is then marked
-    loaded: str = ""  # the newest checkpoint of the thread when a root entry began
-    steps_before: int = 0  # the thread's steps then
-    # Digests of calls that a model was seen to return, with the model and its instructions' digest; and models under way.
+    undelivered: tuple[str, ...] = ()  # corrections that the input could not carry; sent with answers of stale calls
+    corrected: tuple[str, ...] = ()  # likewise, answers to a tool's or node's own question
+    pinned: int = 0  # texts in the ledger when the root entry began; later ones are new to it
+    kept_state: bool = False  # a checkpointer keeps the graph's state, so the entry's end is marked
+    loaded: str = ""  # the thread's newest checkpoint when the root entry began
+    steps_before: int = 0  # the thread's steps at that time
+    # Digests of calls returned by models, with model and prompt digest; and running models.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
-    recorded: set[str] = field(default_factory=set)  # ids of the plans that are on record
-    foreign: set[str] = field(default_factory=set)  # digests of calls that the client itself sent: never a plan
-    handed: dict[str, Edge] = field(default_factory=dict)  # agent → the hand-off to it in this root entry
+    recorded: set[str] = field(default_factory=set)  # ids of recorded plans
+    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent: never planned
+    handed: dict[str, Edge] = field(default_factory=dict)  # agent → hand-off to it in this root entry
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
     kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # permits, and until when
     entry: str = field(init=False)  # the jti with which the root entry began; its child agents have it too
@@ -288,9 +288,9 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of what it reads, before the read
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
-    decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id: later spans are linked to them
-    parts: dict[Any, Any] = field(default_factory=dict)  # parts of requests and keys that stay the same
-    guard: Guard = field(init=False)  # what a commit of this run demands of the ledger
+    decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id, to link later spans
+    parts: dict[Any, Any] = field(default_factory=dict)  # constant parts of requests and keys
+    guard: Guard = field(init=False)  # the conditions of this run's commits
 
     def __post_init__(self) -> None:
         self.depth = len(self.agent) - 1 + len(self.upstream)
@@ -301,7 +301,7 @@ class Run:
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
-        """End the run, and those above it, as suspended: an approver is asked."""
+        """End the run and its parents as suspended, because an approver is asked."""
         run: Run | None = self
         while run is not None:
             run.paused = True
@@ -309,7 +309,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """True if it, or a run above it, was closed in this process."""
+        """True if it or a parent run was closed in this process."""
         return self.closed or (self.parent is not None and self.parent.over)
 
 
@@ -320,7 +320,7 @@ S = TypeVar("S", bound=Any)
 def both(
     flow: Callable[Concatenate[S, P], Flow[T]],
 ) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a method that runs a flow, and the one that runs it without blocking the event loop."""
+    """Return a method that runs a flow, and its async form, which does not block the event loop."""
     owner, _, name = flow.__qualname__.rpartition("._")
 
     @wraps(flow)
@@ -347,7 +347,7 @@ def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
         engine.audit.write(anchored(build(), engine.ledger, engine.tenant))
     except AuditError:
         raise
-    except Exception as exc:  # a foreign sink's own failure is a failed record like any other
+    except Exception as exc:  # any failure of a foreign sink is a failed record
         raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
 
 
@@ -359,16 +359,16 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         notifier.send(notification)
     except AuditError:
         raise
-    except Exception as exc:  # a foreign notifier's own failure is a failed notification
+    except Exception as exc:  # any failure of a foreign notifier is a failed notification
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-# A function that blocks, and its arguments: on an event loop it gets a thread of its own.
+# A blocking function and its arguments; on an event loop it runs in a thread.
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
 Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
 Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
-Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
+Notify: Final = Effect(_notify)  # channel, notification → `None` at once
 # A function that builds one audit record.
 Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
 
@@ -379,7 +379,7 @@ def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, 
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
-    """`record` with where its ledger stands: its reader can tell an older copy of the ledger from this one."""
+    """Add the ledger's anchor to `record`, by which a reader recognises an older copy of the ledger."""
     read: Any = getattr(ledger, "anchor", None)  # of an `Anchored`
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}

@@ -1,7 +1,7 @@
 """Begin and end runs.
 
-Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the state it loads. A later
-correction kills that lease and the old run drains. Only a new root entry plans anew.
+Each root entry (invoke, stream, batch element, resume) takes a lease at the epoch of the state that it loads. A later
+correction ends this lease, and the old run drains. Only a new root entry plans again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logger(__name__)
 
 
 class Entry(NamedTuple):
-    """A root entry. The graph's state may not hold `pending` corrections yet. A resume value may answer `asks`."""
+    """A root entry. `pending` corrections may be missing in the graph's state. A resume value may answer `asks`."""
 
     run: Run
     pending: tuple[HumanText, ...]
@@ -44,20 +44,20 @@ class Entry(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The facts at a root entry: a new input or a resume, and the state that it will load."""
+    """The facts of a root entry: a new input or a resume, and the state to load."""
 
     texts: Sequence[HumanText] = ()
-    standing: frozenset[str] = frozenset()  # digests of all texts in the user's role in the state already
+    standing: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
     resume: bool = False
-    kept: bool = False  # the graph keeps its state, so another writer can erase texts from it
+    kept: bool = False  # the graph's state is kept, so another writer can erase texts
     head: state.Head | None = None
-    moved: Callable[[str], Flow[bool]] | None = None  # whether the state changed since this checkpoint
-    memory: str | None = None  # the digest of what the store remembers, if the task counts it
-    waiting: Callable[[], Flow[state.Below | None]] | None = None  # reads what waits below
+    moved: Callable[[str], Flow[bool]] | None = None  # tells if the state changed since this checkpoint
+    memory: str | None = None  # the digest of the store's memory, if it belongs to the task
+    waiting: Callable[[], Flow[state.Below | None]] | None = None  # reads the waiting child graphs
 
 
 class Left(NamedTuple):
-    """A root entry's last checkpoint, and digests of the store and of what waits below; `None` if unknown."""
+    """A root entry's last checkpoint, and digests of memory and waiting child graphs; `None` if unknown."""
 
     head: str | None = None
     memory: str | None = None
@@ -78,9 +78,9 @@ def open_entry(
     workflow: bool = False,
     upstream: tuple[str, ...] = (),
 ) -> Flow[Entry]:
-    """Open a root entry: pin the task, advance the epoch if it changed, take a lease. Raises `AuthzDenied`.
+    """Open a root entry: pin the task, advance the epoch after a change, take a lease. Raises `AuthzDenied`.
 
-    `workflow`: the graph orchestrates agents, and is not one of them. `upstream`: agents of other servers that delegated.
+    `workflow`: the graph orchestrates agents and is not an agent. `upstream`: delegating agents of other servers.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
@@ -107,7 +107,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
         raise
     except Exception as exc:  # a ledger that fails denies
         decision = engine.ledger_failed(exc, run)
-        if isinstance(exc, AuditError):  # nothing runs under the lease that was taken, and nobody need wait for it
+        if isinstance(exc, AuditError):  # nothing runs under the lease, so end it
             with suppress(Exception):
                 yield Commit(scope, None, [ledger.EndLease(run.jti, "ended")])
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
@@ -121,7 +121,7 @@ def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Gi
 
 
 def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
-    """Ask the planner what the newest turn orders, once, by the user's own words; the ledger keeps the first answer."""
+    """Let the planner compile the newest turn, from the user's words, once. The ledger keeps the first answer."""
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts, key = turn(snapshot.log)
     if not texts:
@@ -135,7 +135,7 @@ def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
             found = yield from _ask(planner, texts)
             if found is not None:
                 found = found.of("planner", name)
-                yield mandate_event(run, found)  # before it counts: no later entry records it
+                yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it
             yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
     return None
 
@@ -157,10 +157,10 @@ def _take_lease(
         log=True, asks=True, agent=run.agent, marks=(state.HEAD, state.MEMORY, state.BELOW, ORDERED, state.UNRECORDED)
     )
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
-    # Another entry may advance the epoch between our load and our commit: then load again.
+    # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)
-        # A client that sends a history without its ids sends back what machines wrote, too.
+        # A client that sends a history without ids also returns machines' texts.
         machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
         said = [
             replace(t, author=owner, own=t.own and t.digest not in machines)
@@ -174,12 +174,12 @@ def _take_lease(
         run.started_at = int(snapshot.now)
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
-        # INVARIANT: a lease begins after the log has the change of the task that its epoch began with.
+        # INVARIANT: a lease begins only after the log has the task change of its epoch.
         left = yield from settle(run, snapshot)
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
         opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
-            # Until a run that saw them ends, an older one may overwrite them in the graph's state.
+            # An older run may overwrite them in the graph's state until a run that received them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
@@ -189,7 +189,7 @@ def _take_lease(
             opening.append(mark)
             left = mark.value
         lease += [recorded(left)] if left else []
-        # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
+        # A commit checks a lease against the present epoch, so a new epoch needs a separate commit.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
             if isinstance(done, Conflict):
@@ -214,7 +214,7 @@ def _take_lease(
 
 
 def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
-    """Return a thread as the entry's commit left it, so that it is not loaded again."""
+    """Return the snapshot after the entry's commit, to save a load."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:
         change.apply(t, now)
@@ -223,9 +223,9 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return what others did to the thread's state, as texts to pin; they give no authority."""
+    """Return edits of the thread's state by others, as texts to pin. They give no authority."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
-    if snapshot.underway:  # or cut: then a run of ours may have done it
+    if snapshot.underway:  # or interrupted: a run of ours may have made the change
         return tuple(found)
     below: state.Below | None = None
     if given.waiting is not None and snapshot.marks.get(state.BELOW):
@@ -262,9 +262,9 @@ def edited(
     read: Callable[[], Flow[state.Head | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
-    """Compare what a child will load with the checkpoint under `mark`.
+    """Compare the state that a child will load with the checkpoint of `mark`.
 
-    Return False without one. An edit raises `AuthzDenied`.
+    Return False if there is none. An edit raises `AuthzDenied`.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -279,7 +279,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already."""
+    """Pin an edit in the next epoch. Return False if the key of the last of `texts` is pinned already."""
 
     def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
         known = texts[-1].key in {t.key for t in snapshot.log}
@@ -289,7 +289,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return what the user says for the first time. A pinned `task` says nothing new, and an input may repeat it."""
+    """Return the user's new texts. An input may repeat the pinned `task`."""
     if task is None:
         return changed(pinned, texts)
     rest = changed([t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest])
@@ -316,7 +316,7 @@ def close(
     also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End a run's lease and those below it, set the marks, and pin the `edits` of others. The jtis are dead then."""
+    """End a run's lease and all below, set the marks, and pin `edits` of others. Their jtis are then invalid."""
     if run.closed and left.head is None and not also:
         return
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
@@ -346,7 +346,7 @@ def _end(run: Run, ending: Literal["suspended", "ended"], marks: Sequence[ledger
         if not isinstance(done, Conflict):
             return done
         if run.kept_state:
-            # The task changed meanwhile. What this run wrote last may have erased the newer texts.
+            # The task changed meanwhile. This run's last write may have erased the newer texts.
             snapshot: Snapshot = yield Load(run.scope, Query(log=True))
             over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
     return (yield (Commit, run.scope, None, over))

@@ -1,4 +1,4 @@
-"""The health of one instance: what of it is up, looked at within a deadline, and an ASGI app that says so."""
+"""The health of an instance's parts, checked within a deadline, and an ASGI app that reports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from langchain_runtime_authz.pep.engine import Engine, Run, new_id
 from langchain_runtime_authz.pep.request import request_json
 
 DEADLINE: Final = 2.0  # seconds for all parts together
-FRESH: Final = 1.0  # seconds for which an answer stands: many may ask
+FRESH: Final = 1.0  # seconds for which an answer is cached
 _LATE: Final = {
     "ledger": Code.LEDGER_TIMEOUT,
     "engine": Code.PDP_TIMEOUT,
@@ -34,10 +34,10 @@ class Health:
     """The state of an instance's parts.
 
     Attributes:
-        parts: `ledger`, `engine`, `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`: ""
-            if it is up, else the code of what it would deny with.
+        parts: `ledger`, `engine`, `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`:
+            "" if it is up, else the code of its denials.
         revision: of the policy.
-        age: seconds since the policy's source was last found in order, if the engine knows.
+        age: seconds since the policy's source was last valid, if the engine knows.
     """
 
     parts: dict[str, str]
@@ -51,7 +51,7 @@ class Health:
 
 
 class HealthCheck:
-    """Looks at the parts of one instance, side by side. A part that hangs is asked once, and named meanwhile."""
+    """Checks the parts of one instance concurrently. A hanging part is asked once, and reported meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -90,7 +90,7 @@ class HealthCheck:
         return health
 
     def _ledger(self) -> str:
-        """Load a thread and look whether a commit could be kept."""
+        """Load a thread and check that the ledger can commit."""
         ledger, tenant = self._engine.ledger, self._engine.tenant
         ledger.load(Scope(tenant, self._engine.issuer.issuer, "health:", ""), Query())
         if callable(check := getattr(ledger, "check", None)):
@@ -98,7 +98,7 @@ class HealthCheck:
         return ""
 
     def _evaluator(self) -> str:
-        """Ask about a start: a deny is an answer, unless it stands for a failure."""
+        """Ask about a start. A deny is healthy, unless it reports a failure."""
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
         run = Run(engine, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
@@ -125,9 +125,9 @@ class HealthCheck:
 
 
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:
-    """Return an ASGI app: a path that ends in `/live` answers 200, any other 200 or 503 with what is down.
+    """Return an ASGI app. `…/live` answers 200, other paths 200 or 503 with the failed parts.
 
-    It says codes and the policy's revision, and needs no authentication.
+    It shows codes and the policy's revision, without authentication.
     """
 
     async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:

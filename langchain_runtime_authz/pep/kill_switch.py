@@ -1,7 +1,7 @@
 """Deny every step of every process while a file exists.
 
-The kill switch asks neither the PDP nor the ledger, so it works while both are down. `touch` engages it.
-A file that cannot be looked at counts as engaged.
+The kill switch uses neither PDP nor ledger, so it works while both are down. `touch` engages it. A path that cannot be
+read counts as engaged.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Final
 
 from langchain_runtime_authz.errors import ConfigError
 
-MAX_REASON: Final = 500  # characters that are shown
+MAX_REASON: Final = 500  # characters shown
 KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
 
 
 class KillSwitch:
-    """Watches one path. Raises `ConfigError` if it names no file, or its folder does not exist."""
+    """Watches one path. Raises `ConfigError` if it cannot be a file, or its folder does not exist."""
 
     __slots__ = ("path",)
 
     def __init__(self, path: str | Path) -> None:
-        if not isinstance(path, str | os.PathLike) or Path(path) == Path():  # the working directory is always there
+        if not isinstance(path, str | os.PathLike) or Path(path) == Path():  # the working directory always exists
             raise ConfigError("the kill switch needs the path of a file")
         self.path = Path(path)
         if not self.path.parent.is_dir():
@@ -38,16 +38,16 @@ class KillSwitch:
     @property
     def engaged(self) -> bool:
         try:
-            os.lstat(self.path)  # a link to nowhere is engaged too
+            os.lstat(self.path)  # a dangling link engages it too
         except FileNotFoundError:
-            # Without its folder nobody could engage it any more: that does not release it.
+            # If its folder is gone, nobody can engage it, so it counts as engaged.
             return not self.path.parent.is_dir()
         except OSError:
             return True
         return True
 
     def engage(self, reason: str = "") -> None:
-        """Deny everything from here on. Engaging twice keeps the first reason."""
+        """Deny everything from now on. Engaging it again keeps the first reason."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {reason}\n")
@@ -55,7 +55,7 @@ class KillSwitch:
             return
 
     def release(self) -> bool:
-        """Go on. Return True if it was engaged."""
+        """Release it. Return True if it was engaged."""
         try:
             self.path.unlink()
         except FileNotFoundError:
@@ -63,7 +63,7 @@ class KillSwitch:
         return True
 
     def reason(self) -> str:
-        """Return when and why it was engaged, in one line; empty if that is not known."""
+        """Return time and reason of engaging in one line, or an empty text."""
         try:
             with self.path.open(encoding="utf-8") as file:
                 return " ".join(file.read(MAX_REASON).split())

@@ -1,4 +1,4 @@
-"""Hold a call against what its task orders."""
+"""Compare a call with its task's mandate."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
-ORDERED: Final = "mandate:application"  # the mark that keeps an application's mandate, and the epoch at which it counts
+ORDERED: Final = "mandate:application"  # the mark with an application's mandate and its epoch
 
 
 class Ordered(NamedTuple):
-    """The application's mandate of a run, and its epoch on each thread. A correction suspends it in this run."""
+    """The application's mandate of a run, with its epoch on each thread. A correction suspends it in this run."""
 
     mandate: Mandate
     epochs: dict[Scope, int]
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> Ordered | None:
-        """Return what an application orders, also if another source compiled it: its key counts over all threads."""
+        """Return a mandate as the application's, from any compiler. Its key counts over all threads."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def take(self, run: Run) -> list[SetMark]:
-        """Give a root entry the mandate, and return what keeps it for entries that are opened without one."""
+        """Set a root entry's mandate, and return the change that keeps it for later entries without one."""
         first = next(iter(self.epochs), run.scope)
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
@@ -48,7 +48,7 @@ class Ordered(NamedTuple):
 
 
 def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
-    """Return the effect that records what the task orders. It raises `AuditError`."""
+    """Return the effect that records a mandate. It raises `AuditError`."""
     detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
     detail["steps"] = [{"id": label(s.id), "tool": label(s.tool)} for s in mandate.steps]
     if run.engine.audit.content:
@@ -57,7 +57,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Give a root entry the application's mandate of its epoch, or the user's words would order the same once more."""
+    """Restore the application's mandate of this epoch, or the user's words would order the same again."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -66,7 +66,7 @@ def recall(run: Run, mark: str | None) -> None:
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
-    """Return what the application, else the planner, else the user's words order: a deed in two is done once."""
+    """Return the mandate of the application, else of the planner, else of the user's words."""
     if run.mandate is not None:
         return run.mandate
     if run.engine.planner is not None:
@@ -79,7 +79,7 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
 def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     if not said.turn.texts:
         return None
-    # The instance has loaded it: an import of the package does not need it.
+    # The instance has loaded this module; importing the package does not need it.
     from langchain_runtime_authz.mandate.words import compile_words
 
     tools = run.engine.tools
@@ -88,12 +88,12 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None
-    # Another spelling of the profiles must not make the same order anew.
+    # Changed profiles must not create the same order again.
     return found.of("words", said.turn.key) if found is not None else None
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
-    """Return the mandate, and how the call compares with it; reads are not compared."""
+    """Return the mandate and the call's binding. Reads are not compared."""
     if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
@@ -113,7 +113,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
 
 
 def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
-    """Return the arguments that the model sent, without those to which it gave the default of the tool's schema."""
+    """Return the arguments that the model sent, except those equal to the schema's default."""
     given = call.given
     if mandate is None:
         return given
@@ -128,14 +128,14 @@ def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
 
 
 def task_name(run: Run) -> str:
-    """Name what the run is for, so that a mandate takes no value from what was read for an older task."""
+    """Return a name of the task, so that a mandate uses no outputs of an older task."""
     return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
 
 
 def standing_of(
     binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
 ) -> Standing:
-    """Return how a call stands to the mandate, given what is and will be spent."""
+    """Return a call's standing, given the spent budgets and those spent by earlier calls of the message."""
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
         counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)
@@ -146,7 +146,7 @@ def standing_of(
 
 
 def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return where else an application's mandate is spent: with a `key`, for all threads of the subject."""
+    """Return the scope where a mandate with a `key` is also spent, for all threads of the subject."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:

@@ -1,4 +1,4 @@
-"""Obligations: what each type demands of the PEP. One table; a type not in it denies.
+"""Obligations, by type. An unknown type denies.
 
 | type | properties | carried out |
 |---|---|---|
@@ -6,13 +6,13 @@
 | `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
-| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`Notifier`); a permit that cannot be told is a deny |
+| `notify` | `channel`; `topic` and `body` optional: texts | sent after it is recorded (`Notifier`); if that fails, a deny |
 | `revoke` | | the agent's subtree, with the deny |
-| `rotate` | | the task's epoch, with the deny: what was planned is void |
+| `rotate` | | the task's epoch, with the deny: earlier plans are void |
 | `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
 
-With a deny, `notify`, `revoke` and `rotate` are carried out too, and `rate_limit` and `budget` count the
-attempt where there is room; `redact` and `withhold_tools` then have nothing to act on.
+With a deny, `notify`, `revoke` and `rotate` are carried out too. `rate_limit` and `budget` count the attempt, up to
+their maximum. `redact` and `withhold_tools` have no effect.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from langchain_runtime_authz.ledger.changes import Change
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
-POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
+POLICY_BUDGET: Final = "policy:"  # prefix of counters, which the grant's counters lack
 
 
 class Terms(NamedTuple):
     """The terms of `require_approval`."""
 
     expires_in: int = 0  # seconds; 0 for ever
-    needed: int = 1  # people who must say yes
+    needed: int = 1  # number of approvers who must approve
     distinct: bool = False  # from the subject
-    eligible: tuple[str, ...] = ()  # nobody but these, if it is not empty
-    fallback: tuple[str, ...] = ()  # and these, without an answer after `fallback_after` seconds
+    eligible: tuple[str, ...] = ()  # if not empty, only these may answer
+    fallback: tuple[str, ...] = ()  # may also answer after `fallback_after` seconds without an answer
     fallback_after: int = 0
-    per_run: int | None = None  # the most questions of one run
+    per_run: int | None = None  # maximum number of questions of one run
     per_hour: int | None = None  # and of one subject
 
     @classmethod
     def of(cls, props: Mapping[str, Any]) -> Terms | None:
-        """Return the terms in an obligation's properties; `None` if one has another shape."""
+        """Return the terms in an obligation's properties, or `None` if they are malformed."""
         approvers, fallback, asks = (props.get(name, {}) for name in ("approvers", "fallback", "asks"))
         if not (isinstance(approvers, dict) and isinstance(fallback, dict) and isinstance(asks, dict)):
             return None
@@ -63,7 +63,7 @@ class Terms(NamedTuple):
             props.get("expires_in", 0),
             approvers.get("min", 1),
             approvers.get("distinct_from_subject", False),
-            tuple(approvers.get("who", ())) or ("",) * ("who" in approvers),  # an empty list names nobody
+            tuple(approvers.get("who", ())) or ("",) * ("who" in approvers),  # an empty list permits nobody
             tuple(fallback.get("who", ())),
             fallback.get("after", 0),
             asks.get("run"),
@@ -75,7 +75,7 @@ class Terms(NamedTuple):
         least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
         both = tuple(w for w in self.eligible if w in other.eligible)
         later = [w for w in dict.fromkeys(self.fallback + other.fallback) if self.admits(w) and other.admits(w)]
-        # Nobody is in both: then nobody may, and not anybody.
+        # If nobody is in both lists, nobody may answer, rather than anybody.
         eligible = (both or ("",)) if self.eligible and other.eligible else self.eligible or other.eligible
         return Terms(
             min((v for v in either[0] if v), default=0),
@@ -92,17 +92,17 @@ class Terms(NamedTuple):
 
 
 def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
-    """Return True if every member is known and of its shape. An unknown term is not carried out."""
+    """Return True if every member is known and well-formed. Unknown terms are refused."""
     return all(name in shapes and shapes[name](value) for name, value in found.items())
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
-    """Return the change to commit with the permit; `True` for none; `None` if not understood.
+    """Return the change to commit with the permit, `True` for none, or `None` if malformed.
 
-    A property of another shape or name is not understood: a misspelt one would be ignored, and the permit too wide.
+    An unknown property is malformed: ignoring a misspelt one would make the permit too wide.
     """
     props, shapes = {**_OPTIONAL.get(obligation.type, {}), **obligation.properties}, _SHAPES.get(obligation.type)
-    if obligation.type in ("revoke", "rotate"):  # their names say all, and words make them no less
+    if obligation.type in ("revoke", "rotate"):  # these types have no properties; unknown ones do not weaken them
         return True
     if shapes is None or not _among(props, shapes):
         return None
@@ -128,7 +128,7 @@ def _text(value: object) -> bool:
 
 
 def _natural(value: object) -> bool:
-    # Beyond 2^53 no two readers of JSON agree on a number, and no ledger holds it.
+    # JSON readers disagree on numbers above 2^53, and ledgers cannot hold them.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
@@ -136,7 +136,7 @@ def _positive(value: object) -> bool:
     return _natural(value) and value != 0
 
 
-# What an obligation may say, by type.
+# Permitted properties, by type.
 _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
     "require_approval": dict.fromkeys(("expires_in", "approvers", "fallback", "asks"), lambda _: True),
     "withhold_tools": {"tools": _names, "provider_tools": _names},
@@ -149,9 +149,9 @@ _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"notify": {"topic": "", "bo
 
 
 def redact(value: Any, fields: Collection[str]) -> Any:
-    """Return `value` with each named field's content replaced, at any depth.
+    """Return `value` with the content of each named field replaced, at any depth.
 
-    Text that is JSON, or a content block's, is treated as its value. Other text cannot be searched, so all of it goes.
+    JSON text, also in content blocks, is parsed. Other text cannot be searched, so all of it is replaced.
     """
     if not fields:
         return value
@@ -162,7 +162,7 @@ def redact(value: Any, fields: Collection[str]) -> Any:
 
 
 def _inside(value: Any, fields: Collection[str]) -> Any:
-    """Below a structure: scalars under other names stay, and text that is JSON is searched too."""
+    """Redact inside a structure: scalars under other names stay, and JSON text is searched too."""
     if isinstance(value, dict):
         if value.get("type") == "text" and isinstance(value.get("text"), str):
             return {**value, "text": redact(value["text"], fields)}
@@ -185,7 +185,7 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def understood(decision: Decision, able: Collection[str]) -> Decision:
-    """Return the decision if its obligations can be carried out; otherwise a deny that carries the others."""
+    """Return the decision if its obligations can be carried out; otherwise a deny with the others."""
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
@@ -199,13 +199,13 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
 
 
 def keepable(permit: Decision, revision: str) -> bool:
-    """Return True if a permit may be cached under the policy that was asked."""
+    """Return True if a permit may be cached for the policy revision."""
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
-    """Fields that `redact` obligations name. Of a path the last name: rather too much goes than what was meant stays."""
+    """Return the fields in `redact` obligations, by the last name of a path, to redact rather too much."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
     return frozenset(found).union(f.rpartition(".")[2] for f in found)

@@ -1,7 +1,7 @@
 """Answer questions in the process that asks them: `RuntimeAuthz(on_ask=...)`.
 
-The callable runs outside the graph: in an empty context, with a copy of the question. Its answer counts as the answer of
-the run's subject, only because the application vouches for it.
+The callable runs outside the graph, in an empty context, with a copy of the question. The application vouches for its
+answer, which counts as the subject's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OnAsk = Callable[[dict[str, Any]], Any]
 
 
 def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Show each call in the terminal and ask for `y`. Anything else rejects, and so does the end of the input."""
+    """Show each call in the terminal and ask for `y`. Any other input, or its end, rejects."""
     decisions = []
     for request in question["action_requests"]:
         print(request["description"])  # noqa: T201

@@ -1,4 +1,4 @@
-"""Trace arguments: what to tell the policy, what to keep, and what to show an approver."""
+"""Trace arguments for the policy and for approvers, and keep outputs for later traces."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 
 MAX_SENTENCE: Final = 240
-SMALL: Final = 20_000  # characters that are read without a thread of their own
+SMALL: Final = 20_000  # characters that are read without a separate thread
 
 
 def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
-    """Return the provenance of a call's arguments, on a snapshot that holds the sightings of `call.atoms.keys`."""
+    """Return the provenance of a call's arguments. The snapshot needs the sightings of `call.atoms.keys`."""
     if not call.atoms.atoms:
         return {}
     own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
@@ -36,7 +36,7 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
-    """Return True if the user did not say a value that a call is given, so that the rest of the outputs matters."""
+    """Return True if a call has a value that the user did not say, so that outputs must be read on."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
@@ -59,7 +59,7 @@ def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
 def observe(call: Call, output: object, failed: bool) -> Observation:
     profile = call.profile
     if not call.profiled and profile.trust != "external":
-        # Nobody reviewed the tool, so nobody vouches for what it returns.
+        # Without a reviewed profile, the output is untrusted.
         profile = profile.model_copy(update={"trust": "external"})
     try:
         return observe_output(call.tool, profile, call.args, output, failed=failed)
@@ -105,7 +105,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     return tuple(lines)
 
 
-_QUOTES: Final = str.maketrans('`"', "''")  # names and values of an order, where a value of the call has `"`
+_QUOTES: Final = str.maketrans('`"', "''")  # for values of an order; `"` encloses values of the call
 
 
 def _plain(line: str) -> str:
@@ -126,7 +126,7 @@ def _source(found: tracing.Provenance) -> str:
 
 
 def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
-    """Return a warning if a destination is drawn like a known one and is another, or mixes scripts."""
+    """Return a warning if a destination looks like another known one, or mixes scripts."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
         own = forms(one)
@@ -153,6 +153,6 @@ def _sentence(value: object, memory: tracing.Memory) -> str | None:
             at = found.folded.find(text.casefold())
             if at >= 0:
                 start = max(0, at - 100)
-                start = found.text.find(" ", start, at) + 1 or start if start else 0  # at a word's beginning
+                start = found.text.find(" ", start, at) + 1 or start if start else 0  # begin at a word
                 return found.text[start : start + MAX_SENTENCE]
     return None

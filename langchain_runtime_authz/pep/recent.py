@@ -1,4 +1,4 @@
-"""Remember the last decisions of one instance, and tell the developer's log why a step was stopped.
+"""Keep the last decisions of one instance, and log why a step was stopped.
 
 Nothing leaves the process but the log line, which holds codes, ids and names: never arguments or texts.
 """
@@ -21,22 +21,22 @@ from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
 _log = logger("langchain_runtime_authz.decisions")
 
 MAX_DECISIONS: Final = 512
-MAX_BODY: Final = 16_384  # bytes of a request that are kept, so 8 MiB in all
+MAX_BODY: Final = 16_384  # bytes kept of a request; 8 MiB in all
 MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """The last decisions with their contents, each built when it is read. Thread-safe. A `MemorySink` has them already."""
+    """The last decisions with contents, built when read. Thread-safe. A `MemorySink` has them already."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 
     def __init__(self, sink: AuditSink) -> None:
         self._built: deque[Any] = sink.kept if isinstance(sink, MemorySink) else deque(maxlen=MAX_DECISIONS)
         self.left_out = lines_left_out()
-        self.failures_left_out = lines_left_out()  # a policy's own codes do not use it up
+        self.failures_left_out = lines_left_out()  # separate, so that codes of a policy do not use it up
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Keep a decision: `decision_record` with its values, which do not change. Other records are passed over."""
+        """Keep a decision: `decision_record` and its immutable values. Other records are ignored."""
         if isinstance(build, partial) and build.func is decision_record:
             body = build.keywords.get("body")
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
@@ -48,7 +48,7 @@ class RecentDecisions:
         return [b(content=True) for b in self._kept() if b.keywords["run_id"] == run_id]
 
     def refused(self, exc: AuthzDenied, scope: Scope, run_id: str) -> None:
-        """Keep and tell a refusal that no audit record holds: there was no run, or the ledger failed."""
+        """Keep and log a refusal without an audit record: there was no run, or the ledger failed."""
         if any(_id(b) == exc.decision_id for b in self._kept()):
             return
         decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
@@ -57,7 +57,7 @@ class RecentDecisions:
         self.tell(decision, "run", scope[2], scope[3], run_id)
 
     def tell(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
-        """Write one line on a step that was stopped or asked about; few lines per code and minute."""
+        """Log a step that was stopped or asked about; few lines per code and minute."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
         if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:

@@ -1,4 +1,4 @@
-"""Record decisions and events, in the audit log and in the trace; notify those whom a decision names."""
+"""Record decisions and events in audit log and trace; send demanded notifications."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Not
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
-# Denials that say nothing of the agent: somebody else acted, or something else failed.
+# Denials that do not count against the agent: others acted, or a part failed.
 _CIRCUMSTANCES: Final = frozenset(
     {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
 )
@@ -31,7 +31,7 @@ def is_judgement(decision: Decision) -> bool:
 
 
 def label(tool: str) -> str:
-    """Return a tool's name as a counter, shortened: a model writes names, and every request holds the history."""
+    """Return a tool's shortened name for a counter. A model chooses names, and requests hold the history."""
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
@@ -42,7 +42,7 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
-    """Return the effect that records what was decided on a call, at ledger time `now`. It raises `AuditError`."""
+    """Return the effect that records a call's decision at ledger time `now`. It raises `AuditError`."""
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     about = (decided.body, decided.started or None, now, decided.approval, expected)
     return step_record(run, decided.decision, "tools/call", decided.call.tool, *about)
@@ -74,9 +74,9 @@ def step_record(
 def run_event(
     of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
 ) -> tuple[Any, ...]:
-    """Show an event of a run or a thread in the trace, and return the effect that records it. It raises `AuditError`.
+    """Add an event to the trace, and return the effect that records it. It raises `AuditError`.
 
-    `about` replaces what the run says of itself. `question` is the `Approval.trace` that the event answers.
+    `about` replaces the run's own fields. `question` is the `Approval.trace` that the event answers.
     """
     if isinstance(of, Run):
         of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}
@@ -89,24 +89,24 @@ def run_event(
 
 
 def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
-    """Return the effect that records a change of the task, which `done` committed. It raises `AuditError`."""
+    """Return the effect that records a task change that `done` committed. It raises `AuditError`."""
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark of a change of the task that the log may not take: its epoch, source, and where its texts stand."""
+    """Return the mark of a task change that is not recorded yet: epoch, source and range of its texts."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
 def recorded(mark: str) -> SetMark:
-    """Return the change that takes a mark away, unless it is another change's by now."""
+    """Return the change that deletes a mark, unless it belongs to another change by now."""
     return SetMark(UNRECORDED, "", instead=mark)
 
 
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record the change of the task that the log may not have (at least once); return its mark. Raises `AuditError`."""
+    """Record a task change that the log may lack (at least once); return its mark. Raises `AuditError`."""
     left = before.marks.get(UNRECORDED, "")
     if left:
         epoch, source, start, end = left.split()
@@ -117,9 +117,9 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
 ) -> Flow[Committed | None]:
-    """Commit and record a change of the task, after one that is not on record; `None` if `change` finds nothing to do.
+    """Commit and record a task change, after any unrecorded one. Return `None` if `change` has nothing to do.
 
-    Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task again and again.
+    Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task too often.
     """
     scope = of.scope if isinstance(of, Run) else of
     for _ in range(ATTEMPTS):
@@ -137,20 +137,20 @@ def change_task(
 
 
 def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
-    """Record a change of the task that `done` committed, and take its mark away. Raises `AuditError`."""
+    """Record a task change that `done` committed, and delete its mark. Raises `AuditError`."""
     yield corrected(of, done, texts, source)
-    with suppress(LedgerError):  # then it is recorded once more
+    with suppress(LedgerError):  # it is then recorded again
         yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
 
 
 def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
-    """Show what revoked a run by itself in the trace; return the effect that records it. It raises `AuditError`."""
+    """Add an automatic revocation to the trace; return the effect that records it. It raises `AuditError`."""
     record_event("anomaly", run.scope, {"decision_id": decision_id}, {"reason": reason}, run=run)
     return run_event(run, "revoked", now, detail={"author": "", "reason": reason, "decision_id": decision_id})
 
 
 def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
-    """Record a revocation that a decision obliged, and the epoch to which it rotated. Raises `AuditError`."""
+    """Record a revocation or rotation that a decision demanded. Raises `AuditError`."""
     if any(o.type == "revoke" for o in decision.obligations):
         yield anomaly(run, decision.reason, decision.decision_id, now)
     if rotated is not None:
@@ -159,12 +159,12 @@ def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | N
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
-    """Tell whom a decision obliges to tell. Raises `AuditError` if that fails."""
+    """Send the notifications that a decision demands. Raises `AuditError` if that fails."""
     for obligation in decision.obligations:
         if obligation.type == "notify":
             decided = {"decision_id": decision.decision_id, "outcome": decision.outcome, "reasons": [*decision.reasons]}
             step = {"action": action, "resource": resource, "subject": run.subject.principal, "agent": [*run.agent]}
             place = {"run_id": run.run_id, "thread": run.scope.thread, "policy_revision": decision.policy_revision}
-            own = {k: v for k, v in obligation.properties.items() if k in ("topic", "body")}  # the policy's own words
+            own = {k: v for k, v in obligation.properties.items() if k in ("topic", "body")}  # the policy's texts
             told = {"ts": now, **decided, **step, **place, "obligation": obligation.id, **own}
             yield Notify(str(obligation.properties["channel"]), told)

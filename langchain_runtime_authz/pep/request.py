@@ -1,7 +1,7 @@
-"""The evaluation request of a step as JSON: the state of the run, in the words of `authzen`. Pure.
+"""Build the evaluation request of a step as JSON, from the state of the run. Pure.
 
-A request is built as plain values in the order of `authzen.EvaluationRequest`. Parts that stay the same for a
-run, or while its task does, are serialised once.
+A request consists of plain values in the order of `authzen.EvaluationRequest`. Parts that are constant for a run or a
+task are serialised once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def call_request(
     match: plan.Match,
     moved: frozenset[str],
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return what is asked about a call, and where its arguments came from. Resources of `moved` tools changed."""
+    """Return the request about a call, and its arguments' provenance. Resources of `moved` tools changed."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)
@@ -95,13 +95,13 @@ def call_request(
 
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
-    """Return the approval on record for exactly this call."""
-    # A call that paused by itself re-enters under the approval that it has spent. So does a read whose task is entered again.
+    """Return the recorded approval for exactly this call."""
+    # A call that paused by itself, or a read whose task is entered again, returns under its spent approval.
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None
     edited = call.amends == approval.call_key
-    # What a review showed, and what an approver wrote, is compared with the arguments as written.
+    # Reviews and approvers' edits are compared with the arguments as written.
     if not (approval.args_digest == call.args_digest or approval.source == "hitl" or edited):
         return None
     return {

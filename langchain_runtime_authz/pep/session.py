@@ -32,8 +32,8 @@ from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hi
 class Session:
     """One agent's run, step by step: `decide`, run the tool yourself, `observe`.
 
-    Made by `RuntimeAuthz.session`. Each `decide` is a plan of one call (`plan.source` is `code`).
-    Every method has an `a…` form. A context manager; `close` ends the lease.
+    `RuntimeAuthz.session` creates it. Each `decide` is a plan of one call (`plan.source` is `code`). Every method has
+    an `a…` form. A context manager; `close` ends the lease.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Session:
     def evidence(self, decision: Decision) -> tuple[str, ...]:
         """Explain to the operator each argument that the user did not say: its source and a sentence.
 
-        Only for the decision made last. It quotes what tools returned and is not for a model.
+        Only for the last decision. It quotes tool outputs and must not be shown to a model.
         """
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
@@ -89,8 +89,7 @@ class Session:
     def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
         """Decide one call. On a permit the call is claimed: run it, then `observe` it.
 
-        Never raises for what the policy or the state says; arguments without an exact JSON form are
-        a deny `uncanonical_argument`.
+        Never raises because of policy or state. Arguments without an exact JSON form are a deny `uncanonical_argument`.
         """
         self._steps += 1
         call = self._call(tool, args, f"{self._run.run_id}:{self._run.jti}:{self._steps}")
@@ -155,7 +154,7 @@ class Session:
     def _observe(
         self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
     ) -> Flow[None]:
-        """Record what a permitted call returned, or that it failed.
+        """Record a permitted call's output or failure.
 
         Raises:
             AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
@@ -169,9 +168,9 @@ class Session:
     observe, aobserve = both(_observe)
 
     def _correct(self, text: str) -> Flow[int]:
-        """Change the task as the user: epoch + 1, and the session goes on under a new lease.
+        """Change the task as the user: epoch + 1. The session continues under a new lease.
 
-        Open calls stay under way; earlier questions are void. Return the new epoch.
+        Open calls continue; earlier questions are void. Return the new epoch.
         """
         run = self._run
         yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
@@ -187,13 +186,13 @@ class Session:
     delegate, adelegate = both(_delegate)
 
     def _close(self) -> Flow[None]:
-        """End the lease; every jti of the session is dead when this returns."""
+        """End the lease. All jtis of the session are then invalid."""
         return close(self._run)
 
     close, aclose = both(_close)
 
     def _reopen(self) -> Flow[int]:
-        """Open the whole line of sessions anew, each under its parent's grant: a change ends every lease."""
+        """Open the session and its parents again, because a change ends every lease."""
         run = self._run
         self._asked.clear()
         if self._parent is not None:

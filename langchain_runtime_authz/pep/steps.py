@@ -1,6 +1,6 @@
 """Decide every step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
 
-Load → evaluate → commit → audit, in that order; a tool call's own is in `decide` and `claim`.
+The order is load → evaluate → commit → audit. Tool calls are in `decide` and `claim`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]
 
 
 class ModelCall(NamedTuple):
-    """A model and what it is shown. `prompt` is the digest of its instructions (system messages)."""
+    """A model call's content. `prompt` is the digest of its instructions (system messages)."""
 
     model: str
     provider: str | None

@@ -1,8 +1,8 @@
-"""Remember the task's words and the tools' outputs of threads, in this process.
+"""Keep the task's words and tool outputs of threads, in this process.
 
-The ledger keeps values by digest, so that another process goes on with them. Texts for a question's evidence, and outputs
-that a mandate takes values from, cannot be kept as digests. They are kept here, bounded. Without them a value is
-`unknown`, or was not read, and a policy asks. A thread has one memory: a child agent adds to what its parent read.
+The ledger keeps values by digest, so that another process can continue with them. Texts for evidence, and outputs that
+a mandate uses, cannot be digests. They are kept here, bounded. Without them a value is `unknown` or unread, and a
+policy asks. All agents of a thread share one memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from langchain_runtime_authz.mandate.own_words import continues, stated
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
-MAX_PAYEES: Final = 1024  # destinations remembered, per thread
-MAX_UNREAD: Final = 1_000_000  # characters of outputs that may still be read on, per thread
-MAX_FOUND: Final = 16_384  # values that were read on, per thread
+MAX_PAYEES: Final = 1024  # destinations kept, per thread
+MAX_UNREAD: Final = 1_000_000  # characters of outputs still to be read, per thread
+MAX_FOUND: Final = 16_384  # values read from them, per thread
 
 
 class Turn(NamedTuple):
-    """Hold what the user said at once. `key` names this turn, also after the data behind the task changed."""
+    """The user's texts of one turn. `key` names the turn, also after data of the task changed."""
 
     texts: tuple[str, ...] = ()
     key: str = ""
@@ -42,7 +42,7 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """A task's words at one state of it, without answers. `compiled` is `()` until the turn is read."""
+    """A task's words at one digest, without answers. `compiled` is `()` until the turn is read."""
 
     digest: str
     words: UserWords
@@ -57,13 +57,13 @@ class _Thread:
     outputs: Outputs
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
-    memory: Memory | None = None  # of `prose`, until there is more
-    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → as written
-    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # what was read on
+    memory: Memory | None = None  # of `prose`, until it grows
+    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → spellings
+    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values that were read later
 
 
 class ThreadMemory:
-    """The memory of all threads. Losing it loses convenience, never safety. Of `unread` outputs only the head was read."""
+    """The memory of all threads. Its loss is safe: more questions. Of `unread` outputs only the head was read."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -72,7 +72,7 @@ class ThreadMemory:
         self._lock, self._reading = forkable_lock(), forkable_lock()
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
-        # Texts of others say nothing, and neither does an answer: most of it is what a machine showed.
+        # Texts of others do not count, nor do answers, which mostly repeat a machine's text.
         own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
         said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
         with self._lock:
@@ -81,7 +81,7 @@ class ThreadMemory:
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
-        """Remember the texts of one output, and what is left to read of it."""
+        """Keep the texts of one output, and its unread rest."""
         if not found.prose and found.rest is None:
             return
         with self._lock:
@@ -117,7 +117,7 @@ class ThreadMemory:
                         del thread.found[next(iter(thread.found))]
 
     def outputs(self, scope: Scope) -> Outputs:
-        """Return what the thread's calls returned and were given, for mandates that take values from it."""
+        """Return the outputs and arguments of the thread's calls, for mandates."""
         if (thread := self._threads.get(scope)) is None:
             with self._lock:
                 thread = self._thread(scope)
@@ -133,7 +133,7 @@ class ThreadMemory:
         return memory
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> None:
-        """Remember whom and what a call that ran was for. The thread was used, so that others are forgotten before."""
+        """Keep the destinations of a call that ran. Mark the thread as used, to be dropped last."""
         with self._lock:
             payees = self._thread(scope).payees
             for value in destinations[:MAX_PAYEES]:
@@ -161,10 +161,10 @@ class ThreadMemory:
 
 
 def turn(log: Sequence[HumanText]) -> Turn:
-    """Return the newest turn: the user's texts that were pinned together, without a history that a client sends.
+    """Return the newest turn: the user's texts that were pinned together, without a client's history.
 
-    An answer, an edit and words of somebody else suspend what was ordered. A text that only says to go on revives it.
-    Changed data (`data:`) is not a turn.
+    An answer, an edit or a text by others suspends the order. A text that only says to continue revives it. Changed
+    data (`data:`) is not a turn.
     """
     said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
     while said:
