@@ -227,7 +227,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
     for name in others(channels):
         if not writes(given, name):
             continue
-        (replaces, new), old = messages.overwritten(_held(given, name)), _held(values, name)
+        (replaces, new), old = messages.overwritten(messages.held(given, name)), messages.held(values, name)
         if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # an entry that is left out stays
             old = {key: old.get(key) for key in new}
         if (new or old) and said(new) != said(old):
@@ -264,7 +264,7 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 
 
 def removals(given: object) -> set[str]:
-    replaces, _ = messages.overwritten(_held(given, "messages"))
+    replaces, _ = messages.overwritten(messages.held(given, "messages"))
     gone = {i for m in messages.messages_in(given) if (i := messages.removed_by(m)) is not None}
     return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
 
@@ -277,10 +277,6 @@ def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
 
 def others(channels: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys((*channels, *WATCHED)) if name != "messages"]
-
-
-def _held(value: object, name: str) -> Any:
-    return value.get(name) if isinstance(value, (dict, Mapping)) else getattr(value, name, None)
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:

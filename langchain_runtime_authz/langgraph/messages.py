@@ -180,13 +180,14 @@ def overwritten(value: Any) -> tuple[bool, Any]:
     return False, value
 
 
+def held(state: object, name: str) -> Any:
+    return state.get(name) if isinstance(state, (dict, Mapping)) else getattr(state, name, None)
+
+
 def messages_in(value: Any) -> list[Any]:
-    state = written(value)
-    found = state.get("messages") if isinstance(state, (dict, Mapping)) else getattr(state, "messages", None)
-    _, found = overwritten(found)
-    if isinstance(found, list) or (
-        isinstance(found, tuple) and not (len(found) == _PAIR and all(isinstance(part, str) for part in found))
-    ):
+    _, found = overwritten(held(written(value), "messages"))
+    pair = isinstance(found, tuple) and len(found) == _PAIR and all(isinstance(part, str) for part in found)
+    if isinstance(found, list | tuple) and not pair:
         return list(found)
     return [] if found is None else [found]
 
@@ -297,10 +298,7 @@ class PlannedMessage(NamedTuple):
 
 def planned_message(state: Any, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
     """Find the newest AI message in `state` that holds `call`. Two calls of one message may share an id."""
-    messages = state if isinstance(state, list) else None
-    if messages is None:
-        named = type(state) is dict or isinstance(state, Mapping)
-        messages = state.get(key) if named else getattr(state, key, None)
+    messages = state if isinstance(state, list) else held(state, key)
     if not isinstance(messages, list | tuple):
         return None
     for message in reversed(messages):

@@ -115,12 +115,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             """Give what the entry gives on the way in; `None` if one is open, unless an input begins another."""
             if ns in entries and given is None:
                 return None
-            at_call = self._entrance.at_call(config)
-            entering: Entering[Any] = (
-                self._entrance.enter(self._agent, given, config, at_call)
-                if at_call.parent is None
-                else self._entrance.enter_child(at_call.parent, self._agent, config)
-            )
+            entering = self._entrance.enter(self._agent, given, config, self._entrance.at_call(config))
             entered = yield Perform(entering.__enter__, entering.__aenter__)
             entries[ns] = entering
             if given is None:

@@ -223,9 +223,7 @@ def functions_of(tool: BaseTool) -> list[Any]:
     """Return the functions that a tool runs: `func` and `coroutine`, or the methods of a custom tool class."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
-        origin: Any = getattr(getattr(tool, name, None), "__func__", None)
-        while hasattr(origin, "__wrapped__"):
-            origin = origin.__wrapped__
+        origin: Any = unwrap(getattr(getattr(tool, name, None), "__func__", None))  # type: ignore[arg-type]
         if isinstance(origin, FunctionType) and root_of(origin.__module__) not in LIBRARIES:
             held.append(MethodType(origin, tool))
     return held

@@ -219,10 +219,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return ours(graph, input, merged, at_call, kwargs)
 
     def entry(graph: Any, input: Any, config: Any, at_call: AtCall) -> Entering[Any]:
-        if at_call.parent is None:
-            return root_entry.enter(graph.get_name(), input, config, at_call, graph)
-        name = label_of(graph, private.node_of_task(config) or "LangGraph")
-        return root_entry.enter_child(at_call.parent, name, config, graph)
+        child = at_call.parent is not None
+        name = label_of(graph, private.node_of_task(config) or "LangGraph") if child else graph.get_name()
+        return root_entry.enter(name, input, config, at_call, graph)
 
     def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
         """Return the stream inside an entry, its config, and whether its events show configs: these have the handle."""

@@ -90,14 +90,16 @@ class RootEntry:
 
     def enter(
         self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
-    ) -> Entering[tuple[Any, Any]]:
-        """Return a root entry for `with` or `async with`; it gives the input and config. Raises `AuthzDenied` on the way in."""
+    ) -> Entering[Any]:
+        """Return an entry for `with` or `async with`. Raises `AuthzDenied` on the way in.
+
+        A root's gives the input and config, and a child's gives the config.
+        """
+        if at_call.parent is not None:
+            return ChildEntry(self, at_call.parent, name, config, graph)
         entering = _Root(self, name, config, graph)
         entering.input, entering.opener = input, at_call.opener
         return entering
-
-    def enter_child(self, parent: Run, name: str, config: Mapping[str, Any], graph: Any = None) -> Entering[Any]:
-        return ChildEntry(self, parent, name, config, graph)
 
     def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
         found = self._subject_from(config) if self._subject_from is not None else None

@@ -199,14 +199,14 @@ class Turn:
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         current_scope.set(self._before)
         if exc is not None:
-            self._note(exc, drive)
+            drive(self._engine, self._note(exc))
         self._turns.done.add(self._place)
         self._ask(exc)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         current_scope.set(self._before)
-        if exc is not None and (noted := self._note(exc, adrive)) is not None:
-            await noted
+        if exc is not None:
+            await adrive(self._engine, self._note(exc))
         if isinstance(exc, GraphInterrupt):
             await self._others()
         self._turns.done.add(self._place)
@@ -222,16 +222,17 @@ class Turn:
         while not self._turns.done.issuperset(range(self._place)):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
-    def _note(self, exc: BaseException, driver: Callable[[Engine, Flow[None]], Any]) -> Any:
+    @property
+    def _engine(self) -> Engine | None:
+        return self.one.run.engine if self.one is not None else None
+
+    def _note(self, exc: BaseException) -> Flow[None]:
         """Note a question that the tool, or a review in front of it, asks by itself."""
-        one = self.one
+        one, turns = self.one, self._turns
         if isinstance(exc, GraphInterrupt):
-            self._turns.asked = True
+            turns.asked = True
         if one is not None and one.left and isinstance(exc, Exception):
-            return driver(
-                one.run.engine, interrupts.note_failed(one.run, one.call, exc, self._turns.config, heard=self._heard)
-            )
-        return None
+            yield from interrupts.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
 
 
 def undecided(call: Any) -> ToolMessage:

@@ -375,17 +375,15 @@ def tools_in(bound: Any) -> list[Any]:
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
     """Yield the tools that run at the model provider. `strict` for a list that may be anything."""
-    tools = list(tools)
-    if strict and not all(isinstance(t, BaseTool | FunctionType) or _is_tool(t) for t in tools):
-        return
-    for tool in tools:
-        if (name := _provider_tool(tool)) is not None:
-            yield Row("provider tool", name, label, (), "runs at the model provider, unseen", route)
+    named = [(tool, _provider_tool(tool)) for tool in tools]
+    if not strict or all(name is not None or _runs_here(tool) for tool, name in named):
+        note = "runs at the model provider, unseen"
+        yield from (Row("provider tool", name, label, (), note, route) for _, name in named if name is not None)
 
 
-def _is_tool(tool: Any) -> bool:
-    if _provider_tool(tool) is not None or not isinstance(tool, dict):  # other mappings may refuse a string
-        return _provider_tool(tool) is not None
+def _runs_here(tool: Any) -> bool:
+    if not isinstance(tool, dict):  # other mappings may refuse a string
+        return isinstance(tool, BaseTool | FunctionType)
     return tool.get("type") in ("function", "custom") or bool(tool_names(tool)[0])
 
 
