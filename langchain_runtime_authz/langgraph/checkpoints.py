@@ -101,7 +101,7 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
     return raw_digest(sorted(held))
 
 
-def moved(graph: Any, config: Mapping[str, Any], head: str, left: str, channels: Sequence[str]) -> Flow[bool]:
+def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: str, left: str) -> Flow[bool]:
     before: StateSnapshot = yield read_state(graph, thread_config(config, left))
     now: StateSnapshot = yield read_state(graph, thread_config(config, head))
     return differ(before, now, channels)
@@ -188,7 +188,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
     """Hold what a child is about to load against what its last run left. Raises `AuthzDenied`: it was edited meanwhile."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
-    return edited(run, mark, read, lambda head, left: moved(graph, place.config, head, left, channels))
+    return edited(run, mark, read, partial(moved, graph, place.config, channels))
 
 
 def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) -> Flow[list[Change]]:

@@ -50,57 +50,42 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
 
 
 def describe(
-    tool: BaseTool,
-    facts: ToolFacts,
-    read: Callable[[], Any],
-    *,
-    call_id: str | None,
-    written: Mapping[str, Any] | str,
-    sent: Mapping[str, Any] | str | None = None,
-    plan_id: str | None = None,
-    position: int | None = None,
-    amend: Callable[[str, dict[str, Any]], Call] | None = None,
-    reviewed: bool = False,
+    tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], *, written: Mapping[str, Any] | str, **about: Any
 ) -> Call:
     """Return the `Call` to decide, of the arguments that `read` gives.
 
-    `written` are those of the model, `sent` those without injected ones.
+    `written` are those of the model, and `about` has what else is known of the call: at least its ids and its place.
     """
     error: Code | None = None
-    parsed: Any
     args: dict[str, Any] = {}
     args_digest, supplied_too = _EMPTY, False
+    (profile, profiled, _), injected = facts
     try:
         parsed = read()
     except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
         parsed, error = exc, Code.INVALID_ARGUMENTS
     else:
         try:
-            args, supplied_too = _decided(tool, parsed, facts.injected)
+            args, supplied_too = _decided(tool, parsed, injected)
             args_digest = digest(args)
         except MappingError as exc:
             error = Code(exc.code)
     return Call(
-        tool=tool.name,
-        profile=facts.profiled.profile,
-        profiled=facts.profiled.declared,
-        call_id=call_id,
-        plan_id=plan_id,
-        position=position,
+        tool.name,
+        profile,
+        profiled,
         raw=written,
         args=args,
         args_digest=args_digest,
-        atoms=atoms_of(facts.profiled.profile, args),
+        atoms=atoms_of(profile, args),
         parsed=parsed,
-        sent=written if sent is None else sent,
-        injected=facts.injected,
+        injected=injected,
         supplied=supplied_too,
-        reread=lambda: digest(_decided(tool, read(), facts.injected)[0]),
+        reread=lambda: digest(_decided(tool, read(), injected)[0]),
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,
-        amend=amend,
-        reviewed=reviewed,
+        **{"sent": written, **about},
     )
 
 

@@ -6,6 +6,7 @@ Without a `RunHandle` it opens an implicit run for the subject that `subject_fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
@@ -181,7 +182,7 @@ class _Root(Entering[tuple[Any, Any]]):
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         thread = (config.get("configurable") or {}).get("thread_id")
-        saver, update = self.saver, written(self.input)
+        saver, update, watch = self.saver, written(self.input), owner.watch(graph)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
         texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
@@ -197,10 +198,8 @@ class _Root(Entering[tuple[Any, Any]]):
                 kept=saver is not None and thread is not None,
                 head=head,
                 memory=(yield from owner.memory(graph, handle.subject)) if saver is not None else None,
-                waiting=None if head is None else lambda: checkpoints.read_waiting(graph, config, owner.watch(graph)),
-                moved=None
-                if head is None
-                else lambda left: checkpoints.moved(graph, config, head.id, left, owner.watch(graph)),
+                waiting=partial(checkpoints.read_waiting, graph, config, watch) if head is not None else None,
+                moved=partial(checkpoints.moved, graph, config, watch, head.id) if head is not None else None,
             ),
             **handle.brings(),
             workflow=not is_idle() and is_workflow(graph),

@@ -213,11 +213,12 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
 
 def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> inputs.Describe:
     """Return what gives the call of other arguments. Without a parser the tool receives them as they are."""
+    about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def described(facts: ToolFacts, given: Any) -> Call:
         own = given if isinstance(given, str) else inputs.without(given, facts.injected)
         read = partial(inputs.parse, tool, given, call_id, parser) if parser is not None else lambda: given
-        return inputs.describe(tool, facts, read, call_id=call_id, written=own, **planned)
+        return inputs.describe(tool, facts, read, written=own, **about)
 
     return described
 
