@@ -298,7 +298,7 @@ class PlannedMessage(NamedTuple):
 
 def planned_message(state: Any, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
     """Find the newest AI message in `state` that holds `call`. Two calls of one message may share an id."""
-    messages = state if isinstance(state, list) else held(state, key)
+    messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
     if not isinstance(messages, list | tuple):
         return None
     for message in reversed(messages):

@@ -182,8 +182,9 @@ class _Root(Entering[tuple[Any, Any]]):
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         thread = (config.get("configurable") or {}).get("thread_id")
-        saver, update, watch = self.saver, written(self.input), owner.watch(graph)
+        saver, update = self.saver, written(self.input)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
+        watch = owner.watch(graph) if head is not None else ()
         texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
             engine,

@@ -94,7 +94,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
         return execution.parsed
 
     own: dict[str, Any] = {**_guard_field(), GUARDED: base, "_parse_input": _parse_input}
-    own |= {"run": _decided_run(base, "run", _call), "arun": _decided_run(base, "arun", _acall)}
+    own |= {"run": _decided_run(base, _call), "arun": _decided_run(base, _acall)}
     # LangChain's own `_run` and `_arun` of a tool that was made of functions come down to these, which are guarded.
     if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
@@ -138,15 +138,16 @@ _BLOCKS: Final = (_call, cleaned)
 _AWAITS: Final = (_acall, acleaned)
 
 
-def _decided_run(base: Any, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
 
     def run(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: Any = None, **kwargs: Any) -> Any:
-        code = functools.partial(getattr(base, name), self, tool_input, *args, tool_call_id=tool_call_id)
+        own = base.run if call is _call else base.arun
         if own_invoke and _within_own_invoke(self):
-            return code(config=config, **kwargs)
+            return own(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         arrived = arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
-        return call(self, arrived, lambda e: code(config=e.config, **e.options(kwargs)))
+        options = {"tool_call_id": tool_call_id, **kwargs}
+        return call(self, arrived, lambda e: own(self, tool_input, *args, config=e.config, **e.options(options)))
 
     return run
 
