@@ -155,7 +155,11 @@ class _Backstop(_Models):
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
             call = unknown(str((serialized or {}).get("name")), None, None, None, {})
             return run.engine, _open(Arrival(call, {}, run=run), None)
-        return _opening(*started, run_id) if not is_guarded(started[0]) else None
+        tool, given, config, call_id = started
+        if is_guarded(tool):
+            return None
+        arrived = arrival_unguarded(tool, given, private.ensure_config(config), call_id)
+        return (arrived.engine, _open(arrived, run_id)) if arrived.engine is not None else arrived.refuse()  # raises
 
     @_ToolEnd
     def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
@@ -171,14 +175,6 @@ def _opened() -> RunHandle | None:
         return opened(var_child_runnable_config.get() or {})
     except ConfigError:  # a generator opened it: it may be another's
         return None
-
-
-def _opening(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, run_id: UUID) -> Due:
-    arrived = arrival_unguarded(tool, tool_input, private.ensure_config(config), call_id)
-    if arrived.engine is None:
-        arrived.refuse()  # raises
-        return None
-    return arrived.engine, _open(arrived, run_id)
 
 
 def _open(arrived: Arrival, run_id: UUID | None) -> Flow[None]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import ormsgpack
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
@@ -45,13 +45,13 @@ def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool 
     return Perform(graph.get_state, graph.aget_state, config, subgraphs=subgraphs)
 
 
-def _get(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
+def _get(saver: Any, place: Any) -> tuple[Any, ...]:
     return Perform(saver.get_tuple, saver.aget_tuple, place)
 
 
-def _frames(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
+def _frames(saver: Any) -> Any:
     """Return the saver, if it is LangGraph's own, so that it reads plain values and drops the objects among them."""
-    real: Any = saver.serde
+    real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
 
@@ -61,7 +61,7 @@ def _frames(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
         return ormsgpack.unpackb(data[1], ext_hook=lambda *_: None, option=ormsgpack.OPT_NON_STR_KEYS)
 
     frames = copy.copy(saver)
-    frames.serde = cast("Any", SimpleNamespace(loads_typed=loads_typed))
+    frames.serde = SimpleNamespace(loads_typed=loads_typed)
     return frames
 
 
@@ -140,9 +140,7 @@ def read_waiting(
     kept: list[tuple[Any, Any]] = []
     found = _waiting(state, kept, channels)
     saver = saver_of(graph)
-    for name, first in _called(graph, state).items():
-        if saver is None:
-            break
+    for name, first in _called(graph, state).items() if saver is not None else ():
         for number in count(first):  # one place after the other: it ends at the first empty one
             place = {"configurable": {**thread, "checkpoint_ns": private.namespace_of_graph(name, number)}}
             one: CheckpointTuple | None = yield _get(saver, place)
@@ -214,10 +212,7 @@ def updates_during(
 
 
 def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
-    saver = saver_of(graph)
-    if saver is None:
-        return []
-    frames = _frames(saver)
+    frames = _frames(saver_of(graph))
     found: CheckpointTuple | None = yield find_checkpoint(frames, place, filter={"source": "update"}, limit=1)
     if found is None or found.checkpoint["id"] <= run.loaded:
         return []

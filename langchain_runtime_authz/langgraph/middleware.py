@@ -150,7 +150,9 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide the call, unless an enforcement point in front has; then it only passes."""
-        self._warn(handler)
+        if not self._warned and not private.is_innermost(handler):
+            self._warned = True
+            warnings.warn(_MISPLACED, stacklevel=2)
         if waiting():
             return (yield (RunCode, handler, request))
         run, _ = yield from self._run(request.runtime.config, request.runtime)
@@ -162,11 +164,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             raise
 
     wrap_tool_call, awrap_tool_call = both(_wrap_tool_call)
-
-    def _warn(self, handler: object) -> None:
-        if not self._warned and not private.is_innermost(handler):
-            self._warned = True
-            warnings.warn(_MISPLACED, stacklevel=3)
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Final, cast, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -175,21 +175,16 @@ def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
 def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Wrap a tool's `func` or `coroutine`: under the execution that `run` opened, or decided if called by hand."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
-    wrapped: Any
-    if name == "coroutine":
 
-        @_wraps(raw)
-        async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return await _called(_AWAITS, tool, guard, FUNCTION, raw, args, kwargs)
+    async def awaits(*args: Any, **kwargs: Any) -> Any:
+        return await _called(_AWAITS, tool, guard, FUNCTION, raw, args, kwargs)
 
-    else:
+    def blocks(*args: Any, **kwargs: Any) -> Any:
+        return _called(_BLOCKS, tool, guard, FUNCTION, raw, args, kwargs)
 
-        @_wraps(raw)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return _called(_BLOCKS, tool, guard, FUNCTION, raw, args, kwargs)
-
+    wrapped = _wraps(raw)(awaits if name == "coroutine" else blocks)
     wrapped.__runtime_authz_of__, wrapped.__runtime_authz_guard__ = raw, guard
-    return cast("Callable[..., Any]", wrapped)
+    return wrapped  # type: ignore[no-any-return]
 
 
 def _called(

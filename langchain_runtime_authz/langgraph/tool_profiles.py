@@ -331,8 +331,7 @@ def guard_of(tool: BaseTool) -> Guard:
         guard = next((g for g in held if g is not None), None)
     if guard is None:
         raise ConfigError(f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it")
-    found: Guard = guard
-    return found
+    return guard  # type: ignore[no-any-return]
 
 
 def _functions(tool: BaseTool) -> tuple[object, object]:

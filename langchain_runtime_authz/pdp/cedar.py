@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -153,16 +153,12 @@ class CedarPDP(InProcess):
         return parse_answer({"decision": verdict == "Allow", "context": context}, self.revision)
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
+class _Said(NamedTuple):
     """The annotations of a policy."""
 
     reason: str
     obligations: tuple[Obligation, ...]
-
-    @property
-    def asks(self) -> bool:
-        return any(o.type == ASKS for o in self.obligations)
+    asks: bool
 
 
 def _table(given: object) -> dict[str, Obligation]:
@@ -196,7 +192,7 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligat
     if policy.get("effect") == "permit" and any(o.type in (ASKS, "revoke") for o in obligations):
         msg = f"policy `{reason}` permits and obliges to `approval` or `revoke`; put that on a `forbid`"
         raise ConfigError(msg, Code.POLICY_INVALID)
-    return _Said(reason, obligations)
+    return _Said(reason, obligations, any(o.type == ASKS for o in obligations))
 
 
 def _text(name: str, source: object) -> str:
