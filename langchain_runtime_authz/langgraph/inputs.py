@@ -239,12 +239,8 @@ def taken_out(given: object, values: object) -> list[HumanText]:
     gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
     before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
-    lost = [
-        said(m)
-        for m in before
-        if (messages.is_human(m) and content_digest(m.content) not in back)
-        or (isinstance(m, AIMessage) and m.tool_calls and said(m) not in back)
-    ]
+    ours = [m for m in before if messages.is_human(m) or (isinstance(m, AIMessage) and m.tool_calls)]
+    lost = [said(m) for m in ours if (content_digest(m.content) if messages.is_human(m) else said(m)) not in back]
     return [HumanText(raw_digest(lost), "", "channel:messages")] if lost else []
 
 

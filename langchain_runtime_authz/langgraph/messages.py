@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 from langchain_core.messages import (
@@ -379,12 +379,6 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         return None
     if message.id is None:
         message.id = str(uuid.uuid4())
-    return PlanRecord(
-        id=message.id,
-        agent=run.agent,
-        epoch=run.epoch,
-        source="code" if by is None else "model",
-        calls=calls,
-        model=by[0] if by is not None else None,
-        prompt=by[1] if by is not None else None,
-    )
+    model, prompt = by if by is not None else (None, None)
+    source: Literal["code", "model"] = "code" if by is None else "model"
+    return PlanRecord(message.id, run.agent, run.epoch, source, calls, model=model, prompt=prompt)

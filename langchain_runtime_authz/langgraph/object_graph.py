@@ -192,9 +192,8 @@ def names_in(code: CodeType) -> Iterator[str]:
 
 def _held_by_method(method: MethodType) -> list[Any]:
     owner = method.__self__
-    if isinstance(owner, (tuple, PregelProtocol, *model_types())):
-        return [owner]
-    if isinstance(owner, BaseTool) and method.__name__ not in ("_run", "_arun"):
+    by_itself = isinstance(owner, BaseTool) and method.__name__ not in ("_run", "_arun")
+    if by_itself or isinstance(owner, (tuple, PregelProtocol, *model_types())):
         return [owner]
     held: list[Any] = [method.__func__]
     fields = getattr(owner, "__dict__", None) or {}

@@ -215,20 +215,15 @@ _EVENTS: Final[dict[str, Reader]] = {
 class AuthzCallbackHandler(BaseCallbackHandler):
     """Records what runs outside the enforcement points. It does not enforce, and nothing fails because of it.
 
-    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`.
-    It writes an audit record of the kind `observation`, and an event on the current span, for each of these:
-
-    - a tool that starts outside every run and is not guarded;
-    - a model that is called outside every protected node;
-    - a graph that nobody protected;
-    - a chain outside every graph and every protected node.
+    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit record
+    of the kind `observation`, and an event on the current span, for a graph that nobody protected, an unguarded tool
+    outside every run, a model outside every protected node, and a chain outside every graph and protected node.
 
     It records names only: no arguments, inputs or outputs. It does not hear of code without the caller's
     callbacks: `callbacks=[]`, another thread, a function called as a function.
 
     Args:
-        authz: the `RuntimeAuthz` into whose audit sink it writes. LangChain logs a record
-            that cannot be written, and it is lost.
+        authz: the `RuntimeAuthz` into whose audit sink it writes. LangChain only logs a record that cannot be written.
     """
 
     run_inline = True  # the caller's own thread and context say where it runs

@@ -93,9 +93,16 @@ class ModelPlanner:
             return _UNREAD
         try:
             answer = yield Perform(self._model.invoke, self._model.ainvoke, prompt, {"callbacks": []})
-        except Exception as exc:  # noqa: BLE001  (a foreign model)
-            return _failed(exc)
-        return self._read(answer, texts)
+            if not isinstance(answer, Mapping):
+                raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
+            mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
+            compiled = backed(mandate, texts, self._tools.declared, self._tools.signatures)
+        except Exception as exc:  # noqa: BLE001  (a foreign model, and its answer)
+            _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
+            return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))
+        for what, _ in compiled.dropped:  # the reasons hold the user's words
+            _log.info("the planner's %s was dropped", what)
+        return compiled
 
     compile, acompile = both(_compile)
 
@@ -112,23 +119,6 @@ class ModelPlanner:
         tools = [_described(name, profiles[name], signature) for name, signature in seen.items()]
         data = json.dumps({"tools": tools, "user": said}, ensure_ascii=False, default=str)
         return [SystemMessage(_INSTRUCTION), HumanMessage(data)]
-
-    def _read(self, answer: object, texts: Sequence[str]) -> Compiled:
-        try:
-            if not isinstance(answer, Mapping):
-                raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
-            mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
-            compiled = backed(mandate, texts, self._tools.declared, self._tools.signatures)
-        except Exception as exc:  # noqa: BLE001  (a foreign model's answer)
-            return _failed(exc)
-        for what, _ in compiled.dropped:  # the reasons hold the user's words
-            _log.info("the planner's %s was dropped", what)
-        return compiled
-
-
-def _failed(exc: Exception) -> Compiled:
-    _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
-    return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))
 
 
 def _described(name: str, profile: ToolProfile, signature: Mapping[str, Any]) -> dict[str, Any]:

@@ -212,6 +212,7 @@ class RunHandle:
 
     Attributes:
         run_id: names the run in records, spans and tokens (`txn`).
+        closed: true after `close`.
     """
 
     agent: tuple[str, ...] = ()  # it acts as none
@@ -235,7 +236,7 @@ class RunHandle:
         self.seen_from_model: dict[str, tuple[str | None, str | None]] = {}
         self.asked_model: dict[object, tuple[str, str | None]] = {}
         self.lock = threading.Lock()
-        self._closed = self._in_generator = False
+        self.closed = self._in_generator = False
         self._previous: RunHandle | None = None
         self.subject = subject
         self.task = task
@@ -269,18 +270,13 @@ class RunHandle:
 
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._closed
-
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
         """Return `config` with this run in it, for generators and other tasks. It dies with the run."""
         return cast("RunnableConfig", with_run(config or {}, self))
 
     def _close(self) -> Flow[None]:
         """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""
-        self._closed = True
+        self.closed = True
         for run in [run for run in self._entries if not run.closed]:
             yield from close(run)
 
@@ -289,7 +285,7 @@ class RunHandle:
 
     def outside_run(self) -> Flow[Run]:
         """Return the run of guarded tools called outside every protected graph; the first call opens it."""
-        if self._closed:
+        if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
             engine = self.engine
@@ -315,7 +311,7 @@ class RunHandle:
 
     def enter(self, run: Run) -> None:
         """Add a root entry's run, which `close` then ends, unless the run was closed meanwhile."""
-        if self._closed:
+        if self.closed:
             run.closed = True
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         self._entries.append(run)

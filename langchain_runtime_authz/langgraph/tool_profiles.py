@@ -109,9 +109,8 @@ class Profiles:
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
         if declared is None or declared.draft:
-            base, why = (
-                (UNPROFILED, "no profile") if declared is None else (as_unprofiled(declared), "its profile is a draft")
-            )
+            base = as_unprofiled(declared) if declared is not None else UNPROFILED
+            why = "its profile is a draft" if declared is not None else "no profile"
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
         if why := foreign(tool, declared) or self._unlike(tool, declared):

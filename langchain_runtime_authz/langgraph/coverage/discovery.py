@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType
@@ -53,11 +54,13 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     held = list(object_graph.reached(graph, deep=True))
     found, tools = [v for v in held if isinstance(v, object_graph.Found)], [v for v in held if isinstance(v, BaseTool)]
+    nodes = [node.bound for f in found for node in f.graph.nodes.values()]
+    bound = [t for node in nodes if isinstance(node, private.ToolNode) for t in node.tools_by_name.values()]
     look = _Look(
         protection,
         hooked=owner_of(graph) is protection,
         reached=frozenset(id(f.graph) for f in object_graph.graphs_in(graph)),
-        bound=_Bound(f.graph for f in found),
+        bound=frozenset(i for t in bound for i in (id(t), *_made_of(t))),
         functions={i: tool.name for tool in tools for i in _identities(object_graph.functions_of(tool))},
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
@@ -81,8 +84,7 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
         yield f"{name}/retry_policy", node.retry_policy
         yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
         traced = getattr(node, "trace_policy", None)
-        hooks = [getattr(traced, "process_inputs", None), getattr(traced, "process_outputs", None)]
-        yield f"{name}/trace_policy", hooks
+        yield f"{name}/trace_policy", [getattr(traced, f"process_{part}", None) for part in ("inputs", "outputs")]
     if not type(graph.checkpointer).__module__.startswith(("langgraph.", "builtins")):
         yield "checkpointer", [v for v in vars(type(graph.checkpointer)).values() if isinstance(v, FunctionType)]
     for made in getattr(graph, "stream_transformers", ()):
@@ -108,20 +110,8 @@ def _identities(functions: Iterable[Any]) -> Iterator[int]:
             found = getattr(found, "__wrapped__", None)
 
 
-class _Bound:
-    """The tools of the graphs' tool nodes. Other code holds them too: models are bound to them."""
-
-    def __init__(self, graphs: Iterable[Any]) -> None:
-        nodes = [node.bound for g in graphs for node in g.nodes.values() if isinstance(node.bound, private.ToolNode)]
-        self._tools = [tool for node in nodes for tool in node.tools_by_name.values()]
-        self._made_of = {(tool.name, i) for tool in self._tools for i in _identities(object_graph.functions_of(tool))}
-
-    def __contains__(self, tool: BaseTool) -> bool:
-        """Return True if it is one of them, or one that a guarded copy was made of."""
-        if any(tool is t for t in self._tools):
-            return True
-        made_of = {(tool.name, i) for i in _identities(object_graph.functions_of(tool))}
-        return not is_guarded(tool) and bool(made_of) and made_of <= self._made_of
+def _made_of(tool: BaseTool) -> set[object]:
+    return {(tool.name, i) for i in _identities(object_graph.functions_of(tool))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +119,7 @@ class _Look:
     protection: Protection
     hooked: bool  # below a protected root the callback backstop hears of every tool that starts
     reached: frozenset[int]
-    bound: _Bound
+    bound: frozenset[object]  # the tools of the graphs' tool nodes, and what they are made of
     functions: Mapping[int, str] = field(repr=False)
     searched: dict[int, BaseTool] = field(default_factory=dict)
 
@@ -189,9 +179,14 @@ class _Look:
         for value in held:
             if not isinstance(value, BaseTool):
                 yield from self._value(value, label, route, gated, held)
-            elif value not in self.bound and not (known and id(value) in self.searched):
+            elif not self._is_bound(value) and not (known and id(value) in self.searched):
                 yield from self._tool(value, label, route, None)
         yield from self._bare_functions(held, label, route, own)
+
+    def _is_bound(self, tool: BaseTool) -> bool:
+        """Return True for a tool of a tool node, or one that its guarded copy was made of: models are bound to them."""
+        made_of = _made_of(tool)
+        return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
         """Yield the tools that the graph's own loop would call between nodes: only the callback backstop decides these."""
@@ -355,12 +350,11 @@ _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
     """Yield each finding once, with a number if several things would have one id."""
-    places: dict[str, int] = {}
+    places = Counter[str]()
     told: set[Row] = set()
     for row in rows:
         if row in told and row.kind not in _SEVERAL:
             continue
         told.add(row)
-        place = places.get(row.id, 0)
-        places[row.id] = place + 1
-        yield replace(row, place=place)
+        yield replace(row, place=places[row.id])
+        places[row.id] += 1
