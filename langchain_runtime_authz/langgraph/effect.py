@@ -15,6 +15,7 @@ import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, cast, get_type_hints
 
@@ -354,15 +355,11 @@ def _governing(store: Any) -> Profiles | None:
         call = scope.call
         if call.tool.startswith(PREFIX) or (call.profiled and call.profile.side_effect):
             return None
-    # A store that collects writes carries them out in a task of its own, which has the context of its first caller.
-    return None if (own := getattr(store, "_task", None)) is not None and own is _current_task() else profiles
-
-
-def _current_task() -> object:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop runs here
-        return None
+    with suppress(RuntimeError):  # no loop runs here
+        # A store that collects writes carries them out in a task of its own, which has the context of its first caller.
+        if (own := getattr(store, "_task", None)) is not None and own is asyncio.current_task():
+            return None
+    return profiles
 
 
 def _write(profiles: Profiles, op: PutOp) -> Arrival:

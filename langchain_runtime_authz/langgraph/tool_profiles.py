@@ -291,19 +291,8 @@ class Guard:
         return self
 
 
-class Guards:
+class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
     """The guards of a tool that is guarded in place: one for each instance whose runs call it."""
-
-    __slots__ = ("_of",)
-
-    def __init__(self) -> None:
-        self._of: weakref.WeakKeyDictionary[Profiles, Guard] = weakref.WeakKeyDictionary()
-
-    def here(self, tool: BaseTool) -> Guard:
-        profiles: Profiles = current_scope.get().run.engine.tools
-        if (guard := self._of.get(profiles)) is None:
-            guard = self._of[profiles] = Guard(profiles, tool, None)
-        return guard
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         return self
@@ -324,7 +313,8 @@ def guard_of(tool: BaseTool) -> Guard:
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is Guards:
-        return guard.here(tool)
+        profiles: Profiles = current_scope.get().run.engine.tools
+        return guard.get(profiles) or guard.setdefault(profiles, Guard(profiles, tool, None))
     if guard is None:
         held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
         guard = next((g for g in held if g is not None), None)

@@ -374,4 +374,4 @@ def _refusal(action: str, name: str, properties: Json, ctx: Json) -> str:
         depth=ctx["delegation"]["depth"],
         now=ctx["now"],
     )
-    return str(refusal) if refusal is not None else ""
+    return str(refusal or "")
