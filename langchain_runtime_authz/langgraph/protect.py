@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import operator
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Generator, Iterator, Mapping
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn, cast
@@ -145,52 +145,14 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
     builder.__class__ = private.lookalike(base, {"__runtime_authz__": protection, "compile": compile_})
 
 
-def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
-    """Iterate a stream, with its run current during each step alone."""
-    scope = step_scope(cast("Run", find_run(config)))
+def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
+    """Step a stream of which the event loop does not learn: it would close it while its holder does."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     try:
-        while True:
-            with scope:
-                try:
-                    chunk = next(chunks)
-                except StopIteration:
-                    return
-            yield chunk
+        return chunks.__anext__()
     finally:
-        with scope:
-            chunks.close()
-
-
-class _Owned:
-    """Likewise for an asynchronous stream, of which the event loop does not learn: it would close it while its holder does."""
-
-    __slots__ = ("_begun", "_chunks", "_scope")
-
-    def __init__(self, chunks: AsyncGenerator[Any, None], config: Mapping[str, Any]) -> None:
-        self._chunks, self._begun = chunks, False
-        self._scope = step_scope(cast("Run", find_run(config)))
-
-    def __aiter__(self) -> _Owned:
-        return self
-
-    async def __anext__(self) -> Any:
-        with self._scope:
-            return await self._next()
-
-    def _next(self) -> Awaitable[Any]:
-        if self._begun:
-            return self._chunks.__anext__()
-        self._begun = True
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
-        try:
-            return self._chunks.__anext__()
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-
-    async def aclose(self) -> None:
-        with self._scope:
-            await self._chunks.aclose()
+        sys.set_asyncgen_hooks(*hooks)
 
 
 def _without_config(graph: Any) -> Any:
@@ -224,22 +186,31 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return root_entry.enter(name, input, config, at_call, graph)
 
     def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
-        """Return the stream inside an entry, its config, and whether its events show configs: these have the handle."""
+        """Return the stream inside an entry, the scope of its steps, and whether it shows configs: these have the handle."""
         given, config = (input, entered) if at_call.parent is not None else entered
         if at_call.parent is None:
             config, options = ambient.hearing(config), _durable(graph, root_entry, options)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
-        return own(_without_config(graph), given, config, **options), config, shows
+        return own(_without_config(graph), given, config, **options), step_scope(cast("Run", find_run(config))), shows
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
         with entry(self, input, config, at_call) as entered:
-            chunks, own, shows = chunks_of(base.stream, self, input, at_call, entered, options)
-            for chunk in _stepping(own, chunks):
-                yield without_handle(chunk) if shows else chunk
+            chunks, scope, shows = chunks_of(base.stream, self, input, at_call, entered, options)
+            try:
+                while True:
+                    with scope:  # the run is current during each step alone
+                        try:
+                            chunk = next(chunks)
+                        except StopIteration:
+                            return
+                    yield without_handle(chunk) if shows else chunk
+            finally:
+                with scope:
+                    chunks.close()
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         return begin(self, input, config, kwargs, base.astream, _astream)  # type: ignore[no-any-return]
@@ -248,11 +219,18 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
     ) -> AsyncIterator[Any]:
         async with entry(self, input, config, at_call) as entered:
-            chunks, own, shows = chunks_of(base.astream, self, input, at_call, entered, options)
-            # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
-            async with aclosing(_Owned(chunks, own)) as owned:
-                async for chunk in owned:
+            chunks, scope, shows = chunks_of(base.astream, self, input, at_call, entered, options)
+            try:
+                while True:
+                    with scope:
+                        try:
+                            chunk = await _next(chunks)
+                        except StopAsyncIteration:
+                            return
                     yield without_handle(chunk) if shows else chunk
+            finally:  # what it runs is cancelled when the caller goes, not when it is collected
+                with scope:
+                    await chunks.aclose()
 
     def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
         # `update_state` comes down to this.

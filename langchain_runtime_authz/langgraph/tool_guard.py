@@ -139,10 +139,10 @@ _AWAITS: Final = (_acall, acleaned)
 
 
 def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
+    own_invoke, blocks = _is_own(base, "invoke") or _is_own(base, "ainvoke"), call is _call
 
     def run(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: Any = None, **kwargs: Any) -> Any:
-        own = base.run if call is _call else base.arun
+        own = base.run if blocks else base.arun
         if own_invoke and _within_own_invoke(self):
             return own(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         arrived = arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
