@@ -3,19 +3,18 @@
 That is a tool without a guard, and a model call that our middleware has not decided. In `authz.run()` without a
 protected graph the models' returns are recorded only, for an `AuthzToolNode` that works alone.
 
-The hook is registered once a process, since LangChain cannot undo it. The handler is inline and raises: LangChain swallows
-what other handlers raise. It cannot change what the tool receives or what comes back.
+The handler is inline and raises: LangChain swallows what other handlers raise. It cannot change what the tool receives
+or what comes back.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Final, cast
 from uuid import UUID
@@ -230,28 +229,27 @@ def _is_failure(record: logging.LogRecord) -> bool:
     return not isinstance(record.args, tuple) or record.args[:1] != (_Backstop.__name__,)
 
 
-_lock = threading.Lock()
-_hook: _Hook | None = None
+_hook: Final = _Hook()
+
+
+@cache
+def _register() -> None:
+    register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
+    logging.getLogger(private.CALLBACK_LOGGER).addFilter(_is_failure)
 
 
 def install(
     *, everywhere: bool = False, listens: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None
 ) -> None:
-    """Register the hook, once a process.
+    """Register the hook, once a process: LangChain cannot undo it.
 
     `everywhere`: also deny unguarded tools outside runs, for good. `listens`: also hear the models of unprotected graphs in
     `authz.run()`. `hear` gives a handler for an unprotected graph that starts, or `None`.
     """
-    global _hook  # noqa: PLW0603
-    with _lock:
-        if _hook is None:
-            _hook = _Hook()
-            register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
-            logging.getLogger(private.CALLBACK_LOGGER).addFilter(_is_failure)
-        _hook.everywhere |= everywhere
-        _hook.listens |= listens
-        if hear is not None:
-            _hook.hear = hear
+    _register()
+    for name, value in {"everywhere": everywhere, "listens": listens, "hear": hear}.items():
+        if value:  # nobody takes it back
+            setattr(_hook, name, value)
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 One rule: a checkpoint that differs from the recorded one changes the task if its watched channels, or the
 tasks that wait in it, differ. Of a state only what a task or a plan is made of counts: messages, to-do lists, files, the
 declared task channels, and the tasks that wait to run. Ids, key order and the message classes' own fields do not count.
-
-Most reads need a checkpoint's ids and metadata only (`_frames`).
 """
 
 from __future__ import annotations

@@ -222,9 +222,7 @@ class _Heard(BaseCallbackHandler):
     def ignore_chain(self) -> bool:
         return not self.waits
 
-    @property
-    def run_inline(self) -> bool:  # type: ignore[override]
-        return not self.waits
+    run_inline = ignore_chain
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         if (then := self.waits.pop(run_id, None)) is not None:

@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph import interrupts, messages
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.run_context import within
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, OneByOne, Pending, RunCode, hand_on
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode, hand_on
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -36,16 +36,7 @@ from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
 
 
-class _Batch:
-    """The decisions of one message whose calls are tasks of their own. The first task makes them; the others wait."""
-
-    def __init__(self) -> None:
-        self.locks = threading.Lock(), threading.Lock()
-        self.decided: list[DecidedCall] = []
-
-    def decide(self, run: Run, message: MessageCalls) -> Flow[list[DecidedCall]]:
-        self.decided = self.decided or (yield from interrupts.decide_message(run, message.describe(), message.config))
-        return self.decided
+_Batch = tuple[Locks, list[DecidedCall]]  # of one message whose calls are tasks of their own: the first task fills it
 
 
 class MessageCalls:
@@ -92,10 +83,14 @@ class MessageCalls:
         )
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
-        batch = self._batch(run)
-        decided: list[DecidedCall] = yield (OneByOne, batch.locks, batch.decide(run, self))
+        locks, decided = self._batch(run)
+        yield (OneByOne, locks, self._decide_all(run, decided))
         mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
         return [(yield from interrupts.decide_one_of(run, decided, mine, self.config))]
+
+    def _decide_all(self, run: Run, decided: list[DecidedCall]) -> Flow[None]:
+        if not decided:
+            decided += yield from interrupts.decide_message(run, self.describe(), self.config)
 
     def _batch(self, run: Run) -> _Batch:
         """Return the batch of the message, found by its very calls, or by their content if they are a copy."""
@@ -104,7 +99,7 @@ class MessageCalls:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
             if planned is not self.planned:
                 alike = (tools, f"{self.plan_id} {calls_digest(plan_calls(self.planned))}")
-                batch = run.batches.setdefault(alike, _Batch())
+                batch = run.batches.setdefault(alike, ((threading.Lock(), threading.Lock()), []))
                 run.batches[same] = (self.planned, batch)  # held, so that its identity stays its own
             return cast("_Batch", batch)
 
