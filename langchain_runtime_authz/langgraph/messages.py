@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import orjson
 from langchain_core.messages import (
@@ -290,23 +290,18 @@ def unanswered(messages: Sequence[Any]) -> bool:
     return False
 
 
-class PlannedMessage(NamedTuple):
-    id: str | None
-    calls: Sequence[Any]
-    position: int
+def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:
+    """Return id and calls of the newest AI message in `state` that holds `call`, and its place; else no calls.
 
-
-def planned_message(state: Any, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
-    """Find the newest AI message in `state` that holds `call`. Two calls of one message may share an id."""
+    Two calls of one message may share an id.
+    """
     messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
-    if not isinstance(messages, list | tuple):
-        return None
-    for message in reversed(messages):
+    for message in reversed(messages) if call and isinstance(messages, list | tuple) else ():
         ident, calls = (message.id, message.tool_calls) if type(message) is AIMessage else _calls_of(message)
         position = 0 if calls and calls[0] is call else place_of(call, dict(enumerate(calls)))
         if position is not None:
-            return PlannedMessage(ident, calls, position)
-    return None
+            return ident, calls, position
+    return None, (), 0
 
 
 def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:

@@ -56,22 +56,16 @@ class MessageCalls:
         self.node, self.profiles, self.config, self.runtime, self.reviewed = node, profiles, config, runtime, reviewed
         calls, input_type = node._parse_input(input)
         self.state = node._extract_state(input, config) if input_type == "tool_calls" else input
-        key = node._messages_key
-        found = messages.planned_message(self.state, key, calls[0]) if calls else None
-        self.plan_id = found.id if found is not None else None
-        self.planned: Sequence[Any] = found.calls if found is not None else ()
+        found = messages.planned_message(self.state, node._messages_key, calls[0] if calls else None)
+        self.plan_id, self.planned, self.position = found
         self.siblings: Sequence[Any] = calls
-        self.position = 0
         # Calls sent one by one, of a message that holds more of them. A node that is its own root entry shares no run
         # with the tasks of the others, so it decides what it was given.
-        self.together = standalone or input_type != "tool_calls" or found is None or len(calls) != 1
-        if not self.together and found is not None:
-            self.position = found.position
-            answered = answered_calls(self.state)
+        self.together = standalone or input_type != "tool_calls" or not self.planned or len(calls) != 1
+        if not self.together:
+            answered, mine = answered_calls(self.state), {self.position: calls[0]}
             self.siblings = [
-                calls[0] if i == found.position else c
-                for i, c in enumerate(found.calls)
-                if i == found.position or c.get("id") not in answered
+                mine.get(i, c) for i, c in enumerate(self.planned) if i in mine or c.get("id") not in answered
             ]
             self.together = len(self.siblings) == 1
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
@@ -161,12 +155,10 @@ class Turns:
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
         self.config = config
-        self.waiting: dict[int, Pending] = {}
-        self.order: dict[int, int] = {}
+        self.waiting: dict[int, tuple[int, Pending]] = {}  # each with its place
         self.asked = self.serial = False
         for call, one in zip(calls, waiting, strict=True):  # a node may send one call twice: the first is it
-            self.waiting.setdefault(id(call), one)
-            self.order.setdefault(id(call), len(self.order))
+            self.waiting.setdefault(id(call), (len(self.waiting), one))
             self.serial |= bool(one.paused or one.answers or one.left)
         self.done: set[int] = set()  # places of the calls that are over
 
@@ -175,8 +167,9 @@ class Turn:
     """The time in which one call may run, by `with` or `async with`: the call is handed to the guard."""
 
     def __init__(self, turns: Turns, call: Any) -> None:
-        self._turns, self._place = turns, turns.order.get(id(call), 0)
-        self.one = turns.waiting.get(id(call))
+        self._turns = turns
+        self.one: Pending | None
+        self._place, self.one = turns.waiting.get(id(call), (0, None))
 
     def __enter__(self) -> Pending | None:
         turns = self._turns

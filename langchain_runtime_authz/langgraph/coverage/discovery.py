@@ -292,17 +292,12 @@ def _unpickles(saver: Any) -> str:
             return "pickle_fallback: a checkpoint can run code: leave it off"
         loads = getattr(type(serde), "loads_typed", None)
         known = type(serde).__module__.startswith("langgraph.checkpoint.serde.")
-        if (
-            not known
-            and isinstance(loads, FunctionType)
-            and any(v is u for v in object_graph.loaded(loads) for u in _UNPICKLERS)
-        ):
+        used = object_graph.loaded(loads) if isinstance(loads, FunctionType) and not known else ()
+        if any(v is u for v in used for u in _UNPICKLERS):
             return f"{type(serde).__name__} unpickles, so a checkpoint can run code: use JsonPlusSerializer"
         if private.imports_anything(serde) and not isinstance(saver, InMemorySaver):
-            return (
-                "its store can have any callable imported and called: "
-                "set LANGGRAPH_STRICT_MSGPACK=true or `allowed_msgpack_modules`"
-            )
+            how = "set LANGGRAPH_STRICT_MSGPACK=true or `allowed_msgpack_modules`"
+            return f"its store can have any callable imported and called: {how}"
         serde, seen = getattr(serde, "serde", None), seen + 1
     return ""
 
