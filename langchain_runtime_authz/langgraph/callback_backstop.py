@@ -256,12 +256,11 @@ def hearing(config: dict[str, Any]) -> dict[str, Any]:
     """Return a root entry's config with the backstop among its callbacks, for threads that a node hands them to."""
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
-        heard = callbacks.copy()
-        if _BACKSTOP not in heard.inheritable_handlers:
-            heard.add_handler(_BACKSTOP, inherit=True)
-        return {**config, "callbacks": heard}
-    handlers = list(callbacks or ())
-    return config if _BACKSTOP in handlers else {**config, "callbacks": [*handlers, _BACKSTOP]}
+        callbacks = callbacks.copy()
+        callbacks.add_handler(_BACKSTOP, inherit=True)  # once, if it is there
+    else:
+        callbacks = [*(h for h in callbacks or () if h is not _BACKSTOP), _BACKSTOP]
+    return {**config, "callbacks": callbacks}
 
 
 _KEEP: Final = 256  # model outputs remembered per root entry

@@ -21,7 +21,6 @@ from langgraph.graph.message import add_messages
 from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz._url import is_under
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.langgraph import _private as private
@@ -35,7 +34,7 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.delegate import invitation
-from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive, new_id
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 
@@ -297,8 +296,7 @@ class _Remote(ChildEntry):
         try:
             credential = yield from invitation(run, self.profile.named)
         except CredentialError as exc:
-            refused = deny(exc.code)
-            raise AuthzDenied(refused.reason, refused.decision_id) from None
+            raise AuthzDenied(exc.code, new_id()) from None
         if (ticket := current_ticket()) is not None:  # so that it is found in the tool's output
             ticket.track(credential.token)
         self.header = f"Bearer {credential.token}"

@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneBy
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
-from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
 MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
 
@@ -170,6 +170,7 @@ class Turn:
         self._turns = turns
         self.one: Pending | None
         self._place, self.one = turns.waiting.get(id(call), (0, None))
+        self._engine = self.one.run.engine if self.one is not None else None
 
     def __enter__(self) -> Pending | None:
         turns = self._turns
@@ -209,10 +210,6 @@ class Turn:
     async def _others(self) -> None:
         while not self._turns.done.issuperset(range(self._place)):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
-
-    @property
-    def _engine(self) -> Engine | None:
-        return self.one.run.engine if self.one is not None else None
 
     def _note(self, exc: BaseException) -> Flow[None]:
         """Note a question that the tool, or a review in front of it, asks by itself."""

@@ -31,7 +31,7 @@ from langchain_runtime_authz.pdp.answer import parse_answer, parse_obligation
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
 if TYPE_CHECKING:
-    import cedarpy
+    pass
 
 SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 ASKS: Final = "require_approval"
@@ -124,17 +124,15 @@ class CedarPDP(InProcess):
         return answer
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        return [self._answer(self._asked(self._to_cedar(json.loads(body)))) for body in bodies]
-
-    def _asked(self, asked: dict[str, Any]) -> cedarpy.AuthzResult:
-        own = asked.pop("entities", None)
-        known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
-        return self._evaluate_all([asked], self._policies, known, self._schema)[0]
+        return [self._answer(self._to_cedar(json.loads(body))) for body in bodies]
 
     def close(self) -> None:
         """Do nothing: it holds only memory."""
 
-    def _answer(self, result: cedarpy.AuthzResult) -> Decision | PDPError | None:
+    def _answer(self, asked: dict[str, Any]) -> Decision | PDPError | None:
+        own = asked.pop("entities", None)
+        known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
+        (result,) = self._evaluate_all([asked], self._policies, known, self._schema)
         verdict = result.decision.value
         if result.diagnostics.errors or verdict not in ("Allow", "Deny"):
             # Only their number: the texts may quote the request.
