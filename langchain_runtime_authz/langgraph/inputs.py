@@ -365,6 +365,6 @@ def _assents(text: str, question: str, language: Language) -> bool:
     odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it trails off
     if odd or any(t.lower in choices for t in words):
         return False
-    while taken := (said := language.match(language.assents, words, at)) or language.match(language.thanks, words, at):
+    while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):
         yes, at = yes or bool(said), at + taken
     return yes and at == len(words) and not any(each.stop(words) for each in languages())

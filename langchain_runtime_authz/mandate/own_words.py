@@ -8,11 +8,13 @@ bounded number of times, so the work is linear in the texts.
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz._regex import lazy
@@ -132,52 +134,34 @@ _END: Final = lazy(
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
 # What a sentence says of itself. Short on purpose: a planner reads the meaning, and this only doubts it.
 _ASKS: Final = lazy(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
-_POLITE: Final = lazy(
-    r"\b(?:can|could|would|will) you\b|\bplease\b|\bbitte\b|\bk(?:a|\u00f6)nn(?:te)?st du\b|\bk\u00f6nn(?:t)?en Sie\b"
-    r"|\b(?:puedes|podr\u00edas|puede usted|por favor|peux-tu|pouvez-vous|pourrais-tu|pourriez-vous|s['\u2019]il (?:te|vous)"
-    r" pla\u00eet|puoi|potresti|per favore|pode|poderia|voc\u00ea pode)\b|\u8bf7|\u80fd\u4e0d\u80fd|\u53ef\u4ee5",
-    re.IGNORECASE,
-)
-_OF_US: Final = lazy(r"\b(?:should|shall|may|must|can|do) (?:I|we)\b", re.IGNORECASE)
-_DEPENDS: Final = lazy(
-    r"\b(?:if|unless|whether|in case|provided (?:that|I|he|she|they|we|you|it)|assuming|depending|as soon as|once (?:I|he|she|they|we|you|the|my|our)"
-    r"|until (?:I|he|she|they|we|you)|only (?:after|when)|wait for|before I (?:say|confirm|approve|tell)|falls|wenn|sobald|sofern"
-    r"|si|cuando|en cuanto|d\u00e8s que|\u00e0 condition)\b|\u5982\u679c|\u7684\u8bdd",
-    re.IGNORECASE,
-)
-_NEGATES: Final = lazy(
-    r"\b(?:not|never|no|nobody|nothing|none|neither|nor|without|except|excluding|instead|rather|but|avoid|cannot|nicht|nie(?:mals)?"
-    r"|kein\w{0,2}|ohne|au\u00dfer|statt|nunca|jam[a\u00e1]s|sin|salvo|excepto|ne|pas|sans|sauf|senza|tranne)\b(?! (?:later|more|less) than\b)"
-    r"|n['\u2019]t\b|\u4e0d|\u522b|\u6ca1|\u9664\u4e86",
-    re.IGNORECASE,
-)
-_MYSELF: Final = lazy(
-    r"\bI(?:['\u2019]ll| will| shall)(?! (?:be|need|have|also need)\b)|\bmyself\b|\bich (?:werde|selbst)\b",
-    re.IGNORECASE,
-)
-_TAKEN_BACK: Final = lazy(
-    r"(?:(?:no|nope|wait|stop|actually|sorry|please|oh|hmm)[,!. ]{1,3}){0,3}(?:no|stop|wait|never ?mind|forget (?:it|that|about it)|"
-    r"scratch that|(?:please )?cancel (?:it|that|this)|(?:I(?:['\u2019]ve| have)? )?changed my mind|on second thoughts?"
-    r"|(?:do not|don['\u2019]?t)(?: \w{1,20}){0,2}(?: (?:it|that|this|them|anything|yet))?)(?:[ ,](?:please|then|now|yet|again))?",
-    re.IGNORECASE,
-)
+_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
+
+
+def _any(name: str) -> str:
+    """Return an expression for the phrases that all languages have for something."""
+    return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
+
+
+def _said(name: str, but: str = "") -> re.Pattern[str]:
+    """Return a pattern of whole phrases without `but` behind them, and of signs that stand anywhere."""
+    phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
+    signs = _PHRASES[name].get("signs", ())
+    return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
+
+
+def _only(name: str) -> re.Pattern[str]:
+    """Return a pattern of a sentence that says nothing else, with what may stand before and behind it."""
+    before, behind = _any(f"before_{name}"), _any(f"behind_{name}")
+    return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
+
+
+_POLITE, _OF_US, _DEPENDS, _MYSELF = map(_said, ("polite", "of_us", "depends", "myself"))
+_NEGATES: Final = _said("negates", r"(?! (?:later|more|less) than\b)")
+_TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
 _SHORT: Final = 60
-_CONTINUES: Final = lazy(
-    r"(?:(?:ok(?:ay)?|yes|please|and|ja|bitte|s\u00ed|oui|s\u00ec)[,!. ]{1,3}){0,3}(?:please )?(?:continue|go on|go ahead|proceed|carry on|keep going|resume"
-    r"|weiter(?:machen)?|mach(?:en Sie)? weiter|fahr(?:en Sie)? fort|contin[u\u00fa]a|adelante|sigue|continuez?|vas-y|allez-y|prosegui|vai avanti"
-    r"|\u7ee7\u7eed)(?:[, ](?:please|bitte|por favor))?",
-    re.IGNORECASE,
-)
-_SCALED: Final = lazy(r" ?(?:%|percent|per cent|hundred|thousand|million|billion|k\b|dozen)", re.IGNORECASE)
-_COUNTED: Final = {
-    word: count
-    for count, words in enumerate(
-        ("two twice", "three thrice", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"), 2
-    )
-    for word in words.split()
-}
+_COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
+_SCALED, _TIMES = (lazy(f" ?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times"))
 _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
-_TIMES: Final = lazy(r"[ ]?(?:times|x\b|\u00d7|mal\b|veces\b|fois\b|volte\b|vezes\b|\u6b21|\u56de)", re.IGNORECASE)
 
 
 def continues(text: str) -> bool:

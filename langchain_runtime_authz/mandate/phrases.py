@@ -82,11 +82,9 @@ class Reader:
     def _match(self, phrases: str, ahead: int = 0) -> int:
         return self.language.match(phrases, self.tokens, self.at + ahead)
 
-    def _said(self, tokens: Sequence[Token]) -> str:
-        return self.text[tokens[0].start : tokens[-1].end]
-
     def _quote(self, tokens: Sequence[Token], kind: str = "quote") -> Token:
-        return Token(kind, self._said(tokens), tokens[0].start, tokens[-1].end)
+        start, end = tokens[0].start, tokens[-1].end
+        return Token(kind, self.text[start:end], start, end)
 
     def _next(self) -> bool:
         """Read the next phrase."""
@@ -226,7 +224,7 @@ class Reader:
 
     def _value(self, at: int, *, told: bool) -> tuple[Token | None, int]:
         token = self.tokens[at]
-        common = told or self.language.common(token)  # a verb is a value only where a noun or a preposition tells so
+        common = told or token.lower not in self.language.verbs  # a verb only behind a noun or a preposition
         if not self.language.value(token) or (token.kind == "word" and not common):
             return None, at
         after = at + 1
@@ -236,12 +234,12 @@ class Reader:
         if ran > after:
             kind, after = "run", ran
         said = " ".join(t.text for t in self.tokens[at:after])
-        whole = after == at + 1 or (after - at <= _NAMES and said == self._said(self.tokens[at:after]))
+        whole = after == at + 1 or (after - at <= _NAMES and said == self._quote(self.tokens[at:after]).text)
         return (token._replace(kind=kind, text=said, end=self.tokens[after - 1].end), after) if whole else (None, at)
 
     def _opens(self, values: Sequence[Token]) -> bool:
         """Return True in the first phrase that holds a value, if what is named is not paid for."""
-        said = values or any(p.values and p.marker not in {"choice", "flag"} for p in self.found)
+        said = values or any(p.values and p.marker != "choice" for p in self.found)
         return not said and self.tool.effect != "pay"
 
     def _ran(self, at: int) -> int:

@@ -125,8 +125,7 @@ class Vocabulary:
         self.currency = any("currency" in a.words for a in self.arguments)
         self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         ruled = [a.kind for a in self.arguments]
-        self.personal = "principal" in ruled
-        self.apart = self.personal and "object" in ruled
+        self.apart = {"principal", "object"} <= {*ruled}
         self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
 
     def verb(self, tokens: Sequence[Token], *, own: bool) -> int:

@@ -88,7 +88,6 @@ class Language:
         self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
         named = ("determiners", "stops", "read_words", "never_values")
         self.determiners, self.stops, self.read_words, never = (frozenset(data[n]) for n in named)
-        self.assents, self.thanks = self.phrases["assents"], self.phrases["thanks"]
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = frozenset((*data["prepositions"], *data["naming"]))
@@ -221,14 +220,10 @@ class Language:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
         return token.kind not in {"odd", "sep", "colon", "end"}
 
-    def common(self, token: Token) -> bool:
-        """Return True for a word that could be the name of somebody or something, in lower case."""
-        return token.kind == "word" and self.value(token) and token.lower not in self.verbs
-
 
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
-    files = sorted((Path(__file__).parent).glob("*.json"))
+    files = sorted((Path(__file__).parent).glob("??.json"))
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 
 
