@@ -36,7 +36,7 @@ STRICT: dict[str, Any] = json.loads(json.dumps({
         "effects": {"write": {"permit": "desk", "ask": "desk", "deny": "desk"}},
         "tools": {"book_invoice": {"permit": "log"}},
     },
-    "redact": {"book_invoice": ["iban", "name"]},
+    "redact": {"book_invoice": ["iban", "name"]}, "ttl": {"node/enter": 30, "model/call": 60},
 }))
 
 EFFECT, SINK, CALL_SINK = "resource.properties.effect", "resource.properties.sink", "context.call.sink"

@@ -1,0 +1,55 @@
+"""A node's permit that is used again: only as long as its policy says, and never past a stop."""
+
+from __future__ import annotations
+
+from ._kit import *
+
+
+class Policy:
+    """Lets the model's node in until a tool was called. `ttl` is what it says of its permits."""
+
+    def __init__(self, ttl: int, *, until_called: bool = True) -> None:
+        self.ttl, self.until_called, self.entered = ttl, until_called, 0
+
+    def __call__(self, request: Any) -> Any:
+        if request.action.name != "node/enter" or request.resource.id == "tools":
+            return True
+        self.entered += 1
+        denied = self.until_called and bool(request.context.history.calls)
+        return {"decision": not denied, "context": {"ttl": self.ttl}}
+
+
+def test_a_policy_that_reads_what_changes(kind: str, go: Any, ran: Any) -> None:
+    """Asked at each entry, as it says nothing of how long its permit holds. With a `ttl` it is taken at its word."""
+    for ttl, entered in ((0, 2), (30, 1)):
+        authz, graph = protecting(BUILDERS[kind](replying([READ]), [read_tool(ran)]), StaticPDP(policy := Policy(ttl)))
+        with authz.run(subject="alice", task="x"), contextlib.ExitStack() as stack:
+            if ttl == 0:
+                stack.enter_context(pytest.raises(AuthzHalt))
+            go(graph, human())
+        assert policy.entered == entered
+
+
+STOPS: dict[str, tuple[Callable[[RuntimeAuthz, str], Any], str]] = {
+    "revoke": (lambda authz, name: authz.revoke("t", graph=name), "revoked"),
+    "correct": (lambda authz, name: authz.correct("t", "STOP", graph=name), "stale_epoch"),
+}
+
+
+@pytest.mark.parametrize("ttl", [0, 30])
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stop_between_two_entries(stop: str, ttl: int, kind: str, go: Any) -> None:
+    """It counts at the next entry, whether a permit was kept or not."""
+    act, code = STOPS[stop]
+    authz = authz_with(StaticPDP(policy := Policy(ttl, until_called=False)))
+
+    @tool("read")
+    def stopping(path: str) -> str:
+        """Stop the run that calls it."""
+        act(authz, kind)
+        return "ok"
+
+    graph = authz.protect(BUILDERS[kind](replying([READ]), [stopping], checkpointer=InMemorySaver()))
+    with authz.run(subject="alice", task="x"):
+        assert code_of(lambda: go(graph, human(), THREAD)) == code
+    assert policy.entered == 1
