@@ -1,7 +1,7 @@
 """Collect every private name of LangChain and LangGraph that this package uses.
 
-`tests/unit_tests/langgraph/test_private.py` pins each one, with the private *members* that the package overrides or reads,
-and says what moved when an upgrade breaks it.
+`tests/unit_tests/langgraph/test_private.py` pins each one, and the private *members* that the package overrides or
+reads. After an upgrade it names what moved.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _GRAPHS_PER_TOOL: Final = 10_000
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Keep what `look` finds out about a class or function for as long as that lives."""
+    """Cache the result of `look` for a class or function while that lives."""
     found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
 
     @functools.wraps(look)
@@ -69,7 +69,7 @@ def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
-    """Make a subclass of a class with these members, which shows the class's own name, module and docstring."""
+    """Make a subclass with these members that shows the class's name, module and docstring."""
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})
@@ -84,7 +84,7 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 
 def task_id(config: Mapping[str, Any]) -> str:
-    """Return the Pregel task that a node runs as, the same on every replay; empty outside one."""
+    """Return the id of the current Pregel task, the same on every replay; empty outside one."""
     return str(_given(config).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
@@ -97,11 +97,11 @@ class Place(NamedTuple):
 
     saver: BaseCheckpointSaver[Any]
     config: dict[str, Any]
-    lasting: bool  # the next call finds it there too, not only the same task's
+    lasting: bool  # later calls of other tasks find it there too
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return `config` for one graph, and its zero-based index among the task's subgraph calls, which names its place."""
+    """Return `config` for one graph, and its zero-based index among the task's subgraph calls."""
     configurable = _given(config)
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -112,7 +112,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return the place that LangGraph gives a task's call of a graph, by its zero-based number; `None` if it keeps nothing."""
+    """Return the place of a task's graph call, by its zero-based index; `None` if it keeps no state."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -127,14 +127,14 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
 
 
 def graph_at(graph: Any, config: Any) -> Any:
-    """Return the graph whose state a place of a root's thread holds: the root, or a graph that is a node of it."""
+    """Return the graph whose state is at a place of a root's thread: the root, or one of its nodes."""
     namespace = recast_checkpoint_ns(_ns(config or {}))
     found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
     return next((child for name, child in found if name == namespace), graph)
 
 
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
-    """Return the namespaces of the graphs that a root's task calls: of this task, and of all tasks of the node."""
+    """Return the namespaces of graphs that a root's task calls: of this task, and of all tasks of the node."""
     return f"{name}{keys.NS_END}{ident}", name
 
 
@@ -148,19 +148,19 @@ def namespace_of_graph(namespace: str, number: int) -> str:
 
 
 def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Return True if LangGraph takes a resume value as answers by interrupt id."""
+    """Return True if LangGraph treats a resume value as answers by interrupt id."""
     return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
 
 
 def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
-    """Return the id that LangGraph gives the task's interrupt of this number; by default the next one."""
+    """Return the id of the task's interrupt with this number; by default the next one."""
     if number is None:
         number = len(scratchpad.resume) if (scratchpad := scratchpad_of(config)) is not None else 0
     return _interrupt_id(_ns(config), number)
 
 
 def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return two sets that one execution of a task has to itself: LangGraph's retry counts its questions anew."""
+    """Return two sets for one execution of a task. LangGraph's retry restarts the count of questions."""
     scratchpad = scratchpad_of(config)
     counter = None if scratchpad is None else getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
     known = parts.get(key := ("heard", task_id(config)))
@@ -185,7 +185,7 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     of = getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
     counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter
-    if place is not None:  # else a graph could go on with the state of another, whose tool ran before and does not now
+    if place is not None:  # otherwise a graph could continue with another's state, whose tool is skipped now
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
     # `dataclasses.replace`, without looking at the fields in each call.
     held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
@@ -198,7 +198,7 @@ _of_pad: Final = operator.attrgetter(*_PAD)
 
 
 def answer_given(config: Mapping[str, Any]) -> object:
-    """Return the resume value of the invocation around a task, plain or by interrupt id; `None` without one."""
+    """Return the invocation's resume value, plain or by interrupt id, or `None`."""
     scratchpad, answers = scratchpad_of(config), _given(config).get(keys.CONFIG_KEY_RESUME_MAP)
     return None if scratchpad is None else answers or scratchpad.get_null_resume(False)
 
@@ -208,7 +208,7 @@ def agent_ns(config: Mapping[str, Any]) -> str:
 
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
-    """Return the checkpointer around a task. Without one nobody can be asked."""
+    """Return the checkpointer of a task. Without one, no question can be asked."""
     return _given(config).get(keys.CONFIG_KEY_CHECKPOINTER)
 
 
@@ -231,7 +231,7 @@ def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
     return callbacks
 
 
-# A running tool's `emit_output_delta` writes to the second; older versions do not have it.
+# A running tool's `emit_output_delta` writes to the second, which older versions lack.
 _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
 
 
@@ -244,7 +244,7 @@ def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
 
 
 def injected_names(tool: BaseTool) -> frozenset[str]:
-    """Return the arguments that the framework supplies: they are left out of a decision."""
+    """Return the arguments that the framework supplies, which a decision ignores."""
     schema = tool.args_schema
     injected = _injected_in(schema) if isinstance(schema, type) else frozenset()
     return tool._injected_args_keys | injected | _overwritten(type(tool))
@@ -258,7 +258,7 @@ def _injected_in(schema: type) -> frozenset[str]:
 
 @kept
 def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
-    """Return the arguments that `BaseTool` always replaces: the tool's code never sees the model's."""
+    """Return the arguments that `BaseTool` always replaces."""
     bodies = [kind._run] if kind._arun is BaseTool._arun else [kind._run, kind._arun]
     replaced = [{"run_manager", config_parameter(b)} & inspect.signature(b).parameters.keys() for b in bodies]
     return frozenset[str]().union(set.intersection(*replaced))  # type: ignore[arg-type]
@@ -279,7 +279,7 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
 
 
 def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
-    """Return the graph for which the caller's caller sets up callbacks, with its resume value, thread and checkpoint id."""
+    """Return the graph that sets up callbacks (two frames up), its resume value, thread and checkpoint id."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
         if frame is not None and frame.f_code not in _STREAMS:
@@ -293,7 +293,7 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
 
 
 def _announcing() -> FrameType | None:
-    """Return the frame that called the callback manager behind our caller's handler."""
+    """Return the frame that called the callback manager."""
     frame: FrameType | None = sys._getframe(3)
     for inside in (False, True):
         while frame is not None and (frame.f_code.co_filename == _MANAGER) is inside:
@@ -301,16 +301,16 @@ def _announcing() -> FrameType | None:
     return frame
 
 
-_FRAMES: Final = 6  # between a graph's start and the look at the hooks
+_FRAMES: Final = 6  # between a graph's start and the read of the hooks
 _STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
 _MANAGER: Final = callback_manager.__file__
 CALLBACK_LOGGER: Final = callback_manager.__name__
-AWAITS_HANDLER: Final = callback_manager._ahandle_event_for_handler.__code__  # takes a handler's method
+AWAITS_HANDLER: Final = callback_manager._ahandle_event_for_handler.__code__  # receives a handler's method
 _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 
 
 def takes_no_arguments(schema: type) -> bool:
-    """Return True if `BaseTool` calls a tool of this schema with nothing, whatever it was sent, and parses nothing."""
+    """Return True if `BaseTool` calls a tool of this schema without arguments, whatever was sent."""
     return is_basemodel_subclass(schema) and not get_fields(schema)
 
 
@@ -322,7 +322,7 @@ def model_params(model: Any) -> tuple[str, str | None]:
 
 
 def reset_node(node: PregelNode) -> None:
-    """Forget what a node cached about its bound, after a new one took its place."""
+    """Clear a node's cache after its bound runnable was replaced."""
     node.__dict__.pop("node", None)
 
 
@@ -331,12 +331,12 @@ def is_task_function(value: object) -> bool:
 
 
 def imports_anything(serde: object) -> bool:
-    """Return True if a serializer of LangGraph imports and calls what its data names (its permissive default)."""
+    """Return True if LangGraph's serializer imports and calls names in its data (its permissive default)."""
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
 def is_sent(config: Mapping[str, Any]) -> bool:
-    """Return True if a caller's config is that of a task that a `Send` started. LangGraph overwrites the key."""
+    """Return True if the config is of a task started by a `Send`. LangGraph overwrites the key."""
     path = (config.get("metadata") or {}).get("langgraph_path")
     return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
 

@@ -1,7 +1,7 @@
-"""The callback backstop: decide what starts inside a run and no enforcement point has decided.
+"""The callback backstop: decide tools and model calls that no enforcement point has decided.
 
-That is a tool without a guard, and a model call that our middleware has not decided. In `authz.run()` without a
-protected graph the models' returns are recorded only, for an `AuthzToolNode` that works alone.
+Inside a run, these are tools without a guard, and model calls without our middleware. In `authz.run()` without a
+protected graph, outputs of models are only recorded, for an `AuthzToolNode` that works alone.
 
 The handler is inline and raises: LangChain swallows what other handlers raise. It cannot change what the tool receives
 or what comes back.
@@ -49,7 +49,7 @@ Due = tuple[Engine, Flow[None]] | None
 
 
 class _Event:
-    """A handler's method that gives a flow: to be awaited where LangChain awaits it, else blocking."""
+    """A handler's method made of a flow: awaitable if LangChain awaits it, else blocking."""
 
     def __init__(self, due: Callable[..., Due]) -> None:
         self.due = due
@@ -63,7 +63,7 @@ class _ToolStart(_Event):
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         one = current_scope.get()
         if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
-            return _ignore  # LangChain's own `run` of a guarded tool
+            return _ignore  # LangChain's `run` of a guarded tool
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
@@ -74,7 +74,7 @@ class _ToolEnd(_Event):
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
-_ignore: Final = "".format  # takes anything and does nothing, without a Python function
+_ignore: Final = "".format  # a no-op that is not a Python function
 
 
 def _driven(due: Callable[..., Due], *args: Any, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ async def _awaited(due: Callable[..., Due], *args: Any, **kwargs: Any) -> None:
 class _Models(BaseCallbackHandler):
     run_inline = True
     ignore_retriever = ignore_agent = ignore_retry = ignore_custom_event = True
-    # A decision model is announced as a chain. Without any, chains need not be heard.
+    # A decision model is announced as a chain. Without one, chains are ignored.
     ignore_chain: bool = True
 
     decides = False
@@ -172,7 +172,7 @@ class _Backstop(_Models):
 def _opened() -> RunHandle | None:
     try:
         return opened(var_child_runnable_config.get() or {})
-    except ConfigError:  # a generator opened it: it may be another's
+    except ConfigError:  # a generator opened it, so it may belong to other code
         return None
 
 
@@ -207,7 +207,7 @@ _LISTENER: Final = _Models()  # in `authz.run()` without a protected graph, for 
 
 
 class _Hook:
-    """Stands where `register_configure_hook` looks for a ContextVar: what it gets is added as a handler."""
+    """Replaces the ContextVar of `register_configure_hook`: its value is added as a handler."""
 
     everywhere = listens = False
     hear: Callable[[], BaseCallbackHandler | None] | None = None
@@ -225,7 +225,7 @@ class _Hook:
 
 
 def _is_failure(record: logging.LogRecord) -> bool:
-    """Return False for LangChain's own warning that a handler raised, if it is about a denial or question of ours."""
+    """Return False for LangChain's warning that a handler raised, if that is our denial or question."""
     return not isinstance(record.args, tuple) or record.args[:1] != (_Backstop.__name__,)
 
 
@@ -243,8 +243,8 @@ def install(
 ) -> None:
     """Register the hook, once a process: LangChain cannot undo it.
 
-    `everywhere`: also deny unguarded tools outside runs, for good. `listens`: also hear the models of unprotected graphs in
-    `authz.run()`. `hear` gives a handler for an unprotected graph that starts, or `None`.
+    `everywhere`: also deny unguarded tools outside runs, for good. `listens`: also record models of unprotected graphs
+    in `authz.run()`. `hear` returns a handler for an unprotected graph that starts, or `None`.
     """
     _register()
     for name, value in {"everywhere": everywhere, "listens": listens, "hear": hear}.items():
@@ -253,7 +253,7 @@ def install(
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a root entry's config with the backstop among its callbacks, for threads that a node hands them to."""
+    """Add the backstop to a root entry's callbacks, for threads that receive them from a node."""
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
@@ -263,11 +263,11 @@ def hearing(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "callbacks": callbacks}
 
 
-_KEEP: Final = 256  # model outputs remembered per root entry
+_KEEP: Final = 256  # model outputs kept per root entry
 
-# Parameters that let a provider act by itself: servers that it calls, its own search.
+# Parameters that let a provider act by itself: MCP servers, web search.
 _ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
-# Parameters that hold others, which are sent as they are.
+# Parameters that contain others, which are sent unchanged.
 _NESTED: Final = ("model_kwargs", "extra_body", "additional_model_request_fields")
 _PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "args_schema")
 _DECLARED: Final = ("function_declarations", "functionDeclarations")
@@ -294,10 +294,10 @@ def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[Non
 
 
 def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of (the agent's own, the provider's) tools in one entry of a model's tool list.
+    """Return the names of the (agent's, provider's) tools in one entry of a model's tool list.
 
-    A provider's own tool has no parameters that an agent fills in: `{"google_search": {}}`, `{"type": "web_search"}`. An
-    entry that is neither a tool nor a mapping counts as the provider's: nothing of ours runs it.
+    A provider's tool has no parameters for an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry that
+    is neither a tool nor a mapping counts as the provider's.
     """
     if type(tool) is not dict and not isinstance(tool, Mapping):
         if isinstance(tool, BaseTool):
@@ -323,7 +323,7 @@ def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
-    """Return the tools that a call's parameters show a model, with an entry for each way its provider may act."""
+    """Return the tools in a model call's parameters, with an entry for each way the provider may act."""
     found: list[Any] = []
     config = params.get("toolConfig")
     for listed in (params.get("tools"), params.get("functions"), config.get("tools") if type(config) is dict else None):
@@ -339,7 +339,7 @@ def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
 
 
 def held_by_model(model: Any) -> list[Any]:
-    """Likewise for the parameters that a model was made with: they cannot be taken out of a request."""
+    """Return likewise the tools in a model's own parameters, which cannot be removed from a request."""
     if isinstance(model, RunnableBinding):
         return [*shown_by(model.kwargs), *held_by_model(model.bound)]
     return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
@@ -355,7 +355,7 @@ def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequ
 
 
 def instructions_digest(messages: Sequence[Any]) -> str | None:
-    """Return the digest of the system messages, or `None` without any. It does not grow with the conversation."""
+    """Return the digest of the system messages, or `None`. Its cost does not grow with the conversation."""
     said = []
     for m in messages:
         if type(m) not in _NO_INSTRUCTIONS and isinstance(m, SystemMessage):
@@ -383,7 +383,7 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
 
 
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
-    """Decide a model call of a run from inside a callback, unless our middleware has. Raises `AuthzHalt`."""
+    """Decide a run's model call in a callback, unless our middleware has. Raises `AuthzHalt`."""
     ready = _decided.get()
     if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return

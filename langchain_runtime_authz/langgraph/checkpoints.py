@@ -1,4 +1,4 @@
-"""Read threads' checkpoints, and hold what is loaded against what a run of ours left.
+"""Read threads' checkpoints, and compare loaded state with the state that a protected run left.
 
 One rule: a checkpoint that differs from the recorded one changes the task if its watched channels, or the
 tasks that wait in it, differ. Of a state only what a task or a plan is made of counts: messages, to-do lists, files, the
@@ -36,7 +36,7 @@ from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.entry import edited
 
 WATCHED: Final = ("messages", "todos", "files")
-MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
+MAX_ITEMS: Final = 1000  # compared in a store's namespace
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
 
 
 def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
-    """Read the checkpoint that an entry with this config loads; `None` for a thread without one."""
+    """Read the checkpoint that an entry with this config loads; `None` if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
     found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
@@ -106,14 +106,14 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
 
 
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if an update that left `place` changed the state. What a run in flight wrote meanwhile is not an edit."""
+    """Return True if an update that left `place` changed the state, ignoring writes of a running run."""
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
     base, read = after, _checkpoint(before.config)
     while base is after or (base.metadata or {}).get("source") == "update":
         if _checkpoint(base.parent_config) <= read:
-            # Read as it was kept: the update was not made on what its tasks have written since.
+            # Read as stored, because the update did not see later writes of the checkpoint's tasks.
             base = (yield read_state(graph, before.config)) if read else before
             return START not in base.next or differ(base, after, channels)
         base = yield read_state(graph, base.parent_config)
@@ -127,9 +127,9 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
 ) -> Flow[Below | None]:
-    """Read what the graphs hold that wait below a thread's root; `None` if none does.
+    """Read the state of waiting child graphs of a thread's root; `None` if there are none.
 
-    Those that a tool or a node's code called are found by their namespace, one level deep; `nodes_only` leaves them out.
+    Graphs called by a tool or a node's code are found by namespace, one level deep. `nodes_only` omits them.
     """
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
@@ -154,11 +154,11 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return the namespaces under which each task's graphs keep their state, and the number of the first."""
+    """Return the namespaces of each task's graphs, and the number of the first."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
-        if node is None or not isinstance(node.bound, private.Pregel):  # which is the only graph of its task
+        if node is None or not isinstance(node.bound, private.Pregel):  # a graph node is the only graph of its task
             first = 1 if isinstance(task.state, StateSnapshot) else 0  # LangGraph knows the first one of a function
             named |= dict.fromkeys(private.namespaces_of_task(task.name, task.id), first)
     return named
@@ -182,7 +182,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
-    """Hold what a child is about to load against what its last run left. Raises `AuthzDenied`: it was edited meanwhile."""
+    """Compare the state that a child will load with its last run's. Raises `AuthzDenied` after an edit."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return edited(run, mark, read, partial(moved, graph, place.config, channels))
 
@@ -198,9 +198,9 @@ def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) ->
 def updates_during(
     run: Run, graph: Any, place: Mapping[str, Any], namespaces: Sequence[str], watch: Callable[[Any], Sequence[str]]
 ) -> Flow[list[HumanText]]:
-    """Return the state updates made while a root entry was in flight, as texts to pin; they give no authority.
+    """Return state updates made during a root entry, as texts to pin. They give no authority.
 
-    The run goes on from what it loaded, so its next checkpoint leaves an update behind: in LangGraph it is lost.
+    The run continues from the state that it loaded, so LangGraph loses such an update.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:
@@ -220,7 +220,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     if not _is_news(found, known):
         return []
     ident = found.checkpoint["id"]
-    # What a child's run loaded was judged then. Nobody has loaded what still is the newest.
+    # A child checked the state that it loaded. The newest checkpoint was not loaded yet.
     line: CheckpointTuple | None = yield _get(frames, place)
     newest = line is not None and line.checkpoint["id"] == ident
     while line is not None and line.checkpoint["id"] > ident:
@@ -253,22 +253,22 @@ def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
 
 
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
-    """Return True if a watched channel changed, or a task that waited does not any more (`update_state(as_node=...)`)."""
+    """Return True if a watched channel or the waiting tasks changed (`update_state(as_node=...)`)."""
     dropped = Counter(before.next) - Counter(now.next)
-    if now.next:  # the input was being read, and led to that
+    if now.next:  # the input led to this
         dropped.pop(START, None)
     return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
 
 
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
-    """Return a digest for each watched channel of a state. Equal digests say the same."""
+    """Return a digest of each watched channel of a state."""
     if not isinstance(values, Mapping):
         return {"": said(values)}
     return {name: said(values[name]) for name in (*WATCHED, *channels) if values.get(name)}
 
 
 def said(value: object) -> str:
-    """Return a digest of what a channel's value says to a model or to code."""
+    """Return a digest of a channel's value as a model or code reads it."""
     if isinstance(value, list | tuple):
         return raw_digest([said(v) for v in value])
     if isinstance(value, BaseMessage):
@@ -277,7 +277,7 @@ def said(value: object) -> str:
             parts += [[call["name"], raw_digest(call["args"])] for call in value.tool_calls]
         if isinstance(value, ToolMessage):
             parts.append(value.tool_call_id)
-            # A model reads whether the tool failed, and code reads the artifact.
+            # A model reads the tool's status, and code reads the artifact.
             parts += [value.status] if value.status != "success" else []
             parts += [fingerprint(value.artifact)] if value.artifact is not None else []
         if isinstance(value, ChatMessage):

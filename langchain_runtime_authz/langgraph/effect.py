@@ -1,11 +1,11 @@
-"""Declared effects: functions, nodes and blocks that act without a tool, decided and recorded like a tool call.
+"""Declared effects: functions, nodes and blocks without a tool that are decided like a tool call.
 
 No model plans an effect, so the request says `context.plan.source: code`, and an uncovered side effect asks.
 
-Writes by nodes and tools to a graph's store are effects once a profile is declared for one: `store.put`, `store.delete`, or
-with a pattern of namespaces, `store.put:memories.*`. The longest that fits counts; a write that none fits is unprofiled.
-These pass undecided: writes outside every run, of a thread without the run's context, and inside a permitted call of a
-tool with a declared side effect, which was decided with its own arguments.
+Writes to a graph's store are effects if a profile is declared for them: `store.put`, `store.delete`, or with a pattern
+of namespaces, `store.put:memories.*`. The longest matching pattern counts; a write that matches none is unprofiled.
+Some writes are not decided: outside every run, in threads without the run's context, and inside a permitted call of a
+tool with a declared side effect.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from langchain_runtime_authz.profile import METADATA_KEY, ToolProfile, load_prof
 LAYER: Final = "declared effect"
 PREFIX: Final = "store."
 _PROPERTIES: Final[Mapping[str, Any]] = {"namespace": {"type": "string"}, "key": {"type": "string"}, "value": {}}
-_SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # values that LangGraph gives
+_SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # LangGraph supplies these
 _SUPPLIED_TYPES: Final = (RunnableConfig, RunnableConfig | None, StreamWriter)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class EffectTool(StructuredTool, defer_build=True):
-    """Stands for a declared effect wherever a tool is looked at. It runs nothing."""
+    """Represents a declared effect where a tool is needed. It runs nothing."""
 
 
 def effect(
@@ -68,7 +68,7 @@ def effect(
     arguments: Callable[..., Mapping[str, Any]] | None = None,
     **given: Any,
 ) -> DeclaredEffect:
-    """Declare what a function or a block does, so that it is decided like a tool call.
+    """Declare the effect of a function or a block, so that it is decided like a tool call.
 
     ```python
     @authz.effect("send_mail", profile={"effect": "send", "critical": {"to": "principal"}, "text": ["body"]})
@@ -81,8 +81,8 @@ def effect(
     Args:
         authz: the instance.
         name: names the effect in policies, mandates, grants and records.
-        profile: its facts; the default is the profile of this name, and without one each call asks.
-        arguments: gives the call's arguments from the function's, for a node: `lambda state: {"code": state["code"]}`.
+        profile: its profile; by default the one of this name. Without one, each call asks.
+        arguments: maps the function's arguments to the call's, as for a node: `lambda state: {"code": state["code"]}`.
         **given: the arguments of a block.
 
     Raises:
@@ -112,7 +112,7 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
 
 
 class Together(FlowContext[Any]):
-    """Calls that one piece of code makes, by `with` or `async with`: all of them begin, or none."""
+    """Calls of one block, by `with` or `async with`: all begin, or none."""
 
     output: Any = None
 
@@ -130,7 +130,7 @@ class Together(FlowContext[Any]):
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return what the code returned when it ran before. What is not JSON was not kept, and is denied."""
+        """Return the output of an earlier run. An output that is not JSON was not kept, and is denied."""
         result = kept(getattr(self.begun[0], "result", None))
         if "content" not in result:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
@@ -162,7 +162,7 @@ class Together(FlowContext[Any]):
             raise failed from None
 
     def returns(self, value: Any) -> Any:
-        """Return the output of the one call, filtered as it obliges."""
+        """Return the call's output, filtered by its obligations."""
         one: Any = self.begun[0]
         self.output = one.clean(value)
         return self.output
@@ -170,7 +170,7 @@ class Together(FlowContext[Any]):
 
 @dataclass(eq=False, repr=False)
 class DeclaredEffect(Together):
-    """Decorates a function, or guards a block. A function that ran before gives its first result, a block is denied."""
+    """Decorates a function or guards a block. If it ran before, a function returns its first result, a block is denied."""
 
     _profiles: Profiles
     _name: str
@@ -179,7 +179,7 @@ class DeclaredEffect(Together):
     _given: Mapping[str, Any]
 
     def __call__(self, function: F) -> F:
-        """Return the function, decided at each call. Raises `ConfigError`."""
+        """Wrap the function, to decide each call. Raises `ConfigError`."""
         if not callable(function) or isinstance(function, type | BaseTool):
             raise wrong(f"effect `{self._name}`", "a function", function)
         if self._given:
@@ -187,7 +187,7 @@ class DeclaredEffect(Together):
         if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
             raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
-        # A mandate does not order what has its default value.
+        # A mandate does not order default values.
         own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}
         properties = {n: {"default": v} if isinstance(v, str | int | float | None) else {} for n, v in own.items()}
         properties |= self._named() if named is not None else {}
@@ -206,7 +206,7 @@ class DeclaredEffect(Together):
         return made  # type: ignore[no-any-return]  # of the function's own signature
 
     def _named(self) -> dict[str, Any]:
-        """Return the arguments that the profile names, where nothing else says which there are."""
+        """Return the arguments that the profile names, if there is no other schema."""
         found = self._profiles.declared.get(self._name) or self._declared
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
@@ -277,7 +277,7 @@ def _is(kind: Callable[[Any], bool], function: Any) -> bool:
 
 
 def _left_out(function: Any) -> frozenset[str]:
-    """Return the parameters that no caller chooses: the object of a method, a config, a stream writer."""
+    """Return the parameters that callers do not choose: a method's object, a config, a stream writer."""
     first = next(iter(inspect.signature(function).parameters), "")
     try:
         hints = get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
@@ -291,7 +291,7 @@ def governs_stores(profiles: Profiles) -> bool:
 
 
 def gate_store(store: object, profiles: Profiles) -> None:
-    """Put the enforcement point into a store, in place: nodes may hold it themselves. The run around a write decides."""
+    """Guard a store in place, because nodes may hold it. The run around a write decides."""
     gated = hasattr(type(store), "__runtime_authz_store__")
     if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
         store.__class__ = _gated_class(type(store))
@@ -325,7 +325,7 @@ def _gated_class(base: Any) -> Any:
 
 
 class _Writes(Together):
-    """The writes among operations, decided together. Inside, `ops` are those that are to be carried out."""
+    """The writes among operations, decided together. Inside, `ops` are the permitted ones."""
 
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
         self._store, self._given, self.ops = store, ops, ops
@@ -336,7 +336,7 @@ class _Writes(Together):
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
 
     def opened(self) -> _Writes:
-        """Leave out the writes that happened before, when the node ran for the first time."""
+        """Skip writes that happened in an earlier execution of the node."""
         if self.begun:
             begun = iter(self.begun)
             self.ops = [op for op in self._given if not isinstance(op, PutOp) or isinstance(next(begun), ToolExecution)]

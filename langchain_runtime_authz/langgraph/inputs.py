@@ -1,6 +1,6 @@
-"""Read what comes in: a call's arguments, the calls that a node is given, what the user says, and what that changes in a state.
+"""Parse inputs: a call's arguments, a user's texts and answers, and their changes of a state.
 
-Arguments are parsed by the tool's own schema, once: what is decided, digested, approved and executed is one object.
+Arguments are parsed once, by the tool's schema. The same object is decided, digested, approved and executed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from langchain_runtime_authz.profile import UNPROFILED
 
 _EMPTY = digest({})
 _SCALARS = frozenset((str, int, float, bool, type(None)))
-_MAX_NAME = 128  # characters kept of a tool's name that a model made up
-Describe = Callable[[ToolFacts, Any], Call]  # gives the call of these arguments
+_MAX_NAME = 128  # characters kept of a tool's name that a model invented
+Describe = Callable[[ToolFacts, Any], Call]  # returns the call of these arguments
 
 
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
-    """Return the arguments as the tool will receive them, by `parser`: the tool's own, unguarded `_parse_input`."""
+    """Return the arguments that the tool will receive. `parser` is its unguarded `_parse_input`."""
     schema = tool.args_schema
     if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
         return {}
@@ -52,7 +52,7 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
 def describe(
     tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], *, written: Mapping[str, Any] | str, **about: Any
 ) -> Call:
-    """Return the `Call` to decide, of the arguments that `read` gives.
+    """Return the `Call` to decide, from the arguments that `read` returns.
 
     `written` are those of the model, and `about` has what else is known of the call: at least its ids and its place.
     """
@@ -107,7 +107,7 @@ def parses_alike(call: Call) -> bool:
 
 
 def unchanged(call: Call) -> bool:
-    """Return True if the parsed arguments are still what was decided: nested values may be shared with a message."""
+    """Return True if the parsed arguments are unchanged since the decision. A message may share nested values."""
     parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
@@ -128,7 +128,7 @@ def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]
 
 
 def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
-    """Return True if the framework supplies an argument. Of a name that anybody may use, the value's type decides."""
+    """Return True if the framework supplies an argument, by its name, or for common names by its type."""
     return name in injected or type(value) is ToolRuntime
 
 
@@ -140,15 +140,15 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
 def as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:
-    """Return the call as its message holds it, or `None`. What the code adds is critical, unless the profile injects it."""
+    """Return the call as its message holds it, or `None`. Arguments added by code are critical unless injected."""
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
-    if raw_digest(written) != planned.args_digest:  # an approver put another in its place
+    if raw_digest(written) != planned.args_digest:  # an approver replaced it
         return None
     sent = given if isinstance(given, Mapping) else {}
     added = {k for k in sent if k not in written and not supplied(k, sent[k], facts.injected)}
     own = added & set(facts.profiled.profile.injected)
-    # What changes nothing is not the code's word: the model wrote it under another name, an alias.
+    # An argument equal to the model's is not added: the model used an alias.
     own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
     if own:
         facts = facts._replace(injected=facts.injected | own)
@@ -207,7 +207,7 @@ MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
-    """Return what an input changes in other watched channels. Of to-do lists and files only that they were edited counts."""
+    """Return an input's changes of other watched channels. For to-do lists and files, only the fact counts."""
     edits: list[HumanText] = []
     for name in others(channels):
         if not writes(given, name):
@@ -222,7 +222,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
 
 
 def _words(new: object, old: object) -> str:
-    """Return the words that a user puts into a declared channel; of messages, the user's own new ones."""
+    """Return a user's words in a declared channel; of messages, the user's new ones."""
     if not isinstance(new, list) or not any(not isinstance(m, str) and messages.as_message(m) for m in new):
         return content_text(new)
     before = {(t.key, t.digest) for t in messages.human_texts(old)} if isinstance(old, list) else set()
@@ -235,7 +235,7 @@ def writes(given: object, name: str) -> bool:
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
-    """Return what an input removes of the user's messages and the model's plans. What comes again is not removed."""
+    """Return the user's messages and the model's plans that an input removes and does not bring again."""
     gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
     before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
@@ -251,7 +251,7 @@ def removals(given: object) -> set[str]:
 
 
 def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
-    """Leave out what a client sends back as it stands in the state: a machine may have written it there."""
+    """Drop messages that a client sends back unchanged: a machine may have written them."""
     standing = {(t.key, t.digest) for t in messages.human_texts(messages.messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
@@ -261,30 +261,30 @@ def others(channels: Sequence[str]) -> list[str]:
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the input of a re-invocation after every question of ours was answered outside the graph."""
+    """Return the input of a re-invocation after all our questions were answered outside the graph."""
     ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
-    """Return the interrupts of a state that wait for an answer: of ours, those with a question in the ledger."""
+    """Return a state's open interrupts. Ours need a question in the ledger."""
     waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}
     return tuple(i for i in state.interrupts if not is_ours(i.value) or i.id in waiting)
 
 
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
-    """Return the input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
+    """Add corrections that the graph has not seen to an input. `asked`: ids of its open interrupts.
 
-    If calls of the state are unanswered, a user message may not come between: then their answers carry the text.
+    If the state has unanswered calls, no user message may follow them, so their answers carry the text.
     """
     before = messages.messages_in(state)
     heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
-    # The reason of a rejection outside the graph is told with the answer to the rejected call.
+    # The answer to a call rejected outside the graph carries the reason.
     told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
     texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
     if not texts:
         return input
-    # An id of its own from the first: a pending write gets another one each time that a state is read.
+    # It gets an id now, because a pending write gets a new one each time a state is read.
     news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
         return messages.with_messages(input, news)
@@ -297,10 +297,10 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 
 
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
-    """Put the answers of a resume value into the ledger, before any task starts; return the resume.
+    """Record the answers of a resume value before any task starts; return the resume.
 
-    A plain value is given its question's id, because LangGraph would hand it to the first task that asks. Not `below`, at a
-    child's checkpoint: the child goes on from a copy, in which the question has another id.
+    A plain value gets its question's id, because LangGraph would give it to the first task that asks. This does not
+    apply `below`, at a child's checkpoint: the child continues from a copy, in which the id differs.
     """
     questions = {i.id: i.value for i in state.interrupts}
     if is_resume_map(given.resume):
@@ -308,10 +308,10 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     elif len(questions) == 1:
         answered = dict.fromkeys(questions, given.resume)
     else:
-        return given  # LangGraph refuses it, or it resumes nothing
+        return given  # LangGraph refuses it, or there is nothing to resume
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
-    # A node that was stopped may have asked more at the same place: only what was shown is answered.
+    # A stopped node may have asked more at this place. Only shown questions are answered.
     asks = [a for a in asks if a.id in (approval_ids(questions[a.interrupt_id]) or (a.id,))]
     open_ids = {a.id for a in asks}
     try:
@@ -342,7 +342,7 @@ def _offered(schema: object) -> Iterator[object]:
 
 
 def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer without the texts that were offered, and without words that cannot change a task."""
+    """Return an answer without offered texts and words that cannot change a task."""
     if isinstance(answer, str):
         return "" if answer in offered or _consents(answer, question) else answer
     if depth and isinstance(answer, Mapping):
@@ -353,7 +353,7 @@ def _said_more(answer: object, offered: Collection[object], question: str, depth
 
 
 def _consents(text: str, question: str) -> bool:
-    """Return True if words only say yes, please or thanks, and choose nothing."""
+    """Return True if words only consent or thank, and choose nothing."""
     short = len(text) <= MAX_CONSENT and not any(c.isdigit() for c in text)
     return short and any(_assents(text, question, each) for each in languages())
 

@@ -1,11 +1,11 @@
-"""Decide a message's calls, ask an approver about them, and take over the questions of other reviews.
+"""Decide a message's calls, ask an approver about them, and record questions of other reviews.
 
 There is one interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
 calls in a task. So a task that asked once repeats the same interrupt first when it re-enters.
 
-Other reviews are LangChain's, those in Agent Inbox's shape, and questions of an app's own that name one tool and its
-arguments. They are noted with the source `hitl`, and the root entry answers them like our own: nobody is asked twice. If a
-review stands between the tool node and the tool, the node leaves the call to the guard.
+Other reviews are LangChain's, those in Agent Inbox's shape, and an app's questions that name one tool and its
+arguments. They are recorded with the source `hitl`, and the root entry answers them like ours, so nobody is asked
+twice. If a review is between the tool node and the tool, the node leaves the call to the guard.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from langchain_runtime_authz.pep.recording import record_asks
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
-_MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
-# How reviews name things: Agent Inbox's flags; tool and arguments in an app's own question.
+_MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
+# Names in reviews: Agent Inbox's flags; tool and arguments in an app's question.
 _FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
 _TOOL: Final = ("tool", "tool_name", "name", "action", "function")
 _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
 _DEPTH: Final = 3
 
-# Pause for an approver; the value is the answer once there is one. Raises `GraphInterrupt` until then.
+# Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
@@ -58,7 +58,7 @@ def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 def _decide_first(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     run.parts["schemas"] = "read"
-    # By which a mandate is compiled: to derive one takes milliseconds, so never on an event loop.
+    # Compile the schema for mandates in a thread, because it takes milliseconds.
     yield (Block, getattr, run.engine.tools, "signatures")
     return (yield from decide_calls(run, calls))
 
@@ -71,9 +71,9 @@ def decide_together(
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[Pending]]:
-    """Decide calls that all run in this one task: nothing runs before every question is answered.
+    """Decide calls that all run in this task. None runs before every question is answered.
 
-    With `had`, which counts the task's answers, a question that is not its turn, or would take another's answer, is empty.
+    `had` counts the task's answers. A question out of turn, or one that would take another's answer, is empty.
     """
     decided = yield from _decide(run, calls)
     for one in decided:
@@ -90,7 +90,7 @@ def decide_together(
                 _, verdict = yield from claim_again(run, one, verdict)
         answered = kept(row.result).get("asked", 0) if row is not None else 0
         if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
-            answered += 1  # the review is passed by, with its tool
+            answered += 1  # the review is skipped with its tool
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
         waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
@@ -98,7 +98,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls once, for tasks of their own. Each has to know by itself if the list goes over a cap."""
+    """Decide a message's calls once, for one task each. Each task must know if the list exceeds a cap."""
     judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -115,14 +115,14 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
 def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
     """Decide in the task of `judged[position]`.
 
-    The first task that is asked about raises the one interrupt; the others pause.
+    The first task with a question raises the one interrupt; the others pause.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], private.task_id(config)
     if _left(mine):
         return Pending(run, mine.call, None)
     asked_before = _asked_in(mine, me) is not None
-    # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
+    # Some questions of this task's list may have been answered outside the graph, so ask the whole list again.
     mine_open = any(_asked_in(j, me) and _is_open(j) for j in judged)
     here = run.engine.on_ask is not None  # each task asks about its own call
     pauses = private.checkpointer_of(config) and not here
@@ -156,7 +156,7 @@ def _ask(
     try:
         before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        heard, withdrawn = private.of_execution(run.parts, config)  # code that tries a call again has had these answers
+        heard, withdrawn = private.of_execution(run.parts, config)  # code that repeats a call has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield Interrupt(approvals.payload(again))
@@ -175,10 +175,10 @@ def _ask(
         known = {j.key for j in asked if (a := _asked_in(j, me)) and a.call_key == j.key and a.state != "spent"}
         known -= {j.key for j in asked if j.approval and j.approval.state == "approved" and not j.told}
         fresh = [j for j in asked if j.key not in unrepeatable | known]
-        # What is asked late would come before a tool's own question, and take the answer to it.
-        # A call that code makes by itself and that never ran comes after every question that was answered.
+        # A late question would come before a tool's own question, and take its answer. A call made by code that never
+        # ran comes after all answered questions.
         before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
-        # A review in this task had an answer about its call before the code that asks now.
+        # A review in this task received its answer before the code that asks now.
         answered = (
             had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         )
@@ -198,8 +198,8 @@ def _ask(
                 answer = yield (AskHere if here else Interrupt)(shown)
                 heard.update(a.id for a in opened)
                 yield from _resolve(run, opened[0].task_id, rounds, answer)
-            judged = yield from decide_calls(run, calls)  # where the run is over, this says so
-        # A call that still asks: nobody can be asked about it, or the answer does not suffice.
+            judged = yield from decide_calls(run, calls)  # this reports a run that has ended
+        # This call still asks: there is nobody to ask, or the answer does not suffice.
         code = Code.APPROVAL_VOID if here or private.checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
         judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
@@ -213,26 +213,26 @@ def _ask(
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
-    """Return the question about a call that this task asked by itself, or that a review in it asked."""
+    """Return the question about a call that this task, or a review in it, asked."""
     ask = judged.approval
     mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
     return ask if mine else None
 
 
 def _left(judged: DecidedCall) -> bool:
-    """Return True if a review on the way to the tool asks first. A call that no answer can permit needs none."""
+    """Return True if a review before the tool asks first. Calls that no answer can permit need none."""
     if not judged.call.reviewed or judged.replay:
         return False
     return judged.decision.permit or judged.asks or judged.approval is not None
 
 
 def _askable(judged: DecidedCall) -> bool:
-    """Return True if an answer would be about the call that runs: the arguments are parsed again after it."""
+    """Return True if an answer would fit the call that runs, whose arguments are parsed again."""
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
 def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
-    """Record the answer, unless the root entry has. For a child on a thread of its own, it has not."""
+    """Record the answer, unless the root entry has. It does not for a child on its own thread."""
     snapshot = yield Load(run.scope, Query(asks=True))
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
@@ -246,7 +246,7 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
 
 
 def _replaced(judged: DecidedCall) -> bool:
-    """Return True if the model must be told which call ran instead; LangChain's own review tells it itself."""
+    """Return True if the model must be told of a replaced call. LangChain's review tells it itself."""
     return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
 
 
@@ -260,13 +260,13 @@ def answers_left(config: Mapping[str, Any], had: int) -> bool:
 
 
 def _has_plain_answer(scratchpad: Any) -> bool:
-    """Return True if a plain resume value waits for the next question. One that was had is the task's own by now."""
+    """Return True if a plain resume value waits for the next question. A used one belongs to the task."""
     value = scratchpad.get_null_resume(False)
     return value is not None and not any(had is value for had in scratchpad.resume)
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
-    """Skip the answers of a tool that does not run again: else the next tool that asks would receive them."""
+    """Skip the answers of a tool that does not run again, or the next tool that asks would get them."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or not scratchpad.resume:
         return
@@ -277,7 +277,7 @@ def skip_answers(config: Mapping[str, Any], count: int) -> None:
 
 
 def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
-    """Skip every answer of the task beyond the first `had`. Return False if one is left that no question has had."""
+    """Skip the task's answers after the first `had`. Return False if an unused one is left."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or _has_plain_answer(scratchpad):
         return False
@@ -286,7 +286,7 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
-    """Note what an `Interrupt` asks about the calls of a message, if it does. Else the tool node asks by itself."""
+    """Record an `Interrupt` that asks about a message's calls. Otherwise the tool node asks itself."""
     if message is None or not message.id or approvals.is_ours(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
@@ -308,7 +308,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Note what a review asks about a call that is left to it.
+    """Record a review's question about a call that was left to it.
 
     `heard`: no other call of the task has asked before.
     """
@@ -317,7 +317,7 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
     if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
         return
-    # The message as this call stands in it: the others are not asked about.
+    # The message with this call only: the review does not ask about others.
     calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
     calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
     message = AIMessage("", id=call.plan_id, tool_calls=calls)
@@ -331,7 +331,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
             return
         key = review_key(run, call, record.origin or record.epoch)
         asked = (yield Load(run.scope, Query(calls=(key,)))).approvals.get(key)
-        if asked is not None and asked.state != "spent":  # else the review took it, and it is the tool that did not
+        if asked is not None and asked.state != "spent":  # otherwise the review accepted it, and the tool did not
             fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
             yield Commit(run.scope, run.guard, [AskApproval(fresh)])
     except Exception as exc:  # noqa: BLE001  (as in `note_question`)
@@ -339,7 +339,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the tools about which a review in one of these chains of wrappers asks as it is passed."""
+    """Return the tools about which a review in one of these wrapper chains asks."""
     found, todo, seen = frozenset[str](), list(wrappers), set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()
@@ -354,7 +354,7 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the message's calls that these requests name, in their order; none if one names no call that is left."""
+    """Return the message's calls that requests name, in order; none if a request matches no other call."""
     found: list[Call] = []
     left = iter(enumerate(message.tool_calls))
     for request in requests:
@@ -370,7 +370,7 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
 
 
 def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
-    """Return the calls that a question shows, and for each the decisions it takes. `schema` is that of the answer."""
+    """Return a question's calls, each with its possible decisions. `schema` is the answer's."""
     items = value if isinstance(value, list | tuple) else [value]
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:
@@ -392,7 +392,7 @@ def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[
 
 
 def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
-    """Yield what names a tool and its arguments, at any place of a question."""
+    """Yield the parts of a question that name a tool and its arguments."""
     if isinstance(value, Mapping):
         tool = next((value[k] for k in _TOOL if isinstance(value.get(k), str)), None)
         args = next((value[k] for k in _ARGUMENTS if isinstance(value.get(k), Mapping)), None)
@@ -405,7 +405,7 @@ def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _of_schema(schema: object) -> tuple[str, ...]:
-    """Return the `type`s that the schema of an answer takes: a decision, or one of several."""
+    """Return the `type`s that an answer's schema permits: one decision or several."""
     if not isinstance(schema, Mapping):
         return DECISIONS
     named = schema.get("$defs", {})

@@ -1,7 +1,7 @@
-"""Read messages, word what a model is told (a neutral sentence and a decision id), and record the plans they announce.
+"""Read messages, write answers to a model, and record plans.
 
-A plan is recorded before anything can act on it, never where its calls are decided. Messages of the node's input, those
-that the client sent, hand-backs and the output of tool nodes are never plans.
+An answer is a neutral sentence and a decision id. A plan is recorded before anything can act on it, not when its calls
+are decided. A node's input, a client's messages, hand-backs and outputs of tool nodes are never plans.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _SPOKEN: Mapping[str, str] = {
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
 USER = ("user", "human")
-_NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async sub-agent tells its parent's thread
+_NOTIFICATION = "deepagents_notification"  # deepagents' mark on messages of an async sub-agent to its parent's thread
 _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
 MAX_KEPT = 64 * 1024  # characters of a kept result
-_MAX_PLANNED = 32  # calls of a plan that its record names
+_MAX_PLANNED = 32  # calls of a plan in its record
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
 _DENIED = "This action is not permitted. Do not repeat it."
@@ -69,7 +69,7 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
 
 
 def edit_note(call: Call) -> str:
-    """Tell a model that a user replaced its call, so that it does not try its own again."""
+    """Tell a model that a user replaced its call, so that it does not repeat its own."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -92,10 +92,10 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: object, asked: int = 0) -> str | None:
-    """Serialise a side effect's result, for a replay. `asked` is the number of answers that the tool had from a user."""
+    """Serialise a side effect's result, for a replay. `asked` is the number of user answers to the tool."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
     record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
-    plain = type(content) is str and content.isascii()  # else it may hold a lone surrogate
+    plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
     try:
         text = orjson.dumps(record).decode() if plain else json.dumps(record)
     except (TypeError, ValueError, RecursionError):  # not JSON
@@ -104,7 +104,7 @@ def recorded(output: object, asked: int = 0) -> str | None:
 
 
 def said(tool: BaseTool, returned: Any) -> Any:
-    """Return the part of a tool's own return value that a model reads."""
+    """Return the part of a tool's return value that a model reads."""
     if type(returned) is str:
         return returned
     if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
@@ -133,7 +133,7 @@ def only_asked(asked: int) -> str | None:
 
 
 def kept(result: str | None) -> dict[str, Any]:
-    """Return what `recorded` has kept: `content` and `status`, unless they were not JSON or too long, and `asked`."""
+    """Return the result that `recorded` serialised: `content`, `status`, `asked`. Some content is not kept."""
     return json.loads(result) if result else {}
 
 
@@ -150,7 +150,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 
 
 def written(given: object) -> object:
-    """Return what a root input writes. A `Command` has a mapping, a state object, or pairs of channel and value."""
+    """Return a root input's writes. A `Command` has a mapping, a state object, or (channel, value) pairs."""
     update = given.update if isinstance(given, Command) else given
     pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
     if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
@@ -170,7 +170,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overwritten(value: Any) -> tuple[bool, Any]:
-    """Return True if a write replaces its channel past the reducer (`Overwrite` in any form), and the new value."""
+    """Return True if a write bypasses the reducer (`Overwrite` in any form), and the new value."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -204,7 +204,7 @@ def as_message(entry: object) -> BaseMessage | None:
 
 
 def is_human(message: object) -> bool:
-    """Return True for a message in the user's role that is not marked as a machine's: the mark only takes authority."""
+    """Return True for a user-role message without a machine's mark. A mark can only remove authority."""
     if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
         return False
     return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in USER)
@@ -250,7 +250,7 @@ def removed_by(entry: object) -> str | None:
 
 
 def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
-    """Put `first` before an update's own messages, and after a removal of all messages."""
+    """Put `first` before an update's messages, but after a removal of all messages."""
     own = messages_in(update)
     at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
     merged = [*own[:at], *first, *own[at:]]
@@ -259,7 +259,7 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
 
 
 def ai_messages(value: object, depth: int = 5) -> Iterator[AIMessage]:
-    """Yield the AI messages with tool calls in a node's input or output, wherever LangGraph lets them stand."""
+    """Yield the AI messages with tool calls in a node's input or output, in any form."""
     if depth < 0 or isinstance(value, str | bytes) or value is None:
         return
     if isinstance(value, BaseMessage):
@@ -305,7 +305,7 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
 
 
 def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
-    """Return the place of a call among planned ones: by identity, else by content, else by id."""
+    """Return a call's index among planned ones: by identity, else by content, else by id."""
     for place, one in planned.items():
         if one is call:
             return place
@@ -315,7 +315,7 @@ def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
 
 
 def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
-    """Return id and calls of an AI message; a typed state that was resumed may hold plain mappings."""
+    """Return id and calls of an AI message. A resumed typed state may hold plain mappings."""
     if isinstance(message, AIMessage):
         return message.id, message.tool_calls
     if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
@@ -326,7 +326,7 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
 
 
 def foreign_plans(run: Run, value: object) -> None:
-    """Remember the calls in AI messages that a client sent. They are never a plan."""
+    """Keep the calls in a client's AI messages, which are never a plan."""
     raw = [as_message(entry) for entry in messages_in(value) if isinstance(entry, (dict, Mapping))]
     for message in (*ai_messages(value), *raw):
         if isinstance(message, AIMessage) and message.tool_calls:
@@ -344,7 +344,7 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
-    """Record plans. Raises `AuthzHalt`: nothing of the output that announces them may then take effect."""
+    """Record plans. If it raises `AuthzHalt`, the output that announces them must not take effect."""
     try:
         done = yield (Commit, run.scope, None, plans)
         for record in plans:

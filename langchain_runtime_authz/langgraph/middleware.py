@@ -1,11 +1,11 @@
-"""`AuthzMiddleware`: decides the model and tool calls of an agent made with `create_agent`.
+"""`AuthzMiddleware`: decides model and tool calls of an agent made with `create_agent`.
 
-In a protected graph the run is there and an enforcement point in front has decided the tool calls. Else the middleware
-opens the run itself and decides a message's calls in one batch, with the same enforcement point as a tool node.
+In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. Otherwise the
+middleware opens a run and decides a message's calls in one batch, as a tool node does.
 
-An unprotected graph has no root entry, which would put a resume value into the ledger before any task starts. So a
-handler with that value is added to the graph's callbacks (`hear`), where each gate finds it. It also hears how the
-model's node ends, because the plan is what that node returns.
+An unprotected graph has no root entry, which would record a resume value before any task starts. So a handler with that
+value is added to the graph's callbacks (`hear`), where each hook finds it. It also observes the end of the model's
+node, whose output is the plan.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run, adrive, both, drive
 from langchain_runtime_authz.pep.steps import decide_model, withheld
 
-MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
+MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
 _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
     "and the call is then decided again as it really runs. List it last"
@@ -54,15 +54,15 @@ _MISPLACED: Final = (
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     """Decides the model and tool calls of an agent made with `create_agent`. List it last.
 
-    Tools outside the grant, and tools run by the provider that the policy does not allow, are taken out of the model's
-    request; nothing else of it is touched.
+    It removes tools outside the grant, and provider tools that the policy does not allow, from the model's request. It
+    changes nothing else.
 
     Args:
         authz: the `RuntimeAuthz`.
         agent: the agent's name in records and keys, if the graph is not protected.
     """
 
-    __runtime_authz_middleware__ = True  # `coverage` knows it by this, without importing langchain
+    __runtime_authz_middleware__ = True  # `coverage` recognises it by this, without importing langchain
 
     def __init__(self, authz: AuthzParts, *, agent: str = "agent") -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._engine = authz.root_entry.engine
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
-        # By what all nodes of one invocation share, and no two invocations.
+        # Keyed by a value unique to an invocation, which its nodes share.
         self._invocations: weakref.WeakKeyDictionary[Any, tuple[Locks, dict[str, Entering[Any]]]] = (
             weakref.WeakKeyDictionary()
         )
@@ -86,7 +86,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         entered = yield from self._opening(config, runtime, given)
         if not isinstance(entered, tuple):
             return None
-        # Corrections that the graph has not seen: a root entry's input has them with the given messages.
+        # Corrections that the graph has not seen, which a root entry would add to its input.
         own = {id(m) for m in given["messages"]}
         told = [m for m in entered[0]["messages"] if id(m) not in own]
         return {"messages": told} if told else None
@@ -94,7 +94,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     before_agent, abefore_agent = both(_before_agent)
 
     def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
-        """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
+        """Close the run. If it pauses before this, the `with authz.run(...)` around it closes it."""
         entering = self._entries(runtime)[1].pop(private.agent_ns(get_config()), None)
         if entering is not None:
             yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
@@ -102,7 +102,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     after_agent, aafter_agent = both(_after_agent)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
-        """Return the run of this agent, and whether it is ours; a resumed one is opened by the first gate it meets."""
+        """Return this agent's run, and True if it is ours. The first hook opens a resumed run."""
         if (run := _gated_run(config)) is not None:
             return run, False
         yield from self._opening(config, runtime, None)
@@ -112,7 +112,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
-            """Give what the entry gives on the way in; `None` if one is open, unless an input begins another."""
+            """Open a run and return its entry's value; `None` if one is open, unless an input begins another."""
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.at_call(config))
@@ -128,9 +128,9 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         return self._invocations.setdefault(runtime.stream_writer, ((threading.Lock(), threading.Lock()), {}))
 
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
-        """Decide `model/call`, and take out of the request what the model is not to be shown."""
+        """Decide `model/call`, and remove withheld tools from the request."""
         run, ours = yield from self._run(get_config(), request.runtime)
-        # The run may be another instance's, which decides with its own parts.
+        # The run may belong to another instance, which decides with its own parts.
         decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunCode, handler, _without(request, decision))
@@ -141,7 +141,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     wrap_model_call, awrap_model_call = both(_wrap_model_call)
 
     def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
-        """Record a plan that no model was seen to announce; in a protected graph its own gate has."""
+        """Record a plan without a known model. In a protected graph, its enforcement point has done so."""
         run, ours = yield from self._run(get_config(), runtime)
         if ours:
             yield from _planned(run, state["messages"])
@@ -186,13 +186,13 @@ def _without(request: Any, decision: Decision) -> Any:
 
 
 def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
-    """Record the plan in the newest of the messages, before a review can ask about it. The first record stands."""
+    """Record the plan of the newest message before a review can ask about it. The first record counts."""
     newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     yield from record_plans(run, {}, newest)
 
 
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
-    """Record the plan of the node around a model's call as the node ends; at once if its end is not heard."""
+    """Record the plan of a model's node when the node ends; at once if its end is not observed."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # either form of a response
     callbacks = get_config().get("callbacks")
     node = getattr(callbacks, "parent_run_id", None)
@@ -208,7 +208,7 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
 
 
 class _Heard(BaseCallbackHandler):
-    """The value with which a thread was resumed, and the checkpoint that the call named. Hears chains while one is awaited."""
+    """A thread's resume value, and the checkpoint that the call named. Observes chains while one is awaited."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True
@@ -233,13 +233,13 @@ class _Heard(BaseCallbackHandler):
 
 
 def hear() -> BaseCallbackHandler | None:
-    """Return a handler if the callbacks of a graph are set up that is resumed or holds our middleware."""
+    """Return a handler for a starting graph that is resumed or holds our middleware."""
     found = private.started_graph()
     if found is None:
         return None
     graph, value, thread, checkpoint = found
     if value is None:
-        # In a protected graph its own gates hear what a node returns.
+        # In a protected graph, its enforcement points see what a node returns.
         hooks = (vars(node.bound).get("func") for node in graph.nodes.values() if not is_gated(node.bound))
         if not any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks):
             return None
@@ -247,10 +247,10 @@ def hear() -> BaseCallbackHandler | None:
 
 
 def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
-    """Put the resume value of the graph into the ledger, as a protected root entry does before its tasks."""
+    """Record the graph's resume value, as a protected root entry does before its tasks."""
     callbacks = config.get("callbacks")
     handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
-    # A graph that a tool calls on a thread of its own inherits the handler, and was not resumed with that.
+    # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = (config.get("configurable") or {}).get("thread_id")
     resumed = (h for h in handlers if type(h) is _Heard and h.value is not None and h.thread == thread)
     heard = next(resumed, None)
@@ -266,7 +266,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
 
 
 def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
-    """Note the questions of reviews: they paused without a gate of ours around them."""
+    """Record the questions of reviews, which paused outside our enforcement points."""
     saver = private.checkpointer_of(config)
     thread = (config.get("configurable") or {}).get("thread_id")
     if saver is None or thread is None:
@@ -274,7 +274,7 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     place = {"thread_id": thread, "checkpoint_ns": private.agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
-    # Later steps are younger and perhaps not written yet; the pause was written before the thread was resumed.
+    # Later steps may not be written yet. The pause was written before the thread was resumed.
     found = yield find_checkpoint(saver, {"configurable": place}, _asks, limit=MAX_STEPS)
     if found is None:
         return

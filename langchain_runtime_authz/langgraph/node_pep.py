@@ -1,7 +1,7 @@
-"""The enforcement points of nodes: `node/enter` before each, the recording of plans after it, and a ToolNode's own.
+"""The enforcement points of nodes: `node/enter` before, recording of plans after, and ToolNode's hooks.
 
 Works on compiled graphs, in place: a node's bound runnable is replaced by a shallow copy of a
-dynamic subclass of its own type, so that drawing and `isinstance` still see what they saw.
+dynamic subclass of its own type, so that drawing and `isinstance` still work.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def is_gated(bound: object) -> bool:
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
-    """Return a protected copy of a node's bound runnable. `channels` are those whose reducer appends messages."""
+    """Return a protected copy of a node's bound runnable. The reducers of `channels` append messages."""
     gated = copy.copy(bound)
-    # Pydantic and Python agree on layout: the subclass adds no field and no slot.
+    # The subclass adds no field or slot, so its layout stays.
     object.__setattr__(gated, "__class__", _gated_class(bound, name, channels))
     if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
@@ -53,7 +53,7 @@ def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     told = None if issubclass(base, private.ToolNode) else channels
-    # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
+    # Nested calls of its own methods (`ainvoke` may use `invoke`) are decided once.
     inner = None if issubclass(base, private.ToolNode) else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -69,18 +69,18 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         return await adrive(run.engine, _step(run, name, partial(_code, inner or self, **kwargs), told, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        # If one with fallbacks is streamed, its parts have other callbacks.
+        # If a runnable with fallbacks is streamed, its parts have other callbacks.
         yield await self.ainvoke(
             input, config, _code=lambda node, *a, **k: private.ajoin(base.astream(node, *a, **k)), **kwargs
         )
 
-    # A node streams through callbacks; its own output is consumed whole by the graph. So every
-    # streaming form goes through the one gated road.
+    # A node streams through callbacks, and the graph consumes its output as a whole. So every streaming method uses the
+    # guarded one.
     own = {n: getattr(Runnable, n) for n in ("stream", "astream", "transform", "atransform")}
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if issubclass(base, RunnableWithFallbacks):
         own["astream"] = astream
-    if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph takes one in another one apart
+    if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph flattens nested ones
         own["steps"] = property(_whole)
     return private.lookalike(base, {"__runtime_authz_node__": name, **own})
 
@@ -97,17 +97,17 @@ def _whole(sequence: Any) -> list[Any]:
     ]
 
 
-Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its own threads
+Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its threads itself
 
 
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
-    """Enter the node, run it, and record the plans that its output announces. A tool node has no `channels`."""
+    """Enter the node, run it, and record the plans in its output. A tool node has no `channels`."""
     tally = run.engine.tally
     tally.count(run, "node", name, "node gate", decided=1)
     permit, keep = kept(run, "node/enter", name, lasting=channels is None)
     step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
     entered = yield from (step if permit is None else if_alive(run, permit, step))
-    # A tool node must answer the calls it was given even when the task has changed.
+    # A tool node must answer its calls even if the task has changed.
     if entered.outcome != "permit" and not (channels is None and entered.reason == Code.STALE_EPOCH):
         raise AuthzHalt(entered.reason, entered.decision_id)
     tally.count(run, "node", name, "node gate", ran=1)
@@ -115,7 +115,7 @@ def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
     with run_scope(run, private.task_id(own), node):
-        ambient = var_child_runnable_config.set(own)  # which counts the questions of code that is given no config
+        ambient = var_child_runnable_config.set(own)  # it counts questions of code without a config
         try:
             output = yield (RunCode, code, input, own)
         except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
@@ -154,7 +154,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return the flow that gives the run of a node which is called outside every protected graph."""
+    """Return the flow for the run of a node called outside every protected graph."""
     opener = opened(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -173,13 +173,13 @@ _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.
 
 def _take_turns(run: Run, message: tool_pep.MessageCalls, waiting: Sequence[Pending]) -> None:
     for one in waiting:
-        if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+        if one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
             run.engine.tally.count(run, "tool", one.call.tool, "tool node gate", decided=1)
     _turns.set(tool_pep.Turns(message.config, message.calls, waiting))
 
 
 class _Gate(private.ToolNode):
-    """ToolNode's own hooks, overridden. Used as the first base of a dynamic subclass."""
+    """ToolNode's hooks, overridden. The first base of a dynamic subclass."""
 
     __runtime_authz_gated__ = True
     _authz_profiles: Profiles
@@ -255,14 +255,14 @@ class _Gate(private.ToolNode):
 
 
 def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
-    """Return a gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
+    """Return a guarded copy of `node`, with its tools guarded in place."""
     gated = copy.copy(node)
     gated.__class__ = private.lookalike(type(node), {}, _Gate)
     return _equip(cast("_Gate", gated), profiles)
 
 
 def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Guard the tools of a tool node that is a part of a node, in place: its own dictionary has them."""
+    """Guard the tools of a tool node inside a node, in its own dictionary."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)
@@ -271,9 +271,9 @@ def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
 def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
     node._authz_profiles = profiles
     for name, tool in list(node._tools_by_name.items()):
-        # In place: closures (a supervisor's) hold this very dictionary.
+        # In place, because closures (a supervisor's) hold this dictionary.
         node._tools_by_name[name] = guard_tool(tool, profiles)
-    # A RunnableCallable holds its functions as they were bound when it was made.
+    # A RunnableCallable holds functions that were bound at its creation.
     node.func, node.afunc = node._func, node._afunc
     return node
 
@@ -286,9 +286,9 @@ class AuthzParts(Protocol):
 class AuthzToolNode(_Gate):
     """Drop-in for `langgraph.prebuilt.ToolNode`.
 
-    Takes what ToolNode takes, and the `RuntimeAuthz` that decides. Inside a protected graph it is one of its enforcement
-    points. Alone it is a root entry: inside `authz.run()` it accepts the plan of a message that a model was seen to
-    return in that run, unless a correction came in between; outside it opens an implicit run.
+    Takes ToolNode's arguments, and the `RuntimeAuthz` that decides. Inside a protected graph it is one of its
+    enforcement points. Alone it is a root entry. Inside `authz.run()` it accepts the plan of a message that a model
+    returned in that run, unless a correction came in between. Outside, it opens an implicit run.
 
     Args:
         tools: as for ToolNode; kept as guarded copies.

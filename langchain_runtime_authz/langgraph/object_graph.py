@@ -1,6 +1,6 @@
-"""Find what code holds: graphs, tools, models and functions, in closures, globals, attributes and wrappers.
+"""Find graphs, tools, models and functions that code holds, in closures, globals, attributes and wrappers.
 
-`deep` looks into any object's attributes. A graph or model that is found is not searched: it has rows of its own.
+`deep` searches attributes of any object. A found graph or model is not searched, because it has its own rows.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, Pr
 
 AnyGraph = Pregel[Any, Any, Any, Any]
 
-DECISIONS: Final = "langchain_core.decisions.base"  # dear to import, and in few processes
+DECISIONS: Final = "langchain_core.decisions.base"  # slow to import, and rarely used
 
 MAX_HELD: Final = 1000  # a longer list or mapping in a closure is data, not agents
-MAX_WALKED: Final = 20_000  # values looked at from one node
+MAX_WALKED: Final = 20_000  # values searched from one node
 MAX_DEPTH: Final = 3  # attributes of attributes of an object that a function holds
 
-# Module-level functions of these hold no agent of the user's. Their closures do, and are followed.
+# Module-level functions of these packages hold no agents. Their closures may, and are followed.
 _KNOWN = "langchain langchain_core langchain_runtime_authz langgraph langsmith opentelemetry pydantic pydantic_core"
 LIBRARIES: Final = sys.stdlib_module_names.union(_KNOWN.split(), ["typing_extensions"])
 _SCALARS: Final = (str, bytes, bytearray, int, float, complex, type(None))
 _LEAVES: Final = (*_SCALARS, type, ModuleType, CodeType, BuiltinFunctionType)
 _PLAIN: Final = frozenset(_LEAVES)
-_OF: Final = "__runtime_authz_of__"  # on a guarded tool's own function: what it was
+_OF: Final = "__runtime_authz_of__"  # on a guarded tool's function: the original
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A graph, its agent's name at run time, and the label of the graph and the node of it that lead here."""
+    """A graph, its agent's name at run time, and the label of the parent graph and node."""
 
     graph: AnyGraph
     label: str
@@ -53,17 +53,17 @@ class Found:
 
 
 def graphs_in(root: AnyGraph) -> Iterator[Found]:
-    """Yield `root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
+    """Yield `root` and every graph reachable from it: subgraphs, closures, agents in tools."""
     return (value for value in reached(root) if isinstance(value, Found))
 
 
 def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
-    """Yield all that is reached from `root`, each once: a graph as `Found`, before what it holds."""
+    """Yield each object reachable from `root`, once: a graph as `Found`, before its contents."""
     walked: dict[Any, Any] = {id(root): root}
     todo = deque([Found(root, root.get_name())])
     while todo:
         yield (found := todo.popleft())
-        # Tool nodes first: a model node holds the same tools, and they do not run there.
+        # Tool nodes first: a model node holds the same tools, but does not run them.
         for name, node in sorted(found.graph.nodes.items(), key=lambda n: not isinstance(n[1].bound, ToolNode)):
             for value in walk(roots_of(node), deep=deep, walked=walked):
                 if not isinstance(value, Pregel):
@@ -73,28 +73,28 @@ def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
 
 
 def label_of(graph: AnyGraph, node: str) -> str:
-    """Return the name of an agent: its graph's, or if nobody named that, its node's."""
+    """Return an agent's name: its graph's or, if that has none, its node's."""
     name = graph.get_name()
     return node if name == "LangGraph" else name
 
 
 def roots_of(node: PregelNode) -> list[Any]:
-    """Return what a node runs: its runnable, and the functions on the edges that leave it."""
+    """Return a node's runnable, and the functions on its outgoing edges."""
     return [node.bound, *node.writers, *node.subgraphs] if node.bound is not DEFAULT_BOUND else list(node.writers)
 
 
 def walk(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
-    """Yield everything that `roots` hold, each once, nearest first. Walks that must not repeat share `walked`."""
-    # By identity, and kept: an object that is made on the way may not give its id to another.
+    """Yield every object in `roots`, once, nearest first. Walks with a common `walked` do not repeat."""
+    # By identity, and kept alive, so that a temporary object's id is not reused.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
     left = MAX_WALKED
     while todo and left:
         value, depth = todo.popleft()
         try:
-            # A method is made anew each time it is asked for.
+            # Each access creates a new method object.
             key = (id(value.__self__), id(value.__func__)) if isinstance(value, MethodType) else id(value)
             if isinstance(value, _LEAVES) or key in walked:
                 continue
@@ -111,7 +111,7 @@ def walk(
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
-    """Return what a value holds; nothing of one with rows of its own, or of a container above the limit."""
+    """Return a value's contents; none if it has its own rows, or is a container above the limit."""
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
@@ -148,7 +148,7 @@ def cells_of(function: FunctionType) -> dict[str, Any]:
 
 
 def loaded(function: FunctionType) -> Iterator[Any]:
-    """Yield what a function's code loads: variables of its closure, globals, and attributes of these."""
+    """Yield the closure variables, globals and attributes that a function's code loads."""
     cells, names = cells_of(function), function.__globals__
     for is_global, name, attributes in _chains(function.__code__):
         value = names.get(name) if is_global else cells.get(name)
@@ -200,7 +200,7 @@ def _held_by_method(method: MethodType) -> list[Any]:
     function = unwrap(method.__func__)
     if isinstance(function, FunctionType):
         held += [fields[name] for name in names_in(function.__code__) if name in fields]
-        # A method calls others of its own object; also one of LangChain's middleware, which holds what the user gave it.
+        # A method may call other methods of its object, also of LangChain's middleware, which holds user objects.
         held += [
             MethodType(found, owner)
             for name in names_in(function.__code__)
@@ -245,7 +245,7 @@ def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
 
 
 def is_workflow(graph: Any) -> bool:
-    """Return True if a graph runs no tools by itself: for its trace, it orchestrates agents."""
+    """Return True if a graph runs no tools by itself, so it only orchestrates agents."""
     return not any(isinstance(node.bound, ToolNode) for node in getattr(graph, "nodes", {}).values())
 
 

@@ -1,8 +1,8 @@
-"""Observe what the process does on behalf of nodes and tools, by CPython's audit hook (PEP 578).
+"""Observe effects of nodes and tools in this process by CPython's audit hook (PEP 578).
 
-It is evidence and no boundary: code can go round it in one line. It sees connections, not requests, and files that are
-opened, not what is written. Not seen are pooled connections, C and Rust libraries, uvloop, child processes and threads
-without the run's context. So what was not seen may have happened all the same.
+It is evidence, not a boundary: one line of code can bypass it. It sees connections, not requests, and opened files, not
+writes. It does not see pooled connections, C and Rust libraries, uvloop, child processes and threads without the run's
+context. So effects may happen unseen.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
 
 
 class Observed(NamedTuple):
-    """An effect, when it was first seen: for whom, of what kind, and what it hit."""
+    """An effect: time of its first observation, author, kind and target."""
 
     graph: str
     agent: str
@@ -62,15 +62,15 @@ _busy = threading.local()
 
 
 def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
-    """Record what nodes and tools of this instance's runs do to the world, into the audit log and `coverage`.
+    """Record effects of nodes and tools of this instance's runs in the audit log and `coverage`.
 
-    For good in this process: CPython has no way to remove an audit hook.
+    It stays for the life of the process, because CPython cannot remove an audit hook.
 
     Args:
         authz: the instance.
-        strict: also refuse what nobody declared: anything that a node does outside a tool or `authz.effect`, other than
-            the connection of a model call, and anything but a connection by a tool that only reads. The code gets a
-            `PermissionError`, and the graph stops after the node. A tripwire for mistakes, never a boundary.
+        strict: also refuse undeclared effects: of a node outside tools and `authz.effect`, except a model call's
+            connection, and of a read-only tool, except connections. The code gets a `PermissionError`, and the graph
+            stops after the node. A tripwire for mistakes, never a boundary.
     """
     _install()
     engine = authz.root_entry.engine
@@ -82,13 +82,13 @@ class Observer:
     def __init__(self, strict: bool, *, shows: bool) -> None:
         self._strict, self._shows = strict, shows
         self.seen: dict[Observed, None] = {}
-        self.newest: Any = None  # the run in which something was done last
+        self.newest: Any = None  # the run of the last effect
         self._pending: list[Callable[[], dict[str, Any]]] = []
         self._tripped: set[tuple[str, str]] = set()
 
     def note(self, run: Run, by: str, name: str, effect: tuple[str, str], call: Any, task: str) -> None:
         one = Observed(run.scope.graph, run.agent[-1], by, name, *effect)
-        may = call.profile.side_effect if by == "tool" else by == "thread"  # a thread is nobody's
+        may = call.profile.side_effect if by == "tool" else by == "thread"  # a thread has no declaration
         refused = self._strict and not may and not (by in ("tool", "model") and one.kind == "connect")
         if one not in self.seen or refused:
             self.seen[one] = None
@@ -100,7 +100,7 @@ class Observer:
             raise PermissionError(13, f"{by} `{name}` did what nobody declared: {one}; use `authz.effect`")
 
     def conclude(self, run: Run, task: str) -> Flow[None]:
-        """Write what was seen of a node that has ended. What was refused halts, even if the node's code went on."""
+        """Record the effects of a node that has ended. A refused effect halts, even if the node's code continued."""
         while self._pending:
             yield (Write, self._pending.pop(0))
         if (run.jti, task) in self._tripped:
@@ -118,7 +118,7 @@ def _install() -> None:
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = resolve(host, *args, **kwargs)  # the event comes before the answer: names are kept here
+        answer = resolve(host, *args, **kwargs)  # the audit event comes before the answer, so names are recorded here
         if isinstance(host, str) and len(_names) < 10_000:  # noqa: PLR2004
             for *_, address in answer:
                 _names[str(address[0])] = min(_names.get(str(address[0]), host), host, key=len)
@@ -142,9 +142,9 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
     scope = current_scope.get()
     run, call = scope.run, scope.call if type(scope) is ToolExecution else None
-    if run is None:  # a thread without one, while one is open: nobody can say for whom
+    if run is None:  # a thread without a run, while one is open: its author is unknown
         acting = [(o, o.newest, "thread", "(unattributed)") for o in list(_observers) if o.newest and not o.newest.over]
-    elif (own := run.engine.observer) is None or not (call or scope.task):  # the graph's own loop
+    elif (own := run.engine.observer) is None or not (call or scope.task):  # the graph's loop
         return
     else:
         own.newest = run
@@ -157,7 +157,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
 
 
 def _by_library() -> bool:
-    """Return True if this package acts, and not the code that its enforcement points run."""
+    """Return True if this package acts, not code that its enforcement points run."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__", "")).partition(".")
@@ -168,8 +168,8 @@ def _by_library() -> bool:
 
 
 def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
-    """Return the kind and the target of an event. The interpreter's own caches do not count."""
-    with suppress(Exception):  # an argument of a kind that nobody expects
+    """Return kind and target of an event. The interpreter's caches do not count."""
+    with suppress(Exception):  # an argument of an unexpected type
         kind, target = reader(args) or ("", None)
         if target is not None and "__pycache__" not in str(target) and target != os.devnull:
             return kind, str(target)
@@ -213,14 +213,14 @@ _EVENTS: Final[dict[str, Reader]] = {
 
 
 class AuthzCallbackHandler(BaseCallbackHandler):
-    """Records what runs outside the enforcement points. It does not enforce, and nothing fails because of it.
+    """Records tools, models and graphs that run outside enforcement points. It never enforces or fails.
 
     Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit record
     of the kind `observation`, and an event on the current span, for a graph that nobody protected, an unguarded tool
     outside every run, a model outside every protected node, and a chain outside every graph and protected node.
 
-    It records names only: no arguments, inputs or outputs. It does not hear of code without the caller's
-    callbacks: `callbacks=[]`, another thread, a function called as a function.
+    It records names only: no arguments, inputs or outputs. It does not see code without the caller's callbacks:
+    `callbacks=[]`, another thread, a plain function call.
 
     Args:
         authz: the `RuntimeAuthz` into whose audit sink it writes. LangChain only logs a record that cannot be written.

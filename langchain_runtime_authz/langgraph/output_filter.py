@@ -1,4 +1,4 @@
-"""Filter what a tool gives back: fields that obligations hide, and live tokens of the call, wherever the tool writes them."""
+"""Filter a tool's outputs and writes: fields that obligations hide, and live tokens of the call."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from langchain_runtime_authz.pep.obligations import redact
 
 Clean = Callable[[Any], Any]
 _NONE: frozenset[str] = frozenset()
-_SHOWN: Final = ("content", "artifact")  # what an obligation hides of a message
+_SHOWN: Final = ("content", "artifact")  # the parts of a message that obligations filter
 _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where an object keeps its attributes
 
 
 class Cleaner:
-    """Takes messages and commands apart; `credential.leak` and `pep.obligations` filter their parts."""
+    """Splits messages and commands; `credential.leak` and `pep.obligations` filter their parts."""
 
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
         self._fields, self._searches = fields, bool(tokens)
@@ -49,7 +49,7 @@ class Cleaner:
         return redact(self._scrubbed(value), fields)
 
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
-        """Filter a state update: its messages like messages, the rest for tokens."""
+        """Filter a state update: messages as messages, the rest for tokens."""
         if isinstance(update, dict):
             return {self._scrubbed(k): self._channel(v, fields) for k, v in update.items()}
         if isinstance(update, BaseModel) or dataclasses.is_dataclass(update):
@@ -78,15 +78,15 @@ class Cleaner:
             return value
         clean = self.search.clean(value)
         if clean is not None and not isinstance(clean, str | bytes | int | float):
-            # An object shows what it holds by its text, and text is what a message is made of.
-            with suppress(Exception):  # a foreign `__str__`; a value that cannot be shown does not show a token
+            # Messages contain an object's text, which may show its contents.
+            with suppress(Exception):  # a foreign `__str__`; if it fails, no token is shown
                 shown = str(clean)
                 if (text := self.search.clean(shown)) is not shown:
                     return text
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Filter an exception. A question or a command that leaves the tool by one is filtered in place."""
+        """Filter an exception. A question or command raised by the tool is filtered in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -106,7 +106,7 @@ def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
 
 
 def given(output: Any, failed: BaseException | None) -> Any:
-    """Return an output, or raise what came instead of it, whose traceback must not hold this frame."""
+    """Return an output, or raise the exception without this frame in its traceback."""
     try:
         if failed is not None:
             raise failed
@@ -124,7 +124,7 @@ async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error
 
 
 class _Store(BaseStore):
-    """A store that does not keep tokens. Everything else is the wrapped store's."""
+    """A store wrapper that removes tokens from writes."""
 
     def __init__(self, wrapped: BaseStore, clean: Clean) -> None:
         self.__wrapped__ = wrapped
@@ -169,7 +169,7 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return `config` with filters around what `get_store`, `get_stream_writer` and `push_message` find there."""
+    """Return `config` with filters for `get_store`, `get_stream_writer` and `push_message`."""
     own, keys = dict(config.get("configurable") or {}), private.keys
     if isinstance(runtime := own.get(keys.CONFIG_KEY_RUNTIME), Runtime):
         own[keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
@@ -190,7 +190,7 @@ def _apart(written: Any, clean: Clean) -> Any:
 
 
 def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return the arguments with filters around injected stores and runtimes; the same object without any."""
+    """Return the arguments with filters around injected stores and runtimes, if there are any."""
     watched = {name: _watched(value, clean) for name, value in args.items()}
     return args if all(watched[name] is value for name, value in args.items()) else watched
 

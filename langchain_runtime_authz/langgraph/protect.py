@@ -1,7 +1,7 @@
-"""Protect every graph that can be reached, in place.
+"""Protect every reachable graph, in place.
 
-A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream` and `astream`, to
-which all others come down, open the run, or a child agent below a protected graph. A copy stays protected.
+A compiled graph keeps its identity: its class becomes a dynamic subclass. Its `stream` and `astream`, which all other
+methods use, open the run, or a child agent's run below a protected graph. A copy stays protected.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Protection:
 
 
 def owner_of(graph: object) -> Protection | None:
-    # Only `protect` sets it. A reload of this module would break `isinstance`.
+    # Only `protect` sets it. (After a reload of this module, `isinstance` would fail.)
     found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
     return found
 
 
 def protect(target: Any, protection: Protection) -> list[BaseTool]:
-    """Protect a compiled graph in place, with every graph below it; return the guarded tools that these hold.
+    """Protect a compiled graph and all graphs below it in place; return their guarded tools.
 
-    A builder stays the builder it is; what it compiles comes out protected.
+    A builder stays a builder; the graphs that it compiles are protected.
     """
     if isinstance(target, StateGraph):
         _protect_builder(target, protection)
@@ -65,7 +65,7 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
     if not isinstance(target, private.Pregel):
         raise ConfigError(f"`protect` takes a compiled graph, not {type(target).__name__}")
     graphs = [found.graph for found in graphs_in(target)]
-    # Look at all before touching one: a refused protect changes nothing.
+    # Check all before changing any: a refused `protect` changes nothing.
     for graph in graphs:
         owner = owner_of(graph)
         if owner is not None and owner is not protection:
@@ -74,14 +74,14 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
 
 
 def agent_names(graph: AnyGraph) -> frozenset[str]:
-    """Return the names that the agents in a graph have when it runs, remote ones too."""
+    """Return the run-time names of the agents in a graph, including remote ones."""
     held = ((v, v.label if isinstance(v, Found) else getattr(v, "name", "")) for v in reached(graph, deep=True))
     return frozenset(str(name) for value, name in held if isinstance(value, Found) or is_remote(value))
 
 
 def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
-    """Yield names that no agent here has, with the nearly equal name of one that is not among them."""
-    if agents:  # a name that resembles none may be an agent's in another graph
+    """Yield unknown agent names, each with a similar name of an agent that is not listed."""
+    if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
 
         known = agent_names(graph)
@@ -108,7 +108,7 @@ def _appends_messages(channel: object) -> bool:
 def _gate_node(
     name: str, node: private.PregelNode, protection: Protection, channels: frozenset[str]
 ) -> Iterator[BaseTool]:
-    """Put the enforcement points into a node that has none; yield the guarded tools that it holds."""
+    """Add enforcement points to a node that has none; yield its guarded tools."""
     bound = node.bound
     opens = not (bound is private.DEFAULT_BOUND or isinstance(bound, private.Pregel) or is_gated(bound))
     if opens and isinstance(bound, private.ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
@@ -122,7 +122,7 @@ def _gate_node(
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
-        elif is_remote(held) and gates_remote(held) is None:  # else another instance decides its calls
+        elif is_remote(held) and gates_remote(held) is None:  # otherwise another instance decides its calls
             held.__class__ = _remote_class(type(held), protection.root_entry)
     if opens:
         node.bound = gate_bound(bound, name, channels)
@@ -155,7 +155,7 @@ def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
 
 
 def _without_config(graph: Any) -> Any:
-    """Return the graph without the config that it is bound to: the caller's has it by now, and nothing comes twice."""
+    """Return the graph without its bound config, which the caller's config includes already."""
     if graph.config:
         graph = copy.copy(graph)
         graph.config = None
@@ -163,18 +163,18 @@ def _without_config(graph: Any) -> Any:
 
 
 def _entry_class(base: Any, protection: Protection) -> Any:
-    """Make the subclass of a graph class whose `stream` and `astream` open a run."""
+    """Make a subclass of a graph class whose `stream` and `astream` open a run."""
     root_entry = protection.root_entry
 
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
-        # Not a generator itself: the run around the *call* counts, not the one around the first step.
+        # Not a generator, because the run around the *call* counts, not the one around the first step.
         gate_store(graph.store, protection.profiles)
         merged = private.ensure_graph_config(graph.config, config)
         at_call = root_entry.at_call(merged)
-        if kwargs.get("stream_mode") is None:  # LangGraph would choose by the caller's config
+        if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
-        # LangGraph refuses a call without a thread, and would not see that, with a run in the config.
+        # LangGraph refuses a call without a thread, but not if the config has a run.
         if at_call.parent is None and graph.checkpointer and not (merged.get("configurable", {}).keys() - {HANDLE_KEY}):
             return own(_without_config(graph), input, without_handle(merged), **kwargs)
         return ours(graph, input, merged, at_call, kwargs)
@@ -232,7 +232,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                     await chunks.aclose()
 
     def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
-        # `update_state` comes down to this.
+        # `update_state` uses this.
         write = Perform(
             partial(base.bulk_update_state, self, config, supersteps),
             partial(base.abulk_update_state, self, config, supersteps),
@@ -252,14 +252,14 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
-    # LangGraph knows what a node left unsaid by the identity of an object, which a deep copy loses.
+    # LangGraph marks missing values by the identity of an object, which a deep copy loses.
     raise ConfigError(f"graph `{graph.get_name()}`", Code.DEEP_COPY)
 
 
 def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with which a plan is kept before it is carried out.
+    """Return options by which a plan is stored before it is carried out.
 
-    Else a process that dies would plan, and pay, anew. The caller's own choice prevails.
+    Otherwise a process that dies would plan, and pay, again. The caller's choice has priority.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
     if chosen or not root_entry.outlives or not graph.checkpointer:
@@ -268,7 +268,7 @@ def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict
 
 
 def is_remote(value: object) -> bool:
-    """Return True for a graph that another server runs."""
+    """Return True if another server runs the graph."""
     return isinstance(value, PregelProtocol) and not isinstance(value, private.Pregel)
 
 
@@ -285,8 +285,8 @@ class _Remote(ChildEntry):
         self.profile = self.engine.child_profile(name)
         self.http = getattr(getattr(client, "http", None), "client", None)
         place = self.profile.url if self.profile is not None else None
-        # INVARIANT: the credential is for the place that the profile names, whatever the client's address is.
-        # Without a client nothing is sent: the graph itself says which one it lacks.
+        # INVARIANT: the credential is for the URL in the profile, whatever the client's address is. Without a client
+        # nothing is sent; the graph reports the missing one.
         if place is not None and client is not None and not is_under(str(getattr(self.http, "base_url", "")), place):
             self.refuse = Code.REMOTE_URL
 
@@ -309,12 +309,12 @@ class _Remote(ChildEntry):
         yield from super()._leave(run, raised=raised, cut=cut)
 
 
-# The header of each call under way: the URL below which it may be sent, and the decision about its edge.
+# Header of each running call → the URL below which it may be sent, and the decision about its edge.
 _places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
-    """Refuse a request that would carry a credential elsewhere: after a redirect, or to reconnect."""
+    """Refuse a request with a credential to another URL, after a redirect or reconnect."""
     found = _places.get(request.headers.get("Authorization", ""))
     if found is not None and not is_under(str(request.url), found[0]):
         raise AuthzDenied(Code.REMOTE_URL, found[1])
@@ -337,7 +337,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
         name = str(getattr(self, "name", None) or getattr(self, "assistant_id", base.__name__))
         return _Remote(root_entry, parent, name, merged, client) if parent is not None else nullcontext({})
 
-    # `invoke` and `ainvoke` come down to these.
+    # `invoke` and `ainvoke` use these.
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         with entry(self, config, getattr(self, "sync_client", None)) as headers:
             yield from base.stream(_without_config(self), input, config, **_sent(kwargs, headers))
@@ -347,7 +347,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
             async for chunk in base.astream(_without_config(self), input, config, **_sent(kwargs, headers)):
                 yield chunk
 
-    # An agent that writes another one's state directs it.
+    # Writing another agent's state directs that agent.
     def update_state(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         with entry(self, config, getattr(self, "sync_client", None)) as headers:
             return base.update_state(self, config, *args, **_sent(kwargs, headers))

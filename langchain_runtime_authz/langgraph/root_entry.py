@@ -1,6 +1,6 @@
-"""Open a run as a graph is entered, and close it as the graph ends: at the root, and at each child.
+"""Open a run when a graph starts, and close it when the graph ends, at the root and each child.
 
-Without a `RunHandle` it opens an implicit run for the subject that `subject_from` finds, else for `anonymous`.
+Without a `RunHandle` it opens an implicit run for the subject of `subject_from`, else for `anonymous`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_CLAIMED: Final = 16  # names in one record
 
 
 class AtCall(NamedTuple):
-    """The owner of an entry, found at the call of its graph: a parent (it is a child), or the application's run."""
+    """The owner of an entry, found when its graph is called: a parent run, or the application's run."""
 
     parent: Run | None
     opener: run_context.RunHandle | None
@@ -66,10 +66,10 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def at_call(self, config: Mapping[str, Any]) -> AtCall:
-        """Return whose entry a call is: by its config, else by the `with authz.run(...)` around it. Raises `ConfigError`."""
+        """Return a call's owner: by its config, else by the `with authz.run(...)` around it. Raises `ConfigError`."""
         handle = run_context.handle_in(config)
-        # A graph that code in a node or tool calls with a config of its own is a child all the same:
-        # the text which that code hands on is not the user's.
+        # A graph that code in a node or tool calls with its own config is also a child: the text that the code passes
+        # on is not the user's.
         parent = handle.run if handle is not None else run_context.running()
         opener = run_context.opened(config) if parent is None else None
         if (owner := parent or opener) is not None and owner.engine is not self.engine:
@@ -81,11 +81,11 @@ class RootEntry:
         return self.channels if self.speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
 
     def speaks(self, graph: Any) -> bool:
-        """Return True if the graph has a channel in which a user states the task."""
+        """Return True if the graph has a channel for a user's task."""
         return graph is None or any(name in graph.channels for name in self.channels)
 
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
-        """Return the digest of what the store remembers for a subject, as far as it counts as the task."""
+        """Return the digest of the store's memory of a subject, if it belongs to the task."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
@@ -111,7 +111,7 @@ class RootEntry:
         return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of."""
+        """Perform an `update_state`. Outside every run, a change of the task's parts is a correction."""
         opener = run_context.opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
@@ -134,7 +134,7 @@ class RootEntry:
         return place
 
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own. Likewise."""
+        """Perform an `update_state` of a node or tool on a child graph, and mark it as the run's own."""
         place = yield write
         handle = run_context.handle_in(config)
         run = handle.run if handle is not None else run_context.running()
@@ -155,9 +155,9 @@ class Entering(run_context.FlowContext[T]):
         self.run: Run | None = None
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Note what the entry came to, and return the flow that closes its run."""
+        """Record the entry's outcome, and return the flow that closes its run."""
         run_context.note_question(self.run, exc)
-        if isinstance(exc, AuthzDenied):  # told here, if no enforcement point has told of it
+        if isinstance(exc, AuthzDenied):  # reported here unless an enforcement point has
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
         if (run := self.run) is None:
@@ -167,7 +167,7 @@ class Entering(run_context.FlowContext[T]):
         return self._leave(run, raised=exc is not None, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
-        """Close the run. `raised`: tasks may not have ended; `cut`: a stream that was closed early may still write."""
+        """Close the run. `raised`: tasks may still run. `cut`: a stream closed early may still write."""
         raise NotImplementedError
 
 
@@ -207,7 +207,7 @@ class _Root(Entering[tuple[Any, Any]]):
         )
         run = entry.run
         if claimed := claimed_identities(config, handle.subject):
-            # Ignored, and on record: names only, since a client wrote the values.
+            # Ignored, and recorded: names only, since a client wrote the values.
             yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
@@ -219,7 +219,7 @@ class _Root(Entering[tuple[Any, Any]]):
         return given, run_context.with_run(config, run)
 
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
-        """Return what the user says by an input, and the digests of the user's texts in the state already."""
+        """Return the user's texts in an input, and the digests of those already in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
         edited = any(inputs.writes(update, name) for name in inputs.others(channels))
         removes, standing = head is not None and bool(inputs.removals(update)), frozenset[str]()
@@ -229,7 +229,7 @@ class _Root(Entering[tuple[Any, Any]]):
             texts = inputs.unheard(texts, state)
             edits = inputs.brought(update, state, channels) if edited else []
             edits += inputs.taken_out(update, state) if removes else []
-            # On a new thread only what the user declared says something.
+            # On a new thread, only the user's declared texts count.
             texts += edits if head is not None else [e for e in edits if e.text]
         if not texts and not self.root_entry.speaks(self.graph):
             # Such an input may change the task, but its words are not known to be the user's.
@@ -244,7 +244,7 @@ class _Root(Entering[tuple[Any, Any]]):
         if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
             state = yield checkpoints.read_state(self.graph, self.config)
         if state is not None and resumes:
-            # A root config may name a child's checkpoint, as `get_state(subgraphs=True)` gives it.
+            # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
             below = bool(self.config["configurable"].get("checkpoint_ns"))
             given = yield from inputs.resumed(entry, given, state, below=below)
         elif state is not None and given is None:
@@ -256,7 +256,7 @@ class _Root(Entering[tuple[Any, Any]]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
-        busy = bool(run.children)  # a child that `gather` left behind goes on writing what waits
+        busy = bool(run.children)  # a child left behind by `gather` may still write
         saver, place, watch = self.saver, checkpoints.thread_config(self.config), self.root_entry.watch
         if saver is not None and place is not None:
             try:
@@ -264,13 +264,13 @@ class _Root(Entering[tuple[Any, Any]]):
                 if not cut:
                     head = yield from checkpoints.read_head(saver, place)
                     memory = yield from self.root_entry.memory(self.graph, run.subject)
-                    # A tool's child waits only if a user is asked; after a failure its own mark tells.
+                    # A tool's child waits only if a user is asked. After a failure its own mark counts.
                     waiting = yield from checkpoints.read_waiting(
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
                     below = waiting.digest if waiting is not None and not busy else None
                     left = Left(head.id if head is not None else None, memory, below)
-                    # Every task has ended, and with it the use of the marks of tasks' children.
+                    # All tasks have ended, so the marks of their children are no longer needed.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 edits = yield from checkpoints.updates_during(
                     run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
@@ -304,7 +304,7 @@ class ChildEntry(Entering[Any]):
                 self.marked = yield from checkpoints.check_child(parent, self.graph, self.place, watch)
             kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
             kind = "remote" if self.remote else kind
-            mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
+            mine = ticket is not None and ticket.agent == parent.agent  # otherwise it is an outer agent's
             call_id = ticket.call_id if ticket is not None and mine else None
             self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
             given = yield from self._given(self.run)
@@ -321,7 +321,7 @@ class ChildEntry(Entering[Any]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []
-        if run.paused and not raised and not cut:  # else it would raise its question through the caller
+        if run.paused and not raised and not cut:  # otherwise it would raise its question through the caller
             _log.warning(
                 "agent %s asks on a thread of its own: its caller goes on without the answer", "/".join(run.agent)
             )

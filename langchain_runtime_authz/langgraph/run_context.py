@@ -1,7 +1,7 @@
-"""Open a run for an application, and find the run that a step belongs to.
+"""Open a run for an application, and find a step's run.
 
 A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`. It is absent from
-state, checkpoints, tracers and remote configs. A handle that leaks is an empty placeholder, and a forged one does not count.
+state, checkpoints, tracers and remote configs. A leaked handle is an empty placeholder, and a forged one is ignored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
 _PLACEHOLDER: Final = "runtime-authz-run"
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-_OUTSIDE: Final = "guard"  # the agent's name where guarded tools are called outside every protected graph
+_OUTSIDE: Final = "guard"  # the agent's name for guarded tools called outside every protected graph
 
 
 class AuthzHalt(AuthzDenied, GraphBubbleUp):
@@ -54,7 +54,7 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
 
 
 class Handle(Sealed):
-    """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened. Unpickles as a string."""
+    """An opaque holder of a run, or of an application's `RunHandle`. It unpickles as a string."""
 
     __slots__ = ("__weakref__", "target")
     _pickled = _PLACEHOLDER
@@ -70,12 +70,12 @@ class Handle(Sealed):
         return ""
 
 
-# Set by `with authz.run(...)`, read by root entries at the call.
+# Set by `with authz.run(...)`, read by root entries when they are called.
 _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
 
 
 class FlowContext(Generic[T]):
-    """A `with`, or `async with`, whose ways in and out are flows."""
+    """A context manager, sync and async, that enters and exits by flows."""
 
     engine: Any
 
@@ -83,7 +83,7 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow of the way out, if there is any. `cut`: a stream was closed early."""
+        """Return the flow of the exit, if there is one. `cut`: a stream was closed early."""
         raise NotImplementedError
 
     def __enter__(self) -> T:
@@ -124,7 +124,7 @@ def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
 
 
 class run_scope(CodeScope):
-    """Make `run` the current one for the code inside, without a ticket: that code may belong to another agent."""
+    """Make `run` current for the code inside, without a ticket, because it may be another agent's code."""
 
     __slots__ = ("_previous", "node")
 
@@ -138,7 +138,7 @@ class run_scope(CodeScope):
         current_scope.set(self)
 
     def __exit__(self, *exc: object) -> None:
-        # Never by Token: a generator may be closed in another context, which keeps its own.
+        # Without a Token, because a generator may be closed in another context, which keeps its value.
         if current_scope.get() is self:
             current_scope.set(self._previous)
 
@@ -171,7 +171,7 @@ def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
 
 
 def without_handle(chunk: Any, depth: int = 7) -> Any:
-    """Remove the run handles from a stream chunk: `debug` and `checkpoints` events carry configs."""
+    """Remove run handles from a stream chunk, because `debug` and `checkpoints` events contain configs."""
     if depth and type(chunk) is dict:
         return {k: without_handle(v, depth - 1) for k, v in chunk.items() if k != HANDLE_KEY}
     if depth and type(chunk) in (tuple, list):
@@ -180,7 +180,7 @@ def without_handle(chunk: Any, depth: int = 7) -> Any:
 
 
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
-    """Return the run that a step belongs to: from its config, else from the enforcement point around it."""
+    """Return a step's run, from its config, else from the enforcement point around it."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
     if type(handle) is Handle and type(run := handle.target) is Run:
         return run
@@ -192,20 +192,20 @@ def running() -> Run | None:
 
 
 def current_node(run: Run | None) -> Any:
-    """Return the calls of the hand-written node whose own code runs, if it belongs to `run`."""
+    """Return the calls of the hand-written node whose code is running, if it belongs to `run`."""
     scope = current_scope.get()
     return scope.node if type(scope) is run_scope and scope.run is run else None
 
 
 def note_question(run: Run | None, exc: object) -> None:
-    """Tell the hand-written node that called a child agent of a question that passes through it."""
+    """Tell a hand-written node about a question of its child agent."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc
 
 
 class RunHandle:
-    """A run: who asks, for what, with which grant. Yielded by `RuntimeAuthz.run`.
+    """A run with its subject, task and grant. `RuntimeAuthz.run` yields it.
 
     Use it as a context manager, synchronous or asynchronous, or call `close`. Inside generators pass `config()`
     to each call.
@@ -215,7 +215,7 @@ class RunHandle:
         closed: true after `close`.
     """
 
-    agent: tuple[str, ...] = ()  # it acts as none
+    agent: tuple[str, ...] = ()  # not an agent
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class RunHandle:
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.settled: dict[str, int] = {}
-        # As in `Run`, of the models that unprotected graphs call: an `AuthzToolNode` that works alone looks here.
+        # As in `Run`, for models of unprotected graphs. An `AuthzToolNode` that works alone uses it.
         self.seen_from_model: dict[str, tuple[str | None, str | None]] = {}
         self.asked_model: dict[object, tuple[str, str | None]] = {}
         self.lock = threading.Lock()
@@ -265,13 +265,13 @@ class RunHandle:
 
     @property
     def decisions(self) -> list[Explanation]:
-        """The run's newest decisions in words, newest last, as far as the instance remembers them."""
+        """The run's decisions in words, newest last, if the instance still has them."""
         from langchain_runtime_authz.audit.explanation import explain
 
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
-        """Return `config` with this run in it, for generators and other tasks. It dies with the run."""
+        """Return `config` with this run in it, for generators and other tasks. It ends with the run."""
         return cast("RunnableConfig", with_run(config or {}, self))
 
     def _close(self) -> Flow[None]:
@@ -299,14 +299,14 @@ class RunHandle:
         return self._outside
 
     def brings(self) -> dict[str, Any]:
-        """Return what the application gives each of the run's entries (`open_entry`). Only a user states a task."""
+        """Return the application's values for each of the run's entries (`open_entry`). Only a user states a task."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
 
     @property
     def human(self) -> bool:
-        """True if a user speaks to the graph. Agents, also remote ones, crons and webhooks state no task of their own."""
+        """True if a user speaks to the graph. Agents, also remote ones, crons and webhooks do not state a task."""
         return self.subject.human and not self.upstream
 
     def enter(self, run: Run) -> None:
@@ -341,7 +341,7 @@ class RunHandle:
         await self.aclose()
 
     def _leave(self) -> None:
-        # Never by Token: a generator may be closed in another context, which has nothing to restore.
+        # Without a Token, because a generator may be closed in another context, with nothing to restore.
         if _opened.get() is self:
             _opened.set(self._previous)
 
@@ -358,13 +358,13 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return the application's run that a call is in: from its config, else from the `with authz.run(...)` around it."""
+    """Return a call's application run, from its config, else from the `with authz.run(...)` around it."""
     handle = handle_in(config)
     return handle.target if handle is not None and isinstance(handle.target, RunHandle) else _around()
 
 
 def _around() -> RunHandle | None:
-    """Return the run of the `with` around the current code. A paused generator would leave its own behind: it is refused."""
+    """Return the run of the surrounding `with`. A generator's `with` is refused: it may leave its run behind."""
     handle = _opened.get()
     while handle is not None and handle.closed:
         handle = handle._previous
@@ -377,6 +377,6 @@ def _around() -> RunHandle | None:
 def _refusals() -> RefusedMints | None:
     try:
         handle = _around()
-    except ConfigError:  # the record could name another run
+    except ConfigError:  # otherwise the record could name another run
         return None
     return RefusedMints((handle, None, None)) if handle is not None else None
