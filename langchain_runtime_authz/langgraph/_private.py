@@ -187,7 +187,7 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     graphs = scratchpad.subgraph_counter
     if place is not None:  # otherwise a graph could continue with another's state, whose tool is skipped now
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
-    # `dataclasses.replace`, without looking at the fields in each call.
+    # `dataclasses.replace`, with the fields looked up once.
     held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
     own = PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
     return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, asked

@@ -1,11 +1,11 @@
-"""A call that arrives at a tool: exactly the call that an enforcement point in front decided passes, with its arguments.
+"""The arrival of a call at a tool: only the call that was decided passes, with its arguments.
 
-If none did, or if the arguments or the tool were changed on the way, what would really run is decided here.
+If no earlier enforcement point decided it, or if arguments or tool were changed since, it is decided here.
 
-Calls of a hand-written node are found in its plan, held while a question is open, and answered at the end. A call without
-an id is the newest message's call of that tool with the same arguments; an equal one is the next. Code that swallows a
+Calls of a hand-written node are found in its plan, held while a question is open, and answered at the end. A call
+without an id is matched to the newest message's calls by tool and arguments; equal calls in order. Code that swallows a
 question does not lose it: other calls of the node are held, and its enforcement point raises the question when the node
-ends. The node runs anew with the answer; the ledger answers the calls that ran.
+ends. The node then runs again with the answer; the ledger answers the calls that ran.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ Parser = Callable[[Any, str | None], Any]
 @dataclass(slots=True, eq=False, repr=False)
 class Arrival:
     call: Call  # as it would run
-    config: Mapping[str, Any]  # that it runs with
+    config: Mapping[str, Any]  # of the call
     run: Run | None = None
     opener: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
-    verdict: Verdict | None = None  # of an enforcement point in front
-    counts: dict[str, int] | None = None  # of equal calls, if no enforcement point and no message tells them apart
-    front: Pending | None = None  # what was handed on for the call that became this one
-    call_id: str | None = None  # the tool call's, if a message can answer it
-    parser: Parser | None = None  # makes the tool's arguments of what it was sent
-    given: Any = None  # what it was sent
-    exact: bool = False  # nothing of the arguments is the framework's
+    verdict: Verdict | None = None  # of an earlier enforcement point
+    counts: dict[str, int] | None = None  # of equal calls without enforcement point and message
+    front: Pending | None = None  # the pending call from which this one was made
+    call_id: str | None = None  # of the tool call, if a message can answer it
+    parser: Parser | None = None  # parses the given input into the tool's arguments
+    given: Any = None  # the input
+    exact: bool = False  # the framework supplied none of the arguments
     layer: str = "tool guard"
-    equal: str = ""  # what equal calls have in common
+    equal: str = ""  # key of equal calls
     engine: Engine | None = None  # `None` outside every run
     facts: ToolFacts | None = None
-    describe: inputs.Describe | None = None  # gives the call of other arguments
+    describe: inputs.Describe | None = None  # returns the call with other arguments
     node: NodeCalls | None = None  # of the hand-written node that makes the call
-    place: Place | None = None  # in the message, if it is the node's
-    text: Callable[[], bool] = bool  # whether code that makes the call expects a text
+    place: Place | None = None  # in the message, for a call of the node
+    text: Callable[[], bool] = bool  # True if the calling code expects a text
 
     def decide(self) -> Flow[Verdict]:
         if self.verdict is not None:
@@ -75,7 +75,7 @@ class Arrival:
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
         if self.front is not None:
-            # Before this one is claimed, which may say the same and only be another tool's.
+            # Before this call is claimed, which may be equal but of another tool.
             yield from self.front.give_back()
         if self.node is None or self.describe is None or self.facts is None:
             deciding = decide_together(run, [self._counted(call)], self.config)
@@ -83,7 +83,7 @@ class Arrival:
         else:
             resolved, self.place = yield (tool_execution.OneByOne, self.node.locks, self.node.decide(run, self))
         run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
-        verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that a call could be left to
+        verdict = cast("Verdict", resolved.verdict)  # no review comes after the guard
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
@@ -92,13 +92,13 @@ class Arrival:
         return verdict
 
     def _counted(self, call: Call) -> Call:
-        """Return a call that no message holds as one of several equal ones."""
+        """Return a call without a message, numbered among its equals."""
         if self.counts is None:
             return call
         return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
     def settle(self, output: Any = None, exc: BaseException | None = None) -> None:
-        """Note what the call came to. If it has its answer, an equal one of the same code is another call."""
+        """Record the call's outcome. After an answer, an equal call of the same code is a new one."""
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
         if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
@@ -106,7 +106,7 @@ class Arrival:
             self.node.ended(self.call, self.place, output, exc, self.config)
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
-        """Return the execution of the call, or `None` if only an answer is left. Malformed arguments have no ticket."""
+        """Return the call's execution, or `None` if there is only an answer. Malformed arguments get no ticket."""
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
@@ -152,13 +152,13 @@ class Arrival:
 
 
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
-    """Return the arrival of a call of `tool.run`, whose input `parser` (the tool's own) makes its arguments of."""
+    """Return the arrival of a call of `tool.run`. `parser` (the tool's) parses its input."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
         config = ensure_config(config)  # LangChain's `invoke` has done it already
     scope = current_scope.get()
     one = scope if type(scope) is Pending else None
     if one is not None and one.call.call_id != call_id:
-        one = None  # a call that a wrapper makes on its own; the verdict waits for the call that it is on
+        one = None  # a wrapper's own call; the verdict waits for the call that it is about
     mine = one if one is not None and not one.used and one.take() else None
     if mine is not None:
         call = mine.call
@@ -171,12 +171,12 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
                     given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
                 )  # fmt: skip
     facts = facts_of(tool)
-    # After an enforcement point, what differs from its call differs from the plan. Without one no message is at hand,
-    # and the plan is looked up by the call's id.
+    # A call that differs from an earlier enforcement point's differs from the plan. Without one there is no message,
+    # and the plan is found by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
 
     def amend(name: str, args: dict[str, Any]) -> Call:
-        if name != tool.name:  # here is only this one
+        if name != tool.name:  # only this tool is known here
             return inputs.unknown(name, call_id, plan_id, position, args)
         sent_too = tool_input if isinstance(tool_input, Mapping) else {}
         own = {k: v for k, v in sent_too.items() if inputs.supplied(k, v, facts.injected)}
@@ -194,12 +194,12 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
 
 
 def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
-    """Return the arrival of a call of a tool's own code, past `run`: it receives `args` as they are."""
+    """Return the arrival of a direct call of a tool's code, past `run`, with unparsed `args`."""
     return _arrival(tool, config, None, facts, _described(tool, None, None), args)
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the arrival of a call of a tool without a guard, which parses its input once more. A denial is raised."""
+    """Return the arrival of an unguarded tool's call, which parses its input again. Raises a denial."""
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(inputs.unknown(tool.name, None, None, None, {}), config)
@@ -226,12 +226,12 @@ def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **pla
 def _arrival(
     tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
 ) -> Arrival:
-    """Return the arrival of a call without a message at hand: it is in the node's plan, or found by the call's id."""
+    """Return the arrival of a call without a message, by the node's plan or the call's id."""
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(inputs.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
     run, opener = (owner, None) if isinstance(owner, Run) else (None, owner)
-    # Of equal calls in the node or tool execution around the current code.
+    # Counts of equal calls in the current node or tool execution.
     counts = current_scope.get().counts if opener is None else opener.settled
     call = described(facts, given)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
@@ -241,25 +241,25 @@ def _arrival(
     )  # fmt: skip
 
 
-Place = tuple[str, int]  # a message's id, and a call's position in it
+Place = tuple[str, int]  # a message's id, a call's position in it
 
 
 class NodeCalls:
-    """One execution of a hand-written node. It decides its calls one by one: no question takes the answer to another."""
+    """One execution of a hand-written node. It decides calls one by one, so that answers fit their questions."""
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
         self.config, self._numbers = private.counting_questions(dict(config))  # the node runs with it
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self._closed = False
-        self.question: GraphInterrupt | None = None  # the first that was raised inside
+        self.question: GraphInterrupt | None = None  # the first one raised inside
         self._announced: list[AIMessage] = []
         self._held: list[Call] = []
         self._taken: set[Place] = set()
-        # The outputs, denials and replays of its calls by call id; denials of calls that no message holds by tool.
+        # Outputs, denials and replays of its calls by call id; denials of calls without a message by tool.
         self._came: dict[str | None, Any] = {}
         self._begun: set[str | None] = set()
-        self.running = 0  # guarded tools that are decided or run
+        self.running = 0  # guarded tools that are being decided or run
 
     def announce(self, message: AIMessage) -> None:
         self._announced.append(message)
@@ -280,7 +280,7 @@ class NodeCalls:
                 continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
-            if len(several) > 1:  # each node may be sent one of them, with the message
+            if len(several) > 1:  # each call may be sent to a node, with the message
                 mine = {c["id"] for c in inputs.sent_calls(self._given)}
                 several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
             for planned in several:
@@ -296,7 +296,7 @@ class NodeCalls:
         return call, None
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
-        """Decide a call as the message holds it, else as one of several equal ones. Raises as `decide_all` does."""
+        """Decide a call by its message, else as one of several equal ones. Raises as `decide_all`."""
         call, place = yield from self._find(run, one)
         call = call if place is not None else one._counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)
@@ -309,11 +309,11 @@ class NodeCalls:
         return done, place
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
-        """Return True if a `task` of the functional API makes the call: it asks by itself, and runs anew by itself."""
+        """Return True if a `task` of the functional API makes the call, which asks and runs again by itself."""
         return private.task_id(config) not in ("", private.task_id(self.config))
 
     def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
-        if self._closed:  # the model was told that they were not carried out
+        if self._closed:  # the model was told that open calls were not carried out
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self._by_task(config):
             return (yield from decide_together(run, calls, config))
@@ -325,7 +325,7 @@ class NodeCalls:
         mine: list[bool] = []
 
         def turn() -> bool:
-            # A coroutine and a worker thread are decided at once, and neither can wait for the other.
+            # Coroutines and worker threads may be decided at once, and cannot wait for each other.
             if self._asking.acquire(blocking=False):
                 mine.append(True)
             return bool(mine) and self.question is None
@@ -335,7 +335,7 @@ class NodeCalls:
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc
-            else:  # its question would take the answer to another
+            else:  # its question would take another's answer
                 self._held = [*self._held, *calls]
             raise
         finally:
@@ -345,16 +345,16 @@ class NodeCalls:
     def ended(
         self, call: Call, place: Place | None, output: Any, exc: BaseException | None, config: Mapping[str, Any]
     ) -> None:
-        """Note what a permitted call came to. One that came to nothing frees its place: the same may come again."""
+        """Record a permitted call's outcome. If it never ran, an equal call may take its place."""
         if isinstance(exc, GraphInterrupt) and not self._by_task(config):
-            self.question = self.question or exc  # the tool's own
+            self.question = self.question or exc  # asked by the tool
         if place is not None and exc is None:
             self._came[call.call_id] = output
         elif place is not None:
             self._taken.discard(place)
 
     async def finish(self) -> None:
-        """Wait for the tools that still run: what they come to is recorded."""
+        """Wait for running tools, so that their outcomes are recorded."""
         while self.running > 0:  # noqa: ASYNC110  (threads end calls too)
             await asyncio.sleep(tool_execution.PAUSE)
 
@@ -369,11 +369,11 @@ class NodeCalls:
         if self.question is None and skip_answers_to(self.config, len(self._numbers)):
             for one in (yield from self._decided(run, self._held)):  # raises, unless it was answered elsewhere
                 yield from one.give_back()
-        # INVARIANT: nothing that the node returns is written while a question is open.
+        # INVARIANT: the node's output is not written while a question is open.
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return an update that answers the message's open calls, for good; `None` if no channel can carry it."""
+        """Return an update that answers the message's open calls, or `None` if no channel fits."""
         done = inputs.answered_calls(self._given)
         held = [(name, m.tool_calls) for name, m in inputs.newest_messages(self._given)]
         if not held and len(channels) == 1:

@@ -1,6 +1,6 @@
-"""One permitted run of a tool: what surrounds its code, and how the call ends.
+"""The permitted execution of a tool's code, and the end of the call.
 
-A `Pending` call carries its verdict to the guard of the tool, whose `ToolExecution` lasts while the tool's code runs.
+A `Pending` call carries its verdict to the tool's guard, whose `ToolExecution` lasts while the tool's code runs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
-Outcome = tuple[Any, BaseException | None]  # what the tool gave or raised; a flow cannot raise a `StopIteration`
+Outcome = tuple[Any, BaseException | None]  # output or exception of the tool; a flow cannot raise a `StopIteration`
 FUNCTION: Final[Stage] = "function"
 PAUSE: Final = 0.005  # seconds
 Locks = tuple[threading.Lock, threading.Lock]
 
 
 class Pending(CodeScope):
-    """The hand-over from an enforcement point to the guard: the verdict, the call and its run."""
+    """The data from an enforcement point to the guard: the verdict, the call and its run."""
 
     __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "question", "replaced", "used", "verdict")
 
@@ -49,21 +49,21 @@ class Pending(CodeScope):
         self,
         run: Run,
         call: Call,
-        verdict: Verdict | None,  # `None`: a review on the way asks an approver first, and the guard decides after it
-        place: int | None = None,  # in its task, for the numbers of graphs that it calls
+        verdict: Verdict | None,  # `None`: a review asks an approver first, and the guard decides after it
+        place: int | None = None,  # index in its task, to number the graphs that it calls
         *,
-        answers: int = 0,  # that the tool, which has run, and a review before it had
-        paused: bool = False,  # the tool has asked by itself, and not run
-        replaced: bool = False,  # an approver put the call in the place of the model's
+        answers: int = 0,  # number of answers used by the tool, which has run, and a review
+        paused: bool = False,  # the tool has asked by itself, and has not run
+        replaced: bool = False,  # an approver replaced the model's call
     ) -> None:
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
         self.left = self.used = verdict is None
-        self.question: GraphInterrupt | None = None  # about another call that was made on the way to the tool
+        self.question: GraphInterrupt | None = None  # about another call that was made before the tool
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Return True for the first caller: a node that sends one call twice may run both at once."""
+        """Return True for the first caller only. A node that sends a call twice may run both at once."""
         with self._lock:
             first, self.used = not self.used, True
         return first
@@ -75,7 +75,7 @@ class Pending(CodeScope):
 
 
 def kept_question(flow: Flow[list[Pending]]) -> Flow[list[Pending]]:
-    """Keep a question for the enforcement point in front: code on the way to the tool may swallow it."""
+    """Keep a question for the earlier enforcement point, because code in between may swallow it."""
     try:
         return (yield from flow)
     except GraphInterrupt as exc:
@@ -85,15 +85,15 @@ def kept_question(flow: Flow[list[Pending]]) -> Flow[list[Pending]]:
 
 
 def waiting() -> bool:
-    """Return True if an enforcement point in front has decided the call that is being made."""
+    """Return True if an earlier enforcement point has decided the current call."""
     one = current_scope.get()
     return type(one) is Pending and (one.left or not one.used)
 
 
 def hand_on(one: Pending | None) -> CodeScope:
-    """Hand `one` to the guard of the one call made next. Return the scope before, to be put back."""
+    """Pass `one` to the guard of the next call. Return the previous scope, to restore it."""
     before = current_scope.get()
-    if one is None:  # no verdict passes on
+    if one is None:  # no verdict to pass on
         current_scope.set(CodeScope(before.ticket, before.refusals, before.run, before.counts, before.task))
     else:
         one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
@@ -101,7 +101,7 @@ def hand_on(one: Pending | None) -> CodeScope:
     return before
 
 
-# A call that ran is recorded, even if its caller stops waiting.
+# A call that ran is recorded even if its caller is cancelled.
 async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
     if Commit in engine.prompt:
         await adrive(engine, flow)
@@ -109,7 +109,7 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
         await asyncio.shield(adrive(engine, flow))
 
 
-# Code, its arguments. Run what is not ours: its sync form is called, its async form awaited.
+# Code and its arguments. Run foreign code: call the sync form, await the async form.
 RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
 
@@ -120,7 +120,7 @@ def _one(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
 
 
 async def _aone(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
-    # Not a lock of asyncio: threads may each have an event loop.
+    # Not an asyncio lock, because threads may have event loops of their own.
     while not locks[1].acquire(blocking=False):  # noqa: ASYNC110
         await asyncio.sleep(PAUSE)
     try:
@@ -129,12 +129,12 @@ async def _aone(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
         locks[1].release()
 
 
-# Locks, flow. Run one flow at a time, of threads and of coroutines each: neither can wait for the other.
+# Locks, flow. Run one flow at a time among threads, and one among coroutines.
 OneByOne: Final = Effect(_one, _aone)
 
 
 class ToolExecution(CodeScope):
-    """One permitted run of a tool. Tools that are copies of each other share one `guard`."""
+    """One permitted execution of a tool. Copies of a tool share one `guard`."""
 
     __slots__ = ("_asked", "_before", "_settle", "_span",
                  "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip
@@ -154,7 +154,7 @@ class ToolExecution(CodeScope):
         self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
         own = dict(config)
         self.mints = ticket is not None and ticket.mint is not None
-        if self.mints:  # else there is no token to write anywhere
+        if self.mints:  # otherwise there is no token to leak
             own = watched_config(own, self._outlet)
             parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
         self.parsed = parsed
@@ -165,7 +165,7 @@ class ToolExecution(CodeScope):
         self.returned: Any = None
 
     def admits(self, stage: Stage) -> bool:
-        """Return True if a stage of the tool may start, each once. The first redeems."""
+        """Return True if a stage of the tool may start, each once. The first redeems the ticket."""
         stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False
@@ -179,7 +179,7 @@ class ToolExecution(CodeScope):
         return True
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of `run`, with the callbacks that stand in them filtered if a token can be written to them."""
+        """Return the options of `run`, with filtered callbacks if a token can be written to them."""
         if not self.mints or not given.get("callbacks"):
             return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
@@ -192,11 +192,11 @@ class ToolExecution(CodeScope):
         return value
 
     def clean_error(self, exc: BaseException) -> Any:
-        """Filter what the tool raised. A `GraphBubbleUp` is filtered in place."""
+        """Filter the tool's exception. A `GraphBubbleUp` is filtered in place."""
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:
-        """Filter what the tool writes elsewhere than into its result: no live token."""
+        """Filter live tokens in the tool's other writes."""
         return self._filtered(value, frozenset())
 
     def _filtered(self, value: Any, fields: frozenset[str]) -> Any:
@@ -225,7 +225,7 @@ class ToolExecution(CodeScope):
             if exc is not None:
                 self._span.fail(type(exc))
             self._span.end()
-        if current_scope.get() is self:  # else this is closed in another context, which keeps its own
+        if current_scope.get() is self:  # otherwise it is closed in another context, which keeps its scope
             current_scope.set(self._before)
         failed = isinstance(output, ToolMessage) and output.status == "error"
         state: State = _state_of(exc) if exc is not None else "failed" if failed else "done"
@@ -251,7 +251,7 @@ class ToolExecution(CodeScope):
 
     def _conclude(self, ticket: Ticket, state: State, output: Any, question: str) -> Flow[None]:
         if state in ("done", "failed") and not self.stages:
-            state = "released"  # the tool's own parsing or callbacks stopped it before it ran
+            state = "released"  # its parsing or callbacks stopped the tool before it ran
         asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
         result, returned = only_asked(asked) if asked else None, None
         if state == "done":
@@ -264,16 +264,16 @@ class ToolExecution(CodeScope):
 
 
 def _state_of(exc: BaseException) -> State:
-    # An invalid answer to the tool's own question leaves the question open.
+    # After an invalid answer, the tool's own question stays open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
     return state_of(exc)
 
 
 def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the answer to a call that does not run: a message, or for a call without an id what its code expects."""
+    """Return the answer to a call that does not run: a message or, without an id, a plain value."""
     if isinstance(verdict, Denial):
-        # What a run left behind is decided anew when its thread goes on.
+        # Calls that a run left behind are decided again when the thread continues.
         if verdict.decision.reason == Code.LEASE_ENDED:
             raise AuthzHalt(Code.LEASE_ENDED, verdict.decision.decision_id)
         if call_id is not None:

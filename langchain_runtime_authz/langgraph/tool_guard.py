@@ -1,8 +1,8 @@
 """Guarded tools: the primary enforcement point of a tool call.
 
-A guarded tool is a copy whose class is a dynamic subclass of the tool's own. Every route that uses the object meets the
-guard: `invoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and `_run`, `_arun`, `func` and `coroutine` called by
-hand. The guard does not meet the function that the tool was made of, if code kept it.
+A guarded tool is a copy whose class is a dynamic subclass of the tool's class. All uses of the object pass the guard:
+`invoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and direct calls of `_run`, `_arun`, `func` and `coroutine`.
+If code kept the tool's original function, calls of that are not guarded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, To
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, IN_PLACE, Guard, Profiles, guard_of, is_guarded
 from langchain_runtime_authz.pep.engine import adrive, drive
 
-# How a tool is called, other than by `invoke`. LangChain's own forms come down to it.
+# Ways to call a tool, other than `invoke`, which LangChain's versions use.
 _FORMS: Final = (
     "__call__",
     *(a + form for form in ("batch", "batch_as_completed", "stream", "transform") for a in ("", "a")),
@@ -48,12 +48,12 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(getattr(type(tool), IN_PLACE, type(tool))))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
-    guard.facts(copy)  # pins the digest to the tool as it is now, and guards its functions
+    guard.facts(copy)  # pins the tool's present digest, and guards its functions
     return copy
 
 
 def guard_in_place(tool: BaseTool) -> None:
-    """Guard a tool that plain code holds, unless it acts by itself: inside runs only, by each run's instance."""
+    """Guard a tool held by plain code, inside runs only, by the run's instance, unless it acts by itself."""
     if is_guarded(tool) or hasattr(type(tool), IN_PLACE) or acts_by_itself(tool):
         return
     private = dict(tool.__pydantic_private__ or {})
@@ -63,7 +63,7 @@ def guard_in_place(tool: BaseTool) -> None:
 
 @kept
 def _in_place_class(base: type[BaseTool]) -> Any:
-    """Return the subclass of a tool class that is guarded inside runs only, made once per class."""
+    """Return the subclass of a tool class that is guarded inside runs only, cached per class."""
     guarded = _make_guarded_class(base, every_stage=True)
     forms = ("run", "arun", "_run", "_arun", "_parse_input")
     own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
@@ -89,7 +89,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
         execution = current_scope.get()
         if type(execution) is not ToolExecution or execution.call.tool_ref is not self or execution.stages:
             return base._parse_input(self, tool_input, tool_call_id)
-        if isinstance(execution.parsed, Exception):  # the tool's own schema refused the arguments
+        if isinstance(execution.parsed, Exception):  # the tool's schema refused the arguments
             raise execution.parsed
         return execution.parsed
 
@@ -107,7 +107,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
 
         @_wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # A tool without a coroutine of its own goes on to `_run`, which is asked for its execution.
+            # A tool without a coroutine continues with `_run`, which opens the execution.
             if getattr(self, "coroutine", True) is None:
                 return await base._arun(self, *args, **kwargs)
             code = functools.partial(base._arun, self)
@@ -117,7 +117,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
     return lookalike(base, {**own, **_own_forms(base)})
 
 
-_guarded_class: Final = kept(_make_guarded_class)  # made once per class
+_guarded_class: Final = kept(_make_guarded_class)  # cached per class
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
@@ -173,7 +173,7 @@ def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
 
 
 def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Wrap a tool's `func` or `coroutine`: under the execution that `run` opened, or decided if called by hand."""
+    """Wrap a tool's `func` or `coroutine`: it runs in the execution of `run`, or is decided if called directly."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
 
     async def awaits(*args: Any, **kwargs: Any) -> Any:
@@ -190,12 +190,12 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 def _called(
     forms: tuple[Any, Any], tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
-    """Return what a stage of the tool gives, or what can be awaited for it, by the blocking or the awaiting forms."""
+    """Return a stage's output, or an awaitable for it."""
     execution, (call, filtered) = current_scope.get(), forms
     if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return call(tool, arrived, lambda _: _called(forms, tool, guard, stage, code, args, kwargs))
-    if len(execution.stages) > 1:  # what the first of the stages gives is given out
+    if len(execution.stages) > 1:  # only the first stage's output is released
         return code(*args, **kwargs)
     return filtered(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
 
@@ -203,11 +203,11 @@ def _called(
 def _by_hand(
     tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arrival:
-    """Return the arrival of a call as its code receives it: arguments by name, but what the framework supplies."""
+    """Return the arrival of a direct call: its arguments by name, except those of the framework."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(named.pop(config_parameter(code) or "", None))
     function = next((f for f in guard.functions if f is not None), None)
-    # `_run(*args, **kwargs)` of a tool that was made of a function: the names are the function's.
+    # `_run(*args, **kwargs)` of a tool made from a function: the names are the function's.
     signature = inspect.signature(code if stage == FUNCTION or not callable(function) else function)
     for name, value in signature.bind_partial(*args, **named).arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -218,7 +218,7 @@ def _by_hand(
 
 
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
-    """Guard the class's own `invoke`. Its own batching and streaming give way to LangChain's, which come down to it."""
+    """Guard the class's own `invoke`. LangChain's batching and streaming, which use it, replace the class's."""
 
     def decided(name: str, call: Callable[..., Any], filtered: Callable[..., Any]) -> Callable[..., Any]:
         def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
 
 
 def acts_by_itself(tool: BaseTool) -> bool:
-    """Return True if an unguarded tool overrides an entry point, so that it may run without callbacks."""
+    """Return True if an unguarded tool overrides an entry point, so it may run without callbacks."""
     kind = getattr(type(tool), IN_PLACE, type(tool))
     return any(_is_own(kind, name) for name in ("run", "arun", "invoke", "ainvoke", *_FORMS))
 
@@ -255,7 +255,7 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
 
 
 def _within_own_invoke(tool: BaseTool) -> bool:
-    """Return True once if the tool's own `invoke`, which was decided, comes down to `run` as LangChain's does."""
+    """Return True once if the tool's own, decided `invoke` calls `run`, as LangChain's does."""
     execution = current_scope.get()
     if type(execution) is not ToolExecution or execution.guard is not guard_of(tool) or execution.stages != ["invoke"]:
         return False

@@ -1,6 +1,6 @@
-"""The enforcement point of a message's tool calls: all of them are decided in one batch before any runs.
+"""The enforcement point of a message's tool calls, which are decided in one batch before any runs.
 
-A tool node runs all calls of a message in one task, or each in its own. `ToolCallPEP` is for middleware.
+A tool node runs a message's calls in one task, or each in its own. `ToolCallPEP` is for middleware.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, g
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
-MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
+MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware
 
 
 _Batch = tuple[Locks, list[DecidedCall]]  # of one message whose calls are tasks of their own: the first task fills it
 
 
 class MessageCalls:
-    """The calls that one execution of a tool node was given, and the message that planned them."""
+    """The calls of one execution of a tool node, and the message that planned them."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Return the flow that decides the calls of this task, in order: questions first, then tickets."""
+        """Return the flow that decides this task's calls, in order: questions first, then tickets."""
         return (
             interrupts.decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
         )
@@ -87,8 +87,8 @@ class MessageCalls:
             decided += yield from interrupts.decide_message(run, self.describe(), self.config)
 
     def _batch(self, run: Run) -> _Batch:
-        """Return the batch of the message, found by its very calls, or by their content if they are a copy."""
-        tools = id(self.node._tools_by_name)  # a node decides with its own, even if another has tools of the same names
+        """Return the message's batch, found by the identity of its calls, or by content if they are copies."""
+        tools = id(self.node._tools_by_name)  # a node decides with its tools, even if another has the same names
         with run.lock:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
             if planned is not self.planned:
@@ -101,7 +101,7 @@ class MessageCalls:
         described = []
         free = dict(enumerate(self.planned))
         for call in self.siblings:
-            # By identity first: two calls may look alike. A call sent more often than planned is the same call again.
+            # By identity first, because two calls may be equal. A call sent more often than planned is a repetition.
             place = next(iter(free)) if free and next(iter(free.values())) is call else messages.place_of(call, free)
             if place is None:
                 place = messages.place_of(call, dict(enumerate(self.planned)))
@@ -115,7 +115,7 @@ class MessageCalls:
         tool = node._tools_by_name.get(call["name"])
         if tool is None:
             return unknown(call["name"], call_id, plan_id, position, call["args"])
-        if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is live: somebody put a tool into it
+        if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is mutable: a tool was added
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
         sent, facts = call["args"], guard_of(tool).facts(tool)
         known = node._injected_args.get(call["name"])
@@ -151,7 +151,7 @@ class MessageCalls:
 
 
 class Turns:
-    """The calls of one execution of the node, which take turns once a tool asks."""
+    """The calls of one execution of the node. They run one by one after a tool has asked."""
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
         self.config = config
@@ -160,11 +160,11 @@ class Turns:
         for call, one in zip(calls, waiting, strict=True):  # a node may send one call twice: the first is it
             self.waiting.setdefault(id(call), (len(self.waiting), one))
             self.serial |= bool(one.paused or one.answers or one.left)
-        self.done: set[int] = set()  # places of the calls that are over
+        self.done: set[int] = set()  # positions of finished calls
 
 
 class Turn:
-    """The time in which one call may run, by `with` or `async with`: the call is handed to the guard."""
+    """One call's turn, by `with` or `async with`, in which the call is passed to the guard."""
 
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns = turns
@@ -176,7 +176,7 @@ class Turn:
         turns = self._turns
         while turns.serial and not turns.done.issuperset(range(self._place)):
             time.sleep(PAUSE)
-        self._heard = not turns.asked  # after the calls before it, if they take turns
+        self._heard = not turns.asked  # if calls take turns, after the earlier ones
         self._before = hand_on(self.one)
         return self.one
 
@@ -202,7 +202,7 @@ class Turn:
         self._ask(exc)
 
     def _ask(self, exc: BaseException | None) -> None:
-        """Raise a question that code on the way to the tool swallowed."""
+        """Raise a question that code before the tool swallowed."""
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
         if swallowed and self.one is not None and self.one.question is not None:
             raise self.one.question
@@ -227,7 +227,7 @@ def undecided(call: Any) -> ToolMessage:
 
 
 def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
-    """Return the message in place of the tool's, or `None` if the stock road goes on."""
+    """Return the message that replaces the tool's, or `None` to continue as ToolNode does."""
     if one is None:
         return undecided(call)
     verdict = one.verdict
@@ -236,8 +236,7 @@ def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None
     interrupts.skip_answers(config, one.answers)
     if isinstance(verdict, Replay):
         return cast("ToolMessage", noted(one, messages.replay_message(verdict, call.get("id"))))
-    # Malformed arguments and unknown names have stock answers that help the model. The tool does not run on that road
-    # either: there is no ticket.
+    # ToolNode answers malformed arguments and unknown names helpfully. The tool cannot run, because there is no ticket.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
         return messages.denial_message(verdict, call.get("id"))
     return None
@@ -250,7 +249,7 @@ def instead_of(one: Pending | None, call: Any) -> Any:
 
 
 def noted(one: Pending | None, output: Any) -> Any:
-    """Return the output. If an approver put another call in the place of the model's, it says so."""
+    """Return the output, with a note if an approver replaced the model's call."""
     return output if one is None or not one.replaced else messages.with_note(output, messages.edit_note(one.call))
 
 
@@ -260,7 +259,7 @@ def give_back(waiting: Sequence[Pending]) -> Flow[None]:
 
 
 def open_tickets(waiting: Sequence[Pending]) -> bool:
-    """Return True if a ticket was not redeemed: an interceptor answered, or what ran was decided anew."""
+    """Return True if a ticket was not redeemed: an interceptor answered, or another call was decided."""
     for one in waiting:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True
@@ -291,13 +290,13 @@ class ToolCallPEP:
         runtime, call = request.runtime, request.tool_call
         tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
         if isinstance(request.tool, BaseTool):
-            # By what would run: middleware in front may have put another tool in the named one's place.
+            # By the tool that would run: earlier middleware may have replaced the named one.
             call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
             if not any(t is request.tool for t in tools):
                 tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
-        # Kept together with its tools, so that their identities stay theirs.
+        # Kept together with its tools, so that their ids are not reused.
         key = tuple(id(t) for t in tools)
-        with self._lock:  # the tasks of one message share one node, and so one batch
+        with self._lock:  # tasks of one message share a node, and so a batch
             if key not in self._nodes:
                 if len(self._nodes) >= MAX_TOOL_SETS:
                     self._nodes.clear()

@@ -1,6 +1,6 @@
-"""Look up a tool's profile: declared by code and pinned to the tool's digest, else unprofiled.
+"""Look up a tool's profile: declared in code and pinned to the tool's digest, else unprofiled.
 
-A guarded tool has a `Guard`, which looks at the tool anew if it was changed.
+A guarded tool has a `Guard`, which checks the tool again after a change.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-# Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
-# over the wire can claim. What they lead to (the other agent's steps) is decided there.
+# Tools of LangGraph's libraries, recognised by their function, which no remote data can claim. The steps that they lead
+# to (of the other agent) are decided separately.
 _COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")
 _FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
     "langgraph_supervisor.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
@@ -45,12 +45,12 @@ def _origin(tool: BaseTool) -> str:
 
 
 def known_by_code(tool: BaseTool) -> bool:
-    """Return True if a library of LangGraph's made the tool. Its description may differ: `task` lists agents."""
+    """Return True if a LangGraph library made the tool. Descriptions may differ: `task` lists agents."""
     return _origin(tool) in _FRAMEWORK
 
 
 class Profiled(NamedTuple):
-    """A tool's profile, whether it is a declared one, and if not, why."""
+    """A tool's profile, and if it is not declared, why."""
 
     profile: ToolProfile
     declared: bool
@@ -58,17 +58,17 @@ class Profiled(NamedTuple):
 
 
 class ToolFacts(NamedTuple):
-    """Facts that hold while a tool stays the same: looked up once, not per call."""
+    """Facts about a tool, looked up once while it does not change."""
 
     profiled: Profiled
     injected: frozenset[str]
 
 
 class Profiles:
-    """The profiles of one `RuntimeAuthz`, by tool; or what gives them, where they change with a policy's revision.
+    """The profiles of one `RuntimeAuthz` by tool, or their source, if they change with the policy revision.
 
-    A declared profile without a digest is pinned to the first tool of its name that is seen. A second tool of the name
-    with another description or schema is unprofiled, and so is one whose profile is a draft.
+    A declared profile without a digest is pinned to the first tool of its name. A second tool of this name with another
+    description or schema is unprofiled, and so is a tool with a draft.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -77,14 +77,14 @@ class Profiles:
         self._pins: dict[str, tuple[_Looks, BaseTool]] = {}
         self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
         self._lock = forkable_lock()
-        self.writes: dict[str, BaseTool] = {}  # what stands for writes to a graph's store
+        self.writes: dict[str, BaseTool] = {}  # represents writes to a graph's store
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
-        return self  # a copied tool node is its instance's, as a copied tool is
+        return self  # a copied tool or tool node keeps its instance
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → profile without drafts, with those that seen tools brought; the same object while they are the same."""
+        """Tool → profile without drafts, including those of known tools. It stays the same object without changes."""
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
@@ -95,17 +95,17 @@ class Profiles:
 
     @property
     def signatures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Tool → JSON schema of its arguments, for the tools that were seen."""
+        """Tool → JSON schema of its arguments, for known tools."""
         return {name: signature_of(tool) for name, (tool, _) in list(self._tools.items())}
 
     def _all(self) -> Mapping[str, ToolProfile]:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return the profile of `tool` as it is now. One that names arguments which it does not take is an error."""
+        """Return the present profile of `tool`. A profile that names unknown arguments is an error."""
         declared = self.declared.get(tool.name)
         if declared is None:
-            # Only an instance counts: data in metadata may have come over the wire.
+            # Only an instance counts, because plain metadata may be remote data.
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
         if declared is None or declared.draft:
@@ -121,7 +121,7 @@ class Profiles:
         return Profiled(declared, True)
 
     def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
-        """Return why a tool is neither the reviewed one nor the first of its name (by its parts' identity); else nothing."""
+        """Return why a tool is neither the reviewed one nor the first of its name, or an empty text."""
         looks = _looks(tool)
         if looks is None:
             return "its name, description and schema have no digest"
@@ -141,12 +141,12 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the tool without its profile: as risky as its hints make it. A verdict that stays decides alone."""
+        """Return the tool as unprofiled, with the risk of its hints. A remaining verdict decides alone."""
         return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:
-    """Return why the profile is for another tool of the same name: other code, or other arguments."""
+    """Return why the profile is for another tool of this name: other code or arguments."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
     if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
@@ -165,7 +165,7 @@ def package_of(tool: BaseTool) -> str:
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:
-    """Return the arguments that a model gives a tool, each with its JSON schema, references resolved."""
+    """Return a tool's arguments from the model, each with its JSON schema, references resolved."""
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **parameters_of(tool).get("properties", {})}
@@ -188,14 +188,14 @@ def signature_of(tool: BaseTool) -> Mapping[str, Any]:
 _Looks = tuple[Any, ...]
 _SCALARS: Final = (str, int, float, bool, type(None), type(PydanticUndefined))
 MAX_KEPT: Final = 64
-MAX_TOOLS: Final = 4096  # that one instance knows
+MAX_TOOLS: Final = 4096  # known to one instance
 _schemas: weakref.WeakKeyDictionary[type, dict[_Looks, Mapping[str, Any]]] = weakref.WeakKeyDictionary()
 
 
 def _looks(tool: BaseTool) -> _Looks | None:
-    """Return what tells a tool from another of its name; `None` where that has no exact JSON form."""
+    """Return the parts that identify a tool; `None` if they have no exact JSON form."""
     schema = tool.args_schema
-    if not isinstance(schema, type):  # a mapping, which its owner can change
+    if not isinstance(schema, type):  # a mapping is mutable
         return None if (own := digest_of(tool)) is None else (own,)
     try:
         project({"name": tool.name, "description": tool.description})
@@ -206,7 +206,7 @@ def _looks(tool: BaseTool) -> _Looks | None:
 
 
 def _alike(a: _Looks, b: _Looks) -> bool:
-    """Return True if two tools look alike for certain, though each may have a schema class of its own."""
+    """Return True if two tools are certainly equal, even with different schema classes."""
     if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
         return a == b
     ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
@@ -214,7 +214,7 @@ def _alike(a: _Looks, b: _Looks) -> bool:
 
 
 def _fields(schema: Any) -> list[tuple[object, ...]] | None:
-    """Return all that LangChain takes from a schema class to show it to a model; `None` where equality is unsure."""
+    """Return all parts of a schema class that LangChain shows to a model; `None` if equality is unsure."""
     found: list[tuple[object, ...]] = []
     for name, field in getattr(schema, "model_fields", {"": None}).items():
         default = getattr(field, "default", field)
@@ -227,7 +227,7 @@ def _fields(schema: Any) -> list[tuple[object, ...]] | None:
 
 
 def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the JSON schema of the arguments that a model gives a tool, kept for as long as the schema class lives."""
+    """Return the JSON schema of a tool's arguments from the model, cached while the schema class lives."""
     schema, looks = tool.args_schema, None
     if isinstance(schema, type) and (looks := _looks(tool)) is not None:
         kept = _schemas.setdefault(schema, {})
@@ -235,14 +235,14 @@ def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
             return known
     found: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
     if looks is not None:
-        if len(kept) >= MAX_KEPT:  # a tool that describes itself anew each time
+        if len(kept) >= MAX_KEPT:  # a tool whose description changes each time
             kept.clear()
         kept[looks[:3] + looks[4:]] = found  # without the schema, which it must not keep alive
     return found
 
 
 def digest_of(tool: BaseTool) -> str | None:
-    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form."""
+    """Return the digest of a tool's name, description and schema; `None` without an exact JSON form."""
     try:
         return tool_digest(tool.name, tool.description, parameters_of(tool))
     except (MappingError, ValueError, TypeError, KeyError):
@@ -250,13 +250,13 @@ def digest_of(tool: BaseTool) -> str | None:
 
 
 FUNCTIONS: Final = ("func", "coroutine")
-GUARDED: Final = "__runtime_authz_guarded__"  # of a guarded class: the class that it was made of
-IN_PLACE: Final = "__runtime_authz_in_place__"  # likewise, of a class that guards inside runs only
+GUARDED: Final = "__runtime_authz_guarded__"  # on a guarded class: its original class
+IN_PLACE: Final = "__runtime_authz_in_place__"  # likewise, on a class that guards inside runs only
 Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
 
 
 class Guard:
-    """The source of a guarded tool's profile, and the wrapper of its functions (`wrap`). Copies share it."""
+    """Holds a guarded tool's profile, and wraps its functions (`wrap`). Copies share it."""
 
     __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 
@@ -264,12 +264,12 @@ class Guard:
         self.profiles, self.wrap = profiles, wrap
         self.functions = _functions(tool)
         kind = getattr(type(tool), IN_PLACE, type(tool))
-        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # nothing runs before its start
+        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # no own code runs before its start
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:
-        """Return the tool's profile and injected arguments, as it is now."""
-        # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
+        """Return the tool's present profile and injected arguments."""
+        # The identity of the digest's parts: a tool that changes at run time is checked again.
         held, declared = tool.__dict__, self.profiles.declared
         own = (tool.name, tool.description, tool.args_schema, tool.metadata)
         key = (*own, declared, held.get("func"), held.get("coroutine"))
@@ -309,7 +309,7 @@ def facts_of(tool: BaseTool) -> ToolFacts:
 def guard_of(tool: BaseTool) -> Guard:
     """Return the guard of a guarded tool.
 
-    One that was made anew of its fields (`configurable_fields`) has its functions' guard.
+    A tool that was rebuilt from its fields (`configurable_fields`) uses its functions' guard.
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is Guards:
@@ -324,7 +324,7 @@ def guard_of(tool: BaseTool) -> Guard:
 
 
 def _functions(tool: BaseTool) -> tuple[object, object]:
-    """Return the functions that a tool was made of, without ours around them."""
+    """Return a tool's original functions, without our wrappers."""
     held = tool.__dict__
     func, coroutine = held.get("func"), held.get("coroutine")
     return getattr(func, "__runtime_authz_of__", func), getattr(coroutine, "__runtime_authz_of__", coroutine)

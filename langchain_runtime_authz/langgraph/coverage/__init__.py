@@ -1,4 +1,4 @@
-"""The coverage report: what of a graph is governed, by which layer, what is not, and why.
+"""The coverage report: the governed and ungoverned parts of a graph, with layers and reasons.
 
 `discovery` finds the rows. A `Baseline` is a file of accepted ungoverned rows, with which CI compares:
 
@@ -27,17 +27,17 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pep.engine import Counted
 
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
-UNSEEN: Final = "its code is not seen"  # the note of a node that runs code of the application
+UNSEEN: Final = "its code is not seen"  # the note of a node with application code
 _WIDTH: Final = 80
 _NAME: Final = 34  # columns of a name
-AT_RUN_TIME: Final = "at run time"  # the route of what was seen and is not in the static picture
+AT_RUN_TIME: Final = "at run time"  # the route of rows that were only seen at run time
 NOTHING: Final = Counted()
 _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that enforcement points count
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing of a graph.
+    """One part of a graph.
 
     Its kind is `entry`, `agent`, `node`, `tool`, `model` or `task`; or without an enforcement point `cached node`,
     `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`, `store` (until a profile for its writes is
@@ -46,16 +46,16 @@ class Row:
 
     kind: str
     name: str
-    graph: str  # the agent that it belongs to, as records name it
+    graph: str  # its agent's name in records
     layers: tuple[str, ...]  # the enforcement points in front of it; empty means not governed
-    note: str = ""  # why not, or what stays unseen
-    route: str = ""  # the node by which it is reached, and the place below that
-    seen: Counted = NOTHING  # what its enforcement points counted in runs of the root graph
-    place: int = 0  # a number if everything else is equal
+    note: str = ""  # why it is not governed, or what is not seen
+    route: str = ""  # the node that leads to it, and the path inside that
+    seen: Counted = NOTHING  # its enforcement points' counts in runs of the root graph
+    place: int = 0  # distinguishes rows that are otherwise equal
 
     @property
     def governed(self) -> bool:
-        """True if any enforcement point stands in front."""
+        """True if it has an enforcement point."""
         return bool(self.layers)
 
     @property
@@ -83,7 +83,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Ids of accepted rows of one graph, each with the note that it had."""
+    """Ids of accepted rows of one graph, each with its note."""
 
     graph: str
     accepted: Mapping[str, str]
@@ -113,13 +113,13 @@ class Baseline:
         Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
-        """Return the ids that are ungoverned and were not accepted. The graph must be the baseline's."""
+        """Return ungoverned ids that were not accepted. The graph must be the baseline's."""
         if graph != self.graph:
             raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
         return frozenset(ungoverned) - self.accepted.keys()
 
     def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
-        """Return the accepted ids that are not ungoverned any more, sorted."""
+        """Return the accepted ids that are governed by now, sorted."""
         return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
 
 
@@ -148,31 +148,31 @@ class CoverageReport:
 
     @property
     def ungoverned(self) -> tuple[Row, ...]:
-        """Rows without an enforcement point in front."""
+        """Rows without an enforcement point."""
         return tuple(r for r in self.rows if not r.governed)
 
     @property
     def plain(self) -> tuple[Row, ...]:
-        """Nodes that run code of the application. What it does is not seen, whether or not a row `effect` says some."""
+        """Nodes that run application code. Its effects are not all seen, even if there are rows `effect`."""
         return tuple(r for r in self.rows if r.kind == "node" and r.note.startswith(UNSEEN))
 
     @property
     def ran(self) -> bool:
-        """True if the graph ran under protection in this process, so that `seen` says something."""
+        """True if the graph ran under protection in this process, so that `seen` is meaningful."""
         return any(any(r.seen) for r in self.rows)
 
     @property
     def dynamic(self) -> tuple[Row, ...]:
-        """Rows that were decided at run time and are not in the static picture."""
+        """Rows that were decided at run time but not found statically."""
         return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
 
     @property
     def unseen(self) -> tuple[Row, ...]:
-        """Governed rows that no run met: not tried yet, or reached past their enforcement point."""
+        """Governed rows that no run used, or that were reached past their enforcement point."""
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `{graph, pdp, rows, dynamic, unseen, unknown_agents}`: rows with `id` and `governed`; two of ids."""
+        """Return `{graph, pdp, rows, dynamic, unseen, unknown_agents}`. Rows have `id` and `governed`."""
         rows = [
             {"id": r.id, **asdict(r), "layers": list(r.layers), "seen": r.seen._asdict(), "governed": r.governed}
             for r in self.rows
@@ -186,7 +186,7 @@ class CoverageReport:
         return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
 
     def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:
-        """Raise `ConfigError` naming every row without an enforcement point in front.
+        """Raise `ConfigError` naming every row without an enforcement point.
 
         Args:
             baseline: rows that it accepts (or the file that it is read from) are not named.

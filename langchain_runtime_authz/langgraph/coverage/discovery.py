@@ -1,4 +1,4 @@
-"""Find the rows of a compiled graph's coverage report, without calling anything, and add the enforcement points' counts."""
+"""Find the rows of a compiled graph's coverage report without running code, and add counts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _UNGATED: Final = "not gated: call `authz.protect` after the last change of the 
 _DECLARE: Final = "declare it with `authz.effect`"
 _OWN_THREAD: Final = "agent `{}` has a checkpointer: on a thread of its own, its questions do not reach the caller"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
-# Code that also runs before a run begins, or while a consumer reads events.
+# Code that also runs before a run begins, or while a caller reads events.
 _OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
 _TRANSFORMS: Final = ("init", "process", "finalize", "fail", "aprocess", "afinalize", "afail")
 _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
@@ -77,7 +77,7 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the user's code that a graph runs outside its nodes, and where it hangs."""
+    """Yield user code that a graph runs outside its nodes, with its place."""
     for name, channel in graph.channels.items():
         yield f"reducer of {name}", getattr(channel, "operator", None)
     for name, node in graph.nodes.items():
@@ -117,7 +117,7 @@ def _made_of(tool: BaseTool) -> set[object]:
 @dataclass(frozen=True, slots=True)
 class _Look:
     protection: Protection
-    hooked: bool  # below a protected root the callback backstop hears of every tool that starts
+    hooked: bool  # below a protected root, the callback backstop sees every tool that starts
     reached: frozenset[int]
     bound: frozenset[object]  # the tools of the graphs' tool nodes, and what they are made of
     functions: Mapping[int, str] = field(repr=False)
@@ -175,7 +175,7 @@ class _Look:
     def _held(
         self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
     ) -> Iterator[Row]:
-        """Yield the rows of what a node or a tool holds. `known`: tools that have rows get no other one."""
+        """Yield rows for the contents of a node or a tool. `known`: tools that have rows already."""
         for value in held:
             if not isinstance(value, BaseTool):
                 yield from self._value(value, label, route, gated, held)
@@ -189,7 +189,7 @@ class _Look:
         return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
-        """Yield the tools that the graph's own loop would call between nodes: only the callback backstop decides these."""
+        """Yield tools that the graph's loop may call between nodes. Only the callback backstop decides them."""
         outside = route in _OUTSIDE_RUNS
         look = replace(self, hooked=False) if outside else self
         for tool in object_graph.walk([value], deep=True, into_tools=False):
@@ -201,13 +201,13 @@ class _Look:
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
-        """Yield the rows of a held value that is not a tool or graph. `around`: everything held there."""
+        """Yield rows of a held value that is not a tool or graph. `around`: all values held there."""
         if isinstance(value, model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
-            # Known without importing langchain.
+            # Recognised without importing langchain.
             ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
             listed = any(getattr(o, "_entrance", None) is self.protection.root_entry for o in ours)
-            hooked = bool(gated) and self.hooked  # the backstop needs a gate around the call
+            hooked = bool(gated) and self.hooked  # the backstop needs an enforcement point around the call
             layers = (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from provider_rows(held_by_model(value), label, route, strict=False)
@@ -261,7 +261,7 @@ class _Look:
         note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
         yield Row("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
-            return  # the rows of what it holds are there
+            return  # rows for its contents are there
         self.searched[id(tool)] = tool
         for where in dict.fromkeys(secrets_of(tool)):
             note = "a long-lived secret: use `current_call().credential()`, or keep it outside this process"
@@ -269,7 +269,7 @@ class _Look:
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
-        """Yield functions of guarded tools that other code holds, but for those in a list: models are bound to such."""
+        """Yield functions of guarded tools that other code holds, except in lists, which models are bound to."""
         known = {i for t in own for i in _identities(object_graph.functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
         for value in held:
@@ -283,7 +283,7 @@ class _Look:
 
 
 def _unpickles(saver: Any) -> str:
-    """Say why a checkpointer would run code that its store names; empty if it would not."""
+    """Return why a checkpointer would run code named in its store, or an empty text."""
     if isinstance(getattr(saver, "storage", None), PersistentDict):
         return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
@@ -303,7 +303,7 @@ def _unpickles(saver: Any) -> str:
 
 
 def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
-    """Add the counts of the enforcement points to the rows, and a row for each thing that was only counted."""
+    """Add the enforcement points' counts to the rows, and rows for parts that were only counted."""
     totals: dict[tuple[str, str, str], Counted] = {}
     layers: dict[tuple[str, str, str], set[str]] = {}
     for gate, one in counted.items():
@@ -322,7 +322,7 @@ def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
 
 
 def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
-    """Add what the process was seen to do: to the notes of rows, and as a row for each node that acted undeclared."""
+    """Add observed effects to the notes of rows, and a row for each node with an undeclared effect."""
     seen: dict[tuple[str, str, str], list[str]] = {}
     for one in observed:
         kind = {"node": "effect", "thread": "entry"}.get(one.by, one.by)
@@ -339,7 +339,7 @@ def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
     ]
 
 
-# Kinds of which one route may have several. Two equal rows of another kind are one finding.
+# Kinds with several rows per route. Equal rows of other kinds are one finding.
 _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 

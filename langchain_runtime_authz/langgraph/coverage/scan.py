@@ -1,13 +1,13 @@
-"""See what code of a graph does and holds, without running it. What is not found says nothing.
+"""Find effects and secrets in a graph's code without running it. It may miss some.
 
-An effect is looked for in a node's function, its closures, the functions of the application that it calls, and what
-these hold. Of the application's objects and classes that are met, the members are followed whose names the code uses
-(rapid type analysis), so a method is found without knowing how its object came there. The look does not enter installed
-packages: it only sees that one is used which reaches out.
+Effects are searched in a node's function, its closures, the application's functions that it calls, and their contents.
+Of the application's objects and classes, members are followed if the code uses their names (rapid type analysis). So a
+method is found without tracing its object. Installed packages are not searched; only the use of a package with a
+network client is noted.
 
-A secret is looked for in tools, by its type (`SecretStr`), its name (`api_key`, an `Authorization` header) or the form
-of well-known tokens, and never shown. A tool with a key of its own does not need a permit to use it. Replace such a key
-by the credential per call (`current_call().credential`).
+Secrets are searched in tools, by type (`SecretStr`), name (`api_key`, an `Authorization` header) or the form of
+well-known tokens, and never shown. A tool with its own key can use it without a permit. Replace such a key by the
+credential per call (`current_call().credential`).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from langchain_runtime_authz.langgraph.callback_backstop import tool_names
 from langchain_runtime_authz.langgraph.coverage import Row
 from langchain_runtime_authz.langgraph.effect import effect
 
-MAX_VALUES: Final = 10_000  # looked at from one node
+MAX_VALUES: Final = 10_000  # searched from one node
 _MAKING: Final = ("__init__", "__new__", "__post_init__")
 _DESCRIPTORS: Final = (property, cached_property, partialmethod, classmethod, staticmethod)
-# Kinds of effects by the modules, and by the functions of `os` and `asyncio`, that have them.
+# Kind of effect → modules, and functions of `os` and `asyncio`.
 _NETWORK = "aiohttp curl_cffi ftplib grpc http.client httplib2 httpx paramiko pycurl requests urllib.request urllib3 websockets"
 _KINDS: Final = {
     name: kind
@@ -63,7 +63,7 @@ _ENDS: Final = frozenset(("POP_TOP", "BEFORE_WITH", "RETURN_VALUE", "STORE_FAST"
 
 
 class Sighting(NamedTuple):
-    """An effect that code has: its kind (`network`, `mail`, `process`, `write`, `database`, `store`, `code`), and by what."""
+    """An effect in code: kind (`network`, `mail`, `process`, `write`, `database`, `store`, `code`) and cause."""
 
     kind: str
     by: str
@@ -73,13 +73,13 @@ class Sighting(NamedTuple):
 
 
 def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]]:
-    """Return the nodes of a graph, and of those below it, in whose code an effect is seen."""
+    """Return the nodes of a graph and its subgraphs whose code has an effect."""
     nodes = (item for found in object_graph.graphs_in(graph) for item in found.graph.nodes.items())
     return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
 
 def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
-    """Return the effects that are seen in a node's code, and what of it was not followed."""
+    """Return the effects in a node's code, and the parts that were not followed."""
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
@@ -90,12 +90,12 @@ def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
 
 
 def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
-    """Yield the application's functions, and the clients that they hold, up to declared effects, tools and graphs."""
+    """Yield the application's functions and their clients, up to declared effects, tools and graphs."""
     todo, seen = deque(roots), dict[Any, Any]()
-    names, waiting = set[str](), dict[str, list[Any]]()  # used by code so far; members whose name nothing used yet
+    names, waiting = set[str](), dict[str, list[Any]]()  # names used so far; members whose names are not used yet
     while todo:
         value = todo.popleft()
-        # A method is made anew each time it is asked for.
+        # Each access creates a new method object.
         key = (id(value.__self__), id(value.__func__)) if type(value) is MethodType else id(value)
         if key in seen:
             continue
@@ -120,7 +120,7 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
 
 
 def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
-    """Return whether a value is looked into for effects, and what it holds that is reached."""
+    """Return True if a value is searched for effects, and its reachable contents."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if _has_rows(value) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
@@ -133,7 +133,7 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
         if value is not function:
             return False, (function, value.__self__)
         return True, (*object_graph.held_by(function), *_imported_inside(function, missed))
-    # Of a library's function only what the application put into it is reached.
+    # In a library's function, only the application's values are followed.
     if _package(function) not in object_graph.LIBRARIES:
         if (package := object_graph.root_of(function.__globals__.get("__name__"))) not in object_graph.LIBRARIES:
             missed[package] = None
@@ -142,7 +142,7 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object of the application holds, by name; of a class, what its instances will.
+    """Yield the members of an application's object by name; for a class, of its instances.
 
     The name is empty if it is used without being named, and `super` if it is overridden.
     """
@@ -165,15 +165,15 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
-    """Yield what a function takes from the application's modules that it imports when it runs."""
+    """Yield names that a function imports from application modules when it runs."""
     for code in object_graph.codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
-            level = step.argval if isinstance(step.argval, int) else level  # is loaded before the name
+            level = step.argval if isinstance(step.argval, int) else level  # the level is loaded before the name
             if step.opname == "IMPORT_NAME":
                 name = resolve_name("." * level + step.argval, function.__globals__.get("__package__"))
                 if name not in sys.modules and object_graph.root_of(name) not in object_graph.LIBRARIES:
-                    missed[name] = None  # a look imports nothing
+                    missed[name] = None  # the scan imports nothing
                 held = vars(sys.modules[name]) if name in sys.modules and _is_own(name) else {}
                 yield from (held[n] for n in object_graph.names_in(code) if n in held)
 
@@ -201,7 +201,7 @@ def _in_code(code: CodeType, names: Mapping[str, Any]) -> Iterator[tuple[str, st
     called, opened, before = {*code.co_names}, False, ""
     for step in dis.get_instructions(code):
         name = step.argval if isinstance(step.argval, str) else ""
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name not in names:  # else it is the application's own
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name not in names:  # otherwise the application defines it
             opened = opened or name == "open"
             if name in ("exec", "eval"):
                 yield "code", name
@@ -245,7 +245,7 @@ def _package(value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _reaches_out(package: str) -> bool:
-    """Return True if an installed package holds a client of the network, so that its code acts wherever it is called."""
+    """Return True if an installed package holds a network client, so that calling it may act."""
     own = [m for n, m in list(sys.modules.items()) if n == package or n.startswith(f"{package}.")]
     if not any("site-packages" in (getattr(m, "__file__", None) or "") for m in own):
         return False
@@ -256,7 +256,7 @@ def _reaches_out(package: str) -> bool:
 MAX_ITEMS: Final = 100
 _CODE: Final = (FunctionType, MethodType, partial)
 MAX_DEPTH: Final = 4
-MIN_LENGTH: Final = 8  # of a text under a secret's name: shorter ones are examples and placeholders
+MIN_LENGTH: Final = 8  # characters of a named secret; shorter texts are placeholders
 
 _NAMES: Final = re.compile(
     r"(^|_)(api_?keys?|access_?keys?|private_?keys?|secret_?keys?|signing_?keys?|secrets?|tokens?|passwords?|passwd"
@@ -277,7 +277,7 @@ _FORMS: Final = re.compile(
 
 
 def secrets_of(tool: BaseTool) -> Iterator[str]:
-    """Yield where a tool holds a long-lived secret: `closure client.headers[authorization]`, `field api_key`."""
+    """Yield places of long-lived secrets in a tool: `closure client.headers[authorization]`, `field api_key`."""
     seen: dict[int, Any] = {}
     known = BaseTool.model_fields.keys() | {"func", "coroutine"}
     fields = {k: v for k, v in vars(tool).items() if k not in known}
@@ -299,7 +299,7 @@ def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: i
         if _FORMS.search(text) or (_secret_name(name) and len(text) >= MIN_LENGTH and not prose):
             yield where
     elif name.lstrip("_") == "auth" and object_graph.module_of(value) in ("httpx", "requests", "aiohttp"):
-        yield where  # a client's: an object that adds a credential to each request
+        yield where  # a client's object that adds a credential to each request
     elif depth < MAX_DEPTH and (ident := id(_function(value))) not in seen:
         if isinstance(value, _CODE) and where:
             if object_graph.root_of(getattr(value, "__module__", None)) in object_graph.LIBRARIES:
@@ -334,7 +334,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield "constant in its code", "", next(filter(_FORMS.search, texts), None)
     elif isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_ITEMS]:
-            # A key may itself be a secret: only a name that says "secret" is shown.
+            # A key may itself be a secret, so only the name of a secret is shown.
             yield (f"[{key}]" if _secret_name(key) else "[…]", key if isinstance(key, str) else "", inner)
     elif isinstance(value, list | tuple | set | frozenset):
         yield from (("[…]", name, inner) for inner in list(value)[:MAX_ITEMS])
@@ -343,7 +343,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield from ((f".{key.lstrip('_')}", key, inner) for key, inner in fields.items() if isinstance(key, str))
 
 
-# Ours hold keys of other parts, and mint per call; the others do not hold data of a tool.
+# Our objects mint per call; the others hold no data of a tool.
 _NEVER: Final = frozenset(("builtins", "langchain_runtime_authz", "threading", "_thread", "asyncio", "logging", "re"))
 
 
@@ -354,7 +354,7 @@ def _secret_name(name: object) -> bool:
     return _NAMES.search(snake) is not None
 
 
-# Types of content blocks, messages and JSON schemas, which stand in lists of their own, and of tools that run here.
+# Types of content blocks, messages and JSON schemas, which also occur in lists, and of local tools.
 _BLOCKS = (
     "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
     "number object reasoning string system text thinking tool_call tool_result tool_use user"
@@ -364,7 +364,7 @@ _GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_ex
 
 
 def tools_in(bound: Any) -> list[Any]:
-    """Return the tools among the arguments that a model is bound to, with the servers that its provider calls."""
+    """Return the tools in a model's bound arguments, with servers that its provider calls."""
     if not isinstance(bound, dict):  # other mappings may refuse a string
         return []
     tools, servers = bound.get("tools"), bound.get("mcp_servers")
@@ -388,7 +388,7 @@ def _runs_here(tool: Any) -> bool:
 
 
 def _provider_tool(tool: Any) -> str | None:
-    """Return the name of a tool that the provider runs; `None` for anything else."""
+    """Return the name of a provider's tool, or `None`."""
     if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
         return None
     own, others = tool_names(tool)
