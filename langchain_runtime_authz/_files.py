@@ -1,4 +1,4 @@
-"""Certificates and tokens in files that others renew: read again once a file was replaced."""
+"""Certificates and tokens in files that others renew, read again after a change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Keep what `load` made of files, and load it again when one changes. Raises `ConfigError`: not usable now."""
+    """Cache the result of `load`, and load again when a file changes. Raises `ConfigError`: not usable now."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -37,7 +37,7 @@ class Renewed(Generic[T]):
 
 
 def stamp(file: Path) -> tuple[int, int, int, int]:
-    """Return what changes when a file is replaced or written. Raises `OSError`."""
+    """Return a stamp that changes when a file is replaced or written. Raises `OSError`."""
     s = file.stat()
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 

@@ -1,4 +1,4 @@
-"""Write what waits once, for blocking and for asynchronous callers: as a generator that yields effects.
+"""Flows: generators that yield effects, written once for blocking and asynchronous callers.
 
 A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two interpreters.
 """
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Effect:
-    """One kind of I/O, in its blocking and its awaiting form (`ado`; without one, it never waits).
+    """One kind of I/O, with a blocking and an awaiting form (`ado`; without one, it never waits).
 
-    Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself. Both forms get
-    the engine. In place of them, `method` names one of a part of the engine, like `ledger.load`; `aload` then awaits.
+    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. Both forms receive the engine.
+    Instead, `method` may name a method of an engine's part, like `ledger.load`, whose async form is `aload`.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -51,7 +51,7 @@ _CALL: Final = Effect(lambda _, blocking, _awaiting: blocking(), lambda _, _bloc
 def Perform(  # noqa: N802  (reads as an effect)
     call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
 ) -> tuple[Any, ...]:
-    """Call another's part, in both forms: one that blocks, and one that gives an awaitable."""
+    """Call foreign code by its two forms: one that blocks, and one that returns an awaitable."""
     return (_CALL, partial(call, *args, **options), partial(acall, *args, **options))
 
 
@@ -105,7 +105,7 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
 
 
 def begun(function: Callable[[], T], name: str) -> Future[T]:
-    """Start `function` in an empty context and return its future. A hanging one does not keep the process alive."""
+    """Start `function` in an empty context; return its future. If it hangs, the process can still exit."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that nobody can cancel it
 

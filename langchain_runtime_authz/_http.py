@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection is kept
-_GRACE: Final = 0.25  # seconds beyond the deadline for the other thread to say so
+_GRACE: Final = 0.25  # seconds after the deadline for the other thread to report it
 _OK: Final = 200
 _NONE: Final[Mapping[str, str]] = {}
 _PLAIN: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -51,7 +51,7 @@ class Connection(TypedDict, total=False):
 
     Attributes:
         timeout: seconds for one exchange, everything included (1.0).
-        ca_file: PEM file of the only authorities believed; the system's when absent.
+        ca_file: PEM file of the only trusted authorities; by default the system's.
         client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are read
             again when they change; while they do not fit each other, everything is denied.
         tls: returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does, in place of both.
@@ -112,7 +112,7 @@ class _Pool:
             self.loop.close()
 
     def stop(self) -> None:
-        """Tell the thread to end every exchange and itself. Idempotent, and no waiting: a finaliser may hold its lock."""
+        """Make the thread end every exchange and itself, without waiting: a finaliser may hold its lock."""
         if self._pid == os.getpid():  # a fork's copy has no thread to end
             with suppress(RuntimeError):  # it has ended
                 self.loop.call_soon_threadsafe(self.loop.stop)
@@ -128,7 +128,7 @@ class _Pool:
         await asyncio.gather(*others, return_exceptions=True)
         if self.session is not None:
             await self.session.close()
-        self._names.shutdown(wait=False)  # nobody waits for a name that still resolves
+        self._names.shutdown(wait=False)  # do not wait for names that still resolve
 
 
 class Link:
@@ -365,7 +365,7 @@ async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_statu
 
 
 def _clean(kind: type[Any]) -> type[Any]:
-    """Return the connector class, without reuse of a connection whose surplus bytes would answer the next question."""
+    """Return the connector class, which never reuses a connection with surplus bytes."""
 
     class Clean(kind):  # type: ignore[misc]
         async def connect(self, *args: Any, **kwargs: Any) -> Any:

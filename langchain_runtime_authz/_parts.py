@@ -1,4 +1,4 @@
-"""The parts of a `RuntimeAuthz`: checks before it is made."""
+"""Checks of the parts of a `RuntimeAuthz` before its creation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _behind(pdp: PDP) -> list[PDP]:
 
 
 def revised(pdp: PDP) -> list[Revised]:
-    """Return the PDPs whose policy brings profiles and grants, also behind an observer or a breaker."""
+    """Return the PDPs whose policy has profiles and grants, also inside an observer or a breaker."""
     return [found for found in _behind(pdp) if isinstance(found, Revised)]
 
 
@@ -83,7 +83,7 @@ def ephemeral(
     development: bool = False,
     **_: Any,
 ) -> list[str]:
-    """Return one sentence for each part that ends with the process, observes only, or is made for tests."""
+    """Return a sentence for each part that ends with the process, only observes, or is for tests."""
     found = []
     for one in _behind(pdp) if pdp is not None else ():
         if isinstance(one, ObserveOnly):
@@ -104,7 +104,7 @@ def ephemeral(
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
-    """Refuse a ledger without the commit that the audit chain names: it was put back, and lost revocations."""
+    """Refuse a ledger that lacks the audit chain's commit: it was restored, and lost revocations."""
     newest = getattr(audit, "anchor", None)
     found = newest(tenant) if callable(newest) else None
     if found is None:

@@ -1,4 +1,4 @@
-"""Act on threads from outside the graph: correct, approve, revoke. The part of `RuntimeAuthz` that operators call."""
+"""Correct, approve and revoke threads from outside the graph: the operators' part of `RuntimeAuthz`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _SENTENCES: Final[Mapping[How, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reentry:
-    """Tell how a thread goes on.
+    """The next step of a thread.
 
     Attributes:
         how: what to do, or `done`.
         questions: LangGraph's interrupts that wait for an answer. There are none at a breakpoint.
         doubts: the calls of the thread that are in doubt.
-        output: what the graph returned, if it went on.
+        output: the graph's output, if it continued.
     """
 
     how: How

@@ -1,4 +1,4 @@
-"""Check and compare URLs: a credential is for one place, and servers read paths differently."""
+"""Check and compare URLs strictly, because servers read paths differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
 
 
 def is_plain_url(url: str) -> bool:
-    """Return True if every reader takes the text apart alike: `urlsplit` drops tabs, and keeps backslashes."""
+    """Return True if all parsers split the text alike. `urlsplit` drops tabs, and keeps backslashes."""
     return _URL.fullmatch(url) is not None
 
 

@@ -1,4 +1,4 @@
-"""Check settings, and read their files: a value that makes no sense is refused at once, by name."""
+"""Check settings and read their files. An invalid value is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
+"""Request and answer of the OpenID AuthZEN Authorization API 1.0.
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another one. A field is never renamed or removed, and never changes its type or
@@ -36,12 +36,12 @@ ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount"
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
 _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
 DeviationCode = Literal[_OfValue, "spent", "after", "part", "confirm", "limit", "suspended"]
-# Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
+# AuthZEN COAZ's failure that a deny reports; `None` if the policy denied.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
 
 class Model(BaseModel):
-    """Base of what travels: strict, frozen and closed."""
+    """Base of messages: strict, frozen and closed."""
 
     # Built at first use. A deferred part takes settings of the whole that it stands in: give all the same.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
@@ -345,7 +345,7 @@ class Obligation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer as the PEP obeys it. A failure is a value too.
+    """The answer that the PEP obeys. A failure is a value too.
 
     Attributes:
         outcome: `permit`, `deny`, `approval_required` (an approver can lift it) or `halt`.

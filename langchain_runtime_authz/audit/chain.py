@@ -1,17 +1,17 @@
 """Chain the lines of an audit file by hashes, and verify that the file is whole.
 
 A file is a sequence of lines, each ended by one newline. A line holds `seq`, its number from 0, and `prev`, the
-SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. A line's own hash is the *head*. Keep a head
-elsewhere: then every edit, deletion, insertion and move up to it is found. Without one, the end of the file can be
-cut off or rewritten unnoticed.
+SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. A line's own hash is the *head*. If a head is
+kept elsewhere, every edit, deletion, insertion and move before it is found. Without one, the end of the file can be cut
+or rewritten unnoticed.
 
 A writer that dies leaves at most a fragment. Nothing is removed: the next writer ends the fragment with a newline
-and appends a `torn` record. That record holds the hashes of the fragments since the last whole record, and the hash
-of that record. A line that is not a record is accepted only so.
+and appends a `torn` record. It holds the hashes of the fragments since the last whole record, and that record's hash. A
+line that is not a record is accepted only if it is named there.
 
-A log that rotates is a sequence of such files: `audit.jsonl.000001`, `.000002` and so on, and `audit.jsonl`, which
-is written. The first record of a segment, `continued`, holds the head of the segment before it. Before an old segment is
-removed, the record `dropped` keeps its head, so a segment that is missing or in another's place is found.
+A rotated log is a sequence of such files: `audit.jsonl.000001`, `.000002` and so on, and `audit.jsonl`, the current
+one. The first record of a segment, `continued`, holds the head of the segment before it. Before an old segment is
+removed, a record `dropped` keeps its head, so that a missing or exchanged segment is found.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ChainReport:
         records: number of lines that verified.
         head: hash of the last of them; pin it elsewhere.
         ok: whether everything verified.
-        error_line: number (from 1) of the first line that did not, or of the line missing at the end.
+        error_line: number (from 1) of the first line that failed, or of the line missing at the end.
         error: what is wrong with it.
         file: name of the segment that it is in, if the log has several.
     """
@@ -67,7 +67,7 @@ class ChainReport:
 
 
 def make_line(record: dict[str, Any], seq: int, prev: str) -> bytes:
-    """Return one line without its newline, in ASCII: no value in it can end a line."""
+    """Return one line without its newline, in ASCII, so that no value can end a line."""
     line = {**record, "seq": seq, "prev": prev}
     return json.dumps(line, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -98,7 +98,7 @@ def verify_chain(
         source: path of the file, the open binary file, or its lines (bytes, with or without newline).
         head: the hash that the last line must have, pinned elsewhere. Without it, an edit of the last line or a
             cut at the end is not found.
-        joints: gets the records that join segments.
+        joints: receives the records that join segments.
 
     Raises:
         OSError: the file cannot be read.
@@ -110,7 +110,7 @@ def verify_chain(
         # A line without its newline is a fragment, even if it parses.
         source = (line if line.endswith(b"\n") else b"\0" + line for line in source)
     prev = GENESIS  # of the previous line
-    whole = GENESIS  # of the last record, fragments apart
+    whole = GENESIS  # of the last record that is not a fragment
     fragments: list[str] = []
     count = 0
     for line in source:
@@ -144,10 +144,10 @@ def verify_chain(
 
 
 def log_files(path: str | Path) -> list[Path]:
-    """Return the files of a log: its closed segments, the oldest first, and the one that is written."""
+    """Return the files of a log: closed segments, oldest first, and the current one."""
     path = Path(path)
     closed = sorted(path.parent.glob(glob.escape(path.name) + "." + "[0-9]" * DIGITS))
-    # A writer that died in the middle of a rotation leaves two names of one file.
+    # A writer that dies during a rotation leaves two names of one file.
     return [*(f for f in closed if not (path.exists() and f.samefile(path))), path]
 
 
@@ -161,7 +161,7 @@ def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
     while True:
         files = log_files(path)
         report = verify_files([(f.name, partial(f.open, "rb")) for f in files], head)
-        if report.ok or files == log_files(path):  # otherwise a writer closed a segment meanwhile
+        if report.ok or files == log_files(path):  # otherwise a segment was closed meanwhile
             return report
 
 
@@ -186,7 +186,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
         if not report.ok:
             return replace(report, records=count + report.records, file=shown)
         if not count and "segment" in first:
-            starts = after  # the segments before it were removed, and a later record must say so
+            starts = after  # earlier segments were removed, which a later record must state
         elif count and after != before:
             wrong = "it does not continue the segment before it: a segment is missing, or in another's place"
             return ChainReport(count, before, False, 1, wrong, shown)
@@ -199,9 +199,9 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's records in which the text `mark` stands, with every completion and mint. Nothing is verified.
+    """Yield a log's records that contain the text `mark`, and all completions and mints, unverified.
 
-    A line that is not a record is `None`. `opened` gives each record its sealed contents (`audit.seal`).
+    A line that is not a record is `None`. `opened` adds sealed contents to a record (`audit.seal`).
     """
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
     for part in log_files(path):

@@ -1,4 +1,4 @@
-"""Explain a decision record in words: what happened, why, and what to do. Pure."""
+"""Explain a decision record in words: outcome, reasons and remedy. Pure."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Argument:
 class Explanation:
     """A decision in words. `str` is text of 80 columns; it may show arguments, so it is not for a model.
 
-    The most telling reason comes first. `order` says how a call compares with its mandate. `at` is in epoch seconds.
+    The most important reason is first. `order` tells how a call compares with its mandate. `at` is in epoch seconds.
     """
 
     decision_id: str
@@ -100,7 +100,7 @@ class Explanation:
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:
-    """Return a decision record (`audit.record`) in words. What the record leaves out is left out."""
+    """Return a decision record (`audit.record`) in words. It uses only the record's fields."""
     request = record.get("request") or {}
     call = (request.get("context") or {}).get("call") or {}
     scope, failure = record.get("scope") or {}, record.get("failure")

@@ -37,8 +37,8 @@ Evolution rule, version 1 (`v`): a field may be added. A field is never renamed,
 and is never removed. Readers ignore unknown fields and kinds. `seq` and `prev` belong to the chain (`audit.chain`).
 `ledger` (`ledger.base.Anchor`) holds the tenant and the newest commit that the writer had seen, if there is one.
 
-Contents are left out by default. As in OPA's decision logs, `erased` lists them (JSON pointers, RFC 6901). Digests
-have no key: they prove what was decided, but do not hide an argument that can be guessed.
+Contents are left out by default. As in OPA's decision logs, `erased` lists them (JSON pointers, RFC 6901). Digests have
+no key: they prove the decision, but do not hide guessable arguments.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def run_record(
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of an event of a run, or of a thread (then without `run_id`). `epoch` is the one after it."""
+    """Return the record of an event of a run, or of a thread (without `run_id`). `epoch` is the next one."""
     return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 
 
@@ -186,8 +186,8 @@ def observation_record(
 ) -> dict[str, Any]:
     """Return the record of a `tool`, `model`, `graph` or `chain` that ran outside every enforcement point.
 
-    Or of what the process did (`connect`, `mail`, `write`, `delete`, `program`, `native`) for the node, tool, model or
-    thread `by`. `name` is then the target, or without contents its `sha256:<hex>`. `refused`: it did not happen.
+    Or of an effect (`connect`, `mail`, `write`, `delete`, `program`, `native`) of the node, tool, model or thread `by`.
+    Then `name` is the target, or without contents its `sha256:<hex>`. `refused`: it did not happen.
     """
     return _record("observation", now, what=what, name=name[:MAX_NAME], by=by, run_id=run_id, refused=refused)
 
@@ -202,7 +202,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
 
 
 def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
-    """Return the object that holds a member, and its name; an empty object if there is none."""
+    """Return a member's parent object, and its name; an empty object if there is none."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:

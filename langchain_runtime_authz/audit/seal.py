@@ -1,7 +1,7 @@
 """Seal the contents of records to an auditor's public key: JWE (RFC 7516), `ECDH-ES` with `A256GCM`, by `joserfc`.
 
-A sealed record is the record without contents and a member `sealed`, and reads like one whose contents were left out.
-The chain binds what is sealed to its line, and a digest inside binds it to its record.
+A sealed record is a record without contents, plus a member `sealed`. The chain binds the sealed contents to their line,
+and a digest inside binds them to their record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from langchain_runtime_authz.audit.record import ERASED, place
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 SEALED: Final = "sealed"
-# Places of contents, as `record` leaves them out. For these events and observations a digest stands there instead.
+# Places of contents that `record` omits. For these events and observations, a digest replaces them.
 _PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
 _CURVES: Final = ("X25519", "P-256", "P-384", "P-521")
 _NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations that name a part of the app
@@ -42,10 +42,10 @@ def sealer(recipient: str | bytes | Path) -> Change:
 
 
 def opener(*private: str | bytes | Path) -> Change:
-    """Return the function that gives sealed records their contents back. Other records stay as they are.
+    """Return the function that restores the contents of sealed records. Other records stay unchanged.
 
-    Give each key to which the log was sealed. It raises `ConfigError` if none opens a record, or if its contents are
-    another record's.
+    Pass all keys to which the log was sealed. It raises `ConfigError` if none opens a record, or if contents belong to
+    another record.
     """
     keys = [_key("the key", one) for one in private]
     if not all(key.is_private for _, key in keys):
@@ -57,7 +57,7 @@ def opener(*private: str | bytes | Path) -> Change:
         left = {name: value for name, value in record.items() if name not in (SEALED, "seq", "prev")}
         inner: Any = None
         for jwe, key in keys:
-            with suppress(Exception):  # whatever the library raises for another key or damaged text
+            with suppress(Exception):  # any exception of the library for another key or damaged text
                 inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
                 break
         else:
@@ -71,7 +71,7 @@ def opener(*private: str | bytes | Path) -> Change:
             own = inner["of"] == _digest(left) and _split(whole) == (left, inner["contents"])
         except (AttributeError, KeyError, TypeError, ValueError):
             own = False
-        if not own:  # anybody can seal to a public key: only what a record leaves out may come back
+        if not own:  # anybody can seal to a public key, so restore only omitted contents
             raise ConfigError(f"record {record.get('seq')} holds the sealed contents of another one; verify the log")
         return {**whole, "seq": record.get("seq"), "prev": record.get("prev")}
 
@@ -79,7 +79,7 @@ def opener(*private: str | bytes | Path) -> Change:
 
 
 def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a record as it is without contents, and its contents by place (JSON pointers)."""
+    """Return a record without contents, and its contents by place (JSON pointers)."""
     left = json.loads(json.dumps(record, allow_nan=False))
     digested = "/detail/resource" if record.get("event") == "data_changed" else ""
     if record.get("kind") == "observation" and record.get("what") not in _NAMES:

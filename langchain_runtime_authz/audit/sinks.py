@@ -36,7 +36,7 @@ ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
 class AuditSink(Protocol):
     """Keeps records (`audit.record`).
 
-    If `write` waits for a disk or a network, set the optional attribute `waits` to True. Then event loops run it in a thread.
+    If `write` waits for a disk or network, set the optional attribute `waits`. Event loops then run it in a thread.
     """
 
     @property
@@ -45,7 +45,7 @@ class AuditSink(Protocol):
         ...
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record, without changing it, before this returns.
+        """Keep one record unchanged, before returning.
 
         Raises:
             AuditError: `audit_unavailable`; the caller denies.
@@ -88,9 +88,9 @@ class FileSink:
     write holds an exclusive lock and begins at the file's end.
 
     If a writer dies, its fragment stays in the file and is named by a `torn` record. With `max_bytes` or `max_age`, a full
-    file becomes a closed segment (`audit.chain`), for all its writers. If something else moves the file away, a new one
-    follows. Its first record, `continued`, holds the old head, and the next records hold the newest anchor of each tenant's
-    ledger. If the file becomes shorter, it is refused: `chain_broken`. Only `drop_segments` removes anything.
+    file becomes a closed segment (`audit.chain`), for all its writers. If another program moves the file, a new one
+    follows. Its first record, `continued`, holds the old head. The next records hold the newest anchor of each tenant's
+    ledger. A shortened file is refused: `chain_broken`. Only `drop_segments` removes segments.
 
     Args:
         path: of the file; created with mode 0600 if it does not exist.
@@ -125,13 +125,13 @@ class FileSink:
         self._seal = None if seal_to is None else sealer(seal_to)
         self._max_bytes = None if max_bytes is None else checked_count("max_bytes", max_bytes)
         self._max_age = None if max_age is None else checked_seconds("max_age", max_age)
-        self._born = 0.0  # when the file began, if it matters
-        self._closes_again = 0.0  # when a file that could not be closed is tried again
+        self._born = 0.0  # when the file began, if `max_age` is set
+        self._closes_again = 0.0  # next try to close a file that could not be closed
         self._lock = threading.Lock()
         self._fd = -1
         self._file: tuple[int, int] | None = None  # device and inode of the file written so far
-        # Size of the file after our last look, number of its next line, hash of its last. One value, so that an
-        # interrupt finds either the old or the new.
+        # Size of the file at our last read, number of its next line, hash of its last. One value, so that an interrupt
+        # leaves either the old or the new.
         self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away
         self._anchors: dict[str, object] = {}  # by tenant, from their last records
@@ -159,7 +159,7 @@ class FileSink:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {exc.strerror}") from None
 
     def check(self) -> None:
-        """Look whether a record could be written, without writing one. Raises `AuditError`."""
+        """Check that a record could be written, without writing one. Raises `AuditError`."""
         self._write(None)
         if not os.statvfs(self.path).f_bavail:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: the disk is full")
@@ -216,11 +216,11 @@ class FileSink:
             return False
 
     def _rotate(self) -> bool:
-        """Close a full file as a segment, and put one that continues it in its place. The path names a file all the time."""
+        """Close a full file as a segment, and replace it by one that continues it. The path always exists."""
         size, seq, _ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
-        # Not if there is nothing but `continued`.
+        # Not if it has only the record `continued`.
         if seq <= 1 or not (large or old) or time.monotonic() < self._closes_again:
             return False
         try:
@@ -233,14 +233,14 @@ class FileSink:
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
                 file.write(chain.make_line(first, 0, chain.GENESIS) + b"\n")
                 os.fsync(file.fileno())
-            with suppress(FileExistsError):  # of a writer that died here: it names this file
+            with suppress(FileExistsError):  # left by a writer that died here, for this file
                 os.link(self.path, segment)
             if not segment.samefile(self.path):
                 raise FileExistsError(errno.EEXIST, "another file has its segment's name")
             new.replace(self.path)
             if self.durable:
                 _sync(self.path.parent)
-        except FileNotFoundError:  # retention removed a segment meanwhile: the next record closes the file
+        except FileNotFoundError:  # retention removed a segment meanwhile; the next record closes the file
             return False
         except (OSError, AttributeError) as exc:  # no record is lost, so nothing is denied
             _log.error("%s cannot be closed as a segment and grows on: %s", self.path.name, exc)
@@ -265,7 +265,7 @@ class FileSink:
         if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
         if open_end:
-            # One byte cannot be torn. If only the newline was missing, the record is whole.
+            # If only the newline is missing, the record is whole: one byte cannot be torn.
             self._put(b"\n")
         after = chain.GENESIS if record is None else chain.line_hash(lines[-1])
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
@@ -274,7 +274,7 @@ class FileSink:
             self._append(_mark(chain.TORN, fragments=fragments, after=after))
 
     def _continue(self) -> None:
-        """Begin a new file with the head of the one that was moved away."""
+        """Begin a new file with the head of the moved one."""
         if self._left is not None and self._at[0] == 0:
             self._append(_mark(chain.CONTINUED, after=self._left))
             for anchor in list(self._anchors.values()):
@@ -303,8 +303,8 @@ class FileSink:
             self._fd = -1
 
     def _forked(self) -> None:
-        # The inherited descriptor shares its lock with the parent, so the child needs its own to exclude it.
-        # The parent's lock stays as it is when the child closes its copy.
+        # The inherited descriptor shares the parent's lock, so the child needs its own. Closing the child's copy does
+        # not release the parent's lock.
         self._lock = threading.Lock()
         self._close()
         self._at = (0, 0, chain.GENESIS)
@@ -358,7 +358,7 @@ def told(sink: AuditSink, run_id: str | None = None) -> str:
 
 
 def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
-    """Return what a sink in memory or the file of one holds, the oldest first (`chain.read_log`)."""
+    """Return the records of a sink in memory, or of a sink's file, oldest first (`chain.read_log`)."""
     if isinstance(sink, MemorySink):
         return sink.records
     return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
@@ -404,7 +404,7 @@ def _exclusive(fd: int) -> Iterator[None]:
 def last_lines(fd: int, size: int) -> list[bytes]:
     """Return the end of the file, split at newlines, with at least the last whole record if there is one."""
     length = BLOCK
-    with os.fdopen(fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)
+    with os.fdopen(fd, "rb", closefd=False) as file:  # writes go to the end, whatever the position (O_APPEND)
         while True:
             start = file.seek(max(0, size - length))
             lines = file.read(size - start).split(b"\n")
@@ -429,7 +429,7 @@ def _newest_anchor(file: BinaryIO, tenant: str) -> dict[str, Any] | None:
         at = len(text)
         while (at := text.rfind(mark, 0, at)) >= 0:
             start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-            # A request may have such a member too. Only the record's own counts.
+            # A request may have such a member too. Only the record's member counts.
             record = chain.parse_line(text[start : end if end >= 0 else len(text)]) or {}
             if _tenant_of(record) == tenant:
                 return dict(record[ANCHOR])

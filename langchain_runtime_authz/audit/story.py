@@ -1,8 +1,8 @@
-"""Tell what happened on a thread, from audit records alone. Pure; it reads any log, with or without contents.
+"""Tell the story of a thread from audit records, with or without contents. Pure.
 
 A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. A
 permitted step other than a tool call is a `check`. Every text in a step is inert and short. A story keeps its newest
-steps and counts all of them.
+steps, and counts all.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _EVENTS: Final = {
     "reinstated": ("revocation", "reinstated by {author}{reason}"),
 }
 _OTHER: Final = ("run", "{event}{subject}")
-_HARMLESS: Final = ("read", "compute")  # effects that need no order
+_HARMLESS: Final = ("read", "compute")  # effects that need no mandate
 _FACTS: Final = ("event", "audience", "reason", "epoch", "run_id", "jti")
 
 Record = Mapping[str, Any]
-_inert = lru_cache(4096)(inert)  # names and codes come again and again
+_inert = lru_cache(4096)(inert)  # names and codes repeat
 
 
 class Lane(NamedTuple):
@@ -81,7 +81,7 @@ class Step:
     detail: Record
     subject: str = ""
     tool: str = ""
-    decision_id: str = ""  # of the decision that it is, or is about
+    decision_id: str = ""  # its decision
     end: str = ""  # of a permitted call, once it ended
     number: int = 0
 
@@ -108,7 +108,7 @@ class Step:
             from langchain_runtime_authz.audit.explanation import explain
 
             try:
-                # Of a record that another wrote, even a code may be any text.
+                # In a foreign record, even a code may be any text.
                 return "\n".join(map(printable, str(explain(_bounded(self.record))).split("\n")))
             except (AttributeError, TypeError, ValueError, KeyError):
                 return "This record does not have the form of a decision."
@@ -124,7 +124,7 @@ class Step:
 
 
 class Order(NamedTuple):
-    """The steps that a task ordered (id → its line) under a `heading`, and those that were done of each."""
+    """The steps that a task ordered (id → line) under a `heading`, and the calls made for each."""
 
     heading: str
     steps: dict[str, str]
@@ -133,12 +133,12 @@ class Order(NamedTuple):
 
 @dataclass(slots=True)
 class Story:
-    """The newest steps of `total`, and what they add up to. `str` is a tree of 80 columns."""
+    """The newest of `total` steps, and their summary. `str` is a tree of 80 columns."""
 
     steps: deque[Step] = field(default_factory=deque)
     total: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    lanes: dict[Lane, str] = field(default_factory=dict)  # → how authority was delegated to each
+    lanes: dict[Lane, str] = field(default_factory=dict)  # lane → the kind of its delegation
     orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
     unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Story:
         ]
 
     def ordered(self) -> list[tuple[str, str, str]]:
-        """Return who ordered, what, and what was done of it; at last what no order covers."""
+        """Return rows of source, order and calls made; at last the calls without an order."""
 
         def done(*steps: Step) -> str:
             return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
@@ -197,7 +197,7 @@ class Story:
 
 
 def tell(records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS) -> Story:
-    """Return the story of records in their order, of the steps to `keep`. `None` is a line of a log that is not one."""
+    """Return the story of records in order, with the steps to `keep`. `None` is an unreadable line."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):
         if step is None:
@@ -239,11 +239,11 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Return the steps of records, with what earlier records say of them; `None` for a line that is not a record."""
+    """Return the steps of records, completed from earlier records; `None` for an unreadable line."""
     subjects: dict[str, str] = {}  # of runs
     roots: dict[str, tuple[str, ...]] = {}  # of threads
     decided: dict[str, tuple[Lane, str, str, str]] = {}
-    unended: WeakValueDictionary[str, Step] = WeakValueDictionary()  # the decisions that a story keeps
+    unended: WeakValueDictionary[str, Step] = WeakValueDictionary()  # decisions without an end
     questions: dict[tuple[str, str], str] = {}
     answers: dict[tuple[str, str], Step] = {}
     for record in records:
@@ -258,7 +258,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         if kind not in ("decision", "mint", "mint_refused", "run"):
             continue
         thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, _list(record.get("agent"))))
-        # What concerns the whole thread stands with its root agent.
+        # Events of the whole thread belong to its root agent.
         lane = Lane(thread, agent or roots.get(thread, ()))
         roots.setdefault(thread, agent[:1])
         named = _at(record, "request", "subject")
@@ -354,7 +354,7 @@ def shown(value: object, limit: int = _SHOWN) -> str:
 
 
 def _bounded(value: Any) -> Any:
-    """Return a record without its very long texts, which nobody reads and which are slow to make inert."""
+    """Return a record without very long texts, which are slow to make inert."""
     if isinstance(value, str):
         return value if len(value) <= _LONG else f"{value[:_SHOWN]}… ({len(value)} characters)"
     if isinstance(value, dict):

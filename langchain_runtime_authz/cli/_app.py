@@ -1,4 +1,4 @@
-"""Give commands groups of options, `--json`, one way to answer and one way to fail."""
+"""Groups of commands, with `--json`, common answers and common errors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
 
 
 class _Group(TyperGroup):
-    """Name the commands of other groups that are called as the one that is missing here."""
+    """Name commands of other groups with the name of the missing one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         root, name = ctx.find_root(), args[0]
@@ -129,12 +129,12 @@ def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn the package's own errors into one line and exit code 2. A defect keeps its traceback."""
+    """Turn the package's errors into one line and exit code 2. A defect keeps its traceback."""
     try:
         yield
     except AuthzError as exc:
         fail(exc)
-    except BrokenPipeError:  # the reader has seen enough (`| head`); click leaves quietly
+    except BrokenPipeError:  # the reader closed the pipe (`| head`); click exits quietly
         raise
     except (UnicodeError, RecursionError) as exc:
         fail(ConfigError(f"what was given cannot be read: {unreadable(exc)}"))

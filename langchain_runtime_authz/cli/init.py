@@ -147,7 +147,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> 
 
 
 def _fields(profile: ToolProfile) -> Any:
-    """Return a profile's fields as a file has them; the one word if that says it all."""
+    """Return a profile's fields as in a file; one word if that is enough."""
     from langchain_runtime_authz.profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
@@ -159,7 +159,7 @@ def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
     from langchain_runtime_authz.langgraph.tool_profiles import foreign
 
     for name, profiles in _ready_sets().items():
-        # Which server a tool of MCP comes from nothing proves, so a person names its set.
+        # Nothing proves the server of an MCP tool, so the user names its set.
         if not name.startswith("mcp-") and (ready := profiles.get(tool.name)) and not foreign(tool, ready):
             return name, ready.model_dump(exclude_defaults=True, mode="json")
     return None
@@ -267,7 +267,7 @@ def _example(schema: Any) -> Any:
 
 
 def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Return what the shipped policy answers to each call, in a task of its own that orders nothing."""
+    """Return the shipped policy's outcome for each call, in a new task that orders nothing."""
     from langchain_runtime_authz import RuntimeAuthz
 
     with warnings.catch_warnings():
@@ -275,7 +275,7 @@ def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dic
         authz = RuntimeAuthz(profiles=declared)
     found = []
     log = logging.getLogger("langchain_runtime_authz.decisions")
-    before, log.disabled = log.disabled, True  # nobody asked for these calls
+    before, log.disabled = log.disabled, True  # these calls are only a test
     try:
         for name, args in calls:
             with authz.session(subject="tester", task="Look around") as session:

@@ -87,7 +87,7 @@ def inspect(
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
-    """Return the coverage as it is (`None` if the module protects the graph), and under protection."""
+    """Return the present coverage (`None` if the module protects the graph), and that under protection."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of
@@ -143,7 +143,7 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 
 
 def graph_tools(target: str) -> list[BaseTool]:
-    """Return the tools of a graph, each name once. Tell of nodes in which an effect is seen."""
+    """Return the tools of a graph, each name once. Print nodes with effects."""
     from langchain_runtime_authz.langgraph.coverage.scan import acting_nodes
     from langchain_runtime_authz.langgraph.tool_profiles import digest_of, known_by_code
 
@@ -182,7 +182,7 @@ def load_graph(target: str) -> Graph:
 
 
 def load_object(target: str, example: str, kind: Any) -> Any:
-    """Return what `module:attribute.path` names; if a function is named and not a `kind`, what it returns."""
+    """Return the object at `module:attribute.path`, or the result of a function there that is not a `kind`."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
         raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")

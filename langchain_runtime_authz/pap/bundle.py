@@ -3,7 +3,7 @@
 A bundle is OPA's (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
 directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego that it was compiled from, and
 `.signatures.json`. An OPA server can serve it; a bundle that `opa build --signing-key` made is read
-here. What OPA has no place for stands in the manifest's `metadata`, which it ignores and signs:
+here. Parts that OPA does not know are in the manifest's `metadata`, which it ignores and signs:
 
 | member | |
 |---|---|
@@ -53,7 +53,7 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
 _NUMBER: Final = re.compile(r"(?!0+\Z)[0-9]{1,15}")
 MOUNTED: Final = "..data"  # kubelet's atomic writer
-_SWAPS: Final = 3  # reads of a directory that is swapped meanwhile
+_SWAPS: Final = 3  # attempts to read a directory that is being swapped
 ENTRYPOINT: Final = "runtime_authz/decision"
 
 Keys = Mapping[str, str | bytes]
@@ -96,7 +96,7 @@ class Bundle:
 
     @property
     def revision(self) -> str:
-        """Return what decisions name: number and digest."""
+        """Return the revision in decisions: number and digest."""
         return f"{self.number}@{self.digest[:16]}"
 
 
@@ -128,20 +128,20 @@ def read_files(source: str | Path) -> dict[str, bytes]:
                 if failed is not None:
                     raise failed
                 return found
-            # Swapped while it was read, and perhaps removed under its links: what is there now is whole.
+            # It was swapped during the read, and perhaps removed. Its present content is complete.
         raise invalid(f"`{path.name}` is swapped faster than it can be read")
     except OSError as exc:
         raise invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
 
 
 def real_root(path: Path) -> Path:
-    """Return the directory that a bundle's path leads to now, to be read as one state.
+    """Return the directory to which a bundle's path leads now, to read one consistent state.
 
     A delivery swaps a link: to the directory, or, in a Kubernetes volume, `..data` in it. It is followed once, here.
     """
     root = path.resolve()
     mounted = root / MOUNTED
-    for _ in range(_SWAPS):  # between two looks it may be swapped, and what it led to removed
+    for _ in range(_SWAPS):  # it may be swapped, and its target removed, between two reads
         inner = mounted.resolve()
         if mounted.is_symlink() and inner.is_dir() and inner.is_relative_to(root):
             return inner
@@ -152,7 +152,7 @@ def files_below(root: Path, name: str) -> list[Path]:
     """Return the files of a bundle's directory, in order. Raises `policy_invalid`, or `OSError` if it changes meanwhile."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
-        if n >= 2 * MAX_FILES:  # not to walk through a disk
+        if n >= 2 * MAX_FILES:  # to avoid reading a whole disk
             raise invalid(f"`{name}` holds too many files for a policy bundle")
         if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(root)):
             raise invalid(f"`{name}`: the link `{entry.relative_to(root).as_posix()}` leads to no file of the bundle")
@@ -183,7 +183,7 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 if member.isdir():
                     continue
                 at = PurePosixPath(member.name.lstrip("/"))
-                # A sparse file is as large as its header says, whatever the archive holds.
+                # A sparse file has the size in its header, whatever the archive holds.
                 plain = member.isreg() and not member.issparse() and 0 <= member.size <= MAX_BYTES
                 file = tar.extractfile(member) if plain else None
                 if file is None or ".." in at.parts or at.as_posix() in found:
@@ -203,7 +203,7 @@ def _bounded(found: Mapping[str, bytes], name: str) -> None:
 
 
 def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
-    """Return the verified bundle that these files make. Raises like `read_bundle`."""
+    """Return the verified bundle of these files. Raises as `read_bundle`."""
     signed_by = verified(files, name, keys) if keys is not None else ""
     manifest = json_object(files.get(MANIFEST, b"{}"), f"{name}: {MANIFEST}")
     metadata = manifest.get("metadata", {})
@@ -367,7 +367,7 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
     listed = [{"name": n, "hash": digest, "algorithm": "SHA-256"} for n, digest in hashed.items()]
     try:
         token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key has no `sign`
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key lacks `sign`
         raise ConfigError(f"the key cannot sign with {algorithm} ({type(exc).__name__})") from exc
     return json.dumps({"signatures": [token]}).encode()
 

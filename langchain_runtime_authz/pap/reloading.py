@@ -1,8 +1,7 @@
-"""A PDP whose policy changes while it runs: one bundle at a time, whole, and never an older one.
+"""A PDP that reloads its policy from bundles, never from an older one.
 
-What is swapped is one reference to one immutable revision, so an evaluation sees one policy with its
-own data from beginning to end, and its decision names that revision. A bundle is verified, compiled
-and tried on its own cases while the present one serves. If any of it fails, the last good one stays.
+A reload swaps one reference to an immutable revision, so an evaluation uses one policy with its data, and names it. A
+bundle is verified, compiled and tested on its cases while the present one decides. If this fails, that one stays.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from langchain_runtime_authz.profile import ToolProfile
 
 _log = logging.getLogger(__name__)
 VERSION: Final = 1  # of the file with the highest revision
-_REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read again, if it stays as it is
+_REMEMBERED: Final = 60.0  # seconds for which an unchanged refused bundle is not read again
 
 Seen = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -42,14 +41,15 @@ Seen = tuple[tuple[str, tuple[int, ...]], ...]
 class HighestRevision:
     """The revision that was used last, kept over restarts and between processes in the file `path`.
 
-    If it cannot be read or written, no policy is used: only its absence is a first start. A writer of it can go back.
+    If it cannot be read or written, no policy is used. A missing file is a first start. Its writers can permit older
+    policies.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def check(self, bundle: Bundle) -> int:
-        """Return the number that was used last; 0 for none. Raises `policy_older` if that was a newer bundle, or another."""
+        """Return the last used number, or 0. Raises `policy_older` if it belongs to a newer or different bundle."""
         number, digest = self._read()
         if bundle.number < number or (bundle.number == number and bundle.digest != digest):
             have = f"`{self.path.name}`: revision {number} was used here before this revision {bundle.number}"
@@ -57,7 +57,7 @@ class HighestRevision:
         return number
 
     def advance(self, bundle: Bundle) -> None:
-        """Keep that this revision is used from here on; on the disk before this returns. Raises like `check`."""
+        """Record the use of this revision, on disk, before returning. Raises as `check`."""
         try:
             with file_lock(self.path.with_name(self.path.name + ".lock")):
                 used = self.check(bundle)  # another process may have been faster
@@ -97,7 +97,7 @@ class HighestRevision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """The policy that decides, who signed it, and why the source's present one is not used (`refused`; empty if it is).
+    """The deciding policy, its signer, and why the source's present one is not used (`refused`).
 
     `unconfirmed`: seconds since its source was last found in order.
     """
@@ -114,7 +114,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Return the answer under this revision's name, or a deny if the facts are another revision's."""
+        """Return the answer with this revision's name, or a deny if the facts are of another revision."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -212,9 +212,9 @@ class ReloadingPDP(InProcess):
         return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
 
     def reload(self, *, again: bool = True) -> bool:
-        """Look at the source now. Returns whether another revision decides from here on.
+        """Check the source now. Return True if another revision decides from now on.
 
-        What was refused is read once more, unless not `again`: the watch reads it once a minute, or when it changes.
+        A refused bundle is read again, unless `again` is False. The watch reads it once a minute, or after a change.
 
         Raises:
             ConfigError: what the source holds is not used, and nothing was changed.
@@ -233,7 +233,7 @@ class ReloadingPDP(InProcess):
                     self._rejected = was
                     raise ConfigError(*was[2:])
                 new = self._live if known else self._loaded(self._live)
-                self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
+                self._highest.advance(new.bundle)  # another process may have advanced it; the file may be gone
             except ConfigError as exc:
                 if str(exc) != self._refused:
                     # As text: a kept log record would keep the refused bundle by the traceback's frames.
@@ -293,16 +293,16 @@ class ReloadingPDP(InProcess):
         return _Live(bundle, pdp)
 
     def _look(self) -> Seen:
-        """Return what tells one state of the source from another, or nothing if there is no source."""
+        """Return a stamp of the source's state, or nothing if there is no source."""
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
             return tuple(map(_seen, files))
-        except (OSError, ConfigError):  # reading it says why
+        except (OSError, ConfigError):  # reading it reports why
             return ()
 
     def _watch(self) -> None:
-        """Begin to watch. A fork's child has no thread that does, and another thread may have held the lock."""
+        """Start watching. A fork's child lacks the thread, and another thread may have held the lock."""
         self._lock, self._stop = threading.Lock(), threading.Event()
         if not self._closed:
             target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
@@ -328,7 +328,7 @@ def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def _may_pass(refusal: ConfigError) -> bool:
-    """Return True if the next look may succeed though nothing changed: not read, not kept, too slow."""
+    """Return True if the next try may succeed without a change: not read, not kept, too slow."""
     cause = refusal.__cause__
     return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 
@@ -347,7 +347,7 @@ def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> Wasm
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
-    """Hold a policy against its bundle's cases, and against a request that says nothing. Raises `policy_invalid`."""
+    """Test a policy on its bundle's cases and on an empty request. Raises `policy_invalid`."""
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
         decision = pdp.evaluate(b"{}")
         if isinstance(decision, Decision) and decision.permit:

@@ -1,7 +1,7 @@
-"""Decide runs that were recorded elsewhere, as JSON Lines that `runtime-authz replay-trace --help` shows.
+"""Decide recorded runs, given as JSON Lines (format: `runtime-authz replay-trace --help`).
 
-The first `user` event is the task, and each later one changes it. `at` may begin anywhere. The output of a call that
-would not have run is not observed, so arguments of later calls that come from it count as unknown.
+The first `user` event is the task, and each later one changes it. `at` may begin anywhere. Outputs of calls that would
+not have run are ignored, so later arguments from them are unknown.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discrimin
 
 
 class Trace(NamedTuple):
-    """The events by their lines. Each has its time in seconds from the first one; a line without a time takes one."""
+    """The events by line, with times in seconds from the first one. A line without a time takes one second."""
 
     subject: str
     events: list[tuple[int, Event]]
@@ -101,7 +101,7 @@ class Step(NamedTuple):
 class Replayed(NamedTuple):
     steps: tuple[Step, ...]
     stopped: tuple[Step, ...]  # would not have run
-    disturbed: tuple[Step, ...]  # asked about or denied, though nobody marked them
+    disturbed: tuple[Step, ...]  # asked about or denied, though not marked as unwanted
     let_through: tuple[Step, ...]  # unwanted, and would have run
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
-    """Note an event after those before: the agents that are active, and of each call whether it waits for an output."""
+    """Follow an event: update the active agents, and the calls that wait for an output."""
     acting = event.parent if isinstance(event, Delegate) else getattr(event, "agent", MAIN)
     if acting not in agents:
         raise ValueError(f"the agent `{acting}` is not active")
@@ -176,7 +176,7 @@ def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
     `mandate` is as for `RuntimeAuthz.run`, `options` are arguments of the `RuntimeAuthz` that decides.
     """
     began = now = time.time()
-    authz = RuntimeAuthz(ledger=MemoryLedger(clock=lambda: now), **options)  # windows and budgets count by the trace
+    authz = RuntimeAuthz(ledger=MemoryLedger(clock=lambda: now), **options)  # windows and budgets use the trace's times
     task = next((event.text for _, event in trace.events[:1] if isinstance(event, User)), None)
     steps: list[Step] = []
     with authz.session(subject=trace.subject, task=task, mandate=mandate, agent=MAIN) as session:
@@ -211,7 +211,7 @@ def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
-    """Delegate, or return the denial, which then denies each call of the child."""
+    """Delegate, or return the denial, which then applies to each call of the child."""
     try:
         return parent.delegate(name) if isinstance(parent, Session) else parent
     except AuthzDenied as exc:

@@ -66,7 +66,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class BearerServer(Generic[T_co]):
-    """Base of the servers: reads the token of a request and answers what it refuses."""
+    """Base of the servers: reads a request's token, and builds the answer to a refused one."""
 
     def __init__(self, metadata: ResourceMetadata | None) -> None:
         self._metadata = metadata
@@ -134,17 +134,17 @@ class ResourceServer(BearerServer[Credential]):
 
     Args:
         verifier: verifies signature and times of the issuer's tokens.
-        audience: the name of this service in its callers' profiles, exactly.
+        audience: this service's name in its callers' profiles, exactly.
         tenant: whose data this service holds. Use `None` if it holds several tenants' data and checks
             `credential.tenant` itself.
-        status: knows whether a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
+        status: tells if a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
         proofs: verifies DPoP proofs. Without it, tokens that are bound to a key are refused.
         require_proof: refuse tokens that are not bound to a key.
         metadata: of this service (RFC 9728); each challenge names it.
         public_url: URL of this process's `/` as clients know it, if a proxy takes a prefix off the path:
             `https://bank.example/api`. Proofs are compared with it and the path as it arrives. It is never read
-            from a header (`Host`, `Forwarded`, `X-Forwarded-*`), which the sender chooses. A prefix that a router
-            takes off (`Mount`), or that the server puts back (`uvicorn --root-path`), is already in the path.
+            from a header (`Host`, `Forwarded`, `X-Forwarded-*`), which the sender chooses. The path already includes a
+            prefix that a router removed (`Mount`), or that the server restored (`uvicorn --root-path`).
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class ResourceServer(BearerServer[Credential]):
         self._tools: frozenset[str] | None = None
 
     def for_tools(self, *tools: str) -> ResourceServer:
-        """Return the same server for tokens of these tools only: `Depends(server.for_tools("pay"))`."""
+        """Return a copy of the server for tokens of these tools only: `Depends(server.for_tools("pay"))`."""
         narrowed = copy.copy(self)
         narrowed._tools = frozenset(tools)  # noqa: SLF001  (its own class)
         return narrowed
@@ -182,8 +182,8 @@ class ResourceServer(BearerServer[Credential]):
     ) -> Callable[[Request, Response], Awaitable[Credential]]:
         """Return a dependency for tokens of one call: `Depends(server.for_call("pay", read_arguments))`.
 
-        `args` gets the request and returns the arguments that the service is about to act on, by their names in the
-        tool's profile. If it fails, the request is refused as invalid. See `check_call` for the other parameters.
+        `args` receives the request and returns the arguments that the service will use, by their names in the tool's
+        profile. If it fails, the request is refused as invalid. See `check_call` for the other parameters.
         """
         narrowed = self.for_tools(tool)
 
@@ -254,8 +254,8 @@ class ProviderServer(BearerServer[Caller]):
     Args:
         verifier: verifies the provider's access tokens for this service; without `client_id`, so no ID tokens.
         scopes: that a token must have. A refusal names them (RFC 6750 §3.1).
-        status: the provider's introspection endpoint, asked for each request: it knows of a logout at once. Without it,
-            a token is accepted until it expires.
+        status: the provider's introspection endpoint, asked for each request, so that a logout takes effect at once.
+            Without it, a token is accepted until it expires.
         metadata: of this service (RFC 9728).
     """
 
@@ -275,7 +275,7 @@ class ProviderServer(BearerServer[Caller]):
         self._verifier, self._status, self._scopes = verifier, status, checked_scopes(scopes)
 
     def for_scopes(self, *scopes: str) -> ProviderServer:
-        """Return the same server, which demands these scopes too."""
+        """Return a copy of the server that also requires these scopes."""
         narrowed = copy.copy(self)
         narrowed._scopes = checked_scopes((*self._scopes, *scopes))  # noqa: SLF001  (its own class)
         return narrowed

@@ -29,8 +29,8 @@ class Replays(Protocol):
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
         """Return True if `proof_id` is new, and remember it up to and including `until` (epoch seconds).
 
-        Of two calls with one id, only one may get True. Raise if the answer is unknown. Raise `proof_limit` if `key`,
-        the thumbprint of the holder's key, is used too often; the id is unique without it.
+        Of two calls with one id, only one may return True. Raise if the answer is unknown. Raise `proof_limit` if
+        `key`, the thumbprint of the holder's key, is used too often; the id is unique without it.
         """
         ...
 
@@ -62,7 +62,7 @@ class MemoryReplays:
             # All entries live equally long, so the oldest come first.
             while self._seen and next(iter(self._seen.values()))[0] < now:
                 self._forget(next(iter(self._seen)))
-            # Check the key's own bound first: one holder must not get the others refused.
+            # Check the key's bound first, so that one holder cannot cause refusals of others.
             if self._of_key.get(key, 0) >= self._max_per_key:
                 raise CredentialError(Code.PROOF_LIMIT)
             if len(self._seen) >= self._max:
@@ -142,7 +142,7 @@ class ProofVerifier:
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
-        """Return a request's proof, and refuse it the second time. Raises `CredentialError`, also if that is unknown."""
+        """Return a request's proof, once only. Raises `CredentialError`, also if its use is unknown."""
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")

@@ -1,4 +1,4 @@
-"""Ask whether a token is still live by introspection (RFC 7662), and answer: both ends.
+"""Introspection of tokens (RFC 7662): client and endpoint.
 
 The endpoint is a plain ASGI application. Mount it next to the ledger.
 
@@ -62,7 +62,7 @@ class Introspection(Secret):
         return await self.ask(credential.token, credential.jti)
 
     async def ask(self, token: str, token_id: str | None) -> str:
-        """Return `live`, or any other word, for a token that was verified. Raises `status_unavailable`."""
+        """Return `live`, or any other word, for a verified token. Raises `status_unavailable`."""
         form = {"token": token, "token_type_hint": "access_token"}
         answer = await self._fetcher.asend("POST", self._headers, form)
         body = answer.body if answer is not None and answer.status == OK else None
@@ -119,7 +119,7 @@ class IntrospectionEndpoint(FormEndpoint):
 
     Args:
         verifier: verifies the issuer's tokens.
-        status: knows whether they are live.
+        status: tells if they are live.
         clients: name → client, of all that may ask.
     """
 
@@ -180,7 +180,7 @@ async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name:
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
     """Return the body of an ASGI request; `None` if it is longer than `limit` bytes or its sender left."""
-    body, more = bytearray(), True  # grows in place: bytes sent one at a time would cost the square
+    body, more = bytearray(), True  # grows in place, to avoid quadratic cost for single bytes
     while more:
         message = await receive()
         if message["type"] != "http.request":

@@ -1,4 +1,4 @@
-"""Hear of logouts at the identity provider: OpenID Connect Back-Channel Logout 1.0."""
+"""Receive logouts of the identity provider: OpenID Connect Back-Channel Logout 1.0."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class BackchannelLogout(FormEndpoint):
 
     Args:
         verifier: with the `client_id` for which logout tokens are made.
-        ended: is told of each logout; it may be asynchronous. If it raises, the provider is told to try again.
+        ended: called with each logout; it may be asynchronous. If it raises, the provider is asked to try again.
     """
 
     def __init__(self, verifier: OidcVerifier, ended: Callable[[LoggedOut], Awaitable[None] | None]) -> None:
         self._verifier, self._ended = verifier, ended
-        self._busy: set[str] = set()  # ids of the tokens that are being told
-        self._told: dict[str, float] = {}  # id of a token → when it is refused for its age
+        self._busy: set[str] = set()  # ids of tokens in processing
+        self._told: dict[str, float] = {}  # id of a token → time from which its age refuses it
 
     async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, dict[str, str]]:
         token = await form_field(headers, receive, "logout_token")

@@ -1,4 +1,4 @@
-"""Protect an MCP server (streamable HTTP): its tools are called with a credential only."""
+"""Protect an MCP server (streamable HTTP): tool calls need a credential."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from langchain_runtime_authz.resource_server.introspection import read_body
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
 MAX_LEFT: Final = 1024  # ids of requests whose client left before the answer
-_STANDING: Final = "_GET_stream"  # what the SDKs call a session's stream that answers no request
+_STANDING: Final = "_GET_stream"  # the SDKs' name of a session's stream without a request
 _BOM: Final = b"\xef\xbb\xbf"
-_EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # what ends a server-sent event
+_EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # the end of a server-sent event
 
 
 class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
     The token's tool and arguments must be those of the request (`credential.details.check_whole_call`). `initialize`, `server/discover`, `ping` and
-    the listing of tools are open. Every other request needs a token. A session's requests under way have ids of their
-    own: the SDKs send an answer to the newest request of its id, which could be another caller's.
+    the listing of tools are open. Every other request needs a token. Ids of a session's concurrent requests must
+    differ: the SDKs answer the newest request of an id, which could be another caller's.
 
     Args:
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).
@@ -43,8 +43,8 @@ class ProtectedMcp(ProtectedApp):
         accept: standings of calls that are served, as in `credential.details.check_call`; `None` for each.
         listing: the tools that `tools/list` shows. `open`: all, to everybody. `granted`: those in the grant of the caller's
             token, and without a token none. A PDP: of the granted ones, those that it permits the caller, or that it
-            would ask about. It gets the default question of AuthZEN's MCP binding for each tool. A tool about which
-            there is no decision is not shown.
+            would ask about. It receives the default request of AuthZEN's MCP binding for each tool. A tool without a
+            decision is not shown.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class ProtectedMcp(ProtectedApp):
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
 
         if scope["type"] != "http" or scope["method"] != "POST":
-            # A stream that is resumed tells again what was told, and could hold a list that was not filtered.
+            # A resumed stream repeats events, and could contain an unfiltered list.
             resumed = self._filters and any(name.lower() == b"last-event-id" for name, _ in scope["headers"])
             await (bad() if resumed else super()._guarded(scope, receive, send))
             return None
         body = await read_body(receive, MAX_BODY)
-        try:  # strictly, so that this and the application cannot read two methods out of one body
+        try:  # strictly, so that this and the application cannot read different methods
             message = parse_object(body or b"")
         except ValueError:
             return await bad()
@@ -101,7 +101,7 @@ class ProtectedMcp(ProtectedApp):
             await self._served(message, scope, again, sending)
         finally:
             self._busy.remove(key)
-            if not ended and "credential" in scope.get("state", {}):  # the server may still work at the answer
+            if not ended and "credential" in scope.get("state", {}):  # the server may still produce the answer
                 self._left.append(key)
 
     async def _served(self, message: dict[str, Any], scope: Scope, again: Receive, send: Send) -> None:
@@ -120,7 +120,7 @@ class ProtectedMcp(ProtectedApp):
         if not isinstance(name, str) or not isinstance(given, dict):
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
             return
-        # INVARIANT: name and arguments that are checked are those in the body that the application reads.
+        # INVARIANT: the checked name and arguments are those in the body that the application reads.
         tool = self._prefix + name
         narrowed = self._of_tools(tool)
 
@@ -132,7 +132,7 @@ class ProtectedMcp(ProtectedApp):
         await self._admit(scope, again, send, of)
 
     def _listed(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` that takes tools out of the answer. A refusal goes through as it is."""
+        """Return a `send` that removes tools from the answer. A refusal passes unchanged."""
         start: Message = {}
         body = bytearray()
 
@@ -156,7 +156,7 @@ class ProtectedMcp(ProtectedApp):
         return sending
 
     async def _shown(self, start: Message, body: bytes, credential: object) -> bytes | None:
-        """Return the body of an answer with the tools that the caller may see; `None` if it cannot be read."""
+        """Return an answer's body with only the tools that the caller may see; `None` if unreadable."""
         kinds = [v.partition(b";")[0].strip() for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
         try:
             if not isinstance(credential, Credential):
@@ -178,7 +178,7 @@ class ProtectedMcp(ProtectedApp):
         return b"\n".join([*rest, b"data: " + await self._message(data, credential)])
 
     async def _message(self, data: bytes, credential: Credential) -> bytes:
-        """Return a JSON-RPC message without the tools that are not for the caller."""
+        """Return a JSON-RPC message without tools that the caller may not see."""
         message = parse_object(data)
         if "result" in message:
             result = message["result"]

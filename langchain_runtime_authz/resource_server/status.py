@@ -1,4 +1,4 @@
-"""Find out whether a token is still live: ask the ledger, ask over HTTP, or ask nobody.
+"""Find out if a token is still live, from the ledger, over HTTP, or not at all.
 
 | status | when a correction, the end of a call or run, a revocation or a withdrawn key reaches the service |
 |---|---|
@@ -19,14 +19,14 @@ from langchain_runtime_authz.pep.kill_switch import KillSwitch
 
 @runtime_checkable
 class Status(Protocol):
-    """Knows whether a token is live."""
+    """Tells if a token is live."""
 
     async def status(self, credential: Credential) -> str:
         """Return `live`, or any other word. If this raises, the token is refused."""
 
 
 class LedgerStatus:
-    """Asks the ledger: call, run, task's epoch, revocation, and whether the key was withdrawn.
+    """Asks the ledger about call, run, epoch, revocation and withdrawn keys.
 
     Args:
         ledger: the one in which the calls are claimed.

@@ -1,7 +1,7 @@
-"""Give the package's log records the ids of what is under way.
+"""Add the ids of the current span, thread, run and decision to the package's log records.
 
 `trace_id`, `span_id`, `thread_id`, `run_id` and `decision_id` are attributes of each record, empty if unknown. A call
-site that knows better passes them as `extra`.
+site may pass other values as `extra`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from langchain_runtime_authz.fork import forkable_lock
 
 BURST: Final = 5  # lines of one code
 WINDOW: Final = 60.0  # seconds
-MAX_CODES: Final = 256  # a policy may make them up
+MAX_CODES: Final = 256  # a policy may invent codes
 _KNOWN: Final = frozenset(Code)
 
 
@@ -46,7 +46,7 @@ def _add_ids(record: logging.LogRecord) -> bool:
 def lines_left_out() -> Callable[[str], int | None]:
     """Return a function that bounds the log's lines of one code.
 
-    It gives how many were left out since the last line of the code, and `None` if the one at hand is left out too.
+    It returns the number of lines left out since the code's last one, or `None` to leave out this one too.
     """
     lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # code → begin of the window, lines in it
 

@@ -1,4 +1,4 @@
-"""Count and time what is decided, and what fails.
+"""Count and time decisions and failures.
 
 Only the OpenTelemetry API is used: while no SDK is set up, nothing is counted. No metric names a user, a thread or a
 tool.
@@ -21,16 +21,16 @@ from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision, Subject
 from langchain_runtime_authz.telemetry import names as n
 
-_ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # what is counted → its tenants
+_ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # ledger → its tenants
 
 WAIT: Final = 1.0  # seconds for one figure of all ledgers
 SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # others are counted together
-REST: Final = 30.0  # seconds for which a ledger is left alone that gave none
+REST: Final = 30.0  # seconds without a query after a ledger gave no figure
 _resting: Final[dict[tuple[int, str], float]] = {}
 
 
 class Instruments:
-    """The instruments of one meter. While `proxy._real_meter` is `None`, no SDK records: each tool call looks there."""
+    """The instruments of one meter. While `proxy._real_meter` is `None`, no SDK records; each call checks it."""
 
     def __init__(self, meter: Meter) -> None:
         self.proxy: Any = meter if hasattr(meter, "_real_meter") else SimpleNamespace(_real_meter=True)
@@ -74,9 +74,9 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Ask the ledgers side by side, and give each tenant's sum.
+    """Ask the ledgers concurrently, and yield each tenant's sum.
 
-    A collection waits `WAIT` for all that hang, and leaves those alone for a while. If a ledger of a tenant gives no
+    A collection waits `WAIT` for ledgers that hang, and then skips these for `REST`. If a ledger of a tenant gives no
     figure, the tenant has none.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
