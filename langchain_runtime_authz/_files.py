@@ -43,7 +43,7 @@ def stamp(file: Path) -> tuple[int, int, int, int]:
 
 
 def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
-    """Replace a file, whole or not at all; on the disk before this returns. At no moment may others read it beyond `mode`."""
+    """Replace a file atomically and durably. Others can never read it beyond `mode`."""
     temporary = file.with_name(f".{file.name}.new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as out:
         out.write(data)

@@ -18,7 +18,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = 
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, without what could hide or reorder it: controls, bidirectional marks, surrogates."""
+    """Return a text on one line, without controls, bidirectional marks and surrogates."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 

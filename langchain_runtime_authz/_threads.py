@@ -258,7 +258,7 @@ def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, i
 
 
 def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
-    """Return True if the newest text is not in the state: the input's, or that of an entry which ended at the root."""
+    """Return True if the state lacks the newest text, of the input or of an entry that ended at the root."""
     given = [t for t in human_texts(written(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]

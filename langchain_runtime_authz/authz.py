@@ -243,9 +243,9 @@ class RuntimeAuthz(Threads):
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder) in place, with every graph that it can reach.
 
-        Returns the same object; a second call changes nothing. Warns once about tools without a profile, where
-        nobody can be asked, and about a name in `agents` that looks like a misspelt name of an agent.
-        Raises `AlreadyProtected` if another instance protects it or a part of it, `ConfigError` if it is not a graph.
+        Returns the same object; a second call changes nothing. Warns once about tools without a profile if nobody can
+        be asked, and about names in `agents` that look misspelt. Raises `AlreadyProtected` if another instance protects
+        it or a part of it, `ConfigError` if it is not a graph.
         """
         protected: Any = graph
         held = protect(protected, self._protection)

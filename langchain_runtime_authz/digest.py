@@ -62,7 +62,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def json_encoder(*, ascii_only: bool) -> Callable[[object, int], Iterable[str]]:
-    """Return a writer of compact JSON with sorted names and finite numbers: by the C encoder, without its wrappers."""
+    """Return a writer of compact JSON with sorted names and finite numbers, by the C encoder."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
     made = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters

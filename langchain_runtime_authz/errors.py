@@ -283,7 +283,7 @@ def failure_code(exc: BaseException) -> Code:
 
 
 class AuthzDenied(AuthzError):
-    """A step was denied and no message can carry the answer. Catch it where code can go on without the step.
+    """A step was denied, and no message can carry the answer. Catch it if code can continue without the step.
 
     The text is neutral, because it may reach a model. A note (PEP 678), which tracebacks show, has code and remedy.
     `code` is the first reason's, and `decision_id` finds the audit record.

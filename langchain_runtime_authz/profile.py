@@ -275,7 +275,7 @@ FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """Return the value of an argument, all values at a dotted path into it, or `None`. An id may stand for an object."""
+    """Return an argument's value, all values at a dotted path, or `None`. An id may replace an object."""
     name, *inner = path.split(".")
     value = args.get(name)
     for step in inner:

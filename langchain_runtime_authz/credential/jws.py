@@ -135,7 +135,7 @@ def _is_sound(key: object) -> bool:
 
 
 def is_signed_by(jws: Jws, jwk: object) -> bool:
-    """Return True if `jwk` is a public signature key for the algorithm of `jws`, and its private part signed it."""
+    """Return True if `jwk` is a public signature key for the algorithm of `jws`, and verifies it."""
     key = public_key(jwk, jws.header["alg"]) if isinstance(jwk, Mapping) else None
     return key is not None and is_signed(jws, key)
 

@@ -188,7 +188,7 @@ _PROTOCOL: Final = 4  # of pickle
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield what LangGraph's serialiser or pickle would write of an object. Its own methods may raise anything."""
+    """Yield the parts of an object that LangGraph's serialiser or pickle would write. It may raise anything."""
     kind = type(value)
     if isinstance(value, Mapping):
         for key, inner in value.items():

@@ -95,7 +95,7 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 def match(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
 ) -> Match:
-    """Hold a call against its message's record. Without a position the record is searched for the call's id."""
+    """Compare a call with its message's record. Without a position, find it by the call's id."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None

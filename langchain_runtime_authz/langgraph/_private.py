@@ -265,7 +265,7 @@ def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
 
 
 def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
-    """Return the tool that announces its start to the calling `on_tool_start`, its input, config and call id."""
+    """Return the tool that called `on_tool_start`, its input, config and call id."""
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None

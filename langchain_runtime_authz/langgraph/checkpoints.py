@@ -48,7 +48,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return the saver, if it is LangGraph's own, so that it reads plain values and drops the objects among them."""
+    """Return LangGraph's saver as one that reads plain values only; any other saver unchanged."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver

@@ -215,9 +215,9 @@ _EVENTS: Final[dict[str, Reader]] = {
 class AuthzCallbackHandler(BaseCallbackHandler):
     """Records tools, models and graphs that run outside enforcement points. It never enforces or fails.
 
-    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit record
-    of the kind `observation`, and an event on the current span, for a graph that nobody protected, an unguarded tool
-    outside every run, a model outside every protected node, and a chain outside every graph and protected node.
+    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit
+    record `observation`, and an event on the current span. These are for unprotected graphs, unguarded tools outside
+    every run, models outside every protected node, and chains outside every graph and protected node.
 
     It records names only: no arguments, inputs or outputs. It does not see code without the caller's callbacks:
     `callbacks=[]`, another thread, a plain function call.

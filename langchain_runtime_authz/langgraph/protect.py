@@ -185,7 +185,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return root_entry.enter(name, input, config, at_call, graph)
 
     def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
-        """Return the stream inside an entry, the scope of its steps, and whether it shows configs: these have the handle."""
+        """Return an entry's stream, the scope of its steps, and True if it shows configs, which hold the handle."""
         given, config = (input, entered) if at_call.parent is not None else entered
         if at_call.parent is None:
             config, options = ambient.hearing(config), _durable(graph, root_entry, options)

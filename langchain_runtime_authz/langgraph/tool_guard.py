@@ -153,7 +153,7 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Wrap as `functools.wraps`, with annotations resolved: unresolved, LangChain compiles them on every call."""
+    """Wrap as `functools.wraps`, with resolved annotations, which LangChain else compiles on every call."""
 
     def wrap(function: Callable[..., Any]) -> Any:
         wrapped = functools.wraps(code)(function)

@@ -149,7 +149,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """Return the files of a bundle's directory, in order. Raises `policy_invalid`, or `OSError` if it changes meanwhile."""
+    """Return the files of a bundle's directory, in order. Raises `policy_invalid`, or `OSError` after a change."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # to avoid reading a whole disk

@@ -132,7 +132,7 @@ def _private(link: Link, url: str) -> Link:
 
 
 def _below(origin: str, endpoint: object) -> str:
-    """Return the endpoint's path. On another origin it would receive credentials that are not meant for it."""
+    """Return the endpoint's path. Another origin is refused: it would receive our credentials."""
     if not isinstance(endpoint, str) or not endpoint.startswith(origin + "/"):
         raise ConfigError(f"the endpoint {endpoint!r} of the metadata is not below {origin}")
     return endpoint.removeprefix(origin)

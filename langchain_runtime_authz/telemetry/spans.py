@@ -45,7 +45,7 @@ _api: Any = trace if hasattr(trace, "_TRACER_PROVIDER") else SimpleNamespace(_TR
 
 
 class OpenSpan:
-    """The span of an entry or a tool. It is current between `enter` and `leave`, any number of times, and ends once."""
+    """The span of an entry or a tool. It is current between `enter` and `leave`, repeatedly, and ends once."""
 
     __slots__ = ("_before", "_outer", "_span")
 

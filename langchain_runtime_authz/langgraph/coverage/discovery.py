@@ -184,7 +184,7 @@ class _Look:
         yield from self._bare_functions(held, label, route, own)
 
     def _is_bound(self, tool: BaseTool) -> bool:
-        """Return True for a tool of a tool node, or one that its guarded copy was made of: models are bound to them."""
+        """Return True for a tool of a tool node, or the original of a guarded copy. Models are bound to them."""
         made_of = _made_of(tool)
         return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
