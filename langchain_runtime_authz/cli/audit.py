@@ -63,7 +63,7 @@ class Source(NamedTuple):
         if not told.total:
             known = list(dict.fromkeys(s.lane.thread for s in self.told(lambda s: bool(s.lane.thread)).steps))
             names = ", ".join(shown(t, 40) for t in known[:5]) or "none"
-            found = f"tells nothing of the thread `{shown(thread)}`; it has {len(known)} threads: {names}"
+            found = f"has no record of the thread `{shown(thread)}`; it has {len(known)} threads: {names}"
             raise ConfigError(f"{self.log.name} {found}")
         chain = verify_log(self.log)
         whole = f"whole, {chain.records} records, head {chain.head[:16]}"

@@ -117,7 +117,7 @@ def refused_outside(audience: str | None) -> Flow[CredentialError]:
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.
-        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, "no run is under way here, so that this is on no record")
+        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, "there is no run here, so this refusal is not recorded")
     yield told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 

@@ -227,7 +227,7 @@ class _Minting:
     def wait(self) -> None:
         """Block until it ends. Raises on the event loop that the mint needs."""
         if self._loop is not None and self._loop is _running_loop():
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is having it minted; await `acredential`")
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()
 
     async def await_(self) -> None:

@@ -158,7 +158,7 @@ class BearerSubject:
             or run is None
             or run.subject.principal != subject.principal
         ):
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "the request of the run's subject is not at hand")
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "there is no request of the run's subject here")
         return shown.token
 
     def presented(self, authorization: str | None) -> _Presented:

@@ -323,7 +323,7 @@ class ChildEntry(Entering[Any]):
         marks: list[Change] = []
         if run.paused and not raised and not cut:  # otherwise it would raise its question through the caller
             _log.warning(
-                "agent %s asks on a thread of its own: its caller goes on without the answer", "/".join(run.agent)
+                "agent %s asks on its own thread, so its caller continues without the answer", "/".join(run.agent)
             )
         if self.place is not None and not cut:
             try:

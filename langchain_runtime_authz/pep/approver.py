@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # its module loads the signing library
 
 def _store(engine: Engine) -> Asked:
     if not isinstance(engine.ledger, Asked):
-        raise ConfigError("this ledger cannot list what is asked: it lacks `asked`")
+        raise ConfigError("this ledger cannot list open questions: it lacks `asked`")
     return engine.ledger
 
 

@@ -199,7 +199,7 @@ def test_a_question_of_an_agent_on_its_own_thread_is_told_of(caplog):
     out = told(authz, graph, {"messages": [("user", "hello")]}, THREAD)
     assert "__interrupt__" not in out
     assert ran == []
-    assert "goes on without the answer" in caplog.text
+    assert "continues without the answer" in caplog.text
 
 
 # --- bad input ---

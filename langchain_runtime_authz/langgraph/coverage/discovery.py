@@ -135,7 +135,7 @@ class _Look:
         elif root or id(graph) in self.reached:
             note = _UNPROTECTED
         else:
-            note = "held where `protect` does not look: call `authz.protect` on it too"
+            note = "not found by `protect`: call `authz.protect` on it too"
         route = f"{found.parent}/{found.route}" if not root else ""
         yield Row("entry" if root else "agent", label, label, layers, note, route)
         saver = graph.checkpointer
@@ -156,7 +156,7 @@ class _Look:
             yield Row("cached node", name, label, (), _CACHED, name)
         held = list(object_graph.walk(object_graph.roots_of(node), deep=True, into_tools=False))
         if len(held) >= object_graph.MAX_WALKED:
-            note = f"its code holds more than {object_graph.MAX_WALKED} values: not all were looked at"
+            note = f"its code holds more than {object_graph.MAX_WALKED} values; some were not searched"
             yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
         if bound is not private.DEFAULT_BOUND and not isinstance(bound, private.Pregel):  # a graph's entry is its own
@@ -246,7 +246,7 @@ class _Look:
             if names := ", ".join(dict(object_graph.validators_of(tool.args_schema))):
                 note = "; ".join(filter(None, (note, f"its schema's validators run before the decision: {names}")))
         elif self.hooked and acts_by_itself(tool):
-            note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
+            note = "its class overrides an entry point without callbacks: `authz.guard` it"
         elif self.hooked:
             layers, profiled = ("ambient hook",), self.protection.profiles.of(tool)
             note = (

@@ -82,8 +82,8 @@ def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
 
 WRONG = {
     "no such log": (("report", "nofile.jsonl"), "nofile.jsonl: No such file"),
-    "thread": (("audit", "story", "nobody"), "tells nothing of the thread `nobody`; it has 2 threads: t, other"),
-    "report": (("report", "nobody"), "tells nothing of the thread"),
+    "thread": (("audit", "story", "nobody"), "has no record of the thread `nobody`; it has 2 threads: t, other"),
+    "report": (("report", "nobody"), "has no record of the thread"),
     "decision": (("audit", "explain", "zz"), "no decision begins with `zz`"),
     "empty": (("audit", "explain", ""), "no decision begins"),
     "outcome": (("audit", "show", "--outcome", "maybe"), "--outcome must be one of permit, deny"),

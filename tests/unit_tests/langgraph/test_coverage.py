@@ -357,7 +357,7 @@ def test_tools_that_act_in_a_way_of_their_own_are_no_ambient_hooks() -> None:
         graph = authz.protect(node_graph(lambda state, pay=pay: pay.invoke({"to": "x"})))
         (row,) = [r for r in authz.coverage(graph).rows if r.kind == "tool"]
         assert row.governed is not named
-        assert ("nothing announces" in row.note) is named
+        assert ("without callbacks" in row.note) is named
 
 
 def test_functions_of_tools_that_code_holds_are_named() -> None:
