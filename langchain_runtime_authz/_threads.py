@@ -95,7 +95,9 @@ class Threads:
     correct, acorrect = both(_correct)
 
     def _approvals(self) -> Flow[list[Approval]]:
-        """Return the open questions of this tenant, on every thread. `id` names each.
+        """Return the open questions of this tenant, newest thread first. `id` names each.
+
+        There are at most `ledger.base.MAX_ASKED`.
 
         Raises:
             ConfigError: the ledger cannot list them.

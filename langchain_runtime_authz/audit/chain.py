@@ -43,23 +43,14 @@ Opened = Callable[[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """The result of a verification.
+    """The result of a verification."""
 
-    Attributes:
-        records: number of lines that verified.
-        head: hash of the last of them; pin it elsewhere.
-        ok: whether everything verified.
-        error_line: number (from 1) of the first line that failed, or of the line missing at the end.
-        error: what is wrong with it.
-        file: name of the segment that it is in, if the log has several.
-    """
-
-    records: int
-    head: str
+    records: int  # lines that verified
+    head: str  # hash of the last of them; pin it elsewhere
     ok: bool
-    error_line: int | None = None
-    error: str | None = None
-    file: str = ""
+    error_line: int | None = None  # from 1: the first line that failed, or the one missing at the end
+    error: str | None = None  # what is wrong with it
+    file: str = ""  # name of the segment that it is in, if the log has several
 
     @property
     def where(self) -> str:
@@ -99,9 +90,6 @@ def verify_chain(
         head: the hash that the last line must have, pinned elsewhere. Without it, an edit of the last line or a
             cut at the end is not found.
         joints: receives the records that join segments.
-
-    Raises:
-        OSError: the file cannot be read.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import threading
@@ -87,10 +86,9 @@ class FileSink:
     Several threads and processes may write one file, each through its own sink or one inherited by fork. Every
     write holds an exclusive lock and begins at the file's end.
 
-    If a writer dies, its fragment stays in the file and is named by a `torn` record. With `max_bytes` or `max_age`, a full
-    file becomes a closed segment (`audit.chain`), for all its writers. If another program moves the file, a new one
-    follows. Its first record, `continued`, holds the old head. The next records hold the newest anchor of each tenant's
-    ledger. A shortened file is refused: `chain_broken`. Only `drop_segments` removes segments.
+    If another program moves the file, a new one follows. Its first record, `continued`, holds the old head. The next records
+    hold the newest anchor of each tenant's ledger. A shortened file is refused: `chain_broken`. Only `drop_segments` removes
+    segments.
 
     Args:
         path: of the file; created with mode 0600 if it does not exist.
@@ -129,7 +127,7 @@ class FileSink:
         self._closes_again = 0.0  # next try to close a file that could not be closed
         self._lock = threading.Lock()
         self._fd = -1
-        self._file: tuple[int, int] | None = None  # device and inode of the file written so far
+        self._file: os.stat_result | None = None  # of the file written so far
         # Size of the file at our last read, number of its next line, hash of its last. One value, so that an interrupt
         # leaves either the old or the new.
         self._at = (0, 0, chain.GENESIS)
@@ -149,11 +147,15 @@ class FileSink:
 
     def anchor(self, tenant: str) -> dict[str, Any] | None:
         """Return the newest anchor of a tenant's ledger in the file. Raises `AuditError`."""
+        mark = f'"{ANCHOR}":{{'.encode()
         try:
             for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
-                    if (found := _newest_anchor(file, tenant)) is not None:
-                        return found
+                    for line in _backward(file):
+                        # A request may have such a member too. Only the record's member counts.
+                        record = chain.parse_line(line) or {} if mark in line else {}
+                        if _tenant_of(record) == tenant:
+                            return dict(record[ANCHOR])
             return None
         except OSError as exc:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {exc.strerror}") from None
@@ -201,17 +203,16 @@ class FileSink:
         if not stat.S_ISREG(opened.st_mode):
             self._close()
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name} is not a regular file")
-        file = _inode(opened)
-        if self._file is not None and file != self._file:
+        if self._file is not None and not os.path.samestat(opened, self._file):
             self._left, self._at = self.head, (0, 0, chain.GENESIS)
-        self._file = file
+        self._file = opened
         if self.durable and opened.st_size == 0:
             _sync(self.path.parent)
         self._born = float(chain.first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
 
     def _named(self) -> bool:
         try:
-            return _inode(self.path.stat()) == self._file
+            return self._file is not None and os.path.samestat(self.path.stat(), self._file)
         except FileNotFoundError:
             return False
 
@@ -255,19 +256,22 @@ class FileSink:
             return
         if size < self._at[0]:
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter")
-        lines = last_lines(self._fd, size)
-        if not (open_end := lines[-1] != b""):
-            lines.pop()
         fragments: list[str] = []
-        record = None
-        while lines and (record := chain.parse_line(lines[-1])) is None:
-            fragments.insert(0, chain.line_hash(lines.pop()))
+        record, after, open_end = None, chain.GENESIS, False
+        with os.fdopen(self._fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)
+            for number, line in enumerate(_backward(file)):
+                if number == 0 and not (open_end := line != b""):
+                    continue
+                if (record := chain.parse_line(line)) is not None:
+                    after = chain.line_hash(line)
+                if record is not None or len(fragments) > MAX_FRAGMENTS:
+                    break
+                fragments.insert(0, chain.line_hash(line))
         if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
         if open_end:
             # If only the newline is missing, the record is whole: one byte cannot be torn.
             self._put(b"\n")
-        after = chain.GENESIS if record is None else chain.line_hash(lines[-1])
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
         self._at = (os.fstat(self._fd).st_size, seq, fragments[-1] if fragments else after)
         if fragments:
@@ -380,10 +384,6 @@ def _owned(path: Path) -> str:
     return f"it belongs to user {owner} and cannot be written; give it to this process's user, or name another path"
 
 
-def _inode(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
 @contextmanager
 def _exclusive(fd: int) -> Iterator[None]:
     until = time.monotonic() + LOCK_TIMEOUT
@@ -401,37 +401,18 @@ def _exclusive(fd: int) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def last_lines(fd: int, size: int) -> list[bytes]:
-    """Return the end of the file, split at newlines, with at least the last whole record if there is one."""
-    length = BLOCK
-    with os.fdopen(fd, "rb", closefd=False) as file:  # writes go to the end, whatever the position (O_APPEND)
-        while True:
-            start = file.seek(max(0, size - length))
-            lines = file.read(size - start).split(b"\n")
-            if start == 0:
-                return lines
-            lines = lines[1:]  # the first may begin before `start`
-            if len(lines) > MAX_FRAGMENTS + 2 or any(chain.parse_line(line) for line in reversed(lines[:-1])):
-                return lines
-            length *= 4
+def _backward(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file from its end, without newlines. The first is empty if the file ends with a newline."""
+    end, rest, length = file.seek(0, os.SEEK_END), b"", BLOCK
+    while end > 0:
+        start = file.seek(max(0, end - length))
+        rest, *lines = (file.read(end - start) + rest).split(b"\n")
+        yield from reversed(lines)
+        # A line may be longer than a block.
+        end, length = start, length if lines else 2 * length
+    yield rest
 
 
 def _tenant_of(record: Mapping[str, Any]) -> str | None:
     anchor = record.get(ANCHOR)
     return str(anchor.get("tenant")) if isinstance(anchor, dict) else None
-
-
-def _newest_anchor(file: BinaryIO, tenant: str) -> dict[str, Any] | None:
-    if os.fstat(file.fileno()).st_size == 0:
-        return None
-    mark = f'"{ANCHOR}":{{'.encode()
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        at = len(text)
-        while (at := text.rfind(mark, 0, at)) >= 0:
-            start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-            # A request may have such a member too. Only the record's member counts.
-            record = chain.parse_line(text[start : end if end >= 0 else len(text)]) or {}
-            if _tenant_of(record) == tenant:
-                return dict(record[ANCHOR])
-            at = start
-    return None

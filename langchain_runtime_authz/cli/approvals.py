@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, moment
 from langchain_runtime_authz.cli.keys import Password, as_bytes
-from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant, log_of
+from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant, log_of, note_full
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Approver(NamedTuple):
 
 @app.command("list")
 def list_(store: Store, tenant: Tenant = "default") -> Answer:
-    """List the open questions. Their arguments are shown as inert text.
+    """List at most 1,000 open questions, those of the newest threads first. Their arguments are shown as inert text.
 
     runtime-authz approvals list ledger.db --tenant acme
     """
@@ -45,7 +45,8 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
 
     rows, lines = [], []
     with store.opened() as ledger:
-        found = list(ledger.asked(tenant))
+        found = ledger.asked(tenant)
+    note_full([found])
     for scope, asked in found:
         names = ("id", "subject", "tool", "args_digest", "needed", "question")
         own = {"expires_at": asked.expires_at or None, "approvers": list(asked.approvers)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
-from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of
+from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.facts.inert import inert
 
@@ -19,12 +19,7 @@ app = App(
     help="""List the calls whose outcome nobody knows, and say what became of them.
 
     A process died during such a call, or its end was not recorded. While it is in doubt, the same deed asks for 24 hours.
-    LEDGER is the path of an SQLite file, or a connection string of PostgreSQL.
-
-    \b
-      runtime-authz calls list    ledger.db
-      runtime-authz calls show    ledger.db 4f6c…
-      runtime-authz calls resolve ledger.db 4f6c… --happened --by user:carol --reason "on the statement" """,
+    LEDGER is the path of an SQLite file, or a connection string of PostgreSQL.""",
 )
 
 Key = Annotated[str, Argument(metavar="CALL", help="The call, as `calls list` names it.")]
@@ -33,19 +28,16 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 
 @app.command("list")
 def list_(store: Store, tenant: Of = None) -> Answer:
-    """List the calls in doubt of all tenants, newest first, at most 1,000 of each.
+    """List the calls in doubt of all tenants, newest first: at most 1,000 of each.
 
     \b
     Examples:
       runtime-authz calls list ledger.db --tenant acme
     """
-    from langchain_runtime_authz.ledger.base import MAX_ASKED
-
     with store.opened() as ledger:
         several = [ledger.doubts(each) for each in _tenants(store, tenant)]
     found = [_told(one) for doubts in several for one in doubts]
-    if any(len(doubts) == MAX_ASKED for doubts in several):
-        echo(f"note: only the newest {MAX_ASKED} of a tenant are listed; resolve these to see older ones", err=True)
+    note_full(several)
     text = []
     for told in found:
         text += [told["call"], f"  {inert(str(told['tool']))} at {told['permitted_at']}, for {inert(told['subject'])}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +28,7 @@ app = App(
     help="""Make, look at and tidy a ledger.
 
     LEDGER is the path of an SQLite file, or a connection string of PostgreSQL (a URL, or `host=… dbname=…`) for the
-    role that owns the schema. The application needs a role that is only a member of --role.
-
-    \b
-      runtime-authz ledger migrate postgresql://owner@db/authz
-      runtime-authz ledger status  postgresql://owner@db/authz
-      runtime-authz ledger prune   ledger.db --older-than 90d""",
+    role that owns the schema. The application needs a role that is only a member of --role.""",
 )
 
 Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
@@ -293,6 +289,14 @@ def log_of(audit: Path | None) -> Path | None:
     elif not audit.is_file():
         raise ConfigError(f"there is no audit log at {audit}; name the application's own")
     return audit
+
+
+def note_full(listed: Iterable[Sized]) -> None:
+    """Warn if a tenant's list is full."""
+    from langchain_runtime_authz.ledger.base import MAX_ASKED
+
+    if any(len(found) >= MAX_ASKED for found in listed):
+        typer.echo(f"note: only the newest {MAX_ASKED} are listed; settle these to see older ones", err=True)
 
 
 def _confirm(question: str, yes: bool, as_json: bool) -> None:

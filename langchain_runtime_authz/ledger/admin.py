@@ -1,7 +1,7 @@
 """Operations on a SQL ledger: migrate, prune, accept a corrected clock, accept a restored backup.
 
 `sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for them, in one transaction that
-excludes every other writer.
+excludes every other writer. Each raises `ledger_schema` if this package does not know the ledger's tables.
 """
 
 from __future__ import annotations
@@ -54,11 +54,7 @@ class Pruned(NamedTuple):
 
 
 def version(admin: Admin) -> Version:
-    """Return the ledger's schema version.
-
-    Raises:
-        LedgerError: `ledger_schema`: the tables are not a ledger's.
-    """
+    """Return the ledger's schema version."""
     tables = admin.tables()
     if "migration" not in tables:
         if tables:
@@ -69,11 +65,7 @@ def version(admin: Admin) -> Version:
 
 
 def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...] = MIGRATIONS) -> Version:
-    """Migrate the schema to version `target`. A downgrade drops tables and columns of newer versions.
-
-    Raises:
-        LedgerError: `ledger_schema`: no migration to `target` is known.
-    """
+    """Migrate the schema to version `target`. A downgrade drops tables and columns of newer versions."""
     found = version(admin)
     if not admin.tables():
         admin.run("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
@@ -103,9 +95,6 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     It forgets at most `most` threads, to keep the transaction short. Threads with a living lease, a
     revocation or a call without an outcome are kept. A forgotten thread keeps its epoch, which never decreases. It
     counts as new and its old plans as unplanned, so forgetting denies. The newest commit of each tenant stays in the journal.
-
-    Raises:
-        LedgerError: `ledger_schema`.
     """
     check(version(admin))
     now = admin.now()
@@ -144,13 +133,8 @@ def accept_clock(admin: Admin) -> int:
 
     Otherwise, after a fast clock was corrected, the ledger denies until the time it had recorded. All live leases end,
     so that none outlives its term.
-
-    Raises:
-        LedgerError: `ledger_schema`.
     """
-    check(version(admin))
-    ended, _ = _renewed(admin)
-    return ended
+    return _renewed(admin)[0]
 
 
 def accept_restore(admin: Admin) -> tuple[int, list[str]]:
@@ -158,11 +142,7 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
     Claims, spent orders and answers since the backup are lost. So each thread moves to a new epoch without orders,
     plans or approvals, and all live leases end.
-
-    Raises:
-        LedgerError: `ledger_schema`.
     """
-    check(version(admin))
     tenants, now = _renewed(admin)[1], admin.now()
     latest = f"SELECT max(epoch) FROM epoch e WHERE {_SAME.format('e')}"
     sql = (
@@ -175,6 +155,7 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
     """End all live leases and add a commit for each tenant. Return the number of leases, and the tenants."""
+    check(version(admin))
     # Commits that have read but not yet written start again (`Tx.keep`), even if the server reuses a number.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))
     ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")

@@ -1,9 +1,7 @@
 """The ledger's protocol: the record of a thread, outside the graph's state.
 
-`load` reads one consistent snapshot of one thread. `commit` applies all changes of a list (`ledger.changes`)
-in one transaction, or none. `status` tells whether a jti is live. A store that outlives its process is also `Anchored`.
-Changes contain their rules, so a store only reads and writes rows. Every store passes one contract suite
-(`testing.ledger_suite.LedgerContract`).
+Changes (`ledger.changes`) contain their rules, so a store only reads and writes rows. Every store passes one contract
+suite (`testing.ledger_suite.LedgerContract`).
 
 Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or field may be added, with a default that keeps
 the old meaning. None is renamed, removed or redefined. A store must refuse a change that it does not know.
@@ -28,10 +26,6 @@ from langchain_runtime_authz.grant import Grant
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.changes import Change
-
-__all__ = ["LAPSED", "MAX_ASKED", "MAX_EDGES", "MAX_MARKS", "PROTOCOL_VERSION", "AgentPath", "Anchor", "Anchored", "Approval",
-           "Asked", "CallRow", "CallState", "Committed", "Conflict", "Doubt", "Doubted", "Guard", "Lease", "LeaseState", "Ledger", "Query",
-           "Scope", "Snapshot", "TokenStatus"]  # fmt: skip
 
 PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds after expiry during which a lease that was not ended counts as under way
@@ -59,40 +53,30 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one agent to act in one root entry. Unlike a token, it has no signature or secret.
-
-    `expires_at` and `started_at` are ledger time in epoch seconds. `parent` is the jti of the lease from which it was
-    attenuated. `agent` is the path from the root agent.
-    """
+    """The right of one agent to act in one root entry. Unlike a token, it has no signature or secret."""
 
     jti: str
     run_id: str
-    agent: AgentPath
+    agent: AgentPath  # from the root agent
     epoch: int
-    started_at: int
+    started_at: int  # ledger time in epoch seconds, like `expires_at`
     expires_at: int
     grant: Grant | None = None
-    parent: str | None = None
+    parent: str | None = None  # jti of the lease from which it was attenuated
     state: LeaseState = "live"
 
 
 class CallRow(NamedTuple):
-    """The recorded state of a call. `void`: an operator found that it did not happen (`ResolveCall`).
-
-    Attributes:
-        result: JSON text, for calls that must not run twice.
-        deed: names all calls with the same effect on the same target; "" if it has no side effect.
-        at: ledger time of its claim.
-        about: other facts, until the call ends: tool, decision, idempotency key, who resolved it; `again` if another
-            call has begun the same deed.
-    """
+    """The recorded state of a call. `void`: an operator found that it did not happen (`ResolveCall`)."""
 
     key: str
     state: CallState
     jti: str
-    result: str | None = None
-    deed: str = ""
-    at: float = 0.0
+    result: str | None = None  # JSON text, for calls that must not run twice
+    deed: str = ""  # names all calls with the same effect on the same target; "" if it has no side effect
+    at: float = 0.0  # ledger time of its claim
+    # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; `again` if another call has
+    # begun the same deed.
     about: Mapping[str, Any] | None = None
 
 
@@ -132,104 +116,66 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """One question to an approver and its answer, for one call key and its exact arguments.
-
-    Attributes:
-        epoch: of the task that asked. `task_id`, `round` and `position` are its graph task, interrupt, and index in the
-            interrupt's list.
-        approver, authenticated, message: of the answer.
-        agent, plan_id, place, call_id, tool: the call in question, the one at `place` in the agent's message.
-        within: calls (agent path, call id) of parent agents that wait for its outcome.
-        edited: JSON text of the action (`{"name", "args"}`) by which the approver replaced the call. The approval is
-            for this action.
-        expires_at: ledger time, 0 for never.
-        allowed: decisions that the approver may take.
-        id: id of this question; a second question about the same call has another.
-        subject, run_id: on whose behalf and in which run it is asked.
-        question: its text, inert (`facts.inert`).
-        needed, approvers: how many must approve, and who has approved.
-        distinct: neither the subject, under any type, nor anybody in `behind` may approve.
-        behind: those for whom the subject acts.
-        trace: the W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it.
-        doubts: the doubts (`Doubt.name`) that the question names.
-        eligible, fallback: who may answer (empty: anybody), and who may also answer after `fallback_at`, as `type:id`.
-    """
+    """One question to an approver and its answer, for one call key and its exact arguments."""
 
     call_key: str
     args_digest: str
-    epoch: int
-    task_id: str = ""
-    round: int = 0
-    position: int = 0
+    epoch: int  # of the task that asked
+    task_id: str = ""  # of the graph task
+    round: int = 0  # index of its interrupt
+    position: int = 0  # index in that interrupt's list
     state: ApprovalState = "asked"
     source: Literal["interrupt", "hitl", "application"] = "interrupt"
-    approver: str = ""
+    approver: str = ""  # of the answer, like the next two
     authenticated: bool = False
     message: str = ""
     interrupt_id: str = ""
-    agent: AgentPath = ()
-    plan_id: str | None = None
-    place: int | None = None
+    agent: AgentPath = ()  # of the call in question
+    plan_id: str | None = None  # of that agent's message
+    place: int | None = None  # of the call in that message
     call_id: str | None = None
     tool: str = ""
-    within: tuple[tuple[AgentPath, str], ...] = ()
-    edited: str = ""
-    expires_at: int = 0
-    allowed: tuple[str, ...] = ()
-    id: str = ""
-    subject: str = ""
+    within: tuple[tuple[AgentPath, str], ...] = ()  # calls (agent path, call id) of parent agents that wait
+    edited: str = ""  # JSON text (`{"name", "args"}`) of the action that replaces the call, and is approved
+    expires_at: int = 0  # ledger time, 0 for never
+    allowed: tuple[str, ...] = ()  # decisions that the approver may take
+    id: str = ""  # of this question; a second question about the same call has another
+    subject: str = ""  # on whose behalf it is asked
     run_id: str = ""
-    question: str = ""
-    needed: int = 1
-    distinct: bool = False
-    eligible: tuple[str, ...] = ()
-    fallback: tuple[str, ...] = ()
+    question: str = ""  # its text, inert (`facts.inert`)
+    needed: int = 1  # how many must approve
+    distinct: bool = False  # neither the subject, under any type, nor anybody in `behind` may approve
+    eligible: tuple[str, ...] = ()  # who may answer, as `type:id` (empty: anybody)
+    fallback: tuple[str, ...] = ()  # who may also answer after `fallback_at`
     fallback_at: int = 0
-    approvers: tuple[str, ...] = ()
-    behind: tuple[str, ...] = ()
-    trace: str = ""
-    doubts: tuple[str, ...] = ()
+    approvers: tuple[str, ...] = ()  # who has approved
+    behind: tuple[str, ...] = ()  # those for whom the subject acts
+    trace: str = ""  # W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it
+    doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
 
 
 @dataclass(slots=True)
 class Query:
-    """The parts of a thread that a step needs. Each part is bounded.
-
-    Attributes:
-        plan: (agent path, message id) of the plan to load, in its newest record.
-        planned_call: (agent path, call id) of the plan to load, if the message is not known.
-        calls: keys of calls; loads their rows and approvals.
-        agent: the agent whose revocation is looked up.
-        log: add the pinned texts and whether a root entry is under way or live. Only root entries need it.
-        asks: add the open questions. Only root entries need them.
-        marks: names of marks to load.
-        values: keys (`facts.provenance.forms.key`) whose sightings to load.
-        counters: budgets whose counts to load.
-        deeds: deeds (`CallRow.deed`) whose `OPEN` calls to load, from all threads of the subject.
-    """
+    """The parts of a thread that a step needs. Each part is bounded."""
 
     jti: str | None = None
-    plan: tuple[AgentPath, str] | None = None
-    planned_call: tuple[AgentPath, str] | None = None
-    calls: tuple[str, ...] = ()
-    agent: AgentPath = ()
-    log: bool = False
-    asks: bool = False
+    plan: tuple[AgentPath, str] | None = None  # (agent path, message id), in its newest record
+    planned_call: tuple[AgentPath, str] | None = None  # (agent path, call id), if the message is not known
+    calls: tuple[str, ...] = ()  # keys of calls: loads their rows and approvals
+    agent: AgentPath = ()  # whose revocation is looked up
+    log: bool = False  # pinned texts, and whether a root entry is under way or live; only for root entries
+    asks: bool = False  # open questions; likewise
     marks: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
-    counters: tuple[str, ...] = ()
-    deeds: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()  # keys (`facts.provenance.forms.key`) whose sightings to load
+    counters: tuple[str, ...] = ()  # budgets whose counts to load
+    deeds: tuple[str, ...] = ()  # (`CallRow.deed`) whose `OPEN` calls to load, from all threads of the subject
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """One consistent view. `now` is ledger time, which is authoritative (epoch seconds).
+    """One consistent view."""
 
-    `underway`: a root entry holds a lease that it has not ended, also if its process died within `LAPSED` seconds.
-    `live`: that lease has not expired.
-    """
-
-    now: float
+    now: float  # ledger time, which is authoritative (epoch seconds)
     exists: bool
     subject: str
     epoch: int
@@ -245,8 +191,8 @@ class Snapshot:
     pending: tuple[HumanText, ...] = ()
     asks: tuple[Approval, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
-    underway: bool = False
-    live: bool = False
+    underway: bool = False  # a root entry holds a lease that it has not ended, also if its process died within `LAPSED`
+    live: bool = False  # that lease has not expired
     values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[Doubt, ...] = ()
@@ -320,7 +266,7 @@ class Asked(Protocol):
     """A store that lists the open questions of all threads of a tenant."""
 
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-        """Return at most `MAX_ASKED` open questions, oldest thread first, or only the question `id`."""
+        """Return at most `MAX_ASKED` open questions, newest thread first, or only the question `id`."""
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
         """Do as `asked`, without blocking the event loop."""

@@ -18,24 +18,21 @@ TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 
 @dataclass(slots=True)
 class ClaimCall(Change):
-    """Claim the call. `repeatable`: it is a read, or declared idempotent, or approved.
+    """Claim the call.
 
     A new, suspended or void call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
     `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
-    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of the
-    tokens to mint for this call. They live as long as the claim. `deed` and `about` are those of `CallRow`. If the
-    thread's `subject` is given, the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`). `despite` names the
-    doubts that the approver was told of; `None` means all.
+    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died.
     """
 
     key: str
     jti: str
-    repeatable: bool
-    tokens: tuple[str, ...] = ()
-    deed: str = ""
+    repeatable: bool  # it is a read, or declared idempotent, or approved
+    tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
+    deed: str = ""  # of `CallRow`, like `about`
     about: Mapping[str, Any] | None = None
-    subject: str = ""
-    despite: tuple[str, ...] | None = ()
+    subject: str = ""  # of the thread; if given, the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`)
+    despite: tuple[str, ...] | None = ()  # the doubts that the approver was told of; `None` means all
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)

@@ -100,7 +100,7 @@ class MemoryLedger:
         with self._lock:
             found = (
                 (scope, a)
-                for scope, thread in self._threads.items()
+                for scope, thread in reversed(self._threads.items())
                 if scope.tenant == tenant
                 for a in thread.approvals.values()
                 if a.state == "asked" and a.id and id in (None, a.id)

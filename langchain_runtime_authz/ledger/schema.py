@@ -42,7 +42,6 @@ class Migration:
 
     version: int
     min_reader: int
-    what: str
     up: tuple[str, ...]
     down: tuple[str, ...]
 
@@ -57,7 +56,6 @@ MIGRATIONS: Final = (
     Migration(
         1,
         1,
-        "threads, leases, plans, calls, approvals",
         (
             f"CREATE TABLE thread ({_OF}, scope TEXT NOT NULL, subject TEXT NOT NULL, history TEXT NOT NULL,"
             " at {d.real} NOT NULL, PRIMARY KEY (tenant, thread)) {d.compact}",
@@ -104,7 +102,6 @@ MIGRATIONS: Final = (
     Migration(
         2,
         1,
-        "the journal: every commit's anchor and time",
         (
             "CREATE TABLE journal (position {d.serial}, tenant TEXT NOT NULL, thread {d.bytes} NOT NULL,"
             " nonce TEXT NOT NULL, at {d.real} NOT NULL)",
@@ -115,7 +112,6 @@ MIGRATIONS: Final = (
     Migration(
         3,
         3,  # an older writer would not record the deed
-        "calls in doubt: what was done, to what, when",
         (
             "ALTER TABLE call ADD COLUMN deed TEXT NOT NULL DEFAULT ''",
             "ALTER TABLE call ADD COLUMN at {d.real} NOT NULL DEFAULT 0",
@@ -134,11 +130,7 @@ SCHEMA: Final = MIGRATIONS[-1].version
 
 
 def check(found: Version) -> None:
-    """Refuse a schema that this package cannot use.
-
-    Raises:
-        LedgerError: `ledger_schema`.
-    """
+    """Refuse a schema that this package cannot use (`ledger_schema`)."""
     if found.version < SCHEMA:
         raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}")
     if found.min_reader > SCHEMA:

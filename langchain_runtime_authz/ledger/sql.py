@@ -32,9 +32,9 @@ WORKERS: Final = 8  # threads for the async methods
 URGENT: Final = 6  # attempts of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
 DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock while that is not read
-_ASKED: Final = (  # least recently used thread first
+_ASKED: Final = (  # most recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
-    " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at, a.thread, a.key"
+    " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at DESC, a.thread, a.key"
 )
 _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"

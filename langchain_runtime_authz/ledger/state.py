@@ -56,11 +56,7 @@ class Forgotten:
 
 @dataclass(slots=True)
 class Thread:
-    """One thread's rows. A store may load only the rows in `Needs`.
-
-    `plans` holds the records by epoch, `by_call` the newest record by (agent, call id). `issued` are the jtis that the
-    current commit issues, each with its call (None for a lease) and its lease.
-    """
+    """One thread's rows. A store may load only the rows in `Needs`."""
 
     exists: bool = False
     subject: str = ""
@@ -72,14 +68,15 @@ class Thread:
     marks: dict[str, str] = field(default_factory=dict)
     revoked: set[b.AgentPath] = field(default_factory=set)
     leases: dict[str, b.Lease] = field(default_factory=dict)
-    plans: dict[PlanKey, dict[int, PlanRecord]] = field(default_factory=dict)
-    by_call: dict[PlanKey, PlanRecord] = field(default_factory=dict)
+    plans: dict[PlanKey, dict[int, PlanRecord]] = field(default_factory=dict)  # by epoch
+    by_call: dict[PlanKey, PlanRecord] = field(default_factory=dict)  # the newest, by agent and call id
     calls: dict[str, b.CallRow] = field(default_factory=dict)
     approvals: dict[str, b.Approval] = field(default_factory=dict)
     edges: dict[EdgeKey, Edge] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
     rates: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
     values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
+    # The jtis that the current commit issues, each with its call (`None` for a lease) and its lease.
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
     # Deed → call key → its thread, for all `OPEN` calls of the store, or those in `Needs`.
@@ -122,31 +119,26 @@ class Thread:
 
 @dataclass(slots=True)
 class Needs:
-    """The rows that a query or commit reads, besides subject, epoch, task, history and revocations.
-
-    `leases` are jtis and `calls` keys; each call brings the lease that holds it. `below` adds the leases below these
-    jtis, and their calls. `living` means all live leases, `open` all open or approved questions, `unmarked` prefixes of
-    marks. Commits that share one of the `turns` exclude each other.
-    """
+    """The rows that a query or commit reads, besides subject, epoch, task, history and revocations."""
 
     leases: set[str] = field(default_factory=set)
-    below: set[str] = field(default_factory=set)
-    living: bool = False
+    below: set[str] = field(default_factory=set)  # jtis whose child leases are read, with their calls
+    living: bool = False  # all live leases
     plans: set[PlanKey] = field(default_factory=set)
     by_call: set[PlanKey] = field(default_factory=set)
-    calls: set[str] = field(default_factory=set)
+    calls: set[str] = field(default_factory=set)  # keys; each brings the lease that holds it
     approvals: set[str] = field(default_factory=set)
-    open: bool = False
+    open: bool = False  # all open or approved questions
     edges: bool = False
     budgets: set[str] = field(default_factory=set)
     rates: set[tuple[str, int]] = field(default_factory=set)
     log: bool = False
     pending: bool = False
     marks: set[str] = field(default_factory=set)
-    unmarked: set[str] = field(default_factory=set)
+    unmarked: set[str] = field(default_factory=set)  # prefixes of marks
     values: set[str] = field(default_factory=set)
     deeds: set[str] = field(default_factory=set)
-    turns: set[str] = field(default_factory=set)
+    turns: set[str] = field(default_factory=set)  # commits that share one exclude each other
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:
@@ -182,10 +174,8 @@ def opened(
 def ledger_time(clock: float, latest: float) -> float:
     """Return ledger time, given the clock and the latest time that the ledger has seen.
 
-    Ledger time never goes back, so that an expiry is final. It stands still for a clock set back a little.
-
-    Raises:
-        LedgerError: `ledger_clock`: the clock was set back by more than `CLOCK_SLACK`.
+    Ledger time never goes back, so that an expiry is final. It stands still for a clock set back a little. A clock
+    that was set back by more than `CLOCK_SLACK` raises `ledger_clock`.
     """
     if clock >= latest:
         return clock

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.ledger import base
+from langchain_runtime_authz.ledger.calls import AskApproval
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from tests.attack._approvals import ANN, Scene, human, payment
 from tests.attack.test_approval_abuse import FOUR_EYES, policy
@@ -57,6 +60,21 @@ def test_what_waits_is_listed_inert(tmp_path: Path) -> None:
     (row,) = json.loads(approvals("list", desk.file, "--json").stdout)
     assert (row["id"], row["tool"], row["needed"], row["thread"]) == (desk.ask_id, "pay", 1, "t")
     assert approvals("list", desk.file, "--tenant", "other").stdout.strip() == "0 open"
+
+
+def test_a_full_list_holds_the_newest_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest ones are left out, never the newest."""
+    ledger = SqliteLedger(file := tmp_path / "ledger.db")
+    for thread in ("old", "new"):
+        asked = base.Approval("k", "digest", 1, id=f"{thread}-question", question="Pay?")
+        ledger.commit(base.Scope("default", "issuer", "agent", thread), None, [AskApproval(asked)])
+    whole = approvals("list", file)
+    assert whole.stdout.index("agent/new") < whole.stdout.index("agent/old")
+    assert "note" not in whole.stderr
+    monkeypatch.setattr(base, "MAX_ASKED", 1)
+    cut = approvals("list", file)
+    assert "agent/new" in cut.stdout and "agent/old" not in cut.stdout
+    assert "only the newest 1 are listed" in cut.stderr
 
 
 def test_a_person_approves_and_the_graph_goes_on(tmp_path: Path) -> None:

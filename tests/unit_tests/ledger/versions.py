@@ -21,7 +21,6 @@ SCOPE = Scope("acme", "issuer", "graph", "thread")
 NEXT = Migration(
     SCHEMA + 1,
     1,
-    "what comes next",
     (
         "ALTER TABLE lease ADD COLUMN attested INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE call ADD COLUMN worth {d.real}",
