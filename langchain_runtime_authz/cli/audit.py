@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import math
 import re
 import time
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -26,6 +25,7 @@ from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, s
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines
 from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.facts.local_time import seconds_of
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.chain import ChainReport
@@ -79,7 +79,8 @@ class Filter(NamedTuple):
     until: Annotated[str | None, Option(metavar="TIME", help="Likewise.")] = None
 
     def keep(self) -> Callable[[Step], bool]:
-        first, last = _time(self.since, -math.inf), _time(self.until, math.inf)
+        first = -math.inf if self.since is None else seconds_of(self.since)
+        last = math.inf if self.until is None else seconds_of(self.until)
 
         def keep(step: Step) -> bool:
             of = self.subject in (None, step.subject, step.subject.partition(":")[2])
@@ -185,16 +186,6 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
         raise ConfigError(f"{found} with `{shown(decision)}`; give the id that a message or `audit show` has")
     step = decided[-1]
     return Answer({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
-
-
-def _time(text: str | None, default: float) -> float:
-    if text is None:
-        return default
-    try:
-        at = datetime.datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise ConfigError(f"`{shown(text)}` is not a time; write it like 2026-11-27T08:00") from exc
-    return (at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 @app.command("verify")
@@ -363,8 +354,8 @@ def rule_lines(reason: str) -> list[int]:
     return [number for number, line in enumerate(text, 1) if re.search(given, line)]
 
 
-def read_results(path: Path) -> dict[str, Counter[str]]:
-    """Return how often each test passed, failed or was skipped. A parametrised case also counts for its function."""
+def read_results(path: Path) -> dict[str, str]:
+    """Return the worst result of each test. A parametrised case also counts for its function."""
     from xml.etree import ElementTree
 
     try:
@@ -374,18 +365,18 @@ def read_results(path: Path) -> dict[str, Counter[str]]:
         wrong = str(exc)
     if wrong:
         raise ConfigError(f"{path.name} is not a JUnit report: {wrong}")
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    found: dict[str, str] = {}
     for case in root.iter("testcase"):
         kinds = {child.tag for child in case}
         result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         node = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}"
         for at in {node, node.partition("[")[0]}:
-            found[at][result] += 1
+            found[at] = min(found.get(at, result), result, key=_WORST.index)
     return found
 
 
-def _tests(nodes: Iterable[str], seen: Mapping[str, Counter[str]]) -> list[dict[str, str]]:
-    return [{"test": n, "result": next((r for r in _WORST if seen.get(n, Counter()).get(r)), "not run")} for n in nodes]
+def _tests(nodes: Iterable[str], seen: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"test": node, "result": seen.get(node, "not run")} for node in nodes]
 
 
 def controls_document(results: Path | None = None) -> dict[str, Any]:
@@ -403,7 +394,7 @@ def controls_document(results: Path | None = None) -> dict[str, Any]:
     return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
 
 
-def _rule(rule: dict[str, Any], seen: Mapping[str, Counter[str]]) -> dict[str, Any]:
+def _rule(rule: dict[str, Any], seen: Mapping[str, str]) -> dict[str, Any]:
     # The first test is the one that every rule has: a request that this rule alone decides.
     tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
     worst = min((t["result"] for t in tests), key=_WORST.index)

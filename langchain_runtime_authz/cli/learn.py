@@ -131,10 +131,16 @@ def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
             yield before + name, value
 
 
+def _flow(value: Any) -> str:
+    from langchain_runtime_authz.cli._proposal import flow
+
+    return flow(value)
+
+
 def _draft(name: str, seen: _Seen) -> str:
     from langchain_core.tools import StructuredTool
 
-    from langchain_runtime_authz.cli._proposal import flow, propose
+    from langchain_runtime_authz.cli._proposal import propose
 
     schema = {"type": "object", "properties": {n: _schema(values) for n, values in seen.args.items()}}
     tool = StructuredTool(name=name, description=name, args_schema=schema, func=print)
@@ -144,7 +150,7 @@ def _draft(name: str, seen: _Seen) -> str:
     text.insert(2, "    verdict: ask  # as long as nobody reviewed it")
     if seen.outcomes["approved"] >= ENOUGH and seen.outcomes["rejected"] == 0:
         text.append("    # verdict: permit  # DOUBT: every question was approved; you would answer for each call")
-    text += [f"    # {flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
+    text += [f"    # {_flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
     return "\n".join(text) + "\n"
 
 
@@ -161,11 +167,9 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 def _varied(values: list[Any]) -> str:
     """Say in a line what was given: the one value, or the first of several, and of lists their items."""
-    from langchain_runtime_authz.cli._proposal import flow
-
     several = _distinct(values)
     items = several if len(several) == 1 else _distinct([*chain(*(v if isinstance(v, list) else [v] for v in several))])
-    shown = [text if len(text := flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
+    shown = [text if len(text := _flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
     shown += ["…"] if len(items) > CHOICES else []
     said = "always" if len(several) == 1 else f"{len(several)} values in {len(values)} calls, of"
     return f"{said} {', '.join(shown)}" if several else "always from outside"
@@ -173,27 +177,23 @@ def _varied(values: list[Any]) -> str:
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
     """Yield a step for each tool that asked and whose calls ran, with the values that it was given."""
-    from langchain_runtime_authz.cli._proposal import flow
-
     for name, one in seen.items():
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
             continue
-        yield f"      - id: {flow(name)}\n        tool: {flow(name)}\n        args:\n"
+        yield f"      - id: {_flow(name)}\n        tool: {_flow(name)}\n        args:\n"
         for argument, values in one.args.items():
-            yield f"          {_ordered(flow(argument), values)}\n"
+            yield f"          {_ordered(_flow(argument), values)}\n"
 
 
 def _ordered(argument: str, values: list[Any]) -> str:
     """Return what a step says of an argument with these values: the one, a choice, or a text."""
-    from langchain_runtime_authz.cli._proposal import flow
-
     several = _distinct(values)
     scalar = all(isinstance(v, str | int | float) for v in several)
     lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)
     if len(several) == 1 and several != [[]] and (scalar or lists):
-        return f"{argument}: {flow(several[0])}"
+        return f"{argument}: {_flow(several[0])}"
     if lists:
         return f"# {argument}: []  # DOUBT: {_varied(values)}; name the items"
     few = scalar and len(several) <= CHOICES and not any(isinstance(v, str) and " " in v for v in several)
-    return f"{argument}: {flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"
+    return f"{argument}: {_flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"

@@ -28,7 +28,7 @@ from langchain_runtime_authz.langgraph.checkpoints import WATCHED, said
 from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, approval_ids, is_ours, remaining
+from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, approval_ids, remaining
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
@@ -269,7 +269,7 @@ def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
     """Return a state's open interrupts. Ours need a question in the ledger."""
     waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}
-    return tuple(i for i in state.interrupts if not is_ours(i.value) or i.id in waiting)
+    return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:

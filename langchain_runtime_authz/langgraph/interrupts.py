@@ -287,7 +287,7 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
     """Record an `Interrupt` that asks about a message's calls. Otherwise the tool node asks itself."""
-    if message is None or not message.id or approvals.is_ours(asked.value):
+    if message is None or not message.id or approvals.approval_ids(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
     calls = _asked_about(requests, message)

@@ -78,15 +78,10 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the ids of the questions in a `payload`. It is empty for another interrupt's value."""
+    """Return the ids of the questions in the ledger that a `payload` asks, or none for another value."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(ids) and len(ids) == len(asked) else []
-
-
-def is_ours(value: object) -> bool:
-    """Return True if an interrupt's value is a `payload` whose calls all have a question in the ledger."""
-    return bool(approval_ids(value))
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:

@@ -25,17 +25,6 @@ app = App(
     POLICY is a project directory (`policy init`), a bundle (`policy build`) or an edited data.json. Without POLICY
     the shipped policy is used.
 
-    \b
-      init     start a project: data, profiles, grants, cases
-      check    find what is wrong with it
-      test     run its cases, and its Rego tests
-      diff     show which recorded decisions an edit would change, before it ships
-      replay   decide a recorded log again by a policy of today
-      explain  show why a decision was made, and what would change it
-      try      decide a request in a file, at each save
-      build    make one signed revision, for `ReloadingPDP`
-      schema   print the JSON Schema of the request that policies read
-
     Exit codes: 0; 1 for a finding (a failed case, a flip); 2 if a command could not do its work.""",
 )
 

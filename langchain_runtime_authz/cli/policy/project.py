@@ -7,9 +7,6 @@ with an `entrypoint` for a policy that does not build on the shipped one). It ma
 
 A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
 without Rego, a `policy.wasm` with its `data.json`.
-
-A file that looks like a part of a policy but is in the wrong place is an error (`unread`): its author believes that
-the rule holds.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +30,7 @@ from pydantic import ValidationError
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
-from langchain_runtime_authz.facts.local_time import checked_zone, local_time
+from langchain_runtime_authz.facts.local_time import checked_zone, local_time, seconds_of
 from langchain_runtime_authz.pap.bundle import (
     CEDAR,
     DATA,
@@ -104,7 +100,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
 
 
 def unread(source: Path) -> list[str]:
-    """Return `file: where it belongs` for each file of a policy that is in the wrong place."""
+    """Return `file: where it belongs` for each file of a policy that is in the wrong place. Its author believes it holds."""
     if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
         return []
     own = (source / PROJECT).is_file()
@@ -215,7 +211,7 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
             raise invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
         try:
             given = case.get("request") or {}
-            now = NOW if "at" not in case else _seconds(str(case["at"]), zone)
+            now = NOW if "at" not in case else int(seconds_of(str(case["at"]), zone))
             request = example_request(given, now=now)
             if zone is not None and not any(path.startswith("context.local") for path in given):
                 request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)
@@ -227,14 +223,6 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
         rest = {name: value for name, value in case.items() if name != "at"}
         found.append({**rest, "request": json.loads(request.to_json())})
     return found
-
-
-def _seconds(text: str, zone: ZoneInfo | None) -> int:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise invalid(f"`at` is `{text}`, which is not a time; write it like 2026-11-27 18:30") from None
-    return int((at if at.tzinfo is not None else at.replace(tzinfo=zone or UTC)).timestamp())
 
 
 def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy:

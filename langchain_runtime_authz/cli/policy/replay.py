@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz.audit.chain import Opened, read_log, verified
+from langchain_runtime_authz.audit.chain import read_log, verified
 from langchain_runtime_authz.audit.record import place
 from langchain_runtime_authz.audit.seal import opener
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
@@ -38,35 +39,19 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A policy's decision and its request. A record holds only the types of obligations."""
+    """A policy's decision and its request. A record holds only the types of obligations. `str` is its name."""
 
     decision_id: str
     revision: str
     request: EvaluationRequest
     answered: Answered
 
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """A recorded request that is decided differently: another outcome, or other obligations. `str` is its name."""
-
-    recorded: Recorded
-    before: Answered
-    after: Answered
-
-    @property
-    def turns(self) -> bool:
-        return self.before.outcome != self.after.outcome
-
     def __str__(self) -> str:
-        request = self.recorded.request
-        return f"{self.recorded.decision_id[:12]}  {request.action.name} {asked(request)}"
+        return f"{self.decision_id[:12]}  {self.request.action.name} {asked(self.request)}"
 
     def to_dict(self) -> dict[str, Any]:
-        request = self.recorded.request
-        about = {"action": request.action.name, "resource": request.resource.id}
-        changed = {"before": self.before._asdict(), "after": self.after._asdict()}
-        return {"decision_id": self.recorded.decision_id, **about, **changed}
+        about = {"action": self.request.action.name, "resource": self.request.resource.id}
+        return {"decision_id": self.decision_id, **about}
 
 
 def asked(request: EvaluationRequest) -> str:
@@ -79,17 +64,14 @@ def asked(request: EvaluationRequest) -> str:
     return f"{request.resource.id}({shown})"
 
 
-def refused(path: Path, wanted: str) -> tuple[str, ...]:
-    """Return the codes of a decision that the enforcement point made itself; none if there is no such decision."""
-    own = (r for r in read_log(path, wanted) if r and r["kind"] == "decision" and r.get("failure") is not None)
-    return next((tuple(map(str, r["reasons"])) for r in own if str(r.get("decision_id")).startswith(wanted)), ())
+def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
+    """Return the decisions of a log that can be made again, not the enforcement point's own, and how many cannot.
 
-
-def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recorded], int]:
-    """Return the decisions of a log that can be made again, not the enforcement point's own, and how many cannot."""
-    verified(path)
+    Raises `ConfigError`: none of them can.
+    """
+    verified(log)
     found, lost = [], 0
-    for record in read_log(path, opened=opened):
+    for record in read_log(log, opened=opener(*key) if key else None):
         if record is not None and record["kind"] == "decision" and record.get("failure") is None:
             try:
                 if record.get("erased") or not record.get("request"):
@@ -100,6 +82,10 @@ def read_decisions(path: Path, opened: Opened | None = None) -> tuple[list[Recor
                 found.append(Recorded(str(record["decision_id"]), str(record["policy_revision"]), request, answered))
             except (ValidationError, ValueError, KeyError, TypeError):
                 lost += 1
+    if not found:
+        sealed = "write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
+        why = f"it has no contents; {sealed}" if lost else "it is empty"
+        raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
     return found, lost
 
 
@@ -122,14 +108,6 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
 def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     evaluator = Evaluator(pdp, deadline=600)
     return [evaluator.evaluate([request.to_json()])[0] for request in requests]
-
-
-def differences(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
-    """Return the requests that `after` decides or obliges differently than `before`, or than the log."""
-    requests = [r.request for r in recorded]
-    old = [r.answered for r in recorded] if before is None else _decided(before, requests, whole=True)
-    found = map(Flip, recorded, old, _decided(after, requests, whole=before is not None))
-    return [f for f in found if f.turns or f.before.obligations != f.after.obligations]
 
 
 def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bool) -> list[Answered]:
@@ -202,56 +180,43 @@ _OTHER: Final[tuple[tuple[str, str, Any], ...]] = (
 )
 
 
-def _at(path: str, value: Any) -> Edit:
+def _set(path: str, value: Any, document: dict[str, Any]) -> None:
     """Set a member, or some members of an object."""
-
-    def edit(document: dict[str, Any]) -> None:
-        node, last = place(document, path)
-        if last in node or path.count("/") < 4:  # noqa: PLR2004  (a profile's and the context's own)
-            node[last] = {**(node.get(last) or {}), **value} if isinstance(value, dict) else value
-
-    return edit
+    node, last = place(document, path)
+    if last in node or path.count("/") < 4:  # noqa: PLR2004  (a profile's and the context's own)
+        node[last] = {**(node.get(last) or {}), **value} if isinstance(value, dict) else value
 
 
-def _approved(*, authenticated: bool) -> Edit:
-    def edit(document: dict[str, Any]) -> None:
-        if call := document["context"].get("call"):
-            given = {"source": "interrupt", "approver": "somebody", "authenticated": authenticated}
-            document["context"]["approval"] = {**given, "args_digest": call["args_digest"]}
-
-    return edit
+def _approve(authenticated: bool, document: dict[str, Any]) -> None:
+    if call := document["context"].get("call"):
+        given = {"source": "interrupt", "approver": "somebody", "authenticated": authenticated}
+        document["context"]["approval"] = {**given, "args_digest": call["args_digest"]}
 
 
-def _unread(name: str) -> Edit:
-    def edit(document: dict[str, Any]) -> None:
-        history = document["context"]["history"]
-        for fact in ("classes_read", "classes_held"):
-            if history.get(fact) is not None:
-                history[fact] = [c for c in history[fact] if c != name]
-
-    return edit
+def _unread(name: str, document: dict[str, Any]) -> None:
+    history = document["context"]["history"]
+    for fact in ("classes_read", "classes_held"):
+        if history.get(fact) is not None:
+            history[fact] = [c for c in history[fact] if c != name]
 
 
-def _without(path: str) -> Edit:
-    def edit(document: dict[str, Any]) -> None:
-        node, last = place(document, path)
-        node.pop(last, None)
-
-    return edit
+def _drop(path: str, document: dict[str, Any]) -> None:
+    node, last = place(document, path)
+    node.pop(last, None)
 
 
 def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
-    yield "an approver approves exactly this call", _approved(authenticated=False)
-    yield "an authenticated approver approves exactly this call", _approved(authenticated=True)
-    yield "the run has no grant that limits it", _at("/context/lease/grant", None)
+    yield "an approver approves exactly this call", partial(_approve, False)
+    yield "an authenticated approver approves exactly this call", partial(_approve, True)
+    yield "the run has no grant that limits it", partial(_set, "/context/lease/grant", None)
     for name in request["context"]["lease"]["grant"] or {}:
-        yield f"the grant does not limit `{name}`", _without(f"/context/lease/grant/{name}")
+        yield f"the grant does not limit `{name}`", partial(_drop, f"/context/lease/grant/{name}")
     for word, path, value in _MILDER:
-        yield word, _at(path, value)
+        yield word, partial(_set, path, value)
     for name in request["context"]["history"]["classes_read"]:
-        yield f"no `{name}` data was read before", _unread(name)
+        yield f"no `{name}` data was read before", partial(_unread, name)
     for word, path, value in _OTHER:
-        yield word, _at(path, value)
+        yield word, partial(_set, path, value)
 
 
 def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
@@ -293,34 +258,21 @@ def _tried(pdp: PDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decisio
     return decide(pdp, [request])[0]
 
 
-def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
-    """Return what `read_decisions` does. Raises `ConfigError`: nothing can be decided again."""
-    recorded, lost = read_decisions(log, opener(*key) if key else None)
-    if not recorded:
-        sealed = "write it with `FileSink(path, content=True)`, or name the key to which they are sealed"
-        why = f"it has no contents; {sealed}" if lost else "it is empty"
-        raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
-    return recorded, lost
-
-
 def said(answered: Answered) -> str:
     return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")
 
 
 def listed(recorded: list[Recorded]) -> Answer:
-    rows, text = [], []
-    for r in recorded:
-        about = {"decision_id": r.decision_id, "action": r.request.action.name, "resource": r.request.resource.id}
-        rows.append({**about, "outcome": r.answered.outcome, "reasons": r.answered.reasons})
-        text.append(f"{r.decision_id[:12]}  {r.request.action.name} {asked(r.request)}: {said(r.answered)}")
-    return Answer({"decisions": rows}, text)
+    rows = [{**r.to_dict(), "outcome": r.answered.outcome, "reasons": r.answered.reasons} for r in recorded]
+    return Answer({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
 
 
 def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
     found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
-    if not found and (codes := refused(log, wanted)):
-        why = "; ".join(f"{code}: {sentence(code)}" for code in codes)
-        raise ConfigError(f"the enforcement point made this decision, not a policy ({why})")
+    for own in read_log(log, wanted) if not found else ():
+        if own and own["kind"] == "decision" and own.get("failure") and str(own["decision_id"]).startswith(wanted):
+            why = "; ".join(f"{code}: {sentence(code)}" for code in map(str, own["reasons"]))
+            raise ConfigError(f"the enforcement point made this decision, not a policy ({why})")
     if len(found) != 1:
         many = f"{len(found) or 'no'} decisions that can be made again and whose id begins with `{wanted}`"
         raise ConfigError(f"{log.name} holds {many}")
@@ -345,20 +297,30 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
 def compared(log: Path, key: Keys, before: Policy | None, after: Policy) -> Answer:
     """Return what `after` decides otherwise than `before`, or than the log."""
     recorded, lost = recorded_in(log, key)
-    found = differences(recorded, before, after)
-    flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
+    requests = [r.request for r in recorded]
+    old = [r.answered for r in recorded] if before is None else _decided(before, requests, whole=True)
+    new = _decided(after, requests, whole=before is not None)
+    flips: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    text, duties = [], []
+    for r, was, now in zip(recorded, old, new, strict=True):
+        changed = {**r.to_dict(), "before": was._asdict(), "after": now._asdict()}
+        if was.outcome != now.outcome:
+            flips.append(changed)
+            text.append(f"flip  {r}: {said(was)} -> {said(now)}")
+        elif was.obligations != now.obligations:
+            others.append(changed)
+            owed = (", ".join(one.obligations) or "nothing" for one in (was, now))
+            duties.append(f"duty  {r}: {now.outcome}, obliges to {' -> '.join(owed)}")
+    text += duties
     profiled = other_profiles(recorded, after)
-    turned = {"flips": [f.to_dict() for f in flips], "obliged_otherwise": [f.to_dict() for f in others]}
+    turned = {"flips": flips, "obliged_otherwise": others}
     told = {"decided": len(recorded), "without_content": lost, **turned, "other_profiles": profiled}
-    text = [f"flip  {f}: {said(f.before)} -> {said(f.after)}" for f in flips]
-    for f in others:
-        was, now = (", ".join(one.obligations) or "nothing" for one in (f.before, f.after))
-        text.append(f"duty  {f}: {f.after.outcome}, obliges to {was} -> {now}")
     if profiled:
         text.append(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
     more = f"; {len(others)} oblige differently" if others else ""
     left = f"; {lost} left out because their contents were not recorded" if lost else ""
-    return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(found))
+    return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
 
 
 def decided_file(source: Path, policy: Path | None, opa: str | None) -> Answer:
