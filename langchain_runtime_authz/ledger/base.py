@@ -233,7 +233,10 @@ class Anchor(NamedTuple):
 
 @runtime_checkable
 class Ledger(Protocol):
-    """A store. An exception denies: `LedgerError` with its code, any other as `ledger_unavailable`."""
+    """A store. An exception denies: `LedgerError` with its code, any other as `ledger_unavailable`.
+
+    The asynchronous forms, here and below, do not block the event loop.
+    """
 
     def load(self, scope: Scope, query: Query) -> Snapshot:
         """Return one consistent snapshot. A missing thread has `exists=False` and epoch 1."""
@@ -251,14 +254,11 @@ class Ledger(Protocol):
         A token is live while its call is claimed, its lease is live and the task is unchanged.
         """
 
-    async def astatus(self, tenant: str, jti: str) -> TokenStatus:
-        """Do as `status`, without blocking the event loop."""
+    async def astatus(self, tenant: str, jti: str) -> TokenStatus: ...
 
-    async def aload(self, scope: Scope, query: Query) -> Snapshot:
-        """Do as `load`, without blocking the event loop."""
+    async def aload(self, scope: Scope, query: Query) -> Snapshot: ...
 
-    async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
-        """Do as `commit`, without blocking the event loop."""
+    async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict: ...
 
 
 @runtime_checkable
@@ -268,8 +268,7 @@ class Asked(Protocol):
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
         """Return at most `MAX_ASKED` open questions, newest thread first, or only the question `id`."""
 
-    async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-        """Do as `asked`, without blocking the event loop."""
+    async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]: ...
 
 
 @runtime_checkable
@@ -279,8 +278,7 @@ class Doubted(Protocol):
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
         """Return at most `MAX_ASKED` calls in doubt (of `scope`), newest first, or the call `key` in any state."""
 
-    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Do as `doubts`, without blocking the event loop."""
+    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
 
 
 @runtime_checkable

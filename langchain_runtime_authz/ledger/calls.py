@@ -17,6 +17,14 @@ TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 
 
 @dataclass(slots=True)
+class _OfCall(Change):
+    key: str
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+
+
+@dataclass(slots=True)
 class ClaimCall(Change):
     """Claim the call.
 
@@ -76,17 +84,13 @@ class ClaimCall(Change):
 
 
 @dataclass(slots=True)
-class RepeatCall(Change):
+class RepeatCall(_OfCall):
     """Note that another call begins the deed of an `OPEN` one, claimed at `at`; else `in_doubt`.
 
     If the `OPEN` call is entered again, it then asks, even if it was resolved as not happened.
     """
 
-    key: str
     at: float
-
-    def needs(self, n: Needs) -> None:
-        n.calls.add(self.key)
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls.get(self.key)
@@ -127,20 +131,16 @@ class ReleaseCall(Unrefusable):
 
 
 @dataclass(slots=True)
-class ConcludeCall(Change):
+class ConcludeCall(_OfCall):
     """Record that the call returned, failed or paused. `state=None` deletes the row (a read).
 
     If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row. With `late`, the resolution
     stays on record, and only `done` changes the state.
     """
 
-    key: str
     state: Literal["done", "failed", "suspended", "unknown"] | None
     result: str | None = None
     late: bool = False
-
-    def needs(self, n: Needs) -> None:
-        n.calls.add(self.key)
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls[self.key] if self.key in t.calls and not self.late else None
@@ -164,19 +164,15 @@ class ConcludeCall(Change):
 
 
 @dataclass(slots=True)
-class ResolveCall(Change):
+class ResolveCall(_OfCall):
     """Record whether a call in doubt happened, once only; else `not_in_doubt`.
 
     If it happened, the call is `done`, and the model is told so if it calls again. Otherwise it is `void` and may run.
     """
 
-    key: str
     happened: bool
     author: str
     reason: str = ""
-
-    def needs(self, n: Needs) -> None:
-        n.calls.add(self.key)
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         if self.key not in t.calls or t.call(self.key, now).state != "unknown" or ("resolved", self.key) in used:

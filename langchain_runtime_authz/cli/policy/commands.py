@@ -152,10 +152,9 @@ def diff(
       runtime-authz policy diff audit.jsonl my-policy my-policy-edited
       runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
-    from langchain_runtime_authz.cli.policy.project import open_policy
     from langchain_runtime_authz.cli.policy.replay import compared
 
-    return compared(log, key, open_policy(before, opa), open_policy(after, opa))
+    return compared(log, key, after, opa, before)
 
 
 @app.command("replay")
@@ -170,10 +169,9 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
       runtime-authz policy replay audit.jsonl my-policy
       runtime-authz policy replay audit.jsonl data.json
     """
-    from langchain_runtime_authz.cli.policy.project import open_policy
     from langchain_runtime_authz.cli.policy.replay import compared
 
-    return compared(log, key, None, open_policy(policy, opa))
+    return compared(log, key, policy, opa)
 
 
 @app.command("explain")

@@ -294,12 +294,13 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     return document, text
 
 
-def compared(log: Path, key: Keys, before: Policy | None, after: Policy) -> Answer:
-    """Return what `after` decides otherwise than `before`, or than the log."""
+def compared(log: Path, key: Keys, after: Path | None, opa: str | None, before: Path | None = None) -> Answer:
+    """Return what the policy `after` decides otherwise than the policy `before`, or than the log."""
+    earlier, later = open_policy(before, opa) if before is not None else None, open_policy(after, opa)
     recorded, lost = recorded_in(log, key)
     requests = [r.request for r in recorded]
-    old = [r.answered for r in recorded] if before is None else _decided(before, requests, whole=True)
-    new = _decided(after, requests, whole=before is not None)
+    old = [r.answered for r in recorded] if earlier is None else _decided(earlier, requests, whole=True)
+    new = _decided(later, requests, whole=earlier is not None)
     flips: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     text, duties = [], []
@@ -313,7 +314,7 @@ def compared(log: Path, key: Keys, before: Policy | None, after: Policy) -> Answ
             owed = (", ".join(one.obligations) or "nothing" for one in (was, now))
             duties.append(f"duty  {r}: {now.outcome}, obliges to {' -> '.join(owed)}")
     text += duties
-    profiled = other_profiles(recorded, after)
+    profiled = other_profiles(recorded, later)
     turned = {"flips": flips, "obliged_otherwise": others}
     told = {"decided": len(recorded), "without_content": lost, **turned, "other_profiles": profiled}
     if profiled:
