@@ -44,11 +44,7 @@ class AuditSink(Protocol):
         ...
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record unchanged, before returning.
-
-        Raises:
-            AuditError: `audit_unavailable`; the caller denies.
-        """
+        """Keep one record unchanged, before returning. If this raises `AuditError`, the caller denies."""
         ...
 
 

@@ -12,14 +12,12 @@ neither change nor delete there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.errors import Code, LedgerError
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(NamedTuple):
     """A store's spelling where SQL differs between stores."""
 
     serial: str
@@ -36,8 +34,7 @@ class Version(NamedTuple):
     min_reader: int
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(NamedTuple):
     """One version: statements that upgrade from the version before, and that downgrade to it."""
 
     version: int

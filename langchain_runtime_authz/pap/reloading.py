@@ -215,9 +215,7 @@ class ReloadingPDP(InProcess):
         """Check the source now. Return True if another revision decides from now on.
 
         A refused bundle is read again, unless `again` is False. The watch reads it once a minute, or after a change.
-
-        Raises:
-            ConfigError: what the source holds is not used, and nothing was changed.
+        Raises `ConfigError`: what the source holds is not used, and nothing was changed.
         """
         with self._lock:
             if self._closed:

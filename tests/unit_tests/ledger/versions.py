@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ NEXT = Migration(
     ),
     ("DROP TABLE grievance", "ALTER TABLE call DROP COLUMN worth", "ALTER TABLE lease DROP COLUMN attested"),
 )
-BEYOND = dataclasses.replace(NEXT, version=SCHEMA + 2, min_reader=SCHEMA + 2, up=(), down=())
+BEYOND = NEXT._replace(version=SCHEMA + 2, min_reader=SCHEMA + 2, up=(), down=())
 FUTURE = (*MIGRATIONS, NEXT, BEYOND)
 
 
@@ -83,7 +83,7 @@ class Versions:
             store.bring(target)
         with store.ledger() as ledger:
             after = ledger.load(SCOPE, query)
-        assert dataclasses.replace(after, now=before.now) == before
+        assert replace(after, now=before.now) == before
         assert before.revoked
         store.bring(0)
         with store.admin() as admin:
@@ -92,7 +92,7 @@ class Versions:
     def test_a_migration_is_done_or_not_at_all(self, store: Store) -> None:
         """A migration that fails half-way leaves the version before it."""
         store.bring(SCHEMA)
-        bad = dataclasses.replace(NEXT, up=(*NEXT.up, "CREATE TABLE lease (twice INTEGER)"))
+        bad = NEXT._replace(up=(*NEXT.up, "CREATE TABLE lease (twice INTEGER)"))
         with pytest.raises(LedgerError):
             store.bring(SCHEMA + 1, (*MIGRATIONS, bad))
         with store.admin() as admin:
