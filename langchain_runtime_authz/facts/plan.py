@@ -135,25 +135,13 @@ def carry(
     return replace(plan, epoch=epoch, calls=tuple(calls), origin=plan.origin or plan.epoch)
 
 
-def authority(scope: Sequence[str], agent: Sequence[str]) -> str:
-    return f"[{json.dumps(list(scope))}, {json.dumps(list(agent))}"
+def call_key(whose: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
+    """Return the key of one call, stable over retry, replay, resume and restart.
 
-
-def call_key(authority: str, epoch: int, plan_id: str, position: int, tool: str, args_digest: str) -> str:
-    """Return the ledger's key of one call, stable over retry, replay, resume and restart.
-
-    Position and digest distinguish duplicate call ids. The epoch distinguishes message ids that a provider reuses on a
-    later turn.
+    Position and digest distinguish duplicate call ids. In the ledger `whose` contains the epoch, which distinguishes
+    message ids that a provider reuses on a later turn. For the service that carries the call out it contains no thread or
+    epoch, so the key is also stable over fork and thread copy.
     """
     # JSON, because a model chooses ids and names: no separator in one can split it.
-    text = f"{authority}, {epoch}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def idempotency_key(intent: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
-    """Return a call's key for the service that carries it out, also stable over fork and thread copy.
-
-    It contains no thread or epoch, which differ in a copied thread. The message's id distinguishes intents.
-    """
-    text = f"{intent}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
+    text = f"{whose}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -150,14 +150,9 @@ class BearerSubject:
         """
         shown, run = self._shown.get(), current_scope.get().run
         # INVARIANT: a user's token is never used in another user's run, whatever context a task was started in.
-        subject = shown.subject if shown is not None else None
         # A credential is for this server only, and not a user's token.
-        if (
-            shown is None
-            or not isinstance(subject, Subject)
-            or run is None
-            or run.subject.principal != subject.principal
-        ):
+        user = shown.subject.principal if shown is not None and isinstance(shown.subject, Subject) else None
+        if shown is None or run is None or run.subject.principal != user:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "there is no request of the run's subject here")
         return shown.token
 

@@ -263,7 +263,7 @@ def _intent(run: Run, decided: DecidedCall) -> str:
     intent = run.parts.get("intent")
     if intent is None:
         intent = run.parts["intent"] = json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
-    return plan.idempotency_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
+    return plan.call_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
 
 
 def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:

@@ -5,6 +5,7 @@ Some refusals do not depend on the policy: `_refusal`, `lease_refusal`, and the 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -235,8 +236,8 @@ def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     authority = run.parts.get("authority")
     if authority is None:
-        authority = run.parts["authority"] = plan.authority(run.scope, run.agent)
-    return plan.call_key(authority, epoch, source, call.position or 0, call.tool, call.args_digest)
+        authority = run.parts["authority"] = json.dumps([run.scope, run.agent])[:-1]
+    return plan.call_key(f"{authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from langchain_runtime_authz.facts.plan import (
     Match,
     PlannedCall,
     PlanRecord,
-    authority,
     calls_digest,
     carry,
     match,
@@ -23,9 +23,9 @@ from langchain_runtime_authz.facts.plan import (
 )
 
 
-def call_key(scope: Any, agent: Any, *parts: Any) -> str:
-    """The key of a call, of whole parts."""
-    return plan_module.call_key(authority(scope, agent), *parts)
+def call_key(scope: Any, agent: Any, epoch: int, *parts: Any) -> str:
+    """The ledger's key of a call, of whole parts."""
+    return plan_module.call_key(f"{json.dumps([scope, agent])[:-1]}, {epoch}", *parts)
 
 
 CALLS = [
