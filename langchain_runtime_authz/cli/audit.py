@@ -101,10 +101,8 @@ def show(
 ) -> Answer:
     """List what happened, newest last.
 
-    \b
-    Examples:
-      runtime-authz audit show
-      runtime-authz audit show --log audit.jsonl --outcome deny --since 2026-11-27 --json
+    runtime-authz audit show
+    runtime-authz audit show --log audit.jsonl --outcome deny --since 2026-11-27 --json
     """
     if outcome is not None and outcome not in SIGNS:
         raise ConfigError(f"--outcome must be one of {', '.join(SIGNS)}")
@@ -123,9 +121,7 @@ def show(
 def who_approved(source: Source, steps: Filter) -> Answer:
     """List every answer to a question: who gave it, to what, and whether the call ran.
 
-    \b
-    Example:
-      runtime-authz audit who-approved --tool send_money --since 2026-11-01
+    runtime-authz audit who-approved --tool send_money --since 2026-11-01
     """
     return show(source, steps, outcome="answer", limit=MAX_STEPS)
 
@@ -138,9 +134,7 @@ def story(
 ) -> Answer:
     """Tell what happened on a thread, as a tree of 80 columns.
 
-    \b
-    Example:
-      runtime-authz audit story household --log audit.jsonl
+    runtime-authz audit story household --log audit.jsonl
     """
     told = source.thread(thread, everything)
     return Answer(told.to_dict(), str(told))
@@ -156,10 +150,8 @@ def report(
 
     It has a timeline of the agents, what was ordered next to what was done, and why each step was decided so.
 
-    \b
-    Examples:
-      runtime-authz report household -o run.html
-      runtime-authz report audit.jsonl -o log.html
+    runtime-authz report household -o run.html
+    runtime-authz report audit.jsonl -o log.html
     """
     from langchain_runtime_authz.audit.story_page import page
 
@@ -175,9 +167,7 @@ def report(
 def explain(decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: Source) -> Answer:
     """Say why a step was decided so, and what came of it.
 
-    \b
-    Example:
-      runtime-authz audit explain 296e3f65
+    runtime-authz audit explain 296e3f65
     """
     told = source.told(lambda s: bool(decision) and s.decision_id.startswith(decision))
     decided = [s for s in told.steps if s.record.get("kind") == "decision"]
@@ -199,10 +189,8 @@ def verify(
 
     Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head elsewhere.
 
-    \b
-    Examples:
-      runtime-authz audit verify audit.jsonl
-      runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
+    runtime-authz audit verify audit.jsonl
+    runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz.audit.chain import read_log, verify_log
 
@@ -232,9 +220,7 @@ def prune(
 
     The log first records the head of each, so it still verifies.
 
-    \b
-    Example:
-      runtime-authz audit prune --log audit.jsonl --older-than 400
+    runtime-authz audit prune --log audit.jsonl --older-than 400
     """
     from langchain_runtime_authz.audit.sinks import drop_segments
 
@@ -258,10 +244,8 @@ def pack(
 
     Keep the printed head or manifest digest somewhere else: both can be rewritten inside the archive.
 
-    \b
-    Examples:
-      runtime-authz audit pack -o evidence.zip
-      runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
+    runtime-authz audit pack -o evidence.zip
+    runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz import __version__
     from langchain_runtime_authz.audit.chain import log_files, read_log, verified

@@ -30,9 +30,7 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 def list_(store: Store, tenant: Of = None) -> Answer:
     """List the calls in doubt of all tenants, newest first: at most 1,000 of each.
 
-    \b
-    Examples:
-      runtime-authz calls list ledger.db --tenant acme
+    runtime-authz calls list ledger.db --tenant acme
     """
     with store.opened() as ledger:
         several = [ledger.doubts(each) for each in _tenants(store, tenant)]
@@ -50,9 +48,7 @@ def list_(store: Store, tenant: Of = None) -> Answer:
 def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
     """Show what the ledger knows of a call, and who resolved it.
 
-    \b
-    Examples:
-      runtime-authz calls show ledger.db 4f6c…
+    runtime-authz calls show ledger.db 4f6c…
     """
     with store.opened() as ledger:
         told = _told(_found(store, ledger, tenant, key))
@@ -75,9 +71,7 @@ def resolve(
 
     One that happened never runs again. One that did not happen may: enter its thread again, or order it anew.
 
-    \b
-    Examples:
-      runtime-authz calls resolve ledger.db 4f6c… --did-not-happen --by user:carol --reason "not on the statement"
+    runtime-authz calls resolve ledger.db 4f6c… --did-not-happen --by user:carol --reason "not on the statement"
     """
     from langchain_runtime_authz.authz import RuntimeAuthz
 

@@ -37,9 +37,7 @@ def doctor(
 
     Nothing is changed. Name the parts that your application uses. Exit code 1 if a line says `fail`.
 
-    \b
-    Example:
-      runtime-authz doctor my_agent:graph --ledger ledger.db --audit audit.jsonl --keys keys/
+    runtime-authz doctor my_agent:graph --ledger ledger.db --audit audit.jsonl --keys keys/
     """
     lines = [
         *_versions(),

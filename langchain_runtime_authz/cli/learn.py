@@ -50,10 +50,8 @@ def learn(
     is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before; the mandate counts for nothing
     until your code gives it to a run. Reviewed profiles stay as they are.
 
-    \b
-    Examples:
-      runtime-authz learn audit.jsonl
-      runtime-authz learn audit.jsonl --profiles authz.yaml --write
+    runtime-authz learn audit.jsonl
+    runtime-authz learn audit.jsonl --profiles authz.yaml --write
     """
     from langchain_runtime_authz.cli.init import completed
     from langchain_runtime_authz.profile import load_profiles

@@ -89,9 +89,7 @@ def status(store: Store) -> Answer:
     `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not, or if a
     commit could not be kept: migrate the ledger, install the package that it needs, or mend the disk or the rights.
 
-    \b
-    Examples:
-      runtime-authz ledger status ledger.db
+    runtime-authz ledger status ledger.db
     """
     from langchain_runtime_authz.ledger.admin import version
     from langchain_runtime_authz.ledger.schema import SCHEMA, check
@@ -116,10 +114,8 @@ def migrate(store: Store) -> Answer:
     not below `oldest`. With PostgreSQL this also creates the schema and the role, which may add to the history, but
     not change or delete it.
 
-    \b
-    Examples:
-      runtime-authz ledger migrate ledger.db
-      runtime-authz ledger migrate "postgresql://owner@db/authz" --role payments_agent
+    runtime-authz ledger migrate ledger.db
+    runtime-authz ledger migrate "postgresql://owner@db/authz" --role payments_agent
     """
     from langchain_runtime_authz.ledger import admin as do
 
@@ -139,9 +135,7 @@ def downgrade(
     First stop the processes of packages that need those versions: the ledger refuses them afterwards. Resolve the calls
     in doubt too: version 2 does not know them.
 
-    \b
-    Examples:
-      runtime-authz ledger downgrade ledger.db --to 1
+    runtime-authz ledger downgrade ledger.db --to 1
     """
     from langchain_runtime_authz.ledger import admin as do
 
@@ -165,9 +159,7 @@ def prune(
     counts as new: its old plans are unplanned, and its old calls are unknown. So keep the history as long as the
     checkpointer keeps its threads.
 
-    \b
-    Examples:
-      runtime-authz ledger prune ledger.db --older-than 90d
+    runtime-authz ledger prune ledger.db --older-than 90d
     """
     from langchain_runtime_authz.ledger import admin as do
 
@@ -189,9 +181,7 @@ def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
     A ledger's time never goes back. It denies (`ledger_clock`) until the clock reaches the latest time in it. This
     command accepts the clock as it is and ends every live lease. Restart the processes that use the ledger afterwards.
 
-    \b
-    Examples:
-      runtime-authz ledger clock ledger.db
+    runtime-authz ledger clock ledger.db
     """
     from langchain_runtime_authz.ledger import admin as do
 
@@ -217,9 +207,7 @@ def restored(
     counts. It revokes again what the logs say is revoked, and records that it was done. It names the calls that the
     logs show without an outcome: find out whether they happened before anybody orders them again.
 
-    \b
-    Examples:
-      runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
+    runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
     """
     from langchain_runtime_authz.audit.record import run_record
     from langchain_runtime_authz.audit.sinks import FileSink

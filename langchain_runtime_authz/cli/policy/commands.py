@@ -47,11 +47,9 @@ def init(
     the shipped rules. Testing and building them needs OPA. With `--engine cedar` they are `forbid` policies in
     DIR/cedar/*.cedar, and nothing but the extra `cedar` is needed.
 
-    \b
-    Examples:
-      runtime-authz policy init my-policy
-      runtime-authz policy init my-policy --engine cedar
-      runtime-authz policy test my-policy
+    runtime-authz policy init my-policy
+    runtime-authz policy init my-policy --engine cedar
+    runtime-authz policy test my-policy
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"`{directory.name}` is not empty; name a new directory")
@@ -77,10 +75,8 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     comparison (undefined, not true, if an operand is missing), built-ins that Wasm does not have, and paths below
     `input` that no request has.
 
-    \b
-    Examples:
-      runtime-authz policy check my-policy
-      runtime-authz policy check data.json
+    runtime-authz policy check my-policy
+    runtime-authz policy check data.json
     """
     from langchain_runtime_authz.cli.policy.lint import lint_policy, lint_rego
     from langchain_runtime_authz.cli.policy.project import open_policy, read_rego, unread
@@ -103,10 +99,8 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
     A policy without rules of its own does not need OPA. Exit code 1 if a case is decided differently.
 
-    \b
-    Examples:
-      runtime-authz policy test my-policy
-      runtime-authz policy test policy.tar.gz
+    runtime-authz policy test my-policy
+    runtime-authz policy test policy.tar.gz
     """
     from langchain_runtime_authz.cli.policy.project import open_policy, run_rego_tests
 
@@ -147,10 +141,8 @@ def diff(
     It also lists changed obligations of an unchanged outcome. Requests hold the profiles of their time; tools with
     another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
 
-    \b
-    Examples:
-      runtime-authz policy diff audit.jsonl my-policy my-policy-edited
-      runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
+    runtime-authz policy diff audit.jsonl my-policy my-policy-edited
+    runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
     from langchain_runtime_authz.cli.policy.replay import compared
 
@@ -164,10 +156,8 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
     Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one. Refusals by the enforcement point itself are
     left out. A log holds only the types of obligations. Exit code 1 if an outcome or obligation changes.
 
-    \b
-    Examples:
-      runtime-authz policy replay audit.jsonl my-policy
-      runtime-authz policy replay audit.jsonl data.json
+    runtime-authz policy replay audit.jsonl my-policy
+    runtime-authz policy replay audit.jsonl data.json
     """
     from langchain_runtime_authz.cli.policy.replay import compared
 
@@ -188,11 +178,9 @@ def explain(
 
     Without DECISION, a log's decisions are listed. Each change was tried on the policy. It is not a recommendation.
 
-    \b
-    Examples:
-      runtime-authz policy explain audit.jsonl
-      runtime-authz policy explain audit.jsonl 3f9c2a
-      runtime-authz policy explain request.json --policy my-policy
+    runtime-authz policy explain audit.jsonl
+    runtime-authz policy explain audit.jsonl 3f9c2a
+    runtime-authz policy explain request.json --policy my-policy
     """
     from langchain_runtime_authz.cli.policy import replay as again
     from langchain_runtime_authz.cli.policy.project import open_policy
@@ -242,10 +230,8 @@ def try_request(
 
     If REQUEST is missing, it is written first: the example request, or the one of a recorded decision.
 
-    \b
-    Examples:
-      runtime-authz policy try request.json my-policy --watch
-      runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
+    runtime-authz policy try request.json my-policy --watch
+    runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
     """
     from langchain_runtime_authz.cli.policy.replay import decided_file, find, recorded_in
     from langchain_runtime_authz.testing.requests import example_request
@@ -288,10 +274,8 @@ def build(
     Its cases run first. If one fails, nothing is written and the exit code is 1. OPA compiles rules in Rego.
     `ReloadingPDP(FILE, keys={KEY_ID: PEM})` follows the file; an OPA server can serve it.
 
-    \b
-    Examples:
-      runtime-authz policy build my-policy -o policy.tar.gz
-      runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
+    runtime-authz policy build my-policy -o policy.tar.gz
+    runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """
     from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
     from langchain_runtime_authz.pap.bundle import SIGNATURES, pack, parse_bundle, sign
@@ -325,10 +309,8 @@ def schema(
 ) -> None:
     """Print the JSON Schema of the request that a policy reads.
 
-    \b
-    Examples:
-      runtime-authz policy schema > request.schema.json
-      runtime-authz policy schema --example > request.json
+    runtime-authz policy schema > request.schema.json
+    runtime-authz policy schema --example > request.json
     """
     from langchain_runtime_authz.authzen import request_schema
     from langchain_runtime_authz.testing.requests import example_request
