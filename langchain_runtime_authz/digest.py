@@ -227,6 +227,14 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
     return value
 
 
+def written(value: object) -> str:
+    """Return a value as JSON, objects in it as texts; its fingerprint if it has no JSON form."""
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    except (TypeError, ValueError, RecursionError):
+        return fingerprint(value)
+
+
 def fingerprint(value: object) -> str:
     """Return `sha256:<hex>` of any value's content, JSON or not, to detect that it was exchanged.
 

@@ -7,9 +7,10 @@ come back unchanged are plain too: a machine wrote them, so they are never pinne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+
+from langchain_runtime_authz.digest import written
 
 CLOSED: Final = frozenset(
     (  # noqa: SIM905  (words)
@@ -28,7 +29,7 @@ def free_text(answer: object, question: object) -> str:
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
     said = _said(answer, closed)
-    return "" if said is None else _canonical(said)
+    return "" if said is None else written(said)
 
 
 def _plain(text: str) -> str:
@@ -68,10 +69,3 @@ def texts_in(value: object, depth: int = 0) -> Iterator[str]:
     elif depth < MAX_DEPTH and isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from texts_in(item, depth + 1)
-
-
-def _canonical(value: object) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    except (TypeError, ValueError, RecursionError):
-        return f"[{type(value).__name__}]"

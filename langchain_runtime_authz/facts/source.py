@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import string
 from collections.abc import Mapping
 from typing import Any, Final
 
+from langchain_runtime_authz.digest import written
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.provenance.values import parsed
 from langchain_runtime_authz.profile import ToolProfile
@@ -38,7 +38,7 @@ def content_version(profile: ToolProfile, output: object) -> str:
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
-    text = output if isinstance(output, str) else _canonical(output)
+    text = output if isinstance(output, str) else written(output)
     version = hashlib.sha256()
     for at in range(0, len(text), _PIECE):
         version.update(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
@@ -49,10 +49,3 @@ def sources(traced: Mapping[str, Provenance]) -> set[str]:
     """Return the tools that supplied critical arguments, except values that the user told."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}
-
-
-def _canonical(value: object) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, default=str)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
