@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -327,25 +327,19 @@ def _write(path: Path, keys: tuple[_Key, ...], password: bytes | None) -> None:
 
 
 def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
-    keys = _public_keys(path)
+    keys: list[_Key] = []
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        document, found = parse_object((path / RING).read_bytes()), []
+        for row in document["keys"]:
+            jwk = MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()})
+            found.append(_Key(str(row["kid"]), str(row["alg"]), row["state"], float(row["since"]), jwk))
+        sound = all(key.state in get_args(KeyState) and _KID.fullmatch(key.kid) for key in found)
+        keys = found if sound and document.get("v") == VERSION else []
     states = [key.state for key in keys]
     if states.count("active") != 1 or states.count("next") != 1 or len({key.kid for key in keys}) != len(keys):
         raise ConfigError(f"{path.name}/{RING} must be a key ring with one active and one next key; restore it")
     signing = ("next", "active")
     return tuple(replace(key, signer=_signer(path, key, password)) if key.state in signing else key for key in keys)
-
-
-def _public_keys(path: Path) -> list[_Key]:
-    try:
-        document = parse_object((path / RING).read_bytes())
-        keys = []
-        for row in document["keys"]:
-            jwk = MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()})
-            keys.append(_Key(str(row["kid"]), str(row["alg"]), row["state"], float(row["since"]), jwk))
-        sound = all(key.state in get_args(KeyState) and _KID.fullmatch(key.kid) for key in keys)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-    return keys if sound and document.get("v") == VERSION else []
 
 
 def _signer(path: Path, key: _Key, password: bytes | None) -> SigningKey:

@@ -128,8 +128,7 @@ class Verifier:
         if not is_signed(jws, self._key(jwk, jws.header["kid"], jws.header["alg"])):
             refuse("its signature is wrong")
         claims = jws.claims
-        _check_shape(claims)
-        self._check_meaning(claims, tenant, int(time.time()) if now is None else now)
+        self._check_claims(claims, tenant, int(time.time()) if now is None else now)
         if claims[names.AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
         credential: Credential | None = None
@@ -161,7 +160,12 @@ class Verifier:
         self._parsed[kid] = (dict(jwk), key)
         return key
 
-    def _check_meaning(self, claims: dict[str, Any], tenant: str | None, now: int) -> None:
+    def _check_claims(self, claims: dict[str, Any], tenant: str | None, now: int) -> None:
+        for name, (wanted, fits) in _SHAPES.items():
+            if not (name in _OPTIONAL and name not in claims) and not fits(claims.get(name)):
+                refuse(f"`{name}` must be {wanted}")
+        if claims[names.ACTOR].get(names.SUBJECT) != claims[names.CLIENT_ID]:
+            refuse(f"`{names.ACTOR}` must name the client")
         issued, expires = claims[names.ISSUED_AT], claims[names.EXPIRES_AT]
         if claims[names.ISSUER] != self._issuer:
             refuse("its `iss` is another")
@@ -173,14 +177,6 @@ class Verifier:
             raise CredentialError(Code.CREDENTIAL_NOT_YET_VALID)
         if tenant is not None and claims[names.TENANT] != tenant:
             raise CredentialError(Code.CREDENTIAL_TENANT)
-
-
-def _check_shape(claims: dict[str, Any]) -> None:
-    for name, (wanted, fits) in _SHAPES.items():
-        if not (name in _OPTIONAL and name not in claims) and not fits(claims.get(name)):
-            refuse(f"`{name}` must be {wanted}")
-    if claims[names.ACTOR].get(names.SUBJECT) != claims[names.CLIENT_ID]:
-        refuse(f"`{names.ACTOR}` must name the client")
 
 
 def _asked(status: Callable[[Mapping[str, Any]], str], claims: Mapping[str, Any]) -> object:

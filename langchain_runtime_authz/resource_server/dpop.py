@@ -9,7 +9,6 @@ import secrets
 import struct
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -51,7 +50,7 @@ class MemoryReplays:
             raise ConfigError("`max_entries` must be positive, and `max_per_key` between 1 and that")
         self._max, self._max_per_key = max_entries, each
         self._lock = threading.Lock()
-        self._seen: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._seen: dict[str, tuple[float, str]] = {}
         self._of_key: dict[str, int] = {}
 
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
