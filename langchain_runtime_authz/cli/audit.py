@@ -119,7 +119,7 @@ def show(
 
 @app.command("who-approved")
 def who_approved(source: Source, steps: Filter) -> Answer:
-    """List every answer to a question: who gave it, to what, and whether the call ran.
+    """List every answer to a question, with approver, call, and whether it ran.
 
     runtime-authz audit who-approved --tool send_money --since 2026-11-01
     """
@@ -165,7 +165,7 @@ def report(
 
 @app.command("explain")
 def explain(decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: Source) -> Answer:
-    """Say why a step was decided so, and what came of it.
+    """Explain a decision, and show its outcome.
 
     runtime-authz audit explain 296e3f65
     """
@@ -258,7 +258,7 @@ def pack(
     texts = {f"policy/{Path(name).name}": text.encode() for name, text in source.rego.items()}
     texts["policy/data.json"] = json.dumps(source.data, indent=2).encode()
     texts["controls.json"] = json.dumps(controls_document(), indent=2).encode()
-    shipped = {"policy/shipped_data.json": (POLICIES / "data.json").read_bytes()}  # what `data.json` changes
+    shipped = {"policy/shipped_data.json": (POLICIES / "data.json").read_bytes()}  # changed by `data.json`
     texts |= shipped if source.wasm is None else {"policy/policy.wasm": source.wasm}
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
     chain = verified(log)

@@ -46,7 +46,7 @@ def list_(store: Store, tenant: Of = None) -> Answer:
 
 @app.command("show")
 def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
-    """Show what the ledger knows of a call, and who resolved it.
+    """Show a call's record in the ledger, and who resolved it.
 
     runtime-authz calls show ledger.db 4f6c…
     """
@@ -67,7 +67,7 @@ def resolve(
     tenant: Of = None,
     audit: Audit = None,
 ) -> Answer:
-    """Say of a call in doubt whether it happened.
+    """Record whether a call in doubt happened.
 
     One that happened never runs again. One that did not happen may: enter its thread again, or order it anew.
 

@@ -46,7 +46,7 @@ def inspect(
     ] = None,
     profiles: Annotated[Path | None, Option(metavar="FILE", help="Tool profiles (YAML) for the protection.")] = None,
 ) -> Answer:
-    """Show what of a graph is governed: as it is, and as it would be under `protect`.
+    """Show the governed parts of a graph, at present and under `protect`.
 
     The module is imported from the current directory, so its code runs. The graph is not invoked. Tools without a
     profile are listed with drafts, as `profile suggest` proposes them.

@@ -76,7 +76,7 @@ class Store(NamedTuple):
         return postgres
 
     def _must_be_there(self) -> None:
-        """Refuse a mistyped path. SQLite would accept an empty file as a new ledger."""
+        """Refuse a missing path, because SQLite would create an empty ledger."""
         if not Path(self.where).is_file() or not Path(self.where).stat().st_size:
             at = self.where or "an empty path"
             raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
@@ -167,7 +167,7 @@ def prune(
     if age is None:
         raise typer.BadParameter("must be like 36h, 90d or 12w", param_hint="--older-than")
     threads, commits, more = 0, 0, True
-    while more:  # in several transactions, so that no process waits long
+    while more:  # in several short transactions
         with store.administered() as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
@@ -239,7 +239,7 @@ def restored(
 
 
 def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[dict[str, Any]]]:
-    """Return what the logs say that a backup may lack.
+    """Return the logged facts that a backup may lack.
 
     These are the agents whose last event is a revocation, and the calls with a side effect that have a permit and no
     outcome. A reinstatement that was lost stays lost.
@@ -271,7 +271,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
 
 
 def log_of(audit: Path | None) -> Path | None:
-    """Return the application's log. Warn if none is named, and refuse a mistyped name: it would begin a new log."""
+    """Return the application's log. Warn if none is named, and refuse a missing one, which would be created."""
     if audit is None:
         typer.echo("note: no audit log records this; name the application's by --audit", err=True)
     elif not audit.is_file():

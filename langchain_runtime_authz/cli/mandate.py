@@ -46,7 +46,7 @@ def explain(
         str | None, Option(metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles.")
     ] = None,
 ) -> Answer:
-    """Show what is understood of a text: the steps, and what is dropped and why.
+    """Show the steps that a text orders, and the parts that are dropped, with reasons.
 
     Without a planner no model is used. Modules are imported from the current directory, so their code runs. No tool is
     called. Text in fences, after `>` or in a forwarded mail is material, and orders nothing.
@@ -82,7 +82,7 @@ def check(
     profiles: Profiles,
     as_json: bool = False,
 ) -> Answer:
-    """Find what is wrong or careless in a mandate, and say it in plain words.
+    """List the errors and risks in a mandate.
 
     Findings (exit code 1): a tool without a profile, an argument that decides what a call hits and is free, a value
     from a step that is not a read. A file that is not a mandate is an error (exit code 2).

@@ -121,13 +121,13 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     if declared.digest is not None and declared.digest != digest_of(tool):
         found.append(f"{tool.name}: the tool changed after its review; review it, then pin {digest_of(tool)}")
     hinted = raise_by_hints(declared, tool.metadata, tool.name).effect
-    if declared.digest is None and hinted != declared.effect:  # a pin says that this very tool was reviewed
+    if declared.digest is None and hinted != declared.effect:  # a pin means that exactly this tool was reviewed
         found.append(f"{tool.name}: `effect` is {declared.effect}, and the tool's name or annotations say {hinted}")
     return found
 
 
 def _doubts(file: Path) -> dict[str, int]:
-    """Return tool → how many lines of its stanza are still marked as doubts of `profile suggest`."""
+    """Return tool → number of lines in its stanza that are still marked as doubts."""
     import yaml
 
     text = file.read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def _doubts(file: Path) -> dict[str, int]:
 
 
 def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
-    """Run the tests of a file, and check the mandates of it: return what is not as it says."""
+    """Run a file's tests and check its mandates; return the differences."""
     from langchain_runtime_authz.cli.init import outcomes
     from langchain_runtime_authz.mandate.model import load_mandate
 

@@ -37,7 +37,7 @@ def replay_trace(
     ] = None,
     opa: Opa = None,
 ) -> Answer:
-    """Decide a recorded trace: show what would have been stopped or asked about. Nothing runs.
+    """Decide a recorded trace, and show the calls that would have been stopped or asked about. Nothing runs.
 
     A trace is JSON Lines: a header, then the user's words, the calls and their outputs.
 
@@ -89,7 +89,7 @@ def _text(result: Replayed) -> Iterator[str]:
 
 
 def _line(step: Step) -> str:
-    # Arguments may come from an attacker: as JSON they cannot control the terminal.
+    # Arguments may come from an attacker. As JSON they cannot control the terminal.
     call, args = step.call, json.dumps(step.call.args)
     args = args if len(args) <= MAX_ARGS else args[:MAX_ARGS] + "…"
     who = "" if call.agent == "main" else f"{json.dumps(call.agent)} "

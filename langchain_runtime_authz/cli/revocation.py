@@ -57,7 +57,7 @@ def reinstate(store: Store, place: Place) -> Answer:
 
 
 def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
-    """Change a thread that the ledger knows: a mistyped name must not look like a stop."""
+    """Change a known thread. A mistyped name must not look like a stop."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import LocalIssuer
     from langchain_runtime_authz.ledger.base import Query, Scope
@@ -80,7 +80,7 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
 def engage(
     file: Watched, reason: Annotated[str, Option(help="Shown to a person who finds it engaged.")] = ""
 ) -> Answer:
-    """Deny every step from here on.
+    """Deny every step from now on.
 
     runtime-authz kill engage --file /run/agents/kill --reason "incident 42"
     """
@@ -91,14 +91,14 @@ def engage(
 
 @kill.command("release")
 def release(file: Watched) -> Answer:
-    """Let steps be decided again."""
+    """Release the kill switch."""
     released = KillSwitch(file).release()
     return Answer({"released": released}, "released" if released else "was not engaged")
 
 
 @kill.command("status")
 def status(file: Watched) -> Answer:
-    """Say whether it is engaged; exit code 1 if it is."""
+    """Show if it is engaged; exit code 1 if it is."""
     switch = KillSwitch(file)
     engaged = switch.engaged
     reason = switch.reason() if engaged else ""

@@ -81,7 +81,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     from langchain_runtime_authz.cli.policy.lint import lint_policy, lint_rego
     from langchain_runtime_authz.cli.policy.project import open_policy, read_rego, unread
 
-    # Text first: its findings explain why a compiler refuses.
+    # Lint the text first, because its findings explain a compiler's errors.
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
     found = unread(policy) if policy else []
     found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
@@ -114,7 +114,7 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
-    """Return each case with what is wrong with its decision, and the number of those that are; say so, unless `quiet`."""
+    """Return each case with its difference, and the number of failures; print them unless `quiet`."""
     from langchain_runtime_authz.cli.policy.replay import decide
 
     with closing(policy.pdp()) as pdp:

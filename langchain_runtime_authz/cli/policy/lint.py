@@ -1,7 +1,7 @@
-"""Find in Rego what OPA accepts and its author does not mean.
+"""Find mistakes in Rego that OPA accepts.
 
-A rule that reads a member that no request has is undefined: it never fires, and no engine says so. So OPA's type checker
-holds each path below `input` against the request's JSON Schema.
+A rule that reads a member that no request has is undefined. It never fires, and no engine reports it. So OPA's type
+checker compares each path below `input` with the request's JSON Schema.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
 
 
 def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
-    """Yield `file:line: what is wrong` for what OPA accepts and the policy's author does not mean."""
+    """Yield `file:line: error` for mistakes that OPA accepts."""
     for name, text in files.items():
         for number, line in enumerate(text.splitlines(), 1):
             code = _STRING.sub('""', line).partition("#")[0]
@@ -51,7 +51,7 @@ def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
 
 
 def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
-    """Yield `file:line: what is wrong` for each path below `input` that no request has."""
+    """Yield `file:line: error` for each path below `input` that no request has."""
     schema = request_schema()
     schema = _plain(schema, schema["$defs"])
     names = {f"{number}.rego": name for number, name in enumerate(files)}
@@ -73,13 +73,13 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
 
 
 def _reading(get: re.Match[str]) -> str:
-    """Write a look-up by literal names so that OPA sees the path in it. This text is checked only."""
+    """Write a look-up by literal names as a path that OPA sees. The text is only checked."""
     path = ".".join([get[2], *re.findall(r"\w+", get[3])])
     return f"{get[1]}[{path}, {get[3]}][1]"
 
 
 def _plain(node: Any, definitions: Mapping[str, Any]) -> Any:
-    """Return a schema with its references followed. `null` is left out: nobody reads below it."""
+    """Return a schema with references resolved and without `null`, which has no members."""
     if isinstance(node, list):
         return [_plain(one, definitions) for one in node]
     if not isinstance(node, dict):
@@ -110,7 +110,7 @@ def _places(node: Any, name: str, path: str) -> Iterator[str]:
 
 
 def lint_policy(policy: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
-    """Return what is wrong with Rego and data that compile."""
+    """Return errors in Rego and data that compile."""
     found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
     if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
         found += lint_paths(policy.rego, opa)

@@ -60,7 +60,7 @@ OBLIGATIONS, ENTITIES = CEDAR[2:]
 _PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
 _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
 OPA_SECONDS: Final = 120
-OPA_VERSION: Final = "1.22.2"  # the one that compiles the shipped policy
+OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Policy(Bundle):
 
 
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:
-    """Return the policy at a path, or the shipped one. Raises `ConfigError`, saying what is wrong and where."""
+    """Return the policy at a path, or the shipped one. Raises `ConfigError` with the place of the error."""
     if source is None:
         return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
     source = source if source.name else source.resolve()  # `.` has no name to show
@@ -114,7 +114,7 @@ def unread(source: Path) -> list[str]:
             continue
         where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
         if not file.is_file():
-            # Otherwise it would count as absent: the shipped data or no rule would be used instead.
+            # Otherwise it would count as absent, and the shipped data or no rule would be used.
             if not file.exists():
                 found.append(f"{name} is not read; the link leads nowhere")
             elif own and where == "." and file.name in _PARTS.values():
