@@ -180,7 +180,7 @@ class Threads:
     def _reenter(
         self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
     ) -> Flow[Reentry]:
-        """Say how a thread goes on after an outage, and with `go_on`, go on if nothing new must be said.
+        """Return how a thread continues after an outage; with `go_on`, continue if no new input is needed.
 
         Args:
             graph: the protected graph.

@@ -251,7 +251,7 @@ class HistoryContext(Model):
 
 
 class LeaseContext(Model):
-    """The right to go on. `grant` is `Grant.to_json()`; null means every reachable tool.
+    """The run's lease. `grant` is `Grant.to_json()`; null means every reachable tool.
 
     `seconds` and `steps`: since the root entry began, by ledger time and in decided steps.
     """
@@ -315,7 +315,7 @@ class EvaluationRequest(Model):
     context: Context
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON as sent to a PDP. Each call serialises anew: keep the result."""
+        """UTF-8 JSON as sent to a PDP. Each call serialises again, so keep the result."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
 
 

@@ -137,7 +137,7 @@ class WorkloadIdentity:
         self._miss(why)
 
     def _miss(self, why: str) -> None:
-        """Note that no new proof came. The one at hand lasts until it ends."""
+        """Record that no new proof came. The present one counts until it expires."""
         if why != self._why:
             self._why = why
             _log.warning("workload identity: %s", why)

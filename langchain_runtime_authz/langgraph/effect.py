@@ -356,7 +356,7 @@ def _governing(store: Any) -> Profiles | None:
         if call.tool.startswith(PREFIX) or (call.profiled and call.profile.side_effect):
             return None
     with suppress(RuntimeError):  # no loop runs here
-        # A store that collects writes carries them out in a task of its own, which has the context of its first caller.
+        # A batching store writes in a background task, which has the context of its first caller.
         if (own := getattr(store, "_task", None)) is not None and own is asyncio.current_task():
             return None
     return profiles

@@ -149,7 +149,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     after_model, aafter_model = both(_after_model)
 
     def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
-        """Decide the call, unless an enforcement point in front has; then it only passes."""
+        """Decide the call, unless an earlier enforcement point has."""
         if not self._warned and not private.is_innermost(handler):
             self._warned = True
             warnings.warn(_MISPLACED, stacklevel=2)

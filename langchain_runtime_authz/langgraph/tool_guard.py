@@ -95,7 +95,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
 
     own: dict[str, Any] = {**_guard_field(), GUARDED: base, "_parse_input": _parse_input}
     own |= {"run": _decided_run(base, _call), "arun": _decided_run(base, _acall)}
-    # LangChain's own `_run` and `_arun` of a tool that was made of functions come down to these, which are guarded.
+    # LangChain's `_run` and `_arun` of a tool made from functions call these, which are guarded.
     if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
         @_wraps(base._run)

@@ -212,7 +212,7 @@ class Turn:
             await asyncio.sleep(PAUSE)
 
     def _note(self, exc: BaseException) -> Flow[None]:
-        """Note a question that the tool, or a review in front of it, asks by itself."""
+        """Record a question that the tool, or a review before it, asks by itself."""
         one, turns = self.one, self._turns
         if isinstance(exc, GraphInterrupt):
             turns.asked = True

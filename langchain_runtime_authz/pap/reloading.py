@@ -80,7 +80,7 @@ class HighestRevision:
         except OSError as exc:
             raise self._unkept(exc) from exc
         except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # told below
+            pass  # reported below
         msg = (
             f"`{self.path.name}` does not say which revision was used last; restore it, or remove it once you "
             "have made sure that the bundle is the newest"
@@ -315,7 +315,7 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         try:
             pdp.reload(again=False)
         except ConfigError:
-            pass  # told in `status` and in the log
+            pass  # reported in `status` and in the log
         except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
             _log.exception("the policy's source could not be looked at")
         del pdp

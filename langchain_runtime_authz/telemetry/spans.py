@@ -55,14 +55,14 @@ class OpenSpan:
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
-        """Make the span current, also if it is not sampled: what is below must not be a trace of its own."""
+        """Make the span current, even if it is not sampled, so that child spans stay in its trace."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
             if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
     def leave(self) -> None:
-        """Put the context before back. By value, not by Token: the block may be left in another context."""
+        """Restore the previous context by value, not by Token: the block may be left in another context."""
         with suppress(Exception):
             if self._before is not None and trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
@@ -80,7 +80,7 @@ class OpenSpan:
                 self._span.add_link(found.context, found.attributes)
 
     def fail(self, error: type[BaseException]) -> None:
-        """Note that the code inside raised, unless that is control flow or a denial."""
+        """Record an exception of the code inside, unless it is control flow or a denial."""
         with suppress(Exception):
             # This layer imports no LangGraph.
             control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
@@ -157,7 +157,7 @@ def record_decision(
 def record_event(
     event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
 ) -> None:
-    """Add an event to the span of what is under way; outside every span it is a span of its own.
+    """Add an event to the current span; without one, make it a separate span.
 
     `about` are `run_id`, `epoch` and `agent` of its audit record, and a `reason` that is a code. `question` is the
     `traceparent` of the question that it answers.

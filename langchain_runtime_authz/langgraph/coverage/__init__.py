@@ -47,7 +47,7 @@ class Row:
     kind: str
     name: str
     graph: str  # its agent's name in records
-    layers: tuple[str, ...]  # the enforcement points in front of it; empty means not governed
+    layers: tuple[str, ...]  # its enforcement points; empty means not governed
     note: str = ""  # why it is not governed, or what is not seen
     route: str = ""  # the node that leads to it, and the path inside that
     seen: Counted = NOTHING  # its enforcement points' counts in runs of the root graph
