@@ -145,14 +145,6 @@ class _Store(BaseStore):
         return getattr(self.__wrapped__, name)
 
 
-def _store(store: Any, clean: Clean) -> Any:
-    return _Store(store, clean) if isinstance(store, BaseStore) and not isinstance(store, _Store) else store
-
-
-def _writer(writer: Any, clean: Clean) -> Any:
-    return (lambda chunk: writer(clean(chunk))) if callable(writer) else writer
-
-
 def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
     awaits = private.is_async_callable(function)
     filtered = acleaned if awaits else cleaned
@@ -196,13 +188,11 @@ def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
 
 
 def _watched(value: Any, clean: Clean) -> Any:
-    if isinstance(value, ToolRuntime):
-        return dataclasses.replace(
-            value,
-            store=_store(value.store, clean),
-            stream_writer=_writer(value.stream_writer, clean),
-            config=watched_config(dict(value.config), clean),  # type: ignore[arg-type]
-        )
-    if isinstance(value, Runtime):  # a task's
-        return value.override(store=_store(value.store, clean), stream_writer=_writer(value.stream_writer, clean))
-    return _store(value, clean)
+    if isinstance(value, ToolRuntime | Runtime):  # a tool's, or a task's
+        own: dict[str, Any] = {"store": _watched(value.store, clean)}
+        if callable(writer := value.stream_writer):
+            own["stream_writer"] = lambda chunk: writer(clean(chunk))
+        if isinstance(value, ToolRuntime):
+            own["config"] = watched_config(dict(value.config), clean)
+        return dataclasses.replace(value, **own)
+    return _Store(value, clean) if isinstance(value, BaseStore) and not isinstance(value, _Store) else value

@@ -189,8 +189,7 @@ class Turn:
         current_scope.set(self._before)
         if exc is not None:
             drive(self._engine, self._note(exc))
-        self._turns.done.add(self._place)
-        self._ask(exc)
+        self._over(exc)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         current_scope.set(self._before)
@@ -198,11 +197,11 @@ class Turn:
             await adrive(self._engine, self._note(exc))
         if isinstance(exc, GraphInterrupt):
             await self._others()
-        self._turns.done.add(self._place)
-        self._ask(exc)
+        self._over(exc)
 
-    def _ask(self, exc: BaseException | None) -> None:
-        """Raise a question that code before the tool swallowed."""
+    def _over(self, exc: BaseException | None) -> None:
+        """End the turn, and raise a question that code before the tool swallowed."""
+        self._turns.done.add(self._place)
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
         if swallowed and self.one is not None and self.one.question is not None:
             raise self.one.question
