@@ -138,10 +138,6 @@ def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
     return f"{name}{keys.NS_END}{ident}", name
 
 
-def is_of_task(namespace: str) -> bool:
-    return keys.NS_END in namespace
-
-
 def namespace_of_graph(namespace: str, number: int) -> str:
     """Return the namespace of the graph with this zero-based index among the task's subgraph calls."""
     return f"{namespace}{keys.NS_SEP}{number}" if number else namespace

@@ -178,7 +178,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
     where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
-    return ChildMark(where, lasting=not private.is_of_task(namespace))
+    return ChildMark(where, lasting=private.keys.NS_END not in namespace)
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:

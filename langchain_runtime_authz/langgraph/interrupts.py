@@ -182,7 +182,7 @@ def _ask(
         answered = (
             had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         )
-        late = before_answers and answers_left(config, answered)
+        late = before_answers and _answers_left(config, answered)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
         if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
@@ -254,15 +254,13 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
     return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
 
 
-def answers_left(config: Mapping[str, Any], had: int) -> bool:
-    scratchpad = private.scratchpad_of(config)
-    return scratchpad is not None and (len(scratchpad.resume) > had or _has_plain_answer(scratchpad))
-
-
-def _has_plain_answer(scratchpad: Any) -> bool:
-    """Return True if a plain resume value waits for the next question. A used one belongs to the task."""
+def _answers_left(config: Mapping[str, Any], had: int) -> bool:
+    """Return True if a resume value waits for the task's next question."""
+    # A plain value that was used belongs to the task.
+    if (scratchpad := private.scratchpad_of(config)) is None:
+        return False
     value = scratchpad.get_null_resume(False)
-    return value is not None and not any(had is value for had in scratchpad.resume)
+    return len(scratchpad.resume) > had or (value is not None and not any(value is v for v in scratchpad.resume))
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
@@ -279,7 +277,7 @@ def skip_answers(config: Mapping[str, Any], count: int) -> None:
 def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
     """Skip the task's answers after the first `had`. Return False if an unused one is left."""
     scratchpad = private.scratchpad_of(config)
-    if scratchpad is None or _has_plain_answer(scratchpad):
+    if scratchpad is None or _answers_left(config, len(scratchpad.resume)):
         return False
     skip_answers(config, len(scratchpad.resume) - had)
     return True

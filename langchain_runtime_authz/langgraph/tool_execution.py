@@ -282,13 +282,10 @@ def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
             return denial_message(verdict, "").content
         raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
     if isinstance(verdict, Replay):
-        return replay_message(verdict, call_id) if call_id is not None else _replayed(verdict)
+        if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
+            return result["content"]
+        return replay_message(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
     raise TypeError("a ticket is not an answer")
-
-
-def _replayed(replay: Replay) -> Any:
-    result = kept(replay.result)
-    return result["content"] if "content" in result and not replay.message else replay_message(replay, None).content
 
 
 def returns_text(tool: BaseTool) -> bool:
