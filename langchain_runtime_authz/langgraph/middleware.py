@@ -253,11 +253,10 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = (config.get("configurable") or {}).get("thread_id")
     resumed = (h for h in handlers if type(h) is _Heard and h.value is not None and h.thread == thread)
-    heard = next(resumed, None)
-    value = heard.value if heard is not None else private.answer_given(config)
-    if value is None:
+    heard = next(resumed, None) or _Heard(private.answer_given(config), thread, None)
+    if (value := heard.value) is None:
         return
-    yield from _note_reviews(run, config, heard.checkpoint if heard is not None else None)
+    yield from _note_reviews(run, config, heard.checkpoint)
     snapshot = yield Load(run.scope, Query(asks=True))
     ids = {a.interrupt_id for a in snapshot.asks}
     named = ids & value.keys() if isinstance(value, Mapping) else set()

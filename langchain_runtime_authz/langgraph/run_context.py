@@ -316,25 +316,24 @@ class RunHandle:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         self._entries.append(run)
 
-    def _open(self, frame: FrameType) -> None:
+    def _open(self, frame: FrameType) -> RunHandle:
         if frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:  # `ExitStack`
             frame = frame.f_back
         self._in_generator = bool(frame.f_code.co_flags & _GENERATORS)
         self._previous = _opened.get()
         _opened.set(self)
         tell_by(_refusals)
+        return self
 
     def __enter__(self) -> RunHandle:
-        self._open(sys._getframe(1))
-        return self
+        return self._open(sys._getframe(1))
 
     def __exit__(self, *exc: object) -> None:
         self._leave()
         self.close()
 
     async def __aenter__(self) -> RunHandle:
-        self._open(sys._getframe(1))
-        return self
+        return self._open(sys._getframe(1))
 
     async def __aexit__(self, *exc: object) -> None:
         self._leave()
