@@ -344,7 +344,7 @@ def _offered(schema: object) -> Iterator[object]:
 def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
     """Return an answer without offered texts and words that cannot change a task."""
     if isinstance(answer, str):
-        return "" if answer in offered or _consents(answer, question) else answer
+        return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):
         return {k: _said_more(v, offered, question, depth - 1) for k, v in answer.items()}
     if depth and isinstance(answer, list | tuple):
@@ -352,13 +352,10 @@ def _said_more(answer: object, offered: Collection[object], question: str, depth
     return answer
 
 
-def _consents(text: str, question: str) -> bool:
-    """Return True if words only consent or thank, and choose nothing."""
-    short = len(text) <= MAX_CONSENT and not any(c.isdigit() for c in text)
-    return short and any(_assents(text, question, each) for each in languages())
-
-
 def _assents(text: str, question: str, language: Language) -> bool:
+    """Return True if words only consent or thank, and choose nothing."""
+    if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
+        return False
     tokens = [t for t in language.tokens(text) if t.kind != "sep"]
     words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
     choices = {*re.findall(r"\w+", question.lower())} - CLOSED

@@ -78,8 +78,12 @@ class Arrival:
             # Before this call is claimed, which may be equal but of another tool.
             yield from self.front.give_back()
         if self.node is None or self.describe is None or self.facts is None:
-            deciding = decide_together(run, [self._counted(call)], self.config)
-            (resolved,) = yield from tool_execution.kept_question(deciding)
+            try:
+                (resolved,) = yield from decide_together(run, [self._counted(call)], self.config)
+            except GraphInterrupt as exc:  # code before the tool may swallow it
+                if type(one := current_scope.get()) is Pending:
+                    one.question = exc
+                raise
         else:
             resolved, self.place = yield (tool_execution.OneByOne, self.node.locks, self.node.decide(run, self))
         run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)

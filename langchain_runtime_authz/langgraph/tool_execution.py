@@ -74,16 +74,6 @@ class Pending(CodeScope):
             yield from conclude(self.run, ticket, self.call, "released")
 
 
-def kept_question(flow: Flow[list[Pending]]) -> Flow[list[Pending]]:
-    """Keep a question for the earlier enforcement point, because code in between may swallow it."""
-    try:
-        return (yield from flow)
-    except GraphInterrupt as exc:
-        if type(one := current_scope.get()) is Pending:
-            one.question = exc
-        raise
-
-
 def waiting() -> bool:
     """Return True if an earlier enforcement point has decided the current call."""
     one = current_scope.get()
