@@ -132,8 +132,10 @@ class _Turn:
             sentences = self._sentences()
             if len(sentences) > MAX_LINES:
                 return _nothing(self.text, _LONG)
-            for sentence, mark in sentences:
+            for at, (sentence, mark) in enumerate(sentences):
                 try:
+                    if at and self._labelled(sentence[:2]):
+                        raise _UnclearError("it may belong to the sentence before it")
                     self._sentence(sentence, mark)
                 except _UnclearError as exc:
                     dropped += _nothing(self.text[sentence[0].start : sentence[-1].end], str(exc)).dropped
@@ -241,8 +243,11 @@ class _Turn:
         """Return True if a clause begins at a verb, and not with a noun of the last one: "mail 1 to … and mail 2"."""
         if not tokens or tokens[0].kind != "word" or tokens[0].lower not in self.verbs:
             return False
-        noun = tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
-        return not noun and all(t.lower != tokens[0].lower for t in before)
+        return not self._labelled(tokens) and all(t.lower != tokens[0].lower for t in before)
+
+    def _labelled(self, tokens: Sequence[Token]) -> bool:
+        """Return True if the first word names what stands behind it: "note: paid"."""
+        return tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
 
     def _fronted(self, front: list[Token], clause: list[Token]) -> list[Token]:
         """Return a clause with the phrase before its verb at its end: "In production, restart the api"."""

@@ -178,6 +178,14 @@ def test_one_sentence_that_is_not_understood_voids_the_turn(text):
     assert ordered(f"{text} Pay Bob 45 EUR.") is None
 
 
+def test_a_later_sentence_that_may_say_more_of_an_order_is_none_of_its_own():
+    note = ToolProfile(effect="write", text=("text",), intent=("note",))
+    read = {**PROFILES, "add_note": note}
+    assert compile_words(["Note: rent"], read, SIGNATURES).mandate
+    for text in ("Pay Bob 45 EUR. Note: rent", "Delete a.txt. Note: it is late", 'Pay Bob 45 EUR.\nNote "rent"'):
+        assert compile_words([text], read, SIGNATURES).mandate is None
+
+
 def test_a_tool_that_has_a_verb_for_its_own_leaves_it_to_no_other():
     file, row = ToolProfile(effect="delete", critical={"path": "url"}, intent=("remove",)), ToolProfile(effect="delete", critical={"row_id": "object"})
     assert [s.tool for s in compile_words(["Delete row T-5"], {"delete_row": row}).mandate.steps] == ["delete_row"]
