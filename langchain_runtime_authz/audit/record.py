@@ -82,12 +82,15 @@ def decision_record(
     agent: tuple[str, ...] = (),
     content: bool = False,
     expected: Mapping[str, str] | None = None,
+    claim: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the record of one decision.
 
     `body` is the request as JSON. It is `None` if the request has no JSON form (a mapping error) or was not needed.
     `action` is AuthZEN's `action.name`, `resource` its `resource.id`, `pdp` the engine's name. `content` keeps
     arguments, task text, targets and `expected`: what the task orders instead, by argument.
+    `claim` is of a call with a side effect that may run: its `call_key`, `deed` (with a digest of the target) and
+    `idempotency_key`. A ledger that has lost the call gets it back from there.
     """
     names = ("decision_id", "outcome", "reasons", "failure", "obligations", "policy_revision", "pdp_decision_id")
     decided = {name: getattr(decision, name) for name in names}
@@ -99,7 +102,8 @@ def decision_record(
     digest = None if body is None else "sha256:" + hashlib.sha256(body).hexdigest()
     request = {"request": asked, "request_digest": digest, "erased": erased}
     ordered = {"expected": dict(expected)} if expected and content else {}
-    return _record("decision", now, **decided, **step, **run, **request, **ordered)
+    claimed = {"claim": claim} if claim else {}
+    return _record("decision", now, **decided, **step, **run, **request, **ordered, **claimed)
 
 
 def completion_record(

@@ -18,7 +18,7 @@ from langchain_runtime_authz.facts.inert import inert
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
-    from langchain_runtime_authz.ledger.base import Scope
+    from langchain_runtime_authz.ledger.base import Doubt, Scope
     from langchain_runtime_authz.ledger.schema import Version
     from langchain_runtime_authz.ledger.sql import SqlLedger
 
@@ -127,13 +127,16 @@ def migrate(store: Store) -> Answer:
 def downgrade(
     store: Store,
     to: Annotated[int, Option(min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")],
+    forget: Annotated[
+        bool, Option("--forget-doubts", help="Also forget the calls in doubt: they may run again.")
+    ] = False,
     yes: Yes = False,
     as_json: bool = False,
 ) -> Answer:
     """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
 
-    First stop the processes of packages that need those versions: the ledger refuses them afterwards. Resolve the calls
-    in doubt too: version 2 does not know them.
+    First stop the processes of packages that need those versions: the ledger refuses them afterwards. While calls are in
+    doubt it is refused, because an earlier version forgets them.
 
     runtime-authz ledger downgrade ledger.db --to 1
     """
@@ -144,6 +147,9 @@ def downgrade(
         if to > found.version:
             raise ConfigError(f"the ledger has version {found.version}; `migrate` goes up")
         if to < found.version:
+            if (doubts := do.in_doubt(admin)) and not forget:
+                why = f"{doubts} calls in doubt would be forgotten, and made again unasked"
+                raise ConfigError(f"{why}; first resolve them with `runtime-authz calls resolve`")
             _confirm(f"Drop what versions {to + 1} to {found.version} hold?", yes, as_json)
         return Answer(_told(do.migrate(admin, to)))
 
@@ -205,15 +211,18 @@ def restored(
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
     ends every lease and moves each thread to its next epoch: nothing that was ordered, planned or approved before
     counts. It revokes again what the logs say is revoked, and records that it was done. It names the calls that the
-    logs show without an outcome: find out whether they happened before anybody orders them again.
+    logs show without an outcome, and puts them into the ledger as calls in doubt: the same deed asks, until
+    `runtime-authz calls resolve` says what became of them. An `unrecorded` call has a record without its deed, so that
+    nothing asks: find out whether it happened before anybody orders it again.
 
     runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
     """
     from langchain_runtime_authz.audit.record import run_record
     from langchain_runtime_authz.audit.sinks import FileSink
     from langchain_runtime_authz.ledger import admin as do
-    from langchain_runtime_authz.ledger.base import Query, Scope
-    from langchain_runtime_authz.ledger.changes import Revoke
+    from langchain_runtime_authz.ledger.base import Committed, Query, Scope
+    from langchain_runtime_authz.ledger.calls import DoubtCall
+    from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
     from langchain_runtime_authz.pep.doubt import accountable
     from langchain_runtime_authz.pep.engine import anchored
 
@@ -227,19 +236,28 @@ def restored(
         ledger = stack.enter_context(store.opened())
         for scope, agent in revoked:
             ledger.commit(scope, None, [Revoke(agent)])
+        for told, doubt in unfinished:
+            changes = [OpenThread(doubt.subject), DoubtCall(doubt.row)] if doubt is not None else []
+            if doubt is not None and isinstance(ledger.commit(doubt.scope, None, changes), Committed):
+                told["call"] = doubt.row.key
         detail = {**said, "threads": threads, "revoked": len(revoked)}
-        for tenant in sorted({*tenants, *(scope.tenant for scope, _ in revoked)}):
+        lost = [doubt.scope.tenant for _, doubt in unfinished if doubt is not None]
+        for tenant in sorted({*tenants, *lost, *(scope.tenant for scope, _ in revoked)}):
             now = ledger.load(Scope(tenant, "", "", ""), Query()).now
             for sink in sinks:
                 sink.write(anchored(run_record(now=now, event="restored", detail=detail), ledger, tenant))
-    told = {"threads": threads, "revoked": len(revoked)}
-    place = "no outcome: {tool} at {permitted_at}, {tenant}: {graph}/{thread}, decision {decision_id}"
-    named = [inert(place.format(**one)) for one in unfinished]
-    return Answer({**told, "unfinished": unfinished}, [*lines(told), *named])
+    place = "{tool} at {permitted_at}, {tenant}: {graph}/{thread}, decision {decision_id}"
+    calls = [one for one, _ in unfinished]
+    named = [f"{'in doubt' if one['call'] else 'unrecorded'}: {inert(place.format(**one))}" for one in calls]
+    found = {"threads": threads, "revoked": len(revoked)}
+    return Answer({**found, "unfinished": calls}, [*lines(found), *named])
 
 
-def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[dict[str, Any]]]:
-    """Return the logged facts that a backup may lack.
+Unfinished = tuple[dict[str, Any], "Doubt | None"]  # what is told of a call, and its row if the log has it
+
+
+def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[Unfinished]]:
+    """Return what the logs say that a backup may lack.
 
     These are the agents whose last event is a revocation, and the calls with a side effect that have a permit and no
     outcome. A reinstatement that was lost stays lost.
@@ -249,7 +267,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     from langchain_runtime_authz.profile import HARMLESS
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
-    begun, ended = dict[str, dict[str, Any]](), set[str]()
+    begun, ended = dict[str, Unfinished](), set[str]()
     for file in files:
         verified(file)
         for record in filter(None, read_log(file)):
@@ -263,11 +281,26 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
             elif record.get("action") == "tools/call" and record["outcome"] == "permit":
                 known = (record.get("request") or {}).get("resource", {}).get("properties", {})
                 acts = known.get("effect") not in HARMLESS
-                call = {"tool": record["resource"], "permitted_at": moment(record["ts"]), **record["scope"]}
-                begun.update({record["decision_id"]: call} if acts else {})
+                key, told = record["decision_id"], {"permitted_at": moment(record["ts"]), **record["scope"]}
+                told |= {"decision_id": key, "tool": record["resource"], "call": None}
+                begun.update({key: (told, _doubt(record))} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
-    return revoked, [{"decision_id": key, **call} for key, call in begun.items() if key not in ended]
+    return revoked, [call for key, call in begun.items() if key not in ended]
+
+
+def _doubt(record: dict[str, Any]) -> Doubt | None:
+    """Return the call of a permit as one in doubt, `None` if its record lacks the deed."""
+    from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
+
+    claim, asked = record.get("claim"), record.get("request")
+    if not claim or not asked:
+        return None
+    call, subject, ids = asked["context"]["call"], asked["subject"], ("decision_id", "run_id")
+    about = {"tool": record["resource"], "args_digest": call["args_digest"], "call_id": call["id"]}
+    about |= {"idempotency_key": claim["idempotency_key"], **{name: record[name] for name in ids}}
+    row = CallRow(claim["call_key"], "unknown", record["jti"], None, claim["deed"], record["ts"], about)
+    return Doubt(Scope(**record["scope"]), f"{subject['type']}:{subject['id']}", row)
 
 
 def log_of(audit: Path | None) -> Path | None:

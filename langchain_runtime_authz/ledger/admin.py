@@ -13,14 +13,23 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.rows import Row
-from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
+from langchain_runtime_authz.ledger.schema import (
+    DOUBTS,
+    HISTORY,
+    MIGRATIONS,
+    SCHEMA,
+    STATE,
+    Dialect,
+    Migration,
+    Version,
+    check,
+)
 
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
-_DOUBT: Final = (
-    f"EXISTS (SELECT 1 FROM call c WHERE {_SAME.format('c')} AND c.state IN ('claimed', 'unknown') AND c.deed <> '')"
-)
+_OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> ''"
+_DOUBT: Final = f"EXISTS (SELECT 1 FROM call c WHERE {_SAME.format('c')} AND {_OPEN})"
 _ENDED: Final = (
     f"SELECT tenant, thread FROM thread t WHERE at < ? AND NOT {_DOUBT} AND NOT EXISTS"
     f" (SELECT 1 FROM lease l WHERE {_SAME.format('l')} AND l.state = 'live' AND l.expires > ?) AND NOT EXISTS"
@@ -120,6 +129,14 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
         admin.run(sql, (through,))
     ((in_doubt,),) = admin.run(f"SELECT count(*) FROM thread t WHERE at < ? AND {_DOUBT}", (until,))
     return Pruned(forgotten, len(gone), in_doubt)
+
+
+def in_doubt(admin: Admin) -> int:
+    """Return the number of calls that have begun and have no outcome."""
+    if version(admin).version < DOUBTS:
+        return 0
+    ((found,),) = admin.run(f"SELECT count(*) FROM call c WHERE {_OPEN}")
+    return int(found)
 
 
 def tenants(admin: Admin) -> list[str]:

@@ -194,6 +194,20 @@ class ResolveCall(_OfCall):
         )
 
 
+@dataclass(slots=True)
+class DoubtCall(Unrefusable):
+    """Record a call that a ledger lost (`ledger restored`) as in doubt, unless it is known to be done."""
+
+    row: CallRow
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.row.key)
+
+    def apply(self, t: Thread, now: float) -> None:
+        if self.row.key not in t.calls or t.calls[self.row.key].state != "done":
+            t.put(self.row.key, self.row)
+
+
 def _lost(t: Thread, counter: str) -> bool:
     """Return True if a counter was dropped to bound the thread, so that its rest is unknown."""
     return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten

@@ -124,6 +124,7 @@ MIGRATIONS: Final = (
     ),
 )
 SCHEMA: Final = MIGRATIONS[-1].version
+DOUBTS: Final = 3  # the first version that knows calls in doubt
 
 
 def check(found: Version) -> None:

@@ -92,7 +92,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _intent(run, decided)
-    changes, spent = _changes(run, decided, tuple(tokens.values()), intent)
+    changes, spent = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
     if edge is not None:
         changes.append(ledger.RecordEdge(edge))
     shared = occasion(run, decided.mandate)
@@ -107,8 +107,9 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return (yield from _conflicting(run, decided, done))
     recorded = False
     try:
-        started, asked = decided.started or None, decided.approval
-        yield recording.step_record(run, decision, "tools/call", call.tool, decided.body, started, done.now, asked)
+        about = (decided.body, decided.started or None, done.now, decided.approval)
+        claim = {"call_key": decided.key, "deed": decided.deed, "idempotency_key": intent} if decided.deed else None
+        yield recording.step_record(run, decision, "tools/call", call.tool, *about, claim=claim)
         recorded = True
         if edge is not None:
             detail = {"to": edge.to, "kind": edge.kind, "decision_id": decision.decision_id}
@@ -129,7 +130,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         jti=run.jti,
         approval_key=approval.call_key if approval is not None else "",
         idempotency_key=intent,
-        audiences=tuple(tokens),
+        audiences=tuple(tokens) if tokens else (),
         reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
         spent=spent,

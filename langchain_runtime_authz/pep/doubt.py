@@ -21,6 +21,7 @@ from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.facts.provenance.forms import key as digest
 from langchain_runtime_authz.fork import PROCESS
 from langchain_runtime_authz.ledger.base import LASTS, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ResolveCall
@@ -58,11 +59,11 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
-    """Return the counter of equal effects in a turn, and the deed's name. Without a target, the tool names it."""
+    """Return the counter of equal effects in a turn, and the deed's name, with a digest of the target or the tool."""
     if call.error is not None or not call.profile.side_effect:
         return "", ""
     hit, target = call.atoms.effect_target() if call.profiled else ("", "")
-    deed = f"{call.profile.effect}:{target or call.tool}"
+    deed = f"{call.profile.effect}:{digest(target or call.tool)}"
     return (f"same:{words.turns}:{call.tool}:{hit}", deed) if hit else ("", deed)
 
 

@@ -58,12 +58,13 @@ def step_record(
     now: float,
     asked: Approval | None = None,
     expected: Mapping[str, str] | None = None,
+    claim: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Return the effect that records a decision. It raises `AuditError`."""
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
     of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}
-    step: dict[str, Any] = {"action": action, "resource": resource, "body": body, "expected": expected}
+    step: dict[str, Any] = {"action": action, "resource": resource, "body": body, "expected": expected, "claim": claim}
     content = run.engine.audit.content
     written = partial(decision_record, now=now, decision=decision, pdp=pdp, content=content, **step, **of_run)
     if decision.outcome != "permit":

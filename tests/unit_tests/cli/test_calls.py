@@ -56,6 +56,15 @@ def test_a_call_in_doubt_is_listed_shown_and_resolved(file: str, tmp_path: Path)
     assert again.stderr.startswith("error: not_in_doubt:")
 
 
+def test_a_downgrade_does_not_forget_a_call_in_doubt_unasked(file: str) -> None:
+    """An earlier version has no place for it, and the payment would be made again."""
+    down = ("ledger", "downgrade", file, "--to", "2", "--yes")
+    refused = CliRunner().invoke(app, down)
+    assert (refused.exit_code, "calls resolve" in refused.stderr) == (2, True)
+    assert cli("list", file).stdout.endswith("1 in doubt\n")
+    assert CliRunner().invoke(app, (*down, "--forget-doubts")).exit_code == 0
+
+
 def test_a_call_of_any_tenant_is_listed_and_resolved(tmp_path: Path) -> None:
     """Newest first. Without a log, a note says that nothing is recorded."""
     path = str(tmp_path / "ledger.db")

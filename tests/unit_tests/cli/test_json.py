@@ -114,7 +114,7 @@ ANSWER = "desk/ledger.db ASK --as bob --key desk/bob.pem --approvers desk/approv
         ("kill status --file engaged", 1, {"engaged": True, "reason": ""}),
         ("learn audit.jsonl --profiles new.yaml", 0, {"called": {"look": {"permit": 1, "outside": 0}}, "drafts": ["look"]}),
         ("ledger clock ledger.db --yes", 0, {"leases": 0}),
-        ("ledger downgrade ledger.db --to 1 --yes", 0, {"schema": 1}),
+        ("ledger downgrade ledger.db --to 1 --yes --forget-doubts", 0, {"schema": 1}),
         ("ledger migrate new.db", 0, {"schema": SCHEMA}),
         ("ledger status ledger.db", 0, {"result": "usable"}),
         ("ledger prune ledger.db --older-than 90d", 0, {"threads": 0, "commits": 0, "in_doubt": 0}),
@@ -148,7 +148,7 @@ def test_a_command_prints_one_document(
     assert not plain.stdout.startswith("{")
 
 
-@pytest.mark.parametrize("command", ["init a_graph.py:graph", "ledger clock ledger.db", "ledger downgrade ledger.db --to 1"])
+@pytest.mark.parametrize("command", ["init a_graph.py:graph", "ledger clock ledger.db", "ledger downgrade ledger.db --to 1 --forget-doubts"])
 def test_nobody_is_asked(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that would ask names the option that answers."""
     monkeypatch.setattr("langchain_runtime_authz.cli.init._interactive", lambda: True)

@@ -142,8 +142,8 @@ class Restoring:
         assert paid(authz, "c") in (Code.LEDGER_ROLLED_BACK, Code.LEDGER_UNAVAILABLE)
         stop(authz)
 
-    def test_calls_that_the_log_shows_without_an_outcome_are_named(self, place: Place) -> None:
-        """The backup does not know them, so nothing else would say that the money may be gone."""
+    def test_calls_that_the_log_shows_without_an_outcome_are_in_doubt(self, place: Place) -> None:
+        """The backup does not know them. The same deed asks, as if the ledger had never been lost."""
         authz = place.start()
         assert paid(authz, "before") == "permit"
         yesterday = place.backup()
@@ -156,6 +156,14 @@ class Restoring:
         found, unread = json.loads(place.accept().stdout)["unfinished"]
         assert unread["decision_id"] == "bare"  # nothing says that it is harmless
         assert (found["decision_id"], found["tool"], found["thread"]) == (lost.decision_id, "pay", "lost")
+        assert unread["call"] is None
+        again = place.start()
+        (doubt,) = again.unknown_calls()
+        assert (doubt.row.key, doubt.scope.thread, doubt.subject) == (found["call"], "lost", "user:alice")
+        assert paid(again, "elsewhere") == "in_doubt"
+        again.resolve_call(found["call"], happened=False, by="user:carol", reason="not on the statement")
+        assert paid(again, "elsewhere") == "permit"
+        stop(again)
 
     def test_a_broken_log_accepts_nothing(self, place: Place) -> None:
         """What it says is revoked could be missing."""
