@@ -109,6 +109,7 @@ class Code(StrEnum):
     LEDGER_UNAVAILABLE = "ledger_unavailable", "the ledger failed; repair it, then ask `authz.reenter`", "the database is down, or the file cannot be read", "later"
     LEDGER_TIMEOUT = "ledger_timeout", "the ledger is locked or too slow; find the process that holds it, or raise the ledger's `timeout`", "another process holds the lock, or the database is overloaded", "later"
     LEDGER_SCHEMA = "ledger_schema", "this version does not support the ledger's schema; see `runtime-authz ledger migrate --help`", "the ledger was written by an older or newer version", "fixed"
+    LEDGER_ROLE = "ledger_role", "this role may not do that; connect as the role that owns the schema", "the command was given the application's connection", "fixed"
     LEDGER_ROLLED_BACK = "ledger_rolled_back", "the ledger is older than a commit it has confirmed; restore the newest copy, or see `runtime-authz ledger restored --help`", "a backup was restored", "fixed"
     LEDGER_CLOCK = "ledger_clock", "the clock was set back; correct it, or see `runtime-authz ledger clock --help` if it was wrong before", "the machine's clock moved back, or was ahead before", "fixed"
     # Given by the shipped policy (policies/rego/runtime_authz.rego).

@@ -21,7 +21,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import IOBase
 from pathlib import Path
@@ -36,6 +36,7 @@ GENESIS: Final = "0" * 64
 TORN: Final = "torn"
 CONTINUED: Final = "continued"
 DROPPED: Final = "dropped"
+NOT_HELD: Final = "no line is the pinned head: the end was cut, or a line before it was edited"
 DIGITS: Final = 6  # of a closed segment's number
 
 Opened = Callable[[dict[str, Any]], dict[str, Any]]
@@ -51,6 +52,7 @@ class ChainReport:
     error_line: int | None = None  # from 1: the first line that failed, or the one missing at the end
     error: str | None = None  # what is wrong with it
     file: str = ""  # name of the segment that it is in, if the log has several
+    later: int | None = field(default=None, compare=False)  # lines after the pinned head, if it was found
 
     @property
     def where(self) -> str:
@@ -87,9 +89,9 @@ def verify_chain(
 
     Args:
         source: path of the file, the open binary file, or its lines (bytes, with or without newline).
-        head: the hash that the last line must have, pinned elsewhere. Without it, an edit of the last line or a
-            cut at the end is not found.
-        joints: receives the records that join segments.
+        head: the hash of a line that the chain must hold, pinned elsewhere. Edits after it, and a cut there, are
+            not found.
+        joints: receives the records that join segments. With it, another segment may hold the head.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
@@ -101,6 +103,7 @@ def verify_chain(
     whole = GENESIS  # of the last record that is not a fragment
     fragments: list[str] = []
     count = 0
+    pinned = None  # number of the line that is the head
     for line in source:
         text = line.removesuffix(b"\n")
         own, record, wrong = line_hash(text), parse_line(text), None
@@ -122,13 +125,17 @@ def verify_chain(
             joints.append(record)
         prev = own
         count += 1
+        if own == head:
+            pinned = count
     if fragments:
         intact = count - len(fragments)
         return ChainReport(intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows")
-    if head is not None and head != prev:
-        wrong = "the last line is not the pinned head: the end was cut or edited"
-        return ChainReport(count, prev, False, count + 1, wrong)
-    return ChainReport(count, prev, True)
+    if head == prev:  # also of an empty chain
+        pinned = count
+    later = count - pinned if pinned is not None else None
+    if head is not None and later is None and joints is None:
+        return ChainReport(count, prev, False, count + 1, NOT_HELD)
+    return ChainReport(count, prev, True, later=later)
 
 
 def log_files(path: str | Path) -> list[Path]:
@@ -163,12 +170,12 @@ def verified(path: str | Path) -> ChainReport:
 
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
     """Verify the segments of a log: name and what opens it, the oldest first."""
-    count, before, dropped, starts = 0, GENESIS, set[str](), ""
+    count, before, dropped, starts, later = 0, GENESIS, set[str](), "", None
     for name, opened in files:
         shown = name if len(files) > 1 else ""
         own: list[dict[str, Any]] = []
         with opened() as file:
-            report = verify_chain(file, head if name == files[-1][0] else None, own)
+            report = verify_chain(file, head, own)
         first = own[0] if own and own[0]["seq"] == 0 else {}
         after = str(first.get("after")) if first.get("kind") == CONTINUED else GENESIS
         if not report.ok:
@@ -180,10 +187,13 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
             return ChainReport(count, before, False, 1, wrong, shown)
         dropped.update(str(r.get("head")) for r in own if r.get("kind") == DROPPED)
         count, before = count + report.records, report.head
+        later = report.later if later is None or report.later is not None else later + report.records
     if starts and starts not in dropped:
         wrong = "the segments before it are missing, and no record says that they were dropped"
         return ChainReport(0, GENESIS, False, 1, wrong, files[0][0])
-    return ChainReport(count, before, True)
+    if head is not None and later is None:
+        return ChainReport(count, before, False, report.records + 1, NOT_HELD, shown)
+    return ChainReport(count, before, True, later=later)
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:

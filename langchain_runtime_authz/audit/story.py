@@ -52,7 +52,7 @@ _EVENTS: Final = {
     "data_changed": ("task", "data changed: {resource}"),
     "rotated": ("rotation", "lease {from_jti} ended, epoch {from_epoch} → {epoch}"),
     "revoked": ("revocation", "revoked by {author}{reason}"),
-    "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}"),
+    "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}{refused}"),
     "ended_late": ("answer", "{what} ended late as {state}; {happened}, said {author}"),
     "reinstated": ("revocation", "reinstated by {author}{reason}"),
 }

@@ -187,7 +187,8 @@ def verify(
 ) -> Answer:
     """Verify a decision log with all its segments, from first line to last, alone or in an evidence pack (`audit pack`).
 
-    Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head elsewhere.
+    Keep the printed head elsewhere, and give it by --head: edits and cuts before it are found, also in a log that grew
+    since. Without it, an edit of the last line and a cut at the end are not.
 
     runtime-authz audit verify audit.jsonl
     runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
@@ -203,7 +204,13 @@ def verify(
         report = verify_log(file, head)
         if not report.ok and not any(read_log(file)):
             report = replace(report, error="no line is a record: the log was overwritten, or this is another file")
-    pinned = "and ends at the pinned head" if head is not None else "but no head was given: its end is not verified"
+    pinned = "but no head was given: its end is not verified"
+    if head is not None:
+        pinned = (
+            f"and holds the pinned head, {report.later} records before its end"
+            if report.later
+            else "and ends at the pinned head"
+        )
     result = f"whole, {pinned}" if report.ok else f"BROKEN at {report.where}"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
     broken = AuditError(Code.CHAIN_BROKEN, f"{file.name}, {report.where}: {report.error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
@@ -267,7 +268,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     from langchain_runtime_authz.profile import HARMLESS
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
-    begun, ended = dict[str, Unfinished](), set[str]()
+    begun, ended = dict[str, Unfinished](), Counter[str]()
     for file in files:
         verified(file)
         for record in filter(None, read_log(file)):
@@ -275,9 +276,9 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
             if event in ("revoked", "reinstated"):
                 events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), event))
             elif event == "resolved":
-                ended.add(record["detail"]["decision_id"])
+                ended[record["detail"]["decision_id"]] += -1 if "refused" in record["detail"] else 1
             elif record["kind"] == "completion" and record["state"] != "unknown":
-                ended.add(record["decision_id"])
+                ended[record["decision_id"]] += 1
             elif record.get("action") == "tools/call" and record["outcome"] == "permit":
                 known = (record.get("request") or {}).get("resource", {}).get("properties", {})
                 acts = known.get("effect") not in HARMLESS
@@ -286,7 +287,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 begun.update({key: (told, _doubt(record))} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
-    return revoked, [call for key, call in begun.items() if key not in ended]
+    return revoked, [call for key, call in begun.items() if not ended[key]]
 
 
 def _doubt(record: dict[str, Any]) -> Doubt | None:

@@ -153,6 +153,10 @@ class Approval:
     trace: str = ""  # W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it
     doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
 
+    def listed(self, id: str | None, now: float) -> bool:
+        """Return True for the question `id`; without one, for each question that can still be answered."""
+        return self.id == id if id is not None else self.id != "" and not 0 < self.expires_at <= now
+
 
 @dataclass(slots=True)
 class Query:

@@ -98,12 +98,13 @@ class MemoryLedger:
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         with self._lock:
+            now = self._latest = ledger_time(self._clock(), self._latest)
             found = (
                 (scope, a)
                 for scope, thread in reversed(self._threads.items())
                 if scope.tenant == tenant
                 for a in thread.approvals.values()
-                if a.state == "asked" and a.id and id in (None, a.id)
+                if a.state == "asked" and a.listed(id, now)
             )
             return list(islice(found, b.MAX_ASKED))
 

@@ -285,6 +285,9 @@ def administer(
         if tables and not admin.run("SELECT 1 WHERE has_schema_privilege(?, 'USAGE')", (schema,)):
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"this role may not use the schema; make it a member of {role}")
         if "migration" in tables and not look:  # one operator at a time
+            sql = "SELECT tableowner FROM pg_tables WHERE schemaname = ? AND tablename = 'migration'"
+            for (owner,) in admin.run(f"{sql} AND NOT pg_has_role(tableowner, 'USAGE')", (schema,)):
+                raise LedgerError(Code.LEDGER_ROLE, f"{owner} owns schema {schema}")
             admin.run("LOCK TABLE migration IN SHARE ROW EXCLUSIVE MODE")
         yield admin
 

@@ -155,9 +155,9 @@ class SqlLedger:
         return held[0][0] == anchor.nonce if held else any(anchor.position <= int(p) for (p,) in through)
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        _, found = self._listed(tenant, (_ASKED, (tenant,)))
+        now, found = self._listed(tenant, (_ASKED, (tenant,)))
         asked = [(b.Scope(*json.loads(scope)), rows.parsed(b.Approval, body)) for scope, body in found]
-        return [one for one in asked if one[1].id and id in (None, one[1].id)][: b.MAX_ASKED]
+        return [one for one in asked if one[1].listed(id, now)][: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
         columns, _, rest = rows.DOUBTS.partition(" FROM ")

@@ -14,7 +14,7 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.pep.engine import Flow, Perform, Record, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Perform, Record, Run, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def minted(
     asked = TokenRequest(
         subject=run.subject,
         tenant=run.scope.tenant,
-        agent=identity.agent_id(run.agent),
+        agent=agent_id(identity, run.agent),
         # Nearest first, including agents of other servers.
-        delegators=(*(identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
+        delegators=(*(agent_id(identity, run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
         txn=run.run_id,
         task=Task(
             id=task.id or NO_TASK,

@@ -19,7 +19,7 @@ from weakref import ref
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.facts.provenance.forms import key as digest
 from langchain_runtime_authz.fork import PROCESS
@@ -130,9 +130,13 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
     if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
         raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)
     yield run_event(of, "resolved", found.now, detail=said | _named(row))
-    done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
-    if isinstance(done, Conflict):  # resolved by somebody else meanwhile
-        raise LedgerError(done.code, doubt.row.key)
+    try:
+        done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
+        if isinstance(done, Conflict):  # resolved by somebody else meanwhile
+            raise LedgerError(done.code, doubt.row.key)
+    except Exception as exc:
+        yield run_event(of, "resolved", found.now, detail=said | _named(row) | {"refused": str(failure_code(exc))})
+        raise
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
@@ -184,7 +188,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
     def asked() -> object:
         given = _called(engine, call)
-        return asyncio.run(_awaited(given)) if inspect.iscoroutine(given) else given
+        return asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given
 
     try:
         return begun(asked, "on_unknown").result(seconds)
@@ -197,7 +201,7 @@ async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object
         async with asyncio.timeout(seconds):
             given: Any = await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown"))
             return (
-                await asyncio.create_task(_awaited(given), context=Context()) if inspect.iscoroutine(given) else given
+                await asyncio.create_task(_awaited(given), context=Context()) if inspect.isawaitable(given) else given
             )
     except Exception as exc:  # noqa: BLE001  (likewise)
         return _failed(exc)

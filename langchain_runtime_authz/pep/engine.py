@@ -337,6 +337,14 @@ def both(
     return run, arun
 
 
+def agent_id(identity: Identity, path: tuple[str, ...]) -> str:
+    """Return an agent's id. Raises `CredentialError` (`workload_unproven`) if the application's identity fails."""
+    try:
+        return identity.agent_id(path)
+    except Exception as exc:
+        raise CredentialError(Code.WORKLOAD_UNPROVEN, type(exc).__name__) from exc
+
+
 def _part(exc: BaseException) -> str:
     return "audit" if isinstance(exc, AuditError) else "identity" if isinstance(exc, CredentialError) else "ledger"
 

@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.engine import Run
+from langchain_runtime_authz.pep.engine import Run, agent_id
 from langchain_runtime_authz.pep.mandates import mandate_json
 from langchain_runtime_authz.pep.provenance import arguments, backed
 from langchain_runtime_authz.pep.thread_memory import TaskWords
@@ -168,7 +168,7 @@ def request_json(
 
 def _of_run(run: Run) -> tuple[Any, Any, Any]:
     identity = run.engine.identity
-    agent = {"path": run.agent, "id": identity.agent_id(run.agent), "attested": identity.attested}
+    agent = {"path": run.agent, "id": agent_id(identity, run.agent), "attested": identity.attested}
     found = run.parts["run"] = (
         orjson.Fragment(run.subject.model_dump_json()),
         orjson.Fragment(orjson.dumps(agent)),

@@ -74,7 +74,7 @@ LEASES: Final = "runtime_authz.leases"
 QUESTIONS: Final = "runtime_authz.questions"
 DOUBTS: Final = "runtime_authz.doubts"
 EVENT: Final = "runtime_authz.event"
-COMPONENT: Final = "runtime_authz.component"  # pdp | ledger | audit
+COMPONENT: Final = "runtime_authz.component"  # pdp | ledger | audit | identity
 TENANT: Final = "runtime_authz.tenant"
 
 # Of the detail of an event's audit record, what a trace shows: codes, numbers and ids. People, texts and values stay in

@@ -550,6 +550,10 @@ class LedgerRules(LedgerHarness):
         assert [a.id for _, a in asyncio.run(self.ledger.aasked(tenant, "q-1"))] == ["q-1"]
         self.do(_answer("k", approver="user:bob"))
         assert [a.id for _, a in self.ledger.asked(tenant)] == ["q-2"]
+        self.do(_ask("m", id="q-4", expires_at=int(self.clock()) + 60))
+        self.clock.tick(60)
+        assert [a.id for _, a in self.ledger.asked(tenant)] == ["q-2"]  # nobody can answer the other any more
+        assert [a.id for _, a in self.ledger.asked(tenant, "q-4")] == ["q-4"]  # so that its answer says so
         self.do(AdvanceEpoch(1, ()))
         assert list(self.ledger.asked(tenant)) == []
 

@@ -226,7 +226,7 @@ def test_an_upgrade_and_a_rollback_under_load_lose_nothing(store: Store, older: 
     spent = upgraded.stop()["purse"]
 
     if before < SCHEMA:  # back, under load
-        assert new.schema("downgrade", "--to", str(before), "--yes") == before
+        assert new.schema("downgrade", "--to", str(before), "--yes", "--forget-doubts") == before
         refused = new.cli("approvals", "list", store.where, *store.named)
         assert (refused.returncode, "ledger_schema" in refused.stderr) == (2, True)
     running.go_on()

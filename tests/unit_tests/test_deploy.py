@@ -25,7 +25,11 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 PINNED = dict(re.findall(r"^(\w+)_VERSION=v(\S+)", (ROOT / ".ci" / "services").read_text(), re.MULTILINE))
 
 
-EVERYBODY = ({}, {"podSelector": {}}, {"namespaceSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}})
+EVERYBODY = (
+    {},
+    *({kind: given} for kind in ("podSelector", "namespaceSelector") for given in ({}, {"matchLabels": {}}, {"matchExpressions": []})),
+    *({"ipBlock": {"cidr": cidr}} for cidr in ("0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/1")),
+)
 
 
 def values(path: str, value: Any) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def values(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("engine.kind", "wasm"),
+        ("engine", {"kind": "wasm"}),
         ("engine", {"kind": "service", "url": "https://opa.policy:8443", "caSecret": "opa-ca"}),
         ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
         ("replicas", 1),
@@ -75,6 +79,9 @@ def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> N
         ("audit.durable", False),
         ("env", [{"name": "AUTHZ_OPA", "value": "http://elsewhere"}]),
         *(("env", [{"name": name, "value": "/tmp/none"}]) for name in ("RUNTIME_AUTHZ_KILL_SWITCH", "LD_PRELOAD", "PYTHONPATH")),
+        ("engine.kind", "wasm"),  # it would not read the bundle
+        ("image.tag", "latest-1"),
+        ("env", [{"name": "PATH", "value": "/tmp"}]),
         ("unknown", 1),
     ],
 )

@@ -21,7 +21,15 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz.audit import sinks
-from langchain_runtime_authz.audit.chain import GENESIS, ChainReport, line_hash, make_line, verify_chain
+from langchain_runtime_authz.audit.chain import (
+    GENESIS,
+    ChainReport,
+    line_hash,
+    log_files,
+    make_line,
+    verify_chain,
+    verify_log,
+)
 from langchain_runtime_authz.audit.record import completion_record, decision_record, mint_record, run_record
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
 from langchain_runtime_authz.authzen import (
@@ -282,14 +290,32 @@ TAMPER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 
 @pytest.mark.parametrize("name", TAMPER)
 def test_a_chain_shows_every_change(path: Path, name: str) -> None:
-    """Against a pinned head each does not verify. Without one only the end of the file can be rewritten."""
+    """Against a pinned head each does not verify, but a log that grew does. Without one the end can be rewritten."""
     sink = filled(path)
     path.write_bytes(b"".join(TAMPER[name](lines_of(path))))
     report = verify_chain(path, sink.head)
+    if name == "append":
+        assert (report.ok, report.later) == (True, 1)
+        return
     assert not report.ok
     assert report.error
     assert report.error_line is not None
     assert verify_chain(path).ok is (name in ("edit last", "truncate", "empty", "append", "forged torn"))
+
+
+def test_a_pinned_head_is_found_in_a_log_that_grew(path: Path) -> None:
+    """In any of its segments. Whoever edits a line before it cannot keep it."""
+    sink = FileSink(path, max_bytes=600)
+    heads = []
+    for number in range(20):
+        sink.write({"v": 1, "kind": "decision", "ts": 1.0, "n": number})
+        heads.append(sink.head)
+    later = [verify_log(path, head).later for head in heads]
+    assert later[-1] == 0
+    assert later == sorted(map(int, later), reverse=True)
+    assert len(log_files(path)) > 2
+    assert not verify_log(path, "a" * 64).ok
+    assert not verify_log(path, GENESIS).ok
 
 
 def test_any_flipped_byte_shows(path: Path) -> None:

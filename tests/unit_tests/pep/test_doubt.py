@@ -13,7 +13,7 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, fork
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.calls import ClaimCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
@@ -196,6 +196,45 @@ def test_people_resolve_it(world: World, happened: bool) -> None:
     assert world.worker().session(subject="alice", task=AGAIN, thread="t").decide("send_money", PAY).permit
 
 
+def test_a_resolution_that_came_second_is_taken_back_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both were asked for; the log tells which one counts."""
+    world.die()
+    world.clock.tick(LAPSED)
+    carol, dave = world.worker(), world.worker()
+    (found,) = carol.unknown_calls()
+    commit = dave.ledger.commit
+
+    def late(*given: Any) -> Any:
+        monkeypatch.undo()
+        carol.resolve_call(found.row.key, happened=True, by="user:carol", reason="on the statement")
+        return commit(*given)
+
+    monkeypatch.setattr(dave.ledger, "commit", late)
+    with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT):
+        dave.resolve_call(found.row.key, happened=False, by="user:dave", reason="none")
+    told = [r["detail"] for r in world.audit.records if r.get("event") == "resolved"]
+    assert [(d["author"], d.get("refused")) for d in told] == [
+        ("user:dave", None),
+        ("user:carol", None),
+        ("user:dave", "not_in_doubt"),
+    ]
+
+
+def test_a_failing_identity_has_its_own_code() -> None:
+    """The ledger is well: whoever is called at night must look at the identity."""
+
+    class Gone:
+        attested, expires_at = True, None
+
+        def agent_id(self, path: tuple[str, ...]) -> str:
+            raise ConnectionError(path)
+
+    authz = RuntimeAuthz(pdp=StaticPDP(True), identity=Gone())  # type: ignore[arg-type]
+    with pytest.raises(AuthzDenied) as denied:
+        authz.session(subject="alice", task="pay")
+    assert denied.value.code == Code.WORKLOAD_UNPROVEN
+
+
 class Bank:
     """Knows what it has booked, by idempotency key."""
 
@@ -211,9 +250,18 @@ class Bank:
     async def later(self, call: doubt.UnknownCall) -> Any:
         return self(call)
 
+    def promised(self, call: doubt.UnknownCall) -> Any:
+        """Return an awaitable that is not a coroutine."""
+
+        class Promise:
+            def __await__(_) -> Any:
+                return self.later(call).__await__()
+
+        return Promise()
+
 
 @pytest.mark.parametrize("form", ["sync", "async"])
-@pytest.mark.parametrize("method", ["__call__", "later"])
+@pytest.mark.parametrize("method", ["__call__", "later", "promised"])
 @pytest.mark.parametrize("answer", [True, False, None, "yes", 1, RuntimeError("down")])
 def test_the_service_is_asked(world: World, answer: Any, method: str, form: str) -> None:
     """By the key that the tool had. Only False settles it for another thread: what happened is not done again unasked."""
