@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import dropwhile, pairwise, takewhile
-from operator import or_
 from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -31,7 +30,6 @@ MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
 MAX_LINES: Final = 20
 MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
-MAX_READ: Final = 10  # words of a plain read
 MAX_TAIL: Final = 8  # words of a polite ending
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
@@ -105,13 +103,15 @@ class _Turn:
         self, language: Language, profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, Any]]
     ) -> None:
         self.language = language
-        self.tools = [
+        tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
-            if profile.ordered and not profile.draft and len(name) <= MAX_NAME
+            if not profile.draft and len(name) <= MAX_NAME
         ]
+        self.tools = [tool for tool in tools if tool.profile.ordered]
+        self.reads = [tool for tool in tools if tool.effect == "read"]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
-        self.verbs = language.verbs | verbs | language.phrases["reads"].keys()
+        self.verbs = language.verbs | verbs | {*language.data["reads"]}
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = language.alike(word for name in named for word in words_of(name))
         said = language.prepositions | {"and", "then", "also"}
@@ -270,12 +270,14 @@ class _Turn:
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
         owners = [tool for tool in self.tools if tool.verb(tokens, own=True)]
-        read = (self._ordered(tool, tokens, own=bool(owners)) for tool in owners or self.tools)
-        ways = [way for way in read if way.steps]
-        if not ways and not self._plain_read(tokens):
+        ways = [way for tool in owners or self.tools if (way := self._ordered(tool, tokens, own=bool(owners))).steps]
+        looks = [] if ways else [self._ordered(tool, tokens, own=True) for tool in self.reads]
+        if any(way.steps and not way.vague for way in looks):
+            return  # a read needs no step
+        if not ways:
             raise _UnclearError("it is not understood as an order to a tool")
         told = [way for way in ways if len(ways) == 1 or not way.vague]
-        if ways and not told:
+        if not told:
             raise _UnclearError("it does not tell what it names")
         if len({len(way.steps) for way in told}) > 1:
             raise _UnclearError("tools read it differently")
@@ -347,14 +349,6 @@ class _Turn:
         # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
         one = len({frozenset(n for n, a in step.args.items() if isinstance(a, Const)) for step in paired}) == 1
         return whole if one else _Way()
-
-    def _plain_read(self, tokens: list[Token]) -> bool:
-        """Return True for an order to read or show something, which needs no step."""
-        taken, value = self.language.match("reads", tokens, 0), self.language.value
-        known = (t.lower in self.language.read_words for t in tokens[taken:])
-        plain = (value(t) and not (t.kind == "word" and t.lower in self.verbs) for t in tokens[taken:])
-        taken *= not self.language.match(self.language.idioms, tokens, 0)  # "get rid of the idea"
-        return taken > 0 and len(tokens) <= MAX_READ and all(map(or_, known, plain))
 
     # --- the turn
 

@@ -86,8 +86,8 @@ class Language:
         self.idioms = phrases_of(idiom for idioms in data["idioms"].values() for idiom in idioms)
         framing = {*data["speech"], *data["commands"]}
         self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
-        named = ("determiners", "stops", "read_words", "never_values")
-        self.determiners, self.stops, self.read_words, never = (frozenset(data[n]) for n in named)
+        named = ("determiners", "stops", "never_values")
+        self.determiners, self.stops, never = (frozenset(data[n]) for n in named)
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = frozenset((*data["prepositions"], *data["naming"]))
