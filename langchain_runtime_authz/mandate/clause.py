@@ -26,7 +26,7 @@ _TRIES: Final = 2000  # assignments looked at
 _PLAIN: Final = {
     "principal": "email id name handle word",
     "url": "url",
-    "object": "id name quote handle hash word number run",
+    "object": "id name quote handle hash word run",  # "Cancel 2" may be how many
     "name": "id name quote hash run",
     "channel": "hash handle id name quote word",
     "amount": "money number",
@@ -68,7 +68,9 @@ class Tool(Vocabulary):
         pending = (foreign or pending) | {a.name for a in self.arguments if a.role == "setting"}
         used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
-        needed = {a.name for a in self.arguments if a.required and a.kind not in {"when", "text"}}
+        needed = {a.name for a in self.arguments if a.required}
+        needed |= {a.name for a in self.texts if verb in data["tellings"]}
+        spoken = needed - {a.name for a in self.texts}  # what dictated words do not fill
         self.labelled = any(p.nouns and p.values for p in phrases)
         complete: list[tuple[str, ...]] = []
         for loose in (False, True):  # if no preposition is as usual, each that says no direction may stand
@@ -82,9 +84,8 @@ class Tool(Vocabulary):
                 options.append([*fit, ""] if self._spoken(phrase) else fit)
             if self.nested or prod(map(len, options)) > _TRIES:
                 return []
-            complete = complete or [
-                way for way in product(*options) if len({*way}) == len(way) and needed.issubset(way)
-            ]
+            ways = (way for way in product(*options) if len({*way}) == len(way))
+            complete = complete or [way for way in ways if (spoken if "" in way else needed).issubset(way)]
         if len(complete) != 1:
             return []
         found, kinds = dict(zip(complete[0], used, strict=True)), {a.name: a for a in self.arguments}
@@ -114,10 +115,9 @@ class Tool(Vocabulary):
             phrase = bound.get(argument.name)
             if phrase is None or phrase.nouns:
                 continue
-            number = any(v.text.isdecimal() for v in phrase.values) and argument.kind != "amount"
             paths = argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
             somebody = argument.kind == "principal" and self.effect not in {"pay", "send"}
-            if number or somebody or (argument.kind in {"object", "name"} and not paths):
+            if somebody or (argument.kind in {"object", "name"} and not paths):
                 return True
         return False
 
@@ -187,8 +187,7 @@ class Tool(Vocabulary):
         if named and role != "source":
             return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
         if phrase.kind in {"number", "word"} and not phrase.nouns:  # it says least, so its place must say more
-            fine = place == "first" and self.effect != "pay" if phrase.kind == "number" else place != "later"
-            if (kind == "amount" and self.effect != "pay") or (kind == "object" and not fine):
+            if (kind == "amount" and self.effect != "pay") or (kind == "object" and place == "later"):
                 return False
         if kind in _NAMEABLE and role != "goal" and marker in data["parting"]:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
@@ -215,7 +214,7 @@ class Tool(Vocabulary):
             return False
         if (phrase.kind == "money" and not moneyed) or (phrase.nouns and not named):
             return False
-        return named or moneyed or marker not in data["purpose"]
+        return named or phrase.kind == "money" or marker not in data["parting"]  # "2 of 3 orders"
 
     def _places(self, *names: str) -> Sequence[str]:
         """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""

@@ -168,18 +168,12 @@ class Reader:
             colon = colon or self.tokens[self.at + said].kind == "quote"
             self.at += said * colon
         values = self._values(marker, labelled=labelled, determiner=determiner)
-        if values and values[0].kind == "run" and (last := singular(values[0].lower.rpartition(" ")[2])) in tool.things:
+        if values and values[0].kind == "run" and singular(last := values[0].lower.rpartition(" ")[2]) in tool.things:
+            if singular(last) != last:
+                return None
             nouns.append(last)  # "the garage door"
-        trailing = singular(self.tokens[self.at].lower)
-        counted = bool(values) and values[0].kind == "number" and trailing in tool.labels
-        if (
-            values
-            and (determined or counted)
-            and trailing in tool.words - tool.spoken
-            and self.tokens[self.at].kind == "word"
-        ):
-            nouns.append(trailing)
-            self.at += 1
+        if values and not self._trailing(values, nouns, owned=determined):
+            return None
         if chosen and values:
             chosen.clear()  # "the open ticket T-4" tells which one, and sets nothing
             return None
@@ -191,6 +185,18 @@ class Reader:
             if not labelled or (marker and not dictates):
                 return None
         return Phrase(marker, tuple(nouns), tuple(values), begin == 0)
+
+    def _trailing(self, values: Sequence[Token], nouns: list[str], *, owned: bool) -> bool:
+        """Read the noun behind a value: "the Netflix plan", "5 replicas", but never a count of things as one of them."""
+        token, number = self.tokens[self.at], values[0].kind == "number"
+        noun = singular(token.lower)
+        if token.kind != "word" or noun not in self.tool.words - self.tool.spoken:
+            return True
+        fits = noun in self.tool.counted if number else owned and (token.lower == noun or len(values) > 1)
+        if fits:
+            nouns.append(noun)
+            self.at += 1
+        return fits or not (token.lower != noun or (number and not nouns))
 
     def _values(self, marker: str, *, labelled: bool, determiner: str) -> list[Token]:
         values: list[Token] = []

@@ -103,6 +103,9 @@ class Vocabulary:
             labels = self.language.alike(words)
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
         self.counts = any(a.role == "count" for a in self.arguments)
+        # "5 replicas" is an amount of them, but "22 ports" is not the port 22.
+        counted = [a.words for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count")]
+        self.counted = frozenset[str]().union(*counted)
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         # Only a payment to somebody, or an order of goods, has a purpose. "Refund order 12 for the lamp" is not for all of the order.
         paid = {a.kind for a in self.arguments if a.required and self.effect == "pay"}

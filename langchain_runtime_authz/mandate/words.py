@@ -340,8 +340,7 @@ class _Turn:
         whole = way(rest, lists=len(parts) > 1, part=False)
         ways = [way(part, lists=False, part=True) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
         paired = [step for each in ways for step in each.steps]
-        needed = {a.name for a in tool.arguments if a.required}  # a part without its text or its time is none
-        if not paired or not all(each.steps for each in ways) or not all(needed <= s.args.keys() for s in paired):
+        if not paired or not all(each.steps for each in ways):
             return whole
         if all(step.args.keys() == paired[0].args.keys() for step in paired):
             same = not whole.steps or list(map(_values, whole.steps)) == list(map(_values, paired))

@@ -28,6 +28,13 @@ TOOLS = {
     "list_rooms": tool("read"),
     "erase_disk": tool("delete", "erase|wipe", disk="object"),
     "tip": tool("pay", "tip", waiter="principal", amount="amount"),
+    "feed": tool("write", "feed", animal="object", portions="amount"),
+    "seal_port": tool("admin", "seal", ship="object", port="amount"),
+    "scrap_engine": tool("delete", "scrap", engine_id="object"),
+    "repay_claim": tool("pay", "repay", claim_id="object", amount="amount", optional="amount"),
+    "brief_crew": tool("send", "brief|tell", crew="principal", text="text"),
+    "ping_nurse": tool("send", nurse="principal", text="note", optional="note"),
+    "open_case": tool("write", "open", client="principal", text="title"),
 }  # fmt: skip
 
 
@@ -47,6 +54,19 @@ def orders(text: str) -> list[str]:
             "Tip Kim 5 EUR. Find peace.", "Find Kim, then tip Lee 5 EUR", "Read the room and erase the disk D-7", "Get a warrant and erase the disk D-7",
             "List reasons, then erase the disk D-7", "View the sky. Erase the disk D-7.", "Tip Kim 5 EUR. Search elsewhere.", "Show Kim a.txt and tip Lee 5 EUR",
             "Find the member of the board, then erase the disk D-7", "Get the report. Tip Kim 5 EUR.",
+        )),
+        # A number before a noun is how many, and names nothing.
+        ("Feed the animal Rex 3 portions", ["feed Rex 3"]), ("Scrap engine 12", ["scrap_engine 12"]), ("Repay claim 12 45 EUR", ["repay_claim 12 45"]),
+        ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]), ("Seal port 4 on the ship Aida", ["seal_port Aida 4"]),
+        *((text, []) for text in (
+            "Scrap 2 engines", "Could you scrap 3 engines?", "Scrap the 12 engines", "Scrap the 2026 engine", "Scrap 2", "Repay my 2 claims", "Repay 2 of 3 claims",
+            "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
+        )),
+        # An order to tell is complete with what is told.
+        ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim ('all is well',)", "scrap_engine 12"]), ("Ping Kim 'hi'", ["ping_nurse Kim ('hi',)"]),
+        *((text, []) for text in (
+            "Brief Kim, scrap engine 12", "Tell Kim, then tip Lee 5 EUR", "Brief Kim\n- scrap engine 12", "Tell Kim. Scrap engine 12.", "Scrap engine 12 and brief Kim",
+            "Ping Kim, scrap engine 12", "Ping Kim\n\nScrap engine 12", "Open a case for Kim", "Open the case of Kim",
         )),
     ],
 )  # fmt: skip
