@@ -104,7 +104,9 @@ class Vocabulary:
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
         self.counts = any(a.role == "count" for a in self.arguments)
         # "5 replicas" is an amount of them, but "22 ports" is not the port 22.
-        counted = [a.words for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count")]
+        counted = [
+            a.words for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count")
+        ]
         self.counted = frozenset[str]().union(*counted)
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         # Only a payment to somebody, or an order of goods, has a purpose. "Refund order 12 for the lamp" is not for all of the order.
@@ -135,8 +137,14 @@ class Vocabulary:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
         said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
         behind, taken = [t.lower for t in tokens[1:2]], [0]
+        data, name = self.language.data, words_of(self.name)
+        # "Open the ticket" only looks at it. "Open a ticket" does not, nor "Open port 80" for a tool `open_port`.
+        anew = behind and behind[0] in data["indefinite"]
+        its = name[:1] == [said] and name[1:] and rest.issuperset(name[1:])
+        if said in data["reads"] and self.profile.side_effect and not (anew or its):
+            return 0
         for verb, *nouns in (entry for entry, its in self.entries.items() if its or not own):
-            particle = not {*nouns[:1]}.isdisjoint(self.language.data["particles"])
+            particle = not {*nouns[:1]}.isdisjoint(data["particles"])
             if verb == said and rest.issuperset(map(singular, nouns)) and (not particle or behind == nouns[:1]):
                 taken.append(1 + particle)
         return max(taken)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.mandate.model import Const
 from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -35,13 +34,18 @@ TOOLS = {
     "brief_crew": tool("send", "brief|tell", crew="principal", text="text"),
     "ping_nurse": tool("send", nurse="principal", text="note", optional="note"),
     "open_case": tool("write", "open", client="principal", text="title"),
+    "create_ward": tool("write", "create|open", name="name"),
+    "open_gate": tool("write", gate="object"),
+    "open_claim": tool("write", "open|start", policy_id="object"),
+    "hire_van": tool("pay", "hire|get", depot="object"),
+    "discard_draft": tool("delete", draft="object"),
 }  # fmt: skip
 
 
 def orders(text: str) -> list[str]:
     mandate = compile_words([text], {n: p for n, (p, _) in TOOLS.items()}, {n: s for n, (_, s) in TOOLS.items()}).mandate
-    shown = lambda a: str(a.value) if isinstance(a, Const) else str(getattr(a, "quote", a))  # noqa: E731
-    return [" ".join([s.tool, *map(shown, s.args.values())]) for s in (mandate.steps if mandate else ())]
+    steps = mandate.steps if mandate else ()
+    return [" ".join([s.tool, *(str(getattr(a, "value", getattr(a, "quote", a))) for a in s.args.values())]) for s in steps]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,12 @@ def orders(text: str) -> list[str]:
         *((text, []) for text in (
             "Brief Kim, scrap engine 12", "Tell Kim, then tip Lee 5 EUR", "Brief Kim\n- scrap engine 12", "Tell Kim. Scrap engine 12.", "Scrap engine 12 and brief Kim",
             "Ping Kim, scrap engine 12", "Ping Kim\n\nScrap engine 12", "Open a case for Kim", "Open the case of Kim",
+        )),
+        # A verb that may only look makes nothing of what is there.
+        ("Open a ward called East", ["create_ward East"]), ("Open the gate G-7", ["open_gate G-7"]), ("Get a van at the depot D-4", ["hire_van D-4"]),
+        *((text, []) for text in (
+            "Open the ward East", "Open ward East", "Open policy P-12", "Open the policy P-12", "Get the van at the depot D-4", "Get the depot D-4", "Load the ward East",
+            "Browse the wards of East", "Open depot D-4", "Get rid of the draft D-4",
         )),
     ],
 )  # fmt: skip
