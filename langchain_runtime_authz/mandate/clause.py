@@ -207,10 +207,12 @@ class Tool(Vocabulary):
         return not others or phrase.marker not in {"with", *self.language.data["parting"]}
 
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool) -> bool:
-        """Return True if a number may be this amount: money is not a count, and "raise it 5" gives no new value."""
+        """Return True if a number may be this amount: money is not a count, and a new value needs "to"."""
         data, marker = self.language.data, phrase.marker
         moneyed = not argument.words.isdisjoint(data["moneyed"])
-        if self.relative and marker != data["setting"][0]:
+        counted = named and not marker and self.counted.issuperset(phrase.nouns)  # "5 points"
+        told = marker in data["setting"] or (counted and not self.relative)
+        if self.effect != "pay" and not told:
             return False
         if (phrase.kind == "money" and not moneyed) or (phrase.nouns and not named):
             return False

@@ -138,7 +138,7 @@ class Vocabulary:
         said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
         behind, taken = [t.lower for t in tokens[1:2]], [0]
         data, name = self.language.data, words_of(self.name)
-        # "Open the ticket" only looks at it. "Open a ticket" does not, nor "Open port 80" for a tool `open_port`.
+        # "Open the ticket" only looks at it. "Open a ticket" does not, nor "Open gate G-7" for a tool `open_gate`.
         anew = behind and behind[0] in data["indefinite"]
         its = name[:1] == [said] and name[1:] and rest.issuperset(name[1:])
         if said in data["reads"] and self.profile.side_effect and not (anew or its):

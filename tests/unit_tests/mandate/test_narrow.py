@@ -39,6 +39,9 @@ TOOLS = {
     "open_claim": tool("write", "open|start", policy_id="object"),
     "hire_van": tool("pay", "hire|get", depot="object"),
     "discard_draft": tool("delete", draft="object"),
+    "set_wage": tool("admin", "set|change|hike", worker="principal", wage="amount"),
+    "staff_shift": tool("admin", "staff", shift="object", guards="amount"),
+    "tune_oven": tool("write", "tune|change", oven="object", heat="amount"),
 }  # fmt: skip
 
 
@@ -61,10 +64,10 @@ def orders(text: str) -> list[str]:
         )),
         # A number before a noun is how many, and names nothing.
         ("Feed the animal Rex 3 portions", ["feed Rex 3"]), ("Scrap engine 12", ["scrap_engine 12"]), ("Repay claim 12 45 EUR", ["repay_claim 12 45"]),
-        ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]), ("Seal port 4 on the ship Aida", ["seal_port Aida 4"]),
+        ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]),
         *((text, []) for text in (
             "Scrap 2 engines", "Could you scrap 3 engines?", "Scrap the 12 engines", "Scrap the 2026 engine", "Scrap 2", "Repay my 2 claims", "Repay 2 of 3 claims",
-            "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
+            "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Seal port 4 on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
         )),
         # An order to tell is complete with what is told.
         ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim ('all is well',)", "scrap_engine 12"]), ("Ping Kim 'hi'", ["ping_nurse Kim ('hi',)"]),
@@ -77,6 +80,13 @@ def orders(text: str) -> list[str]:
         *((text, []) for text in (
             "Open the ward East", "Open ward East", "Open policy P-12", "Open the policy P-12", "Get the van at the depot D-4", "Get the depot D-4", "Load the ward East",
             "Browse the wards of East", "Open depot D-4", "Get rid of the draft D-4",
+        )),
+        # A new value stands behind "to", or its noun counts it.
+        ("Change the wage of Kim to 50 EUR", ["set_wage Kim 50"]), ("Tune the oven O-3 to 20", ["tune_oven O-3 20"]), ("Staff the shift S-2 to 5 guards", ["staff_shift S-2 5"]),
+        *((text, []) for text in (
+            "Staff the shift S-2 by 5 guards", "Staff the shift S-2 plus 5 guards", "Staff the shift S-2 for 5 guards", "Staff the shift S-2 with 5 guards", "Change the wage of Kim by 50 EUR",
+            "Change the wage of Kim of 50 EUR", "Change the wage of Kim. The wage is 50 EUR.", "Change the 50 EUR wage of Kim", "Hike the wage of Kim 50 EUR", "Change the wage 50 EUR of Kim",
+            "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
         )),
     ],
 )  # fmt: skip
