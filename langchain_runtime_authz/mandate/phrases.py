@@ -94,7 +94,7 @@ class Reader:
         phrase = self._phrase(chosen)
         telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
         purpose = self.tool.purposed and not telling and self.tokens[begin].lower in self.data["purpose"]
-        stray = joined and (phrase is None or self.tool.labels.isdisjoint(phrase.nouns))
+        stray = joined and (phrase is None or self.tool.spoken.isdisjoint(phrase.nouns))
         if stray or purpose or (phrase is None and not chosen):
             self.at = begin
             return False
@@ -202,13 +202,12 @@ class Reader:
         values: list[Token] = []
         told = labelled or (bool(marker) and marker not in self.data["setting"])
         determined, paid = determiner in self.language.determiners, any(t.kind == "money" for t in self.tokens)
-        singly = labelled and singular(self.tokens[self.at - 1].lower) == self.tokens[self.at - 1].lower
         while True:
             gap = self._match("separators") if self.lists and values else 0
             gap += self._match("separators", gap) if gap else 0
             if values and not gap:
                 return values
-            if gap and singly and values[0].kind in {"name", "run"}:
+            if gap and values[0].kind in {"name", "run", "word"}:
                 return []  # "the board Sales and Marketing" may be one
             token, after = self._value(self.at + gap, told=told)
             if token is None or (values and token.kind != values[0].kind):
