@@ -174,10 +174,10 @@ class Reader:
             nouns.append(last)  # "the garage door"
         if values and not self._trailing(values, nouns, owned=determined):
             return None
-        if chosen and values:
+        if chosen and (values or (marker and marker not in data["places"]["choice"].split())):
             chosen.clear()  # "the open ticket T-4" tells which one, and sets nothing
             return None
-        if values and not nouns and begin and first.lower in data["indefinite"]:
+        if values and determiner in data["indefinite"] and values[0].kind != "quote":  # "a Math course" is one of many
             return None
         if not values:
             self.at = behind

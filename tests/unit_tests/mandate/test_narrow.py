@@ -42,6 +42,10 @@ TOOLS = {
     "set_wage": tool("admin", "set|change|hike", worker="principal", wage="amount"),
     "staff_shift": tool("admin", "staff", shift="object", guards="amount"),
     "tune_oven": tool("write", "tune|change", oven="object", heat="amount"),
+    "raze": tool("delete", "raze", barn="object"),
+    "move_job": tool("write", "move|mark", job="object", stage=["queued", "done"]),
+    "top_up": tool("pay", "top up|fund", account="principal", amount="amount"),
+    "call_off": tool("delete", "scratch|nix", race="object", when="date", optional="date"),
 }  # fmt: skip
 
 
@@ -87,6 +91,27 @@ def orders(text: str) -> list[str]:
             "Staff the shift S-2 by 5 guards", "Staff the shift S-2 plus 5 guards", "Staff the shift S-2 for 5 guards", "Staff the shift S-2 with 5 guards", "Change the wage of Kim by 50 EUR",
             "Change the wage of Kim of 50 EUR", "Change the wage of Kim. The wage is 50 EUR.", "Change the 50 EUR wage of Kim", "Hike the wage of Kim 50 EUR", "Change the wage 50 EUR of Kim",
             "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
+        )),
+        # Names joined by "and" may be one name, and a joined phrase has no role of its own.
+        ("Raze 'North' and 'South'", ["raze North", "raze South"]), ("Tip Kim 5 EUR and Lee 6 EUR", ["tip Kim 5", "tip Lee 6"]),
+        *((text, []) for text in (
+            "Raze Salt and Pepper", "Raze the barn Salt and Pepper", "Raze Salt & Pepper", "Raze Salt, Pepper and Sons", "Raze salt and pepper", "Discard Rise and Fall", "Tip Salt and Pepper 5 EUR",
+            "Repay claim 12 and the amount 45", "Seal Aida and port 4", "Change Kim and the wage to 50 EUR",
+        )),
+        # What is "for" something may be a sample.
+        *((text, []) for text in (
+            "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
+        )),
+        # Who pays is not paid, and what a thing comes from is not what it becomes.
+        ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", ["move_job J-1 done"]),
+        *((text, []) for text in (
+            "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
+            "Move the job J-1 from done", "Mark the job J-1 of done", "Move the job J-1 for done", "Move the job J-1 by done",
+        )),
+        # A word that narrows is no courtesy.
+        ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
+        *((text, []) for text in (
+            "Nix the race R-1 today", "Nix the race R-1 for me", "Nix a Derby race", "Raze a barn B-1", "Raze a North barn", "Raze an Oak", "Nix today's race R-1", "Tip Kim 5 EUR today",
         )),
     ],
 )  # fmt: skip

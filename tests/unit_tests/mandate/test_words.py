@@ -268,10 +268,10 @@ HOME = {
         ("Turn the porch light off", {"device": "porch light", "state": "off"}),
         ("Switch on the ceiling fan", {"device": "ceiling fan", "state": "ON"}),
         ("Send 3 BTC to Ana Lee", {"to": "Ana Lee", "amount": 3, "asset": "BTC"}),
-        ("Freeze the travel card for me", {"card": ("travel card", "travel")}),
+        ("Freeze the travel card", {"card": ("travel card", "travel")}),
         ("Set the salary of Ana Lee to 5000", {"employee": "Ana Lee", "amount": 5000}),
         *((text, None) for text in (
-            "Switch on the ceiling fan, because the old one broke", "Cancel the card with Bob", "Freeze the card of Bob", "Raise the salary of Ana Lee 500", "Freeze the open card Visa", "Freeze the card On Fire", "Freeze the card Sales And More", "Freeze on Bob", "Turn the light for Bob off",
+            "Switch on the ceiling fan, because the old one broke", "Cancel the card with Bob", "Freeze the card of Bob", "Raise the salary of Ana Lee 500", "Freeze the open card Visa", "Freeze the card On Fire", "Freeze the card Sales And More", "Freeze on Bob", "Freeze the travel card for me", "Freeze the travel card today", "Freeze a travel card", "Turn the light for Bob off",
             "Send 3 BTC to the partner of Ana", "Open port 80 for 5 EUR on web-3", "Set Bob's friend's salary to 5000", "Switch the off light Garage on",
             "Turn off the porch light as Bob did", "Turn off the idea of dinner", "Open port 80 on web-3", "Open port 80 on web-3 on Friday", "Send 3 of 5 BTC to Ana",
             "Send 3 BTC to Ana because Bob said to send 5", "Set Ana Lee's boss's salary to 5000", "Open port 80 on web-3 and web-4", "Freeze card 1 or 2",
