@@ -340,7 +340,7 @@ class _Turn:
         whole = way(rest, lists=len(parts) > 1, part=False)
         ways = [way(part, lists=False, part=True) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
         paired = [step for each in ways for step in each.steps]
-        # A part that is a value alone is no pair: "Delete Ernst & Young".
+        # A value alone does not make a pair: "Delete Ernst & Young".
         if not paired or not all(each.steps for each in ways) or any(len(step.args) == 1 for step in paired):
             return whole
         if all(step.args.keys() == paired[0].args.keys() for step in paired):
