@@ -92,10 +92,8 @@ class Reader:
         joined = self._match("separators") if self.lists and self.found else 0
         self.at += joined
         phrase = self._phrase(chosen)
-        telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
-        purpose = self.tool.purposed and not telling and self.tokens[begin].lower in self.data["purpose"]
         stray = joined and (phrase is None or self.tool.spoken.isdisjoint(phrase.nouns))
-        if stray or purpose or (phrase is None and not chosen):
+        if stray or (phrase is None and not chosen):
             self.at = begin
             return False
         self.found += chosen
@@ -277,8 +275,10 @@ class Reader:
         ):
             self.at += 1
         taken = self.tokens[begin : self.at]
-        fine = 0 < len(taken) <= MAX_COUNTED and all(
-            t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken
+        fine = (
+            0 < len(taken) <= MAX_COUNTED
+            and taken[0].start < taken[-1].end
+            and all(t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken)
         )
         if fine:
             self.found.append(Phrase("counted", (), (self._quote(taken, "counted"),)))

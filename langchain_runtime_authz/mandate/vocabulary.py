@@ -109,8 +109,6 @@ class Vocabulary:
         ]
         self.counted = frozenset[str]().union(*counted)
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
-        # Only a payment to somebody, or an order of goods, has a purpose. "Refund order 12 for the lamp" is not for all of the order.
-        paid = {a.kind for a in self.arguments if a.required and self.effect == "pay"}
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
@@ -118,7 +116,6 @@ class Vocabulary:
         core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
         self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
-        self.purposed = {"principal", "amount"} <= paid or self.counts
         valued = {"object", "principal", "channel", "place", "value"}
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.things = frozenset[str]().union(*(a.words for a in self.arguments if a.kind in valued))
