@@ -68,9 +68,10 @@ class Tool(Vocabulary):
         pending = (foreign or pending) | {a.name for a in self.arguments if a.role == "setting"}
         used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
-        needed = {a.name for a in self.arguments if a.required}
-        needed |= {a.name for a in self.texts if verb in data["tellings"]}
-        spoken = needed - {a.name for a in self.texts}  # what dictated words do not fill
+        spoken = {a.name for a in self.arguments if a.required and a.kind != "text"}  # what dictated words do not fill
+        needed = spoken | {
+            a.name for a in self.texts if verb in data["tellings"] or (a.required and self.effect != "pay")
+        }
         self.labelled = any(p.nouns and p.values for p in phrases)
         complete: list[tuple[str, ...]] = []
         for loose in (False, True):  # if no preposition is as usual, each that says no direction may stand
