@@ -13,18 +13,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.rows import Row
-from langchain_runtime_authz.ledger.schema import (
-    DOUBTS,
-    HISTORY,
-    MIGRATIONS,
-    SCHEMA,
-    STATE,
-    Dialect,
-    Migration,
-    Version,
-    check,
-)
+from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
+DOUBTS: Final = 3  # the first version that records calls in doubt
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
@@ -133,10 +124,8 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
 
 def in_doubt(admin: Admin) -> int:
     """Return the number of calls that have begun and have no outcome."""
-    if version(admin).version < DOUBTS:
-        return 0
-    ((found,),) = admin.run(f"SELECT count(*) FROM call c WHERE {_OPEN}")
-    return int(found)
+    sql = f"SELECT count(*) FROM call c WHERE {_OPEN}"
+    return int(admin.run(sql)[0][0]) if version(admin).version >= DOUBTS else 0
 
 
 def tenants(admin: Admin) -> list[str]:

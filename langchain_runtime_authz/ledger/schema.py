@@ -124,7 +124,6 @@ MIGRATIONS: Final = (
     ),
 )
 SCHEMA: Final = MIGRATIONS[-1].version
-DOUBTS: Final = 3  # the first version that knows calls in doubt
 
 
 def check(found: Version) -> None:

@@ -334,6 +334,9 @@ def test_the_status_is_shown_to_the_applications_role(dsn: str, own: str) -> Non
         shown = CliRunner().invoke(app, ["ledger", "status", mine, "--schema", own])
         assert (shown.exit_code, "usable" in shown.stdout) == (0, True), shown.output
         assert CliRunner().invoke(app, ["ledger", "migrate", mine, "--schema", own]).exit_code == 2
+        for command in (("prune", mine, "--older-than", "90d"), ("clock", mine, "--yes")):
+            refused = CliRunner().invoke(app, ["ledger", *command, "--schema", own])
+            assert refused.stderr.startswith("error: ledger_role: postgres owns schema"), refused.output
         listed = CliRunner().invoke(app, ["calls", "list", mine, "--schema", own])
         assert (listed.exit_code, "name others by --tenant" in listed.stderr) == (0, True), listed.output
         with psycopg.connect(dsn) as owner:
