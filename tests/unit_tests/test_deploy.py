@@ -49,6 +49,7 @@ def values(path: str, value: Any) -> dict[str, Any]:
         ("engine", {"kind": "service", "url": "https://opa.policy:8443", "caSecret": "opa-ca"}),
         ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
         ("replicas", 1),
+        *(("image.tag", tag) for tag in ("1.2.0-static", "v2", "1.2@sha256:ab", "a1b2c3d", "f" * 64)),
         ("networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]),
     ],
 )
