@@ -187,9 +187,6 @@ class Tool(Vocabulary):
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         if named and role != "source":
             return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
-        least = phrase.kind in {"number", "word"} and not phrase.nouns  # so its place must say more
-        if least and ((kind == "amount" and self.effect != "pay") or (kind == "object" and place == "later")):
-            return False
         if kind in _NAMEABLE and role != "goal" and marker in data["parting"]:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
             return described and argument.required and (argument.name not in pending or kind == "principal")

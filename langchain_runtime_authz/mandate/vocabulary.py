@@ -104,10 +104,8 @@ class Vocabulary:
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
         self.counts = any(a.role == "count" for a in self.arguments)
         # "5 replicas" is an amount of them, but "22 ports" is not the port 22.
-        counted = [
-            a.words for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count")
-        ]
-        self.counted = frozenset[str]().union(*counted)
+        counted = (a for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count"))
+        self.counted = frozenset[str]().union(*(a.words for a in counted))
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
