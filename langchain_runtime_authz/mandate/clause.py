@@ -201,6 +201,8 @@ class Tool(Vocabulary):
         """Return True if a value may be this person: a carrier or an owner is another, a plain word rarely one."""
         if phrase.kind in {"word", "common"} and self.effect not in {"pay", "send"}:
             return False
+        if self.effect == "pay" and not argument.required:
+            return False  # "Order 3 pens to Bob" does not make him the supplier
         others = any(a is not argument and a.required and a.kind in {"place", "principal"} for a in self.arguments)
         return not others or phrase.marker not in {"with", *self.language.data["parting"]}
 

@@ -46,6 +46,7 @@ TOOLS = {
     "move_job": tool("write", "move|mark", job="object", stage=["queued", "done"]),
     "top_up": tool("pay", "top up|fund", account="principal", amount="amount"),
     "call_off": tool("delete", "scratch|nix", race="object", when="date", optional="date"),
+    "restock": tool("pay", "restock", product="object", quantity="amount", supplier="principal", optional="supplier"),
 }  # fmt: skip
 
 
@@ -108,6 +109,7 @@ def orders(text: str) -> list[str]:
             "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
             "Move the job J-1 from done", "Mark the job J-1 of done", "Move the job J-1 for done", "Move the job J-1 by done",
         )),
+        ("Restock 3 lamps", ["restock lamps 3"]), ("Restock 3 lamps to Kim", []), ("To Kim, restock 3 lamps", []), ("Of Kim, restock 3 lamps", []),
         # A word that narrows is no courtesy.
         ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
         *((text, []) for text in (
