@@ -50,7 +50,7 @@ PROFILES = {
         effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
     )
 }
-ORDERS = ("Pay 45 EUR to DE21", "Now pay 45 EUR to DE21", "Pay 45 EUR to DE21 for the rent", "Please pay 45 EUR to DE21")
+ORDERS = ("Pay 45 EUR to DE21", "Now pay 45 EUR to DE21", "Pay 45 EUR to DE21, thanks", "Please pay 45 EUR to DE21")
 
 
 class Deaths(World):
