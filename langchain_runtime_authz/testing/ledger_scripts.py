@@ -103,6 +103,7 @@ class Script:
         planned = (PlannedCall(0, name, tool, "d"), PlannedCall(1, None, "read", "e", tool, "d"))
         text = HumanText(f"d{number}", pick(TEXTS), pick((None, name)), pick((True, False)), who, past=yes, mixed=yes)
         texts = (text, HumanText("d", "pay"))[: pick((1, 2))]
+        lost = calls.DoubtCall(base.CallRow(name, "unknown", jti, None, DEEDS[name], now, about))
         makers: tuple[Callable[[], Change], ...] = (
             lambda: changes.OpenThread(who),
             lambda: changes.AdvanceEpoch(epoch, texts, first=yes, deliver=pick((True, False)), keep=(name,)),
@@ -122,7 +123,7 @@ class Script:
             *[lambda: calls.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick(((), None)))] * 4,
             *[lambda: calls.ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
             *[lambda: calls.ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
-            lambda: calls.ResolveCall(name, number > 1, who, tool) if yes else calls.RepeatCall(name, now),
+            lambda: calls.ResolveCall(name, number > 1, who, tool) if yes else calls.RepeatCall(name, now) if number == 2 else lost,
             lambda: calls.SpendBudget(name, 4, pick((number, -1))),
             *[lambda: calls.SpendRate("k", pick((10, 100)), 1)] * 2,
             *[lambda: calls.AskApproval(base.Approval(
