@@ -98,8 +98,8 @@ class RuntimeAuthz(Threads):
             question in LangChain's shape and returns the decisions; it may be asynchronous. Its answer counts as the
             subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
         on_unknown: asks a service, by the idempotency key of a call in doubt, whether it happened. It gets an
-            `UnknownCall` (`pep.doubt`) and returns True, False, or `None` if the service cannot say; it may be
-            asynchronous. It has five seconds. Without an answer the call stays in doubt.
+            `UnknownCall` (`pep.doubt`) and returns True, False if it did not happen and will not, or `None` if the
+            service cannot say; it may be asynchronous. It has five seconds. Without an answer the call stays in doubt.
         development: runs without a subject act as the user `developer`. For your own machine only.
 
     Raises `ConfigError` if an argument is wrong: nothing was started. Raises `ledger_rolled_back` if the audit file names a

@@ -12,7 +12,7 @@ INVARIANT: plan records are first write wins. INVARIANT: an approval is spent at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -73,10 +73,10 @@ class CallRow(NamedTuple):
     state: CallState
     jti: str
     result: str | None = None  # JSON text, for calls that must not run twice
-    deed: str = ""  # names all calls with the same effect on the same target; "" if it has no side effect
+    deed: str = ""  # names all calls with one effect on one target, or on several; "" if it has no side effect
     at: float = 0.0  # ledger time of its claim
-    # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; `again` if another call has
-    # begun the same deed.
+    # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
+    # `again` if another call has begun the same deed; `failed` if the call raised, or returned an error.
     about: Mapping[str, Any] | None = None
 
 
@@ -97,10 +97,19 @@ class Doubt(NamedTuple):
         """Return the doubt's name for questions. A call that is claimed again is a new doubt."""
         return f"{self.row.key} {self.row.at}"
 
+    def hits(self, deeds: Collection[str]) -> bool:
+        """Return True if the call has a target in common with a call of these deeds."""
+        return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
+
+    @property
+    def lost(self) -> bool:
+        """Return True if nobody was told how the call ended. After a failure somebody was, though it may have happened."""
+        return self.row.state == "unknown" and "failed" not in (self.row.about or {})
+
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
         """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.
 
-        An `unknown` call always counts. A claimed call counts on its own thread. On another thread it counts only if
+        An `unknown` call counts, but in its own root entry not if it failed. A claimed call counts on its own thread. On another thread it counts only if
         another process runs it, and it is a payment or has the same arguments: a subject may act twice on one target in
         parallel. Calls in one root entry do not count. The row of `key` itself counts if the deed was begun again.
         """
@@ -108,7 +117,8 @@ class Doubt(NamedTuple):
         if row.key == key:
             return row.state != "claimed" and "again" in known
         if row.state != "claimed" or now - row.at >= LASTS:
-            return row.state == "unknown" and now - row.at < LASTS
+            told = "failed" in known and known.get("entry") == about["entry"]
+            return row.state == "unknown" and now - row.at < LASTS and not told
         same = row.deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
         near = self.scope == scope or (same and known.get("process") != about["process"])
         return near and bool(known.get("entry") != about["entry"])

@@ -41,17 +41,19 @@ class ClaimCall(Change):
     about: Mapping[str, Any] | None = None
     subject: str = ""  # of the thread; if given, the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`)
     despite: tuple[str, ...] | None = ()  # the doubts that the approver was told of; `None` means all
+    also: tuple[str, ...] = ()  # other deeds under which calls with a target in common may stand
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
         if self.subject and self.about is not None:  # also with `despite`: other calls must see this one
-            n.deeds.update(() if self.despite is None else (self.deed,))
+            n.deeds.update(() if self.despite is None else (self.deed, *self.also))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
-            place = json.dumps([self.subject, self.deed, same])
-            n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
+            for deed in self.about.get("targets") or (self.deed,):
+                place = json.dumps([self.subject, deed, same])
+                n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        if self.subject and self.despite is not None and self.deed in t.open and self._doubted(t, now):
+        if self.subject and self.despite is not None and t.open and self._doubted(t, now):
             return Conflict(Code.IN_DOUBT)
         if not self.repeatable:
             if ("call", self.key) in used:
@@ -77,10 +79,14 @@ class ClaimCall(Change):
             t.issued.append((token, self.key, self.jti))
 
     def _doubted(self, t: Thread, now: float) -> bool:
-        scope, about = t.scope, self.about or {}
-        found = opened(t.open, scope.tenant, self.deed, now, self.subject) if scope is not None else ()
-        told = self.despite or ()
-        return any(one.asks(self.key, scope, about, now) and one.name not in told for one in found)
+        scope, about, told = t.scope, self.about or {}, self.despite or ()
+        deeds = (self.deed, *self.also)
+        return scope is not None and any(
+            one.asks(self.key, scope, about, now) and one.hits(deeds) and one.name not in told
+            for deed in deeds
+            if deed in t.open
+            for one in opened(t.open, scope.tenant, deed, now, self.subject)
+        )
 
 
 @dataclass(slots=True)
@@ -134,6 +140,8 @@ class ReleaseCall(Unrefusable):
 class ConcludeCall(_OfCall):
     """Record that the call returned, failed or paused. `state=None` deletes the row (a read).
 
+    A side effect that failed may have happened all the same, so it is `unknown`, with a note that it `failed`.
+
     If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row. With `late`, the resolution
     stays on record, and only `done` changes the state.
     """
@@ -155,8 +163,10 @@ class ConcludeCall(_OfCall):
         elif row is None:
             t.calls[self.key] = CallRow(self.key, self.state, "", self.result)
         elif not self.late or self.state == "done":
-            about = row.about if self.state == "unknown" or self.late else None
-            ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
+            state, about = self.state, row.about if self.state == "unknown" or self.late else None
+            if state == "failed" and row.deed:  # perhaps after it had happened
+                state, about = "unknown", {**(row.about or {}), "failed": True}
+            ended = CallRow(self.key, state, row.jti, self.result, row.deed, row.at, about)
             if row.deed:
                 t.put(self.key, ended)
             else:  # calls without a deed are not indexed

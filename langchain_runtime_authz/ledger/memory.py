@@ -115,8 +115,8 @@ class MemoryLedger:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
                 return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
             found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
-            unknown = [one for one in found if one.row.state == "unknown" and scope in (None, one.scope)]
-            return sorted(unknown, key=lambda one: -one.row.at)[: b.MAX_ASKED]
+            lost = [one for one in found if one.lost and scope in (None, one.scope)]
+            return sorted(lost, key=lambda one: -one.row.at)[: b.MAX_ASKED]
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
         return self.doubts(tenant, key, scope)

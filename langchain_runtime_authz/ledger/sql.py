@@ -167,7 +167,7 @@ class SqlLedger:
         newest = f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at DESC"
         now, found = self._listed(tenant, (newest, (tenant, *by)))
         doubts = [_doubt(row, now) for row in found]
-        return [one for one in doubts if key is not None or one.row.state == "unknown"][: b.MAX_ASKED]
+        return [one for one in doubts if key is not None or one.lost][: b.MAX_ASKED]
 
     def check(self, tenant: str) -> None:
         """Check that the ledger can commit, with a commit that is rolled back. Raises `LedgerError`."""

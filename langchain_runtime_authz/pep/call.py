@@ -79,7 +79,7 @@ class DecidedCall:
     approval: Approval | None = None
     row: CallRow | None = None
     replay: bool = False  # it ran before; use its recorded result
-    deed: str = ""  # its effect and target (`CallRow.deed`)
+    deeds: tuple[str, ...] = ()  # its effect and target (`CallRow.deed`), and other names of such calls
     doubts: tuple[Doubt, ...] = ()  # doubts that make it ask (`Doubt.asks`)
     repeats: tuple[Doubt, ...] = ()  # other calls of the deed, which must ask after the claim of this one
     evidence: tuple[str, ...] = ()  # lines for the approver

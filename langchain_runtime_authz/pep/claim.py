@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from weakref import ref
 
 from langchain_runtime_authz._flow import Flow
@@ -137,7 +137,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         mint=minter(run, decided, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
-    if decided.deed:
+    if decided.deeds:
         doubt.HELD[decided.key] = ref(ticket, partial(doubt.HELD.pop, decided.key))
     return ticket
 
@@ -163,8 +163,9 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     # An approval after a failure permits running it again.
     again = approved and row is not None and row.state in ("failed", "unknown")
     repeatable = not profile.side_effect or profile.idempotent or again
-    about = None
-    if decided.deed:
+    about: dict[str, Any] | None = None
+    deed, *also = decided.deeds or ("",)
+    if deed:
         about = {
             "tool": name,
             "args_digest": call.args_digest,
@@ -175,11 +176,13 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             "process": PROCESS[0],
             "idempotency_key": intent,
         }
+        if len(also) > 1:
+            about["targets"] = also
     # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.
-    subject = run.subject.principal if decided.deed else ""
+    subject = run.subject.principal if deed else ""
     despite = None if profile.idempotent else approval.doubts if approved and approval is not None else ()
     changes: list[ledger.Change] = [
-        ClaimCall(decided.key, run.jti, repeatable, tokens, decided.deed, about, subject, despite)
+        ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
     ]
     if decided.decision.obligations:
         changes += owed(decided.decision)

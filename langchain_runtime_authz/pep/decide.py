@@ -127,13 +127,13 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     return calls, keys, compared, origin, words, snapshot, moved
 
 
-# The comparison of a call with the mandate: counter of its effect, name of its deed, mandate, binding.
-_Compared = tuple[str, str, Mandate | None, Binding | None]
+# The comparison of a call with the mandate: counter of its effect, names of its deed, mandate, binding.
+_Compared = tuple[str, tuple[str, ...], Mandate | None, Binding | None]
 
 
 def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
     if words is None:
-        return [("", "", None, None)] * len(calls)
+        return [("", (), None, None)] * len(calls)
     compared: list[_Compared] = []
     for call in calls:
         compared.append((*effect_names(words, call), *binding_of(run, words, call)))
@@ -152,7 +152,7 @@ def _described(
     ahead: dict[str, int],
 ) -> DecidedCall:
     """Return a call with its facts. `ahead` counts the budgets used by earlier calls of the message."""
-    counter, deed, mandate, binding = compared
+    counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
     match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, *intended)
@@ -169,7 +169,7 @@ def _described(
     standing = NO_STANDING
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
-    doubts, repeats = doubted(run, snapshot, call, key, deed) if snapshot.doubts and not replay else ((), ())
+    doubts, repeats = doubted(run, snapshot, call, key, deeds) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the ordering step may be spent
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
@@ -184,7 +184,7 @@ def _described(
         approval=approval,
         row=row,
         replay=replay,
-        deed=deed,
+        deeds=deeds,
         doubts=doubts,
         repeats=repeats,
     )
@@ -208,7 +208,7 @@ def _reread(
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
     anew = _compared(run, words, calls)
-    if any(counter or deed for counter, deed, _, _ in anew):
+    if any(counter or deeds for counter, deeds, _, _ in anew):
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
     return words, anew, snapshot
 
@@ -251,9 +251,8 @@ def _query(
     plan_id = calls[0].plan_id
     values: list[str] = []
     deeds: tuple[str, ...] = ()
-    for _, deed, _, _ in compared:
-        if deed:
-            deeds = (*deeds, deed)
+    for _, named, _, _ in compared:
+        deeds += named
     wanted_rows = list(keys)
     if origin != run.epoch:
         wanted_rows += [f"{OWN}{key}" for key in keys]

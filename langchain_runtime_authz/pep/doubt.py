@@ -12,6 +12,7 @@ import inspect
 import re
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError as Cancelled
 from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -40,6 +41,7 @@ DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
+SEVERAL: Final = "several"  # in place of the target of a call that has more than one
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
@@ -58,21 +60,27 @@ Doubted = tuple[tuple[Doubt, ...], tuple[Doubt, ...]]
 OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
-def effect_names(words: TaskWords, call: Call) -> tuple[str, str]:
-    """Return the counter of equal effects in a turn, and the deed's name, with a digest of the target or the tool."""
+def effect_names(words: TaskWords, call: Call) -> tuple[str, tuple[str, ...]]:
+    """Return the counter of equal effects in a turn, the deed's name, and other names under which it may stand.
+
+    All calls of an effect on several targets have one name, and the targets in `about`. Without a target, the tool
+    names the deed.
+    """
     if call.error is not None or not call.profile.side_effect:
-        return "", ""
-    hit, target = call.atoms.effect_target() if call.profiled else ("", "")
-    deed = f"{call.profile.effect}:{digest(target or call.tool)}"
-    return (f"same:{words.turns}:{call.tool}:{hit}", deed) if hit else ("", deed)
+        return "", ()
+    effect, several = call.profile.effect, f"{call.profile.effect}:{SEVERAL}"
+    hit, targets = call.atoms.effect_targets() if call.profiled else ("", ())
+    deeds = tuple([f"{effect}:{target}" for target in targets]) or (f"{effect}:{digest(call.tool)}",)
+    deeds = (several, *deeds) if len(targets) > 1 else (*deeds, several)
+    return (f"same:{words.turns}:{call.tool}:{hit}" if hit else ""), deeds
 
 
-def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deed: str) -> Doubted:
+def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: tuple[str, ...]) -> Doubted:
     """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
     if call.profile.idempotent:
         return (), ()
     about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry}
-    same = [one for one in snapshot.doubts if one.row.deed == deed]
+    same = [one for one in snapshot.doubts if one.hits(deeds)]
     doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
     return doubts, tuple(one for one in same if one.row.key != key and (one in doubts or one.row.state == "void"))
 
@@ -95,6 +103,8 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
         when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"
         noun = _NOUNS.get(decided.call.profile.effect, "call")
         ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
+        if "failed" in (row.about or {}):
+            ended = "failed, perhaps after it had happened"
         if row.key == decided.key:
             ended = "was begun again by another call"
         where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
@@ -103,9 +113,17 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 
 
 def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
-    """Return the state of a call that raised. After a cancellation or a timeout it may have happened."""
-    cut = isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit | TimeoutError)
-    return "unknown" if cut or any("Timeout" in kind.__name__ for kind in type(exc).__mro__) else "failed"
+    """Return the state of a call that raised. A cancellation, a lost connection or a timeout may hide in the error."""
+    several, seen = [exc], set[int]()
+    while several:
+        one = several.pop()
+        lost = not isinstance(one, Exception) or isinstance(one, TimeoutError | ConnectionError | Cancelled)
+        if lost or any("Timeout" in kind.__name__ for kind in type(one).__mro__):
+            return "unknown"
+        seen.add(id(one))
+        causes = (one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ()))
+        several += [cause for cause in causes if cause is not None and id(cause) not in seen]
+    return "failed"
 
 
 def accountable(author: object, reason: object) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def call_request(
         },
         call={
             "id": call.call_id,
-            "state": row.state if row is not None and row.state != "void" else "new",
+            "state": "new" if row is None or row.state == "void" else _state(row),
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
@@ -92,6 +92,10 @@ def call_request(
         approval=_granted(call, row, approval) if approval is not None else None,
     )
     return body, traced
+
+
+def _state(row: CallRow) -> str:
+    return "failed" if row.about is not None and "failed" in row.about else row.state
 
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:

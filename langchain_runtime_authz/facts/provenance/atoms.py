@@ -50,18 +50,19 @@ class CallAtoms:
     target: dict[str, Any]
     bound: Collection[str]
 
-    def effect_target(self) -> tuple[str, str]:
-        """Return a digest of effect and target, and one of the target alone, whatever the arguments' names.
+    def effect_targets(self) -> tuple[str, tuple[str, ...]]:
+        """Return a digest of effect and targets, and one of each target alone, whatever the arguments' names.
 
-        A false mismatch allows a duplicate payment; a false match costs a question.
+        A false mismatch allows a duplicate payment; a false match costs a question. An object is a target only if
+        there is no destination: a payment may repeat another without the number of its invoice.
         """
-        hit, target = [], set[str]()
+        hit, destinations, objects = [], set[str](), set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
             if marks:
                 hit.append((name, marks))
                 if kind in TARGETS:
-                    target.update(marks)
-        return key(repr(hit)) if hit else "", key(repr(sorted(target))) if target else ""
+                    (objects if kind == "object" else destinations).update(marks)
+        return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
         """Return the declared sink, or "none" if the tool has destinations but the call has none."""

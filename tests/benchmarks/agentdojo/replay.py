@@ -190,8 +190,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
 
 
 def _twice(profiles: Mapping[str, ToolProfile], own: Sequence[Any], ran: Sequence[Any]) -> bool:
-    asked = Counter((c.function, atoms_of(profiles[c.function], dict(c.args)).effect_target()) for c in own if profiles[c.function].side_effect)
-    done = Counter((c["name"], atoms_of(profiles[c["name"]], c["args"]).effect_target()) for c in ran)
+    asked = Counter((c.function, atoms_of(profiles[c.function], dict(c.args)).effect_targets()) for c in own if profiles[c.function].side_effect)
+    done = Counter((c["name"], atoms_of(profiles[c["name"]], c["args"]).effect_targets()) for c in ran)
     return any(done[what] > times for what, times in asked.items())
 
 

@@ -62,7 +62,7 @@ def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dic
 
 
 def effect_target(profile: ToolProfile, args: dict[str, Any]) -> str:
-    return atoms_of(profile, args).effect_target()[0]
+    return atoms_of(profile, args).effect_targets()[0]
 
 
 def of(evidence: Evidence, **args: Any) -> Provenance:

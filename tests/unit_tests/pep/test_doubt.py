@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import secrets
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ PROFILES = {
         effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
     ),
     "wire": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}),
+    "batch": ToolProfile(effect="pay", sink="external", critical={"to": "principal"}),
+    "settle": ToolProfile(effect="pay", sink="external", critical={"to": "principal", "invoice": "object"}),
     "send_mail": ToolProfile(effect="send", sink="external", critical={"to": "principal"}),
     "put": ToolProfile(effect="write", sink="internal", idempotent=True, critical={"recipient": "principal"}),
 }
@@ -118,7 +121,7 @@ def test_each_claim_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch
     world.clock.tick(LAPSED)
     assert session.approve(session.decide("send_money", PAY)).permit
     assert session.decide("put", {"recipient": "DE21"}).permit
-    assert seen == [(1, 1), (1, 1), (1, 0)]
+    assert seen == [(1, 2), (1, 2), (1, 0)]  # a call on several targets stands under a name of its own
 
 
 def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
@@ -143,6 +146,69 @@ def test_another_deed_does_not_ask(world: World, subject: str, tool: str, args: 
     world.clock.tick(later)
     task = f"Pay 45 EUR to {args['recipient']}"
     assert world.worker().session(subject=subject, task=task, thread="other").decide(tool, args).permit
+
+
+def lost(kind: str) -> BaseException:
+    """Return an error that hides that no answer came."""
+    try:
+        raise TimeoutError
+    except TimeoutError as exc:
+        if kind == "group":
+            return ExceptionGroup("several", [ValueError(), exc])
+        error = RuntimeError("the payment could not be confirmed")
+        error.__cause__ = exc
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (lost("cause"), "unknown"),
+        (lost("group"), "unknown"),
+        (ConnectionResetError(), "unknown"),
+        (CancelledError(), "unknown"),
+        (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"),
+        (KeyError("id"), "failed"),
+    ],
+)
+def test_what_becomes_of_a_call_that_raised(error: BaseException, state: str) -> None:
+    assert doubt.state_of(error) == state
+
+
+@pytest.mark.parametrize("same_entry", [True, False])
+def test_after_a_failure_the_same_deed_asks(world: World, same_entry: bool) -> None:
+    """It may have happened before it failed. In its own entry the model was told so, and the mandate counts."""
+    permits = StaticPDP(permit=True)
+    session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="t")
+    assert session.decide("send_money", PAY).permit
+    session.observe("send_money", PAY, None, error=KeyError("id"))
+    assert world.worker().unknown_calls() == []  # somebody was told
+    if not same_entry:
+        session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
+    decision = session.decide("send_money", {**PAY, "amount": 45.5})
+    assert decision.outcome == ("permit" if same_entry else "approval_required")
+    said = "\n".join(session.evidence(decision))
+    assert ("failed, perhaps after it had happened" in said) != same_entry
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "asks"),
+    [
+        (("batch", {"to": ["DE21", "DE22"]}), ("send_money", PAY), True),
+        (("batch", {"to": ["DE22", "DE23"]}), ("send_money", PAY), False),
+        (("batch", {"to": ["DE21", "DE22"]}), ("batch", {"to": ["DE22", "DE23"]}), True),
+        (("batch", {"to": ["DE21", "DE22"]}), ("batch", {"to": ["DE23", "DE24"]}), False),
+        (("send_money", PAY), ("batch", {"to": ["DE21", "DE22"]}), True),
+        (("settle", {"to": "DE21", "invoice": "INV7"}), ("send_money", PAY), True),
+        (("settle", {"to": {"iban": "DE21", "name": "Bob"}}), ("send_money", PAY), True),
+    ],
+)
+def test_one_target_in_common_is_the_same_deed(world: World, first: Any, then: Any, asks: bool) -> None:
+    permits = StaticPDP(permit=True)
+    world.die(*first, pdp=permits)
+    world.clock.tick(LAPSED)
+    decision = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other").decide(*then)
+    assert decision.permit != asks
 
 
 @pytest.mark.parametrize("args", [PAY, {**PAY, "amount": 45.0}])
