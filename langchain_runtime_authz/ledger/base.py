@@ -109,15 +109,16 @@ class Doubt(NamedTuple):
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
         """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.
 
-        An `unknown` call counts, but in its own root entry not if it failed. A claimed call counts on its own thread. On another thread it counts only if
-        another process runs it, and it is a payment or has the same arguments: a subject may act twice on one target in
-        parallel. Calls in one root entry do not count. The row of `key` itself counts if the deed was begun again.
+        An `unknown` call counts. If it failed, it does not count in its own epoch of its thread, where the model was told.
+        A claimed call counts on its own thread. On another thread it counts only if another process runs it, and it is a
+        payment or has the same arguments: a subject may act twice on one target in parallel. Calls in one root entry do
+        not count. The row of `key` itself counts if the deed was begun again.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
         if row.state != "claimed" or now - row.at >= LASTS:
-            told = "failed" in known and known.get("entry") == about["entry"]
+            told = "failed" in known and self.scope == scope and known.get("epoch") == about.get("epoch")
             return row.state == "unknown" and now - row.at < LASTS and not told
         same = row.deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
         near = self.scope == scope or (same and known.get("process") != about["process"])

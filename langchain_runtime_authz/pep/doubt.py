@@ -79,7 +79,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: tuple[str
     """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
     if call.profile.idempotent:
         return (), ()
-    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry}
+    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry, "epoch": run.epoch}
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
     return doubts, tuple(one for one in same if one.row.key != key and (one in doubts or one.row.state == "void"))

@@ -376,7 +376,7 @@ def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool,
         colours = [interrupt({"which colour": ask, "options": [f"colour of {ask}"]}) for ask in asks]
         if text == "f":
             ran.append((text, colours))
-            raise ConnectionError(text)
+            raise ValueError(text)
         ran.append((text, colours))
         return f"wrote {text}"
 

@@ -175,20 +175,20 @@ def test_what_becomes_of_a_call_that_raised(error: BaseException, state: str) ->
     assert doubt.state_of(error) == state
 
 
-@pytest.mark.parametrize("same_entry", [True, False])
-def test_after_a_failure_the_same_deed_asks(world: World, same_entry: bool) -> None:
-    """It may have happened before it failed. In its own entry the model was told so, and the mandate counts."""
+@pytest.mark.parametrize("same_task", [True, False])
+def test_after_a_failure_the_same_deed_asks(world: World, same_task: bool) -> None:
+    """It may have happened before it failed. In its own epoch the model was told so, and the mandate counts."""
     permits = StaticPDP(permit=True)
     session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="t")
     assert session.decide("send_money", PAY).permit
     session.observe("send_money", PAY, None, error=KeyError("id"))
     assert world.worker().unknown_calls() == []  # somebody was told
-    if not same_entry:
+    if not same_task:
         session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
     decision = session.decide("send_money", {**PAY, "amount": 45.5})
-    assert decision.outcome == ("permit" if same_entry else "approval_required")
+    assert decision.outcome == ("permit" if same_task else "approval_required")
     said = "\n".join(session.evidence(decision))
-    assert ("failed, perhaps after it had happened" in said) != same_entry
+    assert ("failed, perhaps after it had happened" in said) != same_task
 
 
 @pytest.mark.parametrize(
