@@ -300,7 +300,9 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
     call, subject, ids = asked["context"]["call"], asked["subject"], ("decision_id", "run_id")
     about = {"tool": record["resource"], "args_digest": call["args_digest"], "call_id": call["id"]}
     about |= {"idempotency_key": claim["idempotency_key"], **{name: record[name] for name in ids}}
-    row = CallRow(claim["call_key"], "unknown", record["jti"], None, claim["deed"], record["ts"], about)
+    deed, *also = claim["deeds"]
+    about |= {"targets": also} if len(also) > 1 else {}
+    row = CallRow(claim["call_key"], "unknown", record["jti"], None, deed, record["ts"], about)
     return Doubt(Scope(**record["scope"]), f"{subject['type']}:{subject['id']}", row)
 
 

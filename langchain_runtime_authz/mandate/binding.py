@@ -285,6 +285,8 @@ def _compare(
             short = type(value) is not str or len(value) <= REMEMBERED
             if short and known_same(value, what.value, kind):
                 continue
+        if type(what) is Text and name not in call.given and absent(value):
+            continue  # an optional text keeps its default
         if not dotted and type(what) is not Text and _several(value, what):
             lists.append((name, what, kind))
         code, expected, source, keys = reader.check(what, value, kind)

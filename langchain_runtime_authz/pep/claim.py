@@ -108,7 +108,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     recorded = False
     try:
         about = (decided.body, decided.started or None, done.now, decided.approval)
-        claim = {"call_key": decided.key, "deed": decided.deed, "idempotency_key": intent} if decided.deed else None
+        deeds = list(decided.deeds)
+        claim = {"call_key": decided.key, "deeds": deeds, "idempotency_key": intent} if deeds else None
         yield recording.step_record(run, decision, "tools/call", call.tool, *about, claim=claim)
         recorded = True
         if edge is not None:

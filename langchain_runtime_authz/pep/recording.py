@@ -58,7 +58,7 @@ def step_record(
     now: float,
     asked: Approval | None = None,
     expected: Mapping[str, str] | None = None,
-    claim: Mapping[str, str] | None = None,
+    claim: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """Return the effect that records a decision. It raises `AuditError`."""
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
