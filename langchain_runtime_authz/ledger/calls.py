@@ -214,7 +214,7 @@ class DoubtCall(Unrefusable):
         n.calls.add(self.row.key)
 
     def apply(self, t: Thread, now: float) -> None:
-        if t.exists and (self.row.key not in t.calls or t.calls[self.row.key].state != "done"):
+        if t.subject and (self.row.key not in t.calls or t.calls[self.row.key].state != "done"):
             t.put(self.row.key, self.row)
 
 

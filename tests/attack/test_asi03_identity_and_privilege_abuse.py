@@ -170,7 +170,7 @@ def test_code_beside_the_graph_is_on_record_too(form: str) -> None:
     assert [r["run_id"] for r in refusals(authz)] == [run.run_id] * 2
     assert [r["epoch"] for r in refusals(authz)] == [0, run.epoch]
     assert len(refusals(other)) == 1
-    assert ["no run is under way here" in text for text in told] == [False, False, False, True, True]
+    assert ["there is no run here" in text for text in told] == [False, False, False, True, True]
     assert "example" not in json.dumps(refusals(authz))
 
 

@@ -268,7 +268,7 @@ async def test_what_the_client_itself_refuses_is_on_record(road: str, exchange: 
             await sent(road, Service(), auth, "https://evil.example/x?secret=1")
     assert told.got == [("audience", "https://evil.example")]
     assert beside.got == [("credential_unavailable", "https://evil.example")]
-    with pytest.raises(CredentialError, match="no run is under way here"):
+    with pytest.raises(CredentialError, match="there is no run here"):
         current_call().credential(BANK)
 
 
