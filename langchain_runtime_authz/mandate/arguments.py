@@ -90,23 +90,18 @@ class Reader:
             return self._extract(argument, items)
         return FITS if self._plain(argument, items, kind) else Finding("value", _described(argument))
 
-    def _plain(
-        self,
-        argument: model.Const | model.Own | model.OneOf | model.Between | model.Within,
-        items: Sequence[Any],
-        kind: str,
-    ) -> bool:
+    def _plain(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
         if isinstance(argument, model.Const):
             return _equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
-        if isinstance(argument, model.Own):
-            return all(not self._own.isdisjoint(reads.scalar_forms(item)) for item in items)
-        if isinstance(argument, model.Within):
-            return all(within(item, argument.prefix) for item in items)
         if len(items) != 1:
             return False
+        if isinstance(argument, model.Own):
+            return not self._own.isdisjoint(reads.scalar_forms(items[0]))
+        if isinstance(argument, model.Within):
+            return within(items[0], argument.prefix)
         if isinstance(argument, model.OneOf):
             return any(same(items[0], choice, kind) for choice in argument.values)
-        if kind == "amount" and commas(items[0]):
+        if not isinstance(argument, model.Between) or (kind == "amount" and commas(items[0])):
             return False
         low, high = compare(items[0], argument.low), compare(items[0], argument.high)
         return low is not None and high is not None and low >= 0 >= high

@@ -10,15 +10,19 @@ deviating call, it spends the closest step. So the same action does not run twic
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
+from posixpath import normpath
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, absent
-from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
+from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, commas, known_same, same
-from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
+from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
@@ -26,10 +30,10 @@ MAX_VALUES: Final = 1000  # of one argument, for prohibitions and sums
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
 _UNBOUNDED: Final = 2**53
 MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
-MAX_LOOKED: Final = 10_000  # characters of a value, for prohibitions
 MANDATE: Final = "mandate:"  # prefix of all counters
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix for approvals of a whole mandate
 _TEXT: Final = Text()
+_SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
 _FIXED: Final = (Const, Pick)  # with these arguments only, a fetch has one address
 
 
@@ -246,9 +250,7 @@ def bind(
             after = None if read else _counter(index.prefix, plan.after)
             if read and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
-        groups = [
-            [f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for source, keys in rows if keys
-        ]
+        groups = [[f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for name, keys in rows.items()]
         matches.append(
             _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
         )
@@ -271,12 +273,10 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows)
 
 
-def _compare(
-    shape: _Shape, call: CallFacts, reader: Reader
-) -> tuple[list[Deviation], list[tuple[str, frozenset[str]]]]:
+def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
     """Return a call's deviations from a step, and the records that it may match, by source step."""
     deviations: list[Deviation] = []
-    rows: list[tuple[str, frozenset[str]]] = []
+    rows: dict[str, frozenset[str]] = {}
     lists: list[tuple[str, Argument, str]] = []
     args = call.args
     for name, what, kind, dotted in shape.named:
@@ -293,14 +293,17 @@ def _compare(
         if code:
             deviations.append(Deviation(name, code, expected))
         elif source:
-            _join(rows, deviations, name, source, keys)
+            rows[source] = rows.get(source, keys) & keys
+            if not rows[source]:
+                expected = f"of the same record of step `{source}` as the other values"
+                deviations.append(Deviation(name, "value", expected))
     if shape.rows or len(lists) > 1:
         deviations += _crossed((*shape.rows, *(lists if len(lists) > 1 else ())), args)
     if call.profile.ordered and not call.given <= shape.settled:
         deviations += _open(shape, call, reader)
     if rows:
         one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
-        rows = [(source, keys) for source, keys in rows if source in one]
+        rows = {source: keys for source, keys in rows.items() if keys and source in one}
     return deviations, rows
 
 
@@ -329,21 +332,6 @@ def _crossed(paired: Sequence[tuple[str, Argument, str]], args: Mapping[str, Any
             or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True))
         ):
             yield Deviation(name, "ambiguous", "in the order of the rows")
-
-
-def _join(
-    rows: list[tuple[str, frozenset[str]]], deviations: list[Deviation], name: str, source: str, keys: frozenset[str]
-) -> None:
-    """Add the records of one argument. Arguments that read from one step must share a record."""
-    for at, (known, others) in enumerate(rows):
-        if known == source:
-            rows[at] = (source, others & keys)
-            if not others & keys:
-                deviations.append(
-                    Deviation(name, "value", f"of the same record of step `{source}` as the other values")
-                )
-            return
-    rows.append((source, keys))
 
 
 def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]:
@@ -377,20 +365,34 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
         if not never.values:
             return Deviation("", "value", f"no call of effect {never.effect}, which the mandate forbids")
         for name, kind in call.profile.critical.items():
+            held = scalars(argument(call.args, name), MAX_VALUES)
             for unwanted in never.values.get(kind, ()):
-                held = scalars(argument(call.args, name), MAX_VALUES)
-                if held is None or not _looks(unwanted).isdisjoint(look for one in held for look in _looks(one)):
+                if held is None or any(_mentions(one, unwanted, kind) for one in held):
                     return Deviation(name, "value", f"not {quoted(unwanted)}, which the mandate forbids")
     return None
 
 
-def _looks(value: object) -> set[str]:
-    """Return the forms of a value, the addresses in it, and its look-alike form."""
-    found = set(scalar_forms(value))
-    if isinstance(value, str):
-        found.update(identifiers(tidy(value[:MAX_LOOKED])))
-        found.add(f"looks:{skeleton(tidy(value[:MAX_LOOKED]))}")
-    return found
+def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
+    """Return True if a value is the unwanted one, has its words, lies below it, or is too long to tell."""
+    if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
+        return True
+    if kind == "amount" or not isinstance(value, str):
+        return False
+    texts = (value, normpath(unquote(value).replace("\\", "/")))
+    return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_bare(text)) for text in texts)
+
+
+@lru_cache(maxsize=1024)
+def _sought(unwanted: str) -> re.Pattern[str]:
+    """Return the pattern of a text, and of each address in it, which fits their bare forms."""
+    addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
+    bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
+    return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
+
+
+def _bare(text: str) -> str:
+    """Return a text's letters and digits as they look, with blanks for all other signs and for `+tag` of an address."""
+    return skeleton(_SIGNS.sub(" ", tidy(text)))
 
 
 def _amount(call: CallFacts) -> int | None:

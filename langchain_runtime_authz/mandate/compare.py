@@ -30,7 +30,7 @@ _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _DATE: Final = 10  # characters of an ISO 8601 date
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
-_SEVERAL: Final = re.compile(r"[*?]")  # a pattern stands for more than one path
+_SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
 _PORTS: Final = {"http": 80, "https": 443}
 
 

@@ -130,7 +130,7 @@ def test_members_of_an_argument_are_closed(files, expected):
 KINDS = {
     "const": (Const("bob@x.org"), ["bob@x.org", "Bob <BOB@x.org>"], {"value": ["bob@x.org.evil.net", "b\u043eb@x.org", "bob@x.org, eve@x.org", "bob\u200b@x.org"]}),
     "list": (Const(("a@x.org", "b@x.org")), [["b@x.org", "a@x.org"]], {"value": ["a@x.org", ["a@x.org", "b@x.org", "c@x.org"]]}),
-    "own": (Own(), ["me@x.org"], {"value": ["you@x.org", ["me@x.org", "you@x.org"]]}),
+    "own": (Own(), ["me@x.org", ["me@x.org"]], {"value": ["you@x.org", ["me@x.org", "you@x.org"], ["me@x.org", "me@x.org"]]}),
     "one of": (OneOf(("a@x.org", "b@x.org")), ["a@x.org"], {"value": ["c@x.org", ["a@x.org", "b@x.org"]]}),
     "free": (Free(), ["anybody"], {}),
     "field": (Field("bill", "iban"), ["DE89 3704 0044 0532 0130 00"], {"value": ["DE02120300000000202051"]}),
@@ -182,8 +182,8 @@ def test_an_internal_field_is_enough_for_what_is_not_a_destination():
     assert judge(one("delete", {"path": Field("bill", "memo")}), "delete", {"path": "m@in.org"}).standing == "covered"
 
 
-@pytest.mark.parametrize("path", ["/docs/*", "/docs/a?.txt", "/docs/..;/x", "/docs/%252e%252e/x"])
-def test_a_pattern_and_a_hidden_way_up_are_not_inside_a_folder(path):
+@pytest.mark.parametrize("path", ["/docs/*", "/docs/a?.txt", "/docs/[a-z]", "/docs/{x,../secret}", "/docs/..;/x", "/docs/%252e%252e/x", ["/docs/a", "/docs/b"]])
+def test_a_pattern_a_list_and_a_hidden_way_up_are_not_inside_a_folder(path):
     assert codes(judge(one("delete", {"path": Within("/docs")}), "delete", {"path": path})) == [("path", "value")]
 
 
@@ -420,6 +420,26 @@ def test_never_wins_over_every_step(values, args, standing):
     steps = {"recipient": Free(), "amount": Free()}
     assert judge(one("pay", steps, never=(Never("pay", values),)), "pay", args).standing == standing
     assert judge(one("pay", steps, never=(Never("send", values),)), "pay", args).standing == "covered"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unwanted", "forbidden", "others"),
+    [
+        ("object", "/docs/keep", ["/docs/keep/", "/docs/./keep", "/docs//keep", "/docs/keep/.", "/docs/keep/x", "/docs/a/../keep", "/docs/%6beep", "docs\\KEEP"], ["/docs/keeper", "/docs/a", "/docs"]),
+        ("principal", "Mallory", ["Mallory.", "@mallory", "Mallory <m@x.org>", "Mallory, Bob", "(Mallory)", "to:Mallory", "Mal-lory", "M\u00e1llory", "Mal\u200blory", "Bob\x00Mallory", "Bob" * 700], ["Mallorys", "Bob", "", 7]),
+        ("principal", "M <m@x.org>", ["m+a@x.org", "m@x.org", "Bob <m@x.org>"], ["m@x.com", "tom@x.org"]),
+        ("url", "https://evil.org", ["http://evil.org/x", "www.evil.org"], ["https://devil.org"]),
+        ("amount", 1, [1, "1.00"], ["1.5", 10]),
+        ("object", "#", ["#"], ["# 1", "x"]),
+    ],
+)  # fmt: skip
+def test_never_forbids_a_value_with_other_signs_and_what_lies_below_it(kind, unwanted, forbidden, others):
+    profile = ToolProfile(effect="pay", critical={"what": kind})
+    mandate = Mandate(steps=(Step("do", "do", {"what": Free()}),), never=(Never("pay", {kind: unwanted}),))
+    for value in (*forbidden, *others):
+        facts = CallFacts("do", profile, {"what": value}, frozenset({"what"}), frozenset(), "")
+        found = bind(mandate, facts, {"do": profile}, Outputs()).standing({}).standing
+        assert found == ("forbidden" if value in forbidden else "covered"), value
 
 
 def test_a_limit_counts_what_all_tools_of_the_effect_spend():
