@@ -20,6 +20,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, senten
 
 FINDING: Final = 1
 UNUSABLE: Final = 2
+MAX_HELP: Final = 200  # characters
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Keys = list[Path] | None
@@ -66,6 +67,11 @@ class _Group(TyperGroup):
             if named:
                 ctx.fail(f"No such command {name!r}; there is `{root.info_name} {'`, `'.join(named)}`.")
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands with their whole first sentences, which Click would cut."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(MAX_HELP)) for name in self.commands])
 
 
 class App(typer.Typer):
