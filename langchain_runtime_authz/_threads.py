@@ -156,7 +156,8 @@ class Threads:
 
         There are at most `ledger.base.MAX_ASKED`: the older ones appear once these are resolved.
         """
-        return list((yield ListDoubts(self._engine.tenant, None)))
+        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None)
+        return [one for one in found if one.lost]
 
     unknown_calls, aunknown_calls = both(_unknown_calls)
 

@@ -28,7 +28,9 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 
 @app.command("list")
 def list_(store: Store, tenant: Of = None) -> Answer:
-    """List the calls in doubt of all tenants, newest first: at most 1,000 of each.
+    """List the calls in doubt of all tenants, newest first: at most 1,000 of each, and after them those that failed.
+
+    A call that failed may have happened before; it makes its deed ask for 24 hours.
 
     runtime-authz calls list ledger.db --tenant acme
     """
@@ -40,7 +42,8 @@ def list_(store: Store, tenant: Of = None) -> Answer:
     for told in found:
         text += [told["call"], f"  {inert(str(told['tool']))} at {told['permitted_at']}, for {inert(told['subject'])}"]
         place = f"{inert(told['tenant'])}: {inert(told['graph'])}/{inert(told['thread'])}"
-        text.append(f"  {place}, idempotency key {told['idempotency_key']}")
+        failed = ", failed" if told["failed"] else ""
+        text.append(f"  {place}, idempotency key {told['idempotency_key']}{failed}")
     return Answer(found, [*text, f"{len(found)} in doubt"])
 
 
@@ -106,6 +109,12 @@ def _found(store: Store, ledger: SqlLedger, tenant: str | None, key: str) -> Dou
 def _told(one: Doubt) -> dict[str, Any]:
     about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
-    call = {"call": row.key, "state": row.state, "tool": about.get("tool"), "permitted_at": moment(row.at)}
+    call = {
+        "call": row.key,
+        "state": row.state,
+        "failed": "failed" in about,
+        "tool": about.get("tool"),
+        "permitted_at": moment(row.at),
+    }
     place = {"tenant": scope.tenant, "subject": one.subject, "graph": scope.graph, "thread": scope.thread}
     return {**call, **place, **{name: about.get(name) for name in names}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -264,11 +265,11 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     outcome. A reinstatement that was lost stays lost.
     """
     from langchain_runtime_authz.audit.chain import read_log, verified
-    from langchain_runtime_authz.ledger.base import Scope
+    from langchain_runtime_authz.ledger.base import LASTS, Scope
     from langchain_runtime_authz.profile import HARMLESS
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
-    begun, ended = dict[str, Unfinished](), Counter[str]()
+    begun, ended, failed = dict[str, Unfinished](), Counter[str](), set[str]()
     for file in files:
         verified(file)
         for record in filter(None, read_log(file)):
@@ -277,6 +278,8 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), event))
             elif event == "resolved":
                 ended[record["detail"]["decision_id"]] += -1 if "refused" in record["detail"] else 1
+            elif record["kind"] == "completion" and record["state"] == "failed":
+                failed.add(record["decision_id"])
             elif record["kind"] == "completion" and record["state"] != "unknown":
                 ended[record["decision_id"]] += 1
             elif record.get("action") == "tools/call" and record["outcome"] == "permit":
@@ -287,6 +290,14 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 begun.update({key: (told, _doubt(record))} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
+    for key in failed & begun.keys():  # a failed call makes its deed ask for a while, and is not lost
+        told, doubt = begun[key]
+        young = doubt is not None and time.time() - doubt.row.at < LASTS
+        if doubt is None or not young:
+            del begun[key]
+        else:
+            row = doubt.row._replace(about={**(doubt.row.about or {}), "failed": True})
+            begun[key] = {**told, "failed": True}, doubt._replace(row=row)
     return revoked, [call for key, call in begun.items() if not ended[key]]
 
 

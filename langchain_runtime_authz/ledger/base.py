@@ -76,7 +76,8 @@ class CallRow(NamedTuple):
     deed: str = ""  # names all calls with one effect on one target, or on several; "" if it has no side effect
     at: float = 0.0  # ledger time of its claim
     # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
-    # `again` if another call has begun the same deed; `failed` if the call raised, or returned an error.
+    # `again` if another call has begun the same deed; `failed` if the call raised, or returned an error; `repeats` if it
+    # was claimed anew while its outcome was unknown.
     about: Mapping[str, Any] | None = None
 
 
@@ -106,20 +107,24 @@ class Doubt(NamedTuple):
         """Return True if nobody was told how the call ended. After a failure somebody was, though it may have happened."""
         return self.row.state == "unknown" and "failed" not in (self.row.about or {})
 
+    def listed(self, now: float) -> bool:
+        """Return True if it is lost, or failed and still makes its deed ask."""
+        return self.lost or (self.row.state == "unknown" and now - self.row.at < LASTS)
+
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
         """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.
 
-        An `unknown` call counts. If it failed, it does not count in its own epoch of its thread, where the model was told.
+        An `unknown` call counts. If it failed, it does not count for calls of the same message.
         A claimed call counts on its own thread. On another thread it counts only if another process runs it, and it is a
         payment or has the same arguments: a subject may act twice on one target in parallel. Calls in one root entry do
-        not count. The row of `key` itself counts if the deed was begun again.
+        not count. A call whose deed was begun again meanwhile counts for itself.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
         if row.state != "claimed" or now - row.at >= LASTS:
-            told = "failed" in known and self.scope == scope and known.get("epoch") == about.get("epoch")
-            return row.state == "unknown" and now - row.at < LASTS and not told
+            beside = "failed" in known and self.scope == scope and known.get("plan") == about.get("plan") is not None
+            return row.state == "unknown" and now - row.at < LASTS and not beside
         same = row.deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
         near = self.scope == scope or (same and known.get("process") != about["process"])
         return near and bool(known.get("entry") != about["entry"])
@@ -291,7 +296,10 @@ class Doubted(Protocol):
     """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls in doubt (of `scope`), newest first, or the call `key` in any state."""
+        """Return at most `MAX_ASKED` calls that are `listed` (of `scope`), or the call `key` in any state.
+
+        Those that are `lost` come first, newest first.
+        """
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
 

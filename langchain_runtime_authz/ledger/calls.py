@@ -68,9 +68,14 @@ class ClaimCall(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        if self.key in t.calls and t.calls[self.key].deed != self.deed:
-            t.drop(self.key)
-        t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, self.about)
+        about = self.about
+        if self.key in t.calls:
+            before = t.calls[self.key]
+            if before.deed != self.deed:
+                t.drop(self.key)
+            elif about is not None and before.state not in ("suspended", "void"):
+                about = {**about, "repeats": True}
+        t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, about)
         if self.deed:  # as `Thread.put`, without a call: this is the hot path
             if self.deed not in t.open:
                 t.open[self.deed] = {}
@@ -109,7 +114,7 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Give back the claim, the approval and the budgets of a call that never ran.
+    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays.
 
     `refund` holds each counter and the amount that the claim spent. `approval` is the approval's key if it differs from
     the call's.
@@ -128,7 +133,10 @@ class ReleaseCall(Unrefusable):
         # A claim is given back once only, and never after the call ran.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
-        t.drop(self.key)
+        if "repeats" in (row.about or {}):
+            t.put(self.key, row._replace(state="unknown"))
+        else:
+            t.drop(self.key)
         asked = self.approval or self.key
         if (used := t.approvals.get(asked)) is not None and used.state == "spent":
             t.approvals[asked] = replace(used, state="approved")

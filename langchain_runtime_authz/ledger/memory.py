@@ -79,7 +79,7 @@ class MemoryLedger:
                 or len(thread.calls) > MAX_ROWS
                 or len(thread.budgets) > MAX_ROWS
             ):
-                _forget(thread)
+                _forget(thread, now)
             self._threads[scope] = thread
             self._order[scope] = None
             self._order.move_to_end(scope)
@@ -115,8 +115,8 @@ class MemoryLedger:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
                 return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
             found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
-            lost = [one for one in found if one.lost and scope in (None, one.scope)]
-            return sorted(lost, key=lambda one: -one.row.at)[: b.MAX_ASKED]
+            listed = [one for one in found if one.listed(now) and scope in (None, one.scope)]
+            return sorted(listed, key=lambda one: (not one.lost, -one.row.at))[: b.MAX_ASKED]
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
         return self.doubts(tenant, key, scope)
@@ -159,14 +159,18 @@ class MemoryLedger:
                 del self._order[scope], self._threads[scope]
 
 
-def _forget(t: Thread) -> None:
+def _over(row: b.CallRow, now: float) -> bool:
+    return row.state == "unknown" and "failed" in (row.about or {}) and now - row.at >= b.LASTS
+
+
+def _forget(t: Thread, now: float) -> None:
     """Bound a long thread. Calls of a forgotten plan count as unplanned; a forgotten jti is not live.
 
     A forgotten call does not run again, and a forgotten counter counts as spent (`Forgotten`).
     """
     # In batches: after each removal, a dictionary is slow at finding its oldest key.
     if len(t.calls) > MAX_ROWS:
-        over = (key for key, row in t.calls.items() if row.state in ("done", "failed", "void"))
+        over = (key for key, row in t.calls.items() if row.state in ("done", "failed", "void") or _over(row, now))
         for key in list(islice(over, _AT_ONCE)):
             t.drop(key)
             t.forget(key)

@@ -73,6 +73,7 @@ class Fetch:
     key: bytes
     needs: Needs
     known: Known | None = None
+    since: float = 0.0  # ledger time after which an unknown call makes its deed ask
     thread: Thread = field(init=False)
     before: Thread = field(init=False)
     version: Version = field(init=False)
@@ -120,7 +121,9 @@ class Fetch:
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            add(self._doubt, f"{DOUBTS}{OPEN} AND {whose}", self.tenant, *of, *sorted(n.deeds), place="c.at")
+            young = "(c.state <> 'unknown' OR c.at > ?)"  # an older one makes nothing ask
+            where = f"{OPEN} AND {young} AND {whose}"
+            add(self._doubt, DOUBTS + where, self.tenant, self.since, *of, *sorted(n.deeds), place="c.at")
         for name in sorted(n.turns):
             self.turns[name] = ""
             add(

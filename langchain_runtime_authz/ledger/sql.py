@@ -79,7 +79,7 @@ class SqlLedger:
         key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
             known, seen = self._recall(scope.tenant, key)
-            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known), seen)
+            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known, self._young), seen)
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
@@ -104,7 +104,7 @@ class SqlLedger:
         while True:
             with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
                 known, seen = self._recall(scope.tenant, key)
-                found = Fetch(scope.tenant, key, wanted, None if locked else known)
+                found = Fetch(scope.tenant, key, wanted, None if locked else known, self._young)
                 recalled = trust and found.known is not None and found.known.covers(wanted)
                 found, now = self._recalled(found, seen) if recalled else self._found(tx, found, seen)
                 found.remember()
@@ -167,7 +167,9 @@ class SqlLedger:
         newest = f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at DESC"
         now, found = self._listed(tenant, (newest, (tenant, *by)))
         doubts = [_doubt(row, now) for row in found]
-        return [one for one in doubts if key is not None or one.lost][: b.MAX_ASKED]
+        if key is None:
+            doubts = sorted([one for one in doubts if one.listed(now)], key=lambda one: not one.lost)
+        return doubts[: b.MAX_ASKED]
 
     def check(self, tenant: str) -> None:
         """Check that the ledger can commit, with a commit that is rolled back. Raises `LedgerError`."""
@@ -214,7 +216,7 @@ class SqlLedger:
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
             if found.seen != known.seen or others:
-                found = Fetch(found.tenant, found.key, found.needs)
+                found = Fetch(found.tenant, found.key, found.needs, since=found.since)
                 now = self._fetch(tx, found, seen)
         return found, now
 
@@ -249,6 +251,10 @@ class SqlLedger:
         now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
         return now
+
+    @property
+    def _young(self) -> float:
+        return self._latest - b.LASTS
 
     def _position(self, tenant: str) -> int:
         return self._seen.get(tenant, NONE).position

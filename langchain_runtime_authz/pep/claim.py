@@ -174,7 +174,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             "decision_id": decided.decision.decision_id,
             "run_id": run.run_id,
             "entry": run.entry,
-            "epoch": run.epoch,
+            "plan": call.plan_id,
             "process": PROCESS[0],
             "idempotency_key": intent,
         }

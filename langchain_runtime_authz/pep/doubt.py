@@ -42,6 +42,8 @@ HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that 
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 SEVERAL: Final = "several"  # in place of the target of a call that has more than one
+# In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
+_LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
@@ -79,7 +81,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: tuple[str
     """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
     if call.profile.idempotent:
         return (), ()
-    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry, "epoch": run.epoch}
+    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry, "plan": call.plan_id}
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
     return doubts, tuple(one for one in same if one.row.key != key and (one in doubts or one.row.state == "void"))
@@ -97,15 +99,18 @@ def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
 
 def sentences(run: Run, decided: DecidedCall) -> list[str]:
     """Return a line for each doubt about a call, for its approver."""
-    lines = []
-    for scope, _, row in decided.doubts:
+    lines, own = [], decided.row
+    doubts = decided.doubts
+    if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
+        doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
+    for scope, _, row in doubts:
         at = dt.datetime.fromtimestamp(row.at, dt.UTC)
         when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"
         noun = _NOUNS.get(decided.call.profile.effect, "call")
         ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
         if "failed" in (row.about or {}):
             ended = "failed, perhaps after it had happened"
-        if row.key == decided.key:
+        if row.key == decided.key and row.state != "unknown":
             ended = "was begun again by another call"
         where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
         lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if it did not happen")
@@ -117,8 +122,8 @@ def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
     several, seen = [exc], set[int]()
     while several:
         one = several.pop()
-        lost = not isinstance(one, Exception) or isinstance(one, TimeoutError | ConnectionError | Cancelled)
-        if lost or any("Timeout" in kind.__name__ for kind in type(one).__mro__):
+        lost = not isinstance(one, Exception) or isinstance(one, TimeoutError | ConnectionError | EOFError | Cancelled)
+        if lost or any(_LOST.search(kind.__name__) for kind in type(one).__mro__) or "timed out" in str(one).lower():
             return "unknown"
         seen.add(id(one))
         causes = (one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ()))

@@ -93,7 +93,8 @@ def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observa
         figure = None
         if answer is not None:
             with suppress(Exception):
-                figure = len(answer.result(max(now + WAIT - time.monotonic(), 0.0)))
+                listed = answer.result(max(now + WAIT - time.monotonic(), 0.0))
+                figure = len([one for one in listed if getattr(one, "lost", True)])
                 del _resting[key]
         found.setdefault(key[1], []).append(figure)
     return [Observation(sum(filter(None, f)), {n.TENANT: tenant}) for tenant, f in found.items() if None not in f]

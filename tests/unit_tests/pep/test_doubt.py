@@ -15,7 +15,8 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, fork
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
-from langchain_runtime_authz.ledger.calls import ClaimCall
+from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
+from langchain_runtime_authz.ledger.calls import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pep import doubt
@@ -36,6 +37,7 @@ PROFILES = {
 }
 TASK, AGAIN = "Pay 45 EUR to DE21", "Now pay 45 EUR to DE21"
 LAPSED = 61
+SCOPE = Scope("default", "i", "g", "t")
 
 
 class World:
@@ -177,7 +179,7 @@ def test_what_becomes_of_a_call_that_raised(error: BaseException, state: str) ->
 
 @pytest.mark.parametrize("same_task", [True, False])
 def test_after_a_failure_the_same_deed_asks(world: World, same_task: bool) -> None:
-    """It may have happened before it failed. In its own epoch the model was told so, and the mandate counts."""
+    """It may have happened before it failed; a retry may have dropped the error, so that no model was told."""
     permits = StaticPDP(permit=True)
     session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="t")
     assert session.decide("send_money", PAY).permit
@@ -186,9 +188,16 @@ def test_after_a_failure_the_same_deed_asks(world: World, same_task: bool) -> No
     if not same_task:
         session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
     decision = session.decide("send_money", {**PAY, "amount": 45.5})
-    assert decision.outcome == ("permit" if same_task else "approval_required")
-    said = "\n".join(session.evidence(decision))
-    assert ("failed, perhaps after it had happened" in said) != same_task
+    assert decision.outcome == "approval_required"
+    assert "failed, perhaps after it had happened" in "\n".join(session.evidence(decision))
+
+
+def test_a_failure_leaves_the_calls_of_its_message_alone() -> None:
+    """They were planned together with it."""
+    row = CallRow("k", "unknown", "j", None, "pay:x", 5.0, {"failed": True, "plan": "m1"})
+    found, about = Doubt(SCOPE, "user:alice", row), {"args_digest": "d", "process": "p", "entry": "e"}
+    assert [found.asks("other", SCOPE, {**about, "plan": plan}, 6.0) for plan in ("m1", "m2", None)] == [False, True, True]
+    assert found.asks("other", SCOPE._replace(thread="t2"), {**about, "plan": "m1"}, 6.0)
 
 
 @pytest.mark.parametrize(
@@ -363,3 +372,26 @@ def test_on_unknown_is_checked() -> None:
     """It is called with the doubt, so it must be callable."""
     with pytest.raises(ConfigError, match="on_unknown"):
         RuntimeAuthz(on_unknown="bank")  # type: ignore[arg-type]
+
+
+def test_a_released_repetition_leaves_the_first_doubt(world: World) -> None:
+    """The audit log was full when an approved repetition was claimed: what was begun before may still have happened."""
+    world.die(pdp=StaticPDP(permit=True))
+    world.clock.tick(LAPSED)
+    authz = world.worker()
+    (found,) = authz.unknown_calls()
+    row, ledger = found.row, authz.ledger
+    again = ClaimCall(row.key, "j2", True, (), row.deed, row.about, "user:alice", None)
+    ledger.commit(found.scope, None, [again])
+    ledger.commit(found.scope, None, [ReleaseCall(row.key)])
+    assert [one.row.key for one in authz.unknown_calls()] == [row.key]
+
+
+def test_a_question_names_the_doubt_about_its_own_call(world: World) -> None:
+    """The process died in an approved payment; whoever approves it again is told."""
+    session = world.worker().session(subject="alice", task="Go on", thread="t")  # which orders nothing
+    assert session.approve(session.decide("send_money", PAY)).permit
+    world.clock.tick(LAPSED)
+    decision = session.decide("send_money", PAY)
+    assert decision.outcome == "approval_required"
+    assert "IN DOUBT" in "\n".join(session.evidence(decision))
