@@ -85,7 +85,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
             lines.append(f"ordered {by}: {_plain(told_step(ordered))}")
     if "" in differs:
         lines.append(f"expected: {differs['']}")
-    lines += doubt.sentences(run, decided) if decided.doubts else []
+    lines += doubt.sentences(run, decided)
     if decided.prior_calls:
         lines.append(f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task")
     for name in dict.fromkeys((*call.args, *traced)):
