@@ -121,14 +121,11 @@ class Fetch:
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            young = "(c.state <> 'unknown' OR c.at > ?)"  # an older one makes nothing ask
-            where = f"{OPEN} AND {young} AND {whose}"
-            add(self._doubt, DOUBTS + where, self.tenant, self.since, *of, *sorted(n.deeds), place="c.at")
+            sql = f"{DOUBTS}{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}"
+            add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="c.at")
         for name in sorted(n.turns):
             self.turns[name] = ""
-            add(
-                self._turn, "name, value FROM mark WHERE tenant = ? AND thread = ? AND name = ?", self.tenant, b"", name
-            )
+            add(self._turn, f"{_MARK}name = ?", self.tenant, b"", name)
         if n.log:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
