@@ -34,6 +34,7 @@ MANDATE: Final = "mandate:"  # prefix of all counters
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix for approvals of a whole mandate
 _TEXT: Final = Text()
 _SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
+_Member = tuple[str, Argument, str]  # name, argument, kind
 _FIXED: Final = (Const, Pick)  # with these arguments only, a fetch has one address
 
 
@@ -75,9 +76,6 @@ class CallFacts(NamedTuple):
     steps: Collection[str] | None = None  # ids of steps that the agent may spend; `None` for all
 
 
-_NONE: Final = Standing("none")
-
-
 class _Plan:
     """A step with values that are the same for all calls."""
 
@@ -86,7 +84,7 @@ class _Plan:
     def __init__(self, step: Step, prefix: str, after: Step | None, *, shown: bool) -> None:
         self.step, self.after, self.shown = step, after, shown
         limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
-        self.counter = _counter(prefix, step)
+        self.counter = f"{prefix}step:{step.deed or step.id}"
         self.maximum = step.times * min(limits, default=1)
         self.row = f"{prefix}row:{step.deed or step.id}:"
         self.shape: _Shape | None = None
@@ -97,7 +95,7 @@ class _Shape(NamedTuple):
     named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, is a dotted path
     settled: frozenset[str]  # arguments that `_open` need not check
     counts: bool
-    rows: tuple[tuple[str, Argument, str], ...]  # members of arguments with several named members
+    rows: tuple[_Member, ...]  # members of arguments with several named members
 
 
 class _Index:
@@ -117,10 +115,6 @@ class _Index:
         for limit in mandate.limits:
             total = math.floor(Decimal(repr(limit.total)) * 100)
             self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
-
-
-def _counter(prefix: str, step: Step) -> str:
-    return f"{prefix}step:{step.deed or step.id}"
 
 
 class _Match(NamedTuple):
@@ -198,7 +192,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
 
 
-_NO_MANDATE: Final = Binding(_NONE, (), None)
+_NO_MANDATE: Final = Binding(Standing("none"), (), None)
 
 
 def bind(
@@ -247,7 +241,7 @@ def bind(
         if plan.after is not None and plan.after.id not in taken:
             # An action was taken if its counter says so, a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
-            after = None if read else _counter(index.prefix, plan.after)
+            after = None if read else f"{index.prefix}step:{plan.after.deed or plan.after.id}"
             if read and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = [[f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for name, keys in rows.items()]
@@ -277,7 +271,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
     """Return a call's deviations from a step, and the records that it may match, by source step."""
     deviations: list[Deviation] = []
     rows: dict[str, frozenset[str]] = {}
-    lists: list[tuple[str, Argument, str]] = []
+    lists: list[_Member] = []
     args = call.args
     for name, what, kind, dotted in shape.named:
         value = argument(args, name) if dotted else args.get(name)
@@ -287,7 +281,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
                 continue
         if type(what) is Text and name not in call.given and absent(value):
             continue  # an optional text keeps its default
-        if not dotted and type(what) is not Text and _several(value, what):
+        if (not dotted or shape.rows) and type(what) is not Text and _several(value, what):
             lists.append((name, what, kind))
         code, expected, source, keys = reader.check(what, value, kind)
         if code:
@@ -298,7 +292,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
                 expected = f"of the same record of step `{source}` as the other values"
                 deviations.append(Deviation(name, "value", expected))
     if shape.rows or len(lists) > 1:
-        deviations += _crossed((*shape.rows, *(lists if len(lists) > 1 else ())), args)
+        deviations += _crossed(shape.rows, lists if len(lists) > 1 else (), args)
     if call.profile.ordered and not call.given <= shape.settled:
         deviations += _open(shape, call, reader)
     if rows:
@@ -308,27 +302,28 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
 
 
 def _several(value: object, what: Argument) -> bool:
-    return (isinstance(value, list) and len(value) > 1) or (
-        isinstance(what, Const) and isinstance(what.value, tuple) and len(what.value) > 1
-    )
+    if isinstance(what, Const) and isinstance(what.value, tuple) and len(what.value) > 1:
+        return True
+    return isinstance(value, list) and (len(value) > 1 or scalars(value, 1) is None)
 
 
-def _crossed(paired: Sequence[tuple[str, Argument, str]], args: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Yield the members of rows, and the lists, that are given in another order.
+def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
+    """Yield the members of several rows, and the lists, that are given in another order.
 
     The values of one row, or of one place in several lists, may belong together: each such pair must be one that was
-    ordered.
+    ordered. One row, or one object, may hold lists too.
     """
-    for name, what, kind in paired:
-        rows = args.get(name.partition(".")[0])
-        if "." in name and (not isinstance(rows, list) or len(rows) <= 1 or isinstance(what, Free | Text)):
-            continue
-        held, ordered = argument(args, name) if "." in name else rows, what.value if isinstance(what, Const) else None
+    roots = {name: args.get(name.partition(".")[0]) for name, _, _ in members}
+    rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
+    inner = [each for each in members if each[0] in rows and not isinstance(each[1], Text)]
+    for name, what, kind in (*inner, *(each for each in lists if each[0] not in rows)):
+        held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
+        if "." in name and name not in rows and isinstance(held, list) and isinstance(held[0], list):
+            held = held[0]
         if (
             not isinstance(held, list)
-            or not isinstance(rows, list)
             or not isinstance(ordered, tuple)
-            or not len(held) == len(ordered) == len(rows)
+            or not len(held) == len(ordered) == rows.get(name, len(held))
             or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True))
         ):
             yield Deviation(name, "ambiguous", "in the order of the rows")
@@ -396,16 +391,25 @@ def _bare(text: str) -> str:
 
 
 def _amount(call: CallFacts) -> int | None:
-    """Return the sum of a call's amounts in hundredths, or `None` if they cannot be read."""
-    total, known = Decimal(0), False
+    """Return the sum of a call's amounts in hundredths, or `None` if it cannot be read.
+
+    A second number may be a count, and an amount for several recipients may be due to each.
+    """
+    total, paid, counts = Decimal(0), 0, {0, 1}
     for name, kind in call.profile.critical.items():
-        if kind != "amount":
-            continue
-        held = scalars(argument(call.args, name), MAX_VALUES, mappings=False)
-        for one in held if held is not None else (None,):
+        held = scalars(argument(call.args, name), MAX_VALUES, mappings=kind != "amount")
+        if held is None:
+            return None
+        whole = Decimal(0)
+        for one in held if kind in ("amount", "value") else ():
             # If a number can be read in two ways, use the greater one.
             numbers = [Decimal(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
-            if not numbers or min(numbers) < 0 or commas(one):
+            if kind == "amount" and (not numbers or min(numbers) < 0 or commas(one)):
                 return None
-            total, known = total + max(numbers), True
-    return math.ceil(total * 100) if known else None
+            whole += max(numbers, default=Decimal(0))
+        if whole > 1 and (kind == "value" or total > 1):
+            return None
+        if kind == "amount":
+            total, paid = total + whole, max(paid, len(held))
+        counts.update((len(held), *(len(identifiers(one)) for one in held if isinstance(one, str))))
+    return math.ceil(total * 100) if paid and counts <= {0, 1, paid} else None

@@ -97,10 +97,8 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
     """Compare dates and times. A constant may lack a year, time or zone, but not a day."""
-    if isinstance(value, str) and isinstance(constant, str):
-        one, other = _iso(value.strip()), _iso(constant.strip())
-        if one is not None and other is not None:
-            return _order_dates(value.strip(), one, constant.strip(), other) == 0
+    if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
+        return compare(value, constant) == 0
     ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
     full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
     if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
@@ -109,44 +107,36 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
     return not times or times == {f for f in own if f.startswith("time:")}
 
 
-def _iso(text: str) -> datetime.datetime | None:
-    if not _ISO.fullmatch(text):
-        return None
-    try:
-        return datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-
-
-def _order_dates(text: str, value: datetime.datetime, bound_text: str, bound: datetime.datetime) -> int | None:
-    """Return -1, 0 or 1 for a date against a bound. Parts that the bound lacks are ignored."""
-    if len(bound_text) == _DATE:
-        return _sign(value.date(), bound.date())
-    if len(text) == _DATE or (bound.tzinfo is not None and value.tzinfo is None):
-        return None
-    return _sign(value if bound.tzinfo is not None else value.replace(tzinfo=None), bound)
-
-
-def _sign(one: Any, other: Any) -> int:
-    return 0 if one == other else 1 if one > other else -1
-
-
 def reading(value: object) -> Decimal | datetime.datetime | None:
     """Parse a value as a number or ISO 8601 date. Return `None` if it is neither or ambiguous."""
     numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
     if numbers:
         return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
-    return _iso(value.strip()) if isinstance(value, str) else None
+    try:
+        return datetime.datetime.fromisoformat(str(value).strip()) if _ISO.fullmatch(str(value).strip()) else None
+    except ValueError:
+        return None
 
 
 def compare(value: object, bound: object) -> int | None:
-    """Return -1, 0 or 1 for a number or date against a bound, or `None` if they cannot be compared."""
+    """Return -1, 0 or 1 for a number or date against a bound, or `None` if they cannot be compared.
+
+    Parts of a date that the bound lacks are ignored.
+    """
     one, other = reading(value), reading(bound)
     if isinstance(one, Decimal) and isinstance(other, Decimal):
         return _sign(one, other)
-    if isinstance(one, datetime.datetime) and isinstance(other, datetime.datetime):
-        return _order_dates(str(value).strip(), one, str(bound).strip(), other)
-    return None
+    if not isinstance(one, datetime.datetime) or not isinstance(other, datetime.datetime):
+        return None
+    if len(str(bound).strip()) == _DATE:
+        return _sign(one.date(), other.date())
+    if len(str(value).strip()) == _DATE or (other.tzinfo is not None and one.tzinfo is None):
+        return None
+    return _sign(one if other.tzinfo is not None else one.replace(tzinfo=None), other)
+
+
+def _sign(one: Any, other: Any) -> int:
+    return 0 if one == other else 1 if one > other else -1
 
 
 def _same_door(value: str, constant: str) -> bool:

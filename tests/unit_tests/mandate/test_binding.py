@@ -283,6 +283,34 @@ def test_rows_of_one_argument_are_not_crossed(rows, standing):
 
 
 @pytest.mark.parametrize(
+    ("rows", "standing"),
+    [
+        ([{"to": ["a", "b"], "ref": ["A", "B"]}], "covered"),
+        ([{"to": ["a", "b"], "ref": ["B", "A"]}], "deviates"),
+        ({"to": ["a", "b"], "ref": ["A", "B"]}, "covered"),
+        ({"to": ["b", "a"], "ref": ["A", "B"]}, "deviates"),
+        ({"to": [["a", "b"]], "ref": ["A", "B"]}, "deviates"),
+        ([{"to": ["a", "b"], "ref": ["A", "B"]}, {}], "deviates"),
+        ([{"to": ["a"], "ref": "B"}, {"to": ["b"], "ref": "A"}], "deviates"),
+        ([{"to": ["a", "b"]}, {"ref": ["A", "B"]}], "deviates"),
+        ([{"to": "a"}, {"to": "b", "ref": ["A", "B"]}], "deviates"),
+    ],
+)
+def test_lists_in_one_row_are_not_crossed(rows, standing):
+    profile = ToolProfile(effect="pay", critical={"rows.to": "principal", "rows.ref": "object"})
+    mandate = Mandate(steps=(Step("do", "batch", {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}),))
+    facts = CallFacts("batch", profile, {"rows": rows}, frozenset({"rows"}), frozenset(), "")
+    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+
+
+def test_one_list_in_an_object_has_no_other_to_be_paired_with():
+    profile = ToolProfile(effect="send", critical={"mail.to": "principal", "mail.cc": "principal"})
+    mandate = Mandate(steps=(Step("do", "batch", {"mail.to": ("a", "b"), "mail.cc": "c"}),))
+    facts = CallFacts("batch", profile, {"mail": {"to": ["b", "a"], "cc": ["c"]}}, frozenset({"mail"}), frozenset(), "")
+    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == "covered"
+
+
+@pytest.mark.parametrize(
     ("ordered", "given", "standing"),
     [
         ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [5, 700]), "covered"),
@@ -459,6 +487,33 @@ def test_a_limit_counts_what_all_tools_of_the_effect_spend():
 def test_an_amount_that_cannot_be_counted_deviates_from_a_limit(amount):
     mandate = one("pay", {"recipient": "Bob", "amount": Free()}, limits=(Limit("pay", 100),))
     assert codes(judge(mandate, "pay", {"recipient": "Bob", "amount": amount})) == [("", "limit")]
+
+
+@pytest.mark.parametrize(
+    ("args", "spent"),
+    [
+        ({"price": 59}, 5900),
+        ({"price": 59, "to": "Bob"}, 5900),
+        ({"price": 59, "to": ["Bob", "Carol"]}, None),
+        ({"price": 59, "to": "bob@x.org, carol@x.org"}, None),
+        ({"price": [5, 59], "to": ["Bob", "Carol"]}, 6400),
+        ({"price": [5, 59], "to": "Bob"}, 6400),
+        ({"price": [5, 59], "to": ["Bob", "Carol", "Dan"]}, None),
+        ({"price": 59, "quantity": 40}, None),
+        ({"price": 59, "quantity": 1}, 6000),
+        ({"price": 0.5, "quantity": 40}, 4050),
+        ({"price": 0.5, "months": "40"}, None),
+        ({"price": 59, "months": 1}, 5900),
+        ({"price": 59, "months": "May"}, 5900),
+        ({"quantity": 0}, 0),
+    ],
+)
+def test_a_limit_does_not_guess_what_a_second_number_multiplies(args, spent):
+    profile = ToolProfile(effect="pay", critical={"to": "principal", "quantity": "amount", "price": "amount", "months": "value"})
+    mandate = Mandate(steps=(Step("do", "buy", dict.fromkeys(args, Free())),), limits=(Limit("pay", 100),))
+    found = bind(mandate, CallFacts("buy", profile, args, frozenset(args), frozenset(), ""), {"buy": profile}, Outputs()).standing({})
+    assert codes(found) == ([("", "limit")] if spent is None else [])
+    assert [spend.by for spend in found.spends if ":limit:" in spend.counter] == ([spent] if spent else [])
 
 
 def test_reads_are_not_spent_and_a_fetch_with_an_open_address_is():
