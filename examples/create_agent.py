@@ -31,7 +31,7 @@ agent = create_agent(ScriptedChatModel(script=[*calls, AIMessage("Paid.")]), [re
 authz, config = RuntimeAuthz(), {"configurable": {"thread_id": "1"}}
 authz.protect(agent)
 with authz.run(subject="alice"):
-    paused = agent.invoke({"messages": [("user", "Read bill.txt and pay 98.70 EUR to DE21.")]}, config)
+    paused = agent.invoke({"messages": [("user", "Read the file bill.txt and pay 98.70 EUR to DE21.")]}, config)
     print(paused["__interrupt__"][0].value["action_requests"][0]["description"])
     done = agent.invoke(Command(resume={"decisions": [{"type": "reject"}]}), config)
 print(*(f"{m.type:<7}{m.text}" for m in done["messages"] if m.text), sep="\n")

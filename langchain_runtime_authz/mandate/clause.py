@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Final
 
@@ -20,7 +20,6 @@ from langchain_runtime_authz.mandate.phrases import Phrase
 from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary
 
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
-_CALLED: Final = frozenset({"name", "word", "run", "common"})
 _TRIES: Final = 2000  # assignments looked at
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _PLAIN: Final = {
@@ -40,7 +39,7 @@ _KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
 _NAMED: Final = {
     **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in (*_NAMEABLE, "place")},
     "value": frozenset().union(*_KINDS.values(), {"version"}),
-    "text": frozenset({"quote", "name", "word", "number", "id"}),
+    "text": frozenset({"quote"}),
 }
 
 
@@ -65,28 +64,32 @@ class Tool(Vocabulary):
         pending = {a.name for p in idle for a in self._named(p)}
         foreign = {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}
         self.waiting = frozenset(pending)
-        pending = (foreign or pending) | {a.name for a in self.arguments if a.role == "setting"}
+        pending = foreign or pending
+        if not phrases or phrases[0].marker in data["parting"]:
+            return []
+        if any(q.marker in data["parting"] and (p.values or not self._named(p)) for p, q in pairwise(phrases)):
+            return []  # "the report R-1 of Bob" tells which one, and not to whom
+        meant = {n for p in phrases[:1] if not p.marker for n in p.nouns}
+        if meant and not phrases[0].values and phrases[1:] and phrases[1].marker in data["parting"]:
+            meant.update(phrases[1].nouns)  # "the heat of the oven"
+        if meant and self.nouns and meant.isdisjoint(self.nouns):
+            return []  # "Publish the course" does not publish its grades
         used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
         described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
         spoken = {a.name for a in self.arguments if a.required and a.kind != "text"}  # what dictated words do not fill
         needed = spoken | {
             a.name for a in self.texts if verb in data["tellings"] or (a.required and self.effect != "pay")
         }
-        self.labelled = any(p.nouns and p.values for p in phrases)
-        complete: list[tuple[str, ...]] = []
-        for loose in (False, True):  # if no preposition is as usual, each that says no direction may stand
-            options: list[list[str]] = []
-            for phrase in used:
-                fit = [
-                    a.name for a in self.arguments if self._fits(a, phrase, pending, described=described, loose=loose)
-                ]
-                if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
-                    fit = [name for name in fit if name in foreign] or fit * loose  # "set the status to closed"
-                options.append([*fit, ""] if self._spoken(phrase) else fit)
-            if self.nested or prod(map(len, options)) > _TRIES:
-                return []
-            ways = (way for way in product(*options) if len({*way}) == len(way))
-            complete = complete or [way for way in ways if (spoken if "" in way else needed).issubset(way)]
+        options: list[list[str]] = []
+        for phrase in used:
+            fit = [a.name for a in self.arguments if self._fits(a, phrase, pending, described=described)]
+            if foreign and phrase.marker in data["setting"] and not phrase.nouns:
+                fit = [name for name in fit if name in foreign]  # "set the status to closed"
+            options.append([*fit, ""] if self._spoken(phrase) else fit)
+        if self.nested or prod(map(len, options)) > _TRIES:
+            return []
+        ways = (way for way in product(*options) if len({*way}) == len(way))
+        complete = [way for way in ways if (spoken if "" in way else needed).issubset(way)]
         if len(complete) != 1:
             return []
         found, kinds = dict(zip(complete[0], used, strict=True)), {a.name: a for a in self.arguments}
@@ -94,6 +97,9 @@ class Tool(Vocabulary):
         several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
         shared = several and any(n and kinds[n].kind == "amount" for n in found)
         shared = shared or any(kinds[n].kind not in _NAMEABLE for n in several)  # one event is not at two places
+        targets = [a for a in self.arguments if a.kind in _NAMEABLE and not a.required and a.name not in found]
+        if targets and (not found or any(a.kind == "object" for a in targets)):
+            return []  # "Export my data" does not mean all of it
         # A verb alone orders nothing, and a noun that only names an argument wants a value.
         if not used and not bare <= {*words_of(self.name)}:
             return []
@@ -124,7 +130,12 @@ class Tool(Vocabulary):
 
     def _named(self, phrase: Phrase) -> list[Argued]:
         """Return the arguments that the phrase's nouns name."""
-        return [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
+        named = [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
+        targets = [a for a in self.arguments if a.kind in _NAMEABLE]
+        if named or len(targets) != 1 or not phrase.values or {*phrase.nouns} != self.nouns or not self.nouns:
+            return named
+        generic = {*self.language.data["arguments"]["generic"]}
+        return [a for a in targets if not generic.isdisjoint(a.words)]  # "the user session 12" is its id
 
     def _spoken(self, phrase: Phrase) -> bool:
         if phrase.marker == "open":
@@ -133,7 +144,7 @@ class Tool(Vocabulary):
             return False
         return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
 
-    def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool, loose: bool) -> bool:
+    def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
         named, texts = self._named(phrase), {v.text for v in phrase.values}
@@ -150,20 +161,19 @@ class Tool(Vocabulary):
         marker = "" if marker == "dictation" and not self.texts else marker
         countable = phrase.kind in {"number", "money"} or not argument.types or not argument.types <= _COUNTS
         chosen = not argument.choices or texts <= {*argument.choices}
-        if marker == "dictation" or (named and argument not in named) or not (countable and chosen):
+        if marker == "dictation" or (phrase.nouns and argument not in named) or not (countable and chosen):
             return False
-        generic = bool(phrase.nouns) and kind in _NAMEABLE
-        if generic and not named and not argument.words & set(data["arguments"]["generic"]):
-            return False
+        if named and self.relative and not marker and (kind == "value" or not phrase.first):
+            return False  # a new value stands behind "to"
         # "Give X access to Y": if no noun tells the roles, a person is not taken for a thing.
-        told = named or (kind == "object" and (generic or (role == "container" and marker)))
+        told = named or (kind == "object" and role == "container" and marker)
         doubtful = (
             kind in {"principal", "object"} and not told and (self.apart or (kind, self.effect) == ("object", "pay"))
         )
         if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
             return False
         set_to = argument.name in pending and not phrase.nouns and linked
-        kinds = (_NAMED if named or generic or set_to else _KINDS).get(kind, _KINDS[kind])
+        kinds = (_NAMED if named or set_to else _KINDS).get(kind, _KINDS[kind])
         kinds = kinds | {"number", "version", "id"} if role == "version" else kinds
         if not kinds.issuperset(v.kind for v in phrase.values) or (role == "count" and phrase.kind == "money"):
             return False
@@ -171,25 +181,18 @@ class Tool(Vocabulary):
             return False  # "the courier of Bob" is not Bob
         if kind == "principal" and not named and not self._somebody_here(argument, phrase):
             return False
-        if kind in {"object", "name"} and marker == "for" and phrase.kind in _CALLED and not named:
-            return False  # "the screen for Bob"
         if role == "start" and marker == data["setting"][0] and not self.moving:
             return False
-        if kind == "amount" and not self._measured(argument, phrase, named=bool(named)):
+        if kind == "amount" and not self._measured(argument, phrase, named=bool(named), pending=set_to):
             return False
         if set_to:
             return True
-        if loose and kind == "amount" and marker == data["setting"][0]:
-            return self.effect != "pay" and described
-        if loose and marker in data["neutral"]:
-            # "port 80 on web-3": only if a noun tells what another value is.
-            return role in {"", "setting"} and kind in {"object", "name", "value"} and self.labelled
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
-        if named and role != "source":
-            return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
-        if kind in _NAMEABLE and role != "goal" and marker in data["parting"]:
+        if kind in _NAMEABLE and role != "goal" and marker == data["parting"][0]:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
             return described and argument.required and (argument.name not in pending or kind == "principal")
+        if named and role != "source":
+            return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
         if kind == "channel" and not marker and phrase.kind != "hash":
             return False
         if role == "container" and kind == "object":
@@ -204,19 +207,18 @@ class Tool(Vocabulary):
         if self.effect == "pay" and not argument.required:
             return False  # "Order 3 pens to Bob" does not make him the supplier
         others = any(a is not argument and a.required and a.kind in {"place", "principal"} for a in self.arguments)
-        return not others or phrase.marker not in {"with", *self.language.data["parting"]}
+        return not others or phrase.marker not in self.language.data["parting"]
 
-    def _measured(self, argument: Argued, phrase: Phrase, *, named: bool) -> bool:
-        """Return True if a number may be this amount: money is not a count, and a new value needs "to"."""
-        data, marker = self.language.data, phrase.marker
-        moneyed = not argument.words.isdisjoint(data["moneyed"])
-        counted = named and not marker and self.counted.issuperset(phrase.nouns)  # "5 points"
-        told = marker in data["setting"] or (counted and not self.relative)
-        if self.effect != "pay" and not told:
-            return False
-        if (phrase.kind == "money" and not moneyed) or (phrase.nouns and not named):
-            return False
-        return named or phrase.kind == "money" or marker not in data["parting"]  # "2 of 3 orders"
+    def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, pending: bool) -> bool:
+        """Return True if a number may be this amount: it is labelled or counted, or stands behind the verb of a payment."""
+        if phrase.kind == "money":
+            return not argument.words.isdisjoint(self.language.data["moneyed"]) and (
+                pending or self.effect == "pay" or (named and phrase.marker in self.language.data["setting"])
+            )
+        counted = named and not phrase.marker and not self.relative and self.counted.issuperset(phrase.nouns)
+        if self.effect == "pay":
+            return named or pending or phrase.first
+        return counted or pending or (named and phrase.marker in self.language.data["setting"])
 
     def _places(self, *names: str) -> Sequence[str]:
         """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""

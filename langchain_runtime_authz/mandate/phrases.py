@@ -65,6 +65,8 @@ class Reader:
     def _spoken(self, by: int) -> bool:
         """Read dictated words: quoted, or to the end of the clause without an aside or a time of the order."""
         colon, rest = self.tokens[self.at + by - 1].kind == "colon", self.tokens[self.at + by : -1]
+        if self.found and not self.found[-1].values and self.tokens[self.at].lower in self.data["relatives"]:
+            return False  # "the message that Carol wrote"
         if rest and rest[0].kind == "quote":
             self.at += by + 1
             self.found.append(Phrase("dictation", (), (rest[0],)))
@@ -172,7 +174,7 @@ class Reader:
             nouns.append(last)  # "the garage door"
         if values and not self._trailing(values, nouns, owned=determined):
             return None
-        if chosen and (values or (marker and marker not in data["places"]["choice"].split())):
+        if chosen and (values or marker not in data["places"]["choice"].split()):
             chosen.clear()  # "the open ticket T-4" tells which one, and sets nothing
             return None
         if values and determiner in data["indefinite"] and values[0].kind != "quote":  # "a Math course" is one of many
@@ -278,7 +280,7 @@ class Reader:
         fine = (
             0 < len(taken) <= MAX_COUNTED
             and taken[0].start < taken[-1].end
-            and all(t.kind in {"word", "name"} and t.lower not in self.language.verbs for t in taken)
+            and all(t.kind == "word" and t.lower not in self.language.verbs for t in taken)
         )
         if fine:
             self.found.append(Phrase("counted", (), (self._quote(taken, "counted"),)))

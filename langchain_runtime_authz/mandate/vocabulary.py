@@ -10,6 +10,7 @@ from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, si
 from langchain_runtime_authz.profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
+_TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 _ROLES: Final = {  # role → kinds of arguments that may have it
     "goal": {"object", "name", "channel", "place", "value"},
     "container": {"object"},
@@ -49,29 +50,18 @@ class Vocabulary:
         enums = (listed(p.get("enum")) or () for p in properties.values() if isinstance(p, Mapping))
         self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
         data = language.data
-        own: set[tuple[str, ...]]
-        usual, groups = data["effects"].get(profile.effect, ()), data["verbs"]
-        if profile.intent:
-            own = {tuple(i.lower().split()) for i in profile.intent} - {()}
-            # Two words of a group tell its sense: a tool to "open, create" a ticket may be told to "add" one.
-            single = {e[0] for e in own if len(e) == 1}
-            groups = [g for g in groups if len(single.intersection(g)) > 1]
-        else:
-            parts = [w.lower() for w in PARTS.findall(name)]
-            verbs = [w for w in parts if w in language.verbs]
-            # "send_email" is asked for by both, "delete_email" by one.
-            verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
-            groups = [g for g in groups if not set(verbs).isdisjoint(g)]
-            groups = groups if len(groups) <= len(verbs) else []  # "write" a file, or "write" to somebody
-            # A name begins with its verb, whatever the verb is: "freeze_card".
-            first = [w for w in parts[:1] if len(parts) > 1 and w not in language.closed]
-            own = {(v,) for v in verbs or (*usual, *first)}
-        alike: set[tuple[str, ...]] = {(v,) for g in groups for v in g}
-        idioms = [(v, tuple(i.split())) for v, same in data["idioms"].items() for i in same]
-        alike |= {idiom for v, idiom in idioms if (v,) in alike}
-        own |= {idiom for v, idiom in idioms if (v,) in own}
-        # Verb and nouns by which it is asked for; False for words that another tool may claim for its own.
-        self.entries = {e: e in own for e in own | alike if e[0] not in data["not_verbs"]}
+        parts = [w.lower() for w in PARTS.findall(name)]
+        verbs = [w for w in parts if w in language.verbs] or parts[:1]
+        # "send_email" is asked for by both, "delete_email" by one.
+        verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
+        said = profile.intent or verbs
+        self.entries = {tuple(i.lower().split()) for i in said} - {()}
+        self.entries = {e for e in self.entries if e[0] not in data["not_verbs"] and e[0] not in language.closed}
+        self.nouns = {singular(w) for w in parts if w not in verbs[:1]} - language.closed
+        said_to = {*parts, *(w for e in self.entries for w in e)}
+        # Something is told or noted: words behind it may be what.
+        texts = self.effect == "send" or (self.effect == "write" and (profile.text or profile.free))
+        self.tells = bool(texts) or not said_to.isdisjoint(data["noting"])
 
     def prepare(self) -> None:
         """Work out arguments and vocabulary, once a verb fits."""
@@ -86,21 +76,17 @@ class Vocabulary:
         for name in properties:
             if isinstance(name, str) and not {name} & (kinds.keys() | inner | set(profile.free)):
                 kinds[name] = "value"
-        values = [n for n, k in kinds.items() if k == "value" and (needed is None or n in needed)]
-        sole = values if len(values) == 1 and profile.effect in {"admin", "write"} else []
         for name, kind in kinds.items():
             words = words_of(name)
             roles = [r for r in data["roles"] if kind in _ROLES.get(r, {kind})]
             role = next((r for r in roles if not {*data["arguments"][r]}.isdisjoint(words)), "")
             role = role or ("start" if kind == "when" and len(profile.when) == 1 else "")
             given = p if isinstance(p := properties.get(name), Mapping) else {}
-            if name in sole and not (role or given.get("enum")):  # "make her an admin", "promote him to editor"
-                role = "setting"
             options = [given, *(o for o in listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
             types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
             optional = kind in {"when", "text"} or role == "named_only"
             required = name in needed if needed is not None else not optional
-            labels = self.language.alike(words)
+            labels = frozenset((*words, kind))
             self.arguments.append(Argued(name, kind, labels, role, "array" in types, required, given, types))
         self.counts = any(a.role == "count" for a in self.arguments)
         # "5 replicas" is an amount of them, but "22 ports" is not the port 22.
@@ -108,11 +94,7 @@ class Vocabulary:
         self.counted = frozenset[str]().union(*(a.words for a in counted))
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
-        phrases = [words_of(self.name), *map(words_of, profile.intent)]
-        deeds = self.language.verbs - self.language.things
-        core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
-        core += [singular(w) for e in self.entries for w in e[1:] if w not in data["particles"]]
-        self.core = self.language.alike([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
+        self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
         valued = {"object", "principal", "channel", "place", "value"}
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
@@ -128,18 +110,24 @@ class Vocabulary:
         self.apart = {"principal", "object"} <= {*ruled}
         self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
 
-    def verb(self, tokens: Sequence[Token], *, own: bool) -> int:
+    def hit(self, values: Sequence[tuple[str, object]]) -> list[tuple[str, object]]:
+        """Return the values that tell what a call concerns."""
+        return [(n, v) for n, v in values if self.profile.critical.get(n) in _TARGETS]
+
+    def verb(self, tokens: Sequence[Token]) -> int:
         """Return how many tokens the verb takes: 0 if the tool is not asked for."""
         said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
         behind, taken = [t.lower for t in tokens[1:2]], [0]
         data, name = self.language.data, words_of(self.name)
+        if not self.profile.intent and not rest.union([said]).issuperset(self.nouns):
+            return 0
         # "Open the ticket" only looks at it. "Open a ticket" does not, nor "Open gate G-7" for a tool `open_gate`.
         anew = behind and behind[0] in data["indefinite"]
         its = name[:1] == [said] and name[1:] and rest.issuperset(name[1:])
         if said in data["reads"] and self.profile.side_effect and not (anew or its):
             return 0
-        for verb, *nouns in (entry for entry, its in self.entries.items() if its or not own):
-            particle = not {*nouns[:1]}.isdisjoint(data["particles"])
+        for verb, *nouns in self.entries:
+            particle = not {*nouns[:1]}.isdisjoint(self.language.prepositions.union(data["particles"]))
             if verb == said and rest.issuperset(map(singular, nouns)) and (not particle or behind == nouns[:1]):
                 taken.append(1 + particle)
         return max(taken)

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step, Text
 from langchain_runtime_authz.mandate.phrases import Reader
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME
 from langchain_runtime_authz.profile import ToolProfile
@@ -35,9 +35,9 @@ _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
+_POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # no ":" above
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
-_TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
 class _Way(NamedTuple):
@@ -85,6 +85,8 @@ def _unplain(text: str) -> str | None:
     """Return why a text is not read at all."""
     if _MATERIAL.search(text):
         return "it looks like quoted or forwarded text"
+    if _POINTS.search(text):
+        return "its points may be part of the line above them"
     if unicodedata.normalize("NFKC", text) != text:
         return "it has compatibility characters"
     for letter in set(text):
@@ -113,14 +115,16 @@ class _Turn:
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
         self.verbs = language.verbs | verbs | {*language.data["reads"]}
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
-        self.labels = language.alike(word for name in named for word in words_of(name))
+        self.labels = frozenset(word for name in named for word in words_of(name)).union(language.data["headings"])
         said = language.prepositions | {"and", "then", "also"}
         self.ends = said | self.labels | {c for t in self.tools for c in t.offers}  # no name behind a comma
-        self.nouns = self.labels | language.alike(
-            w for t in self.tools for w in words_of(t.name) if w not in self.verbs
-        )
+        self.nouns = self.labels.union(*(t.nouns for t in self.tools))
         self.small = {*language.prepositions, *language.determiners, *language.data["numerals"], "and"}
-        self.deeds: list[list[Step]] = []
+        self.deeds: list[Step] = []
+        self.hits: list[tuple[Tool, set[str]]] = []  # what the clauses concern
+        self.checked = False  # something is checked before what is ordered
+        self.orders = 0  # clauses that order something
+        self.untold = False  # something is to be told or noted, and the words do not say what
         self.open = False  # unquoted dictation goes on to the end of the turn
         self.text, self.digest = "", ""  # of which a sentence is read
 
@@ -195,13 +199,10 @@ class _Turn:
             if token.text[:1].isupper() and token.lower in self.small:
                 raise _UnclearError(f"`{token.text}` may be part of a name")
         clauses = list(self._clauses(tokens))
-        if len(clauses) > 1 and clauses[0] and clauses[0][0].lower in language.prepositions:
-            clauses[:2] = [self._fronted(*clauses[:2])]
-        known = len(self.deeds)
+        if "?" in mark and not all(any(language.definite(t) for t in clause) for clause in clauses):
+            raise _UnclearError("it may ask what is possible")
         for clause in clauses:
             self._clause(clause)
-        if "?" in mark and any(_generic(step) for deed in self.deeds[known:] for step in deed):
-            raise _UnclearError("it may ask what is possible")
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
         """Return where the clause behind greetings and polite words begins."""
@@ -227,6 +228,7 @@ class _Turn:
             verb = self._opened(tokens, at + gap)
             begins = gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2])
             dictated = self.language.match("dictation", tokens, at)
+            dictated = dictated or int(tokens[at].lower in self.language.data["naming"])
             if dictated and at > begin:
                 at += dictated
                 open_ = open_ or [t.kind for t in tokens[at : at + 1]] != ["quote"]
@@ -249,14 +251,6 @@ class _Turn:
         """Return True if the first word names what stands behind it: "note: paid"."""
         return tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
 
-    def _fronted(self, front: list[Token], clause: list[Token]) -> list[Token]:
-        """Return a clause with the phrase before its verb at its end: "In production, restart the api"."""
-        clause = clause[self._opened(clause) :]
-        spoken = any(self.language.match("dictation", clause, at) for at in range(len(clause)))
-        if spoken and clause[-1].kind != "quote":
-            raise _UnclearError("it is not clear where the dictated words end")
-        return clause + front
-
     # --- one clause
 
     def _clause(self, tokens: list[Token]) -> None:
@@ -265,24 +259,36 @@ class _Turn:
             return
         if self._called(tokens):
             raise _UnclearError("it is not clear whether its last word is somebody who is spoken to")
+        if all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens):
+            raise _UnclearError("it may be a title")
+        shapes = [re.sub(r"\d+", "0", t.text) for t in tokens]
+        ranges = zip(shapes, tokens[1:], shapes[2:], strict=False)
+        if any("0" in one == two and to.lower == self.language.data["setting"][0] for one, to, two in ranges):
+            raise _UnclearError("it may be a range")
         if self._delegated(tokens):
             raise _UnclearError("it tells somebody else to do it")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
-        owners = [tool for tool in self.tools if tool.verb(tokens, own=True)]
-        ways = [way for tool in owners or self.tools if (way := self._ordered(tool, tokens, own=bool(owners))).steps]
-        looks = [] if ways else [self._ordered(tool, tokens, own=True) for tool in self.reads]
-        if any(way.steps and not way.vague for way in looks):
-            return  # a read needs no step
-        if not ways:
+        ways = [(tool, way) for tool in self.tools if (way := self._ordered(tool, tokens)).steps]
+        looks = [] if ways else [(tool, way) for tool in self.reads if (way := self._ordered(tool, tokens)).steps]
+        looked = [(tool, way) for tool, way in looks if not way.vague]
+        if not (ways or looked):
             raise _UnclearError("it is not understood as an order to a tool")
-        told = [way for way in ways if len(ways) == 1 or not way.vague]
-        if not told:
-            raise _UnclearError("it does not tell what it names")
-        if len({len(way.steps) for way in told}) > 1:
-            raise _UnclearError("tools read it differently")
-        self.open = any(way.dictated for way in ways)
-        self.deeds += map(list, zip(*(way.steps for way in told), strict=True))
+        if len(ways) > 1:
+            raise _UnclearError("more than one tool may be meant")
+        for tool, way in ways or looked:
+            hit = {str(v).casefold() for step in way.steps for _, v in tool.hit(_values(step))} or tool.nouns
+            if ways and (self.checked or any(tool is not one and not hit.isdisjoint(h) for one, h in self.hits)):
+                raise _UnclearError("it may hang on what is done first")
+            self.hits.append((tool, hit))
+        if looked:
+            self.checked |= tokens[0].lower not in self.language.data["reads"]
+            return  # a read needs no step
+        (tool, way) = ways[0]
+        self.open = way.dictated
+        self.untold |= tool.tells and not any(isinstance(a, Text) for s in way.steps for a in s.args.values())
+        self.deeds += way.steps
+        self.orders += 1
         if len(self.deeds) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 
@@ -290,14 +296,8 @@ class _Turn:
         """Return True for "tell Bob to pay Ana": a verb behind "to" is what somebody else does."""
         data, to = self.language.data, self.language.data["setting"][0]
         spoken = (n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n))
-        told = (
-            tokens[: next(spoken, len(tokens))]
-            if tokens[0].lower in {*data["tellings"], *data["effects"]["send"]}
-            else []
-        )
-        return any(
-            one.lower == to and after.lower in self.verbs | self.language.idioms.keys() for one, after in pairwise(told)
-        )
+        told = tokens[: next(spoken, len(tokens))] if tokens[0].lower in {*data["tellings"], *data["asking"]} else []
+        return any(one.lower == to and after.lower in self.verbs for one, after in pairwise(told))
 
     def _called(self, tokens: Sequence[Token]) -> bool:
         """Return True if a comma and a name end the tokens: "Delete a.txt, Carol" does not delete Carol."""
@@ -309,14 +309,15 @@ class _Turn:
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
-            if self.language.match("tails", tokens, at) == len(tokens) - at:
+            capital = any(t.text[:1].isupper() for t in tokens[at:])  # "the page Shop Now"
+            if not capital and self.language.match("tails", tokens, at) == len(tokens) - at:
                 comma = at and tokens[at - 1].kind == "sep"
                 return self._untailed(tokens[: at - bool(comma)])
         return tokens
 
-    def _ordered(self, tool: Tool, tokens: list[Token], *, own: bool) -> _Way:
+    def _ordered(self, tool: Tool, tokens: list[Token]) -> _Way:
         """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
-        taken, data = tool.verb(tokens, own=own), self.language.data
+        taken, data = tool.verb(tokens), self.language.data
         rest = tokens[taken:]
         acts = tool.effect in {"write", "admin", "delete"} and rest and rest[0].lower not in tool.offers
         away = self.language.prepositions if acts else data["parting"]  # "Run to the shop", "Start with Bob"
@@ -353,32 +354,21 @@ class _Turn:
     # --- the turn
 
     def _steps(self) -> tuple[Step, ...]:
-        """Return the numbered steps. Ways to do one thing share a deed, and the same order twice is one."""
-        targets: dict[tuple[object, ...], list[Step]] = {}
-        for deed in self.deeds:
-            known = targets.setdefault(self._target(deed[0]), deed)
-            if list(map(_values, known)) != list(map(_values, deed)):
+        """Return the numbered steps. The same order twice is one."""
+        if self.untold and self.orders > 1:
+            raise _UnclearError("what follows may be what is to be told")
+        targets: dict[tuple[object, ...], Step] = {}
+        for step in self.deeds:
+            if _values(targets.setdefault(self._target(step), step)) != _values(step):
                 raise _UnclearError("two orders concern the same target")
-        found: list[Step] = []
-        for number, ways in enumerate(targets.values(), 1):
-            several = len(ways) > 1  # tools that can do it; one of them may be the only way later
-            for way, step in enumerate(ways, 1):
-                name = f"{number}.{way}" if several else f"{number}"
-                found.append(step.model_copy(update={"id": name, "deed": f"{number}" if several else None}))
-        if len(found) > MAX_STEPS:
+        if len(targets) > MAX_STEPS:
             raise _UnclearError("it has too many orders")
-        return tuple(found)
+        return tuple(s.model_copy(update={"id": f"{n}"}) for n, s in enumerate(targets.values(), 1))
 
     def _target(self, step: Step) -> tuple[object, ...]:
-        profile = next(t.profile for t in self.tools if t.name == step.tool)
-        hit = [(n, v) for n, v in _values(step) if profile.critical.get(n) in _TARGETS]
-        return (step.tool, *(hit or [(n, str(v)) for n, v in _values(step) if n not in profile.when]))
-
-
-def _generic(step: Step) -> bool:
-    """Return True if the step names something by a plural alone: "Can you delete files?"."""
-    values = [a.value for a in step.args.values() if isinstance(a, Const)]
-    return any(isinstance(v, str) and v.isalpha() and v.islower() and singular(v) != v for v in values)
+        tool = next(t for t in self.tools if t.name == step.tool)
+        values = _values(step)
+        return (step.tool, *(tool.hit(values) or [(n, str(v)) for n, v in values if n not in tool.profile.when]))
 
 
 def _values(step: Step) -> list[tuple[str, object]]:

@@ -16,7 +16,7 @@ PROFILES: dict[str, Any] = {
     "pay": ToolProfile(
         effect="pay", critical={"to": "principal", "amount": "amount"}, text=("subject",), free=("colour",), intent=("pay", "transfer")
     ),
-    "schedule": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, when=("date",), intent=("pay", "schedule")),
+    "schedule": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, when=("date",), intent=("schedule",)),
     "send_mail": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("email", "send")),
     "delete_file": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete", "remove")),
     "delete_rows": ToolProfile(effect="delete", critical={"table": "object", "where": "value"}, intent=("delete",)),

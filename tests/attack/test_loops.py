@@ -187,7 +187,7 @@ def test_an_argument_that_code_adds_is_critical(go: str, added: bool) -> None:
         [call("pay", {"to": "Bob", "amount": 5}, "c")], pdp=WasmPDP(pool_size=1), profiles=TOLD,
         send=(lambda args: {**args, "currency": "XAU"}) if added else None,
     )  # fmt: skip
-    asked = loop.go(human("Pay Bob 5"), go).get("__interrupt__", ())
+    asked = loop.go(human("Pay 5 to Bob"), go).get("__interrupt__", ())
     assert len(asked) == added
     assert loop.ran == ([] if added else [("Bob", 5.0, "USD")])
     if added:

@@ -83,23 +83,20 @@ class Language:
         self.data = data
         self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
         self.excused = phrases_of([*said("polite"), *said("tails")], least=2)
-        self.idioms = phrases_of(idiom for idioms in data["idioms"].values() for idiom in idioms)
-        framing = {*data["speech"], *data["commands"]}
-        self.framed = frozenset(w for g in data["synonyms"] if not framing.isdisjoint(g) for w in g)
+        self.framed = frozenset((*data["speech"], *data["commands"]))
         named = ("determiners", "stops", "never_values")
         self.determiners, self.stops, never = (frozenset(data[n]) for n in named)
         self.months = frozenset(m.lower() for m in data["months"])
-        self.verbs = frozenset(v for group in data["verbs"] for v in group)
+        self.verbs = frozenset(data["verbs"])
         self.prepositions = frozenset((*data["prepositions"], *data["naming"]))
         separating = self.phrases["separators"].keys()
-        self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
         currencies = frozenset(c.lower() for c in data["currencies"])
         self.closed = never.union(currencies, self.stops, self.determiners, self.prepositions, separating)
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
         weekday = "|".join(data["weekdays"])
-        day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|\d{{1,2}}[/.]\d{{1,2}}[/.]\d{{4}}|(?:{month}) {day}{year}|(?:the )?{day} (?:of )?(?:{month}){year})"
+        day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|\d{{1,2}}[/.]\d{{1,2}}[/.]\d{{4}}|(?:{month}) {day}{year}|(?:the )?{day} (?:of )?(?:{month}){year})(?!,? ['’]?\d\d(?![\w:]))"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
             "date": rf"{day_of}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{day_of}",
@@ -208,11 +205,9 @@ class Language:
         said = tuple(t.lower for t in tokens[at : at + len(options[0])]) if options else ()
         return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
 
-    def alike(self, words: Iterable[str]) -> frozenset[str]:
-        """Return the nouns, and what else they are called."""
-        words = frozenset(words)
-        words = words.union(*(self.data["narrower"].get(w, ()) for w in words))
-        return words.union(*(g for g in self.data["synonyms"] if not words.isdisjoint(g)))
+    def definite(self, token: Token) -> bool:
+        """Return True if a token tells which thing is meant."""
+        return token.lower in self.determiners or token.kind not in {"word", "name", "sep", "colon", "odd"}
 
     def value(self, token: Token) -> bool:
         """Return True if a token may be a value. A common word may only behind a preposition or a noun."""
