@@ -25,6 +25,8 @@ _SPELLED: Final = ("object", "name", "value", "")  # kinds of which another spel
 _NAMED: Final = ("object", "name")  # of these, names in plain words are the same in any case
 _KNOWN: Final = ("email:", "iban:", "url:")
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
+_ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
+_SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
 _MOMENT: Final = ("date:", "day:", "time:")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _DATE: Final = 10  # characters of an ISO 8601 date
@@ -58,6 +60,8 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return _same_moment(value, constant, own, said)
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
+    if kind in DESTINATIONS and str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
+        return False  # an account is no telephone
     if kind == "amount" and commas(value) and value != constant:
         return False
     numbers = {f for f in said if f.startswith("num:")}
@@ -71,7 +75,10 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     shared = [f for f in own if f in said and not f.startswith((*_MOMENT, "num:"))]
     if any(f.startswith("url:") for f in shared):
         return _same_door(tidy(value), tidy(constant))
-    return any(kind in DESTINATIONS or not f.startswith("digits:") for f in shared)
+    if kind not in DESTINATIONS:
+        return any(not f.startswith("digits:") for f in shared)
+    exact = any(not f.startswith("text:") for f in shared) or _ID.search(tidy(str(constant))) is None
+    return shared != [] and (exact or tidy(value) == tidy(constant))
 
 
 def commas(value: object) -> bool:
@@ -96,15 +103,22 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Compare dates and times. A constant may lack a year, time or zone, but not a day."""
+    """Compare dates and times. A constant may lack a year, time or zone, but not a day.
+
+    A date that can be read in two ways equals itself only.
+    """
     if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
         return compare(value, constant) == 0
     ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
     full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
+    if len(full_said) > 1 and tidy(str(value)) != tidy(str(constant)):
+        return False
     if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
         return False
     times = {f for f in said if f.startswith("time:")}
-    return not times or times == {f for f in own if f.startswith("time:")}
+    one, other = (_SECONDS.search(str(each)) for each in (value, constant))
+    seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
+    return not times or (seconds and times == {f for f in own if f.startswith("time:")})
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:

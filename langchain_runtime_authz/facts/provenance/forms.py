@@ -50,12 +50,16 @@ _NUMBER: Final = lazy(
 )
 TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without these contains none of the above
 _ZEROS: Final = lazy(r"[-+]?0\d")
-_MONTHS: Final = {m: i for i, m in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # noqa: SIM905
-_MONTH: Final = f"({'|'.join(_MONTHS)})[a-z]{{0,6}}\\.?"
-_NAMED: Final = "|".join(f"(?<={m[0]}){m[1:]}" for m in _MONTHS)
+_NAMES: Final = (  # a word that only begins like a month is none: 3 Markets, 5 Apricots
+    "jan(?:uary?)?|feb(?:ruary?)?|mar(?:ch)?|apr(?:il)?|may|jun[ei]?|jul[yi]?|aug(?:ust)?|sep(?:t(?:ember)?)?"
+    "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"
+)
+_MONTHS: Final = {m[:3]: i for i, m in enumerate(_NAMES.split("|"), 1)}
+_MONTH: Final = rf"({_NAMES})\.?"
+_NAMED: Final = "|".join(f"(?<={m[0]}){m[1:]}" for m in _NAMES.split("|"))
 _ISO: Final = lazy(r"(\d(?<![\w\-].)\d{3})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
 _MDY: Final = lazy(
-    rf"([JFMASONDjfmasond](?<!\w.)(?i:{_NAMED}))(?i:[a-z]{{0,6}}\.? {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?)(?![\w])"
+    rf"([JFMASONDjfmasond](?<!\w.)(?i:{_NAMED}))(?i:\.? {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?)(?![\w])"
 )
 _DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
 _SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
