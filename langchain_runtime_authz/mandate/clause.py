@@ -154,8 +154,6 @@ class Tool(Vocabulary):
             return kind == "object" and not role and self.counts
         if marker == "open":
             return False
-        if "slot" in (marker, role):
-            return role == "slot" and (marker == "slot" or argument in named)
         linked = marker in data["setting"] or marker == "dictation"
         linked &= not (self.dative and marker == data["setting"][0])  # "grant editor to jdoe"
         marker = "" if marker == "dictation" and not self.texts else marker

@@ -57,7 +57,7 @@ class Reader:
         """Return the phrases, or none if a word is left over."""
         while self.tokens[self.at].kind != "end":
             said = self._match("dictation")
-            taken = self._spoken(said) if said else self._particle() or self._slot() or self._next()
+            taken = self._spoken(said) if said else self._particle() or self._next()
             if not taken or len(self.found) > MAX_PHRASES:
                 return []
         return self.found
@@ -118,18 +118,6 @@ class Reader:
             self.at += 1
             return True
         return False
-
-    def _slot(self) -> bool:
-        """Read the name of a field that is set: "the price of record 18"."""
-        at = int(self.tokens[0].lower in self.language.determiners)
-        token, behind = self.tokens[at], self.tokens[at + 1 : at + 2]
-        links = {*self.data["parting"], self.data["setting"][0]}
-        known = token.kind != "word" or not self.language.value(token) or singular(token.lower) in self.tool.words
-        if self.found or known or not self.tool.slot or not behind or behind[0].lower not in links:
-            return False
-        self.found.append(Phrase("slot", (), (token,)))
-        self.at = at + 1
-        return True
 
     def _nouns(self, nouns: list[str], chosen: list[Phrase]) -> None:
         """Read the nouns of a phrase, and the choices of the schema that stand among them."""

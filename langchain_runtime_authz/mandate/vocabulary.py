@@ -105,7 +105,6 @@ class Vocabulary:
         self.choices = {w: c for w, c in self.offers.items() if w not in apart}
         self.particles = self.offers.keys() & set(data["particles"])
         self.currency = any("currency" in a.words for a in self.arguments)
-        self.slot = sum(a.role == "slot" for a in self.arguments) == 1
         ruled = [a.kind for a in self.arguments]
         self.apart = {"principal", "object"} <= {*ruled}
         self.alone = sum(kind in {"object", "principal", "name", "channel"} for kind in ruled) == 1
