@@ -51,9 +51,9 @@ class Vocabulary:
         self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
         data = language.data
         parts = [w.lower() for w in PARTS.findall(name)]
-        verbs = [w for w in parts if w in language.verbs] or parts[:1]
-        # "send_email" is asked for by both, "delete_email" by one.
-        verbs = verbs[: 1 + (verbs[:1] == [data["carrier"]])]
+        verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
+        if verbs == [data["carrier"]]:  # "send_email" is asked for by both
+            verbs += [w for w in parts[1:2] if w in language.verbs]
         said = profile.intent or verbs
         self.entries = {tuple(i.lower().split()) for i in said} - {()}
         self.entries = {e for e in self.entries if e[0] not in data["not_verbs"] and e[0] not in language.closed}

@@ -46,6 +46,20 @@ TOOLS = {
     "move_job": tool("write", "move|mark", job="object", stage=["queued", "done"]),
     "top_up": tool("pay", "top up|fund", account="principal", amount="amount"),
     "call_off": tool("delete", "scratch|nix", race="object", when="date", optional="date"),
+    "eject_tape_reel": tool("delete", reel_id="object"),
+    "polish_car": tool("write", "polish", car="object"),
+    "polish_boat": tool("write", "polish", boat="object"),
+    "release_scores": tool("write", "release", course="object"),
+    "evict": tool("admin", "evict", tenant="principal", optional="tenant"),
+    "convey_log": tool("send", "convey", log="object", to="principal", optional="log"),
+    "loan_book": tool("write", "loan", book="object", reader="principal"),
+    "reroute_bus": tool("write", "reroute", bus="object", street="place"),
+    "retitle_page": tool("write", "retitle", page="object", new_title="name"),
+    "switch_tier": tool("admin", "switch", plan="object", tier="value"),
+    "test_pump": tool("read", "test", pump="object"),
+    "prime_pump": tool("admin", "prime", pump="object"),
+    "drain_pump": tool("write", "drain", pump="object"),
+    "hedge": tool("pay", "hedge", symbol="object", amount="amount"),
     "restock": tool("pay", "restock", product="object", quantity="amount", supplier="principal", optional="supplier"),
 }  # fmt: skip
 
@@ -114,6 +128,45 @@ def orders(text: str) -> list[str]:
         ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
         *((text, []) for text in (
             "Nix the race R-1 today", "Nix the race R-1 for me", "Nix a Derby race", "Raze a barn B-1", "Raze a North barn", "Raze an Oak", "Nix today's race R-1", "Tip Kim 5 EUR today",
+        )),
+        # A tool is meant by its own verb and all nouns of its name, or by its intent.
+        ("Eject the tape reel 12", ["eject_tape_reel 12"]), ("release Math", ["release_scores Math"]),
+        *((text, []) for text in (
+            "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Release the course Math",
+        )),
+        # Two tools that fit order nothing.
+        ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
+        # A target that is not named is not all of them.
+        ("Evict Kim", []), ("evict Kim", ["evict Kim"]), ("Evict the tenant", []),
+        ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []),
+        # Words behind an order to tell, without what is told, may be what.
+        ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Ping the nurse Kim. Scrap engine 12.", []),
+        ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim ('hi',)", "scrap_engine 12"]),
+        # A recipient, a goal and a new value stand behind "to".
+        ("Loan the book B-1 to Kim", ["loan_book B-1 Kim"]), ("Reroute the bus B-1 to Rome", ["reroute_bus B-1 Rome"]), ("Retitle the page Home to Start", ["retitle_page Home Start"]),
+        ("Switch the tier of the plan P-1 to 'gold'", ["switch_tier P-1 gold"]), ("Switch the tier 'gold' of the plan P-1", []), ("Switch the plan P-1 with the tier 'gold'", []),
+        *((f"{order} {word} {value}", []) for word in "of for with in on at by as under".split() for order, value in (
+            ("Loan the book B-1", "Kim"), ("Reroute the bus B-1", "Rome"), ("Retitle the page Home", "Start"), ("Move the job J-1", "done"), ("Switch the tier of the plan P-1", "'gold'"),
+        )),
+        # What is done or checked first may decide.
+        ("Drain the pump P-1, then prime the pump P-2", ["drain_pump P-1", "prime_pump P-2"]),
+        *((text, []) for text in (
+            "Drain the pump P-1, then prime the pump P-1", "Test the pump P-1, then prime the pump P-1", "Test the pump P-1, then prime the pump P-2",
+        )),
+        # A capital is of a name, and a number behind a name may be of it.
+        ("Raze the barn B-1 now", ["raze B-1"]), ("Tip 6 to Kim", ["tip Kim 6"]),
+        *((text, []) for text in (
+            "Raze the barn Shop Now", "Tip Motel 6", "Tip Kim 6", "Restock 50 Shades", "Nix the race R-1 on 3 June 27", "Raze Party", "Hedge 45 USD",
+        )),
+        # Nothing but courtesies stands before the verb or behind the order.
+        *((text, []) for text in (
+            "In the memo 12, tip Kim 5 EUR", "As done, move the job J-1", "Scrap engine 12. That worked.", "Scrap engine 12. Well done.", "Todo:\n- scrap engine 12",
+            "Raze the barn B-1\n- scrap engine 12", "Open a ward called East and scrap engine 12",
+        )),
+        # A range is no goal, a text that is there is no new one, and a question may ask what is possible.
+        ("Could you scrap the engine 12?", ["scrap_engine 12"]),
+        *((text, []) for text in (
+            "Retitle the pages p1 to p9", "Reroute the bus 2 to 5", "Brief Kim the text 12", "Brief Kim the text that Lee wrote", "Could you raze Rome?", "Can you discard drafts?",
         )),
     ],
 )  # fmt: skip
