@@ -268,14 +268,13 @@ class Reader:
     def _whole(self, name: str) -> bool:
         """Return True if all reads that the step allows were made."""
         step = self._steps[name]
-        varied = {n: a for n, a in step.args.items() if not isinstance(a, _FIXED)}
-        if not varied:
-            return True
-        if len(varied) != 1 or not isinstance(argument := next(iter(varied.values())), model.OneOf):
+        choices = [(n, a.values) for n, a in step.args.items() if isinstance(a, model.OneOf)]
+        if len(choices) > 1 or not all(isinstance(a, (*_FIXED, model.OneOf)) for a in step.args.values()):
             return False
-        read = [argument_of(output.args, next(iter(varied))) for output in self.fitting(name)]
         return all(
-            any(_equal(reads.scalars(v, 1) or (), (choice,), "value") for v in read) for choice in argument.values
+            any(_equal(reads.scalars(argument_of(o.args, n), 1) or (), (choice,), "value") for o in self.fitting(name))
+            for n, values in choices
+            for choice in values
         )
 
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, absent
 from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
-from langchain_runtime_authz.mandate.compare import SHORT_KINDS, commas, known_same, same
+from langchain_runtime_authz.mandate.compare import SEVERAL, SHORT_KINDS, commas, known_same, same
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
@@ -281,7 +281,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
                 continue
         if type(what) is Text and name not in call.given and absent(value):
             continue  # an optional text keeps its default
-        if (not dotted or shape.rows) and type(what) is not Text and _several(value, what):
+        if type(what) is not Text and _several(value, what):
             lists.append((name, what, kind))
         code, expected, source, keys = reader.check(what, value, kind)
         if code:
@@ -313,10 +313,10 @@ def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping
     The values of one row, or of one place in several lists, may belong together: each such pair must be one that was
     ordered. One row, or one object, may hold lists too.
     """
-    roots = {name: args.get(name.partition(".")[0]) for name, _, _ in members}
+    roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
     inner = [each for each in members if each[0] in rows and not isinstance(each[1], Text)]
-    for name, what, kind in (*inner, *(each for each in lists if each[0] not in rows)):
+    for name, what, kind in {each[0]: each for each in (*inner, *lists)}.values():
         held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
         if "." in name and name not in rows and isinstance(held, list) and isinstance(held[0], list):
             held = held[0]
@@ -362,7 +362,8 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
         for name, kind in call.profile.critical.items():
             held = scalars(argument(call.args, name), MAX_VALUES)
             for unwanted in never.values.get(kind, ()):
-                if held is None or any(_mentions(one, unwanted, kind) for one in held):
+                folder = never.effect == "delete" and kind == "object" and _holds(held, unwanted)
+                if held is None or folder or any(_mentions(one, unwanted, kind) for one in held):
                     return Deviation(name, "value", f"not {quoted(unwanted)}, which the mandate forbids")
     return None
 
@@ -375,6 +376,16 @@ def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
         return False
     texts = (value, normpath(unquote(value).replace("\\", "/")))
     return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_bare(text)) for text in texts)
+
+
+def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
+    """Return True if a path, or one that a pattern stands for, may be above the unwanted path."""
+    for value in (one for one in held or () if isinstance(one, str)):
+        stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
+        above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
+        if "/" in str(unwanted) and kept.startswith(above if rest or not above else f"{above} "):
+            return True
+    return False
 
 
 @lru_cache(maxsize=1024)

@@ -27,12 +27,13 @@ _KNOWN: Final = ("email:", "iban:", "url:")
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
 _ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
 _SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
+_ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
 _MOMENT: Final = ("date:", "day:", "time:")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _DATE: Final = 10  # characters of an ISO 8601 date
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
-_SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
+SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -111,6 +112,9 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
         return compare(value, constant) == 0
     ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
     full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
+    zone, said_zone = (_ZONE.findall(str(each).strip().upper()) for each in (value, constant))
+    if said_zone and zone != said_zone:
+        return False
     if len(full_said) > 1 and tidy(str(value)) != tidy(str(constant)):
         return False
     if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
@@ -174,7 +178,7 @@ def within(value: object, prefix: str) -> bool:
         folder, path = _segments(prefix), _segments(value)
         rooted = value.startswith("/") == prefix.startswith("/")
         below = path[: len(folder)] == folder and len(path) > len(folder)
-        return rooted and "://" not in value and ".." not in path and below and not _SEVERAL.search(value)
+        return rooted and "://" not in value and ".." not in path and below and not SEVERAL.search(value)
     try:
         link, start = urlsplit(value), urlsplit(prefix)
         doors = _door(value) == _door(prefix)

@@ -303,6 +303,15 @@ def test_lists_in_one_row_are_not_crossed(rows, standing):
     assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
 
 
+def test_rows_and_a_list_beside_them_are_not_crossed():
+    profile = ToolProfile(effect="pay", critical={"to": "principal", "rows.amount": "amount"})
+    mandate = Mandate(steps=(Step("do", "batch", {"to": ("a", "b"), "rows.amount": (5, 700)}),))
+    for rows, standing in (([5, 700], "covered"), ([700, 5], "deviates")):
+        args = {"to": ["a", "b"], "rows": [{"amount": amount} for amount in rows]}
+        facts = CallFacts("batch", profile, args, frozenset(args), frozenset(), "")
+        assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+
+
 def test_one_list_in_an_object_has_no_other_to_be_paired_with():
     profile = ToolProfile(effect="send", critical={"mail.to": "principal", "mail.cc": "principal"})
     mandate = Mandate(steps=(Step("do", "batch", {"mail.to": ("a", "b"), "mail.cc": "c"}),))
@@ -468,6 +477,15 @@ def test_never_forbids_a_value_with_other_signs_and_what_lies_below_it(kind, unw
         facts = CallFacts("do", profile, {"what": value}, frozenset({"what"}), frozenset(), "")
         found = bind(mandate, facts, {"do": profile}, Outputs()).standing({}).standing
         assert found == ("forbidden" if value in forbidden else "covered"), value
+
+
+@pytest.mark.parametrize(
+    ("path", "standing"),
+    [("/docs", "forbidden"), ("docs/", "forbidden"), ("/", "forbidden"), ("/docs/k*", "forbidden"), ("**/*.txt", "forbidden"), ("/docs/x/..", "forbidden"), ("/doc", "covered"), ("/docs/k", "covered"), ("/docs/a*", "covered")],
+)  # fmt: skip
+def test_what_is_forbidden_is_not_deleted_with_its_folder(path, standing):
+    mandate = one("delete", {"path": Free()}, never=(Never("delete", {"object": "/docs/keep"}),))
+    assert judge(mandate, "delete", {"path": path}).standing == standing
 
 
 def test_a_limit_counts_what_all_tools_of_the_effect_spend():

@@ -45,6 +45,8 @@ from langchain_runtime_authz.mandate.texts import Words, borrowed, unbacked
         ("when", "3 March", ["3 Mar.", "March 3, 2027"], ["3 Markets", "3 Mary"]),
         ("when", "10:00", ["10:00", "10:00 am", "10:00:00"], ["2025-05-26T10:00", "22:00", "10:00:30", "10:00:30 am"]),
         ("value", "12:30", ["12:30", "12:30:00"], ["12:30:59"]),
+        ("when", "12:30 UTC", ["12:30 utc"], ["12:30+02:00", "12:30"]),
+        ("when", "May 26, 2025 10:00:00.0 UTC", ["May 26, 2025 10:00 UTC"], ["May 26, 2025 10:00+05:00"]),
         ("value", "12:30:05", ["12:30:05"], ["12:30:50", "12:30"]),
         ("principal", "0031a00000AbCdE", ["0031a00000AbCdE "], ["0031A00000aBcDe"]),
         ("principal", "user_AbC", ["user_AbC"], ["user_abc"]),
