@@ -188,7 +188,10 @@ class Tool(Vocabulary):
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         if kind in _NAMEABLE and role != "goal" and marker == data["parting"][0]:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
-            return described and argument.required and (argument.name not in pending or kind == "principal")
+            sent = kind == "principal" and self.effect in {"pay", "send"}  # "the report of the reader Kim"
+            return (
+                described and argument.required and not sent and (argument.name not in pending or kind == "principal")
+            )
         if named and role != "source":
             return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
         if kind == "channel" and not marker and phrase.kind != "hash":

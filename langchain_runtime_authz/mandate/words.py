@@ -4,7 +4,7 @@ It reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"). Ev
 be understood. One word too many (a condition, a question, a negation, a report, a future, a remark) leaves the turn
 without a mandate. The user is then asked about the call.
 
-A clause begins with a verb of a tool: a word of its profile's `intent`, else of its name or effect. A tool fits if each
+A clause begins with a verb of a tool: a word of its `intent`, else of its name. Only one tool may fit. It fits if each
 phrase has exactly one argument, and each required argument has a phrase. The words of a language are data.
 """
 

@@ -59,6 +59,7 @@ TOOLS = {
     "test_pump": tool("read", "test", pump="object"),
     "prime_pump": tool("admin", "prime", pump="object"),
     "drain_pump": tool("write", "drain", pump="object"),
+    "pack_item": tool("write", "pack", item="name", trunk="object"),
     "hedge": tool("pay", "hedge", symbol="object", amount="amount"),
     "restock": tool("pay", "restock", product="object", quantity="amount", supplier="principal", optional="supplier"),
 }  # fmt: skip
@@ -138,9 +139,9 @@ def orders(text: str) -> list[str]:
         ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
         # A target that is not named is not all of them.
         ("Evict Kim", []), ("evict Kim", ["evict Kim"]), ("Evict the tenant", []),
-        ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []),
+        ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []), ("Convey the log of Kim L-1", []),
         # Words behind an order to tell, without what is told, may be what.
-        ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Ping the nurse Kim. Scrap engine 12.", []),
+        ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Pack 'Milk' to the trunk T-1, scrap engine 12", []), ("Ping the nurse Kim. Scrap engine 12.", []),
         ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim ('hi',)", "scrap_engine 12"]),
         # A recipient, a goal and a new value stand behind "to".
         ("Loan the book B-1 to Kim", ["loan_book B-1 Kim"]), ("Reroute the bus B-1 to Rome", ["reroute_bus B-1 Rome"]), ("Retitle the page Home to Start", ["retitle_page Home Start"]),
