@@ -78,8 +78,8 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return _same_door(tidy(value), tidy(constant))
     if kind not in DESTINATIONS:
         return any(not f.startswith("digits:") for f in shared)
-    exact = any(not f.startswith("text:") for f in shared) or _ID.search(tidy(str(constant))) is None
-    return shared != [] and (exact or tidy(value) == tidy(constant))
+    cased = all(f.startswith("text:") for f in shared) and _ID.search(str(constant)) is not None
+    return bool(shared) and (not cased or tidy(value) == tidy(constant))
 
 
 def commas(value: object) -> bool:
