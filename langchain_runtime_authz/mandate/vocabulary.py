@@ -54,9 +54,9 @@ class Vocabulary:
         verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
         if verbs == [data["carrier"]]:  # "send_email" is asked for by both
             verbs += [w for w in parts[1:2] if w in language.verbs]
-        said = profile.intent or verbs
-        self.entries = {tuple(i.lower().split()) for i in said} - {()}
-        self.entries = {e for e in self.entries if e[0] not in data["not_verbs"] and e[0] not in language.closed}
+        said = profile.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
+        entries = {tuple(i.lower().split()) for i in said} - {()}
+        self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
         self.nouns = {singular(w) for w in parts if w not in verbs[:1]} - language.closed
         said_to = {*parts, *(w for e in self.entries for w in e)}
         # Something is told or noted: words behind it may be what.

@@ -60,6 +60,7 @@ TOOLS = {
     "prime_pump": tool("admin", "prime", pump="object"),
     "drain_pump": tool("write", "drain", pump="object"),
     "pack_item": tool("write", "pack", item="name", trunk="object"),
+    "grant_visa": tool("admin", "approve", visa="object"),
     "hedge": tool("pay", "hedge", symbol="object", amount="amount"),
     "restock": tool("pay", "restock", product="object", quantity="amount", supplier="principal", optional="supplier"),
 }  # fmt: skip
@@ -131,7 +132,7 @@ def orders(text: str) -> list[str]:
             "Nix the race R-1 today", "Nix the race R-1 for me", "Nix a Derby race", "Raze a barn B-1", "Raze a North barn", "Raze an Oak", "Nix today's race R-1", "Tip Kim 5 EUR today",
         )),
         # A tool is meant by its own verb and all nouns of its name, or by its intent.
-        ("Eject the tape reel 12", ["eject_tape_reel 12"]), ("release Math", ["release_scores Math"]),
+        ("Eject the tape reel 12", ["eject_tape_reel 12"]), ("release Math", ["release_scores Math"]), ("Approve the visa V-1", ["grant_visa V-1"]),
         *((text, []) for text in (
             "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Release the course Math",
         )),
