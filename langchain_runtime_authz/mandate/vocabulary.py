@@ -57,7 +57,8 @@ class Vocabulary:
         said = profile.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
         entries = {tuple(i.lower().split()) for i in said} - {()}
         self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
-        self.nouns = {singular(w) for w in parts if w not in verbs[:1]} - language.closed
+        small = language.prepositions.union(language.determiners, data["particles"])
+        self.nouns = {singular(w) for w in parts if w not in verbs[:1]} - small
         said_to = {*parts, *(w for e in self.entries for w in e)}
         # Something is told or noted: words behind it may be what.
         texts = self.effect == "send" or (self.effect == "write" and (profile.text or profile.free))

@@ -61,6 +61,7 @@ TOOLS = {
     "drain_pump": tool("write", "drain", pump="object"),
     "pack_item": tool("write", "pack", item="name", trunk="object"),
     "grant_visa": tool("admin", "approve", visa="object"),
+    "bind_novel_draft": tool("write", draft_id="object"),
     "hedge": tool("pay", "hedge", symbol="object", amount="amount"),
     "restock": tool("pay", "restock", product="object", quantity="amount", supplier="principal", optional="supplier"),
 }  # fmt: skip
@@ -134,7 +135,7 @@ def orders(text: str) -> list[str]:
         # A tool is meant by its own verb and all nouns of its name, or by its intent.
         ("Eject the tape reel 12", ["eject_tape_reel 12"]), ("release Math", ["release_scores Math"]), ("Approve the visa V-1", ["grant_visa V-1"]),
         *((text, []) for text in (
-            "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Release the course Math",
+            "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Bind the novel Emma", "Release the course Math",
         )),
         # Two tools that fit order nothing.
         ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
