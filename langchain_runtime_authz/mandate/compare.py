@@ -62,7 +62,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
     if kind in DESTINATIONS and str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
-        return False  # an account is no telephone
+        return False  # one is a telephone number
     if kind == "amount" and commas(value) and value != constant:
         return False
     numbers = {f for f in said if f.startswith("num:")}

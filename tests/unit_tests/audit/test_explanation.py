@@ -62,7 +62,7 @@ def test_a_question_is_explained_whatever_the_sink_keeps(sink: str, tmp_path: An
     authz = RuntimeAuthz(audit=audit[sink])
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice") as run:
-        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
         asked = run.decisions[-1]
     assert asked == authz.explain(asked.decision_id)
     assert (asked.outcome, asked.thread, asked.run_id) == ("approval_required", "t1", run.run_id)
@@ -86,7 +86,7 @@ def test_an_older_decision_is_read_from_the_file(tmp_path: Any) -> None:
     first = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
     graph = _agent(first, args=MALLORY)
     with first.run(subject="alice") as run:
-        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
         asked = run.decisions[-1]
     found = RuntimeAuthz(audit=tmp_path / "audit.jsonl").explain(asked.decision_id)
     assert found.reasons == asked.reasons
@@ -113,9 +113,9 @@ def test_a_refused_entry_says_why_to_the_developer() -> None:
     authz = RuntimeAuthz()
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice"):
-        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
     with authz.run(subject="bob") as run, pytest.raises(AuthzDenied) as denied:
-        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
     assert "subject_mismatch" not in str(denied.value)
     assert sentence("subject_mismatch") in "".join(denied.value.__notes__)
     assert [r.code for r in authz.explain(denied.value.decision_id).reasons] == ["subject_mismatch"]
@@ -167,7 +167,7 @@ def test_the_log_says_why_once_a_call_and_not_more_than_it_can_bear(
     authz = RuntimeAuthz()
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice") as run:
-        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
         asked = run.decisions[-1]
     (line,) = [r for r in caplog.records if r.name == LOG]
     assert line.levelno == logging.INFO
@@ -209,7 +209,7 @@ def test_what_is_remembered_is_bounded(tmp_path: Any, monkeypatch: pytest.Monkey
     authz = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice") as run:
-        graph.invoke(_said("Pay Bob 45"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
         assert len(run.decisions) == 4
         asked = run.decisions[-1]
     assert asked.outcome == "approval_required"
