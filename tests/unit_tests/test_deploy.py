@@ -25,8 +25,12 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 PINNED = dict(re.findall(r"^(\w+)_VERSION=v(\S+)", (ROOT / ".ci" / "services").read_text(), re.MULTILINE))
 
 
+NAMED = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["web"]}
 EVERYBODY = (
     {},
+    *({"podSelector": {"matchExpressions": [{"key": "a", **rule}]}} for rule in ({"operator": "NotIn", "values": ["b"]}, {"operator": "DoesNotExist"})),
+    {"namespaceSelector": {"matchLabels": {}, "matchExpressions": [{**NAMED, "operator": "NotIn"}]}},
+    {"namespaceSelector": {"matchExpressions": [{"key": NAMED["key"], "operator": "Exists"}]}},
     *({kind: given} for kind in ("podSelector", "namespaceSelector") for given in ({}, {"matchLabels": {}}, {"matchExpressions": []})),
     *({"ipBlock": {"cidr": cidr}} for cidr in ("0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/1")),
 )
@@ -50,6 +54,8 @@ def values(path: str, value: Any) -> dict[str, Any]:
         ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
         ("replicas", 1),
         *(("image.tag", tag) for tag in ("1.2.0-static", "v2", "1.2@sha256:ab", "a1b2c3d", "f" * 64)),
+        ("networkPolicy.from", [{"namespaceSelector": {"matchExpressions": [NAMED, {"key": "a", "operator": "DoesNotExist"}]}}]),
+        ("networkPolicy.from", [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]),
         ("networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]),
     ],
 )
@@ -83,6 +89,7 @@ def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> N
         ("engine.kind", "wasm"),  # it would not read the bundle
         ("image.tag", "latest-1"),
         ("env", [{"name": "PATH", "value": "/tmp"}]),
+        *(("env", [{"name": name, "value": "http://elsewhere"}]) for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "All_Proxy")),
         ("unknown", 1),
     ],
 )
