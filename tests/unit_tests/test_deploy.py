@@ -127,6 +127,19 @@ def test_each_alert_names_its_page() -> None:
     assert all(file == "docs/runbooks.md" and anchor in pages for file, _, anchor in named)
 
 
+def test_each_alert_counts_the_first_event_of_a_series() -> None:
+    """A series begins with its first event, so its increase is unknown: the whole of a new one counts. A histogram's quantile is a ratio."""
+    (group,) = yaml.safe_load((ROOT / "deploy" / "alerts" / "runtime-authz.yml").read_text())["groups"]
+    counters = [rule["expr"] for rule in group["rules"] if "_total" in rule["expr"]]
+    assert len(counters) > 5
+    for expr in counters:
+        whole = r"\((\S+) unless \1 offset (\w+)\) or increase\(\1\[\2\]\)"
+        rest, found = re.subn(whole, "", expr)
+        assert found and "_total" not in rest, expr
+    others = [rule["expr"] for rule in group["rules"] if re.search(r"rate|increase", rule["expr"]) and rule["expr"] not in counters]
+    assert all(re.fullmatch(r"histogram_quantile\(.*\) > [\d.]+", expr) for expr in others)
+
+
 def test_the_application_is_configured_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers the probes that the chart asks, and is not ready while the kill switch is engaged."""
     probes = set(re.findall(r"path: (/health/\w+)", (CHART / "templates" / "app.yaml").read_text()))
