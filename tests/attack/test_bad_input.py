@@ -558,21 +558,12 @@ def _raise(_: Any) -> object:
     raise RuntimeError(msg)
 
 
+# `unit_tests/pdp/test_answer.py` has every malformed answer; here each kind reaches an enforcement point.
 ANSWERS: dict[str, tuple[Any, str]] = {
-    "string true": (lambda _: {"decision": "true"}, "pdp_malformed"),
-    "bare string": (lambda _: "true", "pdp_malformed"),
-    "json text of one": (lambda _: b'{"decision": 1}', "pdp_malformed"),
-    "one": (lambda _: {"decision": 1}, "pdp_malformed"), "bare one": (lambda _: 1, "pdp_malformed"),
-    "empty": (lambda _: {}, "pdp_malformed"), "null": (lambda _: {"decision": None}, "pdp_malformed"),
-    "nothing": (lambda _: None, "pdp_malformed"), "json null": (lambda _: b"null", "pdp_malformed"),
-    "nan": (lambda _: {"decision": math.nan}, "pdp_malformed"),
-    "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"), "list": (lambda _: [True], "pdp_malformed"),
+    "string true": (lambda _: {"decision": "true"}, "pdp_malformed"), "nothing": (lambda _: None, "pdp_malformed"),
     "ten megabytes": (
         lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(), "pdp_malformed",
     ),
-    "twice": (lambda _: b'{"decision": false, "decision": true}', "pdp_malformed"),
-    "truncated": (lambda _: b'{"decision": tru', "pdp_malformed"),
-    "context of another type": (lambda _: {"decision": True, "context": "x"}, "pdp_malformed"),
     "unknown obligation": (
         lambda _: {"decision": True, "context": {"obligations": [{"id": "1", "type": "sing", "properties": {}}]}},
         "unknown_obligation",

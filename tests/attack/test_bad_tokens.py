@@ -19,7 +19,6 @@ from starlette.routing import Route
 from langchain_runtime_authz.credential.dpop import ProofKey, token_digest
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient
-from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import TYP, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
@@ -226,58 +225,3 @@ async def test_a_slow_key_set_holds_up_nobody_else() -> None:
         hang.set()
         await asyncio.sleep(0.1)  # the least time between two fetches
         assert (await client.post("/pay", headers=bearing(good()))).status_code == 200
-
-
-async def test_keys_that_rotate_between_header_and_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that are under way while the keys rotate are served; after a withdrawal the old key's are not."""
-    ring = KeyRing(cache_age=0)
-    issuer = LocalIssuer(ring)
-    fetches = 0
-
-    async def endpoint(request: httpx.Request) -> httpx.Response:
-        nonlocal fetches
-        fetches += 1
-        answer = ring.jwks()
-        if fetches == 1:
-            ring.rotate()  # between the answer and its use
-        await asyncio.sleep(0.01)
-        return httpx.Response(200, json=answer)
-
-    clock = [1000.0]
-    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", lambda: clock[0])
-    source = JwksClient("https://i.example/jwks", tls=answered(endpoint))
-    verifier = Verifier(issuer=issuer.issuer, jwks=source)
-    tokens = [issuer.issue(a_request(issued_at=now(), expires_at=now() + 60)) for _ in range(4)]
-    old = ring.active.kid
-    got = await asyncio.gather(*(verifier.averify(token, audience=BANK) for token in tokens))
-    assert {c.kid for c in got} == {old}
-    assert ring.active.kid != old
-    fresh = issuer.issue(a_request(issued_at=now(), expires_at=now() + 60))
-    assert (await verifier.averify(fresh, audience=BANK)).kid == ring.active.kid
-    assert (await verifier.averify(tokens[0], audience=BANK)).kid == old
-    assert fetches == 1
-    ring.compromise(old)
-    clock[0] += 60
-    with pytest.raises(CredentialError) as caught:
-        await verifier.averify(tokens[0], audience=BANK)
-    assert caught.value.code == "credential_key"
-
-
-@pytest.mark.parametrize("lie", [[], {"keys": 1}, {"keys": [{**STRANGER.public_jwk(), "kid": KEY.kid}]}, {"keys": [KEY.public_jwk()] * 2}])
-async def test_a_lying_key_set_makes_no_believer(lie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No document, another's key under the issuer's name, or twins: refused, and with the truth it is served."""
-    truth = [lie]
-
-    async def endpoint(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=truth[0])
-
-    clock = [1000.0]
-    monkeypatch.setattr("langchain_runtime_authz.credential.jwks.monotonic", lambda: clock[0])
-    source = JwksClient("https://i.example/jwks", tls=answered(endpoint))
-    verifier = Verifier(issuer=ISSUER.issuer, jwks=source)
-    with pytest.raises(CredentialError) as caught:
-        await verifier.averify(good(), audience=BANK)
-    assert caught.value.code in ("keys_unavailable", "credential_invalid", "credential_key")
-    truth[0] = ISSUER.jwks()
-    clock[0] += 60
-    assert (await verifier.averify(good(), audience=BANK)).subject == "alice"

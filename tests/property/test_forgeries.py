@@ -14,14 +14,16 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from langchain_runtime_authz.credential.dpop import read_proof, token_digest
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.credential.token import TYP
+from langchain_runtime_authz.credential.token import TYP, Credential, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
-from tests.unit_tests.credential.tokens import BANK, NOW, a_request, b64
+from tests.unit_tests.credential.tokens import BANK, NOW, a_request, b64, forged
 
 COUNT = int(os.environ.get("FORGERIES", "600"))
 KEYS = [SigningKey.generate("ES256"), SigningKey.generate("EdDSA"), SigningKey.generate("RS256")]
@@ -168,3 +170,59 @@ def test_no_forged_proof_is_believed(capsys: pytest.CaptureFixture[str]) -> None
         print(f"\n{COUNT} forged proofs, {accepted} accepted, {refused} refused")
     assert accepted == 0
     assert refused >= COUNT * 0.9
+
+
+# --- what the issuer itself signed, whatever it says ---
+
+ISSUER = LocalIssuer(KEYS[0])
+VERIFIER = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks())
+CLAIMS = claims_of(a_request(), ISSUER.issuer)
+HEADER = {"alg": "ES256", "kid": KEYS[0].kid, "typ": TYP}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=10,
+)
+
+
+def verify(token: Any) -> Credential | None:
+    """Return the credential, or `None` for a proper refusal; any other exception fails the test."""
+    try:
+        return VERIFIER.verify(token, audience=BANK, tenant="acme", now=NOW)
+    except CredentialError as exc:
+        assert exc.code.startswith("credential_") or exc.code == "audience"
+        assert exc.__context__ is None
+        return None
+
+
+def signed(header: object, claims: object) -> str:
+    return forged(KEYS[0], ISSUER.issuer, claims, header)
+
+
+@settings(deadline=None)
+@given(st.text() | st.binary() | JSON)
+def test_anything_else_is_refused(value: Any) -> None:
+    """Whatever is handed in, the answer is a refusal with a code."""
+    assert verify(value) is None
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(CLAIMS)), JSON)
+def test_a_signed_claim_of_another_kind_is_refused_or_told(name: str, value: Any) -> None:
+    """With our own signature, a claim either fits its type or the token is refused; nothing else happens."""
+    assume(value != CLAIMS[name])
+    assert verify(signed(HEADER, CLAIMS)) is not None
+    got = verify(signed(HEADER, {**CLAIMS, name: value}))
+    if got is not None:
+        assert name in ("sub", "sub_type", "jti", "txn", "exp", "iat", "task", "act", "authorization_details")
+        for prop in (got.subject, got.actor, got.tenant, got.audience, got.jti, got.txn):
+            assert isinstance(prop, str)
+        assert isinstance(got.epoch, int)
+        assert isinstance(got.expires_at, int)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "jwk", "jku", "b64", "zip"]), JSON))
+def test_a_signed_header_of_another_kind_is_refused(header: dict[str, Any]) -> None:
+    """With our own signature, any other header is refused."""
+    assert verify(signed({**HEADER, **header}, CLAIMS)) is None or {**HEADER, **header} == HEADER
+    assert verify(signed(header, CLAIMS)) is None

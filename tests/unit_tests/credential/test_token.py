@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import pickle
@@ -61,10 +60,6 @@ def refused(token: Any, *, now: int = NOW, tenant: str | None = None, audience: 
         shown = "".join(traceback.format_exception(caught.value))
         assert not any(part and part in shown for part in token.split("."))
     return caught.value.code
-
-
-def without(name: str) -> dict[str, Any]:
-    return {k: v for k, v in claims_of(a_request(), ISSUER.issuer).items() if k != name}
 
 
 def changed(**claims: Any) -> dict[str, Any]:
@@ -141,12 +136,6 @@ def test_no_grant_is_no_claim_of_one() -> None:
     assert "grant" not in detail
 
 
-@pytest.mark.parametrize("name", sorted(set(claims_of(a_request(), "i")) - {"cnf"}))
-def test_a_missing_claim_is_refused(name: str) -> None:
-    """Each claim that we issue is required."""
-    assert refused(forged(without(name))) == "credential_invalid"
-
-
 @pytest.mark.parametrize(
     "claims",
     [
@@ -192,94 +181,35 @@ def test_a_claim_of_another_type_is_refused(claims: object) -> None:
     assert refused(forged(claims)[: 16 * 1024]) == "credential_invalid"
 
 
-@pytest.mark.parametrize("member", ['"sub":"mallory"', '"exp":9999999999', '"nbf":NaN', '"x":1e999,"x":2'])
-def test_duplicate_members_and_non_numbers_are_refused(member: str) -> None:
-    """Two readers can not be told two things by one signed text."""
-    text = json.dumps(claims_of(a_request(), ISSUER.issuer))
-    assert refused(forged(text[:-1] + "," + member + "}")) == "credential_invalid"
-    header = json.dumps({"alg": "ES256", "kid": KEY.kid, "typ": TYP})
-    assert refused(forged(header=header[:-1] + ',"alg":"ES256"}')) == "credential_invalid"
-
-
 @pytest.mark.parametrize(
-    ("issued", "expires", "now", "code"),
+    ("claims", "header", "code"),
     [
-        (NOW, NOW + 60, NOW + 65, "credential_expired"),
-        (NOW, NOW + 60, NOW + 10_000, "credential_expired"),
-        (NOW + 6, NOW + 66, NOW, "credential_not_yet_valid"),
-        (NOW, NOW + 66, NOW, "credential_invalid"),
-        (NOW, NOW, NOW, "credential_invalid"),
-        (NOW, NOW - 1, NOW - 1, "credential_invalid"),
-        (NOW - 10_000, NOW + 60, NOW, "credential_invalid"),
+        ({"exp": NOW + 66}, {}, "credential_invalid"),
+        ({"exp": NOW}, {}, "credential_invalid"),
+        ({"iat": NOW + 6}, {}, "credential_not_yet_valid"),
+        ({}, {"alg": "EdDSA"}, "credential_key"),
+        ({}, {"kid": 7}, "credential_invalid"),
     ],
+    ids=str,
 )
-def test_time_is_kept(issued: int, expires: int, now: int, code: str) -> None:
-    """Expired, not yet valid, or living longer than 60 s and leeway: refused."""
-    assert refused(forged(changed(iat=issued, exp=expires)), now=now) == code
+def test_bounds_that_no_published_vector_has(claims: dict[str, int], header: dict[str, Any], code: str) -> None:
+    """The vectors have all others (`test_token_vectors`)."""
+    assert refused(forged(changed(**claims), {"alg": "ES256", "kid": KEY.kid, "typ": TYP, **header})) == code
 
 
-def test_leeway_is_five_seconds() -> None:
-    """Clocks may differ by the leeway and no more; not-before is obeyed."""
+def test_a_token_and_an_audience_have_one_spelling() -> None:
+    """Nothing may stand around a token, and a token for one resource is nothing at another."""
     token = ISSUER.issue(a_request())
-    assert verifier().verify(token, audience=BANK, now=NOW + 64).jti == "j-1"
-    assert verifier().verify(token, audience=BANK, now=NOW - 5).jti == "j-1"
-    assert refused(token, now=NOW - 6) == "credential_not_yet_valid"
-    early = forged(changed(iat=NOW + 6, exp=NOW + 60, nbf=NOW - 60))
-    assert refused(early, now=NOW) == "credential_not_yet_valid"
-    assert refused(forged(changed(nbf=NOW + 30))) == "credential_not_yet_valid"
-    assert verifier().verify(forged(changed(nbf=NOW)), audience=BANK, now=NOW).jti == "j-1"
-
-
-@pytest.mark.parametrize("audience", ["https://bank.example/", "https://BANK.example", "https://evil.example", ""])
-def test_an_audience_is_exact(audience: str) -> None:
-    """A token for one resource is nothing at another."""
-    assert refused(ISSUER.issue(a_request()), audience=audience) == "audience"
-
-
-@pytest.mark.parametrize("header", [{"kid": "another"}, {"alg": "EdDSA"}, {"alg": "RS256"}], ids=str)
-def test_a_header_does_not_choose_the_key(header: dict[str, str]) -> None:
-    """A name that is not one of the issuer's, or an algorithm that the key is not for."""
-    assert refused(forged(header={"alg": "ES256", "kid": KEY.kid, "typ": TYP, **header})) == "credential_key"
+    for spelt in (" " + token, token + "\n", token + "=", token.replace(".", ".\u200b", 1)):
+        assert refused(spelt) == "credential_invalid"
+    for audience in (BANK + "/", BANK.upper(), ""):
+        assert refused(token, audience=audience) == "audience"
 
 
 @pytest.mark.parametrize("jwks", [{}, {"keys": 1}, dict, lambda: 1 / 0], ids=lambda _: "keys")
 def test_no_key_set_refuses(jwks: Any) -> None:
     """No document, or a failing fetch: nothing is believed, and the operator is told which of the two."""
     assert refused(ISSUER.issue(a_request()), jwks=jwks) == "keys_unavailable"
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        None,
-        b"a.b.c",
-        {"token": 1},
-        "",
-        ".",
-        "..",
-        "a.b.c.d",
-        "a.b",
-        " " + ISSUER.issue(a_request()),
-        ISSUER.issue(a_request()) + "\n",
-        ISSUER.issue(a_request()) + "=",
-        ISSUER.issue(a_request()).replace(".", ".\u200b", 1),
-        "A" * 20_000,
-        "{}",
-    ],
-    ids=lambda _: "token",  # the tokens are made anew in every process
-)
-def test_only_a_compact_token_is_a_token(token: object) -> None:
-    """Strings of three base64url parts up to 16 KiB; JSON serialisation, bytes and padding are not."""
-    assert refused(token) == "credential_invalid"
-
-
-def test_a_token_has_one_spelling() -> None:
-    """The spare bits of base64 do not make a second token of the same claims."""
-    token = ISSUER.issue(a_request())
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    twin = token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
-    assert base64.urlsafe_b64decode(twin.split(".")[2] + "==") == base64.urlsafe_b64decode(token.split(".")[2] + "==")
-    assert refused(twin) == "credential_invalid"
 
 
 @pytest.mark.parametrize("answer", ["dead", "", "LIVE", None, True])
