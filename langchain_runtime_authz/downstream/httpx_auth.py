@@ -39,7 +39,7 @@ from langchain_runtime_authz.telemetry.spans import inject
 if TYPE_CHECKING:
     import httpx2
 
-MAX_ORIGINS: Final = 256  # origins whose last nonce is kept
+MAX_ORIGINS: Final = 256  # origins whose last nonce is kept, the newest
 MAX_NONCE: Final = 512
 
 
@@ -145,9 +145,8 @@ class CallAuth(TicketAuth):
         # After a redirect the nonce is another server's.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
-        if len(self._nonces) >= MAX_ORIGINS:
-            self._nonces.clear()
-        self._nonces[origin] = nonce
+        others = [(known, kept) for known, kept in self._nonces.items() if known != origin]
+        self._nonces = dict([*others, (origin, nonce)][-MAX_ORIGINS:])  # the newest last
         challenge = response.headers.get("WWW-Authenticate", "")
         return response.status_code == httpx.codes.UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
 
