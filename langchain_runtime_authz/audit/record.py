@@ -98,7 +98,7 @@ def decision_record(
     step = {"pdp": pdp, "action": action, "resource": resource}
     run = {"run_id": run_id, "jti": jti, "scope": _named(scope), "agent": agent}
     asked = None if body is None else json.loads(body)
-    erased = [] if content or asked is None else [p for p in ERASED if _erase(asked, p)]
+    erased = [] if content or asked is None else [p for p in ERASED if erase(asked, p)]
     digest = None if body is None else "sha256:" + hashlib.sha256(body).hexdigest()
     request = {"request": asked, "request_digest": digest, "erased": erased}
     ordered = {"expected": dict(expected)} if expected and content else {}
@@ -214,6 +214,7 @@ def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
     return node if isinstance(node, dict) else {}, last
 
 
-def _erase(document: dict[str, Any], pointer: str) -> bool:
+def erase(document: dict[str, Any], pointer: str) -> bool:
+    """Remove a member; return True if it was there."""
     node, last = place(document, pointer)
     return node.pop(last, _ABSENT) is not _ABSENT

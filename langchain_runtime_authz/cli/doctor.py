@@ -117,9 +117,10 @@ def _ledger(where: str) -> Line:
 def _audit(file: Path, ledger: str | None) -> Line:
     from langchain_runtime_authz.audit.chain import read_log
 
-    if not _writable(file):
+    folder, old = os.access(file.parent, os.W_OK | os.X_OK), file.exists()
+    if not folder or file.is_dir() or (old and not os.access(file, os.W_OK)):
         return Line("fail", "audit log", f"{file} cannot be written", "make its folder, or let this user write there")
-    if not file.exists() or not file.stat().st_size:
+    if not old or not file.stat().st_size:
         return Line("ok", "audit log", f"{file} can be written")
     if not file.is_file() or not any(read_log(file)):
         return Line("fail", "audit log", f"{file} is not a decision log", "name another file, or move it away")
@@ -130,11 +131,6 @@ def _audit(file: Path, ledger: str | None) -> Line:
         with Store(ledger).opened() as held:
             refuse_older(held, FileSink(file), "default")
     return Line("ok", "audit log", f"{file} can be continued")
-
-
-def _writable(file: Path) -> bool:
-    folder = os.access(file.parent, os.W_OK | os.X_OK)
-    return folder and not file.is_dir() and (not file.exists() or os.access(file, os.W_OK))
 
 
 def _keys(directory: Path) -> Line:

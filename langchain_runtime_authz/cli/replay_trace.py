@@ -28,9 +28,7 @@ def replay_trace(
     mandate: Annotated[
         Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
-    policy_data: Annotated[
-        Path | None, Option(metavar="FILE", help="Keys of the shipped policy's data.json to replace.")
-    ] = None,
+    policy_data: Annotated[Path | None, Option(metavar="FILE", help="Keys of data.json to replace.")] = None,
     policy: Annotated[
         Path | None,
         Option(metavar="DIR", help="The policy: a directory of Rego with its data.json, a project, a bundle."),

@@ -18,7 +18,8 @@ def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = No
     """
     effects = profiles or {}
     said = [told_step(step, effects.get(step.tool)) for step in mandate.steps]
-    said += [_limit(limit) for limit in mandate.limits] + [_never(never) for never in mandate.never]
+    said += [f"{limit.effect}: at most {_value(limit.total)} in all" for limit in mandate.limits]
+    said += [_never(never) for never in mandate.never]
     return said + ([f"ask before: {', '.join(mandate.confirm)}"] if mandate.confirm else [])
 
 
@@ -90,10 +91,6 @@ def _condition(condition: model.Condition) -> str:
             return f"is at most {_value(value)}"
     assert isinstance(condition, model.Not)  # noqa: S101  (for the type checker)
     return f"is not so that it {_condition(condition.condition)}"
-
-
-def _limit(limit: model.Limit) -> str:
-    return f"{limit.effect}: at most {_value(limit.total)} in all"
 
 
 def _never(never: model.Never) -> str:

@@ -63,6 +63,7 @@ def call_request(
     shown_traces: JSON = {}
     for name, found in traced.items():
         shown_traces[name] = found.to_json()
+    state = "new" if row is None or row.state == "void" else "failed" if "failed" in (row.about or ()) else row.state
     body = request_json(
         run,
         snapshot,
@@ -80,7 +81,7 @@ def call_request(
         },
         call={
             "id": call.call_id,
-            "state": "new" if row is None or row.state == "void" else _state(row),
+            "state": state,
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
@@ -92,10 +93,6 @@ def call_request(
         approval=_granted(call, row, approval) if approval is not None else None,
     )
     return body, traced
-
-
-def _state(row: CallRow) -> str:
-    return "failed" if row.about is not None and "failed" in row.about else row.state
 
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:

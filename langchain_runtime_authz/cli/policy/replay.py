@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from langchain_runtime_authz.audit.chain import read_log, verified
-from langchain_runtime_authz.audit.record import place
+from langchain_runtime_authz.audit.record import erase, place
 from langchain_runtime_authz.audit.seal import opener
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.cli._app import Answer, Keys
@@ -151,7 +151,7 @@ def rules(policy: Policy, code: str, outcome: str) -> list[str]:
     return found
 
 
-Edit = Callable[[dict[str, Any]], None]
+Edit = Callable[[dict[str, Any]], object]
 # Facts that could have been different, in words, and their values.
 _MILDER: Final[tuple[tuple[str, str, Any], ...]] = (
     ("the task's mandate covers the call", "/context/call/mandate/standing", "covered"),
@@ -200,17 +200,12 @@ def _unread(name: str, document: dict[str, Any]) -> None:
             history[fact] = [c for c in history[fact] if c != name]
 
 
-def _drop(path: str, document: dict[str, Any]) -> None:
-    node, last = place(document, path)
-    node.pop(last, None)
-
-
 def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "an approver approves exactly this call", partial(_approve, False)
     yield "an authenticated approver approves exactly this call", partial(_approve, True)
     yield "the run has no grant that limits it", partial(_set, "/context/lease/grant", None)
     for name in request["context"]["lease"]["grant"] or {}:
-        yield f"the grant does not limit `{name}`", partial(_drop, f"/context/lease/grant/{name}")
+        yield f"the grant does not limit `{name}`", partial(erase, pointer=f"/context/lease/grant/{name}")
     for word, path, value in _MILDER:
         yield word, partial(_set, path, value)
     for name in request["context"]["history"]["classes_read"]:
