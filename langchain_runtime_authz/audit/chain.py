@@ -53,6 +53,7 @@ class ChainReport:
     error: str | None = None  # what is wrong with it
     file: str = ""  # name of the segment that it is in, if the log has several
     later: int | None = field(default=None, compare=False)  # lines after the pinned head, if it was found
+    code: Code = field(default=Code.CHAIN_BROKEN, compare=False)  # of a failure
 
     @property
     def where(self) -> str:
@@ -192,7 +193,9 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
         wrong = "the segments before it are missing, and no record says that they were dropped"
         return ChainReport(0, GENESIS, False, 1, wrong, files[0][0])
     if head is not None and later is None:
-        return ChainReport(count, before, False, report.records + 1, NOT_HELD, shown)
+        gone = f"segments before {files[0][0]} were removed, and no line from there on is the pinned head"
+        error, code = (gone, Code.CHAIN_PRUNED) if starts else (NOT_HELD, Code.CHAIN_BROKEN)
+        return ChainReport(count, before, False, report.records + 1, error, shown, code=code)
     return ChainReport(count, before, True, later=later)
 
 

@@ -204,17 +204,17 @@ def verify(
         report = verify_log(file, head)
         if not report.ok and not any(read_log(file)):
             report = replace(report, error="no line is a record: the log was overwritten, or this is another file")
-    pinned = "but no head was given: its end is not verified"
-    if head is not None:
-        pinned = (
-            f"and holds the pinned head, {report.later} records before its end"
-            if report.later
-            else "and ends at the pinned head"
-        )
-    result = f"whole, {pinned}" if report.ok else f"BROKEN at {report.where}"
+    if unknown := report.code == Code.CHAIN_PRUNED:
+        result = "what remains is whole, but the pinned head cannot be checked"
+    elif not report.ok:
+        result = f"BROKEN at {report.where}"
+    elif head is None:
+        result = "whole, but no head was given: its end is not verified"
+    else:
+        result = f"whole, and holds the pinned head, {report.later} records before its end"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
-    broken = AuditError(Code.CHAIN_BROKEN, f"{file.name}, {report.where}: {report.error}")
-    return Answer({"ok": report.ok, **found}, lines(found), not report.ok and broken)
+    broken = AuditError(report.code, f"{file.name}{'' if unknown else f', {report.where}'}: {report.error}")
+    return Answer({"ok": None if unknown else report.ok, **found}, lines(found), not report.ok and broken)
 
 
 @app.command("prune")
@@ -303,7 +303,8 @@ def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
                     raise _differs(path, f"{name} is not what its manifest says")
             parts = sorted(name for name in files if name.startswith(f"{LOG}."))
             chain = verify_files([(part, partial(archive.open, part)) for part in (*parts, LOG.name)], head)
-            if chain.ok and (chain.records, chain.head) != (log["records"], log["head"]):
+            same = (chain.records, chain.head) == (log["records"], log["head"])
+            if not same and (chain.ok or chain.code != Code.CHAIN_BROKEN):
                 raise _differs(path, "the log is not the one that its manifest names")
             return chain, hashlib.sha256(raw).hexdigest()
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, RuntimeError) as exc:

@@ -20,7 +20,7 @@ from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chai
 from langchain_runtime_authz.audit.sinks import FileSink, drop_segments
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.audit import verify_pack
-from langchain_runtime_authz.errors import AuditError, ConfigError
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 
 @pytest.fixture
@@ -139,6 +139,24 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(lines[0])  # without the records of what was dropped
     assert not verify_log(log).ok
+
+
+def test_a_head_in_a_removed_segment_cannot_be_checked(log: Path, tmp_path: Path) -> None:
+    """The log is neither whole nor broken, also in a pack. An edit of what remains is found first."""
+    first, kept = log_files(log)[0], verify_chain(log_files(log)[4]).head
+    head = verify_chain(first).head
+    drop_segments(log, json.loads(log_files(log)[1].read_bytes().splitlines()[-1])["ts"] + 1)
+    report = verify_log(log, head)
+    assert (report.ok, report.code, verify_log(log, kept).ok) == (False, Code.CHAIN_PRUNED, True)
+    pack = str(tmp_path / "evidence.zip")
+    assert CliRunner().invoke(app, ["audit", "pack", "--log", str(log), "-o", pack]).exit_code == 0
+    for file in (str(log), pack):
+        done = CliRunner().invoke(app, ["audit", "verify", file, "--head", head])
+        assert (done.exit_code, "BROKEN" in done.stdout, "the pinned head cannot be checked" in done.stdout) == (1, False, True)
+        assert "chain_pruned" in done.stderr and "segments before audit.jsonl.000003 were removed" in done.stderr
+        assert json.loads(CliRunner().invoke(app, ["audit", "verify", file, "--head", head, "--json"]).stdout)["ok"] is None
+    log.write_bytes(log.read_bytes().replace(b'"who":0', b'"who":7', 1))
+    assert verify_log(log, head).code == Code.CHAIN_BROKEN
 
 
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
