@@ -150,7 +150,7 @@ class FileSink:
                     for line in _backward(file):
                         # A request may have such a member too. Only the record's member counts.
                         record = chain.parse_line(line) or {} if mark in line else {}
-                        if _tenant_of(record) == tenant:
+                        if tenant_of(record) == tenant:
                             return dict(record[ANCHOR])
             return None
         except OSError as exc:
@@ -286,7 +286,7 @@ class FileSink:
         line = chain.make_line(dict(record), seq, head)
         self._put(line + b"\n")
         self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line))
-        if (tenant := _tenant_of(record)) is not None:
+        if (tenant := tenant_of(record)) is not None:
             self._anchors[tenant] = record[ANCHOR]
 
     def _put(self, data: bytes) -> None:
@@ -409,6 +409,7 @@ def _backward(file: BinaryIO) -> Iterator[bytes]:
     yield rest
 
 
-def _tenant_of(record: Mapping[str, Any]) -> str | None:
+def tenant_of(record: Mapping[str, Any]) -> str | None:
+    """Return the tenant of a record's ledger, `None` if the record holds no anchor."""
     anchor = record.get(ANCHOR)
     return str(anchor.get("tenant")) if isinstance(anchor, dict) else None

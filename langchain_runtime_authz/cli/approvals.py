@@ -108,7 +108,7 @@ def _signed(
         wanted = f"{who.approvers} must hold a JSON object, `user:<name>` to JWK set"
         raise ConfigError(f"{wanted}: {unreadable(exc)}") from exc
     with store.opened() as ledger:
-        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=log_of(audit))
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=log_of(audit, tenant))
         signer = SigningKey.from_pem(who.key.read_bytes(), as_bytes(who.password))
         question, jti = authz.question(id), secrets.token_hex(16)
         yield authz, sign_statement(signer, approver=f"user:{who.person}", verdict=verdict, question=question, jti=jti)

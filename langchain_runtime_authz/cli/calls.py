@@ -80,7 +80,7 @@ def resolve(
 
     with store.opened() as ledger:
         tenant = _found(store, ledger, tenant, key).scope.tenant
-        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=log_of(audit))
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=log_of(audit, tenant))
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
         told = _told(ledger.doubts(tenant, key)[0])
     return Answer(told, f"{'happened' if happened else 'did not happen'}, says {by}")

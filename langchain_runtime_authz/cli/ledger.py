@@ -17,6 +17,7 @@ from typer import Argument, Option
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
@@ -48,11 +49,15 @@ class Store(NamedTuple):
     role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
 
     def opened(self) -> SqlLedger:
+        """Open the ledger as the application does. Refuse one that lacks a table."""
+        from langchain_runtime_authz.ledger.admin import version
+
+        with self.administered(look=True) as admin:
+            check(version(admin))
         if (postgres := self._postgres()) is not None:
             return postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)  # type: ignore[no-any-return]
         from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
-        self._must_be_there()
         return SqliteLedger(self.where)
 
     def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[Admin]:
@@ -61,8 +66,9 @@ class Store(NamedTuple):
             return postgres.administer(self.where, **options)  # type: ignore[no-any-return]
         from langchain_runtime_authz.ledger import sqlite
 
-        if not create:
-            self._must_be_there()
+        if not create and not (Path(self.where).is_file() and Path(self.where).stat().st_size):
+            at = self.where or "an empty path"  # SQLite would create an empty ledger there
+            raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
         return sqlite.administer(self.where, create=create, look=look)
 
     def _postgres(self) -> ModuleType | None:
@@ -77,12 +83,6 @@ class Store(NamedTuple):
             raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc
         return postgres
 
-    def _must_be_there(self) -> None:
-        """Refuse a missing path, because SQLite would create an empty ledger."""
-        if not Path(self.where).is_file() or not Path(self.where).stat().st_size:
-            at = self.where or "an empty path"
-            raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
-
 
 @app.command("status")
 def status(store: Store) -> Answer:
@@ -94,13 +94,11 @@ def status(store: Store) -> Answer:
     runtime-authz ledger status ledger.db
     """
     from langchain_runtime_authz.ledger.admin import version
-    from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
     with store.administered(look=True) as admin:
         found = version(admin)
     result = "usable"
     try:
-        check(found)
         with store.opened() as ledger:
             ledger.check("default")
     except LedgerError as exc:
@@ -317,12 +315,20 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
     return Doubt(Scope(**record["scope"]), f"{subject['type']}:{subject['id']}", row)
 
 
-def log_of(audit: Path | None) -> Path | None:
-    """Return the application's log. Warn if none is named, and refuse a missing one, which would be created."""
+def log_of(audit: Path | None, tenant: str) -> Path | None:
+    """Return the tenant's log. Warn if none is named, and refuse a missing one, and one of other tenants only."""
+    from langchain_runtime_authz.audit.chain import read_log
+    from langchain_runtime_authz.audit.sinks import tenant_of
+
     if audit is None:
         typer.echo("note: no audit log records this; name the application's by --audit", err=True)
     elif not audit.is_file():
         raise ConfigError(f"there is no audit log at {audit}; name the application's own")
+    else:
+        tenants = (found for record in read_log(audit) if record and (found := tenant_of(record)) is not None)
+        first = next(tenants, tenant)  # a new log holds no tenant yet
+        if first != tenant and tenant not in tenants:
+            raise ConfigError(f"{audit.name} is the log of tenant {first!r}; name the one of tenant {tenant!r}")
     return audit
 
 

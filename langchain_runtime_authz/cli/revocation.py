@@ -69,7 +69,7 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
             known = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
             raise ConfigError(f"the ledger knows no thread {known}")
         issuer = LocalIssuer(issuer=place.issuer)
-        authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=log_of(place.audit))
+        authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=log_of(place.audit, place.tenant))
         change = authz.revoke if event == "revoked" else authz.reinstate
         change(place.thread, graph=place.graph, agent=path, by=place.by, reason=place.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}

@@ -7,6 +7,7 @@ excludes every other writer. Each raises `ledger_schema` if this package does no
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -58,11 +59,14 @@ class Pruned(NamedTuple):
 def version(admin: Admin) -> Version:
     """Return the ledger's schema version."""
     tables = admin.tables()
-    if "migration" not in tables:
+    if not {"meta", "migration"} <= tables:
         if tables:
             raise LedgerError(Code.LEDGER_SCHEMA, "it holds the tables of something else")
         return Version(0, 0)
     ((found, reader),) = admin.run("SELECT max(version), max(min_reader) FROM migration")
+    made = re.findall(r"CREATE TABLE (\w+)", str(MIGRATIONS[: found or 0]))
+    if missing := sorted({*made} - tables):
+        raise LedgerError(Code.LEDGER_SCHEMA, f"it lacks the table {missing[0]}; restore it from a backup")
     return Version(found or 0, reader or 0)
 
 

@@ -83,6 +83,26 @@ def test_a_call_of_any_tenant_is_listed_and_resolved(tmp_path: Path) -> None:
     assert json.loads(cli("show", path, key, "--json").stdout)["state"] == "done"
 
 
+def test_a_resolution_goes_into_the_log_of_its_tenant(tmp_path: Path) -> None:
+    """Another tenant's log is refused, and nothing is resolved. A log that several tenants share is taken."""
+    path, logs = str(tmp_path / "ledger.db"), {name: tmp_path / f"{name}.jsonl" for name in ("acme", "other")}
+    for tenant, log in logs.items():
+        authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=SqliteLedger(path), profiles=PROFILES, tenant=tenant, audit=log)
+        with authz.session(subject="alice") as session:
+            assert session.decide("pay", {"n": 1}).permit
+    before = logs["acme"].read_bytes()
+    (told,) = json.loads(cli("list", path, "--tenant", "other", "--json").stdout)
+    said = ("--happened", "--by", "user:carol", "--reason", "seen", "--audit")
+    wrong = cli("resolve", path, told["call"], *said, str(logs["acme"]))
+    assert (wrong.exit_code, wrong.stderr) == (
+        2, "error: config: acme.jsonl is the log of tenant 'acme'; name the one of tenant 'other'\n"
+    )  # fmt: skip
+    assert logs["acme"].read_bytes() == before
+    assert cli("list", path, "--tenant", "other").stdout.endswith("1 in doubt\n")
+    RuntimeAuthz(ledger=SqliteLedger(path), tenant="other", audit=logs["acme"]).revoke("t", graph="g")
+    assert cli("resolve", path, told["call"], *said, str(logs["acme"])).exit_code == 0
+
+
 def test_a_resolution_that_is_not_on_record_is_none(file: str) -> None:
     """The harm: the call could run again, and no record would say who let it."""
 

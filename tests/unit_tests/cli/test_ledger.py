@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,20 @@ def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None
     assert (old.exit_code, "result   unusable: ledger_schema" in old.stdout) == (1, True)
     assert ledger("migrate", file).exit_code == 0
     assert ledger("status", file).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("ledger", "status"), ("ledger", "clock", "--yes"), ("approvals", "list"), ("calls", "list")])
+@pytest.mark.parametrize("table", ["meta", "migration", "lease", "call", "approval", "foreign"])
+def test_a_ledger_that_lacks_a_table_is_refused_in_one_sentence(file: str, command: tuple[str, ...], table: str) -> None:
+    """Also a file of something else that has a table `migration` of its own."""
+    if table != "foreign":
+        ledger("migrate", file)
+    with closing(sqlite3.connect(file)) as conn, conn:
+        foreign = "CREATE TABLE migration AS SELECT 'first' AS version, 'x' AS min_reader"
+        conn.execute(foreign if table == "foreign" else f"DROP TABLE {table}")
+    refused = CliRunner().invoke(app, [*command[:2], file, *command[2:]])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith("error: ledger_schema: it ")
 
 
 def test_a_downgrade_asks_first(file: str) -> None:
