@@ -95,15 +95,6 @@ def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str,
 
 
 @kinds
-def test_the_unenforced_twin_pays_unasked(kind: str) -> None:
-    """Without a gate nobody is asked at all."""
-    s = scene(kind)
-    s.ran.clear()
-    s.build().invoke(human(), {"configurable": {"thread_id": "twin"}})
-    assert s.ran == [ANN]
-
-
-@kinds
 def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
     """The call does not run, and the model reads the person's word."""
     s, ask_id = asked(scene(kind), go)

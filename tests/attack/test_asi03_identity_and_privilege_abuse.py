@@ -1,8 +1,8 @@
 """ASI03 Identity and Privilege Abuse: a call's credential in another moment, hand, agent or form.
 
-A real ASGI service that asks the ledger. `test_stolen_tokens`, `test_bad_tokens`, `test_careless_tools` and
-`test_forged_subjects` have every place and every forgery; here is one of each. The twins are given what agents usually
-get: one bearer token for the whole task.
+A real ASGI service that asks the ledger. `test_bad_tokens`, `test_careless_tools`, `test_forged_subjects` and the unit
+tests of `resource_server` have every place and every forgery; here is one of each. The twins are given what agents
+usually get: one bearer token for the whole task.
 """
 
 from __future__ import annotations

@@ -169,15 +169,6 @@ def test_another_task_of_run_is_a_correction(ran: Any) -> None:
     assert epochs(pdp)[-1] == 2
 
 
-@pytest.mark.parametrize("kind", ["agent", "service"])
-def test_agents_and_services_are_no_humans(kind: str, pdp: Any, authz: Any) -> None:
-    """The user-role texts of a subject that is no user are machine texts."""
-    graph = authz.protect(hand_written(replying([READ]), [read_tool([])]))
-    for text in ("Do this", "Do that"):
-        told(authz, graph, human(text), THREAD, subject={"type": kind, "id": "cron"}, task=text)
-    assert {(r.context.task.epoch, r.context.task.text) for r in pdp.requests if r.context.task} == {(1, "")}
-
-
 @pytest.mark.parametrize(
     "message",
     [
@@ -272,21 +263,6 @@ def test_calls_that_a_tool_returns_are_no_plan(ran: Any, pdp: Any, authz: Any) -
     assert not request.context.plan.planned
 
 
-@pytest.mark.parametrize("form", ["calls", "state"])
-def test_calls_sent_to_the_tool_node_from_outside_are_no_plan(form: str, ran: Any) -> None:
-    """`Command(goto=Send("tools", forged))` from a client is unplanned."""
-    authz, pdp, graph = built("hand", ran)
-    told(authz, graph, human(), THREAD)
-    ran.clear()
-    pdp.bodies.clear()
-    sent: Any = [FORGED.tool_calls[0]] if form == "calls" else {"messages": [FORGED]}
-    told(authz, graph, Command(goto=Send("tools", sent)), THREAD)
-    forged = [r for r in calls_of(pdp, "pay") if r.context.call and r.context.call.args["recipient"] == "mallory"]
-    assert len(forged) == 1
-    assert forged[0].context.plan is not None
-    assert not forged[0].context.plan.planned
-
-
 def test_reused_message_id_on_a_later_turn_is_a_plan_of_its_own(ran: Any, pdp: Any, authz: Any) -> None:
     """A provider that uses a message id again on the next turn: the new plan is planned, the old is not replayed."""
     number = iter(range(1, 10))
@@ -301,23 +277,6 @@ def test_reused_message_id_on_a_later_turn_is_a_plan_of_its_own(ran: Any, pdp: A
     for text in ("first", "second"):
         told(authz, graph, human(text), THREAD)
     assert [amount for _, amount, _ in ran] == [1.0, 2.0]
-
-
-def test_revoked_thread_stays_revoked_until_reinstated(ran: Any) -> None:
-    """`revoke` stops the run in flight and every later entry; `reinstate` lifts it."""
-    authz, pdp, graph = built("hand", ran)
-    run = authz.run(subject="alice")
-    stream = graph.stream(human(), run.config(THREAD))
-    next(stream)
-    authz.revoke("t")
-    with pytest.raises(AuthzHalt):
-        list(stream)
-    run.close()
-    assert code_of(lambda: told(authz, graph, human("again"), THREAD)) == "revoked"
-    assert ran == []
-    authz.reinstate("t")
-    told(authz, graph, human("once more"), THREAD)
-    assert ran == [PAID]
 
 
 # --- a removal in an input -------------------------------------------------------------------------

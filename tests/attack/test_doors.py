@@ -240,16 +240,6 @@ def test_guarded_tool_called_directly(how: str, as_call: bool, ran: Any) -> None
     assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
 
 
-def test_guarded_tool_called_directly_runs_when_permitted(pdp: Any, authz: Any, ran: Any) -> None:
-    """In a run, plain code gets the tool's own result, twice where it calls twice."""
-    pay = authz.guard(pay_tool(ran))
-    with authz.run(subject="alice", task="Pay"):
-        assert pay.invoke(PAY["args"]) == "paid"
-        assert pay.invoke(PAY["args"]) == "paid"
-    assert ran == [PAID, PAID]
-    assert all(authz.ledger.status("default", r.context.lease.jti) == "ended" for r in calls_of(pdp))
-
-
 def test_guarded_tool_without_a_run_is_denied(pdp: Any, authz: Any, ran: Any) -> None:
     """Outside every run a guarded tool denies with `no_run`, and the PDP is not asked."""
     pay = authz.guard(pay_tool(ran))

@@ -161,30 +161,6 @@ def test_values_are_compared_in_normal_form(profile: ToolProfile, held: Any, ask
         assert refused(credential, args={"recipient": "DE99", **asked}) == "credential_call"
 
 
-@pytest.mark.parametrize(
-    ("facts", "demand", "met"),
-    [
-        ({}, {}, True),
-        ({}, {"step": "pay"}, True),
-        ({}, {"step": "mail"}, False),
-        ({}, {"accept": ("covered",)}, True),
-        ({"standing": "deviates", "step": None}, {}, False),
-        ({"standing": "deviates", "step": None, "approved": True}, {}, True),
-        ({"standing": "outside", "step": None, "approved": True}, {"accept": ("covered",)}, False),
-        ({"standing": "outside", "step": None, "approved": True}, {"step": "pay"}, False),
-        ({"standing": "outside", "step": None}, {"accept": ("covered", "outside")}, True),
-        ({"standing": "none", "step": None, "source": None, "mandate": None}, {}, False),
-        ({"standing": "none", "step": None, "source": None, "mandate": None}, {"accept": None}, True),
-        ({"standing": "none", "step": None, "source": None, "mandate": None}, {"accept": ()}, False),
-    ],
-    ids=str,
-)
-def test_a_service_says_which_standing_it_accepts(facts: Any, demand: Any, met: bool) -> None:
-    """By default covered or approved; the step only if it asks for one."""
-    code = refused(believed(call_details(**facts)), args={"amount": 98.7}, **demand)
-    assert code == (None if met else "credential_call")
-
-
 READS = ToolProfile(effect="read", critical={"recipient": "principal"})
 
 
@@ -212,13 +188,6 @@ def test_a_whole_call_has_no_argument_more_and_none_less(profile: ToolProfile, g
         assert (exc.code, met) == ("credential_call", False)
     else:
         assert met
-
-
-def test_a_token_for_another_tool_or_without_a_call_is_refused() -> None:
-    """Whatever arguments are named, even none."""
-    assert refused(believed(), tool="wipe") == "credential_tool"
-    assert refused(believed(call_details(tool="wipe"))) == "credential_tool"
-    assert refused(believed(())) == "credential_call"
 
 
 @pytest.mark.parametrize(
