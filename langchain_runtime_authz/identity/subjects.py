@@ -85,12 +85,12 @@ def _member(user: Any, name: str) -> Any:
 
 def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]:
     """Return the places, like `configurable.user_id`, where a config names another caller than `subject`."""
-    return sorted(
-        f"{place}.{key}"
-        for place in ("configurable", "metadata")
-        for key, value in _part(config, place).items()
-        if isinstance(key, str) and key.lower() in CLAIMS and not _same(value, subject)
-    )
+    found: list[str] = []
+    for place in ("configurable", "metadata"):
+        for key, value in _part(config, place).items():
+            if isinstance(key, str) and key.lower() in CLAIMS and not _same(value, subject):
+                found.append(f"{place}.{key}")
+    return sorted(found)
 
 
 def _same(value: object, subject: Subject) -> bool:
@@ -102,8 +102,8 @@ def _same(value: object, subject: Subject) -> bool:
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
-    part = config.get(name)
-    return part if isinstance(part, Mapping) else {}
+    part = config.get(name) or {}
+    return part if isinstance(part, (dict, Mapping)) else {}
 
 
 class TokenVerifier(Protocol):

@@ -22,7 +22,7 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks import manager as callback_manager
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import CONFIG_KEYS, ensure_config, var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langchain_core.tools.base import _get_runnable_config_param as config_parameter
 from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
@@ -73,6 +73,16 @@ def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})
+
+
+def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Merge configs as LangGraph does. A graph merges its caller's again, so one that inherits nothing stays."""
+    if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
+        return config or {}
+    return ensure_graph_config(bound, config)  # type: ignore[arg-type]
+
+
+_CONFIG_KEYS: Final = frozenset(CONFIG_KEYS)
 
 
 def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:

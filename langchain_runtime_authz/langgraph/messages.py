@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -190,7 +190,7 @@ def as_message(entry: object) -> BaseMessage | None:
     if isinstance(entry, BaseMessage):
         return entry
     try:
-        (message,) = convert_to_messages([cast("Any", entry)])
+        (message,) = convert_to_messages([entry])  # type: ignore[list-item]
     except Exception:  # noqa: BLE001  (LangChain's own errors are of many kinds; the graph will raise it)
         return None
     return message
@@ -208,19 +208,18 @@ def human_texts(value: object) -> list[HumanText]:
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
-    answered = max((at for at, entry in enumerate(entries) if _is_answer(entry)), default=0)
-    texts = [(at, text) for at, entry in enumerate(entries) if (text := _human_text(entry)) is not None]
-    return [replace(text, past=True) if at < answered else text for at, text in texts]
+    texts: list[HumanText] = []
+    for entry in entries:
+        message = as_message(entry)
+        if (text := _human_text(entry, message)) is not None:
+            texts.append(text)
+        elif message is not None and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage):
+            texts = [replace(text, past=True) for text in texts]  # an answer to all before
+    return texts
 
 
-def _is_answer(entry: object) -> bool:
-    message = as_message(entry)
-    said_by_us = isinstance(message, HumanMessage | SystemMessage | RemoveMessage) or is_human(message)
-    return message is not None and not said_by_us
-
-
-def _human_text(entry: object) -> HumanText | None:
-    message, key = as_message(entry), None
+def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
+    key: object = None
     if message is not None and is_human(message):
         content, key = message.content, message.id
     elif message is not None:
@@ -251,25 +250,29 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
     return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
 
 
-def ai_messages(value: object, depth: int = 5) -> Iterator[AIMessage]:
-    """Yield the AI messages with tool calls in a node's input or output, in any form."""
-    if depth < 0 or isinstance(value, str | bytes) or value is None:
-        return
-    if isinstance(value, BaseMessage):
-        if isinstance(value, AIMessage) and value.tool_calls:
-            yield value
-        return
-    within: Any = ()
-    if isinstance(value, Command):
-        within = (value.update, value.goto)
-    elif isinstance(value, (dict, Mapping)):
-        within = value.values()
-    elif isinstance(value, list | tuple):
-        within = value
-    elif isinstance(value, Overwrite | Send) or hasattr(value, "messages"):
-        within = [getattr(value, n) for n in ("value", "arg", "messages") if hasattr(value, n)]
-    for item in within:
-        yield from ai_messages(item, depth - 1)
+def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
+    """Return the AI messages with tool calls in a node's input or output, in any form."""
+    found: list[AIMessage] = []
+    left = [(value, depth)]
+    while left:
+        one, depth = left.pop()
+        within: Any = ()
+        if isinstance(one, BaseMessage):
+            if isinstance(one, AIMessage) and one.tool_calls:
+                found.append(one)
+        elif one is None or isinstance(one, str | bytes):
+            continue
+        elif isinstance(one, list | tuple):
+            within = one
+        elif isinstance(one, (dict, Mapping)):
+            within = one.values()
+        elif isinstance(one, Command):
+            within = (one.update, one.goto)
+        elif isinstance(one, Overwrite | Send) or hasattr(one, "messages"):
+            within = [getattr(one, n) for n in ("value", "arg", "messages") if hasattr(one, n)]
+        if depth:
+            left += [(item, depth - 1) for item in reversed([*within])]
+    return found
 
 
 def unanswered(messages: Sequence[Any]) -> bool:
@@ -332,8 +335,11 @@ def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
 
 
 def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
-    found = (_plan(run, given, message) for message in ai_messages(returned))
-    return [RecordPlan(plan) for plan in found if plan is not None]
+    plans: list[RecordPlan] = []
+    for message in ai_messages(returned):
+        if (plan := _plan(run, given, message)) is not None:
+            plans.append(RecordPlan(plan))
+    return plans
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:

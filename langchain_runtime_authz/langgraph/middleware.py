@@ -202,7 +202,7 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
         return
 
     def record(returned: object) -> None:
-        drive(run.engine, record_plans(run, request.state, returned if any(ai_messages(returned)) else messages))
+        drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
     heard.waits[node] = record
 

@@ -328,4 +328,4 @@ class AuthzToolNode(_Gate):
 def _record_seen(run: Run, opener: RunHandle | None, input: Any, given: Any) -> Flow[None]:
     if opener is not None and given is input:
         run.seen_from_model.update(opener.seen_from_model)
-        yield from record_plans(run, given, list(ai_messages(given))[-1:])
+        yield from record_plans(run, given, ai_messages(given)[-1:])

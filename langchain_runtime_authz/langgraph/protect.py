@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.effect import gate_store
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, Entering, RootEntry
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, running, step_scope, without_handle
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, entry_scope, find_run, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
@@ -169,13 +169,13 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
         # Not a generator, because the run around the *call* counts, not the one around the first step.
         gate_store(graph.store, protection.profiles)
-        merged = private.ensure_graph_config(graph.config, config)
+        merged = private.merged_config(graph.config, config)
         at_call = root_entry.at_call(merged)
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
         # LangGraph refuses a call without a thread, but not if the config has a run.
-        if at_call.parent is None and graph.checkpointer and not (merged.get("configurable", {}).keys() - {HANDLE_KEY}):
+        if at_call.parent is None and graph.checkpointer and not ((merged.get("configurable") or {}).keys() - {HANDLE_KEY}):
             return own(_without_config(graph), input, without_handle(merged), **kwargs)
         return ours(graph, input, merged, at_call, kwargs)
 
@@ -191,7 +191,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             config, options = ambient.hearing(config), _durable(graph, root_entry, options)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
-        return own(_without_config(graph), given, config, **options), step_scope(cast("Run", find_run(config))), shows
+        return own(_without_config(graph), given, config, **options), entry_scope(find_run(config)), shows
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]

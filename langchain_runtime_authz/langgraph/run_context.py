@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from operator import attrgetter
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
@@ -157,6 +157,11 @@ class step_scope(run_scope):
         super().__exit__(*exc)
 
 
+def entry_scope(run: Any) -> run_scope:
+    """Return the scope of an entry's steps, in its span if there is one."""
+    return run_scope(run) if run.span is None else step_scope(run)
+
+
 def caller(given: Caller) -> Subject | Credential:
     return given if isinstance(given, Credential) else Subject.of(given)
 
@@ -272,7 +277,7 @@ class RunHandle:
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
         """Return `config` with this run in it, for generators and other tasks. It ends with the run."""
-        return cast("RunnableConfig", with_run(config or {}, self))
+        return with_run(config or {}, self)  # type: ignore[return-value]
 
     def _close(self) -> Flow[None]:
         """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""

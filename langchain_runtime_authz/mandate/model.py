@@ -61,6 +61,9 @@ class _Frozen(BaseModel):
             placed = dict(zip(names, values, strict=False))
         super().__init__(**placed, **fields)
 
+    # As pydantic marks its own: validation then builds a nested part without calling it.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
 
 def _tuple(value: object) -> object:
     """Turn a list into a tuple: JSON and YAML have no tuples."""
