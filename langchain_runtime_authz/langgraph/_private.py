@@ -95,7 +95,7 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 def task_id(config: Mapping[str, Any]) -> str:
     """Return the id of the current Pregel task, the same on every replay; empty outside one."""
-    return str(_given(config).get(keys.CONFIG_KEY_TASK_ID) or "")
+    return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -209,9 +209,7 @@ MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
     """Return an input's changes of other watched channels. For to-do lists and files, only the fact counts."""
     edits: list[HumanText] = []
-    for name in others(channels):
-        if not writes(given, name):
-            continue
+    for name in written(given, others(channels)):
         (replaces, new), old = messages.overwritten(messages.held(given, name)), messages.held(values, name)
         if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # an entry that is left out stays
             old = {key: old.get(key) for key in new}
@@ -229,9 +227,11 @@ def _words(new: object, old: object) -> str:
     return "\n".join(t.text for t in messages.human_texts(new) if (t.key, t.digest) not in before)
 
 
-def writes(given: object, name: str) -> bool:
-    """Return True if an input writes a channel. In a mapping, `None` clears it."""
-    return name in given if isinstance(given, (dict, Mapping)) else getattr(given, name, None) is not None
+def written(given: object, names: Sequence[str]) -> list[str]:
+    """Return the channels of `names` that an input writes. In a mapping, `None` clears one."""
+    if isinstance(given, (dict, Mapping)):
+        return [name for name in names if name in given]
+    return [name for name in names if getattr(given, name, None) is not None]
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:

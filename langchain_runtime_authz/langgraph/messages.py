@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, Literal, cast
 
 import orjson
@@ -271,7 +272,7 @@ def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
         elif isinstance(one, Overwrite | Send) or hasattr(one, "messages"):
             within = [getattr(one, n) for n in ("value", "arg", "messages") if hasattr(one, n)]
         if depth:
-            left += [(item, depth - 1) for item in reversed([*within])]
+            left += zip(reversed([*within]), repeat(depth - 1))
     return found
 
 

@@ -102,15 +102,14 @@ Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchr
 
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
     """Enter the node, run it, and record the plans in its output. A tool node has no `channels`."""
-    tally = run.engine.tally
-    tally.count(run, "node", name, "node gate", decided=1)
     permit, keep = kept(run, "node/enter", name, lasting=channels is None)
     step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
     entered = yield from (step if permit is None else if_alive(run, permit, step))
     # A tool node must answer its calls even if the task has changed.
-    if entered.outcome != "permit" and not (channels is None and entered.reason == Code.STALE_EPOCH):
+    enters = entered.outcome == "permit" or (channels is None and entered.reason == Code.STALE_EPOCH)
+    run.engine.tally.count(run, "node", name, "node gate", decided=1, ran=int(enters))
+    if not enters:
         raise AuthzHalt(entered.reason, entered.decision_id)
-    tally.count(run, "node", name, "node gate", ran=1)
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None

@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.effect import gate_store
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, Entering, RootEntry
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, entry_scope, find_run, running, without_handle
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, entry_scope, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
@@ -175,7 +175,11 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
         # LangGraph refuses a call without a thread, but not if the config has a run.
-        if at_call.parent is None and graph.checkpointer and not ((merged.get("configurable") or {}).keys() - {HANDLE_KEY}):
+        if (
+            at_call.parent is None
+            and graph.checkpointer
+            and not ((merged.get("configurable") or {}).keys() - {HANDLE_KEY})
+        ):
             return own(_without_config(graph), input, without_handle(merged), **kwargs)
         return ours(graph, input, merged, at_call, kwargs)
 
@@ -184,21 +188,23 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         name = label_of(graph, private.node_of_task(config) or "LangGraph") if child else graph.get_name()
         return root_entry.enter(name, input, config, at_call, graph)
 
-    def chunks_of(own: Any, graph: Any, input: Any, at_call: AtCall, entered: Any, options: dict[str, Any]) -> Any:
+    def chunks_of(own: Any, graph: Any, input: Any, at: Entering[Any], entered: Any, options: dict[str, Any]) -> Any:
         """Return an entry's stream, the scope of its steps, and True if it shows configs, which hold the handle."""
-        given, config = (input, entered) if at_call.parent is not None else entered
-        if at_call.parent is None:
+        given, config = input, entered
+        if not isinstance(at, ChildEntry):
+            given, config = entered
             config, options = ambient.hearing(config), _durable(graph, root_entry, options)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
-        return own(_without_config(graph), given, config, **options), entry_scope(find_run(config)), shows
+        return own(_without_config(graph), given, config, **options), entry_scope(at.run), shows
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
-        with entry(self, input, config, at_call) as entered:
-            chunks, scope, shows = chunks_of(base.stream, self, input, at_call, entered, options)
+        at = entry(self, input, config, at_call)
+        with at as entered:
+            chunks, scope, shows = chunks_of(base.stream, self, input, at, entered, options)
             try:
                 while True:
                     with scope:  # the run is current during each step alone
@@ -217,8 +223,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     async def _astream(
         self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        async with entry(self, input, config, at_call) as entered:
-            chunks, scope, shows = chunks_of(base.astream, self, input, at_call, entered, options)
+        at = entry(self, input, config, at_call)
+        async with at as entered:
+            chunks, scope, shows = chunks_of(base.astream, self, input, at, entered, options)
             try:
                 while True:
                     with scope:

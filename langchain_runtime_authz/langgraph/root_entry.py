@@ -31,7 +31,6 @@ from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_entry
 from langchain_runtime_authz.pep.recording import run_event
 from langchain_runtime_authz.telemetry.logs import logger
-from langchain_runtime_authz.telemetry.spans import is_idle
 
 T = TypeVar("T")
 _log = logger(__name__)
@@ -59,7 +58,7 @@ class RootEntry:
         self.engine, self.development, self._said = engine, development, development
         self._memory = task_memory
         self._subject_from = subject_from
-        self.channels = task_channels
+        self.channels, self.others = task_channels, inputs.others(task_channels)
         self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
 
     def scope(self, graph: str, thread: str) -> Scope:
@@ -67,11 +66,13 @@ class RootEntry:
 
     def at_call(self, config: Mapping[str, Any]) -> AtCall:
         """Return a call's owner: by its config, else by the `with authz.run(...)` around it. Raises `ConfigError`."""
-        handle = run_context.handle_in(config)
+        target = run_context.target_in(config)
         # A graph that code in a node or tool calls with its own config is also a child: the text that the code passes
         # on is not the user's.
-        parent = handle.run if handle is not None else run_context.running()
-        opener = run_context.opened(config) if parent is None else None
+        parent = run_context.running() if target is None else target if isinstance(target, Run) else None
+        opener = target if isinstance(target, run_context.RunHandle) else None
+        if parent is None and opener is None:
+            opener = run_context.around()
         if (owner := parent or opener) is not None and owner.engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
         return AtCall(parent, opener)
@@ -136,9 +137,8 @@ class RootEntry:
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` of a node or tool on a child graph, and mark it as the run's own."""
         place = yield write
-        handle = run_context.handle_in(config)
-        run = handle.run if handle is not None else run_context.running()
-        if run is not None:
+        run = run_context.target_in(config) or run_context.running()
+        if isinstance(run, Run):
             mark = checkpoints.mark_of(place, graph.get_name())
             try:
                 yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
@@ -203,7 +203,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 moved=partial(checkpoints.moved, graph, config, watch, head.id) if head is not None else None,
             ),
             **handle.brings(),
-            workflow=not is_idle() and is_workflow(graph),
+            workflow=partial(is_workflow, graph),
         )
         run = entry.run
         if claimed := claimed_identities(config, handle.subject):
@@ -221,7 +221,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return the user's texts in an input, and the digests of those already in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
-        edited = any(inputs.writes(update, name) for name in inputs.others(channels))
+        edited = bool(inputs.written(update, self.root_entry.others))
         removes, standing = head is not None and bool(inputs.removals(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}

@@ -62,10 +62,6 @@ class Handle(Sealed):
     def __init__(self, target: Run | RunHandle) -> None:
         self.target = target
 
-    @property
-    def run(self) -> Run | None:
-        return self.target if isinstance(self.target, Run) else None
-
     def __repr__(self) -> str:
         return ""
 
@@ -170,9 +166,10 @@ def with_run(config: Mapping[str, Any], run: Run | RunHandle) -> dict[str, Any]:
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
 
 
-def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
+def target_in(config: Mapping[str, Any] | None) -> Run | RunHandle | None:
+    """Return the run that a config names, or the application's."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
-    return handle if type(handle) is Handle else None
+    return handle.target if type(handle) is Handle else None
 
 
 def without_handle(chunk: Any, depth: int = 7) -> Any:
@@ -244,6 +241,8 @@ class RunHandle:
         self.closed = self._in_generator = False
         self._previous: RunHandle | None = None
         self.subject = subject
+        # A user speaks to the graph. Agents, also remote ones, crons and webhooks do not state a task.
+        self.human = subject.human and not self.upstream
         self.task = task
         self.grant = grant
         self.ordered = Ordered.by(mandate)
@@ -309,11 +308,6 @@ class RunHandle:
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
 
-    @property
-    def human(self) -> bool:
-        """True if a user speaks to the graph. Agents, also remote ones, crons and webhooks do not state a task."""
-        return self.subject.human and not self.upstream
-
     def enter(self, run: Run) -> None:
         """Add a root entry's run, which `close` then ends, unless the run was closed meanwhile."""
         if self.closed:
@@ -363,11 +357,10 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
     """Return a call's application run, from its config, else from the `with authz.run(...)` around it."""
-    handle = handle_in(config)
-    return handle.target if handle is not None and isinstance(handle.target, RunHandle) else _around()
+    return target if isinstance(target := target_in(config), RunHandle) else around()
 
 
-def _around() -> RunHandle | None:
+def around() -> RunHandle | None:
     """Return the run of the surrounding `with`. A generator's `with` is refused: it may leave its run behind."""
     handle = _opened.get()
     while handle is not None and handle.closed:
@@ -380,7 +373,7 @@ def _around() -> RunHandle | None:
 
 def _refusals() -> RefusedMints | None:
     try:
-        handle = _around()
+        handle = around()
     except ConfigError:  # otherwise the record could name another run
         return None
     return RefusedMints((handle, None, None)) if handle is not None else None

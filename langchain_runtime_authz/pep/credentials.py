@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
@@ -14,7 +15,7 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.pep.engine import Flow, Perform, Record, Run, adrive, agent_id, drive
+from langchain_runtime_authz.pep.engine import Flow, Perform, Run, Write, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
         reason = code
         if code == Code.AUDIENCE:
             reason = "outside_grant" if known or audience is None else "outside_profile"
-        detail = {
+        detail: dict[str, Any] = {
             "decision_id": decided.decision.decision_id if decided is not None else "",
             "audience": audience if known else None,
             "tool": decided.call.tool if decided is not None else "",
         }
-        about = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch or 0, "agent": run.agent}
+        about: dict[str, Any] = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch or 0, "agent": run.agent}
         whole = run if isinstance(run, Run) else None
         record_event("mint_refused", whole and whole.scope, detail, about, run=whole)
-        yield Record(
+        record = partial(
             refused_mint_record,
             now=time.time() if offset is None else offset + time.monotonic(),
             # The tool chose an audience that its profile does not declare, so record its digest.
@@ -58,6 +59,7 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
             **detail,
             **about,
         )
+        yield (Write, record)
 
 
 def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ def minted(
         raise CredentialError(Code.KILLED)
     credential = yield from minting(engine.issuer, asked, verifier=engine.verifier)
     record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
-    yield Record(
+    record = partial(
         mint_record,
         now=now,
         decision_id=decision_id,
@@ -115,6 +117,7 @@ def minted(
         kid=credential.kid,
         jkt=asked.cnf_jkt,
     )
+    yield (Write, record)
     return credential
 
 

@@ -377,13 +377,8 @@ Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
 Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
 Notify: Final = Effect(_notify)  # channel, notification → `None` at once
-# A function that builds one audit record.
+# A function that builds one audit record, from values that do not change.
 Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
-
-
-def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, ...]:  # noqa: N802  (reads as an effect)
-    """Write one audit record, built from values that do not change."""
-    return (Write, partial(builder, **values))
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:

@@ -75,12 +75,12 @@ def open_entry(
     grant: Grant | None = None,
     ordered: Ordered | None = None,
     given: Given = Given(),  # noqa: B008  (a constant)
-    workflow: bool = False,
+    workflow: Callable[[], bool] = bool,
     upstream: tuple[str, ...] = (),
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch after a change, take a lease. Raises `AuthzDenied`.
 
-    `workflow`: the graph orchestrates agents and is not an agent. `upstream`: delegating agents of other servers.
+    `workflow`: True if the graph orchestrates agents and is not an agent. `upstream`: delegating agents of other servers.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
@@ -88,36 +88,28 @@ def open_entry(
     run = Run(
         engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept, upstream=upstream
     )
-    run.span = run_span(run, workflow=workflow)
-    try:
-        return (yield from _opened(run, task, ordered, given))
-    except BaseException:
-        if run.span is not None:
-            run.span.end()
-        raise
-
-
-def _opened(run: Run, task: HumanText | None, ordered: Ordered | None, given: Given) -> Flow[Entry]:
-    engine, scope, agent = run.engine, run.scope, run.agent[0]
+    run.span = run_span(run, workflow)
     try:
         entry, known = yield from _take_lease(run, task, ordered, given)
         if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run, engine.planner)
-    except AuthzDenied:
-        raise
-    except Exception as exc:  # a ledger that fails denies
-        decision = engine.ledger_failed(exc, run)
+        action = "run/resume" if given.resume else "run/start"
+        resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
+        decision = yield from decide_step(run, action, resource, known=known)
+        if decision.outcome != "permit":
+            yield from close(run)
+            raise AuthzDenied(decision.reason, decision.decision_id)
+        return entry
+    except BaseException as exc:
+        if run.span is not None:
+            run.span.end()
+        if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
+            raise
+        decision = engine.ledger_failed(exc, run)  # a ledger that fails denies
         if isinstance(exc, AuditError):  # nothing runs under the lease, so end it
             with suppress(Exception):
                 yield Commit(scope, None, [ledger.EndLease(run.jti, "ended")])
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
-    action = "run/resume" if given.resume else "run/start"
-    resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
-    decision = yield from decide_step(run, action, resource, known=known)
-    if not decision.permit:
-        yield from close(run)
-        raise AuthzDenied(decision.reason, decision.decision_id)
-    return entry
 
 
 def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
@@ -208,18 +200,19 @@ def _take_lease(
         if marks and run.mandate is not None:
             yield mandate_event(run, run.mandate)
         count("leases")
-        known = _after(snapshot, [*opening, *lease], done.now)
-        return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now), known
+        entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
+        return entry, _after(snapshot, [*opening, *lease], done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
 def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
-    """Return the snapshot after the entry's commit, to save a load."""
+    """Bring the snapshot to the state after the entry's commit, to save a load."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:
         change.apply(t, now)
-    (lease,) = t.leases.values()
-    return replace(before, now=now, exists=True, epoch=t.epoch, task=t.task, history=t.history, lease=lease)
+    (before.lease,) = t.leases.values()
+    before.now, before.exists, before.epoch, before.task, before.history = now, True, t.epoch, t.task, t.history
+    return before
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:

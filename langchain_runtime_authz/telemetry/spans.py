@@ -15,7 +15,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Final
@@ -99,10 +99,11 @@ def is_idle() -> bool:
     return _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS  # noqa: SLF001
 
 
-def run_span(run: Any, *, workflow: bool = False, decision: str = "") -> OpenSpan | None:
+def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
     if is_idle():
         return None
-    operation, name = n.INVOKE_WORKFLOW if workflow else n.INVOKE_AGENT, run.agent[-1]
+    workflow, name = is_workflow(), run.agent[-1]
+    operation = n.INVOKE_WORKFLOW if workflow else n.INVOKE_AGENT
     about = {n.OPENINFERENCE_SPAN_KIND: n.CHAIN if workflow else n.AGENT, n.WORKFLOW_NAME: name if workflow else None}
     return _open(operation, name, run, run.parent, decision, about)
 
@@ -162,8 +163,9 @@ def record_event(
     `about` are `run_id`, `epoch` and `agent` of its audit record, and a `reason` that is a code. `question` is the
     `traceparent` of the question that it answers.
     """
-    metrics.count("events", {n.EVENT: event})
-    if is_idle():
+    if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
+        metrics.count("events", {n.EVENT: event})
+    if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
     with suppress(Exception):
         agent: Sequence[str] = about.get("agent") or ()

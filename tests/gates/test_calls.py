@@ -27,7 +27,7 @@ from tests.benchmarks.per_call import MORE, Pair, agent_graph, book, loop_graph,
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = str(Path(langchain_runtime_authz.__file__).parent)
-BUDGETS = {"tool call": 214, "node": 71, "create_agent turn": 456, "root entry": 435}  # Python functions
+BUDGETS = {"tool call": 214, "node": 64, "create_agent turn": 424, "root entry": 332}  # Python functions
 LIMITS = {**BUDGETS, "tool call, C": 350}
 
 # Comprehensions are functions of their own until 3.12, and other interpreters call other functions.
