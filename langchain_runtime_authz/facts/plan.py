@@ -84,12 +84,12 @@ def raw_digest(args: object) -> str:
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
-    return tuple(PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls))
+    return tuple([PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls)])
 
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:
     """Return a digest of a message's calls, for recognising the same calls elsewhere."""
-    return hashlib.sha256(json.dumps(list(calls)).encode()).hexdigest()
+    return hashlib.sha256("".join(_encode(calls, 0)).encode()).hexdigest()
 
 
 def match(

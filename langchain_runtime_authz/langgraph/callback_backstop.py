@@ -132,7 +132,7 @@ class _Models(BaseCallbackHandler):
             with by.lock:
                 by.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
                 _forget(by.seen_from_model)
-            if (node := current_node(running())) is not None:
+            if (node := current_node(by)) is not None:
                 node.announce(message)
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
@@ -259,7 +259,7 @@ def hearing(config: dict[str, Any]) -> dict[str, Any]:
         callbacks = callbacks.copy()
         callbacks.add_handler(_BACKSTOP, inherit=True)  # once, if it is there
     else:
-        callbacks = [*(h for h in callbacks or () if h is not _BACKSTOP), _BACKSTOP]
+        callbacks = [*(h for h in callbacks if h is not _BACKSTOP), _BACKSTOP] if callbacks else [_BACKSTOP]
     return {**config, "callbacks": callbacks}
 
 
@@ -390,7 +390,7 @@ def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
     decision = yield from decide_model(by, call)
     if call.provider_tools:
         decision = shown(decision, call)
-    if not decision.permit:
+    if decision.outcome != "permit":
         raise AuthzHalt(decision.reason, decision.decision_id)
 
 

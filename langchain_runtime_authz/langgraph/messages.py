@@ -179,7 +179,7 @@ def held(state: object, name: str) -> Any:
 
 
 def messages_in(value: Any) -> list[Any]:
-    _, found = overwritten(held(written(value), "messages"))
+    _, found = overwritten(value.get("messages") if type(value) is dict else held(written(value), "messages"))
     pair = isinstance(found, tuple) and len(found) == _PAIR and all(isinstance(part, str) for part in found)
     if isinstance(found, list | tuple) and not pair:
         return list(found)
@@ -265,10 +265,10 @@ def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
             continue
         elif isinstance(one, list | tuple):
             within = one
-        elif isinstance(one, (dict, Mapping)):
-            within = one.values()
         elif isinstance(one, Command):
             within = (one.update, one.goto)
+        elif isinstance(one, (dict, Mapping)):
+            within = one.values()
         elif isinstance(one, Overwrite | Send) or hasattr(one, "messages"):
             within = [getattr(one, n) for n in ("value", "arg", "messages") if hasattr(one, n)]
         if depth:

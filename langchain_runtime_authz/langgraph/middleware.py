@@ -115,7 +115,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             """Open a run and return its entry's value; `None` if one is open, unless an input begins another."""
             if ns in entries and given is None:
                 return None
-            entering = self._entrance.enter(self._agent, given, config, self._entrance.at_call(config))
+            entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
             entered = yield Perform(entering.__enter__, entering.__aenter__)
             entries[ns] = entering
             if given is None:

@@ -26,7 +26,7 @@ from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, record, record_plans
-from langchain_runtime_authz.langgraph.root_entry import RootEntry
+from langchain_runtime_authz.langgraph.root_entry import Owner, RootEntry
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
 from langchain_runtime_authz.langgraph.tool_execution import Pending, RunCode
@@ -305,10 +305,10 @@ class AuthzToolNode(_Gate):
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
         entrance = self._authz.root_entry
-        at_call = entrance.at_call(config)
-        with entrance.enter(self.get_name(), input, config, at_call) as (given, entered):
+        owner = entrance.owner(config)
+        with entrance.enter(self.get_name(), input, config, owner) as (given, entered):
             run = cast("Run", find_run(entered))
-            drive(run.engine, _record_seen(run, at_call.opener, input, given))
+            drive(run.engine, _record_seen(run, owner, input, given))
             with run_scope(run):
                 return super()._func(given, entered, runtime, standalone=True)
 
@@ -316,15 +316,15 @@ class AuthzToolNode(_Gate):
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
         entrance = self._authz.root_entry
-        at_call = entrance.at_call(config)
-        async with entrance.enter(self.get_name(), input, config, at_call) as (given, entered):
+        owner = entrance.owner(config)
+        async with entrance.enter(self.get_name(), input, config, owner) as (given, entered):
             run = cast("Run", find_run(entered))
-            await adrive(run.engine, _record_seen(run, at_call.opener, input, given))
+            await adrive(run.engine, _record_seen(run, owner, input, given))
             with run_scope(run):
                 return await super()._afunc(given, entered, runtime, standalone=True)
 
 
-def _record_seen(run: Run, opener: RunHandle | None, input: Any, given: Any) -> Flow[None]:
-    if opener is not None and given is input:
+def _record_seen(run: Run, opener: Owner, input: Any, given: Any) -> Flow[None]:
+    if isinstance(opener, RunHandle) and given is input:
         run.seen_from_model.update(opener.seen_from_model)
         yield from record_plans(run, given, ai_messages(given)[-1:])

@@ -28,8 +28,8 @@ from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph.effect import gate_store
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
-from langchain_runtime_authz.langgraph.root_entry import AtCall, ChildEntry, Entering, RootEntry
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, entry_scope, running, without_handle
+from langchain_runtime_authz.langgraph.root_entry import ChildEntry, Entering, Owner, RootEntry
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, run_scope, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
@@ -170,25 +170,25 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # Not a generator, because the run around the *call* counts, not the one around the first step.
         gate_store(graph.store, protection.profiles)
         merged = private.merged_config(graph.config, config)
-        at_call = root_entry.at_call(merged)
+        owner = root_entry.owner(merged)
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
         # LangGraph refuses a call without a thread, but not if the config has a run.
         if (
-            at_call.parent is None
+            not isinstance(owner, Run)
             and graph.checkpointer
             and not ((merged.get("configurable") or {}).keys() - {HANDLE_KEY})
         ):
             return own(_without_config(graph), input, without_handle(merged), **kwargs)
-        return ours(graph, input, merged, at_call, kwargs)
+        return ours(graph, input, merged, owner, kwargs)
 
-    def entry(graph: Any, input: Any, config: Any, at_call: AtCall) -> Entering[Any]:
-        child = at_call.parent is not None
+    def entry(graph: Any, input: Any, config: Any, owner: Owner) -> Entering[Any]:
+        child = isinstance(owner, Run)
         name = label_of(graph, private.node_of_task(config) or "LangGraph") if child else graph.get_name()
-        return root_entry.enter(name, input, config, at_call, graph)
+        return root_entry.enter(name, input, config, owner, graph)
 
-    def chunks_of(own: Any, graph: Any, input: Any, at: Entering[Any], entered: Any, options: dict[str, Any]) -> Any:
+    def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
         """Return an entry's stream, the scope of its steps, and True if it shows configs, which hold the handle."""
         given, config = input, entered
         if not isinstance(at, ChildEntry):
@@ -196,13 +196,13 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             config, options = ambient.hearing(config), _durable(graph, root_entry, options)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
-        return own(_without_config(graph), given, config, **options), entry_scope(at.run), shows
+        return own(_without_config(graph), given, config, **options), run_scope(at.run, span=at.run.span), shows
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
-    def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
-        at = entry(self, input, config, at_call)
+    def _stream(self: Any, input: Any, config: Any, owner: Owner, options: dict[str, Any]) -> Iterator[Any]:
+        at = entry(self, input, config, owner)
         with at as entered:
             chunks, scope, shows = chunks_of(base.stream, self, input, at, entered, options)
             try:
@@ -220,10 +220,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         return begin(self, input, config, kwargs, base.astream, _astream)  # type: ignore[no-any-return]
 
-    async def _astream(
-        self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
-    ) -> AsyncIterator[Any]:
-        at = entry(self, input, config, at_call)
+    async def _astream(self: Any, input: Any, config: Any, owner: Owner, options: dict[str, Any]) -> AsyncIterator[Any]:
+        at = entry(self, input, config, owner)
         async with at as entered:
             chunks, scope, shows = chunks_of(base.astream, self, input, at, entered, options)
             try:
@@ -340,9 +338,9 @@ def _watch(client: Any) -> None:
 def _remote_class(base: Any, root_entry: RootEntry) -> Any:
     def entry(self: Any, config: Any, client: Any) -> Any:
         merged = private.ensure_graph_config(config)
-        parent = root_entry.at_call(merged).parent
+        parent = root_entry.owner(merged)
         name = str(getattr(self, "name", None) or getattr(self, "assistant_id", base.__name__))
-        return _Remote(root_entry, parent, name, merged, client) if parent is not None else nullcontext({})
+        return _Remote(root_entry, parent, name, merged, client) if isinstance(parent, Run) else nullcontext({})
 
     # `invoke` and `ainvoke` use these.
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
@@ -365,7 +363,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
 
     def events(name: str) -> Any:
         def streamed(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-            if root_entry.at_call(private.ensure_graph_config(config)).parent is not None:
+            if isinstance(root_entry.owner(private.ensure_graph_config(config)), Run):
                 raise ConfigError(f"`{name}` of a remote graph is not decided; in a run, use `stream` or `invoke`")
             return getattr(base, name)(self, input, config, **kwargs)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from langgraph.types import Command, StateSnapshot
 
@@ -36,13 +36,7 @@ T = TypeVar("T")
 _log = logger(__name__)
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
 MAX_CLAIMED: Final = 16  # names in one record
-
-
-class AtCall(NamedTuple):
-    """The owner of an entry, found when its graph is called: a parent run, or the application's run."""
-
-    parent: Run | None
-    opener: run_context.RunHandle | None
+Owner = Run | run_context.RunHandle | None
 
 
 class RootEntry:
@@ -64,18 +58,14 @@ class RootEntry:
     def scope(self, graph: str, thread: str) -> Scope:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
-    def at_call(self, config: Mapping[str, Any]) -> AtCall:
-        """Return a call's owner: by its config, else by the `with authz.run(...)` around it. Raises `ConfigError`."""
-        target = run_context.target_in(config)
+    def owner(self, config: Mapping[str, Any]) -> Owner:
+        """Return a call's parent run, or the application's: by its config, else by the code around. Raises `ConfigError`."""
         # A graph that code in a node or tool calls with its own config is also a child: the text that the code passes
         # on is not the user's.
-        parent = run_context.running() if target is None else target if isinstance(target, Run) else None
-        opener = target if isinstance(target, run_context.RunHandle) else None
-        if parent is None and opener is None:
-            opener = run_context.around()
-        if (owner := parent or opener) is not None and owner.engine is not self.engine:
+        found = run_context.target_in(config) or run_context.running() or run_context.around()
+        if found is not None and found.engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
-        return AtCall(parent, opener)
+        return found
 
     def watch(self, graph: Any) -> tuple[str, ...]:
         """Return the channels whose edits change the task: the declared ones, or all if the graph has none of them."""
@@ -90,17 +80,15 @@ class RootEntry:
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
-    def enter(
-        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
-    ) -> Entering[Any]:
+    def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> Entering[Any]:
         """Return an entry for `with` or `async with`. Raises `AuthzDenied` on the way in.
 
         A root's gives the input and config, and a child's gives the config.
         """
-        if at_call.parent is not None:
-            return ChildEntry(self, at_call.parent, name, config, graph)
+        if isinstance(owner, Run):
+            return ChildEntry(self, owner, name, config, graph)
         entering = _Root(self, name, config, graph)
-        entering.input, entering.opener = input, at_call.opener
+        entering.input, entering.opener = input, owner
         return entering
 
     def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
@@ -257,8 +245,8 @@ class _Root(Entering[tuple[Any, Any]]):
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
         busy = bool(run.children)  # a child left behind by `gather` may still write
-        saver, place, watch = self.saver, checkpoints.thread_config(self.config), self.root_entry.watch
-        if saver is not None and place is not None:
+        saver, watch = self.saver, self.root_entry.watch
+        if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
             try:
                 waiting = None
                 if not cut:

@@ -32,6 +32,7 @@ from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Engine, Flow, Perform, Run, adrive, both, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 from langchain_runtime_authz.pep.mandates import Ordered
+from langchain_runtime_authz.telemetry.spans import OpenSpan
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
@@ -122,40 +123,25 @@ def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
 class run_scope(CodeScope):
     """Make `run` current for the code inside, without a ticket, because it may be another agent's code."""
 
-    __slots__ = ("_previous", "node")
+    __slots__ = ("_previous", "_span", "node")
 
-    def __init__(self, run: Run, task: str | None = None, node: Any = None) -> None:
+    def __init__(self, run: Run, task: str | None = None, node: Any = None, span: OpenSpan | None = None) -> None:
         self.ticket, self.refusals, self.run, self.counts = None, RefusedMints((run, None, None)), run, {}
         self.task = current_scope.get().task if task is None else task
-        self.node = node
+        self.node, self._span = node, span
 
     def __enter__(self) -> None:
         self._previous = current_scope.get()
         current_scope.set(self)
+        if self._span is not None:
+            self._span.enter()
 
     def __exit__(self, *exc: object) -> None:
+        if self._span is not None:
+            self._span.leave()
         # Without a Token, because a generator may be closed in another context, which keeps its value.
         if current_scope.get() is self:
             current_scope.set(self._previous)
-
-
-class step_scope(run_scope):
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        if self.run.span is not None:
-            self.run.span.enter()
-
-    def __exit__(self, *exc: object) -> None:
-        if self.run.span is not None:
-            self.run.span.leave()
-        super().__exit__(*exc)
-
-
-def entry_scope(run: Any) -> run_scope:
-    """Return the scope of an entry's steps, in its span if there is one."""
-    return run_scope(run) if run.span is None else step_scope(run)
 
 
 def caller(given: Caller) -> Subject | Credential:
@@ -193,7 +179,7 @@ def running() -> Run | None:
     return current_scope.get().run  # type: ignore[no-any-return]
 
 
-def current_node(run: Run | None) -> Any:
+def current_node(run: object) -> Any:
     """Return the calls of the hand-written node whose code is running, if it belongs to `run`."""
     scope = current_scope.get()
     return scope.node if type(scope) is run_scope and scope.run is run else None

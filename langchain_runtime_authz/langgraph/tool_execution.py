@@ -80,17 +80,6 @@ def waiting() -> bool:
     return type(one) is Pending and (one.left or not one.used)
 
 
-def hand_on(one: Pending | None) -> CodeScope:
-    """Pass `one` to the guard of the next call. Return the previous scope, to restore it."""
-    before = current_scope.get()
-    if one is None:  # no verdict to pass on
-        current_scope.set(CodeScope(before.ticket, before.refusals, before.run, before.counts, before.task))
-    else:
-        one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
-        current_scope.set(one)
-    return before
-
-
 # A call that ran is recorded even if its caller is cancelled.
 async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
     if Commit in engine.prompt:
@@ -170,7 +159,7 @@ class ToolExecution(CodeScope):
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the options of `run`, with filtered callbacks if a token can be written to them."""
-        if not self.mints or not given.get("callbacks"):
+        if not given.get("callbacks"):
             return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
@@ -223,7 +212,19 @@ class ToolExecution(CodeScope):
             self._settle(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
-        return self._conclude(self.ticket, state, output, question) if self.ticket is not None else None
+        if self.ticket is None:
+            return None
+        if state in ("done", "failed") and not self.stages:
+            state = "released"  # its parsing or callbacks stopped the tool before it ran
+        answered = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
+        result, returned = only_asked(answered) if answered else None, None
+        if state == "done":
+            if self.call.profile.side_effect:
+                result = recorded(output, answered)
+            returned = self.returned
+            if type(returned) is not str:
+                returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
+        return conclude(self.run, self.ticket, self.call, state, result, output=returned, question=question)
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         self.begin()
@@ -238,19 +239,6 @@ class ToolExecution(CodeScope):
             # A step *inside* the tool (a child agent, another tool) was denied.
             return denial_message(denied(self.call, failed), self.call_id), None
         return output, failed
-
-    def _conclude(self, ticket: Ticket, state: State, output: Any, question: str) -> Flow[None]:
-        if state in ("done", "failed") and not self.stages:
-            state = "released"  # its parsing or callbacks stopped the tool before it ran
-        asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
-        result, returned = only_asked(asked) if asked else None, None
-        if state == "done":
-            if self.call.profile.side_effect:
-                result = recorded(output, asked)
-            returned = self.returned
-            if type(returned) is not str:
-                returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
-        return conclude(self.run, ticket, self.call, state, result, output=returned, question=question)
 
 
 def _state_of(exc: BaseException) -> State:

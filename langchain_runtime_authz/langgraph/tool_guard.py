@@ -147,7 +147,11 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
             return own(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         arrived = arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
         options = {"tool_call_id": tool_call_id, **kwargs}
-        return call(self, arrived, lambda e: own(self, tool_input, *args, config=e.config, **e.options(options)))
+        return call(
+            self,
+            arrived,
+            lambda e: own(self, tool_input, *args, config=e.config, **(e.options(options) if e.mints else options)),
+        )
 
     return run
 

@@ -18,7 +18,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
@@ -27,12 +27,13 @@ from langchain_runtime_authz.langgraph import interrupts, messages
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.run_context import within
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode, hand_on
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
+_SEVERAL: Final = 2  # calls of a message
 MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware
 
 
@@ -61,7 +62,7 @@ class MessageCalls:
         self.siblings: Sequence[Any] = calls
         # Calls sent one by one, of a message that holds more of them. A node that is its own root entry shares no run
         # with the tasks of the others, so it decides what it was given.
-        self.together = standalone or input_type != "tool_calls" or not self.planned or len(calls) != 1
+        self.together = standalone or input_type != "tool_calls" or len(self.planned) < _SEVERAL or len(calls) != 1
         if not self.together:
             answered, mine = answered_calls(self.state), {self.position: calls[0]}
             self.siblings = [
@@ -177,8 +178,13 @@ class Turn:
         while turns.serial and not turns.done.issuperset(range(self._place)):
             time.sleep(PAUSE)
         self._heard = not turns.asked  # if calls take turns, after the earlier ones
-        self._before = hand_on(self.one)
-        return self.one
+        one, self._before = self.one, (before := current_scope.get())
+        if one is None:  # no verdict to pass on
+            current_scope.set(CodeScope(before.ticket, before.refusals, before.run, before.counts, before.task))
+        else:
+            one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
+            current_scope.set(one)
+        return one
 
     async def __aenter__(self) -> Pending | None:
         if self._turns.serial:

@@ -244,7 +244,9 @@ def bind(
             after = None if read else f"{index.prefix}step:{plan.after.deed or plan.after.id}"
             if read and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
-        groups = [[f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for name, keys in rows.items()]
+        groups = []
+        for name, keys in rows.items():
+            groups.append([f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
         matches.append(
             _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
         )

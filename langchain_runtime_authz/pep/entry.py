@@ -285,8 +285,9 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
     """Return the user's new texts. An input may repeat the pinned `task`."""
     if task is None:
         return changed(pinned, texts)
-    rest = changed([t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest])
-    return rest if any(t.digest == task.digest for t in pinned) else (task, *rest)
+    known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
+    rest = changed(known, told) if told else ()
+    return rest if len(known) < len(pinned) else (task, *rest)
 
 
 def take_lease(run: Run) -> ledger.TakeLease:
@@ -317,29 +318,26 @@ def close(
         count("leases", by=-1)
     run.closed = True
     run.children.discard(run.jti)
-    names = (state.HEAD, state.MEMORY, state.BELOW) if run.kept_state else ()
-    marks = [*also, *(ledger.SetMark(name, value or state.UNKNOWN) for name, value in zip(names, left, strict=False))]
+    over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]
+    if run.kept_state:
+        for name, value in zip((state.HEAD, state.MEMORY, state.BELOW), left, strict=True):
+            over.append(ledger.SetMark(name, value or state.UNKNOWN))
     try:
         if edits:
             yield from _pinned(run, edits)
-        done = yield from _end(run, ending, marks)
-        if run.parent is None:
+        root, done = run.parent is None, None
+        if root and not run.undelivered:
+            done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
+            if isinstance(done, Conflict) and run.kept_state:
+                # The task changed meanwhile. This run's last write may have erased the newer texts.
+                snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+                over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
+        if done is None or isinstance(done, Conflict):
+            done = yield (Commit, run.scope, None, over)
+        if root:
             yield run_event(run, ending, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         run.engine.lost("the end of a run", exc, run)
     finally:
         if run.span is not None:
             run.span.end(ending, run.epoch)
-
-
-def _end(run: Run, ending: Literal["suspended", "ended"], marks: Sequence[ledger.Change]) -> Flow[object]:
-    over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *marks]
-    if run.parent is None and not run.undelivered:
-        done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
-        if not isinstance(done, Conflict):
-            return done
-        if run.kept_state:
-            # The task changed meanwhile. This run's last write may have erased the newer texts.
-            snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-            over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
-    return (yield (Commit, run.scope, None, over))

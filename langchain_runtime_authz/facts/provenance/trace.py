@@ -126,6 +126,7 @@ def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
 
 
 _TOLD: Final = Provenance("human", "told", (Attribution("human"),))
+_UNKNOWN: Final = Provenance("unknown", "outside")
 _OWN: Final = Provenance("principal", "told", (Attribution("principal"),))
 
 
@@ -134,17 +135,21 @@ def _weakness(found: Provenance) -> tuple[int, int]:
 
 
 def _item(item: Item, evidence: Evidence) -> Provenance:
-    value, parts, _ = item
-    if len(parts) == 1:
-        return _part(parts[0], value, evidence)
-    return max((_part(part, value, evidence) for part in parts), key=_weakness)
+    """Return the provenance of a scalar: of its parts, the weakest one's."""
+    weakest: Provenance | None = None
+    for part in item.parts:
+        if evidence.words.said(part):
+            found = _TOLD
+        elif evidence.own.intersection(part):
+            found = _OWN
+        else:
+            found = _seen(part, item.value, evidence)
+        if weakest is None or _weakness(found) > _weakness(weakest):
+            weakest = found
+    return weakest or _UNKNOWN
 
 
-def _part(part: tuple[str, ...], value: object, evidence: Evidence) -> Provenance:
-    if evidence.words.said(part):
-        return _TOLD
-    if evidence.own.intersection(part):
-        return _OWN
+def _seen(part: tuple[str, ...], value: object, evidence: Evidence) -> Provenance:
     sightings = [s for f in part for s in evidence.seen.get(key(f), ())]
     asserted = sorted((s for s in sightings if s.asserted), key=lambda s: CLASSES.index(_class(s)))
     by = tuple(_attribution(s) for s in asserted[:MAX_SAID])
