@@ -9,9 +9,7 @@ Every export is loaded when it is first used, so that a service which only verif
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.observer import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
     from langchain_runtime_authz.mandate.model import Mandate
-    from langchain_runtime_authz.profile import ToolProfile, profile
+    from langchain_runtime_authz.tool_profile import ToolProfile, profile
 
 __all__ = [
     "AuthzCallbackHandler",
@@ -53,8 +51,9 @@ _MODULES: Final = {
     "Grant": "grant",
     "Mandate": "mandate.model",
     "RuntimeAuthz": "authz",
-    "ToolProfile": "profile",
+    "ToolProfile": "tool_profile",
     "current_call": "credential.current_call",
+    "profile": "tool_profile",
 }
 
 
@@ -76,18 +75,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keep `profile` the decorator: importing the module of that name would bind the module instead."""
-
-    @property
-    def profile(self) -> Any:
-        return import_module(f"{__name__}.profile").profile
-
-    @profile.setter
-    def profile(self, module: ModuleType) -> None:
-        """Ignore the import system, which binds a submodule when it is first loaded."""
-
-
-sys.modules[__name__].__class__ = _Package

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, TypeVar, Unpack
 from urllib.parse import quote_plus, unquote, urlencode, urlsplit
 
-from langchain_runtime_authz._files import bearer_token, tls_context
 from langchain_runtime_authz._flow import Flow, Perform, both
+from langchain_runtime_authz._renewed_files import bearer_token, tls_context
 from langchain_runtime_authz._url import checked_url, is_loopback, is_plain_url, split_url
 from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, strict_json

@@ -14,10 +14,10 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
-from langchain_runtime_authz import _parts as parts
+from langchain_runtime_authz import _authz_config as parts
+from langchain_runtime_authz._authz_config import TaskSources, like
+from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import begun
-from langchain_runtime_authz._parts import TaskSources, like
-from langchain_runtime_authz._threads import Threads
 from langchain_runtime_authz._validate import checked_callable, checked_text, of_kind, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, recorded
 from langchain_runtime_authz.authzen import Subject
@@ -25,29 +25,29 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
-from langchain_runtime_authz.langgraph import effect as effects
+from langchain_runtime_authz.langgraph import declared_effects as effects
 from langchain_runtime_authz.langgraph import observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt, protect
-from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
+from langchain_runtime_authz.pep.call_credential import key_scope
+from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.corrections import revoke
-from langchain_runtime_authz.pep.credentials import key_scope
-from langchain_runtime_authz.pep.doubt import OnUnknown
 from langchain_runtime_authz.pep.engine import Engine, Flow, LogNotifier, Notifier, both, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, open_entry
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.on_ask import OnAsk
+from langchain_runtime_authz.pep.run_lifecycle import Entry, open_entry
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.profile import Source, load_profiles
+from langchain_runtime_authz.tool_profile import Source, load_profiles
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
@@ -98,7 +98,7 @@ class RuntimeAuthz(Threads):
             question in LangChain's shape and returns the decisions; it may be asynchronous. Its answer counts as the
             subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
         on_unknown: asks a service, by the idempotency key of a call in doubt, whether it happened. It gets an
-            `UnknownCall` (`pep.doubt`) and returns True, False if it did not happen and will not, or `None` if the
+            `UnknownCall` (`pep.calls_in_doubt`) and returns True, False if it did not happen and will not, or `None` if the
             service cannot say; it may be asynchronous. It has five seconds. Without an answer the call stays in doubt.
         development: runs without a subject act as the user `developer`. For your own machine only.
 
@@ -143,7 +143,7 @@ class RuntimeAuthz(Threads):
         from langchain_runtime_authz.credential.approval_statement import Approvers
         from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
-        from langchain_runtime_authz.langgraph.planner import ModelPlanner
+        from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
         from langchain_runtime_authz.mandate.words import compile_words
 
         compile_words((), {})  # reads the language data
@@ -392,6 +392,6 @@ class RuntimeAuthz(Threads):
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
         """Return what of `graph` is governed, by which enforcement point, and what is not."""
-        from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
+        from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
 
         return coverage_of(graph, self._protection)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from langchain_runtime_authz._html import table
+from langchain_runtime_authz._display import table
 from langchain_runtime_authz.errors import ConfigError, wrong_field
 
 SCHEMA_VERSION: Final = 2
@@ -162,7 +162,7 @@ class Said(Model):
 
 
 class ItemProvenance(Model):
-    """The provenance of one value; `facts.provenance.trace` explains classes and standings.
+    """The provenance of one value; `facts.provenance` explains classes and standings.
 
     `lookalike`: it looks like something that the user said, and differs.
     """

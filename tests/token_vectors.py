@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.details import ORDERED, authorization_details, check_call
 from langchain_runtime_authz.credential.jws import sign_compact
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.credential.tokens import b64
 
 PATH: Final = Path(__file__).parents[1] / "docs" / "vectors" / "call-tokens.json"

@@ -202,7 +202,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
     """Yield a log's records that contain the text `mark`, and all completions and mints, unverified.
 
-    A line that is not a record is `None`. `opened` adds sealed contents to a record (`audit.seal`).
+    A line that is not a record is `None`. `opened` adds sealed contents to a record (`audit.encryption`).
     """
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
     for part in log_files(path):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from langchain_runtime_authz._display import inert, quoted, wrapped
 from langchain_runtime_authz.errors import RETRY, Code, told
-from langchain_runtime_authz.facts.inert import inert, quoted, wrapped
-from langchain_runtime_authz.facts.provenance.trace import SAYS
+from langchain_runtime_authz.facts.provenance import SAYS
 
 _QUOTES: Final = str.maketrans('`"', "''")
 _OUTCOMES: Final = {"permit": "Permitted", "deny": "Denied", "approval_required": "Asks about", "halt": "Stopped"}

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
+from langchain_runtime_authz._locks import in_child
 from langchain_runtime_authz._validate import checked_count, checked_seconds
 from langchain_runtime_authz.audit import chain
-from langchain_runtime_authz.audit.seal import sealer
+from langchain_runtime_authz.audit.encryption import sealer
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
-from langchain_runtime_authz.fork import in_child
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -350,7 +350,7 @@ def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
 def told(sink: AuditSink, run_id: str | None = None) -> str:
     """Return the newest steps on record, of one run or of all, as HTML for notebooks."""
     from langchain_runtime_authz.audit.story import tell
-    from langchain_runtime_authz.audit.story_page import fragment
+    from langchain_runtime_authz.audit.story_html import fragment
 
     known = records(sink, run_id or "")
     found = tell(known, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)

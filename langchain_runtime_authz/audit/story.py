@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from langchain_runtime_authz._html import printable
-from langchain_runtime_authz.facts.inert import inert, wrapped
+from langchain_runtime_authz._display import inert, printable, wrapped
 
 MAX_STEPS: Final = 2000
 LATEST: Final = 253402300800  # the end of year 9999

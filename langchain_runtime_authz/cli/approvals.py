@@ -41,7 +41,7 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
 
     runtime-authz approvals list ledger.db --tenant acme
     """
-    from langchain_runtime_authz.facts.inert import inert
+    from langchain_runtime_authz._display import inert
 
     rows, lines = [], []
     with store.opened() as ledger:
@@ -99,7 +99,7 @@ def _signed(
 ) -> Iterator[tuple[RuntimeAuthz, str]]:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approval_statement import Approvers, sign_statement
-    from langchain_runtime_authz.credential.keys import SigningKey
+    from langchain_runtime_authz.credential.signer import SigningKey
     from langchain_runtime_authz.digest import parse_object
 
     try:

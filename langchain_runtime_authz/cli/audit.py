@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
     def told(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
         from langchain_runtime_authz.audit.chain import read_log
-        from langchain_runtime_authz.audit.seal import opener
+        from langchain_runtime_authz.audit.encryption import opener
 
         return tell(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
 
@@ -153,7 +153,7 @@ def report(
     runtime-authz report household -o run.html
     runtime-authz report audit.jsonl -o log.html
     """
-    from langchain_runtime_authz.audit.story_page import page
+    from langchain_runtime_authz.audit.story_html import page
 
     if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
         source, thread = source._replace(log=Path(thread)), None
@@ -256,7 +256,7 @@ def pack(
     """
     from langchain_runtime_authz import __version__
     from langchain_runtime_authz.audit.chain import log_files, read_log, verified
-    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     source = open_policy(policy, opa)
     with closing(source.pdp()) as engine:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
+from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
-from langchain_runtime_authz.facts.inert import inert
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.base import Doubt
-    from langchain_runtime_authz.ledger.sql import SqlLedger
+    from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
 app = App(
     help="""List the calls whose outcome nobody knows, and say what became of them.

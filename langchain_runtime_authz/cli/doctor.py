@@ -94,7 +94,7 @@ def _version(name: str) -> str | None:
 def _engine() -> Line:
     from langchain_runtime_authz.authzen import Decision
     from langchain_runtime_authz.pdp.wasm import WasmPDP
-    from langchain_runtime_authz.testing.requests import example_request
+    from langchain_runtime_authz.testing.example_request import example_request
 
     pdp = WasmPDP()
     answer = pdp.evaluate(example_request().to_json())
@@ -125,7 +125,7 @@ def _audit(file: Path, ledger: str | None) -> Line:
     if not file.is_file() or not any(read_log(file)):
         return Line("fail", "audit log", f"{file} is not a decision log", "name another file, or move it away")
     if ledger is not None:
-        from langchain_runtime_authz._parts import refuse_older
+        from langchain_runtime_authz._authz_config import refuse_older
         from langchain_runtime_authz.audit.sinks import FileSink
 
         with Store(ledger).opened() as held:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
+from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.facts.inert import inert
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-    from langchain_runtime_authz.profile import ToolProfile
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
 WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
 """A decision's outcome in one word, as `tests` names it."""
@@ -87,9 +87,9 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
-    from langchain_runtime_authz.cli._proposal import flow
+    from langchain_runtime_authz.cli._profile_proposal import flow
     from langchain_runtime_authz.cli.inspect import graph_tools
-    from langchain_runtime_authz.profile import load_profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     if not (yes or answers or (_interactive() and not as_json)):
         why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
@@ -117,8 +117,8 @@ def init(
 
 
 def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:
-    from langchain_runtime_authz.langgraph.tool_profiles import arguments_of
-    from langchain_runtime_authz.profile import check_arguments
+    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import check_arguments
 
     known = {t.name: t for t in tools}
     if unknown := ", ".join(f"`{inert(n)}`" for n in given if n not in known):
@@ -133,7 +133,7 @@ def _interactive() -> bool:
 
 
 def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> Any:
-    from langchain_runtime_authz.langgraph.tool_profiles import digest_of
+    from langchain_runtime_authz.langgraph.tool_lookup import digest_of
 
     if tool.name not in given and (ready := _ready(tool)) is not None:
         name, fields = ready
@@ -148,7 +148,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> 
 
 def _fields(profile: ToolProfile) -> Any:
     """Return a profile's fields as in a file; one word if that is enough."""
-    from langchain_runtime_authz.profile import SWITCHES, ToolProfile
+    from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
     word = next((w for w, f in SWITCHES.items() if ToolProfile.model_validate(f) == profile), None)
@@ -156,7 +156,7 @@ def _fields(profile: ToolProfile) -> Any:
 
 
 def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
-    from langchain_runtime_authz.langgraph.tool_profiles import foreign
+    from langchain_runtime_authz.langgraph.tool_lookup import foreign
 
     for name, profiles in _ready_sets().items():
         # Nothing proves the server of an MCP tool, so the user names its set.
@@ -167,16 +167,16 @@ def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
 
 @cache
 def _ready_sets() -> Mapping[str, Mapping[str, ToolProfile]]:
-    from langchain_runtime_authz.profile import SHIPPED, load_profiles
+    from langchain_runtime_authz.tool_profile import SHIPPED, load_profiles
 
     return {name: load_profiles(path) for name, path in SHIPPED.items()}
 
 
 def _asked(tool: BaseTool) -> Any:
     """Ask what a tool does, where its arguments go and which of them decide."""
-    from langchain_runtime_authz.cli._proposal import propose
-    from langchain_runtime_authz.langgraph.tool_profiles import arguments_of
-    from langchain_runtime_authz.profile import EFFECTS, check_arguments, load_profiles
+    from langchain_runtime_authz.cli._profile_proposal import propose
+    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import EFFECTS, check_arguments, load_profiles
 
     proposal = propose(tool)
     typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
@@ -222,7 +222,7 @@ def _choice(question: str, choices: list[str]) -> str:
 
 
 def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str:
-    from langchain_runtime_authz.cli._proposal import flow
+    from langchain_runtime_authz.cli._profile_proposal import flow
 
     for tool in tools:
         if declared[tool.name].side_effect:
@@ -255,7 +255,7 @@ def completed(text: str, **sections: Mapping[str, str]) -> str:
 
 def example_args(tool: BaseTool) -> dict[str, Any]:
     """Return arguments that fit the tool's schema, for a test."""
-    from langchain_runtime_authz.langgraph.tool_profiles import arguments_of, signature_of
+    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of, signature_of
 
     needed = signature_of(tool).get("required", [])
     return {name: _example(schema) for name, schema in arguments_of(tool).items() if name in needed}

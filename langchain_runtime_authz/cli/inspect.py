@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from langgraph.pregel import Pregel
 
     from langchain_runtime_authz.langgraph.coverage import CoverageReport
-    from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+    from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 
     Graph = Pregel[Any, Any, Any, Any]
 
@@ -89,7 +89,7 @@ def inspect(
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
     """Return the present coverage (`None` if the module protects the graph), and that under protection."""
     from langchain_runtime_authz import RuntimeAuthz
-    from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
+    from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of
 
     owner = owner_of(graph)
@@ -126,8 +126,8 @@ def _text(target: str, before: CoverageReport | None, after: CoverageReport, too
 
 
 def drafts(tools: list[BaseTool]) -> Iterator[str]:
-    from langchain_runtime_authz.cli._proposal import propose
-    from langchain_runtime_authz.profile import EFFECTS, SINKS
+    from langchain_runtime_authz.cli._profile_proposal import propose
+    from langchain_runtime_authz.tool_profile import EFFECTS, SINKS
 
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         yield f"# {name}: {', '.join(values)}"
@@ -144,8 +144,8 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 
 def graph_tools(target: str) -> list[BaseTool]:
     """Return the tools of a graph, each name once. Print nodes with effects."""
-    from langchain_runtime_authz.langgraph.coverage.scan import acting_nodes
-    from langchain_runtime_authz.langgraph.tool_profiles import digest_of, known_by_code
+    from langchain_runtime_authz.langgraph.coverage.code_scan import acting_nodes
+    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
 
     found: dict[str, BaseTool] = {}
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):

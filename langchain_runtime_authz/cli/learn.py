@@ -54,7 +54,7 @@ def learn(
     runtime-authz learn audit.jsonl --profiles authz.yaml --write
     """
     from langchain_runtime_authz.cli.init import completed
-    from langchain_runtime_authz.profile import load_profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     seen = _read(log)
     if not seen:
@@ -130,7 +130,7 @@ def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def _flow(value: Any) -> str:
-    from langchain_runtime_authz.cli._proposal import flow
+    from langchain_runtime_authz.cli._profile_proposal import flow
 
     return flow(value)
 
@@ -138,7 +138,7 @@ def _flow(value: Any) -> str:
 def _draft(name: str, seen: _Seen) -> str:
     from langchain_core.tools import StructuredTool
 
-    from langchain_runtime_authz.cli._proposal import propose
+    from langchain_runtime_authz.cli._profile_proposal import propose
 
     schema = {"type": "object", "properties": {n: _schema(values) for n, values in seen.args.items()}}
     tool = StructuredTool(name=name, description=name, args_schema=schema, func=print)

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 from typer import Argument, Option
 
+from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.errors import ConfigError, LedgerError
-from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
     from langchain_runtime_authz.ledger.base import Doubt, Scope
     from langchain_runtime_authz.ledger.schema import Version
-    from langchain_runtime_authz.ledger.sql import SqlLedger
+    from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -221,9 +221,9 @@ def restored(
     from langchain_runtime_authz.audit.sinks import FileSink
     from langchain_runtime_authz.ledger import admin as do
     from langchain_runtime_authz.ledger.base import Committed, Query, Scope
-    from langchain_runtime_authz.ledger.calls import DoubtCall
+    from langchain_runtime_authz.ledger.call_changes import DoubtCall
     from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
-    from langchain_runtime_authz.pep.doubt import accountable
+    from langchain_runtime_authz.pep.calls_in_doubt import accountable
     from langchain_runtime_authz.pep.engine import anchored
 
     said = accountable(by, reason)
@@ -264,7 +264,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     """
     from langchain_runtime_authz.audit.chain import read_log, verified
     from langchain_runtime_authz.ledger.base import LASTS, Scope
-    from langchain_runtime_authz.profile import HARMLESS
+    from langchain_runtime_authz.tool_profile import HARMLESS
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
     begun, ended, failed = dict[str, Unfinished](), Counter[str](), set[str]()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from langchain_runtime_authz.mandate.model import Compiled
-    from langchain_runtime_authz.profile import ToolProfile
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(
     help="""Show what a user's text orders, and check mandates in files.
@@ -55,10 +55,10 @@ def explain(
     runtime-authz mandate explain - --profiles profiles.yaml < request.txt
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
-    from langchain_runtime_authz.mandate.own_words import material
-    from langchain_runtime_authz.mandate.told import told
+    from langchain_runtime_authz.mandate.description import told
+    from langchain_runtime_authz.mandate.material import material
     from langchain_runtime_authz.mandate.words import compile_words
-    from langchain_runtime_authz.profile import load_profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     said = [sys.stdin.read() if text == "-" else text for text in texts]
     declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
@@ -89,9 +89,9 @@ def check(
 
     runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
     """
+    from langchain_runtime_authz.mandate.description import told
     from langchain_runtime_authz.mandate.model import check_mandate, load_mandate
-    from langchain_runtime_authz.mandate.told import told
-    from langchain_runtime_authz.profile import load_profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     declared = load_profiles(profiles)
     found = load_mandate(file)
@@ -118,7 +118,7 @@ def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mappi
         named = {n: [*p.critical, *p.when, *p.text, *p.free] for n, p in declared.items()}
         return {n: {"type": "object", "properties": {a.partition(".")[0]: {} for a in of}} for n, of in named.items()}
     from langchain_runtime_authz.cli.inspect import load_graph, tools_of
-    from langchain_runtime_authz.langgraph.tool_profiles import signature_of
+    from langchain_runtime_authz.langgraph.tool_lookup import signature_of
 
     return {tool.name: signature_of(tool) for tool in tools_of(load_graph(graph))}
 
@@ -129,7 +129,7 @@ def _planned(
     from langchain_core.language_models import BaseChatModel
 
     from langchain_runtime_authz.cli.inspect import load_object
-    from langchain_runtime_authz.langgraph.planner import ModelPlanner
+    from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
     from langchain_runtime_authz.pep.engine import KnownTools
 
     model = load_object(target, "my_models:planner", BaseChatModel)

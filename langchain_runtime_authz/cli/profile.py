@@ -15,7 +15,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
-    from langchain_runtime_authz.profile import ToolProfile
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(help="Write and check tool profiles.")
 Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
@@ -41,8 +41,8 @@ def suggest(
     runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
     from langchain_runtime_authz.cli.inspect import drafts, graph_tools
-    from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-    from langchain_runtime_authz.profile import load_profiles
+    from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     declared = load_profiles(profiles)
     held = Profiles(declared)
@@ -81,7 +81,7 @@ def check(
     """
     from langchain_runtime_authz._validate import read_yaml
     from langchain_runtime_authz.cli.inspect import graph_tools
-    from langchain_runtime_authz.profile import SHIPPED, load_profiles
+    from langchain_runtime_authz.tool_profile import SHIPPED, load_profiles
 
     declared = load_profiles(file)
     tools = graph_tools(target) if target is not None else []
@@ -105,8 +105,8 @@ def check(
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
-    from langchain_runtime_authz.langgraph.tool_profiles import Profiles, arguments_of, digest_of, foreign
-    from langchain_runtime_authz.profile import check_arguments, raise_by_hints
+    from langchain_runtime_authz.langgraph.tool_lookup import Profiles, arguments_of, digest_of, foreign
+    from langchain_runtime_authz.tool_profile import check_arguments, raise_by_hints
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library

@@ -16,7 +16,7 @@ from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import ConfigError, sentence
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.report.trace import Replayed, Step
+    from langchain_runtime_authz.cli._recorded_run import Replayed, Step
 
 MAX_ARGS: Final = 120  # characters shown of a call's arguments
 _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED", "halt": "HALTED"}
@@ -56,9 +56,9 @@ def replay_trace(
 
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
     """
-    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli import _recorded_run as traces
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy
     from langchain_runtime_authz.pdp.wasm import WasmPDP
-    from langchain_runtime_authz.report import trace as traces
 
     if policy is not None and policy_data is not None:
         raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")

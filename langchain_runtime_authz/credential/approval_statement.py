@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read, refuse, sign_compact
-from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
+from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer, SigningKey
 from langchain_runtime_authz.credential.token import APPROVAL_TYP, LEEWAY
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

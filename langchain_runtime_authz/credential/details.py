@@ -25,8 +25,8 @@ from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import project
 from langchain_runtime_authz.errors import Code, CredentialError
-from langchain_runtime_authz.facts.provenance.forms import forms
-from langchain_runtime_authz.profile import ToolProfile, argument
+from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
 ORDERED: Final = ("covered", names.APPROVED)

@@ -16,7 +16,7 @@ from langchain_runtime_authz._validate import checked_text
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
-from langchain_runtime_authz.credential.keys import Secret, Signer, SigningKey
+from langchain_runtime_authz.credential.signer import Secret, Signer, SigningKey
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 from jwt.utils import base64url_decode, base64url_encode
 
-from langchain_runtime_authz.credential.keys import MAX_RSA_BITS, MIN_RSA_BITS, Signer
+from langchain_runtime_authz.credential.signer import MAX_RSA_BITS, MIN_RSA_BITS, Signer
 from langchain_runtime_authz.credential.token import MAX_TOKEN
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError

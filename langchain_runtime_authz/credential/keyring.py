@@ -18,13 +18,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
-from langchain_runtime_authz._files import replace_file, stamp
+from langchain_runtime_authz._locks import file_lock
+from langchain_runtime_authz._renewed_files import replace_file, stamp
 from langchain_runtime_authz.credential.jws import public_key
-from langchain_runtime_authz.credential.keys import Alg, Secret, Signer, SigningKey, thumbprint
+from langchain_runtime_authz.credential.signer import Alg, Secret, Signer, SigningKey, thumbprint
 from langchain_runtime_authz.credential.token import MAX_TTL
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
-from langchain_runtime_authz.fork import file_lock
 
 KeyState = Literal["next", "active", "retired", "compromised"]
 

@@ -18,7 +18,7 @@ from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 if TYPE_CHECKING:  # its module loads the signing library
-    from langchain_runtime_authz.credential.dpop import ProofKey
+    from langchain_runtime_authz.credential.dpop_proof import ProofKey
 
 
 class Refusals(Protocol):
@@ -216,7 +216,7 @@ class _Minting:
         self.key: ProofKey | None = None
         self._loop = _running_loop()
         if dpop:
-            from langchain_runtime_authz.credential.dpop import ProofKey
+            from langchain_runtime_authz.credential.dpop_proof import ProofKey
 
             self.key = ProofKey()
 

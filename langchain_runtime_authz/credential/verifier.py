@@ -19,7 +19,7 @@ from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._validate import checked_text
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import is_signed, public_key, read, refuse
-from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal
 from langchain_runtime_authz.errors import Code, CredentialError
 

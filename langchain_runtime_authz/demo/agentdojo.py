@@ -35,11 +35,11 @@ from rich.table import Table
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authz import RuntimeAuthz
-from langchain_runtime_authz.demo.graph import agent_graph, converse
+from langchain_runtime_authz.demo.agent import agent_graph, converse
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
-from langchain_runtime_authz.profile import load_profiles
-from langchain_runtime_authz.testing.model import ScriptedChatModel
+from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
+from langchain_runtime_authz.tool_profile import load_profiles
 
 VERSION: Final = "v1.2.2"
 SUITE: Final = "banking"

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, records
 from langchain_runtime_authz.authz import RuntimeAuthz
-from langchain_runtime_authz.demo.graph import agent_graph, converse
-from langchain_runtime_authz.profile import ToolProfile
-from langchain_runtime_authz.testing.model import ScriptedChatModel
+from langchain_runtime_authz.demo.agent import agent_graph, converse
+from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 SUPPLIER: Final = "DE21 5001 0517 5407 3249 31"
 PLUMBER: Final = "DE02 1203 0000 0000 2020 51"

@@ -29,7 +29,7 @@ from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
 from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
-from langchain_runtime_authz.credential.keys import Secret, Signer
+from langchain_runtime_authz.credential.signer import Secret, Signer
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, bearing

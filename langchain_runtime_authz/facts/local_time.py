@@ -6,8 +6,8 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.facts.inert import inert
 
 
 def checked_zone(name: object) -> ZoneInfo:

@@ -29,7 +29,7 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import is_signed_by, read
-from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.identity.providers import AUTHORIZED_PARTY as PARTY

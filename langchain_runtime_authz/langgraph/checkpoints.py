@@ -25,15 +25,15 @@ from langgraph.types import StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.facts.checkpoint_head import Below, ChildMark, Head, outside_key
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.facts.state import Below, ChildMark, Head, outside_key
 from langchain_runtime_authz.facts.task import HumanText, content_digest
-from langchain_runtime_authz.langgraph import _private as private
+from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run
-from langchain_runtime_authz.pep.entry import edited
+from langchain_runtime_authz.pep.run_lifecycle import edited
 
 WATCHED: Final = ("messages", "todos", "files")
 MAX_ITEMS: Final = 1000  # compared in a store's namespace

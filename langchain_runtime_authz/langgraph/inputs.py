@@ -18,22 +18,22 @@ from langgraph.types import Command, Interrupt, StateSnapshot
 
 from langchain_runtime_authz.digest import digest, project, project_arguments
 from langchain_runtime_authz.errors import AuthzDenied, Code, MappingError
-from langchain_runtime_authz.facts.answer import CLOSED, MAX_DEPTH, texts_in
+from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
+from langchain_runtime_authz.facts.interrupt_answers import CLOSED, MAX_DEPTH, texts_in
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
-from langchain_runtime_authz.facts.provenance.atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
-from langchain_runtime_authz.langgraph._private import is_resume_map, takes_no_arguments
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, said
-from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
+from langchain_runtime_authz.langgraph.private_api import is_resume_map, takes_no_arguments
+from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approvals import PLAIN, TAKES_ANY, approval_ids, remaining
+from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, remaining
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.engine import Flow, new_id
-from langchain_runtime_authz.pep.entry import Entry
-from langchain_runtime_authz.profile import UNPROFILED
+from langchain_runtime_authz.pep.run_lifecycle import Entry
+from langchain_runtime_authz.tool_profile import UNPROFILED
 
 _EMPTY = digest({})
 _SCALARS = frozenset((str, int, float, bool, type(None)))

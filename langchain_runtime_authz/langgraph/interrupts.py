@@ -22,21 +22,21 @@ from langgraph.types import interrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph import _private as private
+from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
-from langchain_runtime_authz.ledger.calls import AskApproval
-from langchain_runtime_authz.pep import approvals
-from langchain_runtime_authz.pep.approvals import DECISIONS, PLAIN
+from langchain_runtime_authz.ledger.call_changes import AskApproval
+from langchain_runtime_authz.pep import approval_hitl
+from langchain_runtime_authz.pep.approval_hitl import DECISIONS, PLAIN
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
-from langchain_runtime_authz.pep.decide import decide_calls, review_key
+from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
+from langchain_runtime_authz.pep.decide_calls import decide_calls, review_key
+from langchain_runtime_authz.pep.decision_log import record_asks
 from langchain_runtime_authz.pep.engine import Block, Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.on_ask import AskHere
-from langchain_runtime_authz.pep.recording import record_asks
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -104,8 +104,8 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
         return judged
     try:
-        capped = yield from approvals.over_cap(run, fresh)
-    except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
+        capped = yield from approval_hitl.over_cap(run, fresh)
+    except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
         return [_denied(j, run.engine.failed(exc)) for j in judged]
     keys = {j.key for j in fresh} if capped else set()
@@ -159,14 +159,14 @@ def _ask(
         heard, withdrawn = private.of_execution(run.parts, config)  # code that repeats a call has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
-            answer = yield Interrupt(approvals.payload(again))
+            answer = yield Interrupt(approval_hitl.payload(again))
             if again and (scratchpad := private.scratchpad_of(config)) is not None:
                 given = {private.interrupt_id(config, i): value for i, value in enumerate(scratchpad.resume)}
                 answer = given.get(again[0][1].interrupt_id, answer)
             heard.update(a.id for _, a in again)
             yield from _resolve(run, me, number, answer)
             approved = [a for _, a in again if a.state == "approved"]
-            said = approvals.answers([a for _, a in again], answer, run.subject) if approved else []
+            said = approval_hitl.answers([a for _, a in again], answer, run.subject) if approved else []
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         if rounds:
             judged = yield from decide_calls(run, calls)
@@ -189,12 +189,12 @@ def _ask(
             raise GraphInterrupt(())
         if fresh and (here or (private.checkpointer_of(config) and not late)):
             yield from record_asks(run, fresh)
-            yield from approvals.tell_changed(run, fresh, me)
-            opened = approvals.questions(run, fresh, rounds, me, private.interrupt_id(config))
-            if (here or not counted or rounds) and (yield from approvals.over_cap(run, fresh)):
+            yield from approval_hitl.tell_changed(run, fresh, me)
+            opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
+            if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-            elif (yield from approvals.open_questions(run, fresh, opened)):
-                shown = approvals.payload(list(zip(fresh, opened, strict=True)))
+            elif (yield from approval_hitl.open_questions(run, fresh, opened)):
+                shown = approval_hitl.payload(list(zip(fresh, opened, strict=True)))
                 answer = yield (AskHere if here else Interrupt)(shown)
                 heard.update(a.id for a in opened)
                 yield from _resolve(run, opened[0].task_id, rounds, answer)
@@ -207,7 +207,7 @@ def _ask(
         raise
     except AuditError:
         return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in first]
-    except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
+    except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
         return [_denied(j, run.engine.failed(exc)) for j in first]
 
@@ -238,11 +238,11 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
     still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
     if still:
         # Only an entry can open an epoch, so a correction does not count as an answer here.
-        given = approvals.answers(still, answer, run.subject)
+        given = approval_hitl.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
         done = yield Commit(run.scope, None, plain)
         if isinstance(done, Committed):
-            yield from approvals.record_answers(run, still, plain, done.now)
+            yield from approval_hitl.record_answers(run, still, plain, done.now)
 
 
 def _replaced(judged: DecidedCall) -> bool:
@@ -285,7 +285,7 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
     """Record an `Interrupt` that asks about a message's calls. Otherwise the tool node asks itself."""
-    if message is None or not message.id or approvals.approval_ids(asked.value):
+    if message is None or not message.id or approval_hitl.approval_ids(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
     calls = _asked_about(requests, message)
@@ -297,10 +297,10 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
             return
         origin = record.origin or record.epoch
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
-        opened = approvals.reviews(run, noted, asked.id, task)
+        opened = approval_hitl.reviews(run, noted, asked.id, task)
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
         if isinstance(done, Committed):
-            yield approvals.asked_event(run, opened, done.now)
+            yield approval_hitl.asked_event(run, opened, done.now)
     except Exception as exc:  # noqa: BLE001  (it only spares a question)
         _log.error("a review was not noted: %s", type(exc).__name__)
 

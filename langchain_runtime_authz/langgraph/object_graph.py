@@ -22,7 +22,7 @@ from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 from langgraph.pregel.protocol import PregelProtocol
 
-from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, PregelNode, ToolNode, is_task_function
+from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, PregelNode, ToolNode, is_task_function
 
 AnyGraph = Pregel[Any, Any, Any, Any]
 

@@ -27,12 +27,12 @@ from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.langgraph._private import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
+from langchain_runtime_authz.langgraph.private_api import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, running
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_profiles import is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
 from langchain_runtime_authz.pep.engine import Flow, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_observation
 

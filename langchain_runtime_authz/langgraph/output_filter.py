@@ -18,8 +18,8 @@ from langgraph.store.base import BaseStore, Op
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
-from langchain_runtime_authz.credential.leak import Search
-from langchain_runtime_authz.langgraph import _private as private
+from langchain_runtime_authz.credential.token_leak import Search
+from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.pep.obligations import redact
 
 Clean = Callable[[Any], Any]
@@ -29,7 +29,7 @@ _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # w
 
 
 class Cleaner:
-    """Splits messages and commands; `credential.leak` and `pep.obligations` filter their parts."""
+    """Splits messages and commands; `credential.token_leak` and `pep.obligations` filter their parts."""
 
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
         self._fields, self._searches = fields, bool(tokens)

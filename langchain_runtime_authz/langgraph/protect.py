@@ -23,17 +23,17 @@ from langgraph.pregel.protocol import PregelProtocol
 from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
-from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
-from langchain_runtime_authz.langgraph.effect import gate_store
+from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.declared_effects import gate_store
+from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Entering, Owner, RootEntry
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
-from langchain_runtime_authz.langgraph.root_entry import ChildEntry, Entering, Owner, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, run_scope, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
-from langchain_runtime_authz.pep.delegate import invitation
+from langchain_runtime_authz.pep.child_agent import invitation
 from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive, new_id
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes

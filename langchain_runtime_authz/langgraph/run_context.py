@@ -28,10 +28,10 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.credentials import RefusedMints
+from langchain_runtime_authz.pep.call_credential import RefusedMints
+from langchain_runtime_authz.pep.call_mandate import Ordered
 from langchain_runtime_authz.pep.engine import Engine, Flow, Perform, Run, adrive, both, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, close, open_entry
-from langchain_runtime_authz.pep.mandates import Ordered
+from langchain_runtime_authz.pep.run_lifecycle import Entry, close, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 
 if TYPE_CHECKING:

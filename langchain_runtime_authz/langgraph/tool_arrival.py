@@ -27,13 +27,13 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.langgraph import _private as private
 from langchain_runtime_authz.langgraph import inputs, tool_execution
+from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run

@@ -20,13 +20,13 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph import tool_profiles
-from langchain_runtime_authz.langgraph._private import config_parameter, kept, lookalike
+from langchain_runtime_authz.langgraph import tool_lookup
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
+from langchain_runtime_authz.langgraph.private_api import config_parameter, kept, lookalike
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
-from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, IN_PLACE, Guard, Profiles, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Guard, Profiles, guard_of, is_guarded
 from langchain_runtime_authz.pep.engine import adrive, drive
 
 # Ways to call a tool, other than `invoke`, which LangChain's versions use.
@@ -58,7 +58,7 @@ def guard_in_place(tool: BaseTool) -> None:
         return
     private = dict(tool.__pydantic_private__ or {})
     object.__setattr__(tool, "__class__", _in_place_class(type(tool)))
-    object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": tool_profiles.Guards()})
+    object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": tool_lookup.Guards()})
 
 
 @kept

@@ -17,19 +17,19 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
-from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph import interrupts, messages
-from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
+from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import within
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Profiles, guard_of
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 

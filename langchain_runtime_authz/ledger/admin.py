@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import LASTS
-from langchain_runtime_authz.ledger.rows import Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
+from langchain_runtime_authz.ledger.sql_rows import Row
 
 DOUBTS: Final = 3  # the first version that records calls in doubt
 BATCH: Final = 500  # threads that one transaction forgets

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, run
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import History
+from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 
@@ -158,7 +158,7 @@ class Approval:
     id: str = ""  # of this question; a second question about the same call has another
     subject: str = ""  # on whose behalf it is asked
     run_id: str = ""
-    question: str = ""  # its text, inert (`facts.inert`)
+    question: str = ""  # its text, inert (`_display`)
     needed: int = 1  # how many must approve
     distinct: bool = False  # neither the subject, under any type, nor anybody in `behind` may approve
     eligible: tuple[str, ...] = ()  # who may answer, as `type:id` (empty: anybody)
@@ -186,7 +186,7 @@ class Query:
     log: bool = False  # pinned texts, and whether a root entry is under way or live; only for root entries
     asks: bool = False  # open questions; likewise
     marks: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()  # keys (`facts.provenance.forms.key`) whose sightings to load
+    values: tuple[str, ...] = ()  # keys (`facts.normal_forms.key`) whose sightings to load
     counters: tuple[str, ...] = ()  # budgets whose counts to load
     deeds: tuple[str, ...] = ()  # (`CallRow.deed`) whose `OPEN` calls to load, from all threads of the subject
 

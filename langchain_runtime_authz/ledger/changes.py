@@ -1,6 +1,6 @@
 """The changes that a commit may hold. Each knows the rows it needs, its conditions and its effect.
 
-Pure, as `ledger.state`. A commit is checked whole before any of it takes effect: `check` of every change sees
+Pure, as `ledger.thread_state`. A commit is checked whole before any of it takes effect: `check` of every change sees
 the thread as it was before the commit, with `used` for what earlier changes of the same commit use up.
 """
 
@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import RESOURCES, Step, count, handed_down
+from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, extend
 from langchain_runtime_authz.ledger.base import MAX_EDGES, AgentPath, Conflict, Guard, Lease, LeaseState
-from langchain_runtime_authz.ledger.state import Needs, Thread
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread
 
 Used = dict[tuple[str, ...], int]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.changes import Change, apply
-from langchain_runtime_authz.ledger.state import Thread, ledger_time, opened, snapshot, status
+from langchain_runtime_authz.ledger.thread_state import Thread, ledger_time, opened, snapshot, status
 
 MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000

@@ -21,12 +21,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.admin import Admin
-from langchain_runtime_authz.ledger.rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
-from langchain_runtime_authz.ledger.sql import DRIFT, WORKERS, SqlLedger
+from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger
+from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 
 TIMEOUT: Final = 5.0  # seconds
 SCHEMA_NAME: Final = "runtime_authz"

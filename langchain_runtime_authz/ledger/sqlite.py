@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
-from langchain_runtime_authz.ledger.rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement, encoded
 from langchain_runtime_authz.ledger.schema import Dialect
-from langchain_runtime_authz.ledger.sql import SqlLedger
+from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
+from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement, encoded
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING

@@ -13,7 +13,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Final
 
-from langchain_runtime_authz.facts.provenance.forms import forms
+from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Scalar, Span, Step, Text
 from langchain_runtime_authz.mandate.phrases import Phrase

@@ -1,7 +1,7 @@
 """The mandate: what one task orders, as data.
 
 A mandate is a list of steps. A step names a tool, each argument that decides whom or what a call affects, and how often
-it may run. `mandate.binding` compares each call with it. A grant limits what a run may do. A plan is what the model
+it may run. `mandate.call_matching` compares each call with it. A grant limits what a run may do. A plan is what the model
 intends, and a mandate what was ordered.
 
 The application writes one in Python or YAML, a planner model returns one as JSON, and `mandate.words` reads one from the
@@ -23,11 +23,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic import Field as Member
 from pydantic_core import PydanticSerializationError
 
-from langchain_runtime_authz._html import table
+from langchain_runtime_authz._display import table
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
-from langchain_runtime_authz.profile import Kind, ToolProfile
+from langchain_runtime_authz.tool_profile import Kind, ToolProfile
 
 MAX_STEPS: Final = 64
 MAX_ROWS: Final = 20  # default number of records that one step may act on

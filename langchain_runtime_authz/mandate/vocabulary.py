@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})

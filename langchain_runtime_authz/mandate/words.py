@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step, Text
 from langchain_runtime_authz.mandate.phrases import Reader
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
 MAX_LINES: Final = 20

@@ -40,7 +40,7 @@ from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Outcome
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.wasm import read_json
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 MANIFEST: Final = ".manifest"
 SIGNATURES: Final = ".signatures.json"

@@ -18,18 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from langchain_runtime_authz._files import replace_file, stamp
+from langchain_runtime_authz._locks import file_lock, in_child
+from langchain_runtime_authz._renewed_files import replace_file, stamp
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds
 from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.fork import file_lock, in_child
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, Keys, files_below, read_bundle, real_root, trusted
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.shipped_data import check_data
+from langchain_runtime_authz.pdp.policy_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, read_json
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 _log = logging.getLogger(__name__)
 VERSION: Final = 1  # of the file with the highest revision

@@ -18,7 +18,7 @@ from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import checked_seconds
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp.answer import parse_answer
+from langchain_runtime_authz.pdp.response import parse_answer
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
 

@@ -27,8 +27,8 @@ from langchain_runtime_authz._validate import checked_callable, checked_seconds,
 from langchain_runtime_authz.authzen import REASON_CODE, Decision, Obligation, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp.answer import parse_answer, parse_obligation
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
+from langchain_runtime_authz.pdp.response import parse_answer, parse_obligation
 
 if TYPE_CHECKING:
     pass

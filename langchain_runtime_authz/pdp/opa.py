@@ -17,8 +17,8 @@ from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision
 from langchain_runtime_authz.errors import Code, PDPError
-from langchain_runtime_authz.pdp.answer import parse_answer, parse_json
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
+from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 
 DECISION: Final = "runtime_authz/decision"
 BATCH: Final = "runtime_authz/batch"

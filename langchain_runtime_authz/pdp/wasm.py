@@ -1,6 +1,6 @@
 """The default PDP: Rego compiled by OPA to Wasm, evaluated in this process.
 
-The verdicts are OPA's, without a server. `pdp._rego` adds a deadline that stops a running evaluation. It releases the
+The verdicts are OPA's, without a server. `pdp._wasm_host` adds a deadline that stops a running evaluation. It releases the
 GIL meanwhile, and offers no host function to a policy.
 """
 
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
-from langchain_runtime_authz.pdp.answer import parse_answer, parse_json
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
+from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.pdp._rego import Program
+    from langchain_runtime_authz.pdp._wasm_host import Program
 
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # calls of a larger message are evaluated one by one
@@ -84,7 +84,7 @@ class WasmPDP(InProcess):
             document = merge_shipped(document)
             if data is not None:
                 # Imported late: a policy as it is shipped needs no check.
-                from langchain_runtime_authz.pdp.shipped_data import check_data
+                from langchain_runtime_authz.pdp.policy_data import check_data
 
                 check_data(document[DATA_ROOT], "data")
         self.revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
@@ -207,7 +207,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
     # Imported late: wasmtime is the dearest import of the package, and other PDPs do without it.
-    from langchain_runtime_authz.pdp._rego import PolicyFailed, Program
+    from langchain_runtime_authz.pdp._wasm_host import PolicyFailed, Program
 
     try:
         program = Program(code, data, pool_size=pool_size, timeout=timeout)

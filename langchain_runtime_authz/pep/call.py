@@ -10,15 +10,15 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.argument_atoms import CallAtoms
 from langchain_runtime_authz.facts.plan import Match
-from langchain_runtime_authz.facts.provenance.atoms import CallAtoms
-from langchain_runtime_authz.facts.provenance.trace import Provenance
+from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Doubt
-from langchain_runtime_authz.mandate.binding import Standing
+from langchain_runtime_authz.mandate.call_matching import Standing
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.obligations import Terms
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 _NO_TASK: Final = Task()
 NO_STANDING: Final = Standing("none", None, (), ())

@@ -12,18 +12,18 @@ from typing import Any, cast
 
 from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
-from langchain_runtime_authz.facts.answer import free_text
+from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
+from langchain_runtime_authz.facts.interrupt_answers import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
-from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.calls import AnswerApproval
+from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
-from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial, record_answers
-from langchain_runtime_authz.pep.decide import data_scope
+from langchain_runtime_authz.pep.approval_hitl import answers, corrections, edited_action, is_partial, record_answers
+from langchain_runtime_authz.pep.decide_calls import data_scope
+from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, unrecorded
 from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run, new_id
-from langchain_runtime_authz.pep.entry import take_lease
-from langchain_runtime_authz.pep.recording import change_task, corrected, recorded, run_event, unrecorded
+from langchain_runtime_authz.pep.run_lifecycle import take_lease
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
-from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.ledger.base import Guard, Ledger, Scope
@@ -26,12 +26,12 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.agents import ANY, AgentProfile
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
-from langchain_runtime_authz.pep.recent import RecentDecisions
+from langchain_runtime_authz.pep.recent_decisions import RecentDecisions
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
-from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.telemetry.metrics import count, observe_ledger
-from langchain_runtime_authz.telemetry.names import COMPONENT, ERROR_TYPE
+from langchain_runtime_authz.telemetry.semconv import COMPONENT, ERROR_TYPE
 from langchain_runtime_authz.telemetry.spans import OpenSpan
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 if TYPE_CHECKING:  # its module loads the signing library, which an import should not
     from langchain_runtime_authz.credential.issuer import Issuer

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision, Obligation
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.calls import SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.call_changes import SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change
 
 REDACTED: Final = "[redacted]"

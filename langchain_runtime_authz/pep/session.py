@@ -9,24 +9,25 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
+from langchain_runtime_authz.facts.argument_atoms import atoms_of
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
-from langchain_runtime_authz.facts.provenance.atoms import atoms_of
 from langchain_runtime_authz.facts.task import CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Conflict
-from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval
+from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval
 from langchain_runtime_authz.ledger.changes import RecordPlan
-from langchain_runtime_authz.pep.approvals import behind
+from langchain_runtime_authz.pep.approval_hitl import behind
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.claim import claim_call, conclude, counted
+from langchain_runtime_authz.pep.call_evidence import sentences
+from langchain_runtime_authz.pep.calls_in_doubt import state_of
+from langchain_runtime_authz.pep.child_agent import open_child
+from langchain_runtime_authz.pep.claim_calls import claim_call
+from langchain_runtime_authz.pep.conclude_calls import conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
-from langchain_runtime_authz.pep.decide import decide_calls
-from langchain_runtime_authz.pep.delegate import open_child
-from langchain_runtime_authz.pep.doubt import state_of
+from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, both, new_id
-from langchain_runtime_authz.pep.entry import close, open_entry
-from langchain_runtime_authz.pep.provenance import sentences
-from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
+from langchain_runtime_authz.pep.run_lifecycle import close, open_entry
+from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_by_hints
 
 
 class Session:

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.forms import skeleton
-from langchain_runtime_authz.facts.provenance.observe import Observation, Prose, Reading, Sighting
-from langchain_runtime_authz.facts.provenance.trace import NO_MEMORY, Memory
-from langchain_runtime_authz.facts.provenance.words import UserWords
+from langchain_runtime_authz._locks import forkable_lock
+from langchain_runtime_authz.facts.normal_forms import skeleton
+from langchain_runtime_authz.facts.output_reading import Observation, Prose, Reading, Sighting
+from langchain_runtime_authz.facts.provenance import NO_MEMORY, Memory
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
-from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.facts.user_words import UserWords
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.mandate.outputs import Outputs
-from langchain_runtime_authz.mandate.own_words import continues, stated
+from langchain_runtime_authz.mandate.places import continues, stated
+from langchain_runtime_authz.mandate.read_outputs import Outputs
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from langchain_runtime_authz._url import normal_target
-from langchain_runtime_authz.credential.dpop import MAX_AGE, Proof, read_proof
-from langchain_runtime_authz.credential.keys import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.credential.dpop_proof import MAX_AGE, Proof, read_proof
+from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 

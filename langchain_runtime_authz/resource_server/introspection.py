@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import parse_qsl, unquote_plus
 
 from langchain_runtime_authz._http import Connection, Fetcher, basic
-from langchain_runtime_authz.credential.keys import Secret
+from langchain_runtime_authz.credential.signer import Secret
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

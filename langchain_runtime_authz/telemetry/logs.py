@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from opentelemetry import trace
 
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.fork import forkable_lock
 
 BURST: Final = 5  # lines of one code
 WINDOW: Final = 60.0  # seconds

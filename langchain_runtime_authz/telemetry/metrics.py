@@ -19,7 +19,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.authzen import Decision, Subject
-from langchain_runtime_authz.telemetry import names as n
+from langchain_runtime_authz.telemetry import semconv as n
 
 _ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # ledger → its tenants
 

@@ -27,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import metrics
-from langchain_runtime_authz.telemetry import names as n
+from langchain_runtime_authz.telemetry import semconv as n
 
 # Equal requests of one process have equal hashes. Without the key, their content cannot be guessed.
 _HASH_KEY: Final = secrets.token_bytes(32)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.testing.clock import FrozenClock
-from langchain_runtime_authz.testing.model import ScriptedChatModel
-from langchain_runtime_authz.testing.requests import example_request
-from langchain_runtime_authz.testing.static import StaticPDP
+from langchain_runtime_authz.testing.example_request import example_request
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
+from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
 
 __all__ = ["FrozenClock", "ScriptedChatModel", "StaticPDP", "example_request"]

@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple, cast
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.ledger import base, calls, changes
+from langchain_runtime_authz.ledger import base, call_changes, changes
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Ledger, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import Change
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
 DIGEST: Final = "sha256:" + "0" * 64
 ROOT: Final = ("root",)
@@ -74,7 +74,7 @@ class Script:
         if not new:
             todo = tuple(self.change(jti, at + pick((0,) * 6 + (-1, 1))) for _ in range(pick((1, 1, 1, 2, 4))))
         self.jtis[scope] += [c.lease.jti for c in todo if isinstance(c, changes.TakeLease)]
-        claims = any(isinstance(change, calls.ClaimCall) for change in todo)  # nobody claims without a lease
+        claims = any(isinstance(change, call_changes.ClaimCall) for change in todo)  # nobody claims without a lease
         agent, name = pick(AGENTS), pick(NAMES)
         more = {"plan": (agent, name)} if pick((True, False)) else {"planned_call": (agent, name)}
         known: Any = {
@@ -103,7 +103,7 @@ class Script:
         planned = (PlannedCall(0, name, tool, "d"), PlannedCall(1, None, "read", "e", tool, "d"))
         text = HumanText(f"d{number}", pick(TEXTS), pick((None, name)), pick((True, False)), who, past=yes, mixed=yes)
         texts = (text, HumanText("d", "pay"))[: pick((1, 2))]
-        lost = calls.DoubtCall(base.CallRow(name, "unknown", jti, None, DEEDS[name], now, about))
+        lost = call_changes.DoubtCall(base.CallRow(name, "unknown", jti, None, DEEDS[name], now, about))
         makers: tuple[Callable[[], Change], ...] = (
             lambda: changes.OpenThread(who),
             lambda: changes.AdvanceEpoch(epoch, texts, first=yes, deliver=pick((True, False)), keep=(name,)),
@@ -120,19 +120,19 @@ class Script:
             lambda: changes.RecordPlan(PlanRecord(name, agent, epoch, "model", planned)),
             lambda: changes.RecordEdge(Edge.model_validate({"from": name, "to": tool, "kind": pick(("task", "handoff"))})),
             lambda: changes.RecordValues((Sighting(name, origin, yes, pick((True, False)), tool),)),
-            *[lambda: calls.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick(((), None)))] * 4,
-            *[lambda: calls.ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
-            *[lambda: calls.ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
-            lambda: calls.ResolveCall(name, number > 1, who, tool) if yes else calls.RepeatCall(name, now) if number == 2 else lost,
-            lambda: calls.SpendBudget(name, 4, pick((number, -1))),
-            *[lambda: calls.SpendRate("k", pick((10, 100)), 1)] * 2,
-            *[lambda: calls.AskApproval(base.Approval(
+            *[lambda: call_changes.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick(((), None)))] * 4,
+            *[lambda: call_changes.ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
+            *[lambda: call_changes.ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
+            lambda: call_changes.ResolveCall(name, number > 1, who, tool) if yes else call_changes.RepeatCall(name, now) if number == 2 else lost,
+            lambda: call_changes.SpendBudget(name, 4, pick((number, -1))),
+            *[lambda: call_changes.SpendRate("k", pick((10, 100)), 1)] * 2,
+            *[lambda: call_changes.AskApproval(base.Approval(
                 name, tool, epoch, "task", number, 1, id=self.new(), subject=who, needed=pick((1, 1, 2)), distinct=yes,
                 expires_at=pick((0, now + TTL)), eligible=pick(((), (who,))), fallback=("user:bob",), fallback_at=now + 1,
                 allowed=("approve", "edit"), interrupt_id="i", run_id="r", question=pick(TEXTS), trace="t", **place,
             ))] * 2,
-            *[lambda: calls.AnswerApproval(name, pick(("approved", "approved", "rejected", "answered", "malformed")), who, yes, tool, name)] * 2,
-            *[lambda: calls.SpendApproval(name, tool)] * 2,
+            *[lambda: call_changes.AnswerApproval(name, pick(("approved", "approved", "rejected", "answered", "malformed")), who, yes, tool, name)] * 2,
+            *[lambda: call_changes.SpendApproval(name, tool)] * 2,
         )  # fmt: skip
         return pick(makers)()
 
@@ -227,8 +227,8 @@ class LedgerHarness:
 
     def approved(self, key: str, **asked: Any) -> None:
         """Make an approval of the call that is ready to be spent."""
-        self.do(calls.AskApproval(base.Approval(key, DIGEST, **{"epoch": 1, **asked})))
-        self.do(calls.AnswerApproval(key, "approved", "user:alice", authenticated=True))
+        self.do(call_changes.AskApproval(base.Approval(key, DIGEST, **{"epoch": 1, **asked})))
+        self.do(call_changes.AnswerApproval(key, "approved", "user:alice", authenticated=True))
 
     def race(self, jobs: Sequence[tuple[Sequence[Change], Guard | None]]) -> list[Committed | Conflict]:
         """Commit each job in its own thread, all at once."""
@@ -242,7 +242,7 @@ class LedgerHarness:
             return list(pool.map(run, jobs))
 
     def claimed(
-        self, thread: str, process: str = "p1", args: str = "d", kind: Any = calls.ClaimCall, **more: Any
+        self, thread: str, process: str = "p1", args: str = "d", kind: Any = call_changes.ClaimCall, **more: Any
     ) -> Code | None:
         """Claim a call whose decision knew of no doubt, in a run of its own; return why it was refused."""
         about = {"args_digest": args, "process": process, "entry": unique()}

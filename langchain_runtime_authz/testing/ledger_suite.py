@@ -26,11 +26,11 @@ from typing import Any, Final, cast
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.provenance.observe import Sighting
+from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Ledger, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.calls import ClaimCall, SpendApproval, SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, SpendApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     Change,
@@ -41,7 +41,7 @@ from langchain_runtime_authz.ledger.changes import (
     Revoke,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.ledger.state import Thread
+from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.testing.ledger_scripts import (
     DIGEST,
     TTL,

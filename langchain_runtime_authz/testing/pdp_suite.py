@@ -18,7 +18,7 @@ from dataclasses import replace
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
 
 
 class PDPContract:

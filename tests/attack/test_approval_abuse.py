@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.credential.approval_statement import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
-from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.facts.inert import inert, quoted
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.ledger.base import Approval, Scope
 from langchain_runtime_authz.testing import FrozenClock
 

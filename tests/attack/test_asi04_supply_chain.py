@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_runtime_authz.profile import tool_digest
+from langchain_runtime_authz.tool_profile import tool_digest
 
 from ._kit import *
 from ._scenario import first_reasons, play

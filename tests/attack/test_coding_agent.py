@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-from langchain_runtime_authz.demo.graph import agent_graph as demo_graph
-from langchain_runtime_authz.demo.graph import converse
-from langchain_runtime_authz.report.trace import ToolCall, User, read_trace, replay_trace
+from langchain_runtime_authz.cli._recorded_run import ToolCall, User, read_trace, replay_trace
+from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
+from langchain_runtime_authz.demo.agent import converse
 
 from ._kit import *
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 
-from langchain_runtime_authz import fork
+from langchain_runtime_authz import _locks
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.testing import FrozenClock
 
@@ -35,7 +35,7 @@ class World:
 
     def worker(self, **options: Any) -> RuntimeAuthz:
         """Return an instance in a process of its own."""
-        fork.PROCESS[0] = secrets.token_hex(8)
+        _locks.PROCESS[0] = secrets.token_hex(8)
         return RuntimeAuthz(ledger=self.ledger, profiles=PROFILES, **options)
 
     def graph(self, authz: RuntimeAuthz) -> Any:
@@ -92,9 +92,9 @@ class World:
 def world(rule: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     if not rule:
         monkeypatch.setattr(base.Doubt, "asks", lambda *_: False)
-    own = fork.PROCESS[0]
+    own = _locks.PROCESS[0]
     yield World()
-    fork.PROCESS[0] = own
+    _locks.PROCESS[0] = own
 
 
 @pytest.mark.parametrize("thread", ["t", "other"])
@@ -285,7 +285,7 @@ def test_a_resolution_says_who_and_why(world: World, happened: Any, by: Any, rea
 @pytest.mark.parametrize("answer", ["hangs", "exits", "exits later"])
 def test_a_service_that_fails_costs_one_deadline(world: World, monkeypatch: Any, rule: bool, answer: str, form: str) -> None:
     """However many calls are in doubt; what ends its thread does not end ours."""
-    monkeypatch.setattr("langchain_runtime_authz.pep.doubt.DEADLINE", 0.2)
+    monkeypatch.setattr("langchain_runtime_authz.pep.calls_in_doubt.DEADLINE", 0.2)
     permits, over = StaticPDP(permit=True), threading.Event()
     for thread in "abcd":
         session = world.worker(pdp=permits).session(subject="alice", task=ORDER, thread=thread)

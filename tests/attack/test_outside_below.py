@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 import sqlite3
 
-from langchain_runtime_authz.facts import state
+from langchain_runtime_authz.facts import checkpoint_head
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph import root_entry
+from langchain_runtime_authz.langgraph import graph_entry
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
 
 from ._kit import *
@@ -224,14 +224,14 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
     family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
     family.go(human())
     reads = [OSError("a database that is away for a moment")]
-    whole = root_entry._Root._told
+    whole = graph_entry._Root._told
 
     def told(*args: Any) -> Any:
         if reads:
             raise reads.pop()
         return (yield from whole(*args))
 
-    monkeypatch.setattr(root_entry._Root, "_told", told)
+    monkeypatch.setattr(graph_entry._Root, "_told", told)
     with pytest.raises(OSError, match="away"):
         family.go(None, how=how)
     assert marks(tmp_path / "ledger.db") == ["task"]
@@ -242,9 +242,9 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
 
 def test_children_on_ever_new_threads_share_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that there is a bound; of two that meet in one the newer is remembered, and never the one for the other."""
-    monkeypatch.setattr(state, "SLOTS", 2)
+    monkeypatch.setattr(checkpoint_head, "SLOTS", 2)
     kept: dict[str, str] = {}
-    made = [state.ChildMark(raw_digest(str(n)), lasting=True) for n in range(100)]
+    made = [checkpoint_head.ChildMark(raw_digest(str(n)), lasting=True) for n in range(100)]
     for number, mark in enumerate(made):
         kept[mark.name] = mark.value(str(number))
         assert mark.left(kept) == str(number)

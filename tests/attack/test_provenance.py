@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.demo.graph import agent_graph as demo_graph
+from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 
 from ._kit import *
 

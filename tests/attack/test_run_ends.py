@@ -6,7 +6,7 @@ import os
 import signal
 
 from langchain_runtime_authz.ledger import SqliteLedger
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
 from ._kit import *
 

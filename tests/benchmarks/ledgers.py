@@ -24,7 +24,7 @@ from rich.table import Table
 
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.ledger.base import Guard, Lease, Query, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.changes import OpenThread, RecordPlan, RecordStep, TakeLease
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger

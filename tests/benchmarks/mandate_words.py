@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from langchain_runtime_authz.mandate.model import Const, Mandate, Step, Text
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 DATA: Final = Path(__file__).parents[1] / "data" / "mandate"
 CORPORA: Final = tuple(sorted(path.parent.name for path in DATA.glob("*/tools.yaml")))
@@ -99,8 +99,8 @@ class Judge:
 
     def covered(self, calls: Sequence[Call]) -> list[str]:
         """Return the standing of each call; each is spent before the next is judged."""
-        from langchain_runtime_authz.mandate.binding import CallFacts, bind
-        from langchain_runtime_authz.mandate.outputs import Outputs
+        from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
+        from langchain_runtime_authz.mandate.read_outputs import Outputs
 
         if self.mandate is None:
             return ["none"] * len(calls)

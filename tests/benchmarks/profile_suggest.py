@@ -17,14 +17,14 @@ import yaml
 from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.cli._proposal import Proposal, propose
+from langchain_runtime_authz.cli._profile_proposal import Proposal, propose
 from langchain_runtime_authz.cli.inspect import tools_of
+from langchain_runtime_authz.demo.agent import agent_graph
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, load_suite
-from langchain_runtime_authz.demo.graph import agent_graph
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SINKS, ToolProfile, load_profiles
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
+from langchain_runtime_authz.tool_profile import EFFECTS, SHIPPED, SINKS, ToolProfile, load_profiles
 from tests import generated
 
 AUTHORS: Final = {

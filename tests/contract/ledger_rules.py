@@ -12,8 +12,8 @@ import pytest
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
+from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
 from langchain_runtime_authz.ledger.base import (
     LAPSED,
@@ -29,7 +29,7 @@ from langchain_runtime_authz.ledger.base import (
     Scope,
     Snapshot,
 )
-from langchain_runtime_authz.ledger.calls import (
+from langchain_runtime_authz.ledger.call_changes import (
     AnswerApproval,
     AskApproval,
     ClaimCall,

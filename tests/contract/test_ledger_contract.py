@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.facts.provenance.observe import Sighting
+from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import LASTS, Guard, Lease, Ledger, Query, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ResolveCall, SpendBudget
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ResolveCall, SpendBudget
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     EndLease,
@@ -26,7 +26,7 @@ from langchain_runtime_authz.ledger.changes import (
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract, LedgerContract
 from tests.contract.ledger_rules import LedgerRules
 

@@ -10,7 +10,7 @@ import pytest
 
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger import calls, changes
+from langchain_runtime_authz.ledger import call_changes, changes
 from langchain_runtime_authz.ledger.base import (
     Approval,
     CallRow,
@@ -26,7 +26,7 @@ from langchain_runtime_authz.ledger.changes import Change, Unrefusable
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing.ledger_suite import LedgerContract, UnknownChange
 
-KINDS = sorted({k for m in (calls, changes) for k in vars(m).values() if isinstance(k, type) and issubclass(k, Change)} - {Change, Unrefusable, UnknownChange}, key=lambda k: k.__name__)
+KINDS = sorted({k for m in (call_changes, changes) for k in vars(m).values() if isinstance(k, type) and issubclass(k, Change)} - {Change, Unrefusable, UnknownChange}, key=lambda k: k.__name__)
 EMPTY = {f.name: getattr(MemoryLedger(clock=lambda: 0.0).load(Scope("t", "i", "g", "x"), Query()), f.name) for f in fields(Snapshot)}
 
 

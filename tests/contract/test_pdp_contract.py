@@ -10,7 +10,7 @@ from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
-from langchain_runtime_authz.testing.static import StaticPDP
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
 
 
 class TestStaticPDP(PDPContract):

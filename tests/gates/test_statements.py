@@ -15,7 +15,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger import sqlite
 from langchain_runtime_authz.ledger.base import Guard, Ledger, Scope
-from langchain_runtime_authz.ledger.calls import ConcludeCall
+from langchain_runtime_authz.ledger.call_changes import ConcludeCall
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph

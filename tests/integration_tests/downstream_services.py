@@ -20,7 +20,7 @@ from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.credential.details import ORDERED
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT

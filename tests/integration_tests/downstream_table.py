@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from langchain_runtime_authz import AuthzHalt, RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.credential.dpop import ProofKey
+from langchain_runtime_authz.credential.dpop_proof import ProofKey
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 
 from .services import free_port
 

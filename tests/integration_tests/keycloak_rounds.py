@@ -17,7 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import AuthzDenied, AuthzHalt, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, ExchangeAuth, TokenExchange, private_key_jwt
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import AuthzError, CredentialError

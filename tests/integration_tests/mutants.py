@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from langchain_runtime_authz.testing.requests import NOW, example_request
+from langchain_runtime_authz.testing.example_request import NOW, example_request
 
 DIGEST = "sha256:" + "5e" * 32
 BASE = json.loads(example_request().to_json())

@@ -19,8 +19,8 @@ from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
-from langchain_runtime_authz.testing.requests import example_request
 from tests.integration_tests.authzen_certification import (
     DATA,
     ROWS,

@@ -13,7 +13,7 @@ import pytest
 
 from langchain_runtime_authz.demo.agentdojo import judge, load_suite
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.profile import ToolProfile, check_arguments
+from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments
 from tests import generated
 from tests.benchmarks.agentdojo import __main__ as benchmark
 from tests.benchmarks.agentdojo import offline, replay

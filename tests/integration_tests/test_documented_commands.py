@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests import pages

@@ -14,21 +14,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 from starlette.responses import Response
 
 from langchain_runtime_authz import ToolProfile, current_call
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.downstream.exchange import ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import CredentialError
 
 from ..attack._graphs import answer_to, call, hand_written, human, replying
-from .downstream_services import (
-    SECRET,
-    World,
-    bank_app,
-    legacy_app,
-    resource_server,
-    serving,
-    token_endpoint,
-)
+from .downstream_services import SECRET, World, bank_app, legacy_app, resource_server, serving, token_endpoint
 from .downstream_table import COLUMNS, ONLINE, Scene
 from .mcp_services import mcp_app
 from .services import free_port

@@ -15,7 +15,7 @@ import pytest
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
 from tests.integration_tests.fault_server import FAULTS, FaultServer, whole
 from tests.integration_tests.faulted_graph import run_graph
 from tests.integration_tests.services import Authority, free_port, our_threads

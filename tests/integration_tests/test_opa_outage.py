@@ -17,7 +17,7 @@ import pytest
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.compose import CircuitBreaker
 from langchain_runtime_authz.pdp.opa import OpaPDP
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
 from tests.integration_tests.services import OpaServer, our_threads
 
 SECONDS = float(os.environ.get("LRA_OUTAGE_SECONDS", "5"))

@@ -23,8 +23,8 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
-from langchain_runtime_authz.testing.requests import example_request
 from tests.integration_tests.faulted_graph import run_graph
 from tests.integration_tests.services import SHIPPED, Authority, OpaServer, free_port, opa_binary, our_threads
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import AuthzError, Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.policy.lint import lint_paths
-from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
+from langchain_runtime_authz.cli.policy.open_policy import bundle_files, open_policy
+from langchain_runtime_authz.cli.policy.rego_lint import lint_paths
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pap.bundle import pack, read_bundle

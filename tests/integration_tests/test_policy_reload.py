@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pap.bundle import Bundle
 from langchain_runtime_authz.pap.reloading import HighestRevision, ReloadingPDP
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
 from tests.bundles import Key, files, put
 
 RELOADS = int(os.environ.get("LRA_RELOADS", "200"))

@@ -26,10 +26,10 @@ from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger import sql as statements
+from langchain_runtime_authz.ledger import sql_ledger as statements
 from langchain_runtime_authz.ledger.admin import accept_clock, accept_restore, migrate, prune
 from langchain_runtime_authz.ledger.base import Committed, Guard, Lease, Ledger, Query, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     OpenThread,

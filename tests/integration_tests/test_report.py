@@ -14,10 +14,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.audit.story import tell
-from langchain_runtime_authz.audit.story_page import page
+from langchain_runtime_authz.audit.story_html import page
 from langchain_runtime_authz.demo.bank import perform
-from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.audit.test_story import HOSTILE
 
 pytestmark = pytest.mark.integration

@@ -37,7 +37,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz import ToolProfile, current_call
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.testing import StaticPDP

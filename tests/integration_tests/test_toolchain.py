@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import GRANT_TYPE
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, ExchangeAuth, TokenExchange

@@ -13,7 +13,7 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
 from tests.unit_tests.pdp.test_wasm import opa_module
 
 REQUEST = example_request()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from langchain_runtime_authz.authzen import Decision, strict_json
 from langchain_runtime_authz.errors import PDPError
 from langchain_runtime_authz.pdp import authzen, opa
-from langchain_runtime_authz.pdp.answer import parse_answer
+from langchain_runtime_authz.pdp.response import parse_answer
 
 PERMIT: dict[str, Any] = {
     "decision": True,

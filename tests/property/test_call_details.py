@@ -12,8 +12,8 @@ from langchain_runtime_authz.credential.details import authorization_details, ch
 from langchain_runtime_authz.credential.token import Credential, claims_of, seal
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.mandate import compare
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.mandate import value_matching
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.credential.tokens import a_request
 
 NUMBERS = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -52,9 +52,9 @@ def near(value: Any) -> list[Any]:
 
 def same(one: Any, other: Any, kind: str) -> bool:
     """Whether two values are one: the same JSON, equal for a mandate, texts but for blanks, or a token's number as a text."""
-    if digest([one]) == digest([other]) or compare.same(one, other, kind):
+    if digest([one]) == digest([other]) or value_matching.same(one, other, kind):
         return True
-    if isinstance(other, str) and (one.strip() == other.strip() if isinstance(one, str) else compare.same(one, other, "amount")):
+    if isinstance(other, str) and (one.strip() == other.strip() if isinstance(one, str) else value_matching.same(one, other, "amount")):
         return True
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return all(same(a, b, kind) for a, b in zip(one, other, strict=True))

@@ -37,7 +37,7 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import LASTS, Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from tests.attack._graphs import call, loop, says
 from tests.attack.corrections import beside
 

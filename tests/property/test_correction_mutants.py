@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.langgraph import root_entry
+from langchain_runtime_authz.langgraph import graph_entry
 from langchain_runtime_authz.ledger import changes, memory
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep import corrections as correction
-from langchain_runtime_authz.pep import decide as judge
+from langchain_runtime_authz.pep import decide_calls as judge
 from tests.property.test_correction_machine import CorrectionMachine
 from tests.tier import PROFILE
 
@@ -66,7 +66,7 @@ def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_stands_in_the_state_is_human(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(root_entry.inputs, "unheard", lambda texts, state: texts)
+    patch.setattr(graph_entry.inputs, "unheard", lambda texts, state: texts)
 
 
 def anybodys_words_are_the_subjects(patch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz import Grant, Mandate, RuntimeAuthz
 from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.property.test_grant_lattice import calls, grants
 
 MANY = settings(deadline=None, max_examples=60)

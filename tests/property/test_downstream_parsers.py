@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz._http import basic
 from langchain_runtime_authz._url import is_under, normal_target
-from langchain_runtime_authz.credential.dpop import read_proof
+from langchain_runtime_authz.credential.dpop_proof import read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import PRIVATE_MEMBERS
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import TokenExchange
 from langchain_runtime_authz.errors import CredentialError

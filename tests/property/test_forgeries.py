@@ -17,9 +17,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.credential.dpop import read_proof, token_digest
+from langchain_runtime_authz.credential.dpop_proof import read_proof, token_digest
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import TYP, Credential, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError

@@ -14,7 +14,7 @@ from langchain_runtime_authz.facts.history import RECENT
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Lease, Ledger, Query, Scope
-from langchain_runtime_authz.ledger.calls import (
+from langchain_runtime_authz.ledger.call_changes import (
     AnswerApproval,
     AskApproval,
     ClaimCall,
@@ -36,7 +36,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakeLease,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
 TTL = 60
 BUDGET = 3

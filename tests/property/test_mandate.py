@@ -8,8 +8,8 @@ from itertools import product
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.provenance.forms import forms
-from langchain_runtime_authz.mandate.binding import CallFacts, bind
+from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     Between,
@@ -31,8 +31,8 @@ from langchain_runtime_authz.mandate.model import (
     Text,
     Within,
 )
-from langchain_runtime_authz.mandate.outputs import Outputs
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read", critical={"id": "object"}, trust={"": "external", "id": "system", "to": "system", "sum": "system", "rows": "system", "rows.note": "external", "rows.from": "system"}, counterparty=("rows.from",), prose=("text",))
 PROFILES = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.backing import backed
+from langchain_runtime_authz.mandate.material import material
 from langchain_runtime_authz.mandate.model import (
     Between,
     Const,
@@ -33,8 +33,8 @@ from langchain_runtime_authz.mandate.model import (
     Text,
     Within,
 )
-from langchain_runtime_authz.mandate.own_words import material
-from langchain_runtime_authz.profile import load_profiles
+from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.tool_profile import load_profiles
 
 PROFILES = load_profiles(
     {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.provenance.forms import forms
+from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.model import Const, Step
 from langchain_runtime_authz.mandate.words import compile_words
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 PROFILES = {
     "pay": ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount", "currency": "value"}, text=("note",), intent=("pay", "send")),

@@ -13,20 +13,20 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.provenance import atoms as atoms_module
-from langchain_runtime_authz.facts.provenance import forms as forms_module
-from langchain_runtime_authz.facts.provenance import observe as observe_module
-from langchain_runtime_authz.facts.provenance import trace as trace_module
-from langchain_runtime_authz.facts.provenance import words as words_module
-from langchain_runtime_authz.facts.provenance.atoms import atoms_of
-from langchain_runtime_authz.facts.provenance.forms import forms, mentions
-from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_output
-from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
-from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
-from langchain_runtime_authz.facts.provenance.values import held
-from langchain_runtime_authz.facts.provenance.words import UserWords
-from langchain_runtime_authz.mandate.own_words import stated
-from langchain_runtime_authz.profile import FieldTrust, ToolProfile
+from langchain_runtime_authz.facts import argument_atoms as atoms_module
+from langchain_runtime_authz.facts import normal_forms as forms_module
+from langchain_runtime_authz.facts import output_reading as observe_module
+from langchain_runtime_authz.facts import provenance as trace_module
+from langchain_runtime_authz.facts import user_words as words_module
+from langchain_runtime_authz.facts.argument_atoms import atoms_of
+from langchain_runtime_authz.facts.json_copy import held
+from langchain_runtime_authz.facts.normal_forms import forms, mentions
+from langchain_runtime_authz.facts.output_reading import Sighting, observe_output
+from langchain_runtime_authz.facts.provenance import Evidence, Memory, Provenance
+from langchain_runtime_authz.facts.provenance import trace as trace_atoms
+from langchain_runtime_authz.facts.user_words import UserWords
+from langchain_runtime_authz.mandate.places import stated
+from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
 
 TRUSTED = ("told", "known")
 SYSTEM = ToolProfile(effect="read", trust={"": "system", "note": "external"}, prose=("note",), counterparty=("from",))
@@ -265,14 +265,14 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(output: Any, profile: Too
 
 
 def _pairs() -> list[tuple[Any, Any, bool]]:
-    from tests.unit_tests.facts.test_provenance_forms import DIFFERENT, SAME
+    from tests.unit_tests.facts.test_normal_forms import DIFFERENT, SAME
 
     return [(a, b, True) for a, b in SAME] + [(a, b, False) for a, b in DIFFERENT]
 
 
 def _noticed() -> bool:
     """Whether the tables of equal and different values, the mentions or the user's words disagree."""
-    from tests.unit_tests.facts.test_provenance_forms import SAID
+    from tests.unit_tests.facts.test_normal_forms import SAID
 
     if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
         return True

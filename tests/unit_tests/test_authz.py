@@ -13,7 +13,7 @@ from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory, KeyRing
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.ledger import MemoryLedger, SqliteLedger
 from langchain_runtime_authz.pdp.base import ObserveOnly

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.audit import OWN_TEST, POLICIES, rule_lines
-from langchain_runtime_authz.cli.policy.project import shipped_rego
+from langchain_runtime_authz.cli.policy.open_policy import shipped_rego
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing.requests import NOW, example_request
+from langchain_runtime_authz.testing.example_request import NOW, example_request
 from tests.bundles import DATA
 
 ROOT = Path(__file__).parents[2]

@@ -36,20 +36,6 @@ def test_the_exports() -> None:
         langchain_runtime_authz.Decision
 
 
-@pytest.mark.parametrize("order", [("", ".profile"), (".profile", "")])
-def test_profile_is_the_decorator_whatever_was_imported_before(order: tuple[str, str]) -> None:
-    """A module has the same name: loading it must not take the decorator's place."""
-    code = f"""
-import importlib
-for name in {order!r}:
-    importlib.import_module("langchain_runtime_authz" + name)
-from langchain_runtime_authz import profile
-from langchain_runtime_authz.profile import load_profiles
-assert profile(effect="read") and profile.__module__ == load_profiles.__module__
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_the_root_loads_nothing_heavy() -> None:
     """Neither the root, nor what a service needs that verifies tokens, nor the PDP's own types."""
     services = [m.name for m in pkgutil.iter_modules(resource_server.__path__, "langchain_runtime_authz.resource_server.")]

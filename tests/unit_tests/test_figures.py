@@ -10,12 +10,11 @@ import pytest
 
 from langchain_runtime_authz.audit import story
 from langchain_runtime_authz.credential import details, jwks, verifier
-from langchain_runtime_authz.facts import history
-from langchain_runtime_authz.facts.provenance import values
+from langchain_runtime_authz.facts import history, json_copy
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base
-from langchain_runtime_authz.mandate import backing
-from langchain_runtime_authz.pep import approvals, credentials, doubt, engine, health
+from langchain_runtime_authz.mandate import planner_mandate
+from langchain_runtime_authz.pep import approval_hitl, call_credential, calls_in_doubt, engine, health
 from langchain_runtime_authz.telemetry import logs, metrics
 from tests.gates import test_statements as statements
 from tests.unit_tests.test_docs import TEXTS
@@ -30,26 +29,26 @@ FIGURE = re.compile(
 ORDINAL = re.compile("an? second|(?:an?|one|two|three) (?:step|statement|commit|function|row)")  # count nothing that was measured
 
 OF_CODE = {
-    "CHANGELOG.md": {"live for at most 60 seconds": credentials.TOKEN_TTL},
-    "docs/approvals.md": {"it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approvals.HOUR},
+    "CHANGELOG.md": {"live for at most 60 seconds": call_credential.TOKEN_TTL},
+    "docs/approvals.md": {"it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_hitl.HOUR},
     "docs/audit.md": {"2,000 steps": story.MAX_STEPS},
     "docs/codes.md": {
         "worked for longer than an hour": engine.MAX_LIFETIME, "in the last 24 hours": base.LASTS,
         "more calls in a minute than the policy allows": history.MINUTE,
     },
-    "docs/concepts.md": {"400,000 characters": values.MAX_CHARS},
+    "docs/concepts.md": {"400,000 characters": json_copy.MAX_CHARS},
     "docs/credentials.md": {
-        "most 60 seconds and dies": credentials.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": verifier.LEEWAY,
+        "most 60 seconds and dies": call_credential.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": verifier.LEEWAY,
         "with 5 seconds of leeway": verifier.LEEWAY, "at most 65 seconds after": verifier.MAX_TTL + verifier.LEEWAY,
     },
-    "docs/delegation.md": {"after 60 seconds at the latest": credentials.TOKEN_TTL},
+    "docs/delegation.md": {"after 60 seconds at the latest": call_credential.TOKEN_TTL},
     "docs/effects.md": {"JSON of at most 64 KB": messages.MAX_KEPT},
     "docs/identity.md": {"than its lease, a minute": engine.LEASE_TTL},
-    "docs/mandate.md": {"more than 400 characters": backing.LONG},
+    "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
         "Both databases see 7 statements": max(statements.POSTGRES, statements.SQLITE),
         "its lease lapses (a minute)": engine.LEASE_TTL, "less than a minute ago": engine.LEASE_TTL, "For 24 hours": base.LASTS,
-        "It has five seconds": doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
+        "It has five seconds": calls_in_doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
         "at most five a minute and code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
         "alone for half a minute": metrics.REST,
     },

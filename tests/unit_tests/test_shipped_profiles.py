@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from langchain_core.tools import BaseTool, StructuredTool
 
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, package_of
-from langchain_runtime_authz.profile import SHIPPED, ToolProfile, load_profiles, raise_by_hints
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, package_of
+from langchain_runtime_authz.tool_profile import SHIPPED, ToolProfile, load_profiles, raise_by_hints
 
 # Where a set's tools are defined. A package that is not installed is not checked.
 MODULES = {

@@ -34,7 +34,7 @@ from langchain_runtime_authz.authzen import (
     deny,
 )
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.telemetry import names
+from langchain_runtime_authz.telemetry import semconv
 from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.telemetry.spans import record_decision
 
@@ -333,7 +333,7 @@ def test_an_sdk_that_is_set_up_later_records(monkeypatch: pytest.MonkeyPatch, ex
 
 def test_names_stay_in_our_own_space() -> None:
     """Nothing is added to `gen_ai.*`; what is ours begins with our own prefix."""
-    constants = {v for k, v in vars(names).items() if k.isupper() and isinstance(v, str)}
+    constants = {v for k, v in vars(semconv).items() if k.isupper() and isinstance(v, str)}
     dotted = {v for v in constants if "." in v}
     theirs = {
         "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type", "gen_ai.tool.call.arguments",

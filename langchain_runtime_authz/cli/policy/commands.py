@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz._files import replace_file
+from langchain_runtime_authz._renewed_files import replace_file
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.cli.policy.project import Policy
+    from langchain_runtime_authz.cli.policy.open_policy import Policy
 
 app = App(
     help="""Write, test, compare, release and question policies.
@@ -78,8 +78,8 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     runtime-authz policy check my-policy
     runtime-authz policy check data.json
     """
-    from langchain_runtime_authz.cli.policy.lint import lint_policy, lint_rego
-    from langchain_runtime_authz.cli.policy.project import open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.rego_lint import lint_policy, lint_rego
 
     # Lint the text first, because its findings explain a compiler's errors.
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
@@ -102,7 +102,7 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
     runtime-authz policy test my-policy
     runtime-authz policy test policy.tar.gz
     """
-    from langchain_runtime_authz.cli.policy.project import open_policy, run_rego_tests
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy, run_rego_tests
 
     opened = open_policy(policy, opa)
     if not opened.cases:
@@ -115,7 +115,7 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
     """Return each case with its difference, and the number of failures; print them unless `quiet`."""
-    from langchain_runtime_authz.cli.policy.replay import decide
+    from langchain_runtime_authz.cli.policy.recorded_requests import decide
 
     with closing(policy.pdp()) as pdp:
         decided = decide(pdp, [c.request for c in policy.cases])
@@ -144,7 +144,7 @@ def diff(
     runtime-authz policy diff audit.jsonl my-policy my-policy-edited
     runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
-    from langchain_runtime_authz.cli.policy.replay import compared
+    from langchain_runtime_authz.cli.policy.recorded_requests import compared
 
     return compared(log, key, after, opa, before)
 
@@ -159,7 +159,7 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
     runtime-authz policy replay audit.jsonl my-policy
     runtime-authz policy replay audit.jsonl data.json
     """
-    from langchain_runtime_authz.cli.policy.replay import compared
+    from langchain_runtime_authz.cli.policy.recorded_requests import compared
 
     return compared(log, key, policy, opa)
 
@@ -182,8 +182,8 @@ def explain(
     runtime-authz policy explain audit.jsonl 3f9c2a
     runtime-authz policy explain request.json --policy my-policy
     """
-    from langchain_runtime_authz.cli.policy import replay as again
-    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.cli.policy import recorded_requests as again
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     opened = open_policy(policy, opa)
     recorded = None
@@ -233,8 +233,8 @@ def try_request(
     runtime-authz policy try request.json my-policy --watch
     runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
     """
-    from langchain_runtime_authz.cli.policy.replay import decided_file, find, recorded_in
-    from langchain_runtime_authz.testing.requests import example_request
+    from langchain_runtime_authz.cli.policy.recorded_requests import decided_file, find, recorded_in
+    from langchain_runtime_authz.testing.example_request import example_request
 
     if not request.exists():
         found = None if log is None else find(recorded_in(log, key)[0], decision_id or "", log).request
@@ -277,7 +277,7 @@ def build(
     runtime-authz policy build my-policy -o policy.tar.gz
     runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """
-    from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
+    from langchain_runtime_authz.cli.policy.open_policy import bundle_files, open_policy
     from langchain_runtime_authz.pap.bundle import SIGNATURES, pack, parse_bundle, sign
     from langchain_runtime_authz.pap.reloading import self_test
 
@@ -313,7 +313,7 @@ def schema(
     runtime-authz policy schema --example > request.json
     """
     from langchain_runtime_authz.authzen import request_schema
-    from langchain_runtime_authz.testing.requests import example_request
+    from langchain_runtime_authz.testing.example_request import example_request
 
     document = json.loads(example_request().to_json()) if example else request_schema()
     typer.echo(json.dumps(document, indent=2, sort_keys=not example))

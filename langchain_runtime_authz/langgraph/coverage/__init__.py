@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, Field, ValidationError
 
-from langchain_runtime_authz._html import table
+from langchain_runtime_authz._display import table
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pep.engine import Counted
 

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions
+from langchain_runtime_authz.facts.normal_forms import decimals, forms, mentions
 
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _PLAIN: Final = re.compile(

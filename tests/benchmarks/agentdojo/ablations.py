@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from langchain_runtime_authz.mandate import arguments, binding
-from langchain_runtime_authz.mandate.arguments import FITS, Finding, Reader
-from langchain_runtime_authz.mandate.compare import same
+from langchain_runtime_authz.mandate import argument_matching, call_matching
+from langchain_runtime_authz.mandate.argument_matching import FITS, Finding, Reader
 from langchain_runtime_authz.mandate.model import Const, OneOf
-from langchain_runtime_authz.mandate.outputs import scalars, text_of
+from langchain_runtime_authz.mandate.read_outputs import scalars, text_of
+from langchain_runtime_authz.mandate.value_matching import same
 
 _MANY = 10**6
 
@@ -31,7 +31,7 @@ def without_roles() -> Iterator[None]:
         items = scalars(value, 100) or []
 
         def said(item: Any) -> bool:
-            return any(same(item, k, kind) for k in known) or arguments._stands(item, self._words)
+            return any(same(item, k, kind) for k in known) or argument_matching._stands(item, self._words)
 
         return FITS if items and all(said(item) for item in items) else found
 
@@ -42,13 +42,13 @@ def without_roles() -> Iterator[None]:
 @contextmanager
 def without_consumption() -> Iterator[None]:
     """A step may be taken again and again."""
-    compared = binding._stand
+    compared = call_matching._stand
 
     def stand(match: Any, counts: Any, spends: Any) -> Any:
         found = compared(match._replace(counts=False), counts, spends)
-        return found._replace(spends=(*found.spends, binding.Spend(match.plan.counter, _MANY)))
+        return found._replace(spends=(*found.spends, call_matching.Spend(match.plan.counter, _MANY)))
 
-    with patch.object(binding, "_stand", stand):
+    with patch.object(call_matching, "_stand", stand):
         yield
 
 
@@ -62,7 +62,7 @@ def without_recomputation() -> Iterator[None]:
             if not found.code:
                 return found
             texts = [text_of(o.value) for step in self._steps.values() for o in self._outputs.of(step.tool)]
-            seen = all(any(arguments._stands(item, text) for text in texts) for item in items)
+            seen = all(any(argument_matching._stands(item, text) for text in texts) for item in items)
             return FITS if seen else found
 
         return check

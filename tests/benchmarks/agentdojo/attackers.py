@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_runtime_authz.profile import ToolProfile, argument
+from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 Texts = Callable[[Any, Any], dict[str, str]]
 

@@ -1,7 +1,7 @@
 """Compare the suites' plans with AgentDojo's own solutions, without a graph and without a policy.
 
 `python -m tests.benchmarks.agentdojo.offline` prints, for each task, which of its calls a plan covers, and how many of an
-attacker's calls it would cover. It takes seconds, so it is the first thing to run after a change of `mandate.binding`.
+attacker's calls it would cover. It takes seconds, so it is the first thing to run after a change of `mandate.call_matching`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from agentdojo.functions_runtime import FunctionsRuntime
 from pydantic import BaseModel, ValidationError
 
-from langchain_runtime_authz.mandate.binding import CallFacts, Standing, bind
+from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.mandate.outputs import Outputs
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 from .attackers import PLANTING, TACTICS, calls_of, identifiers
 from .plans import first_reads

@@ -12,7 +12,7 @@ from typing import Literal
 
 from langchain_runtime_authz.demo.agentdojo import MANDATES, load_mandates
 from langchain_runtime_authz.mandate.model import Const, Free, Mandate, Step
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 from .attackers import Planned
 

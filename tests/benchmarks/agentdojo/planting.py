@@ -15,7 +15,7 @@ from agentdojo.functions_runtime import FunctionsRuntime
 from pydantic import BaseModel
 
 from langchain_runtime_authz.mandate.model import Contains, Each, Eq, Mandate, Pick, StartsWith
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 from .attackers import Planned
 

@@ -25,12 +25,12 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel
 
+from langchain_runtime_authz.demo.agent import agent_graph, converse
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, attack_texts, judge, load_suite
-from langchain_runtime_authz.demo.graph import agent_graph, converse
-from langchain_runtime_authz.facts.provenance.atoms import atoms_of
+from langchain_runtime_authz.facts.argument_atoms import atoms_of
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 from .attackers import PLANTING, TACTICS, WORDINGS, calls_of, identifiers
 from .plans import first_reads, load_plans

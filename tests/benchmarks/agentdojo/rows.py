@@ -15,8 +15,8 @@ from langchain_runtime_authz.authzen import EvaluationRequest
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 from .ablations import without_consumption, without_recomputation, without_roles, without_text_rule
 from .engines import DEADLINE, TwoEngines

@@ -15,7 +15,7 @@ from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.pep.entry import _pinned
+from langchain_runtime_authz.pep.run_lifecycle import _pinned
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 from ...attack._approvals import FIVE, Scene, edit, payment
@@ -255,7 +255,7 @@ def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.Monk
 
         aplan = plan
 
-    monkeypatch.setattr("langchain_runtime_authz.langgraph.planner.ModelPlanner", lambda *_: Planner())
+    monkeypatch.setattr("langchain_runtime_authz.langgraph.model_planner.ModelPlanner", lambda *_: Planner())
     disk = Disk()
     authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True), planner=ScriptedChatModel(script=[]))
     disk.full = "mandate"

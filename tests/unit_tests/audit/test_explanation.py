@@ -19,7 +19,7 @@ from langchain_runtime_authz.audit.explanation import DEVIATIONS, explain
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.authzen import DeviationCode
 from langchain_runtime_authz.errors import Code, ConfigError, sentence
-from langchain_runtime_authz.pep import recent
+from langchain_runtime_authz.pep import recent_decisions
 from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing import ScriptedChatModel
 
@@ -204,8 +204,8 @@ def test_a_forged_name_stays_on_one_line(caplog: pytest.LogCaptureFixture) -> No
 
 def test_what_is_remembered_is_bounded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By number, and by the size of each request: the decision stays, its contents go."""
-    monkeypatch.setattr(recent, "MAX_DECISIONS", 4)
-    monkeypatch.setattr(recent, "MAX_BODY", 10)
+    monkeypatch.setattr(recent_decisions, "MAX_DECISIONS", 4)
+    monkeypatch.setattr(recent_decisions, "MAX_BODY", 10)
     authz = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice") as run:

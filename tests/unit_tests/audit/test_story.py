@@ -17,10 +17,10 @@ from rich.cells import cell_len
 from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.audit.story import SIGNS, Story, tell
-from langchain_runtime_authz.audit.story_page import fragment, page
+from langchain_runtime_authz.audit.story_html import fragment, page
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 from ...attack._approvals import FIVE, Scene
 from ...attack._kit import human

@@ -11,9 +11,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.ledger import base
-from langchain_runtime_authz.ledger.calls import AskApproval
+from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from tests.attack._approvals import ANN, Scene, human, payment
 from tests.attack.test_approval_abuse import FOUR_EYES, policy

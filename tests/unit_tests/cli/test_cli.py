@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import langchain_runtime_authz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.profile import load_profiles
+from langchain_runtime_authz.tool_profile import load_profiles
 from tests.ids import shown
 
 MODULE = """

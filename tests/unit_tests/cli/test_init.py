@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli._proposal import flow
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.cli._profile_proposal import flow
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.profile import UNPROFILED, load_profiles
+from langchain_runtime_authz.tool_profile import UNPROFILED, load_profiles
 
 AGENT = """
 from langchain.agents import create_agent

@@ -26,7 +26,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langchain_runtime_authz.testing.model import ScriptedChatModel
+from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
 
 print("a module may print")
 

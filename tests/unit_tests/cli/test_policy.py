@@ -20,15 +20,15 @@ from typer.testing import CliRunner
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.policy.lint import lint_rego
-from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy, shipped_rego
+from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
+from langchain_runtime_authz.cli.policy.rego_lint import lint_rego
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pdp.shipped_data import wrong_data
+from langchain_runtime_authz.pdp.policy_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
 from tests.bundles import DATA, Key, files, put
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"

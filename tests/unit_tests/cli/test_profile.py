@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli._proposal import Proposal, propose
+from langchain_runtime_authz.cli._profile_proposal import Proposal, propose
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.profile import EFFECTS, SINKS, UNPROFILED, load_profiles, raise_by_hints
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+from langchain_runtime_authz.tool_profile import EFFECTS, SINKS, UNPROFILED, load_profiles, raise_by_hints
 
 MODULE = """
 from langchain_core.tools import tool

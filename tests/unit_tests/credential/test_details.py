@@ -12,11 +12,11 @@ import pytest
 
 from langchain_runtime_authz.credential.details import MAX_DETAIL, check_call, check_whole_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.credential.tokens import BANK, NOW, PAYMENT, PAYS, a_request, call_details, forged
 
 KEY = SigningKey.generate()

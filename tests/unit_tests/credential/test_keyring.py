@@ -18,10 +18,10 @@ import pytest
 from langchain_runtime_authz.credential import keyring as module
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyDirectory, KeyRing
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import KeySource, Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from tests.unit_tests.credential.tokens import BANK, NOW, a_request
 
 
@@ -252,7 +252,7 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) ->
     """The issuing process sees it in the directory, and tells the ledger, which services ask."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.ledger.base import Query
-    from langchain_runtime_authz.pep.credentials import key_scope
+    from langchain_runtime_authz.pep.call_credential import key_scope
     from langchain_runtime_authz.testing import StaticPDP
 
     here, there = opened(directory), opened(directory)

@@ -10,7 +10,7 @@ from langchain_runtime_authz._http import basic
 from langchain_runtime_authz.credential.details import hashed
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 

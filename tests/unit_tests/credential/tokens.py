@@ -11,10 +11,10 @@ from typing import Any
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.details import authorization_details
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 NOW = 1_764_000_000
 BANK = "https://bank.example"

@@ -11,9 +11,9 @@ from langchain_runtime_authz.authzen import LocalContext
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing.clock import FrozenClock
-from langchain_runtime_authz.testing.requests import NOW
-from langchain_runtime_authz.testing.static import StaticPDP
+from langchain_runtime_authz.testing.example_request import NOW
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import pytest
 from pydantic import BaseModel
 
 from langchain_runtime_authz.authzen import ArgumentProvenance
-from langchain_runtime_authz.facts.provenance.atoms import MAX_ITEMS, atoms_of
-from langchain_runtime_authz.facts.provenance.forms import forms, key
-from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Observation, Sighting, observe_output
-from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
-from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
-from langchain_runtime_authz.facts.provenance.values import MAX_CHARS
-from langchain_runtime_authz.facts.provenance.words import UserWords
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, atoms_of
+from langchain_runtime_authz.facts.json_copy import MAX_CHARS
+from langchain_runtime_authz.facts.normal_forms import forms, key
+from langchain_runtime_authz.facts.output_reading import MAX_SIGHTINGS, Observation, Sighting, observe_output
+from langchain_runtime_authz.facts.provenance import Evidence, Memory, Provenance
+from langchain_runtime_authz.facts.provenance import trace as trace_atoms
+from langchain_runtime_authz.facts.user_words import UserWords
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAIL = ToolProfile(
     effect="read",

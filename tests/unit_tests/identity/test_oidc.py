@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import AuthzError, ConfigError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from tests.endpoints import answered

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, PDPError
 from langchain_runtime_authz.identity.spiffe import SpiffeIdentity, SvidVerifier, bundle_keys, trust_domain_of
 from langchain_runtime_authz.identity.workload import Identity

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.coverage import Baseline
-from langchain_runtime_authz.langgraph.coverage.scan import secrets_of
+from langchain_runtime_authz.langgraph.coverage.code_scan import secrets_of
 from langchain_runtime_authz.langgraph.object_graph import loaded, walk
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import (

@@ -9,11 +9,11 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
-from langchain_runtime_authz._threads import Reentry
+from langchain_runtime_authz._authz_threads import Reentry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
-from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
 from ...attack._graphs import (
     ASK,

@@ -30,9 +30,9 @@ from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.profile import profile
 from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.tool_profile import profile
 
 from ...attack._graphs import (
     FORMS,

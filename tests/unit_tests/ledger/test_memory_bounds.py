@@ -8,9 +8,9 @@ import pytest
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
 from langchain_runtime_authz.ledger.memory import MAX_ROWS, MemoryLedger
-from langchain_runtime_authz.ledger.state import UNKNOWN_COUNT
+from langchain_runtime_authz.ledger.thread_state import UNKNOWN_COUNT
 
 SCOPE = Scope("t", "i", "g", "thread")
 CALLS = 3 * MAX_ROWS

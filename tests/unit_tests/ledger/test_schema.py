@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import admin as admin_module
 from langchain_runtime_authz.ledger.admin import prune
 from langchain_runtime_authz.ledger.base import Anchor, Committed, Query
-from langchain_runtime_authz.ledger.calls import ClaimCall, ResolveCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ResolveCall
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     EndLease,

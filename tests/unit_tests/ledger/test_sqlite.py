@@ -18,11 +18,11 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
-from langchain_runtime_authz.ledger import rows, sqlite
+from langchain_runtime_authz.ledger import sql_rows, sqlite
 from langchain_runtime_authz.ledger.admin import Admin, accept_clock, accept_restore, prune
 from langchain_runtime_authz.ledger.base import Committed, Guard, Lease, Query, Scope
 from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke, TakeLease
-from langchain_runtime_authz.ledger.sql import URGENT
+from langchain_runtime_authz.ledger.sql_ledger import URGENT
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 from tests.threads import together
@@ -349,7 +349,7 @@ def test_a_commit_does_not_outrun_what_another_process_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Admin], object] | None, code: Code
 ) -> None:
     """What ends between the read and the write of a commit stays ended: the commit begins anew."""
-    path, keep, calls, clock = tmp_path / "ledger.db", rows.keep, [], time.time
+    path, keep, calls, clock = tmp_path / "ledger.db", sql_rows.keep, [], time.time
     lease = Lease("jti", "run", ("root",), 1, 0, int(clock()) + (60 if meanwhile is None else -1))
 
     def late(*args: Any) -> Any:
@@ -365,7 +365,7 @@ def test_a_commit_does_not_outrun_what_another_process_commits(
 
     with SqliteLedger(path) as ledger:
         ledger.commit(SCOPE, None, [OpenThread("user:alice"), TakeLease(lease)])
-        monkeypatch.setattr(rows, "keep", late)
+        monkeypatch.setattr(sql_rows, "keep", late)
         try:
             done: Any = ledger.commit(SCOPE, Guard("jti", 1), [RecordStep(call="pay")])
         except LedgerError as exc:

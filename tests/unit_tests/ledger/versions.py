@@ -12,7 +12,7 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.admin import migrate, version
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Lease, Query, Scope
-from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, Revoke, TakeLease
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Migration, Version
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from langchain_runtime_authz.profile import check_arguments
+from langchain_runtime_authz.tool_profile import check_arguments
 from tests.benchmarks.mandate_words import CORPORA, SPLITS, load, measure, tools
 
 ROWS = {name: (load("orders", name), load("nonorders", name)) for name in CORPORA}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz.mandate.words import compile_words
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 S, N = {"type": "string"}, {"type": "number"}
 

@@ -10,7 +10,7 @@ from langchain_runtime_authz.mandate import words
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.model import Const, Mandate, OneOf, Span, Text
 from langchain_runtime_authz.mandate.words import compile_words
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 PROFILES = {
     "send_money": ToolProfile(

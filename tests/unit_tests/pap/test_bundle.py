@@ -22,8 +22,8 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap import bundle
 from langchain_runtime_authz.pap.bundle import Case, pack, parse_bundle, read_bundle, read_files, sign
-from langchain_runtime_authz.profile import ToolProfile
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.example_request import example_request
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.bundles import Key, files, mount, put
 
 KEY, OTHER = Key(), Key()

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz._locks import file_lock
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.fork import file_lock
 from langchain_runtime_authz.pap.bundle import Bundle, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
-from langchain_runtime_authz.testing.requests import example_request
-from langchain_runtime_authz.testing.static import StaticPDP
+from langchain_runtime_authz.testing.example_request import example_request
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
 from tests.bundles import Key, files, mount, put
 
 KEY = Key()

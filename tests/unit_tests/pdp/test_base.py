@@ -28,9 +28,9 @@ from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, De
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.telemetry import logs
-from langchain_runtime_authz.testing.requests import example_request
-from langchain_runtime_authz.testing.static import StaticPDP
-from tests.unit_tests.pdp.test_answer import MALFORMED
+from langchain_runtime_authz.testing.example_request import example_request
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
+from tests.unit_tests.pdp.test_response import MALFORMED
 
 REQUEST = example_request()
 

@@ -12,9 +12,9 @@ import pytest
 
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision
 from langchain_runtime_authz.errors import Code, PDPError
-from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import BatchPDP, Evaluator, ObserveOnly
-from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.pdp.response import parse_answer
+from langchain_runtime_authz.testing.example_request import example_request
 
 REQUEST = example_request()
 LARGE = example_request({"context.task.text": "x" * MAX_REQUEST_BYTES})

@@ -15,8 +15,8 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.profile import EFFECTS
-from langchain_runtime_authz.testing.requests import NOW, example_request
+from langchain_runtime_authz.testing.example_request import NOW, example_request
+from langchain_runtime_authz.tool_profile import EFFECTS
 from tests.bundles import policy_data
 from tests.tier import part
 

@@ -17,9 +17,9 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
-from langchain_runtime_authz.testing.clock import FrozenClock
-from langchain_runtime_authz.testing.requests import example_request
-from langchain_runtime_authz.testing.static import StaticPDP
+from langchain_runtime_authz.testing.example_request import example_request
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
 
 REQUEST = example_request()
 RATE = {"id": "r", "type": "rate_limit", "properties": {"counter": "c", "window": 60, "max": 1}}

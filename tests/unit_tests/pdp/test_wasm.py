@@ -15,10 +15,10 @@ import wasmtime
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pdp._rego import PolicyFailed
+from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
-from langchain_runtime_authz.testing.requests import NOW, example_request
+from langchain_runtime_authz.testing.example_request import NOW, example_request
 from tests.ids import shown
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"

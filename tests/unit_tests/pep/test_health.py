@@ -30,7 +30,7 @@ from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pap.bundle import pack
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pep import engine, health
-from langchain_runtime_authz.telemetry import metrics, names
+from langchain_runtime_authz.telemetry import metrics, semconv
 from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
 from tests.bundles import files
@@ -242,7 +242,7 @@ def test_every_tenant_of_every_ledger_is_counted() -> None:
     several = [Holds(), Holds()]
     for ledger, tenant in ((0, "m-a"), (0, "m-b"), (1, "m-b"), (0, "broken")):
         metrics.observe_ledger(several[ledger], tenant)
-    figures = {o.attributes[names.TENANT]: o.value for o in metrics._counted("doubts") if o.attributes}
+    figures = {o.attributes[semconv.TENANT]: o.value for o in metrics._counted("doubts") if o.attributes}
     assert {tenant: figures.get(tenant) for tenant in ("m-a", "m-b", "broken")} == {"m-a": 2, "m-b": 4, "broken": None}
 
 
@@ -266,7 +266,7 @@ def test_a_collection_does_not_wait_for_a_ledger_that_is_down(monkeypatch: pytes
     ledger = Hangs()
     metrics.observe_ledger(ledger, "hangs")
     for _ in range(5):
-        figures = [o for o in metrics._counted("doubts") if o.attributes == {names.TENANT: "hangs"}]
+        figures = [o for o in metrics._counted("doubts") if o.attributes == {semconv.TENANT: "hangs"}]
         assert figures == []
     assert len(asked) == 1
     free.set()
@@ -275,11 +275,11 @@ def test_a_collection_does_not_wait_for_a_ledger_that_is_down(monkeypatch: pytes
 def test_alarms_name_metrics_that_exist() -> None:
     """As the Prometheus exporter writes the instruments' names."""
     exported = {
-        *(f"{name}_total" for name in (names.DECISIONS, names.EVENTS, names.ERRORS)),
-        *(f"{name}_seconds_bucket" for name in (names.DECISION_DURATION, names.ENGINE_DURATION)),
-        *(names.LEASES, names.QUESTIONS, names.DOUBTS),
+        *(f"{name}_total" for name in (semconv.DECISIONS, semconv.EVENTS, semconv.ERRORS)),
+        *(f"{name}_seconds_bucket" for name in (semconv.DECISION_DURATION, semconv.ENGINE_DURATION)),
+        *(semconv.LEASES, semconv.QUESTIONS, semconv.DOUBTS),
     }
-    labels = {names.COMPONENT, names.REASON, names.DECISION, names.EVENT, names.TENANT, names.SUBJECT_TYPE}
+    labels = {semconv.COMPONENT, semconv.REASON, semconv.DECISION, semconv.EVENT, semconv.TENANT, semconv.SUBJECT_TYPE}
     known = {name.replace(".", "_") for name in exported | labels}
     (group,) = yaml.safe_load((ROOT / "deploy/alerts/runtime-authz.yml").read_text())["groups"]
     assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"]) > 5

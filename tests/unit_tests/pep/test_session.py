@@ -25,14 +25,14 @@ from langchain_runtime_authz.errors import (
 )
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.calls import ClaimCall, ReleaseCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.engine import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.profile import ToolProfile
-from langchain_runtime_authz.testing.clock import FrozenClock
-from langchain_runtime_authz.testing.static import StaticPDP
+from langchain_runtime_authz.testing.frozen_clock import FrozenClock
+from langchain_runtime_authz.testing.static_pdp import StaticPDP
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.ids import shown
 
 PROFILES = {

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from langchain_runtime_authz.facts.provenance.forms import forms
-from langchain_runtime_authz.facts.provenance.observe import Observation, Prose
-from langchain_runtime_authz.facts.provenance.trace import NO_MEMORY
+from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.facts.output_reading import Observation, Prose
+from langchain_runtime_authz.facts.provenance import NO_MEMORY
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.thread_memory import MAX_PAYEES, MAX_PROSE, MAX_THREADS, TaskWords, ThreadMemory, turn
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read")
 

@@ -22,9 +22,9 @@ from starlette.routing import Mount
 
 import langchain_runtime_authz
 from langchain_runtime_authz._http import basic
-from langchain_runtime_authz.credential.dpop import ProofKey
+from langchain_runtime_authz.credential.dpop_proof import ProofKey
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -788,7 +788,7 @@ def test_introspection_is_configured_safely() -> None:
 async def test_the_ledger_and_the_kill_switch_are_asked(tmp_path: Path) -> None:
     """A key that was withdrawn in the ledger refuses every token that it signed, and the kill switch all tokens."""
     from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
-    from langchain_runtime_authz.pep.credentials import key_scope
+    from langchain_runtime_authz.pep.call_credential import key_scope
     from langchain_runtime_authz.pep.kill_switch import KillSwitch
 
     class Live(MemoryLedger):

@@ -1,0 +1,129 @@
+"""Checks of the parts of a `RuntimeAuthz` before its creation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, runtime_checkable
+
+from langchain_runtime_authz._validate import wrong
+from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.issuer import Issuer
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class TaskSources:
+    """The places where a graph holds its task: an edit there from outside changes the task.
+
+    Attributes:
+        channels: state channels with words of the user. In `messages` only user entries count.
+        memory: namespaces of the graph's store, like `("memories", "{subject}")`.
+
+    Raises `ConfigError`: a value is not a sequence of names.
+    """
+
+    channels: tuple[str, ...] = ("messages",)
+    memory: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.memory, str):
+            raise wrong("memory", "a sequence of namespaces", self.memory)
+        object.__setattr__(self, "channels", _names("channels", self.channels))
+        object.__setattr__(self, "memory", tuple(_names("memory", n) for n in self.memory))
+
+
+@runtime_checkable
+class Revised(Protocol):
+    @property
+    def profiles(self) -> Mapping[str, ToolProfile]: ...
+
+    @property
+    def grants(self) -> Mapping[str, Grant]: ...
+
+
+def _behind(pdp: PDP) -> list[PDP]:
+    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in _behind(inner))]
+
+
+def revised(pdp: PDP) -> list[Revised]:
+    """Return the PDPs whose policy has profiles and grants, also inside an observer or a breaker."""
+    return [found for found in _behind(pdp) if isinstance(found, Revised)]
+
+
+def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
+    if grant is None or isinstance(grant, Grant):
+        return grant
+    if not isinstance(grant, str):
+        raise wrong("grant", "a `Grant`, or the name of one", grant)
+    grants = policy.grants if policy is not None else {}
+    if grant not in grants:
+        raise ConfigError(f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}")
+    return grants[grant]
+
+
+def ephemeral(
+    pdp: PDP | None = None,
+    issuer: Issuer | None = None,
+    ledger: Ledger | None = None,
+    audit: AuditSink | str | Path | None = None,
+    *,
+    development: bool = False,
+    **_: Any,
+) -> list[str]:
+    """Return a sentence for each part that ends with the process, only observes, or is for tests."""
+    found = []
+    for one in _behind(pdp) if pdp is not None else ():
+        if isinstance(one, ObserveOnly):
+            found.append("`pdp` only observes; give the PDP that it observes")
+        elif type(one).__module__.startswith("langchain_runtime_authz.testing."):
+            found.append(
+                f"`pdp` asks a `{type(one).__name__}`, made for tests; give `OpaPDP(url)` or `ReloadingPDP(url)`"
+            )
+    if issuer is None or getattr(issuer, "ephemeral", False):
+        found.append("`issuer` signs with a key that ends with the process; give `LocalIssuer(KeyDirectory(path))`")
+    if ledger is None or isinstance(ledger, MemoryLedger):
+        found.append("`ledger` is in memory; give `PostgresLedger(dsn)`, or `SqliteLedger(path)` on one host")
+    if audit is None or isinstance(audit, MemorySink):
+        found.append("`audit` is in memory; give the path of a file, or a sink of your own")
+    if development:
+        found.append("`development=True` names a subject for runs without one; give `subject_from`")
+    return found
+
+
+def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
+    """Refuse a ledger that lacks the audit chain's commit: it was restored, and lost revocations."""
+    newest = getattr(audit, "anchor", None)
+    found = newest(tenant) if callable(newest) else None
+    if found is None:
+        return
+    try:
+        anchor = Anchor(str(found["ledger"]), int(found["position"]), str(found["nonce"]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise AuditError(Code.CHAIN_BROKEN, "the newest record's `ledger` is not an anchor") from exc
+    if not (isinstance(ledger, Anchored) and ledger.holds(tenant, anchor)):
+        raise LedgerError(Code.LEDGER_ROLLED_BACK, f"the audit file names commit {anchor.position}")
+
+
+def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
+        raise wrong(parameter, "a sequence of names", names)
+    return tuple(names)
+
+
+def like(
+    init: Callable[Concatenate[RuntimeAuthz, P], None],
+) -> Callable[[Callable[..., RuntimeAuthz]], Callable[Concatenate[type[RuntimeAuthz], P], RuntimeAuthz]]:
+    return lambda constructor: functools.update_wrapper(constructor, init, assigned=())

@@ -1,0 +1,269 @@
+"""Correct, approve and revoke threads from outside the graph: the operators' part of `RuntimeAuthz`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from langgraph.pregel import Pregel
+from langgraph.types import Interrupt, StateSnapshot
+
+from langchain_runtime_authz._validate import of_kind
+from langchain_runtime_authz.audit.sinks import AuditSink
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.facts.checkpoint_head import HEAD, UNKNOWN
+from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, content_digest
+from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config
+from langchain_runtime_authz.langgraph.graph_entry import RootEntry
+from langchain_runtime_authz.langgraph.inputs import open_questions
+from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, written
+from langchain_runtime_authz.langgraph.run_context import SubjectLike
+from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_beside, open_question
+from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, resolve
+from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
+from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Perform, both, drive, new_id
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.approval_statement import Approvers, Question
+
+How = Literal["continue", "send again", "answer", "resolve", "reinstate", "wait", "done"]
+_SENTENCES: Final[Mapping[How, str]] = {
+    "continue": "the thread stopped on the way; enter it again with `None` as input",
+    "send again": "the last input never entered the thread; send it again",
+    "answer": "the thread waits for a person; answer with `Command(resume=...)` or `authz.approve`, pass a breakpoint with `None`",
+    "resolve": "a call has a permit and no known outcome; find it out and call `authz.resolve_call`, then look again",
+    "reinstate": "the thread is revoked; find out why and call `authz.reinstate`, then look again",
+    "wait": "an entry is under way, or its process died in the last minute; look again in a minute",
+    "done": "the thread has ended; if its input or one of its calls was denied since, send the input again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reentry:
+    """The next step of a thread.
+
+    Attributes:
+        how: what to do, or `done`.
+        questions: LangGraph's interrupts that wait for an answer. There are none at a breakpoint.
+        doubts: the calls of the thread that are in doubt.
+        output: the graph's output, if it continued.
+    """
+
+    how: How
+    questions: tuple[Interrupt, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
+    output: Any = None
+
+    def __str__(self) -> str:
+        """Return the sentence for people."""
+        return f"{self.how}: {_SENTENCES[self.how]}"
+
+
+GraphLike = Pregel[Any, Any, Any, Any] | str | None
+
+
+class Threads:
+    """Corrections, answers and revocations of one instance's threads."""
+
+    root_entry: RootEntry
+    approvers: Approvers
+    audit: AuditSink
+    _engine: Engine
+    _names: set[str]
+
+    def _correct(
+        self, thread_id: str, text: str, *, graph: GraphLike = None, by: SubjectLike | None = None
+    ) -> Flow[int]:
+        """Record that somebody changed the task of a thread, and return the new epoch.
+
+        Everything planned before is void from here on. The text reaches the graph with its next input.
+
+        Args:
+            thread_id: LangGraph's thread.
+            text: the words.
+            graph: the graph or its name, if this instance protects several graphs.
+            by: the author, if not the thread's own subject. Such words stop the plan, but give no authority.
+        """
+        author = Subject.of(by) if by is not None else None
+        of_kind("text", text, str | None, "text")
+        said = HumanText(content_digest(text), text, CORRECTION + new_id())
+        return correct(self._scope(thread_id, graph), said, author.principal if author else None)
+
+    correct, acorrect = both(_correct)
+
+    def _approvals(self) -> Flow[list[Approval]]:
+        """Return the open questions of this tenant, newest thread first. `id` names each.
+
+        There are at most `ledger.base.MAX_ASKED`.
+
+        Raises:
+            ConfigError: the ledger cannot list them.
+        """
+        return [asked for _, asked in (yield ListAsked(None))]
+
+    approvals, aapprovals = both(_approvals)
+
+    def question(self, approval_id: str) -> Question:
+        """Return the content of a statement on `approval_id`, for `credential.approval_statement.sign_statement`.
+
+        Raises:
+            AuthzError: `approval_void`: no such question is open.
+        """
+        return drive(self._engine, open_question(approval_id))
+
+    def _approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> Flow[int]:
+        """Approve the call that `approval_id` asks about, outside the graph.
+
+        The graph stays paused. A plain resume or another invocation continues without a new question.
+
+        Args:
+            approval_id: from the interrupt's payload, `approvals()` or the command line.
+            by: the approver, authenticated by the application (`identity.oidc`); only a `user` approves.
+            statement: the approver's signed statement (`credential.approval_statement.sign_statement`) instead.
+
+        Returns:
+            The number of approvers for whom the question still waits.
+
+        Raises:
+            AuthzError: `approval_void` (answered, corrected, of another tenant, unknown), `approval_expired`,
+                `approval_approver`, `approval_not_distinct`.
+            CredentialError: the statement is not believed.
+        """
+        person = Subject.of(by) if by is not None else None
+        return answer_beside(self.approvers, approval_id, "approve", by=person, statement=statement)
+
+    approve, aapprove = both(_approve)
+
+    def _deny_approval(
+        self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None, message: str = ""
+    ) -> Flow[None]:
+        """Reject the call, as in `approve`; one approver is enough.
+
+        The model reads `message`. A message changes the task, as a rejection at the graph does: the next epoch
+        opens, and other questions and approvals of the thread are void and asked again.
+        """
+        person = Subject.of(by) if by is not None else None
+        about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
+        yield from answer_beside(self.approvers, approval_id, "deny", **about, content=self.audit.content)
+
+    deny_approval, adeny_approval = both(_deny_approval)
+
+    def _unknown_calls(self) -> Flow[list[Doubt]]:
+        """Return the calls of this tenant that have a permit and no outcome, newest first, on every thread.
+
+        There are at most `ledger.base.MAX_ASKED`: the older ones appear once these are resolved.
+        """
+        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None)
+        return [one for one in found if one.lost]
+
+    unknown_calls, aunknown_calls = both(_unknown_calls)
+
+    def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str) -> Flow[None]:
+        """Say of a call in doubt (`row.key` of one of `unknown_calls()`) whether it happened.
+
+        One that happened never runs again. One that did not happen may run when its thread is entered again. Ledger and
+        audit log keep who said so (`by`, as `type:id`) and the `reason`.
+
+        Raises:
+            LedgerError: `not_in_doubt`.
+            ConfigError: `by` has not the form `type:id`, or the reason is empty or has control characters.
+        """
+        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, key)
+        if not found:
+            raise LedgerError(Code.NOT_IN_DOUBT, key)
+        yield from resolve(found[0].scope, found[0], happened=happened, author=by, reason=reason)
+
+    resolve_call, aresolve_call = both(_resolve_call)
+
+    def _reenter(
+        self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
+    ) -> Flow[Reentry]:
+        """Return how a thread continues after an outage; with `go_on`, continue if no new input is needed.
+
+        Args:
+            graph: the protected graph.
+            config: names the thread, as in the entry that was denied.
+            input: what that entry was given. Without it, an input counts as lost only if the ledger knows of it.
+            go_on: enter the graph if `how` is `continue`, in the run that `authz.run(...)` opens around this.
+
+        Raises:
+            ConfigError: the graph keeps no threads, or the config names none.
+            AuthzDenied: the thread went on and was denied again.
+        """
+        place = thread_config(config)
+        if place is None or not graph.checkpointer:
+            raise ConfigError(
+                "only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`"
+            )
+        scope = self._scope(str(place["configurable"]["thread_id"]), graph)
+        doubts = tuple((yield ListDoubts(self._engine.tenant, None, scope)))
+        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))
+        state: StateSnapshot = yield read_state(graph, place)
+        found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)
+        found = replace(found, how=_how(graph, found, snapshot, state, input))
+        if go_on and found.how == "continue":
+            output = yield Perform(graph.invoke, graph.ainvoke, None, config)
+            found = replace(found, output=output)
+        return found
+
+    reenter, areenter = both(_reenter)
+
+    def _data_changed(self, resource: str) -> Flow[None]:
+        """Record that a resource changed outside, by the name that the `resource` of profiles gives it.
+
+        Earlier reads of it on threads of this tenant are stale. The shipped policy refuses side effects whose
+        critical arguments come from them, and plans made on them are void.
+        """
+        return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
+
+    data_changed, adata_changed = both(_data_changed)
+
+    def _revoke(
+        self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
+    ) -> Flow[None]:
+        """Revoke a thread, or an agent's subtree on it, until `reinstate`. The log shows `by` and `reason`."""
+        return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
+
+    revoke, arevoke = both(_revoke)
+
+    def _reinstate(
+        self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
+    ) -> Flow[None]:
+        """Lift a revocation."""
+        return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
+
+    reinstate, areinstate = both(_reinstate)
+
+    def _scope(self, thread_id: str, graph: GraphLike) -> Scope:
+        if graph is None and len(self._names) != 1:
+            raise ConfigError(f"this instance protects {len(self._names)} graphs; name one with `graph=`")
+        graph = next(iter(self._names)) if graph is None else graph
+        return self.root_entry.scope(graph if isinstance(graph, str) else graph.get_name(), str(thread_id))
+
+
+def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, input: Any) -> How:
+    if snapshot.revoked:
+        return "reinstate"
+    if snapshot.live:
+        return "wait"
+    if found.doubts:
+        return "resolve"
+    if state.created_at is None or _never_entered(snapshot, state, input):
+        return "send again"
+    if not state.next:
+        return "done"
+    # At a breakpoint somebody looks before the next node; a node that failed has begun.
+    pauses = (graph.interrupt_before_nodes or graph.interrupt_after_nodes) and not any(t.error for t in state.tasks)
+    return "answer" if found.questions or pauses else "continue"
+
+
+def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
+    """Return True if the state lacks the newest text, of the input or of an entry that ended at the root."""
+    given = [t for t in human_texts(written(input)) if not t.past]
+    if not given and snapshot.marks.get(HEAD) == UNKNOWN:
+        given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]
+    heard = human_texts(messages_in(state.values))
+    return bool(given) and not any((given[-1].key or t.key) == t.key and given[-1].digest == t.digest for t in heard)

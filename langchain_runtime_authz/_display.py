@@ -1,0 +1,125 @@
+"""Show text safely: inert in a terminal, in HTML and in Markdown, and as cells of HTML tables.
+
+An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as typed, except control
+characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), piled-up
+accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all scripts
+stay; `scripts` names them, to tell look-alikes apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+from langchain_runtime_authz._regex import lazy
+
+MAX_SHOWN: Final = 240  # characters of one value
+MAX_CELL: Final = 2000  # characters of a table's cell
+WIDTH: Final = 80  # columns of a terminal
+
+_TAIL: Final = 60
+_ENTITY: Final = 34  # characters of the longest HTML entity
+_ACCENTS: Final = 2  # on one letter; more would cover other lines
+_MARKDOWN: Final = "*~_"  # escaped by a backslash: HTML and terminals ignore them
+_UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
+# Invisible, although their category is letter, symbol or mark.
+_BLANK: Final = lazy("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_MARKUP: Final = lazy(
+    r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code; HTML
+    r"|[*~](?! )|(?<! )[*~]"  # emphasis and strikes, which never stand between spaces
+    r"|\[(?=[a-z#/@])|\](?=[(\[:])"  # rich's own markup; links
+    r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis, but not inside a word
+    r"|:(?=[A-Za-z_][\w+\-]*:)",  # emoji codes
+    re.IGNORECASE,
+)
+
+
+def inert(text: str) -> str:
+    """Return `text` on one line, without markup, invisible characters or reordering."""
+    shown: list[str] = []
+    accents = 0
+    for c in unicodedata.normalize("NFC", text):
+        category = unicodedata.category(c)
+        accents = accents + 1 if category == "Mn" else 0
+        unseen = (category in _UNSEEN and c != " ") or accents > _ACCENTS or _BLANK.match(c)
+        shown.append(_escape(c) if unseen else c)
+    # Characters escaped above have our backslash; only the rest is searched for markup.
+    return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))
+
+
+def _marked(shown: list[str]) -> list[str]:
+    plain = "".join(c if len(c) == 1 else " " for c in shown)
+    marked = list(plain)
+    for found in _MARKUP.finditer(plain):
+        at = found.start()
+        entity = plain[at : at + _ENTITY]
+        if plain[at] != "&" or html.unescape(entity) != entity:
+            marked[at] = f"\\{plain[at]}" if plain[at] in _MARKDOWN else _escape(plain[at])
+    return marked
+
+
+def _escape(c: str) -> str:
+    if c in "\n\t":
+        return "\\n" if c == "\n" else "\\t"
+    return f"\\u{ord(c):04x}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08x}"  # noqa: PLR2004  (Unicode planes)
+
+
+def quoted(value: object, limit: int = MAX_SHOWN) -> str:
+    """Return a value quoted, inert and of bounded length. A digest identifies a value that was cut."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) <= limit:
+        return _listed(value) if isinstance(value, list | dict) else f'"{inert(text)}"'
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    head, tail = inert(text[: limit - _TAIL]), inert(text[-_TAIL:])
+    return f'"{head}" … "{tail}" ({len(text)} characters, sha256 {digest})'
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_listed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_listed(str(k))}: {_listed(v)}' for k, v in value.items())}}}"
+    return f'"{inert(value)}"' if isinstance(value, str) else inert(json.dumps(value, default=str))
+
+
+def wrapped(label: str, text: str, indent: int = 0) -> str:
+    """Return a text in lines of 80 columns behind a label. A wide character takes two."""
+    from rich.cells import cell_len, chop_cells
+
+    pad = " " * min(indent or cell_len(label), WIDTH // 2)
+    lines, width = [label], WIDTH - cell_len(label)
+    for word in text.split(" "):
+        for part in chop_cells(word, WIDTH - len(pad)) or [""]:
+            if cell_len(part) > width and lines[-1].strip():
+                lines, width = [*lines, pad], WIDTH - len(pad)
+            lines[-1] += f"{part} "
+            width -= cell_len(part) + 1
+    return "\n".join(map(str.rstrip, lines))
+
+
+def scripts(text: str) -> tuple[str, ...]:
+    """Return the scripts whose letters `text` is written in, as Unicode names them, sorted."""
+    letters = (c for c in text if unicodedata.category(c)[0] == "L")
+    return tuple(sorted({unicodedata.name(c, "UNKNOWN").split(" ", 1)[0] for c in letters}))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = "") -> str:
+    """Return an HTML table of plain texts, with its caption if there is one."""
+    titles = "".join(f'<th scope="col">{_cell(title)}</th>' for title in head)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    told = f"<caption>{_cell(caption)}</caption>" if caption else ""
+    return f"<table>{told}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without controls, bidirectional marks and surrogates."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def _cell(value: object) -> str:
+    return html.escape(printable(str(value)[:MAX_CELL]))

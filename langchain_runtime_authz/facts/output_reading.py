@@ -1,0 +1,217 @@
+"""Read a tool's output: the values that its fields assert, and those that texts mention.
+
+A whole field is an assertion by its writer, whom the profile names. A value *inside* a free text is a mention. A value
+that the call received and returns is neither: an echo proves nothing.
+
+The head of an output is read at once. The rest is read when an argument is traced that the user did not say. A value
+beyond a limit is unknown. A sighting never lowers trust, so forgetting only denies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.argument_atoms import FIELD
+from langchain_runtime_authz.facts.json_copy import MAX_CHARS, MAX_DEPTH, MAX_NODES, SHORT, Held, held
+from langchain_runtime_authz.facts.normal_forms import REMEMBERED, TELLING, forms, key, mentions, remembered, said_forms
+from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile, Trust, field_trust
+
+MAX_SIGHTINGS: Final = 4096  # per output
+HEAD_NODES: Final = 96  # read at once
+HEAD_CHARS: Final = 4000
+MAX_LEAF: Final = 100_000
+MAX_ECHO: Final = 10_000  # characters of one argument; a longer text is not an echo
+SHORTEST: Final = 4  # a shorter text has no mentions
+MAX_FIELDS: Final = 1024
+MAX_FLAT: Final = 64  # arguments
+_NUMBERS: Final = frozenset((int, float, bool, type(None)))
+
+
+class Sighting(NamedTuple):
+    """The digest of a value seen in a field. `asserted`: the whole field, else a mention.
+
+    `origin`: the field's writer, by the tool's profile. `counterparty`: the other side chose the value. `source` is
+    `tool` or `tool/field`.
+    """
+
+    key: str
+    origin: Trust
+    asserted: bool
+    counterparty: bool
+    source: str
+
+
+class Prose(NamedTuple):
+    """A free text, to show where a value was mentioned. `folded` is the text as `Memory` searches it."""
+
+    text: str
+    origin: Trust
+    source: str
+    folded: str = ""
+
+
+class Observation(NamedTuple):
+    """The values and texts read from one output. `rest` continues the reading; `held` is the output as JSON values."""
+
+    sightings: tuple[Sighting, ...] = ()
+    prose: tuple[Prose, ...] = ()
+    rest: Reading | None = None
+    held: Held | None = None
+
+
+_NOTHING: Final = Observation()
+
+
+def observe_output(
+    tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
+) -> Observation:
+    """Read the head of a call's output. `failed`: it is an error text, which is not trusted.
+
+    Only a reviewed profile makes fields trusted. Of objects, only JSON-like values, models and dataclasses are read.
+    """
+    if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
+        plain = _plain(tool, profile, args, output)
+        if plain is not None:
+            return plain
+    own = held(output)
+    return Reading(tool, profile, _echo(args), failed, own).read(HEAD_NODES, HEAD_CHARS)._replace(held=own)
+
+
+def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
+    """Read a short line without digits, addresses, links and structure; `None` leaves it to `Reading`."""
+    if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
+        return None
+    whole = remembered(output, False)
+    if not whole:
+        return _NOTHING
+    for given in (*args, *args.values()):
+        kind = type(given)
+        if kind is str:
+            if given.isascii() and whole[0][5:] != " ".join(given.lower().split()):
+                continue  # its text differs from the given value
+            if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
+                return _NOTHING  # an echo
+        elif kind not in _NUMBERS:
+            return None
+    field = field_trust(profile, "")
+    return Observation((Sighting(key(whole[0]), field.origin, True, field.counterparty, tool),))
+
+
+def _echo(args: Mapping[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for value in _scalars(args):
+        own = forms(value)
+        found.update(own, said_forms(value, own))
+        if isinstance(value, str):
+            found.update(mentions(value[:MAX_ECHO]))
+    return found
+
+
+def _scalars(value: object, left: int = 2000) -> Iterator[object]:
+    stack: list[object] = [value]
+    while stack and left:
+        left -= 1
+        top = stack.pop()
+        if isinstance(top, Mapping):
+            stack += [*top.keys(), *top.values()]
+        elif isinstance(top, list | tuple):
+            stack += top
+        else:
+            yield top
+
+
+class Reading:
+    """A resumable reading of one output. `weight`: characters that it keeps in memory."""
+
+    def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool, output: Held) -> None:
+        self.tool, self.profile, self.echo, self.failed, self.weight = tool, profile, echo, failed, output.weight
+        self.found: dict[Sighting, None] = {}
+        self.prose: list[Prose] = []
+        self.nodes = self.chars = 0
+        self._open: list[Iterator[tuple[object, tuple[str, ...], int]]] = [iter([(output.value, (), 0)])]
+        self._late: list[tuple[str, FieldTrust, str]] = []  # texts whose mentions are not read yet
+        self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
+
+    def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
+        """Continue until this many values and characters were read in all; return new findings."""
+        before, self.prose = len(self.found), []
+        while self._open and self.nodes < nodes and self.chars < chars:
+            entry = next(self._open[-1], None)
+            if entry is None:
+                self._open.pop()
+                continue
+            value, path, depth = entry
+            self.nodes += 1
+            if depth > MAX_DEPTH:
+                continue
+            if isinstance(value, dict | list):
+                self._open.append(_parts(value, path, depth + 1))
+            else:
+                self._leaf(value, path, chars)
+        if chars >= MAX_CHARS or nodes >= MAX_NODES:
+            for text, field, source in self._late:
+                self._mentions(text, field, source, ())
+            self._late.clear()
+            self._open.clear()
+        left = self if self._late or self._open else None
+        return Observation(tuple(self.found)[before:], tuple(self.prose), left)
+
+    def _leaf(self, value: object, path: tuple[str, ...], chars: int) -> None:
+        if value is None or isinstance(value, bool):
+            return
+        field, source = self._field(path)
+        prose = False
+        if isinstance(value, str):
+            room = max(0, min(MAX_LEAF, MAX_CHARS - self.chars))
+            prose = field.prose or self.failed or len(value) > min(SHORT, room) or "\n" in value
+            value = value[:room]
+            self.chars += len(value)
+        whole = forms(value) if not prose else ()
+        says = said_forms(value, whole)
+        if not self.echo.intersection(whole):
+            for form in says:
+                self._see(form, field, source, asserted=True)
+        if isinstance(value, str) and (prose or len(value) >= SHORTEST):
+            late = prose and self.chars > chars
+            if late:
+                self._late.append((value, field, source))
+            if late or self._mentions(value, field, source, (*whole, *says)) or prose:
+                self.prose.append(Prose(value, field.origin, source))
+
+    def _mentions(self, text: str, field: FieldTrust, source: str, known: Sequence[str]) -> bool:
+        inner = [f for f in mentions(text) if f not in known]
+        for form in inner:
+            if form not in self.echo:
+                self._see(form, field, source, asserted=False)
+        return bool(inner)
+
+    def _see(self, form: str, field: FieldTrust, source: str, *, asserted: bool) -> None:
+        if len(self.found) < MAX_SIGHTINGS:
+            self.found[Sighting(key(form), field.origin, asserted, field.counterparty, source)] = None
+
+    def _field(self, path: tuple[str, ...]) -> tuple[FieldTrust, str]:
+        known = self._fields.get(path)
+        if known is None:
+            field = field_trust(self.profile, ".".join(path))
+            field = field._replace(origin="external") if self.failed else field
+            source = "/".join(filter(None, [self.tool, ".".join(path[-3:])]))
+            known = self._fields[path] = field, source
+            if len(self._fields) > MAX_FIELDS:  # an attacker may invent keys
+                self._fields.clear()
+        return known
+
+
+def _parts(
+    value: dict[str, Any] | list[Any], path: tuple[str, ...], depth: int
+) -> Iterator[tuple[object, tuple[str, ...], int]]:
+    if isinstance(value, list):
+        for inner in value:
+            yield inner, path, depth
+        return
+    for name, inner in value.items():
+        if FIELD.fullmatch(name):
+            yield inner, (*path, name), depth
+        else:  # a key that cannot be a field's name is a value
+            yield name, path, depth
+            yield inner, path, depth

@@ -1,0 +1,180 @@
+"""Find the source of each item of an argument, as a *class* (`SAYS`), and the argument's *standing*.
+
+Standing `told` is human or principal, `known` is system or internal, and others are `outside`. A list has the standing
+of its weakest item. Provenance is evidence for questions and policies, not an order: orders are in the mandate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.argument_atoms import CallAtoms, Item
+from langchain_runtime_authz.facts.normal_forms import key, tidy
+from langchain_runtime_authz.facts.output_reading import Prose, Sighting
+from langchain_runtime_authz.facts.user_words import UserWords
+
+# From most to least trusted.
+SAYS: Final = {
+    "human": "the user said it",
+    "principal": "it is the subject's own",
+    "system": "a system says it",
+    "internal": "an internal source says it",
+    "counterparty": "the other side chose it",
+    "external": "an external source says it",
+    "mentioned": "it stands in a text that was read",
+    "unknown": "nobody was seen to say it",
+}
+CLASSES: Final = tuple(SAYS)
+STANDINGS: Final = ("told", "known", "outside")
+SHORTEST: Final = 3  # a shorter text occurs everywhere
+MAX_SAID: Final = 4  # sources reported for one value
+
+
+class Attribution(NamedTuple):
+    origin: Any
+    source: str | None = None
+    counterparty: bool = False
+
+
+# Cached: most arguments come from the same few sources.
+_attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
+
+
+class Provenance(NamedTuple):
+    """The source of one value (`authzen.ArgumentProvenance`); an item of a list has no `kind` (`ItemProvenance`)."""
+
+    class_: Any  # of `CLASSES`
+    standing: Any  # of `STANDINGS`
+    asserted_by: Sequence[Attribution] = ()
+    mentioned_by: Sequence[Attribution] = ()
+    lookalike: bool = False
+    kind: Any = None
+    items: Sequence[Provenance] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON for a request: all fields of the schema, under their wire names."""
+        found = {
+            "class": self.class_,
+            "standing": self.standing,
+            "asserted_by": list(map(_attribution_json, self.asserted_by)),
+            "mentioned_by": list(map(_attribution_json, self.mentioned_by)),
+            "lookalike": self.lookalike,
+        }
+        if self.kind is not None:
+            found |= {"kind": self.kind, "items": list(map(Provenance.to_json, self.items))}
+        return found
+
+
+class Memory:
+    """Free texts that were read, newest last, and sightings that the ledger does not hold."""
+
+    __slots__ = ("_folded", "_found", "prose")
+
+    def __init__(self, prose: Sequence[Prose] = (), found: Mapping[str, Sequence[Sighting]] | None = None) -> None:
+        self.prose = prose
+        self._found = found or {}
+        self._folded: str | None = None
+
+    def mentions(self, phrase: str) -> Iterator[Prose]:
+        if self._folded is None:  # at the first search
+            self.prose = [
+                p if p.folded else p._replace(text=t, folded=t.casefold()) for p in self.prose for t in (tidy(p.text),)
+            ]
+            self._folded = "\n".join(p.folded for p in self.prose)
+        if phrase in self._folded:
+            yield from (p for p in reversed(self.prose) if phrase in p.folded)
+
+    def seen(self, ledger: Mapping[str, Sequence[Sighting]], keys: Sequence[str]) -> Mapping[str, Sequence[Sighting]]:
+        if not self._found:
+            return ledger
+        return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}
+
+
+NO_MEMORY: Final = Memory()
+
+
+class Evidence(NamedTuple):
+    """The sightings known when a call is decided. Without `memory`, values in free texts are unknown."""
+
+    words: UserWords
+    own: frozenset[str] = frozenset()
+    seen: Mapping[str, Sequence[Sighting]] = MappingProxyType({})
+    memory: Memory = NO_MEMORY
+
+
+def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
+    """Return the provenance of each critical and each date argument that is not empty."""
+    traced: dict[str, Provenance] = {}
+    for name, kind, value, items, _ in atoms.atoms:
+        if items is None:
+            traced[name] = Provenance("unknown", "outside", kind=kind)
+        elif items and items[0].value is value:
+            traced[name] = Provenance(*_item(items[0], evidence)[:5], kind)
+        elif items:
+            found = [_item(item, evidence) for item in items]
+            traced[name] = Provenance(
+                class_=max((p.class_ for p in found), key=CLASSES.index),
+                standing=max(found, key=_weakness).standing,
+                lookalike=any(p.lookalike for p in found),
+                kind=kind,
+                items=found,
+            )
+    return traced
+
+
+_TOLD: Final = Provenance("human", "told", (Attribution("human"),))
+_UNKNOWN: Final = Provenance("unknown", "outside")
+_OWN: Final = Provenance("principal", "told", (Attribution("principal"),))
+
+
+def _weakness(found: Provenance) -> tuple[int, int]:
+    return STANDINGS.index(found.standing), CLASSES.index(found.class_)
+
+
+def _item(item: Item, evidence: Evidence) -> Provenance:
+    """Return the provenance of a scalar: of its parts, the weakest one's."""
+    weakest: Provenance | None = None
+    for part in item.parts:
+        if evidence.words.said(part):
+            found = _TOLD
+        elif evidence.own.intersection(part):
+            found = _OWN
+        else:
+            found = _seen(part, item.value, evidence)
+        if weakest is None or _weakness(found) > _weakness(weakest):
+            weakest = found
+    return weakest or _UNKNOWN
+
+
+def _seen(part: tuple[str, ...], value: object, evidence: Evidence) -> Provenance:
+    sightings = [s for f in part for s in evidence.seen.get(key(f), ())]
+    asserted = sorted((s for s in sightings if s.asserted), key=lambda s: CLASSES.index(_class(s)))
+    by = tuple(_attribution(s) for s in asserted[:MAX_SAID])
+    within = list(dict.fromkeys(_attribution(s) for s in sightings if not s.asserted))[:MAX_SAID]
+    if not sightings and isinstance(value, str):
+        within = _mentions(value, evidence.memory)
+    class_ = _class(asserted[0]) if asserted else "mentioned" if within else "unknown"
+    standing = "known" if class_ in ("system", "internal") else "outside"
+    lookalike = isinstance(value, str) and evidence.words.resembles(value)
+    return Provenance(class_, standing, by, within, lookalike=lookalike)
+
+
+def _class(seen: Sighting) -> str:
+    return "counterparty" if seen.counterparty else seen.origin
+
+
+def _attribution(seen: Sighting) -> Attribution:
+    return Attribution(seen.origin, seen.source, seen.counterparty)
+
+
+def _mentions(value: str, memory: Memory) -> list[Attribution]:
+    phrase = tidy(value).casefold()
+    found: dict[Attribution, None] = {}
+    for p in memory.mentions(phrase) if len(phrase) >= SHORTEST else ():
+        found[Attribution(p.origin, p.source)] = None
+        if len(found) == MAX_SAID:
+            break
+    return list(found)

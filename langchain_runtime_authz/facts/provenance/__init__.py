@@ -1,1 +1,0 @@
-"""Trace values of arguments to tool outputs and the user's words. Messages are never read."""

@@ -1,0 +1,51 @@
+"""The resource behind a read, and the version of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Mapping
+from typing import Any, Final
+
+from langchain_runtime_authz.digest import written
+from langchain_runtime_authz.facts.json_copy import parsed
+from langchain_runtime_authz.facts.provenance import Provenance
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+_PIECE: Final = 65_536  # characters encoded at a time
+UNREAD: Final = "0"  # the version of a resource without a reported change
+
+
+def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
+    """Return a read's resource: the profile's `resource`, filled with the call's arguments."""
+    return None if profile.resource is None else filled(profile.resource, {k: str(v) for k, v in args.items()})
+
+
+def filled(template: str, args: Mapping[str, str]) -> str | None:
+    """Fill a template with the arguments. Return None if they do not fit."""
+    try:
+        return string.Formatter().vformat(template, (), args)
+    except (KeyError, IndexError, ValueError):
+        return None
+
+
+def read_mark(tool: str, args_digest: str) -> str:
+    return "read:" + hashlib.sha256(f"{tool}\n{args_digest}".encode()).hexdigest()
+
+
+def content_version(profile: ToolProfile, output: object) -> str:
+    """Return a digest of the profile's `version` field or, without one, of the whole content."""
+    if profile.version is not None:
+        record = parsed(output)
+        output = record.get(profile.version, output) if isinstance(record, Mapping) else output
+    text = output if isinstance(output, str) else written(output)
+    version = hashlib.sha256()
+    for at in range(0, len(text), _PIECE):
+        version.update(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
+    return version.hexdigest()
+
+
+def sources(traced: Mapping[str, Provenance]) -> set[str]:
+    """Return the tools that supplied critical arguments, except values that the user told."""
+    items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
+    return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}

@@ -1,0 +1,77 @@
+"""Look up values in the user's words.
+
+The words are texts of human origin from the ledger, without quoted, pasted or forbidden parts
+(`mandate.places.stated`). A value in them is evidence, not an order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from langchain_runtime_authz.facts.normal_forms import fold, forms, mentions, skeleton, tidy
+
+MAX_TEXT: Final = 20_000  # characters searched, the newest
+MAX_KNOWN: Final = 128  # values whose result is cached
+_TRIES: Final = 64
+_SHORTEST: Final = 2  # one letter names nothing
+_LOOKS: Final = 4
+# A host without `https://` or `www.`: common endings that are not file extensions.
+_HOST: Final = re.compile(
+    r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
+    r"(?![\w@\-\\]|[.:]\w)",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+class UserWords:
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.said = lru_cache(maxsize=MAX_KNOWN)(self._said)
+        # The newest words are the ones that count when there are too many.
+        said = "\n".join(texts)[-MAX_TEXT:]
+        hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
+        self._tokens = frozenset((*mentions(said), *hosts))
+        self._text = fold(tidy(said))
+        self._looks: str | None = None
+
+    def _said(self, value_forms: tuple[str, ...]) -> bool:
+        """Return True if the user said the value: an identifier, number or date, or a text as whole words."""
+        for form in value_forms:
+            kind, _, text = form.partition(":")
+            if form in self._tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, self._text):
+                return True
+        return False
+
+    def resembles(self, value: str) -> bool:
+        """Return True if `value` looks like something the user said, but differs."""
+        look = skeleton(tidy(value))
+        if len(look) < _LOOKS or self.said(forms(value)):
+            return False
+        if self._looks is None:
+            self._looks = "".join(skeleton(self._text[i : i + 1024]) for i in range(0, len(self._text), 1024))
+        return _within(look, self._looks)
+
+
+def _within(phrase: str, text: str) -> bool:
+    """Return True if `text` contains `phrase` as whole words, not inside a longer name, address or path."""
+    at = -1
+    for _ in range(_TRIES):
+        at = text.find(phrase, at + 1)
+        if at < 0:
+            return False
+        if not _joined(text, at - 1, -1) and not _joined(text, at + len(phrase), 1):
+            return True
+    return False
+
+
+def _joined(text: str, i: int, step: int) -> bool:
+    """Return True if the character at `i` joins its two sides into one name."""
+    if not 0 <= i < len(text):
+        return False
+    c = text[i]
+    if c.isalnum() or c in "_@\\":
+        return True
+    following = i + step
+    return c in ".-/:+" and 0 <= following < len(text) and text[following].isalnum()

@@ -1,0 +1,372 @@
+"""Declared effects: functions, nodes and blocks without a tool that are decided like a tool call.
+
+No model plans an effect, so the request says `context.plan.source: code`, and an uncovered side effect asks.
+
+Writes to a graph's store are effects if a profile is declared for them: `store.put`, `store.delete`, or with a pattern
+of namespaces, `store.put:memories.*`. The longest matching pattern counts; a write that matches none is unprofiled.
+Some writes are not decided: outside every run, in threads without the run's context, and inside a permitted call of a
+tool with a declared side effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast, get_type_hints
+
+from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.tools import BaseTool, StructuredTool
+from langgraph.prebuilt import ToolRuntime
+from langgraph.runtime import Runtime
+from langgraph.store.base import BaseStore, PutOp
+from langgraph.types import StreamWriter
+
+from langchain_runtime_authz._flow import both
+from langchain_runtime_authz._validate import checked_text, wrong
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph import tool_execution
+from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.messages import kept
+from langchain_runtime_authz.langgraph.node_pep import AuthzParts
+from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
+from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
+from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of
+from langchain_runtime_authz.pep.call import Call, Denial, Replay
+from langchain_runtime_authz.pep.engine import Flow
+from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles
+
+LAYER: Final = "declared effect"
+PREFIX: Final = "store."
+_PROPERTIES: Final[Mapping[str, Any]] = {"namespace": {"type": "string"}, "key": {"type": "string"}, "value": {}}
+_SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # LangGraph supplies these
+_SUPPLIED_TYPES: Final = (RunnableConfig, RunnableConfig | None, StreamWriter)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class EffectTool(StructuredTool, defer_build=True):
+    """Represents a declared effect where a tool is needed. It runs nothing."""
+
+
+def effect(
+    authz: AuthzParts,
+    name: str,
+    /,
+    *,
+    profile: ToolProfile | Mapping[str, Any] | None = None,
+    arguments: Callable[..., Mapping[str, Any]] | None = None,
+    **given: Any,
+) -> DeclaredEffect:
+    """Declare the effect of a function or a block, so that it is decided like a tool call.
+
+    ```python
+    @authz.effect("send_mail", profile={"effect": "send", "critical": {"to": "principal"}, "text": ["body"]})
+    def send(to: str, body: str) -> str: ...
+
+    with authz.effect("send_mail", to=to, body=body) as call:
+        smtp.send(to, body, key=call.idempotency_key)
+    ```
+
+    Args:
+        authz: the instance.
+        name: names the effect in policies, mandates, grants and records.
+        profile: its profile; by default the one of this name. Without one, each call asks.
+        arguments: maps the function's arguments to the call's, as for a node: `lambda state: {"code": state["code"]}`.
+        **given: the arguments of a block.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    checked_text("name", name)
+    declared = load_profiles({name: profile})[name] if profile is not None else None
+    return DeclaredEffect(authz.profiles, name, declared, arguments, given)
+
+
+def declared_tool(
+    profiles: Profiles, name: str, declared: ToolProfile | None, description: str, properties: Mapping[str, Any]
+) -> BaseTool:
+    required = [name for name, one in properties.items() if "default" not in one]
+    schema = {"type": "object", "properties": dict(properties), "required": required}
+    held = {METADATA_KEY: declared} if declared is not None else None
+    tool = EffectTool(name=name, description=description or name, args_schema=schema, metadata=held)
+    return guard_tool(tool, profiles)
+
+
+def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
+    found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
+    if found.engine is None:
+        found.refuse()
+    found.call, found.layer = replace(found.call, by_code=True), LAYER
+    return found
+
+
+class Together(FlowContext[Any]):
+    """Calls of one block, by `with` or `async with`: all begin, or none."""
+
+    output: Any = None
+
+    def __init__(self, arrivals: Sequence[Arrival]) -> None:
+        self._arrivals = arrivals
+
+    def arriving(self) -> Sequence[Arrival]:
+        return self._arrivals
+
+    def opened(self) -> Any:
+        return self
+
+    @property
+    def runs(self) -> bool:
+        return isinstance(self.begun[0], ToolExecution)
+
+    def first_output(self) -> Any:
+        """Return the output of an earlier run. An output that is not JSON was not kept, and is denied."""
+        result = kept(getattr(self.begun[0], "result", None))
+        if "content" not in result:
+            raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+        return result["content"]
+
+    def _enter(self) -> Flow[Any]:
+        self.begun: list[ToolExecution | Replay] = []
+        self._arrivals = self.arriving()
+        self.engine = self._arrivals[0].engine if self._arrivals else None
+        return self._beginning()
+
+    def _beginning(self) -> Flow[Any]:
+        if self._arrivals:
+            self.begun = yield from _begin(self._arrivals)
+        return self.opened()
+
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None]:
+        failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
+        for one in under_way:
+            failed = one.clean_error(failed) if failed is not None else None
+        try:
+            for one in reversed(under_way):
+                if (over := one.end(failed, self.output)) is not None:
+                    yield (tool_execution.Conclude, over)
+        finally:
+            if under_way and (node := self._arrivals[0].node) is not None:
+                node.running -= 1
+        if failed is not None and failed is not exc:
+            raise failed from None
+
+    def returns(self, value: Any) -> Any:
+        """Return the call's output, filtered by its obligations."""
+        one: Any = self.begun[0]
+        self.output = one.clean(value)
+        return self.output
+
+
+@dataclass(eq=False, repr=False)
+class DeclaredEffect(Together):
+    """Decorates a function or guards a block. If it ran before, a function returns its first result, a block is denied."""
+
+    _profiles: Profiles
+    _name: str
+    _declared: ToolProfile | None
+    _arguments: Callable[..., Mapping[str, Any]] | None
+    _given: Mapping[str, Any]
+
+    def __call__(self, function: F) -> F:
+        """Wrap the function, to decide each call. Raises `ConfigError`."""
+        if not callable(function) or isinstance(function, type | BaseTool):
+            raise wrong(f"effect `{self._name}`", "a function", function)
+        if self._given:
+            raise ConfigError(f"effect `{self._name}`: a function brings its own arguments; leave {[*self._given]} out")
+        if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
+            raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
+        named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
+        # A mandate does not order default values.
+        own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}
+        properties = {n: {"default": v} if isinstance(v, str | int | float | None) else {} for n, v in own.items()}
+        properties |= self._named() if named is not None else {}
+        tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
+
+        def flow(*args: Any, **kwargs: Any) -> Flow[Any]:
+            def code(one: Together) -> Flow[Any]:
+                return one.returns((yield (RunCode, run))) if one.runs else one.first_output()
+
+            run = functools.partial(function, *args, **kwargs)
+            given = _bound(signature, left_out, args, kwargs) if named is None else dict(named(*args, **kwargs))
+            return within(Together([arrive(tool, given)]), code)
+
+        made: Any = functools.wraps(function)(both(flow)[_is(inspect.iscoroutinefunction, function)])
+        made.__runtime_authz_effect__ = tool
+        return made  # type: ignore[no-any-return]  # of the function's own signature
+
+    def _named(self) -> dict[str, Any]:
+        """Return the arguments that the profile names, if there is no other schema."""
+        found = self._profiles.declared.get(self._name) or self._declared
+        paths = [path for named in found.named().values() for path in named] if found is not None else []
+        return {path.split(".")[0]: {} for path in sorted(paths)}
+
+    def arriving(self) -> Sequence[Arrival]:
+        return [arrive(declared_tool(self._profiles, self._name, self._declared, "", self._named()), self._given)]
+
+    def opened(self) -> CurrentCall:
+        if not self.runs:
+            raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+        return current_call()
+
+
+def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
+    first = arrivals[0]
+    run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
+    calls: list[Call] = []
+    ahead: dict[str, int] = {}
+    for one in arrivals:
+        number = (one.counts or {}).get(one.equal, 0) + ahead.get(one.equal, 0)
+        ahead[one.equal] = ahead.get(one.equal, 0) + 1
+        calls.append(replace(one.call, place=f"{private.task_id(one.config)}:{number}"))
+    if run is None:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    if first.node is None:
+        waiting = yield from decide_together(run, calls, first.config)
+    else:
+        waiting = yield (tool_execution.OneByOne, first.node.locks, first.node.decide_all(run, calls, first.config))
+    for one, pending in zip(arrivals, waiting, strict=True):
+        run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
+        one.run, one.call, one.verdict = run, pending.call, pending.verdict
+    denied = next((pending.verdict for pending in waiting if isinstance(pending.verdict, Denial)), None)
+    if denied is not None:
+        for pending in waiting:
+            yield from pending.give_back()
+        tool_execution.answer(denied, None)  # raises
+    begun: list[ToolExecution | Replay] = []
+    for one in arrivals:
+        tool: Any = one.call.tool_ref
+        if isinstance(one.verdict, Replay):
+            one.settle()
+            begun.append(one.verdict)
+        elif one.verdict is not None and (execution := one.execution(guard_of(tool), one.verdict)) is not None:
+            execution.begin()
+            execution.admits(tool_execution.FUNCTION)
+            begun.append(execution)
+    if first.node is not None and any(isinstance(one, ToolExecution) for one in begun):
+        first.node.running += 1
+    return begun
+
+
+def _bound(
+    signature: inspect.Signature, left_out: frozenset[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            given |= value
+        elif name not in left_out and not isinstance(value, _SUPPLIED):
+            given[name] = list(value) if isinstance(value, tuple) else value
+    return given
+
+
+def _is(kind: Callable[[Any], bool], function: Any) -> bool:
+    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its own, not whether)
+
+
+def _left_out(function: Any) -> frozenset[str]:
+    """Return the parameters that callers do not choose: a method's object, a config, a stream writer."""
+    first = next(iter(inspect.signature(function).parameters), "")
+    try:
+        hints = get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
+    except Exception:  # noqa: BLE001  (an annotation that nobody can resolve says nothing)
+        hints = {}
+    return frozenset({first} & {"self", "cls"}).union(name for name, hint in hints.items() if hint in _SUPPLIED_TYPES)
+
+
+def governs_stores(profiles: Profiles) -> bool:
+    return any(name.startswith(PREFIX) for name in profiles.declared)
+
+
+def gate_store(store: object, profiles: Profiles) -> None:
+    """Guard a store in place, because nodes may hold it. The run around a write decides."""
+    gated = hasattr(type(store), "__runtime_authz_store__")
+    if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
+        store.__class__ = _gated_class(type(store))
+
+
+@private.kept
+def _gated_class(base: Any) -> Any:
+    def write(name: str) -> Any:
+        own = getattr(base, name)
+        signature = inspect.signature(own)
+
+        def batch(store: Any, ops: Iterable[Any]) -> Flow[list[Any]]:
+            def code(left: _Writes) -> Flow[list[Any]]:
+                return left.all((yield (RunCode, own, store, left.ops)))
+
+            return within(_Writes(store, list(ops)), code)
+
+        def put(*given: Any, **kwargs: Any) -> Flow[Any]:
+            def code(left: _Writes) -> Flow[Any]:
+                return (yield (RunCode, run)) if left.ops else None
+
+            run = functools.partial(own, *given, **kwargs)
+            store, namespace, key, *more = signature.bind(*given, **kwargs).arguments.values()
+            return within(_Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)]), code)
+
+        blocking, awaiting = both(batch) if name.endswith("batch") else both(put)
+        return functools.wraps(own)(awaiting if name.startswith("a") else blocking)
+
+    own = {name: write(name) for form in ("put", "delete", "batch") for name in (form, f"a{form}")}
+    return private.lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
+
+
+class _Writes(Together):
+    """The writes among operations, decided together. Inside, `ops` are the permitted ones."""
+
+    def __init__(self, store: Any, ops: Sequence[Any]) -> None:
+        self._store, self._given, self.ops = store, ops, ops
+
+    def arriving(self) -> Sequence[Arrival]:
+        if (profiles := _governing(self._store)) is None:
+            return []
+        return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
+
+    def opened(self) -> _Writes:
+        """Skip writes that happened in an earlier execution of the node."""
+        if self.begun:
+            begun = iter(self.begun)
+            self.ops = [op for op in self._given if not isinstance(op, PutOp) or isinstance(next(begun), ToolExecution)]
+        return self
+
+    def all(self, results: Sequence[Any]) -> list[Any]:
+        found = dict(zip(map(id, self.ops), results, strict=True))
+        return [found.get(id(op)) for op in self._given]
+
+
+def _governing(store: Any) -> Profiles | None:
+    run, scope = running(), current_scope.get()
+    if run is None or not governs_stores(profiles := cast("Profiles", run.engine.tools)):
+        return None
+    if type(scope) is ToolExecution:
+        call = scope.call
+        if call.tool.startswith(PREFIX) or (call.profiled and call.profile.side_effect):
+            return None
+    with suppress(RuntimeError):  # no loop runs here
+        # A batching store writes in a background task, which has the context of its first caller.
+        if (own := getattr(store, "_task", None)) is not None and own is asyncio.current_task():
+            return None
+    return profiles
+
+
+def _write(profiles: Profiles, op: PutOp) -> Arrival:
+    name, path = f"{PREFIX}{'delete' if op.value is None else 'put'}", ".".join(op.namespace)  # labels have no dots
+    own = [n for n in profiles.declared if n.startswith(f"{name}:")]
+    name = max((n for n in own if fnmatch.fnmatchcase(f"{name}:{path}", n)), key=len, default=name)
+    if name not in profiles.writes:
+        profiles.writes[name] = declared_tool(profiles, name, None, "Write to the graph's store.", _PROPERTIES)
+    value = {} if op.value is None else {"value": op.value}
+    return arrive(profiles.writes[name], {"namespace": path, "key": op.key, **value})

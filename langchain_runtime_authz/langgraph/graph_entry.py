@@ -1,0 +1,321 @@
+"""Open a run when a graph starts, and close it when the graph ends, at the root and each child.
+
+Without a `RunHandle` it opens an implicit run for the subject of `subject_from`, else for `anonymous`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from langgraph.types import Command, StateSnapshot
+
+from langchain_runtime_authz.authzen import Subject, deny
+from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK, Head
+from langchain_runtime_authz.facts.delegation_edges import kind_of_child
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
+from langchain_runtime_authz.langgraph import checkpoints, inputs, run_context
+from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
+from langchain_runtime_authz.langgraph.object_graph import is_workflow
+from langchain_runtime_authz.langgraph.private_api import Place, counted_graph, graph_at, is_sent, place_below
+from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
+from langchain_runtime_authz.pep.child_agent import open_child
+from langchain_runtime_authz.pep.corrections import altered
+from langchain_runtime_authz.pep.decision_log import run_event
+from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, new_id
+from langchain_runtime_authz.pep.run_lifecycle import Entry, Given, Left, close, open_entry
+from langchain_runtime_authz.telemetry.logs import logger
+
+T = TypeVar("T")
+_log = logger(__name__)
+NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
+MAX_CLAIMED: Final = 16  # names in one record
+Owner = Run | run_context.RunHandle | None
+
+
+class RootEntry:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        subject_from: Callable[[Mapping[str, Any]], run_context.Caller | None] | None,
+        task_channels: tuple[str, ...] = ("messages",),
+        task_memory: tuple[tuple[str, ...], ...] = (),
+        development: bool = False,
+    ) -> None:
+        self.engine, self.development, self._said = engine, development, development
+        self._memory = task_memory
+        self._subject_from = subject_from
+        self.channels, self.others = task_channels, inputs.others(task_channels)
+        self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
+
+    def scope(self, graph: str, thread: str) -> Scope:
+        return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
+
+    def owner(self, config: Mapping[str, Any]) -> Owner:
+        """Return a call's parent run, or the application's: by its config, else by the code around. Raises `ConfigError`."""
+        # A graph that code in a node or tool calls with its own config is also a child: the text that the code passes
+        # on is not the user's.
+        found = run_context.target_in(config) or run_context.running() or run_context.around()
+        if found is not None and found.engine is not self.engine:
+            raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
+        return found
+
+    def watch(self, graph: Any) -> tuple[str, ...]:
+        """Return the channels whose edits change the task: the declared ones, or all if the graph has none of them."""
+        return self.channels if self.speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
+
+    def speaks(self, graph: Any) -> bool:
+        """Return True if the graph has a channel for a user's task."""
+        return graph is None or any(name in graph.channels for name in self.channels)
+
+    def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
+        """Return the digest of the store's memory of a subject, if it belongs to the task."""
+        own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
+        return checkpoints.read_memory(getattr(graph, "store", None), own)
+
+    def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> Entering[Any]:
+        """Return an entry for `with` or `async with`. Raises `AuthzDenied` on the way in.
+
+        A root's gives the input and config, and a child's gives the config.
+        """
+        if isinstance(owner, Run):
+            return ChildEntry(self, owner, name, config, graph)
+        entering = _Root(self, name, config, graph)
+        entering.input, entering.opener = input, owner
+        return entering
+
+    def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
+        found = self._subject_from(config) if self._subject_from is not None else None
+        if found is None and not self._said:
+            self._said = True
+            _log.warning(NO_SUBJECT)
+        nobody = DEVELOPER if self.development else ANONYMOUS
+        return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
+
+    def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
+        """Perform an `update_state`. Outside every run, a change of the task's parts is a correction."""
+        opener = run_context.opened(config or {})
+        before: StateSnapshot = yield checkpoints.read_state(graph, config)
+        place = yield write
+        if not (yield from checkpoints.said_more(graph, before, place, self.watch(graph_at(graph, place)))):
+            return place
+        texts: list[HumanText] = []
+        if opener is not None and opener.human and not opener.closed:
+            texts = [t for step in supersteps for update in step for t in human_texts(update[0])]
+        by = opener.subject.principal if opener is not None else ""
+        found = place["configurable"]
+        scope = self.scope(graph.get_name(), str(found["thread_id"]))
+        waiting = yield from checkpoints.read_waiting(graph, place, self.watch(graph))
+        try:
+            yield from altered(scope, texts, by, found["checkpoint_id"], waiting.digest if waiting else None)
+        except AuthzDenied:
+            raise
+        except Exception as exc:
+            decision = self.engine.ledger_failed(exc)
+            raise AuthzDenied(decision.reason, decision.decision_id) from exc
+        return place
+
+    def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
+        """Perform an `update_state` of a node or tool on a child graph, and mark it as the run's own."""
+        place = yield write
+        run = run_context.target_in(config) or run_context.running()
+        if isinstance(run, Run):
+            mark = checkpoints.mark_of(place, graph.get_name())
+            try:
+                yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
+            except Exception as exc:
+                decision = run.engine.ledger_failed(exc)
+                raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
+        return place
+
+
+class Entering(run_context.FlowContext[T]):
+    def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
+        self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
+        self.name, self.config, self.graph, self.saver = name, config, graph, checkpoints.saver_of(graph)
+        self.run: Run | None = None
+
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
+        """Record the entry's outcome, and return the flow that closes its run."""
+        run_context.note_question(self.run, exc)
+        if isinstance(exc, AuthzDenied):  # reported here unless an enforcement point has
+            thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
+            self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
+        if (run := self.run) is None:
+            return None
+        if exc is not None and run.span is not None:
+            run.span.fail(type(exc))
+        return self._leave(run, raised=exc is not None, cut=cut)
+
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
+        """Close the run. `raised`: tasks may still run. `cut`: a stream closed early may still write."""
+        raise NotImplementedError
+
+
+class _Root(Entering[tuple[Any, Any]]):
+    input: Any = None
+    opener: run_context.RunHandle | None = None
+
+    def _enter(self) -> Flow[tuple[Any, Any]]:
+        owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
+        handle = self.opener or owner.implicit(config)
+        self.run_id = handle.run_id
+        if handle.closed:
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        thread = (config.get("configurable") or {}).get("thread_id")
+        saver, update = self.saver, written(self.input)
+        head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
+        watch = owner.watch(graph) if head is not None else ()
+        texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
+        entry: Entry = yield from open_entry(
+            engine,
+            owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
+            handle.subject,
+            handle.run_id,
+            self.name,
+            given=Given(
+                texts=texts,
+                standing=standing,
+                resume=self.input is None or isinstance(self.input, Command),
+                kept=saver is not None and thread is not None,
+                head=head,
+                memory=(yield from owner.memory(graph, handle.subject)) if saver is not None else None,
+                waiting=partial(checkpoints.read_waiting, graph, config, watch) if head is not None else None,
+                moved=partial(checkpoints.moved, graph, config, watch, head.id) if head is not None else None,
+            ),
+            **handle.brings(),
+            workflow=partial(is_workflow, graph),
+        )
+        run = entry.run
+        if claimed := claimed_identities(config, handle.subject):
+            # Ignored, and recorded: names only, since a client wrote the values.
+            yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
+        foreign_plans(run, update)
+        handle.enter(run)
+        engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
+        self.run = run
+        given = self.input
+        if saver is not None or entry.pending:
+            given = yield from self._told(entry)
+        return given, run_context.with_run(config, run)
+
+    def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
+        """Return the user's texts in an input, and the digests of those already in the state."""
+        channels, texts = self.root_entry.channels, human_texts(update)
+        edited = bool(inputs.written(update, self.root_entry.others))
+        removes, standing = head is not None and bool(inputs.removals(update)), frozenset[str]()
+        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
+            state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
+            standing = frozenset(t.digest for t in human_texts(state))
+            texts = inputs.unheard(texts, state)
+            edits = inputs.brought(update, state, channels) if edited else []
+            edits += inputs.taken_out(update, state) if removes else []
+            # On a new thread, only the user's declared texts count.
+            texts += edits if head is not None else [e for e in edits if e.text]
+        if not texts and not self.root_entry.speaks(self.graph):
+            # Such an input may change the task, but its words are not known to be the user's.
+            say, parts = checkpoints.said, update if isinstance(update, Mapping) else {}
+            says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
+            texts = [HumanText(raw_digest(says), "", "channel:input")]
+        return texts, standing
+
+    def _told(self, entry: Entry) -> Flow[Any]:
+        given, state, place = self.input, None, checkpoints.thread_config(self.config)
+        resumes = isinstance(given, Command) and given.resume is not None
+        if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
+            state = yield checkpoints.read_state(self.graph, self.config)
+        if state is not None and resumes:
+            # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
+            below = bool(self.config["configurable"].get("checkpoint_ns"))
+            given = yield from inputs.resumed(entry, given, state, below=below)
+        elif state is not None and given is None:
+            given = inputs.answered_elsewhere(entry, state)
+        if entry.pending:
+            asked = [i.id for i in state.interrupts] if state is not None else []
+            given = inputs.delivered(entry, given, state.values if state is not None else None, asked)
+        return given
+
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
+        left, over, edits = Left(), list[Change](), list[HumanText]()
+        busy = bool(run.children)  # a child left behind by `gather` may still write
+        saver, watch = self.saver, self.root_entry.watch
+        if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
+            try:
+                waiting = None
+                if not cut:
+                    head = yield from checkpoints.read_head(saver, place)
+                    memory = yield from self.root_entry.memory(self.graph, run.subject)
+                    # A tool's child waits only if a user is asked. After a failure its own mark counts.
+                    waiting = yield from checkpoints.read_waiting(
+                        self.graph, place, watch(self.graph), nodes_only=not run.paused
+                    )
+                    below = waiting.digest if waiting is not None and not busy else None
+                    left = Left(head.id if head is not None else None, memory, below)
+                    # All tasks have ended, so the marks of their children are no longer needed.
+                    over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
+                edits = yield from checkpoints.updates_during(
+                    run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
+                )
+            except Exception as exc:  # noqa: BLE001  (likewise if the run was cut)
+                _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
+        yield from close(run, left, over, edits)
+
+
+class ChildEntry(Entering[Any]):
+    remote = False
+    refuse: Code | None = None
+
+    def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
+        super().__init__(root_entry, name, config, graph)
+        self.parent, self.run_id = parent, parent.run_id
+        self.place: Place | None = None
+        self.marked = False
+        if graph is not None:
+            self.config, number = counted_graph(config)
+            self.place = place_below(graph, config, number)
+
+    def _enter(self) -> Flow[Any]:
+        ticket, parent, name = current_ticket(), self.parent, self.name
+        args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
+        tally = self.engine.tally
+        tally.count(parent, "agent", name, "child entry", decided=1)
+        try:
+            if self.place is not None:
+                watch = self.root_entry.watch(self.graph)
+                self.marked = yield from checkpoints.check_child(parent, self.graph, self.place, watch)
+            kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
+            kind = "remote" if self.remote else kind
+            mine = ticket is not None and ticket.agent == parent.agent  # otherwise it is an outer agent's
+            call_id = ticket.call_id if ticket is not None and mine else None
+            self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
+            given = yield from self._given(self.run)
+        except AuthzDenied as denied:
+            if ticket is not None:  # a tool edge: the tool's answer carries the denial
+                raise
+            raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
+        tally.count(parent, "agent", name, "child entry", ran=1)
+        return given
+
+    def _given(self, run: Run) -> Flow[Any]:
+        return run_context.with_run(self.config, run)
+        yield
+
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
+        marks: list[Change] = []
+        if run.paused and not raised and not cut:  # otherwise it would raise its question through the caller
+            _log.warning(
+                "agent %s asks on its own thread, so its caller continues without the answer", "/".join(run.agent)
+            )
+        if self.place is not None and not cut:
+            try:
+                marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)
+            except Exception as exc:  # noqa: BLE001  (as of a root's)
+                _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
+        yield from close(run, also=marks)

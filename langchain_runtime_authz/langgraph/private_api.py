@@ -1,0 +1,351 @@
+"""Collect every private name of LangChain and LangGraph that this package uses.
+
+`tests/unit_tests/langgraph/test_private_api.py` pins each one, and the private *members* that the package overrides or
+reads. After an upgrade it names what moved.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import itertools
+import operator
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from types import FrameType, FunctionType
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
+
+from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks import manager as callback_manager
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableBinding
+from langchain_core.runnables.config import CONFIG_KEYS, ensure_config, var_child_runnable_config
+from langchain_core.tools import BaseTool
+from langchain_core.tools.base import _get_runnable_config_param as config_parameter
+from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
+from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
+from langgraph._internal import _constants as keys
+from langgraph._internal._config import ensure_config as ensure_graph_config
+from langgraph._internal._config import recast_checkpoint_ns
+from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
+from langgraph._internal._runnable import _consume_aiter as ajoin
+from langgraph._internal._scratchpad import PregelScratchpad
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.func import _TaskFunction
+from langgraph.prebuilt.tool_node import ToolNode
+from langgraph.pregel import Pregel, main
+from langgraph.pregel._messages import StreamMessagesHandler
+from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._utils import is_xxh3_128_hexdigest
+from langgraph.types import Command, _interrupt_id
+
+__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode", "ajoin",
+           "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
+
+T = TypeVar("T")
+
+_INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
+_GRAPHS_PER_TOOL: Final = 10_000
+
+
+def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Cache the result of `look` for a class or function while that lives."""
+    found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(look)
+    def known(thing: Any) -> T:
+        if not isinstance(thing, (type, FunctionType)):
+            return look(thing)
+        try:
+            return found[thing]
+        except KeyError:
+            return found.setdefault(thing, look(thing))
+
+    return known
+
+
+def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
+    """Make a subclass with these members that shows the class's name, module and docstring."""
+    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (*before, base), {**shown, **members})
+
+
+def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Merge configs as LangGraph does. A graph merges its caller's again, so one that inherits nothing stays."""
+    if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
+        return config or {}
+    return ensure_graph_config(bound, config)  # type: ignore[arg-type]
+
+
+_CONFIG_KEYS: Final = frozenset(CONFIG_KEYS)
+
+
+def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("configurable") or {}
+
+
+def _ns(config: Mapping[str, Any]) -> str:
+    return str(_given(config).get(keys.CONFIG_KEY_CHECKPOINT_NS) or "")
+
+
+def task_id(config: Mapping[str, Any]) -> str:
+    """Return the id of the current Pregel task, the same on every replay; empty outside one."""
+    return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
+
+
+def lent(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
+
+
+class Place(NamedTuple):
+    """The place of a call's state: thread, namespace and the lent checkpointer."""
+
+    saver: BaseCheckpointSaver[Any]
+    config: dict[str, Any]
+    lasting: bool  # later calls of other tasks find it there too
+
+
+def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return `config` for one graph, and its zero-based index among the task's subgraph calls."""
+    configurable = _given(config)
+    scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None:
+        return dict(config), 0
+    number = scratchpad.subgraph_counter()
+    own = dataclasses.replace(scratchpad, subgraph_counter=lambda: number)
+    return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, number
+
+
+def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
+    """Return the place of a task's graph call, by its zero-based index; `None` if it keeps no state."""
+    configurable = _given(config)
+    borrowed = lent(config)
+    saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
+    if not isinstance(saver, BaseCheckpointSaver) or configurable.get("thread_id") is None:
+        return None
+    namespace = _ns(config) if task_id(config) else ""
+    if graph.checkpointer is True:
+        namespace = keys.NS_SEP.join(part.split(keys.NS_END)[0] for part in namespace.split(keys.NS_SEP))
+    namespace = namespace_of_graph(namespace, number) if task_id(config) else namespace
+    place = {"thread_id": configurable["thread_id"], keys.CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
+    return Place(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
+
+
+def graph_at(graph: Any, config: Any) -> Any:
+    """Return the graph whose state is at a place of a root's thread: the root, or one of its nodes."""
+    namespace = recast_checkpoint_ns(_ns(config or {}))
+    found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
+    return next((child for name, child in found if name == namespace), graph)
+
+
+def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
+    """Return the namespaces of graphs that a root's task calls: of this task, and of all tasks of the node."""
+    return f"{name}{keys.NS_END}{ident}", name
+
+
+def namespace_of_graph(namespace: str, number: int) -> str:
+    """Return the namespace of the graph with this zero-based index among the task's subgraph calls."""
+    return f"{namespace}{keys.NS_SEP}{number}" if number else namespace
+
+
+def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Return True if LangGraph treats a resume value as answers by interrupt id."""
+    return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
+
+
+def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
+    """Return the id of the task's interrupt with this number; by default the next one."""
+    if number is None:
+        number = len(scratchpad.resume) if (scratchpad := scratchpad_of(config)) is not None else 0
+    return _interrupt_id(_ns(config), number)
+
+
+def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Return two sets for one execution of a task. LangGraph's retry restarts the count of questions."""
+    scratchpad = scratchpad_of(config)
+    counter = None if scratchpad is None else getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
+    known = parts.get(key := ("heard", task_id(config)))
+    if known is None or known[0] is not counter:
+        known = parts[key] = (counter, set[str](), set[str]())
+    return known[1], known[2]
+
+
+def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
+    """Return `config` for one tool, and the numbers of its `interrupt` calls."""
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
+    asked: list[int] = []
+    if scratchpad is None:
+        return config, asked
+
+    def counted() -> int:
+        number: int = scratchpad.interrupt_counter()
+        asked.append(number)
+        return number
+
+    of = getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
+    counted.of = of  # type: ignore[attr-defined]
+    graphs = scratchpad.subgraph_counter
+    if place is not None:  # otherwise a graph could continue with another's state, whose tool is skipped now
+        graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
+    # `dataclasses.replace`, with the fields looked up once.
+    held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
+    own = PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
+    return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
+
+
+_PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
+_of_pad: Final = operator.attrgetter(*_PAD)
+
+
+def answer_given(config: Mapping[str, Any]) -> object:
+    """Return the invocation's resume value, plain or by interrupt id, or `None`."""
+    scratchpad, answers = scratchpad_of(config), _given(config).get(keys.CONFIG_KEY_RESUME_MAP)
+    return None if scratchpad is None else answers or scratchpad.get_null_resume(False)
+
+
+def agent_ns(config: Mapping[str, Any]) -> str:
+    return _ns(config).rpartition("|")[0]
+
+
+def checkpointer_of(config: Mapping[str, Any]) -> Any:
+    """Return the checkpointer of a task. Without one, no question can be asked."""
+    return _given(config).get(keys.CONFIG_KEY_CHECKPOINTER)
+
+
+def is_innermost(handler: object) -> bool:
+    """Return True if a `wrap_tool_call` handler is the tool node's own: no other wrapper follows."""
+    return getattr(handler, "__qualname__", "") in _INNERMOST
+
+
+def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
+    """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`."""
+    if isinstance(callbacks, list):
+        return [with_streams(handler, clean) for handler in callbacks]
+    if isinstance(callbacks, BaseCallbackManager) and any(isinstance(h, _STREAMING) for h in callbacks.handlers):
+        callbacks = callbacks.copy()
+        for name in ("handlers", "inheritable_handlers"):
+            setattr(callbacks, name, with_streams(getattr(callbacks, name), clean))
+    elif isinstance(callbacks, _STREAMING):
+        stream, callbacks = callbacks.stream, copy.copy(callbacks)
+        callbacks.stream = lambda chunk: stream(clean(chunk))
+    return callbacks
+
+
+# A running tool's `emit_output_delta` writes to the second, which older versions lack.
+_STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
+
+
+def scratchpad_of(config: Mapping[str, Any]) -> Any:
+    return _given(config).get(keys.CONFIG_KEY_SCRATCHPAD)
+
+
+def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
+    _given(config)[keys.CONFIG_KEY_SEND]([(keys.RESUME, answers)])
+
+
+def injected_names(tool: BaseTool) -> frozenset[str]:
+    """Return the arguments that the framework supplies, which a decision ignores."""
+    schema = tool.args_schema
+    injected = _injected_in(schema) if isinstance(schema, type) else frozenset()
+    return tool._injected_args_keys | injected | _overwritten(type(tool))
+
+
+@kept
+def _injected_in(schema: type) -> frozenset[str]:
+    kinds = get_all_basemodel_annotations(schema)
+    return frozenset(name for name, kind in kinds.items() if _is_injected_arg_type(kind))
+
+
+@kept
+def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
+    """Return the arguments that `BaseTool` always replaces."""
+    bodies = [kind._run] if kind._arun is BaseTool._arun else [kind._run, kind._arun]
+    replaced = [{"run_manager", config_parameter(b)} & inspect.signature(b).parameters.keys() for b in bodies]
+    return frozenset[str]().union(set.intersection(*replaced))  # type: ignore[arg-type]
+
+
+def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
+    """Return the tool that called `on_tool_start`, its input, config and call id."""
+    frame = _announcing()
+    if frame is None or frame.f_code not in _RUNS:
+        return None
+    local = frame.f_locals
+    return local["self"], local["tool_input"], local["config"], local["tool_call_id"]
+
+
+def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
+    frame = _announcing()
+    return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
+
+
+def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
+    """Return the graph that sets up callbacks (two frames up), its resume value, thread and checkpoint id."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_FRAMES):
+        if frame is not None and frame.f_code not in _STREAMS:
+            frame = frame.f_back
+    if frame is None or frame.f_code not in _STREAMS:
+        return None
+    given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}
+    value = given.resume if isinstance(given, Command) else None
+    configurable = _given(config)
+    return frame.f_locals["self"], value, configurable.get("thread_id"), configurable.get(keys.CONFIG_KEY_CHECKPOINT_ID)
+
+
+def _announcing() -> FrameType | None:
+    """Return the frame that called the callback manager."""
+    frame: FrameType | None = sys._getframe(3)
+    for inside in (False, True):
+        while frame is not None and (frame.f_code.co_filename == _MANAGER) is inside:
+            frame = frame.f_back
+    return frame
+
+
+_FRAMES: Final = 6  # between a graph's start and the read of the hooks
+_STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
+_MANAGER: Final = callback_manager.__file__
+CALLBACK_LOGGER: Final = callback_manager.__name__
+AWAITS_HANDLER: Final = callback_manager._ahandle_event_for_handler.__code__  # receives a handler's method
+_RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
+
+
+def takes_no_arguments(schema: type) -> bool:
+    """Return True if `BaseTool` calls a tool of this schema without arguments, whatever was sent."""
+    return is_basemodel_subclass(schema) and not get_fields(schema)
+
+
+def model_params(model: Any) -> tuple[str, str | None]:
+    bound = model.bound if isinstance(model, RunnableBinding) else model
+    named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
+    provider = named.get("ls_provider")
+    return str(named.get("ls_model_name") or type(bound).__name__), provider if isinstance(provider, str) else None
+
+
+def reset_node(node: PregelNode) -> None:
+    """Clear a node's cache after its bound runnable was replaced."""
+    node.__dict__.pop("node", None)
+
+
+def is_task_function(value: object) -> bool:
+    return isinstance(value, _TaskFunction)
+
+
+def imports_anything(serde: object) -> bool:
+    """Return True if LangGraph's serializer imports and calls names in its data (its permissive default)."""
+    return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
+
+
+def is_sent(config: Mapping[str, Any]) -> bool:
+    """Return True if the config is of a task started by a `Send`. LangGraph overwrites the key."""
+    path = (config.get("metadata") or {}).get("langgraph_path")
+    return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
+
+
+def node_of_task(config: Mapping[str, Any]) -> str:
+    return _ns(config).rsplit("|", 1)[-1].split(":", 1)[0]

@@ -1,0 +1,330 @@
+"""Look up a tool's profile: declared in code and pinned to the tool's digest, else unprofiled.
+
+A guarded tool has a `Guard`, which checks the tool again after a change.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic_core import PydanticUndefined
+
+from langchain_runtime_authz._locks import forkable_lock
+from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.digest import project
+from langchain_runtime_authz.errors import ConfigError, MappingError
+from langchain_runtime_authz.langgraph.private_api import injected_names
+from langchain_runtime_authz.tool_profile import (
+    METADATA_KEY,
+    UNPROFILED,
+    ToolProfile,
+    as_unprofiled,
+    check_arguments,
+    raise_by_hints,
+    tool_digest,
+)
+
+# Tools of LangGraph's libraries, recognised by their function, which no remote data can claim. The steps that they lead
+# to (of the other agent) are decided separately.
+_COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")
+_FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
+    "langgraph_supervisor.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
+    "langgraph_swarm.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
+    "deepagents.middleware.subagents:_build_task_tool.<locals>.task": _COORDINATION,
+}
+
+
+def _origin(tool: BaseTool) -> str:
+    function = getattr(tool, "func", None)
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+
+
+def known_by_code(tool: BaseTool) -> bool:
+    """Return True if a LangGraph library made the tool. Descriptions may differ: `task` lists agents."""
+    return _origin(tool) in _FRAMEWORK
+
+
+class Profiled(NamedTuple):
+    """A tool's profile, and if it is not declared, why."""
+
+    profile: ToolProfile
+    declared: bool
+    why: str = ""
+
+
+class ToolFacts(NamedTuple):
+    """Facts about a tool, looked up once while it does not change."""
+
+    profiled: Profiled
+    injected: frozenset[str]
+
+
+class Profiles:
+    """The profiles of one `RuntimeAuthz` by tool, or their source, if they change with the policy revision.
+
+    A declared profile without a digest is pinned to the first tool of its name. A second tool of this name with another
+    description or schema is unprofiled, and so is a tool with a draft.
+    """
+
+    def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
+        self._declared = declared if callable(declared) else dict(declared)
+        self._reviewed: tuple[Mapping[str, ToolProfile] | None, Mapping[str, ToolProfile]] = (None, {})
+        self._pins: dict[str, tuple[_Looks, BaseTool]] = {}
+        self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
+        self._lock = forkable_lock()
+        self.writes: dict[str, BaseTool] = {}  # represents writes to a graph's store
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
+        return self  # a copied tool or tool node keeps its instance
+
+    @property
+    def declared(self) -> Mapping[str, ToolProfile]:
+        """Tool → profile without drafts, including those of known tools. It stays the same object without changes."""
+        source, reviewed = self._reviewed
+        now = self._declared if type(self._declared) is dict else self._all()
+        if source is not now:
+            brought = {name: profile for name, (_, profile) in list(self._tools.items())}
+            reviewed = {name: p for name, p in {**brought, **now}.items() if not p.draft}
+            self._reviewed = (now, reviewed)
+        return reviewed
+
+    @property
+    def signatures(self) -> Mapping[str, Mapping[str, Any]]:
+        """Tool → JSON schema of its arguments, for known tools."""
+        return {name: signature_of(tool) for name, (tool, _) in list(self._tools.items())}
+
+    def _all(self) -> Mapping[str, ToolProfile]:
+        return self._declared() if callable(self._declared) else self._declared
+
+    def of(self, tool: BaseTool) -> Profiled:
+        """Return the present profile of `tool`. A profile that names unknown arguments is an error."""
+        declared = self.declared.get(tool.name)
+        if declared is None:
+            # Only an instance counts, because plain metadata may be remote data.
+            held = (tool.metadata or {}).get(METADATA_KEY)
+            declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
+        if declared is None or declared.draft:
+            base = as_unprofiled(declared) if declared is not None else UNPROFILED
+            why = "its profile is a draft" if declared is not None else "no profile"
+            own = _FRAMEWORK.get(_origin(tool))
+            return Profiled(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
+        if why := foreign(tool, declared) or self._unlike(tool, declared):
+            return self.unprofiled(tool, why, as_unprofiled(declared))
+        if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:
+            self._tools[tool.name] = (tool, declared)
+            self._reviewed = (None, {})
+        return Profiled(declared, True)
+
+    def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
+        """Return why a tool is neither the reviewed one nor the first of its name, or an empty text."""
+        looks = _looks(tool)
+        if looks is None:
+            return "its name, description and schema have no digest"
+        if tool.name not in self._pins:
+            check_arguments(tool.name, declared, _top_arguments(tool, declared) or arguments_of(tool))
+        with self._lock:
+            first, sample = self._pins.get(tool.name, (looks, tool))
+            if first is looks and len(self._pins) < MAX_TOOLS:
+                self._pins[tool.name] = looks, tool.model_copy()
+            elif first is looks and declared.digest is None:
+                return f"more than {MAX_TOOLS} tools were seen"
+        if declared.digest is None:
+            like = _alike(first, looks) or known_by_code(tool) or digest_of(tool) == digest_of(sample)
+        else:
+            like = digest_of(tool) == declared.digest
+        return "" if like else "changed since its profile was pinned"
+
+    @staticmethod
+    def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
+        """Return the tool as unprofiled, with the risk of its hints. A remaining verdict decides alone."""
+        return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
+
+
+def foreign(tool: BaseTool, declared: ToolProfile) -> str:
+    """Return why the profile is for another tool of this name: other code or arguments."""
+    if declared.origin is not None and declared.origin != (own := package_of(tool)):
+        return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
+    if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
+        declared.arguments
+    ):
+        other = ", ".join(sorted(given ^ frozenset(declared.arguments)))
+        return f"its profile is for other arguments ({other})"
+    return ""
+
+
+def package_of(tool: BaseTool) -> str:
+    """Return the top-level package of a tool's function, or of its class if it has no function."""
+    function = next((f for f in _functions(tool) if f is not None), None)
+    made = getattr(type(tool), GUARDED, type(tool)) if function is None else function
+    return str(getattr(made, "__module__", "")).partition(".")[0]
+
+
+def arguments_of(tool: BaseTool) -> dict[str, Any]:
+    """Return a tool's arguments from the model, each with its JSON schema, references resolved."""
+    schema = tool.args_schema
+    own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
+    return {**own, **parameters_of(tool).get("properties", {})}
+
+
+def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:
+    """Return the arguments of a plain schema by name, if the profile names no path into one."""
+    fields = getattr(tool.args_schema, "model_fields", None)
+    if not isinstance(fields, dict) or any(f.alias or f.validation_alias for f in fields.values()):
+        return None
+    if any("." in path for paths in declared.named().values() for path in paths):
+        return None
+    return dict.fromkeys(fields.keys() - injected_names(tool))
+
+
+def signature_of(tool: BaseTool) -> Mapping[str, Any]:
+    return {**parameters_of(tool), "description": tool.description}
+
+
+_Looks = tuple[Any, ...]
+_SCALARS: Final = (str, int, float, bool, type(None), type(PydanticUndefined))
+MAX_KEPT: Final = 64
+MAX_TOOLS: Final = 4096  # known to one instance
+_schemas: weakref.WeakKeyDictionary[type, dict[_Looks, Mapping[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def _looks(tool: BaseTool) -> _Looks | None:
+    """Return the parts that identify a tool; `None` if they have no exact JSON form."""
+    schema = tool.args_schema
+    if not isinstance(schema, type):  # a mapping is mutable
+        return None if (own := digest_of(tool)) is None else (own,)
+    try:
+        project({"name": tool.name, "description": tool.description})
+    except MappingError:
+        return None
+    kind = getattr(type(tool), GUARDED, None) or getattr(type(tool), IN_PLACE, type(tool))
+    return kind, tool.name, tool.description, schema, injected_names(tool)
+
+
+def _alike(a: _Looks, b: _Looks) -> bool:
+    """Return True if two tools are certainly equal, even with different schema classes."""
+    if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
+        return a == b
+    ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
+    return ours is not None and ours == theirs
+
+
+def _fields(schema: Any) -> list[tuple[object, ...]] | None:
+    """Return all parts of a schema class that LangChain shows to a model; `None` if equality is unsure."""
+    found: list[tuple[object, ...]] = []
+    for name, field in getattr(schema, "model_fields", {"": None}).items():
+        default = getattr(field, "default", field)
+        if type(default) not in _SCALARS:
+            return None
+        found.append(
+            (name, field.annotation, field.description, type(default), default, field.default_factory, field.metadata)
+        )
+    return found
+
+
+def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
+    """Return the JSON schema of a tool's arguments from the model, cached while the schema class lives."""
+    schema, looks = tool.args_schema, None
+    if isinstance(schema, type) and (looks := _looks(tool)) is not None:
+        kept = _schemas.setdefault(schema, {})
+        if (known := kept.get(looks[:3] + looks[4:])) is not None:
+            return known
+    found: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
+    if looks is not None:
+        if len(kept) >= MAX_KEPT:  # a tool whose description changes each time
+            kept.clear()
+        kept[looks[:3] + looks[4:]] = found  # without the schema, which it must not keep alive
+    return found
+
+
+def digest_of(tool: BaseTool) -> str | None:
+    """Return the digest of a tool's name, description and schema; `None` without an exact JSON form."""
+    try:
+        return tool_digest(tool.name, tool.description, parameters_of(tool))
+    except (MappingError, ValueError, TypeError, KeyError):
+        return None
+
+
+FUNCTIONS: Final = ("func", "coroutine")
+GUARDED: Final = "__runtime_authz_guarded__"  # on a guarded class: its original class
+IN_PLACE: Final = "__runtime_authz_in_place__"  # likewise, on a class that guards inside runs only
+Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
+
+
+class Guard:
+    """Holds a guarded tool's profile, and wraps its functions (`wrap`). Copies share it."""
+
+    __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
+
+    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap | None) -> None:
+        self.profiles, self.wrap = profiles, wrap
+        self.functions = _functions(tool)
+        kind = getattr(type(tool), IN_PLACE, type(tool))
+        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # no own code runs before its start
+        self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
+
+    def facts(self, tool: BaseTool) -> ToolFacts:
+        """Return the tool's present profile and injected arguments."""
+        # The identity of the digest's parts: a tool that changes at run time is checked again.
+        held, declared = tool.__dict__, self.profiles.declared
+        own = (tool.name, tool.description, tool.args_schema, tool.metadata)
+        key = (*own, declared, held.get("func"), held.get("coroutine"))
+        if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
+            return self.seen[1]
+        profiled = self.profiles.of(tool)
+        if profiled.declared and _functions(tool) != self.functions:
+            profiled = self.profiles.unprofiled(tool, "its function was replaced", as_unprofiled(profiled.profile))
+        for function in FUNCTIONS:
+            raw = held.get(function)
+            if self.wrap is not None and callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
+                held[function] = self.wrap(tool, self, raw, function)
+        key = (*key[:-2], held.get("func"), held.get("coroutine"))
+        found = ToolFacts(profiled, injected_names(tool))
+        self.seen = (key, found)
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        return self
+
+
+class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
+    """The guards of a tool that is guarded in place: one for each instance whose runs call it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
+        return self
+
+
+def is_guarded(tool: object) -> bool:
+    return getattr(type(tool), GUARDED, None) is not None
+
+
+def facts_of(tool: BaseTool) -> ToolFacts:
+    return guard_of(tool).facts(tool)
+
+
+def guard_of(tool: BaseTool) -> Guard:
+    """Return the guard of a guarded tool.
+
+    A tool that was rebuilt from its fields (`configurable_fields`) uses its functions' guard.
+    """
+    guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
+    if type(guard) is Guards:
+        profiles: Profiles = current_scope.get().run.engine.tools
+        return guard.get(profiles) or guard.setdefault(profiles, Guard(profiles, tool, None))
+    if guard is None:
+        held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
+        guard = next((g for g in held if g is not None), None)
+    if guard is None:
+        raise ConfigError(f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it")
+    return guard  # type: ignore[no-any-return]
+
+
+def _functions(tool: BaseTool) -> tuple[object, object]:
+    """Return a tool's original functions, without our wrappers."""
+    held = tool.__dict__
+    func, coroutine = held.get("func"), held.get("coroutine")
+    return getattr(func, "__runtime_authz_of__", func), getattr(coroutine, "__runtime_authz_of__", coroutine)

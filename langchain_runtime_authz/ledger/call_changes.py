@@ -1,0 +1,400 @@
+"""Changes of calls and of the approvals, budgets and rates that they use up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
+from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread, opened
+
+TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
+
+
+@dataclass(slots=True)
+class _OfCall(Change):
+    key: str
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+
+
+@dataclass(slots=True)
+class ClaimCall(Change):
+    """Claim the call.
+
+    A new, suspended or void call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
+    `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
+    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died.
+    """
+
+    key: str
+    jti: str
+    repeatable: bool  # it is a read, or declared idempotent, or approved
+    tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
+    deed: str = ""  # of `CallRow`, like `about`
+    about: Mapping[str, Any] | None = None
+    subject: str = ""  # of the thread; if given, the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`)
+    despite: tuple[str, ...] | None = ()  # the doubts that the approver was told of; `None` means all
+    also: tuple[str, ...] = ()  # other deeds under which calls with a target in common may stand
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+        if self.subject and self.about is not None:  # also with `despite`: other calls must see this one
+            n.deeds.update(() if self.despite is None else (self.deed, *self.also))
+            same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
+            for deed in self.about.get("targets") or (self.deed,):
+                place = json.dumps([self.subject, deed, same])
+                n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        if self.subject and self.despite is not None and t.open and self._doubted(t, now):
+            return Conflict(Code.IN_DOUBT)
+        if not self.repeatable:
+            if ("call", self.key) in used:
+                return Conflict(Code.CALL_IN_PROGRESS)
+            row = t.call(self.key, now) if self.key in t.calls else None
+            if row is None and t.forgotten is not None and self.key in t.forgotten:
+                return Conflict(Code.OUTCOME_UNKNOWN)
+            if row is not None and row.state not in ("suspended", "void"):
+                code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
+                return Conflict(code, row if row.state == "done" else None)
+        used["call", self.key] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        about = self.about
+        if self.key in t.calls:
+            before = t.calls[self.key]
+            if before.deed != self.deed:
+                t.drop(self.key)
+            elif about is not None and before.state not in ("suspended", "void"):
+                about = {**about, "repeats": True}
+        t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, about)
+        if self.deed:  # as `Thread.put`, without a call: this is the hot path
+            if self.deed not in t.open:
+                t.open[self.deed] = {}
+            t.open[self.deed][self.key] = t
+        for token in self.tokens:
+            t.issued.append((token, self.key, self.jti))
+
+    def _doubted(self, t: Thread, now: float) -> bool:
+        scope, about, told = t.scope, self.about or {}, self.despite or ()
+        deeds = (self.deed, *self.also)
+        return scope is not None and any(
+            one.asks(self.key, scope, about, now) and one.hits(deeds) and one.name not in told
+            for deed in deeds
+            if deed in t.open
+            for one in opened(t.open, scope.tenant, deed, now, self.subject)
+        )
+
+
+@dataclass(slots=True)
+class RepeatCall(_OfCall):
+    """Note that another call begins the deed of an `OPEN` one, claimed at `at`; else `in_doubt`.
+
+    If the `OPEN` call is entered again, it then asks, even if it was resolved as not happened.
+    """
+
+    at: float
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        row = t.calls.get(self.key)
+        return None if row is not None and row.at == self.at and row.state in OPEN else Conflict(Code.IN_DOUBT)
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (row := t.calls.get(self.key)) is not None:
+            t.put(self.key, row._replace(about={**(row.about or {}), "again": True}))
+
+
+@dataclass(slots=True)
+class ReleaseCall(Unrefusable):
+    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays.
+
+    `refund` holds each counter and the amount that the claim spent. `approval` is the approval's key if it differs from
+    the call's.
+    """
+
+    key: str
+    refund: tuple[tuple[str, int], ...] = ()
+    approval: str = ""
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+        n.approvals.add(self.approval or self.key)
+        n.budgets.update([counter for counter, _ in self.refund])
+
+    def apply(self, t: Thread, now: float) -> None:
+        # A claim is given back once only, and never after the call ran.
+        if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
+            return
+        if "repeats" in (row.about or {}):
+            t.put(self.key, row._replace(state="unknown"))
+        else:
+            t.drop(self.key)
+        asked = self.approval or self.key
+        if (used := t.approvals.get(asked)) is not None and used.state == "spent":
+            t.approvals[asked] = replace(used, state="approved")
+        for counter, by in self.refund:
+            _spend(t, counter, -by)
+
+
+@dataclass(slots=True)
+class ConcludeCall(_OfCall):
+    """Record that the call returned, failed or paused. `state=None` deletes the row (a read).
+
+    A side effect that failed may have happened all the same, so it is `unknown`, with a note that it `failed`.
+
+    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row. With `late`, the resolution
+    stays on record, and only `done` changes the state.
+    """
+
+    state: Literal["done", "failed", "suspended", "unknown"] | None
+    result: str | None = None
+    late: bool = False
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        row = t.calls[self.key] if self.key in t.calls and not self.late else None
+        resolved = row is not None and row.about is not None and "resolved" in row.about
+        return Conflict(Code.ENDED_LATE, row) if resolved else None
+
+    def apply(self, t: Thread, now: float) -> None:
+        row = t.calls[self.key] if self.key in t.calls else None  # noqa: SIM401  (without a call)
+        if self.state is None:
+            if row is not None:
+                t.drop(self.key)
+        elif row is None:
+            t.calls[self.key] = CallRow(self.key, self.state, "", self.result)
+        elif not self.late or self.state == "done":
+            state, about = self.state, row.about if self.state == "unknown" or self.late else None
+            if state == "failed" and row.deed:  # perhaps after it had happened
+                state, about = "unknown", {**(row.about or {}), "failed": True}
+            ended = CallRow(self.key, state, row.jti, self.result, row.deed, row.at, about)
+            if row.deed:
+                t.put(self.key, ended)
+            else:  # calls without a deed are not indexed
+                t.calls[self.key] = ended
+
+
+@dataclass(slots=True)
+class ResolveCall(_OfCall):
+    """Record whether a call in doubt happened, once only; else `not_in_doubt`.
+
+    If it happened, the call is `done`, and the model is told so if it calls again. Otherwise it is `void` and may run.
+    """
+
+    happened: bool
+    author: str
+    reason: str = ""
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        if self.key not in t.calls or t.call(self.key, now).state != "unknown" or ("resolved", self.key) in used:
+            return Conflict(Code.NOT_IN_DOUBT)
+        used["resolved", self.key] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (row := t.calls.get(self.key)) is not None:  # an earlier change of the commit may have released it
+            t.put(self.key, self.resolved(row, now))
+
+    def resolved(self, row: CallRow, now: float) -> CallRow:
+        told = {"content": "This action was carried out, as was found out afterwards.", "status": "success"}
+        said = {"happened": self.happened, "author": self.author, "reason": self.reason, "at": now}
+        return row._replace(
+            state="done" if self.happened else "void",
+            result=json.dumps(told) if self.happened else None,
+            about={**(row.about or {}), "resolved": said},
+        )
+
+
+@dataclass(slots=True)
+class DoubtCall(Unrefusable):
+    """Record a call that a ledger lost (`ledger restored`) as in doubt, unless it is known to be done."""
+
+    row: CallRow
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.row.key)
+
+    def apply(self, t: Thread, now: float) -> None:
+        if t.subject and (self.row.key not in t.calls or t.calls[self.row.key].state != "done"):
+            t.put(self.row.key, self.row)
+
+
+def _lost(t: Thread, counter: str) -> bool:
+    """Return True if a counter was dropped to bound the thread, so that its rest is unknown."""
+    return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
+
+
+def _spend(t: Thread, counter: str, by: int) -> None:
+    # Move the counter to the end, so that unused counters are dropped first.
+    if by > 0 or not _lost(t, counter):
+        t.budgets[counter] = max(t.budgets.pop(counter, 0) + by, 0)
+
+
+@dataclass(slots=True)
+class SpendBudget(Change):
+    """Add `by` to the counter, up to `maximum`; else `budget_exhausted`. A negative `by` gives back."""
+
+    counter: str
+    maximum: int
+    by: int = 1
+
+    def needs(self, n: Needs) -> None:
+        n.budgets.add(self.counter)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        held = t.budgets.get(self.counter, 0)
+        if self.by > 0 and _lost(t, self.counter):
+            return Conflict(Code.BUDGET_EXHAUSTED)
+        spent = max(held + used.get(("budget", self.counter), 0) + self.by, 0)
+        if self.by > 0 and spent > self.maximum:
+            return Conflict(Code.BUDGET_EXHAUSTED)
+        used["budget", self.counter] = spent - held
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        _spend(t, self.counter, self.by)
+
+
+@dataclass(slots=True)
+class SpendRate(Change):
+    """Count a call in the sliding window of `window` seconds, up to `maximum`; else `rate_exceeded`."""
+
+    counter: str
+    window: int
+    maximum: int
+
+    def needs(self, n: Needs) -> None:
+        n.rates.add((self.counter, self.window))
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        mine = ("rate", self.counter, str(self.window))
+        if len(self._recent(t, now)) + used.get(mine, 0) >= self.maximum:
+            return Conflict(Code.RATE_EXCEEDED)
+        used[mine] = used.get(mine, 0) + 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        # Keyed by window too: a short window must not drop times that a longer one counts.
+        t.rates[self.counter, self.window] = (*self._recent(t, now), now)
+
+    def _recent(self, t: Thread, now: float) -> list[float]:
+        return [at for at in t.rates.get((self.counter, self.window), ()) if at > now - self.window]
+
+
+@dataclass(slots=True)
+class AskApproval(Unrefusable):
+    """Open a question. An open one for the same call and arguments stays; an answered one is replaced."""
+
+    approval: Approval
+
+    def needs(self, n: Needs) -> None:
+        n.approvals.add(self.approval.call_key)
+
+    def apply(self, t: Thread, now: float) -> None:
+        asked = t.approvals.get(self.approval.call_key)
+        if asked is None or asked.state != "asked" or asked.args_digest != self.approval.args_digest:
+            t.approvals[self.approval.call_key] = self.approval
+
+
+@dataclass(slots=True)
+class AnswerApproval(Change):
+    """Answer an open question. The first answer counts.
+
+    It is refused as `approval_approver` if the approver may not answer. It is `approval_not_distinct` if the subject
+    approves although another must, or if somebody approves twice. A question that needs several approvers stays open
+    until the last one; one `rejected` closes it. `id`, if given, must be the question's. `answered`: the call does not
+    run; the approver's `message` is its result.
+    """
+
+    call_key: str
+    state: Literal["approved", "rejected", "answered", "malformed"]
+    approver: str
+    authenticated: bool
+    message: str = ""
+    edited: str = ""
+    id: str = ""
+
+    def needs(self, n: Needs) -> None:
+        n.approvals.add(self.call_key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        asked = t.approvals.get(self.call_key)
+        if (
+            asked is None
+            or asked.state != "asked"
+            or self.id not in ("", asked.id)
+            or ("answer", self.call_key) in used
+        ):
+            return Conflict(Code.APPROVAL_VOID)
+        used["answer", self.call_key] = 1
+        code = self._barred(asked, now)
+        return Conflict(code) if code is not None else None
+
+    def _barred(self, asked: Approval, now: float) -> Code | None:
+        by = self.approver
+        may = not asked.eligible or by in asked.eligible or (by in asked.fallback and now >= asked.fallback_at)
+        if self.state not in ("approved", "answered"):
+            may = may or by == asked.subject  # the subject may always withdraw the call
+            return None if may else Code.APPROVAL_APPROVER
+        if not may:
+            return Code.APPROVAL_APPROVER
+        # Compared by name, under any type: a person's cron job or agent is not a second person.
+        behind = {_name(asked.subject), *asked.behind} if asked.distinct else set()
+        again = _name(by) in behind or _name(by) in map(_name, asked.approvers)
+        return Code.APPROVAL_NOT_DISTINCT if again else None
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (asked := t.approvals.get(self.call_key)) is None:  # an earlier change of the commit voided it
+            return
+        approves = self.state == "approved"
+        approvers = (*asked.approvers, self.approver) if approves else asked.approvers
+        t.approvals[self.call_key] = replace(
+            asked,
+            state="asked" if approves and len(approvers) < asked.needed else self.state,
+            approver=" ".join(approvers) if approves else self.approver,
+            # One approver who is not authenticated makes the whole approval unauthenticated.
+            authenticated=self.authenticated and (asked.authenticated or not asked.approvers),
+            message=self.message,
+            edited=self.edited,
+            approvers=approvers,
+        )
+
+
+@dataclass(slots=True)
+class SpendApproval(Change):
+    """Use an unexpired approval, once, for exactly these arguments; else `approval_void`."""
+
+    call_key: str
+    args_digest: str
+
+    def needs(self, n: Needs) -> None:
+        n.approvals.add(self.call_key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        held = t.approvals.get(self.call_key)
+        if (
+            held is None
+            or held.state != "approved"
+            or held.args_digest != self.args_digest
+            or held.epoch != t.epoch
+            or 0 < held.expires_at <= now
+            or ("approval", self.call_key) in used
+        ):
+            return Conflict(Code.APPROVAL_VOID)
+        used["approval", self.call_key] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (held := t.approvals.get(self.call_key)) is not None:
+            t.approvals[self.call_key] = replace(held, state="spent")
+
+
+def _name(principal: str) -> str:
+    return principal.partition(":")[2] or principal

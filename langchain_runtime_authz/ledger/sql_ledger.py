@@ -1,0 +1,353 @@
+"""The base of the SQL ledgers: a load is one statement.
+
+A store runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The async methods
+run the same code in the ledger's threads, so that no lock or disk blocks an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
+
+from langchain_runtime_authz._locks import forkable_lock
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger import sql_rows as rows
+from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
+from langchain_runtime_authz.ledger.schema import Version, check
+from langchain_runtime_authz.ledger.sql_rows import Fetch, Kept, Row, Statement
+from langchain_runtime_authz.ledger.thread_cache import MAX_KNOWN, Known, known
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_time, snapshot, status
+
+WORKERS: Final = 8  # threads for the async methods
+URGENT: Final = 6  # attempts of a revocation, each as long as the store's timeout
+MAX_PLACES: Final = 10_000
+DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock while that is not read
+_ASKED: Final = (  # most recently used thread first
+    "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
+    " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at DESC, a.thread, a.key"
+)
+_CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
+_LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
+NONE: Final = b.Anchor("", 0, "")  # before the first commit
+_beginning: Final = forkable_lock()  # a forked child starts again, once for all its threads
+T = TypeVar("T")
+
+
+class Tx(Protocol):
+    """A connection in use. Each statement is a transaction, unless `_writing` opened one (`locked`)."""
+
+    def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """Run statements in order and return their rows."""
+
+    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
+        """Write a commit's rows; return its position in the journal and the new `found.seen`.
+
+        Return None, and write nothing, if the thread differs from `found`, another commit took one of its `turns`, or
+        `now` is not the time.
+        """
+
+
+class SqlLedger:
+    _dialect: ClassVar[tuple[str, str, str]]  # see `Fetch.statement`
+    # True if commits exclude only commits of their thread, so that they must also take `turns`.
+    _by_thread = False
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock  # replaces the store's
+        self._lock = threading.Lock()
+        self._latest = 0.0
+        self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
+        self._since: dict[str, int] = {}  # tenant → the commit after which all were this instance's
+        self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # least recently used first
+        self._ahead = 0.0  # the store's clock minus this process's
+        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # jtis that this process issued
+        self._identity = ""
+        self._pid = os.getpid()
+        self._workers: ThreadPoolExecutor | None = None
+
+    def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
+        key = rows.thread_key(scope)
+        with self._reading(scope.tenant) as tx:
+            known, seen = self._recall(scope.tenant, key)
+            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known, self._young), seen)
+        snap = snapshot(found.thread, query, now)
+        snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
+        return snap
+
+    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
+        """See `Ledger.commit`. A revocation that other writers delay is tried again (`URGENT`)."""
+        tries = URGENT if Revoke in map(type, changes) else 1
+        while True:
+            tries -= 1
+            try:
+                return self._commit(scope, guard, changes)
+            except LedgerError as exc:
+                if not tries or exc.code != Code.LEDGER_TIMEOUT:
+                    raise
+
+    def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
+        key, nonce = rows.thread_key(scope), secrets.token_hex(16)
+        wanted = needs(guard, changes)
+        if not self._by_thread:
+            wanted.turns.clear()
+        locked, trust = False, True
+        while True:
+            with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
+                known, seen = self._recall(scope.tenant, key)
+                found = Fetch(scope.tenant, key, wanted, None if locked else known, self._young)
+                recalled = trust and found.known is not None and found.known.covers(wanted)
+                found, now = self._recalled(found, seen) if recalled else self._found(tx, found, seen)
+                found.remember()
+                found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
+                refused = apply(found.thread, guard, changes, now)
+                if refused is None and (done := tx.keep(found, rows.keep(found, scope, now), nonce, now)) is not None:
+                    position, found.seen = done
+                    self._latest = max(now, self._latest)
+                    for jti, call, lease in found.thread.issued:
+                        self._places[scope.tenant, jti] = key, call, lease
+                    if len(self._places) > MAX_PLACES:
+                        self._places.clear()
+                    epoch = found.thread.epoch
+                    self._remember(found, b.Anchor(self._identity, position, nonce))
+                    return b.Committed(now, epoch)
+            if refused is not None and not recalled:  # final unless it is based on cached rows only
+                return refused
+            if locked:
+                raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
+            locked, trust = not recalled, False
+
+    def status(self, tenant: str, jti: str) -> b.TokenStatus:
+        seen, here = self._seen.get(tenant, NONE), self._places.pop((tenant, jti), None)
+        with self._reading(tenant) as tx:
+            place = here or _located(tx, tenant, jti)
+            if place is None:
+                return "unknown"
+            thread, key, lease_jti = place
+            wanted = Needs(leases={lease_jti}, calls={key} if key is not None else set())
+            found, now = self._found(tx, Fetch(tenant, thread, wanted, self._recall(tenant, thread)[0]), seen)
+        if here is not None:
+            if lease_jti not in found.thread.leases:  # retention removed it
+                return self.status(tenant, jti)
+            self._places[tenant, jti] = here
+        return status(found.thread, lease_jti, key, now)
+
+    def anchor(self, tenant: str) -> b.Anchor | None:
+        return self._seen.get(tenant)
+
+    def holds(self, tenant: str, anchor: b.Anchor) -> bool:
+        """See `Anchored.holds`. Commits that retention removed from the journal count as held."""
+        if anchor.ledger != self._identity:
+            return False
+        with self._reading(tenant) as tx:
+            entry = ("SELECT nonce FROM journal WHERE tenant = ? AND position = ?", (tenant, anchor.position))
+            pruned = ("SELECT value FROM meta WHERE name = ?", ("pruned",))
+            held, through = tx.batch([entry, pruned])
+        return held[0][0] == anchor.nonce if held else any(anchor.position <= int(p) for (p,) in through)
+
+    def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        now, found = self._listed(tenant, (_ASKED, (tenant,)))
+        asked = [(b.Scope(*json.loads(scope)), rows.parsed(b.Approval, body)) for scope, body in found]
+        return [one for one in asked if one[1].listed(id, now)][: b.MAX_ASKED]
+
+    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
+        columns, _, rest = rows.DOUBTS.partition(" FROM ")
+        where, by = (rows.OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
+        if scope is not None:
+            where, by = f"{where} AND c.thread = ?", (*by, rows.thread_key(scope))
+        newest = f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at DESC"
+        now, found = self._listed(tenant, (newest, (tenant, *by)))
+        doubts = [_doubt(row, now) for row in found]
+        if key is None:
+            doubts = sorted([one for one in doubts if one.listed(now)], key=lambda one: not one.lost)
+        return doubts[: b.MAX_ASKED]
+
+    def check(self, tenant: str) -> None:
+        """Check that the ledger can commit, with a commit that is rolled back. Raises `LedgerError`."""
+        with self._writing(tenant, b"check", (), locked=True) as tx:
+            tx.batch([("SELECT 1", ())])
+
+    def _listed(self, tenant: str, statement: Statement) -> tuple[float, Sequence[Row]]:
+        seen = self._seen.get(tenant, NONE)
+        with self._reading(tenant) as tx:
+            return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
+
+    async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
+        return await self._in_thread(self.doubts, tenant, key, scope)
+
+    async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        return await self._in_thread(self.asked, tenant, id)
+
+    async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
+        return await self._in_thread(self.status, tenant, jti)
+
+    async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
+        return await self._in_thread(self.load, scope, query)
+
+    async def acommit(
+        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
+    ) -> b.Committed | b.Conflict:
+        """Run `commit` in a thread. A cancelled commit may still happen."""
+        return await self._in_thread(self.commit, scope, guard, changes)
+
+    def close(self) -> None:
+        """Close every connection. A closed ledger denies."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
+        """Read the rows that are not cached, or all if others have committed since; return ledger time."""
+        now = self._fetch(tx, found, seen)
+        if (known := found.known) is not None:
+            others = not self._by_thread and seen[1:] != (found.position, found.nonce)
+            if found.seen != known.seen or others:
+                found = Fetch(found.tenant, found.key, found.needs, since=found.since)
+                now = self._fetch(tx, found, seen)
+        return found, now
+
+    def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
+        """Use the cached rows, which the commit will check; return ledger time."""
+        if found.known is not None:
+            found.seen, found.version = found.known.seen, found.known.version
+            found.position, found.nonce = seen.position, seen.nonce
+        if self._clock is not None:
+            return found, ledger_time(self._clock(), self._latest)
+        found.drift = DRIFT
+        return found, max(time.monotonic() + self._ahead, self._latest)
+
+    def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
+        """Read the rows and return ledger time. `seen` is the newest commit seen before.
+
+        Raises:
+            LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
+        """
+        found.read(tx.batch([found.statement(*self._dialect)])[0])
+        self._ahead = found.clock - time.monotonic()
+        check(found.version)
+        if found.position < seen.position:
+            raise LedgerError(
+                Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen.position} was confirmed"
+            )
+        with self._lock:
+            if found.position > self._position(found.tenant):  # another instance's
+                self._since[found.tenant] = found.position
+                self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
+        clock = found.clock if self._clock is None else self._clock()
+        now = ledger_time(clock, max(found.latest, self._latest))
+        self._latest = max(now, self._latest)
+        return now
+
+    @property
+    def _young(self) -> float:
+        return self._latest - b.LASTS
+
+    def _position(self, tenant: str) -> int:
+        return self._seen.get(tenant, NONE).position
+
+    def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
+        """Return the cached rows of a thread, if they may still be valid, and the newest commit seen."""
+        with self._lock:
+            known = self._known.get((tenant, key))
+            if known is not None and not self._by_thread and known.position < self._since.get(tenant, 0):
+                known = None
+            return known, self._seen.get(tenant, NONE)
+
+    def _remember(self, found: Fetch, done: b.Anchor) -> None:
+        """Cache the thread after the commit `done`, if it was cached before or is new."""
+        place, tenant, made = (found.tenant, found.key), found.tenant, None
+        if found.known is not None or not found.before.exists:
+            made = known(found.thread, found.known, found.seen, done.position, found.version)
+        with self._lock:
+            head = self._seen.get(tenant, NONE)
+            if head[1:] != (found.position, found.nonce):  # other commits came between, or this one was seen already
+                self._since[tenant] = max(done.position, self._since.get(tenant, 0))
+            self._known.pop(place, None)
+            if done.position > head.position:
+                self._seen[tenant] = done
+            if made is not None:
+                self._known[place] = made
+                if len(self._known) > MAX_KNOWN:
+                    self._known.popitem(last=False)
+
+    def _recognise(self) -> None:
+        """Read the ledger's identity and check that this version can work on it."""
+        schema = "SELECT coalesce(max(version), 0), coalesce(max(min_reader), 0) FROM migration"
+        with self._reading("") as tx:
+            identity = ("SELECT value FROM meta WHERE name = 'ledger'", ())
+            (found,), ((self._identity,),) = tx.batch([(schema, ()), identity])
+        check(Version(*found))
+
+    def _here(self) -> None:
+        if os.getpid() == self._pid:
+            return
+        with _beginning:
+            if os.getpid() != self._pid:
+                self._workers = None
+                self._lock = threading.Lock()
+                self._known = OrderedDict()  # another thread may have been changing it
+                self._forked()
+                self._pid = os.getpid()
+
+    async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
+        self._here()
+        with self._lock:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="ledger")
+        try:
+            job = self._workers.submit(verb, *args)
+        except RuntimeError:  # it is shut down
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, "it was closed") from None
+        return await asyncio.wrap_future(job)
+
+    # To be implemented by a store:
+
+    def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
+        raise NotImplementedError
+
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
+        raise NotImplementedError
+
+    def _forked(self) -> None:
+        raise NotImplementedError
+
+
+def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
+    """Return the thread, call and lease of a jti."""
+    of = (tenant, rows.encoded(jti))
+    tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
+    for thread, key, lease in tokens:
+        return bytes(thread), json.loads(key), json.loads(lease)
+    return (bytes(leases[0][0]), None, jti) if leases else None
+
+
+def _doubt(row: Row, now: float) -> b.Doubt:
+    scope, subject, expires, *call = row
+    found = rows.call_row(*call)
+    if found.state == "claimed" and (expires is None or now >= expires):
+        found = found._replace(state="unknown")
+    return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
+
+
+def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
+    """Return rows of doubts as `Thread.open`."""
+    found: dict[str, dict[str, Thread]] = {}
+    for scope, subject, call in (_doubt(row, now) for row in doubts):
+        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that it is live
+        thread = Thread(scope=scope, subject=subject, calls={call.key: call}, leases=held)
+        found.setdefault(call.deed, {})[call.key] = thread
+    return found

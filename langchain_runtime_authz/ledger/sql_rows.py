@@ -1,0 +1,450 @@
+"""A thread's rows in SQL: one statement that reads what a step needs, and those that write its changes.
+
+The SQL works in SQLite and PostgreSQL. `?` stands for a parameter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, lru_cache
+from math import inf
+from typing import Any, Final, NamedTuple, TypeVar
+
+from langchain_runtime_authz.authzen import Edge
+from langchain_runtime_authz.facts.history import History
+from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.task import HumanText, Task
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger.schema import Version
+from langchain_runtime_authz.ledger.thread_cache import Known, copied
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread
+
+Statement = tuple[str, Sequence[Any]]
+Row = Sequence[Any]
+V = TypeVar("V")
+CHUNK: Final = 500  # keys in one statement
+
+_OF: Final = "tenant = ? AND thread = ?"
+_ONCE: Final = " ON CONFLICT DO NOTHING"
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_STRING: Final = json.encoder.encode_basestring_ascii
+_DECODE: Final = json.JSONDecoder().raw_decode  # does not skip blanks
+_SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
+_LEASE: Final = f"state, body FROM lease WHERE {_OF} AND "
+_CALL: Final = f"key, state, jti, result, deed, about FROM call WHERE {_OF} AND "
+_APPROVAL: Final = f"body FROM approval WHERE {_OF} AND "
+_MARK: Final = f"name, value FROM mark WHERE {_OF} AND "
+_PLAN: Final = f"body FROM plan WHERE {_OF} AND agent = ? AND "
+_PLANNED: Final = f"SELECT message, epoch FROM planned WHERE {_OF} AND agent = ? AND call = ? ORDER BY seq DESC LIMIT 1"
+_NEWEST: Final = (
+    "m.version, m.reader, j.position, j.nonce, t.seen"
+    " FROM (SELECT max(version) AS version, max(min_reader) AS reader FROM migration) m LEFT JOIN"
+    " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true LEFT JOIN"
+    f" (SELECT {{}} AS seen FROM thread WHERE {_OF}) t ON true"
+)
+_BELOW: Final = (
+    f"(WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
+    f" SELECT l.jti FROM lease l JOIN below ON l.parent = below.jti WHERE l.tenant = ? AND l.thread = ?)"
+    f" SELECT jti FROM below)"
+)
+
+
+@lru_cache(maxsize=4096)
+def thread_key(scope: b.Scope) -> bytes:
+    """Return a thread's name in every table, a digest of JSON, in which the parts cannot run together."""
+    return hashlib.sha256(json.dumps(scope).encode()).digest()
+
+
+@dataclass(slots=True)
+class Fetch:
+    """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
+
+    Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
+    `version`. `seen` changes with each commit of the thread, and is empty if it has none. `remember` sets `before`.
+    Rows in `known` are not read.
+    """
+
+    tenant: str
+    key: bytes
+    needs: Needs
+    known: Known | None = None
+    since: float = 0.0  # ledger time after which an unknown call makes its deed ask
+    thread: Thread = field(init=False)
+    before: Thread = field(init=False)
+    version: Version = field(init=False)
+    position: int = 0
+    nonce: str = ""
+    latest: float = 0.0
+    doubts: list[Row] = field(default_factory=list)
+    turns: dict[str, str] = field(default_factory=dict)
+    clock: float = 0.0
+    seen: str = ""
+    drift: float = inf  # seconds by which the commit's time may differ from the store's
+    _place: float = 0.0  # of the current row, read apart: numbers lose digits in JSON
+    _takers: list[Callable[..., object]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.thread = Thread() if self.known is None else self.known.thread
+
+    def statement(self, row: str, clock: str, seen: str) -> Statement:
+        """Return a statement whose rows hold the index of their taker, their order and their columns as JSON.
+
+        Args:
+            row: the store's function that makes a JSON list.
+            clock: an expression for the time.
+            seen: an expression over the thread's row that differs between its states.
+        """
+        n, known, of = self.needs, self.known, (self.tenant, self.key)
+        parts, given = list[tuple[str, str]](), list[Any]()
+
+        def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:
+            parts.append((place, sql))
+            self._takers.append(taker)
+            given.extend(values)
+
+        add(self._journal, _NEWEST.format(seen), self.tenant, *of, place="coalesce(j.at, 0.0)")
+        calls = n.calls if known is None else n.calls & known.without
+        if known is None:
+            self._rows(add)
+        elif calls or n.log or n.pending:
+            self.thread = copied(known.thread)
+        t = self.thread
+        if calls:
+            keys = (*of, *map(encoded, calls))
+            add(self._call, f"{_CALL}key IN {_in(calls)}", *keys, place="at")
+            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(calls)}"
+            add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
+        if n.deeds:
+            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
+            sql = f"{DOUBTS}{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}"
+            add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="c.at")
+        for name in sorted(n.turns):
+            self.turns[name] = ""
+            add(self._turn, f"{_MARK}name = ?", self.tenant, b"", name)
+        if n.log:
+            add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
+        if n.pending:
+            add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
+        return _union(tuple(parts), row, clock), given
+
+    def _rows(self, add: Callable[..., None]) -> None:
+        """Add the parts for rows that a `known` thread holds already."""
+        n, of = self.needs, (self.tenant, self.key)
+        add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
+        newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
+        add(self._epoch, f"epoch, digest, body FROM {newest}", *of)
+        add(self._revocation, f"agent, lifted FROM revocation WHERE {_OF}", *of, place=_SEQ)
+        for taker, sql, names in (
+            (self._lease, f"{_LEASE}jti", n.leases),
+            (self._approval, f"{_APPROVAL}key", n.approvals),
+            (self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets),
+            (self._mark, f"{_MARK}name", n.marks),
+            *((self._value, f"body FROM value WHERE {_OF} AND key", some) for some in chunks(sorted(n.values))),
+        ):
+            if names:
+                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names))
+        if n.living:
+            add(self._lease, f"{_LEASE}state = 'live'", *of)
+        if n.below:
+            jtis, below = [*map(encoded, n.below)], _BELOW.format(_in(n.below))
+            add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
+            # A child's lease is never older than its parent's. A call may be held by a deleted lease.
+            held = f"(jti IN {below} OR jti IN {_in(n.below)})"
+            add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
+        if n.open:
+            add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
+        for agent, message in n.plans:
+            add(self._plan, f"{_PLAN}message = ?", *of, encoded(agent), encoded(message))
+        for called in n.by_call:
+            where = (*of, encoded(called[0]), *of, encoded(called[0]), encoded(called[1]))
+            add(self._planned(called), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
+        if n.edges:
+            add(self._edge, f"parent, child, kind FROM edge WHERE {_OF}", *of, place=_SEQ)
+        for counter, span in n.rates:
+            sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
+            add(self._rate, sql, *of, encoded(counter), span)
+        for prefix in n.unmarked:
+            begin = encoded(prefix)[:-1]  # names are JSON
+            add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
+
+    def read(self, rows: Sequence[Any]) -> None:
+        rows = sorted(rows)
+        self.clock = rows[0][1]
+        for number, self._place, columns in rows[1:]:
+            self._takers[number](*_DECODE(columns)[0])
+
+    def remember(self) -> None:
+        """Copy the rows, to compare them with after the changes."""
+        self.before, self.thread = self.thread, copied(self.thread)
+
+    def _thread(self, scope: str, subject: str, history: str) -> None:
+        t = self.thread
+        t.exists = bool(scope)  # a row without a scope exists only to be locked
+        t.subject, t.history = json.loads(subject), parsed(History, history)
+
+    def _epoch(self, epoch: int, digest: str, body: str) -> None:
+        told = json.loads(body)
+        self.thread.epoch = epoch
+        self.thread.task = Task(told.get("id", ""), digest, told.get("text", ""), told.get("corrections", 0))
+
+    def _revocation(self, agent: str, lifted: int) -> None:
+        revoked = self.thread.revoked
+        (revoked.discard if lifted else revoked.add)(tuple(json.loads(agent)))
+
+    def _journal(self, version: int, reader: int, position: int, nonce: str, seen: str | None) -> None:
+        self.version, self.seen = Version(version or 0, reader or 0), seen or ""
+        self.position, self.nonce, self.latest = position or 0, nonce or "", self._place
+
+    def _lease(self, state: str, body: str) -> None:
+        lease = _lease(state, body)
+        self.thread.leases[lease.jti] = lease
+
+    def _call(self, *row: Any) -> None:
+        found = call_row(*(*row, self._place))
+        self.thread.calls[found.key] = found
+
+    def _doubt(self, *row: Any) -> None:
+        self.doubts.append((*row, self._place))
+
+    def _turn(self, name: str, value: str) -> None:
+        self.turns[name] = value
+
+    def _approval(self, body: str) -> None:
+        asked = parsed(b.Approval, body)
+        self.thread.approvals[asked.call_key] = asked
+
+    def _plan(self, body: str) -> None:
+        plan = _plan(body)
+        place = (plan.agent, plan.id)
+        self.thread.plans[place] = {**self.thread.plans.get(place, {}), plan.epoch: plan}
+
+    def _planned(self, place: tuple[b.AgentPath, str]) -> Callable[[str], None]:
+        return lambda body: self.thread.by_call.update({place: _plan(body)})
+
+    def _edge(self, *row: str) -> None:
+        parent, child, kind = map(json.loads, row)
+        edge = Edge.model_validate({"from": parent, "to": child, "kind": kind})
+        self.thread.edges[parent, child, kind] = edge
+
+    def _budget(self, counter: str, spent: int) -> None:
+        self.thread.budgets[json.loads(counter)] = spent
+
+    def _rate(self, counter: str, span: int, times: str) -> None:
+        self.thread.rates[json.loads(counter), span] = tuple(json.loads(times))
+
+    def _mark(self, name: str, value: str) -> None:
+        self.thread.marks[json.loads(name)] = json.loads(value)
+
+    def _value(self, body: str) -> None:
+        seen = tuple(Sighting(*one[: len(Sighting._fields)]) for one in json.loads(body))
+        self.thread.values[seen[0].key] = seen
+
+
+@lru_cache(maxsize=1024)
+def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str) -> str:
+    several = []
+    for number, (place, sql) in enumerate(parts):
+        columns, _, rest = sql.partition(" FROM ")
+        several.append(f"SELECT {number}, {place}, CAST({row}({columns}) AS TEXT) FROM {rest}")
+    return " UNION ALL ".join([*several, f"SELECT -1, {clock}, '[]'"])
+
+
+class Kept(NamedTuple):
+    """The rows of a commit: of `THREAD`, to put and to drop, by the names of `PUTS` and `DROPS`."""
+
+    thread: Row
+    puts: Mapping[str, Sequence[Row]]
+    drops: Mapping[str, Sequence[str]]
+
+
+def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
+    """Return what `changes.apply` changed in the thread. A store may write it in any order."""
+    t, before = f.thread, f.before
+    puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
+    if t.log:  # a commit does not read the earlier texts
+        puts["said"] = [(t.epoch, encoded(_fields(text))) for text in t.log]
+    if t.revoked != before.revoked:
+        changed = sorted(t.revoked ^ before.revoked)
+        puts["revocation"] = [(encoded(agent), int(agent not in t.revoked), now) for agent in changed]
+    if t.issued:
+        puts["token"] = [(encoded(jti), encoded(call), encoded(of)) for jti, call, of in t.issued if call is not None]
+    if t.plans != before.plans:
+        puts["plan"] = [
+            (*map(encoded, message), epoch, encoded(_fields(plans[epoch])))
+            for message, plans in _changed(t.plans, before.plans)
+            for epoch in plans.keys() - before.plans.get(message, {}).keys()
+        ]
+    if (t.epoch, t.task) != (before.epoch, before.task):
+        body = encoded({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
+        puts["epoch"] = [(t.epoch, t.task.digest, body, now)]
+    if t.pending != before.pending:
+        drops["delivery"] = [f.tenant]
+        puts["delivery"] = [(encoded(_fields(text)),) for text in t.pending]
+    for name, columns in _ROWS.items():
+        rows, old = getattr(t, name), getattr(before, name)
+        if rows == old:
+            continue
+        puts[name] = [columns(key, row) for key, row in _changed(rows, old)]
+        if name in DROPS:
+            drops[name] = [encoded(key) for key in old.keys() - rows.keys()]
+    return Kept((encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now), puts, drops)
+
+
+def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]:
+    """Return the rows that `old` does not hold. Identical objects, the usual case, are not compared."""
+    return [(k, row) for k, row in rows.items() if k not in old or (old[k] is not row and old[k] != row)]
+
+
+class Write(NamedTuple):
+    """A table, its columns after tenant and thread, and the clause for an existing row."""
+
+    table: str
+    columns: tuple[str, ...]
+    there: str = ""
+
+    def sql(self, rows: str) -> str:
+        """Return the statement that writes `rows`, an SQL expression."""
+        return f"INSERT INTO {self.table} ({', '.join(('tenant', 'thread', *self.columns))}) {rows}{self.there}"
+
+
+def _put(table: str, key: tuple[str, ...], *columns: str) -> Write:
+    new = ", ".join(f"{c} = excluded.{c}" for c in columns)
+    names = tuple(c for c in (*key, *columns) if c not in ("tenant", "thread"))
+    return Write(table, names, f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}")
+
+
+def _in(values: Collection[object]) -> str:
+    return marks(len(values))
+
+
+@cache
+def marks(number: int) -> str:
+    return f"({','.join('?' * number)})"
+
+
+def encoded(value: object) -> str:
+    """Return a string, or a list of strings, as ASCII JSON."""
+    return _STRING(value) if type(value) is str else _ENCODE(value)
+
+
+def _maybe(value: object) -> str | None:
+    return None if value is None else encoded(value)
+
+
+def _fields(row: object) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _names(type(row))}  # type: ignore[arg-type]
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
+
+
+def _of_lease(jti: str, lease: b.Lease) -> Row:
+    body = encoded({**_fields(lease), "grant": None if lease.grant is None else lease.grant.to_json()})
+    return encoded(jti), _maybe(lease.parent), lease.state, lease.expires_at, body
+
+
+def _of_call(key: str, row: b.CallRow) -> Row:
+    return encoded(key), row.state, encoded(row.jti), _maybe(row.result), row.deed, row.at, _maybe(row.about)
+
+
+THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
+# Name of `Kept.puts` → table and columns.
+PUTS: Final[Mapping[str, Write]] = {
+    "epoch": Write("epoch", ("epoch", "digest", "body", "at"), _ONCE),
+    "said": Write("said", ("epoch", "body")),
+    "delivery": Write("delivery", ("body",)),
+    "revocation": Write("revocation", ("agent", "lifted", "at")),
+    "token": _put("token", ("tenant", "jti"), "thread", "key", "lease"),
+    "plan": Write("plan", ("agent", "message", "epoch", "body"), _ONCE),
+    "leases": _put("lease", ("tenant", "thread", "jti"), "parent", "state", "expires", "body"),
+    "calls": _put("call", ("tenant", "thread", "key"), "state", "jti", "result", "deed", "at", "about"),
+    "approvals": _put("approval", ("tenant", "thread", "key"), "state", "body"),
+    "budgets": _put("budget", ("tenant", "thread", "counter"), "spent"),
+    "rates": _put("rate", ("tenant", "thread", "counter", "span"), "times"),
+    "marks": _put("mark", ("tenant", "thread", "name"), "value"),
+    "by_call": Write("planned", ("agent", "call", "message", "epoch")),
+    "edges": Write("edge", ("parent", "child", "kind"), _ONCE),
+    "values": _put("value", ("tenant", "thread", "key"), "body"),
+}
+# Name of `Kept.drops` → table, and the column of its keys.
+DROPS: Final = {
+    "delivery": ("delivery", "tenant"),  # all of the tenant
+    "calls": ("call", "key"),
+    "approvals": ("approval", "key"),
+    "marks": ("mark", "name"),
+}
+# Mapping of a thread → columns of a row.
+_ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
+    "leases": _of_lease,
+    "calls": _of_call,
+    "approvals": lambda key, asked: (encoded(key), asked.state, encoded(_fields(asked))),
+    "budgets": lambda counter, spent: (encoded(counter), spent),
+    "rates": lambda rate, times: (encoded(rate[0]), rate[1], encoded(times)),
+    "marks": lambda name, value: (encoded(name), encoded(value)),
+    "by_call": lambda place, plan: (*map(encoded, place), encoded(plan.id), plan.epoch),
+    "edges": lambda key, _: [*map(encoded, key)],
+    "values": lambda key, seen: (encoded(key), encoded(seen)),
+}
+
+
+def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield keys or rows in chunks that fit one statement's parameters."""
+    for start in range(0, len(keys), CHUNK):
+        yield keys[start : start + CHUNK]
+
+
+def known(kind: Any, body: str) -> dict[str, Any]:
+    # A newer version may have written more fields.
+    found = json.loads(body)
+    return {name: _frozen(found[name]) for name in _names(kind) if name in found}
+
+
+@lru_cache(maxsize=512)
+def parsed(kind: Any, body: str) -> Any:
+    """Parse a row, cached, since a step reads it several times. Do not change the result in place."""
+    return kind(**known(kind, body))
+
+
+@lru_cache(maxsize=512)
+def _lease(state: b.LeaseState, body: str) -> b.Lease:
+    lease: b.Lease = parsed(b.Lease, body)
+    grant = None if lease.grant is None else Grant.model_validate(json.loads(body)["grant"])
+    return replace(lease, grant=grant, state=state)
+
+
+def _frozen(value: Any) -> Any:
+    """Turn lists into tuples. JSON has no tuples, and rows hold no lists."""
+    return tuple([_frozen(one) if type(one) is list else one for one in value]) if type(value) is list else value
+
+
+@lru_cache(maxsize=512)
+def _plan(body: str) -> PlanRecord:
+    told = known(PlanRecord, body)
+    calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in told["calls"])
+    return PlanRecord(**{**told, "calls": calls})
+
+
+def _texts(texts: list[HumanText]) -> Callable[[str], None]:
+    return lambda body: texts.append(HumanText(**known(HumanText, body)))
+
+
+DOUBTS: Final = (
+    "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about FROM call c"
+    " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
+    " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
+)
+OPEN: Final = "c.state IN ('claimed', 'unknown', 'void') AND c.deed <> ''"
+
+
+def call_row(
+    key: str, state: b.CallState, jti: str, result: str | None, deed: str, about: str | None, at: float
+) -> b.CallRow:
+    of_json = [None if text is None else json.loads(text) for text in (result, about)]
+    return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])

@@ -1,0 +1,73 @@
+"""A cache of threads that this process began, valid while nobody else commits to them.
+
+Pure. The cache is never trusted unchecked. The statement of a load, and the writing statement of a commit, check that
+the thread has not changed.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from langchain_runtime_authz.ledger.schema import Version
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread
+
+MAX_KNOWN: Final = 256  # threads
+MAX_ROWS: Final = 1024  # of one thread
+
+
+class Known(NamedTuple):
+    """All rows of a thread after one commit. They are shared and must not be changed.
+
+    Attributes:
+        thread: the rows, except texts and the calls in `without`.
+        seen, version: of `Fetch`.
+        position: a commit up to which nobody else had changed the thread.
+    """
+
+    thread: Thread
+    without: frozenset[str]
+    seen: str
+    position: int
+    version: Version
+
+    def covers(self, n: Needs) -> bool:
+        return not (n.deeds or n.turns or n.log or n.pending) and self.without.isdisjoint(n.calls)
+
+
+def copied(t: Thread) -> Thread:
+    """Return a copy of `t` whose rows can be changed independently."""
+    return Thread(
+        t.exists,
+        t.subject,
+        t.epoch,
+        t.task,
+        t.history,
+        t.log.copy(),
+        t.pending.copy(),
+        t.marks.copy(),
+        t.revoked.copy(),
+        t.leases.copy(),
+        t.plans.copy(),
+        t.by_call.copy(),
+        t.calls.copy(),
+        t.approvals.copy(),
+        t.edges.copy(),
+        t.budgets.copy(),
+        t.rates.copy(),
+        t.values.copy(),
+    )
+
+
+def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
+    """Return the rows to cache after a commit, or None if there are too many. This consumes `t`."""
+    without = before.without if before is not None else frozenset()
+    # Results may be long, and are needed only if a call is entered again.
+    if over := [key for key, row in t.calls.items() if row.result is not None]:
+        without = without.union(over)
+        for key in over:
+            del t.calls[key]
+    rows = (t.marks, t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates, t.values, without)
+    if sum([len(some) for some in rows]) > MAX_ROWS:
+        return None
+    t.log, t.pending, t.issued, t.open = [], [], [], {}
+    return Known(t, without, seen, position, version)

@@ -1,0 +1,398 @@
+"""Decide if an argument's value is what a step orders, from constants and recorded outputs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.digest import alike
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent
+from langchain_runtime_authz.facts.json_copy import SHORT
+from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
+from langchain_runtime_authz.mandate import model
+from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
+from langchain_runtime_authz.mandate.value_matching import SHORT_KINDS, commas, compare, meets, same, within
+from langchain_runtime_authz.tool_profile import ToolProfile
+from langchain_runtime_authz.tool_profile import argument as argument_of
+
+_QUOTED: Final = 120
+_MAX_ALLOWED: Final = 100_000  # characters of the texts that may back a text
+_MAX_EXTRACT: Final = 8  # values, outputs
+_MAX_SEARCHED: Final = 100_000
+_FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # one value each, so that the step's read is one call
+# A read in other letters is the same read, so that the first observation counts.
+_READ_AS: Final = {"value": "name", "": "name"}
+_BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gives; the model chooses all others
+
+
+class Finding(NamedTuple):
+    """The result of one comparison."""
+
+    code: str  # of the deviation, or "" if the value was ordered
+    expected: str  # what was ordered, for an approver
+    source: str = ""  # the step of the record, for `Pick` and `Each`
+    rows: frozenset[str] = frozenset()  # keys of the records with this value
+
+
+FITS: Final = Finding("", "")
+
+
+class _Row(NamedTuple):
+    """One record and its path."""
+
+    record: Any
+    base: str
+    path: str  # of the argument's field in the record
+    output: reads.Output
+
+
+def quoted(value: object) -> str:
+    shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
+    return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
+
+
+class Reader:
+    """Compare values with arguments of one mandate. It caches its results, for one call."""
+
+    __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
+
+    def __init__(
+        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: frozenset[str], words: str, task: str = ""
+    ) -> None:
+        self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
+        self._fitting: dict[str, list[reads.Output]] = {}
+        self._found: dict[int, list[_Row] | str] = {}  # by `id()` of the argument, which the mandate keeps alive
+        self._allowed: dict[int, str] = {}
+
+    def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
+        """Compare a value with what an argument of this kind must be."""
+        if isinstance(argument, model.Free):
+            return FITS
+        if isinstance(argument, model.Text):
+            if kind not in ("text", ""):
+                return Finding("text", "a value; this argument decides what the call hits, and is not free text")
+            if absent(value) and (argument.quote or argument.inputs):
+                return Finding("missing", "the text that was ordered")
+            return self.text(argument, value)
+        items = None if absent(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
+        if items == [] or absent(value):
+            return Finding("missing", _described(argument))
+        if items is None:
+            return Finding("value", _described(argument))
+        if isinstance(argument, model.Field):
+            return self._field(argument, items, kind)
+        if isinstance(argument, model.Pick | model.Each):
+            return self._record(argument, items, kind)
+        if isinstance(argument, model.Extract):
+            return self._extract(argument, items)
+        return FITS if self._plain(argument, items, kind) else Finding("value", _described(argument))
+
+    def _plain(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
+        if isinstance(argument, model.Const):
+            return _equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
+        if len(items) != 1:
+            return False
+        if isinstance(argument, model.Own):
+            return not self._own.isdisjoint(reads.scalar_forms(items[0]))
+        if isinstance(argument, model.Within):
+            return within(items[0], argument.prefix)
+        if isinstance(argument, model.OneOf):
+            return any(same(items[0], choice, kind) for choice in argument.values)
+        if not isinstance(argument, model.Between) or (kind == "amount" and commas(items[0])):
+            return False
+        low, high = compare(items[0], argument.low), compare(items[0], argument.high)
+        return low is not None and high is not None and low >= 0 >= high
+
+    def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
+        """Compare a text with the user's words, quotes and fields; if `copied`, also with outputs."""
+        held = reads.scalars(value, MAX_ITEMS * 4)
+        readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
+        if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
+            return Finding("text", f"a text of at most {MAX_TEXT} characters")
+        given = "\n".join(map(str, held))
+        if not given:
+            return FITS
+        allowed = self._allowed.get(id(argument))
+        if allowed is None:
+            said = argument.quote or (self._words,)  # a dictation counts for its argument only
+            allowed = "\n".join((*said, *self._inputs(argument)))[:_MAX_ALLOWED]
+            self._allowed[id(argument)] = allowed
+        if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
+            named = f" or `{'`, `'.join(argument.inputs)}`" if argument.inputs else ""
+            return Finding("text", f"a text whose identifiers and quotations come from the user's words{named}")
+        return FITS
+
+    def _inputs(self, argument: model.Text) -> Iterator[str]:
+        for name in argument.inputs:
+            step, _, path = name.partition(".")
+            for output in self.fitting(step):
+                yield from map(reads.text_of, reads.nodes_at(output.value, path))
+
+    def fitting(self, name: str) -> list[reads.Output]:
+        """Return the outputs of a step's calls. If all its arguments are fixed, only the first call counts."""
+        known = self._fitting.get(name)
+        if known is None:
+            step = self._steps[name]
+            known = [output for output in self._outputs.of(step.tool, self._task) if self._fits(step, output)]
+            known = self._fitting[name] = known[:1] if _fixed(step) else known
+        return known
+
+    def _fits(self, step: model.Step, output: reads.Output) -> bool:
+        """Return True if a read's arguments fit the step, and others were not sent or are `free`."""
+        covered = {*step.args, *output.profile.free}
+        if any(True for name in output.given for _ in reads.loose(name, output.args.get(name), covered)):
+            return False
+        for name, argument in step.args.items():
+            value = argument_of(output.args, name)
+            if isinstance(argument, model.Text):
+                found = self.text(argument, value, copied=False)
+            else:
+                kind = kind_of(output.profile, name)
+                found = self.check(argument, value, _READ_AS.get(kind, kind))
+            if found.code:
+                return False
+        return True
+
+    def _trusts(
+        self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
+    ) -> bool:
+        """Return True if the field's writer is trusted; with `whole`, only if no value is prose."""
+        if reads.worth(output.profile, path) < least:
+            return False
+        bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
+        chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
+        echo = {form for v in reads.scalars(chosen, 1000) or () for form in reads.scalar_forms(v)} if chosen else set()
+        for value in values:
+            if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
+                return False
+            if not echo.isdisjoint(reads.scalar_forms(value)) or self._outputs.written(value, output.turn):
+                return False
+        return True
+
+    def _field(self, argument: model.Field, items: Sequence[Any], kind: str) -> Finding:
+        where = f"`{argument.path or 'the output'}` of step `{argument.step}`"
+        least = 2 if kind in DESTINATIONS else 1
+        known = ""
+        code = "unread"
+        for output in self.fitting(argument.step):
+            values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
+            if not output.complete or not values:
+                continue
+            trusted = self._trusts(argument.step, output, argument.path, values, least)
+            if _equal(items, values, kind):
+                if trusted:
+                    return FITS
+                code = "untrusted"
+            elif code != "untrusted":
+                code, known = "value", f": {quoted(tuple(values))}" if trusted else ""
+        if code == "untrusted":
+            return Finding(code, f"{where}, if a trusted source wrote it")
+        return Finding(code, where + known)
+
+    def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
+        one = "the" if isinstance(argument, model.Pick) else "a"
+        where = (
+            f"`{argument.path or 'the item'}` of {one} record that the conditions choose from step `{argument.step}`"
+        )
+        found = self._found.get(id(argument))
+        if found is None:
+            found = self._found[id(argument)] = self._choose(argument)
+        if isinstance(found, str):
+            return Finding(found, where)
+        least = 2 if kind in DESTINATIONS else 1
+        extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
+        named = {*argument.where, *filter(None, extremes)}
+        keys, code, known = set(), "value", ""
+        for row in found:
+            values = _values(row, row.path)
+            if not values or not (isinstance(argument, model.Pick) or _equal(items, values, kind)):
+                continue
+            trusted = self._trusts(argument.step, row.output, _joined(row.base, row.path), values, least)
+            trusted = trusted and all(self._chooses(argument.step, row, name) for name in named)
+            if not _equal(items, values, kind):
+                known = f": {quoted(tuple(values))}" if trusted else ""
+            elif trusted:
+                keys.add(self._spent_as(argument, row))
+            else:
+                code = "untrusted"
+        if keys:
+            return Finding("", where, argument.step, frozenset(keys))
+        return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
+
+    def _spent_as(self, argument: model.Pick | model.Each, row: _Row) -> str:
+        """Return the name by which a record is spent: of all that it says, or of what the mandate takes from it.
+
+        If its read may be made in several ways, it may come back with another rank or score, and be the same record.
+        """
+        if isinstance(argument, model.Pick) or _fixed(self._steps[argument.step]):
+            return _key(row)
+        every = (a for step in self._steps.values() for a in step.args.values() if isinstance(a, model.Each))
+        paths = sorted({a.path for a in every if a.step == argument.step})
+        return key(json.dumps([_values(row, _within(row, path)) for path in paths]))
+
+    def _chooses(self, step: str, row: _Row, name: str) -> bool:
+        path = _within(row, name)
+        return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
+
+    def _choose(self, argument: model.Pick | model.Each) -> list[_Row] | str:
+        """Return the records that the conditions choose, or a deviation's code."""
+        outputs = self.fitting(argument.step)
+        if not outputs or not all(output.complete for output in outputs):
+            return "unread"
+        chosen: list[_Row] = []
+        for output in outputs:
+            for row in _rows(output, argument.path):
+                meeting = [
+                    meets(condition, _values(row, _within(row, name)))
+                    for name, conditions in argument.where.items()
+                    for condition in conditions
+                ]
+                if None in meeting and False not in meeting and isinstance(argument, model.Pick):
+                    return "ambiguous"
+                if all(meeting):
+                    chosen.append(row)
+        if isinstance(argument, model.Each):
+            return chosen
+        for name, sign in ((argument.max, 1), (argument.min, -1)):
+            if name is not None:
+                best = _extreme(chosen, name, sign) if self._whole(argument.step) else None
+                if best is None:
+                    return "ambiguous"
+                chosen = best
+        one = {_key(row): row for row in chosen}
+        return list(one.values()) if len(one) == 1 else "ambiguous"
+
+    def _whole(self, name: str) -> bool:
+        """Return True if all reads that the step allows were made."""
+        step = self._steps[name]
+        choices = [(n, a.values) for n, a in step.args.items() if isinstance(a, model.OneOf)]
+        if len(choices) > 1 or not all(isinstance(a, (*_FIXED, model.OneOf)) for a in step.args.values()):
+            return False
+        return all(
+            any(_equal(reads.scalars(argument_of(o.args, n), 1) or (), (choice,), "value") for o in self.fitting(name))
+            for n, values in choices
+            for choice in values
+        )
+
+    def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
+        where = f"a value in what step `{argument.step}` returned"
+        outputs = self.fitting(argument.step)
+        if not outputs:
+            return Finding("unread", where)
+        texts = [
+            reads.text_of(node)[:_MAX_SEARCHED]
+            for output in outputs[:_MAX_EXTRACT]
+            for node in reads.nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
+        ]
+        stands = len(items) <= _MAX_EXTRACT and all(any(_stands(item, text) for text in texts) for item in items)
+        return Finding("extract", f"{where}, which a person confirms") if stands else Finding("value", where)
+
+
+def kind_of(profile: ToolProfile, name: str) -> str:
+    """Return an argument's kind: the profile's, "when", "text", or "" if the profile lacks it."""
+    if name in profile.when:
+        return "when"
+    return profile.critical.get(name, "text" if name in profile.text else "")
+
+
+def is_default(schema: object, value: object) -> bool:
+    """Return True if a value is the default in the JSON schema of its argument, or null if that has none."""
+    if not isinstance(schema, Mapping) or "default" not in schema:
+        return value is None
+    return alike(schema["default"], value)
+
+
+def _fixed(step: model.Step) -> bool:
+    return all(isinstance(argument, _FIXED) for argument in step.args.values())
+
+
+def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
+    """Return True if two lists have the same items in any order, and `items` is not longer."""
+    return (
+        len(items) <= len(ordered)
+        and all(any(same(item, one, kind) for one in ordered) for item in items)
+        and all(any(same(item, one, kind) for item in items) for one in ordered)
+    )
+
+
+def _described(argument: model.Argument) -> str:
+    describe: Mapping[type, Callable[[Any], str]] = {
+        model.Const: lambda a: quoted(a.value),
+        model.Own: lambda _: "one of the user's own identifiers",
+        model.OneOf: lambda a: f"one of {quoted(a.values)}",
+        model.Between: lambda a: f"between {quoted(a.low)} and {quoted(a.high)}",
+        model.Within: lambda a: f"inside {quoted(a.prefix)}",
+    }
+    if (known := describe.get(type(argument))) is not None:
+        return known(argument)
+    return f"`{getattr(argument, 'path', '') or 'a value'}` of step `{getattr(argument, 'step', '')}`"
+
+
+def _stands(value: object, text: str) -> bool:
+    if isinstance(value, bool):
+        return False
+    if not isinstance(value, str):
+        return not set(reads.scalar_forms(value)).isdisjoint(mentions(text))
+    part = fold(tidy(value))
+    return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
+
+
+def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
+    """Yield an output's records: the items of the first list on the path, or the whole output."""
+    value, base, inner = output.value, [], path.split(".") if path else []
+    while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
+        value = value[inner[0]]
+        base.append(inner.pop(0))
+    if isinstance(value, list):
+        for record in value:
+            yield _Row(record, ".".join(base), ".".join(inner), output)
+    elif output.value is not None:
+        yield _Row(output.value, "", path, output)
+
+
+def _within(row: _Row, name: str) -> str:
+    return name.removeprefix(f"{row.base}.") if row.base else name
+
+
+def _joined(base: str, path: str) -> str:
+    return f"{base}.{path}" if base and path else base or path
+
+
+def _values(row: _Row, path: str) -> list[Any]:
+    nodes = reads.nodes_at(row.record, path)
+    if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
+        return nodes
+    return reads.scalars(nodes, MAX_ITEMS, mappings=False) or []
+
+
+def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
+    """Return the rows with the greatest (or least) value, or `None` if values cannot be compared."""
+    best: list[_Row] = []
+    for row in rows:
+        values = _values(row, _within(row, name))
+        if len(values) != 1 or compare(values[0], values[0]) is None:
+            return None
+        order = compare(values[0], _values(best[0], _within(best[0], name))[0]) if best else 1 * sign
+        if order is None:
+            return None
+        if order * sign > 0:
+            best = [row]
+        elif order == 0:
+            best.append(row)
+    return best
+
+
+def _key(row: _Row) -> str:
+    """Return a digest of a record's trusted fields, which an outsider's edit does not change."""
+    return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
+
+
+def _core(value: Any, output: reads.Output, path: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _core(inner, output, _joined(path, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_core(inner, output, path) for inner in value]
+    return value if reads.worth(output.profile, path) else None

@@ -1,0 +1,428 @@
+"""Match a call with a mandate: find its step, its deviations and the budgets that it spends.
+
+A call is covered if one unspent step orders all its values. `bind` compares values, and `Binding.standing` decides with
+the counts of the budgets. Both are pure, and raise for no content of a call or an output.
+
+Calls are counted under the step's `deed`, or its id. Steps with one deed share a counter. If an approver permits a
+deviating call, it spends the closest step. So the same action does not run twice.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from posixpath import normpath
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, absent
+from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
+from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of, quoted
+from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
+from langchain_runtime_authz.mandate.read_outputs import Outputs, loose, scalar_forms, scalars
+from langchain_runtime_authz.mandate.value_matching import SEVERAL, SHORT_KINDS, commas, known_same, same
+from langchain_runtime_authz.tool_profile import ToolProfile, argument
+
+MAX_VALUES: Final = 1000  # of one argument, for prohibitions and sums
+MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
+_UNBOUNDED: Final = 2**53
+MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
+MANDATE: Final = "mandate:"  # prefix of all counters
+CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix for approvals of a whole mandate
+_TEXT: Final = Text()
+_SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
+_Member = tuple[str, Argument, str]  # name, argument, kind
+_FIXED: Final = (Const, Pick)  # with these arguments only, a fetch has one address
+
+
+class Deviation(NamedTuple):
+    """A difference from a step. `expected` is for an approver."""
+
+    argument: str
+    code: str
+    expected: str
+
+
+class Spend(NamedTuple):
+    """A budget to spend with the claim: add `by` to the counter, up to `maximum`."""
+
+    counter: str
+    maximum: int
+    by: int = 1
+
+
+class Standing(NamedTuple):
+    """The standing of a call (covered, deviates, forbidden, outside or none), with its reasons and costs."""
+
+    standing: str
+    step: str | None = None
+    deviations: tuple[Deviation, ...] = ()
+    spends: tuple[Spend, ...] = ()
+
+
+class CallFacts(NamedTuple):
+    """The facts about a call that a mandate is compared with."""
+
+    tool: str
+    profile: ToolProfile
+    args: Mapping[str, Any]  # as JSON values, with the schema's defaults
+    given: frozenset[str]  # names of the arguments that the model sent
+    own: frozenset[str]  # forms of the subject's own identifiers
+    words: str  # the user's words
+    task: str = ""  # the task whose outputs count
+    steps: Collection[str] | None = None  # ids of steps that the agent may spend; `None` for all
+
+
+class _Plan:
+    """A step with values that are the same for all calls."""
+
+    __slots__ = ("after", "counter", "maximum", "row", "shape", "shown", "step")
+
+    def __init__(self, step: Step, prefix: str, after: Step | None, *, shown: bool) -> None:
+        self.step, self.after, self.shown = step, after, shown
+        limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
+        self.counter = f"{prefix}step:{step.deed or step.id}"
+        self.maximum = step.times * min(limits, default=1)
+        self.row = f"{prefix}row:{step.deed or step.id}:"
+        self.shape: _Shape | None = None
+
+
+class _Shape(NamedTuple):
+    profile: ToolProfile
+    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, is a dotted path
+    settled: frozenset[str]  # arguments that `_open` need not check
+    counts: bool
+    rows: tuple[_Member, ...]  # members of arguments with several named members
+
+
+class _Index:
+    __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
+
+    def __init__(self, mandate: Mandate) -> None:
+        self.mandate = mandate
+        named = f"key {mandate.key}" if mandate.key else mandate.digest
+        self.prefix = f"{MANDATE}{key(named)}:"
+        self.steps = {step.id: step for step in mandate.steps}
+        self.by_tool: dict[str, list[_Plan]] = {}
+        shown = len(mandate.steps) + len(mandate.limits) + len(mandate.never) <= MAX_SHOWN
+        for step in mandate.steps:
+            after = self.steps[step.after] if step.after else None
+            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after, shown=shown))
+        self.totals: dict[str, int] = {}
+        for limit in mandate.limits:
+            total = math.floor(Decimal(repr(limit.total)) * 100)
+            self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
+
+
+class _Match(NamedTuple):
+    """The comparison of a call with one step, without counts."""
+
+    plan: _Plan
+    deviations: Sequence[Deviation]
+    rows: Sequence[Sequence[str]]  # counters of matching records; the call spends one of each group
+    counts: bool
+    after: str | None  # the counter of the step that must be taken before
+    confirm: str | None  # the counter of approvals of the whole mandate, if one is needed
+
+
+class Binding:
+    """A call compared with a mandate. `counters`: budgets that `standing` reads, with what it spends."""
+
+    __slots__ = ("_final", "_limit", "_matches", "counters")
+
+    def __init__(self, final: Standing | None, matches: Sequence[_Match], limit: Spend | None) -> None:
+        self._final, self._matches, self._limit = final, matches, limit
+        counters = {} if limit is None else {limit.counter: limit.by}
+        for match in matches:
+            if match.after is not None:
+                counters.setdefault(match.after, 0)
+            if match.confirm is not None:
+                counters[match.confirm] = 0
+            if match.counts:
+                counters[match.plan.counter] = 1
+            for group in match.rows:
+                counters.update(dict.fromkeys(group, 1))
+        self.counters: Mapping[str, int] = counters
+
+    def standing(self, counts: Mapping[str, int]) -> Standing:
+        """Return the standing, given the counts of `counters`. A missing counter counts 0."""
+        if self._final is not None:
+            return self._final
+        limit = self._limit
+        spends: tuple[Spend, ...] = ()
+        if limit is not None and counts.get(limit.counter, 0) + limit.by > limit.maximum:
+            total = Decimal(limit.maximum) / 100
+            return Standing("forbidden", None, (Deviation("", "limit", f"at most {total} in all"),))
+        if limit is not None and limit.by:
+            spends = (limit,)
+        best: Standing | None = None
+        for match in self._matches:
+            found = _stand(match, counts, spends)
+            if best is None or len(found.deviations) < len(best.deviations):
+                best = found
+        return best or Standing("outside", None, (), spends)
+
+
+def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
+    plan = match.plan
+    step = plan.step
+    deviations = match.deviations
+    if match.counts:
+        spent = counts.get(plan.counter, 0) >= plan.maximum
+        rows = []
+        for group in match.rows:
+            row = next((counter for counter in group if counts.get(counter, 0) < step.times), None)
+            if row is None:
+                spent = True
+            else:
+                rows.append(Spend(row, step.times))
+        if spent:
+            deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
+        else:
+            spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
+    if match.after is not None and not counts.get(match.after):
+        deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
+    if match.confirm is not None and not counts.get(match.confirm):
+        if not deviations and plan.shown:  # the approver of this call sees the whole mandate
+            spends = (*spends, Spend(match.confirm, _UNBOUNDED))
+        deviations = [*deviations, Deviation("", "confirm", "")]
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
+
+
+_NO_MANDATE: Final = Binding(Standing("none"), (), None)
+
+
+def bind(
+    mandate: Mandate | None,
+    call: CallFacts,
+    profiles: Mapping[str, ToolProfile],
+    outputs: Outputs,
+    taken: Collection[str] = (),
+) -> Binding:
+    """Compare a call with a mandate. `profiles` tell which steps are reads, `outputs` what these returned.
+
+    `taken` are ids of further steps that count as taken, whatever counts and outputs tell.
+    """
+    if mandate is None:
+        return _NO_MANDATE
+    index = mandate.__dict__.get("_index")
+    if index is None or index.mandate is not mandate:  # a copy has the original's attributes
+        index = mandate.__dict__["_index"] = _Index(mandate)
+    effect = call.profile.effect
+    if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:
+        return Binding(Standing("forbidden", None, (forbidden,)), (), None)
+    limit: Spend | None = None
+    common: tuple[Deviation, ...] = ()
+    if effect in index.totals:
+        amount = _amount(call)
+        if amount is None:
+            common = (Deviation("", "limit", "an amount that counts towards the limit"),)
+        else:
+            limit = Spend(f"{index.prefix}limit:{effect}", index.totals[effect], amount)
+    plans = index.by_tool.get(call.tool)
+    if plans is None:
+        return Binding(None, (), limit)
+    reader = Reader(index.steps, outputs, call.own, call.words, call.task)
+    matches = []
+    for plan in plans:
+        step = plan.step
+        shape = plan.shape
+        if shape is None or shape.profile is not call.profile:
+            shape = plan.shape = _shape(step, call.profile)
+        deviations, rows = _compare(shape, call, reader)
+        deviations += common
+        if call.steps is not None and step.id not in call.steps:
+            deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
+        confirm = effect in mandate.confirm or step.id in mandate.confirm
+        after = None
+        if plan.after is not None and plan.after.id not in taken:
+            # An action was taken if its counter says so, a read if its output is recorded.
+            read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
+            after = None if read else f"{index.prefix}step:{plan.after.deed or plan.after.id}"
+            if read and not any(output.complete for output in reader.fitting(plan.after.id)):
+                deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
+        groups = []
+        for name, keys in rows.items():
+            groups.append([f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
+        matches.append(
+            _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
+        )
+    return Binding(None, matches, limit)
+
+
+def _shape(step: Step, profile: ToolProfile) -> _Shape:
+    named = []
+    for name, what in step.args.items():
+        kinds = [kind_of(profile, name)]
+        if not kinds[0]:  # a whole argument; the profile names its parts
+            kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
+        kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
+        if not isinstance(what, Free):
+            named.append((name, what, kind, "." in name))
+    settled = frozenset((*step.args, *profile.free))
+    fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
+    roots = [name.partition(".")[0] for name, _, _, dotted in named if dotted]
+    rows = tuple((n, what, kind) for n, what, kind, dotted in named if dotted and roots.count(n.partition(".")[0]) > 1)
+    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows)
+
+
+def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
+    """Return a call's deviations from a step, and the records that it may match, by source step."""
+    deviations: list[Deviation] = []
+    rows: dict[str, frozenset[str]] = {}
+    lists: list[_Member] = []
+    args = call.args
+    for name, what, kind, dotted in shape.named:
+        value = argument(args, name) if dotted else args.get(name)
+        if type(what) is Const and type(value) in SHORT_KINDS and type(what.value) in SHORT_KINDS:
+            short = type(value) is not str or len(value) <= REMEMBERED
+            if short and known_same(value, what.value, kind):
+                continue
+        if type(what) is Text and name not in call.given and absent(value):
+            continue  # an optional text keeps its default
+        if type(what) is not Text and _several(value, what):
+            lists.append((name, what, kind))
+        code, expected, source, keys = reader.check(what, value, kind)
+        if code:
+            deviations.append(Deviation(name, code, expected))
+        elif source:
+            rows[source] = rows.get(source, keys) & keys
+            if not rows[source]:
+                expected = f"of the same record of step `{source}` as the other values"
+                deviations.append(Deviation(name, "value", expected))
+    if shape.rows or len(lists) > 1:
+        deviations += _crossed(shape.rows, lists if len(lists) > 1 else (), args)
+    if call.profile.ordered and not call.given <= shape.settled:
+        deviations += _open(shape, call, reader)
+    if rows:
+        one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
+        rows = {source: keys for source, keys in rows.items() if keys and source in one}
+    return deviations, rows
+
+
+def _several(value: object, what: Argument) -> bool:
+    if isinstance(what, Const) and isinstance(what.value, tuple) and len(what.value) > 1:
+        return True
+    return isinstance(value, list) and (len(value) > 1 or scalars(value, 1) is None)
+
+
+def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
+    """Yield the members of several rows, and the lists, that are given in another order.
+
+    The values of one row, or of one place in several lists, may belong together: each such pair must be one that was
+    ordered. One row, or one object, may hold lists too.
+    """
+    roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
+    rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
+    inner = [each for each in members if each[0] in rows and not isinstance(each[1], Text)]
+    for name, what, kind in {each[0]: each for each in (*inner, *lists)}.values():
+        held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
+        if "." in name and name not in rows and isinstance(held, list) and isinstance(held[0], list):
+            held = held[0]
+        if (
+            not isinstance(held, list)
+            or not isinstance(ordered, tuple)
+            or not len(held) == len(ordered) == rows.get(name, len(held))
+            or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True))
+        ):
+            yield Deviation(name, "ambiguous", "in the order of the rows")
+
+
+def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]:
+    """Yield deviations for arguments that the step does not name."""
+    profile = shape.profile
+    declared = (*profile.critical, *profile.when)
+    for root in sorted(call.given - shape.settled):
+        value = call.args.get(root)
+        if absent(value) and root not in profile.text:  # it may clear what is there, or replace a default
+            yield Deviation(root, "unordered", "not to be given")
+            continue
+        for name in (*declared, *profile.text):
+            above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # the name and its parents
+            if name.partition(".")[0] != root or not shape.settled.isdisjoint(above):
+                continue
+            held = argument(call.args, name)
+            if absent(held):
+                continue
+            if name not in profile.text:
+                yield Deviation(name, "unordered", "not to be given")
+            elif finding := reader.text(_TEXT, held).code:
+                yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
+        for path in dict.fromkeys(loose(root, value, {*shape.settled, *declared, *profile.text})):
+            yield Deviation(path, "undeclared", "not to be given")
+
+
+def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
+    for never in mandate.never:
+        if never.effect != call.profile.effect:
+            continue
+        if not never.values:
+            return Deviation("", "value", f"no call of effect {never.effect}, which the mandate forbids")
+        for name, kind in call.profile.critical.items():
+            held = scalars(argument(call.args, name), MAX_VALUES)
+            for unwanted in never.values.get(kind, ()):
+                folder = never.effect == "delete" and kind == "object" and _holds(held, unwanted)
+                if held is None or folder or any(_mentions(one, unwanted, kind) for one in held):
+                    return Deviation(name, "value", f"not {quoted(unwanted)}, which the mandate forbids")
+    return None
+
+
+def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
+    """Return True if a value is the unwanted one, has its words, lies below it, or is too long to tell."""
+    if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
+        return True
+    if kind == "amount" or not isinstance(value, str):
+        return False
+    texts = (value, normpath(unquote(value).replace("\\", "/")))
+    return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_bare(text)) for text in texts)
+
+
+def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
+    """Return True if a path, or one that a pattern stands for, may be above the unwanted path."""
+    for value in (one for one in held or () if isinstance(one, str)):
+        stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
+        above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
+        if "/" in str(unwanted) and kept.startswith(above if rest or not above else f"{above} "):
+            return True
+    return False
+
+
+@lru_cache(maxsize=1024)
+def _sought(unwanted: str) -> re.Pattern[str]:
+    """Return the pattern of a text, and of each address in it, which fits their bare forms."""
+    addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
+    bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
+    return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
+
+
+def _bare(text: str) -> str:
+    """Return a text's letters and digits as they look, with blanks for all other signs and for `+tag` of an address."""
+    return skeleton(_SIGNS.sub(" ", tidy(text)))
+
+
+def _amount(call: CallFacts) -> int | None:
+    """Return the sum of a call's amounts in hundredths, or `None` if it cannot be read.
+
+    A second number may be a count, and an amount for several recipients may be due to each.
+    """
+    total, paid, counts = Decimal(0), 0, {0, 1}
+    for name, kind in call.profile.critical.items():
+        held = scalars(argument(call.args, name), MAX_VALUES, mappings=kind != "amount")
+        if held is None:
+            return None
+        whole = Decimal(0)
+        for one in held if kind in ("amount", "value") else ():
+            # If a number can be read in two ways, use the greater one.
+            numbers = [Decimal(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
+            if kind == "amount" and (not numbers or min(numbers) < 0 or commas(one)):
+                return None
+            whole += max(numbers, default=Decimal(0))
+        if whole > 1 and (kind == "value" or total > 1):
+            return None
+        if kind == "amount":
+            total, paid = total + whole, max(paid, len(held))
+        counts.update((len(held), *(len(identifiers(one)) for one in held if isinstance(one, str))))
+    return math.ceil(total * 100) if paid and counts <= {0, 1, paid} else None

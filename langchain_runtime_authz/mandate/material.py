@@ -1,0 +1,104 @@
+# ruff: noqa: RUF001  (other languages' signs are the point)
+"""Cut material out of a user's text: quoted, fenced, tagged, forwarded and pasted parts, which order nothing.
+
+Patterns repeat a bounded number of times, so the work is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from langchain_runtime_authz._regex import lazy
+
+_MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
+_MAX_OPEN: Final = 64  # tags without an end
+
+_FENCED: Final = lazy(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
+_TAG: Final = lazy(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
+LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # what may end a line
+# A line that is quoted, rules off, begins what was forwarded, or looks like the header of a mail.
+_MARK: Final = lazy(
+    r"""^[ \t]{0,80}(?:
+    (?P<quote>>)
+    |(?P<rule>([-=*_])\3{4,200}[ \t]{0,80}$)
+    |(?P<forward>[*\-_=]{0,80}[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
+        |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
+        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,200}[ ]wrote[ ]?:[ \t]*$|am[ ][^\n]{4,200}[ ]schrieb[ ][^\n]{0,100}:[ \t]*$
+        |le[ ][^\n]{4,200}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,200}[ ]escribió[ ]?:[ \t]*$)
+    |(?P<header>\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)
+        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]{0,4}:)
+    )[^\n]*\n?""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+
+
+def material(text: str, first: int = 1) -> tuple[str, list[str]]:
+    """Return the user's own words, with `[material 1]` … in place of the rest, and these parts.
+
+    `first` is the number of the first part, for several texts.
+    """
+    said, parts, at = [], [], 0
+    for start, end in spans(text):
+        parts.append(text[start:end])
+        said += [text[at:start], f"[material {first + len(parts) - 1}]"]
+        at = end
+    return "".join([*said, text[at:]]), parts
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Return the stretches that are fenced, tagged, quoted, forwarded or pasted, in order and apart."""
+    if len(text) > _MAX_TEXT:
+        return [(0, len(text))]
+    text = text.translate(LINES)
+    found = sorted([*(m.span() for m in _FENCED.finditer(text)), *_tagged(text), *_marked(text)])
+    apart: list[tuple[int, int]] = []
+    for start, end in found:
+        if apart and start <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
+        else:
+            apart.append((start, end))
+    return apart
+
+
+def _tagged(text: str) -> Iterator[tuple[int, int]]:
+    at, without = 0, 0
+    for tag in _TAG.finditer(text):
+        if tag.start() < at:
+            continue
+        close = f"</{tag[1]}>"
+        end = text.find(close, tag.end())
+        if end >= 0:
+            at = end + len(close)
+            yield tag.start(), at
+            continue
+        without += 1
+        if without > _MAX_OPEN:
+            yield tag.start(), len(text)
+            return
+
+
+def _marked(text: str) -> Iterator[tuple[int, int]]:
+    rule, began, at, sender, subject = -1, -1, -1, False, False  # of a block of headers: where it began and goes on
+    for line in _MARK.finditer(text):
+        if line["quote"]:
+            yield line.start(), line.start() + len(line[0].rstrip())
+        elif line["rule"]:
+            if rule >= 0:
+                yield rule, line.end()
+            rule = line.start()
+        elif line["forward"]:
+            yield line.start(), len(text)
+            return
+        else:
+            if line.start() != at:
+                began, sender, subject = line.start(), False, False
+            sender |= line["sender"] is not None
+            subject |= line["subject"] is not None or "@" in line[0]
+            at = line.end()
+            if began < line.start() and sender and subject:
+                yield began, len(text)
+                return
+    if rule >= 0:
+        yield rule, len(text)

@@ -1,0 +1,282 @@
+"""Look up values in the user's own words, each with the place where it stands.
+
+Material is cut out first: what the user quotes, forwards or pastes is somebody else's text and orders nothing. Of the
+rest it is known which sentence a place belongs to, and whether that sentence is an order at all. Patterns repeat a
+bounded number of times, so the work is linear in the texts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms, located, masked, tidy
+from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.mandate import material
+
+MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
+_MAX_SEGMENTS: Final = 256
+_SHORTEST: Final = 2  # a text of one letter names nothing
+_MAX_PLACES: Final = 64  # of one value in one segment
+
+# --- sentences -----------------------------------------------------------------------------------------
+
+_QUOTED: Final = lazy(
+    r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
+    r"|\u00ab([^\u00ab\u00bb]{1,2000})\u00bb|`([^`\n]{1,2000})`|\u300c([^\u300c\u300d]{1,2000})\u300d"
+    r"|(?<!\w)'((?:[^'\n]|(?<=\w)'(?=\w)){1,2000})'(?!\w)|(?<!\w)\u2018((?:[^\u2018\u2019\n]|(?<=\w)\u2019(?=\w)){1,2000})\u2019(?!\w)"
+)
+_EDGE: Final = " \t\n.,;:!?\u2026"
+_END: Final = lazy(
+    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
+    r"|[\u3002\uff01\uff1f\uff1b]|\n"
+)
+_UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
+# What a sentence says of itself. Short on purpose: a planner reads the meaning, and this only doubts it.
+_ASKS: Final = lazy(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
+_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
+
+
+def _any(name: str) -> str:
+    """Return an expression for the phrases that all languages have for something."""
+    return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
+
+
+def _said(name: str, but: str = "") -> re.Pattern[str]:
+    """Return a pattern of whole phrases without `but` behind them, and of signs that stand anywhere."""
+    phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
+    signs = _PHRASES[name].get("signs", ())
+    return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
+
+
+def _only(name: str) -> re.Pattern[str]:
+    """Return a pattern of a sentence that says nothing else, with what may stand before and behind it."""
+    before, behind = _any(f"before_{name}"), _any(f"behind_{name}")
+    return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
+
+
+_POLITE, _OF_US, _DEPENDS, _MYSELF = map(_said, ("polite", "of_us", "depends", "myself"))
+_NEGATES: Final = _said("negates", r"(?! (?:later|more|less) than\b)")
+_TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
+_SHORT: Final = 60
+_COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
+_SCALED, _TIMES = (lazy(f" ?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times"))
+_COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
+
+
+def continues(text: str) -> bool:
+    """Return True if a text only says to go on with what was ordered before."""
+    return len(text) <= _SHORT and _CONTINUES.fullmatch(text.strip(_EDGE)) is not None
+
+
+def stated(text: str) -> str:
+    """Return the user's own words without the sentences that forbid or except something."""
+    words = material.material(text)[0] if len(text) <= MAX_OWN else ""
+    at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
+    return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
+
+
+class Place(NamedTuple):
+    """The place of a value, in a segment."""
+
+    segment: int
+    start: int
+    end: int
+
+
+class Segment:
+    """A stretch of own words between material: where it begins, in the text of that digest."""
+
+    def __init__(self, digest: str, offset: int, text: str) -> None:
+        self.digest, self.offset, self.text = digest, offset, text
+        self.folded = "".join(low if len(low := fold(c)) == 1 else c for c in text)
+        self.quotations = [m.span(m.lastindex or 0) for m in _QUOTED.finditer(text)]
+        tokens = list(located(_UNSPACED.sub("\n", text)))
+        self.tokens: dict[str, list[tuple[int, int]]] = {}
+        for form, span in tokens:
+            self.tokens.setdefault(form, []).append(span)
+        plain = masked(text, [*self.quotations, *(span for _, span in tokens)], "x")
+        self.masked = masked(text, self.quotations, "x")
+        ends = [m for m in _END.finditer(plain) if m[0] != "\n" or plain[: m.start()].rstrip(" \t\n")[-1:] != ":"]
+        self.starts = [0, *(m.end() for m in ends)]
+        self._doubts: dict[int, str | None] = {}
+
+    def sentence(self, at: int) -> int:
+        return max(0, bisect_right(self.starts, at) - 1)
+
+    def span(self, sentence: int) -> tuple[int, int]:
+        end = self.starts[sentence + 1] if sentence + 1 < len(self.starts) else len(self.text)
+        return self.starts[sentence], end
+
+    def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
+        """Return why a sentence may order nothing. What the user dictates in it says nothing about it."""
+        if dictated:
+            return self._doubt(sentence, dictated)
+        if sentence not in self._doubts:
+            self._doubts[sentence] = self._doubt(sentence, ())
+        return self._doubts[sentence]
+
+    def _doubt(self, sentence: int, dictated: Sequence[tuple[int, int]]) -> str | None:
+        start, end = self.span(sentence)
+        inner = [(max(0, s - start), min(end, e) - start) for s, e in dictated if s < end]
+        said = masked(self.masked[start:end], inner, "x").strip()
+        if _ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said)):
+            return "its sentence is a question"
+        if _DEPENDS.search(said):
+            return "its sentence depends on a condition"
+        return "the user does it in person" if _MYSELF.search(said) else None
+
+    @cached_property
+    def taken_back(self) -> int:
+        """The start of the last sentence that takes back what was ordered before it, or -1."""
+        spans = [self.span(n) for n in range(len(self.starts))]
+        return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
+
+    def whole(self, start: int, end: int) -> bool:
+        """Return True if a stretch is a token, or a quotation, and not a part of one."""
+        near = bisect_right(self.quotations, (start, len(self.text)))
+        for first, last in self.quotations[max(0, near - 1) : near + 1]:
+            inside = first <= start and end <= last
+            if inside and self.text[first:last].strip(_EDGE) != self.text[start:end].strip(_EDGE):
+                return False
+            if not inside and start < last and first < end and not (start <= first and last <= end):
+                return False
+        return not self._joined(start - 1, start, -1) and not self._joined(end, end - 1, 1)
+
+    def _joined(self, outer: int, inner: int, step: int) -> bool:
+        """Return True if the character outside an edge goes on with the token inside it."""
+        if not 0 <= outer < len(self.text):
+            return False
+        c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
+        if c.isalnum() or c in "_@\\*~=&+/":
+            return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
+        return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
+
+    def refused(self, start: int, *, dictated: bool) -> bool:
+        """Return True if a stretch stands in a sentence that forbids or excepts something. Dictated words may."""
+        first, last = self.span(self.sentence(start))
+        return _NEGATES.search(self.masked, first, start if dictated else last) is not None
+
+
+class Texts:
+    """The user's own words over all texts of a task.
+
+    Attributes:
+        segments: the stretches between material; empty if there are more than `MAX_OWN` characters.
+        too_long: True if there are.
+        has_material: True if something was cut out.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        pieces, self.has_material = [], False
+        for text in texts:
+            digest, at = content_digest(text), 0
+            spans, text = material.spans(text), text.translate(material.LINES)  # noqa: PLW2901  (of the same length)
+            self.has_material |= bool(spans)
+            for start, end in [*spans, (len(text), len(text))]:
+                if text[at:start].strip():
+                    pieces.append((digest, at, text[at:start]))
+                at = end
+        self.too_long = sum(len(piece) for _, _, piece in pieces) > MAX_OWN or len(pieces) > _MAX_SEGMENTS
+        self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
+        self._last_back = max(
+            ((n, s.taken_back) for n, s in enumerate(self.segments) if s.taken_back >= 0), default=None
+        )
+        self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
+
+    def places(self, value: object, *, dictated: bool = False) -> tuple[list[Place], list[Place]]:
+        """Return where a value stands, and where it stands forbidden, in order."""
+        key = (type(value), value, dictated)
+        if key not in self._known:
+            said: list[Place] = []
+            forbidden: list[Place] = []
+            for n, segment in enumerate(self.segments):
+                for start, end in sorted(set(_found(segment, value, dictated=dictated)))[:_MAX_PLACES]:
+                    refused = segment.refused(start, dictated=dictated)
+                    (forbidden if refused else said).append(Place(n, start, end))
+            self._known[key] = (said, forbidden)
+        return self._known[key]
+
+    def counts(self, number: int, *, strict: bool) -> list[Place]:
+        """Return where a number of calls stands. `strict`: as a number of times, and not of something else."""
+        found = []
+        for place in self.places(number)[0]:
+            text = self.segments[place.segment].text
+            twice = text[place.start : place.end].lower() in ("twice", "thrice")
+            if not strict or twice or _TIMES.match(text, place.end):
+                found.append(place)
+        return found
+
+    def taken_back(self, segment: int, at: int) -> bool:
+        """Return True if something said later takes back what was ordered here."""
+        return self._last_back is not None and self._last_back >= (segment, at)
+
+
+def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
+    """Yield where a value stands in a segment as a whole."""
+    if dictated:
+        yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
+        return
+    own = forms(value)
+    dates = {f for f in own if f.startswith("date:")}
+    times = {f for f in own if f.startswith("time:")}
+    tokens = {f for f in own if not f.startswith(("text:", "date:", "day:", "time:"))}
+    if any(f.startswith("text:") for f in own):
+        yield from _phrase(segment, value)
+    for form in tokens:
+        for start, end in segment.tokens.get(form, ()):
+            scaled = form.startswith("num:") and _SCALED.match(segment.text, end)
+            if segment.whole(start, end) and _same_scheme(value, segment.text[start:end]) and not scaled:
+                yield start, end
+    for form in dates or times:
+        for span in segment.tokens.get(form, ())[:_MAX_PLACES]:
+            yield from _moment(segment, span, times if dates else set())
+    if isinstance(value, str) and value.lower().startswith("https://"):
+        yield from _phrase(segment, value[8:].rstrip("/"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield from (
+            m.span()
+            for m in _COUNT.finditer(segment.text)
+            if _COUNTED[m[0].lower()] == value and segment.whole(*m.span())
+        )
+
+
+def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
+    """Yield the date; or from the date to the time, if the value has both and one sentence says both."""
+    if not times:
+        if segment.whole(*date):
+            yield date
+        return
+    for form in times:
+        for start, end in segment.tokens.get(form, ())[:_MAX_PLACES]:
+            hull = min(date[0], start), max(date[1], end)
+            if segment.sentence(hull[0]) == segment.sentence(hull[1] - 1):
+                yield hull
+
+
+def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
+    words = fold(tidy(str(value))).split()
+    if not _SHORTEST <= sum(map(len, words)) <= max(MAX_VALUE, len(segment.text)):
+        return
+    pattern = re.compile(r"\s{1,64}".join(map(re.escape, words)))
+    at = 0
+    for _ in range(4 * _MAX_PLACES):
+        found = pattern.search(segment.folded, at)
+        if found is None:
+            return
+        at = found.start() + 1
+        if segment.whole(*found.span()):
+            yield found.span()
+
+
+def _same_scheme(value: object, written: str) -> bool:
+    """Return True unless a link asks for plain HTTP where the user did not."""
+    plain = isinstance(value, str) and value.lower().startswith("http://")
+    return not plain or written.lower().startswith("http://")

@@ -1,0 +1,235 @@
+"""Keep the steps of a planner's mandate that the user's words back; drop others with a reason.
+
+A planner is a model: it may be wrong, or hijacked by pasted text. So its output is not trusted. A step is kept
+unchanged or dropped, never repaired. Parts that only narrow the mandate are kept.
+
+- A value stands in the user's own words, as a whole token or quotation, in an order and not in a question.
+- A place in the words backs one argument of one step, and all places of a step lie in one sentence.
+- A value from a read comes from a field that the profile trusts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
+from langchain_runtime_authz.mandate import model
+from langchain_runtime_authz.mandate.argument_matching import is_default
+from langchain_runtime_authz.mandate.places import MAX_OWN, Place, Texts
+from langchain_runtime_authz.mandate.read_outputs import worth
+from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
+from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
+
+LONG: Final = 400  # characters of the words above which a planner's riskiest steps are confirmed
+_MAX_NEEDS: Final = 256  # values of one mandate
+
+
+def backed(
+    mandate: model.Mandate,
+    texts: Sequence[str],
+    profiles: Mapping[str, ToolProfile],
+    signatures: Mapping[str, Mapping[str, Any]],
+) -> model.Compiled:
+    """Return the backed part of a planner's mandate."""
+    words = Texts(texts)
+    if words.too_long:
+        return model.Compiled(
+            None, (model.Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),)
+        )
+    check = _Check(mandate, words, profiles, signatures)
+    for step in mandate.steps:
+        check.take(step)
+    check.uncross()
+    steps = check.steps()
+    wary = words.has_material or any(len(text) > LONG for text in texts)
+    confirm = [*mandate.confirm]
+    for step in steps:
+        if check.doubtful(step) or (wary and profiles[step.tool].effect in RISKY):
+            confirm.append(step.id)
+    kept = model.Mandate(
+        steps=steps,
+        limits=mandate.limits,
+        never=mandate.never,
+        confirm=_few(confirm, {s.id: profiles[s.tool].effect for s in steps}),
+        source="planner",
+    )
+    return model.Compiled(kept, tuple(model.Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
+
+
+def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
+    """Return effects and steps to confirm, each once; only effects if there are too many steps."""
+    found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
+    return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
+
+
+def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return argument → JSON schema, from a schema of all arguments or from such a mapping."""
+    inner = signature.get("properties")
+    return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
+
+
+class _Check:
+    """One pass over the steps of one mandate."""
+
+    def __init__(
+        self,
+        mandate: model.Mandate,
+        words: Texts,
+        profiles: Mapping[str, ToolProfile],
+        signatures: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.mandate, self.words, self.profiles = mandate, words, profiles
+        self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
+        self.placing = Placing(words)
+        self.needs = 0
+        self.kept: dict[str, model.Step] = {}
+        self.lost: dict[str, str] = {}
+        self.behind: dict[str, dict[str, None]] = {}  # step → reads it depends on, directly or not
+
+    def steps(self) -> tuple[model.Step, ...]:
+        """Return the kept steps, without those that depend on a lost one."""
+        for step in self.mandate.steps:
+            for needed in (*step.sources, *([step.after] if step.after else [])):
+                if needed in self.lost and step.id not in self.lost:
+                    self.lost[step.id] = f"it depends on `{needed}`"
+        return tuple(step for step in self.kept.values() if step.id not in self.lost)
+
+    def doubtful(self, step: model.Step) -> bool:
+        """Return True if a step is risky, or looks its target up, and has no place in the words."""
+        looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
+        profile = self.profiles[step.tool]
+        anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
+        return profile.side_effect and (looked_up or profile.effect in RISKY) and not anchored
+
+    def uncross(self) -> None:
+        """Drop steps whose places in the words are interleaved."""
+        orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
+        self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
+
+    def take(self, step: model.Step) -> None:
+        if why := self._unfit(step) or self._place(step):
+            self.lost[step.id] = why
+
+    def _unfit(self, step: model.Step) -> str | None:
+        profile, known = self.profiles.get(step.tool), self.signatures.get(step.tool)
+        if profile is None or profile.draft:
+            return f"`{step.tool}` has no reviewed profile"
+        if known is None:
+            return f"the arguments of `{step.tool}` are not known"
+        for needed in (*step.sources, *([step.after] if step.after else [])):
+            if needed in self.lost:
+                return f"it depends on `{needed}`"
+        for source in step.sources:
+            if self.profiles[self.kept[source].tool].side_effect:
+                return f"`{source}` is not a read"
+        declared = {*profile.critical, *profile.when, *profile.text, *profile.free}
+        for name, argument in step.args.items():
+            if name.partition(".")[0] not in known or ("." in name and name not in declared):
+                return f"`{step.tool}` takes no argument `{name}`"
+            if why := self._unfit_argument(profile, name, argument):
+                return f"`{name}`: {why}"
+        return None
+
+    def _unfit_argument(self, profile: ToolProfile, name: str, argument: model.Argument) -> str | None:
+        harmless = name in profile.free or name in profile.when
+        if isinstance(argument, model.Free) and (name in profile.critical or (profile.side_effect and not harmless)):
+            return "it decides what the call hits, so it cannot be free"
+        if isinstance(argument, model.Text) and name not in profile.text:
+            return "it is not a text argument"
+        if isinstance(argument, model.Field | model.Pick | model.Each):
+            read = self.profiles[self.kept[argument.step].tool]
+            wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
+            chosen = [] if isinstance(argument, model.Field) else [*argument.where]
+            if isinstance(argument, model.Pick):
+                chosen += [field for field in (argument.max, argument.min) if field]
+            for path, least in [(argument.path, 2 if wanted else 1), *((p, 1) for p in chosen)]:
+                if worth(read, path) < least:
+                    return f"outsiders may write the field `{path}` of `{argument.step}`"
+        return None
+
+    def _place(self, step: model.Step) -> str | None:
+        profile = self.profiles[step.tool]
+        schemas = self.signatures[step.tool]
+        default = {
+            n for n, a in step.args.items() if isinstance(a, model.Const) and is_default(schemas.get(n), a.value)
+        }
+        args = {n: a for n, a in step.args.items() if n not in default}
+        needs = list(self._needs(step, profile, args))
+        self.needs += len(needs)
+        if self.needs > _MAX_NEEDS:
+            return "there are too many values"
+        self.behind[step.id] = {b: None for s in step.sources for b in (s, *self.behind[s])}
+        if not profile.side_effect:
+            placed, why = self.placing.read(needs)
+        elif needs:
+            placed, why = self.placing.order(step, profile, needs)
+        else:
+            placed, why = [], self.placing.unplaced(self.behind[step.id])
+        if why is not None:
+            return why
+        self.placing.claims[step.id] = placed
+        said: dict[str, list[Place]] = {}
+        for claim in placed:
+            said.setdefault(claim.need.owner, []).append(claim.place)
+        plain = {n: self._said(a, said.get(n)) if isinstance(a, model.Const) else a for n, a in args.items()}
+        self.kept[step.id] = step.model_copy(update={"args": plain})
+        return None
+
+    def _enumerated(self, tool: str, name: str, value: object) -> bool:
+        schema = self.signatures[tool].get(name)
+        listed = schema.get("enum") if isinstance(schema, Mapping) else None
+        return isinstance(value, bool) or (isinstance(listed, list | tuple) and value in listed)
+
+    def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
+        for name, argument in args.items():
+            command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
+            for value in _values(argument):
+                if not profile.ordered and self._enumerated(step.tool, name, value):
+                    continue
+                long = isinstance(value, str) and len(value.split()) > 1
+                yield Need(
+                    name,
+                    value,
+                    dictated=name in profile.text,
+                    ends=command and long,
+                    strict=profile.effect in RISKY,
+                    shares=isinstance(argument, model.OneOf),
+                    joined=isinstance(argument, model.OneOf | model.Between),
+                )
+            if isinstance(argument, model.Pick | model.Each):
+                for field, value in _wanted(argument.where):
+                    yield Need(f"{argument.step} {field}", value, shares=True)
+            if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
+                yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
+        if step.times > 1:
+            yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
+
+    def _said(self, argument: model.Const, places: Sequence[Place] | None) -> model.Const:
+        if not places:
+            return model.Const(value=argument.value)
+        n, start, end = hull(places)
+        segment = self.words.segments[n]
+        span = model.Span(segment.digest, segment.offset + start, segment.offset + end)
+        return model.Const(value=argument.value, said=span)
+
+
+def _values(argument: model.Argument) -> tuple[object, ...]:
+    if isinstance(argument, model.Const):
+        return argument.value if isinstance(argument.value, tuple) else (argument.value,)
+    if isinstance(argument, model.OneOf):
+        return argument.values
+    if isinstance(argument, model.Between):
+        return argument.low, argument.high
+    if isinstance(argument, model.Within):
+        return (argument.prefix,)
+    return argument.quote if isinstance(argument, model.Text) else ()
+
+
+def _wanted(where: model.Where) -> Iterator[tuple[str, object]]:
+    for field, conditions in where.items():
+        for condition in conditions:
+            while isinstance(condition, model.Not):
+                condition = condition.condition  # noqa: PLW2901
+            said = condition.text if isinstance(condition, model.Contains | model.StartsWith) else condition.value
+            yield field, said

@@ -1,0 +1,257 @@
+"""Record the outputs of reads, from which a mandate's fields are computed.
+
+The first output of each read counts, within its task. Repeating a read does not change the values that a mandate is
+compared with. A newer task uses no outputs of an older one. A cut or forgotten output is incomplete, and gives no
+value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
+
+from langchain_runtime_authz._locks import forkable_lock
+from langchain_runtime_authz.facts import json_copy
+from langchain_runtime_authz.facts.argument_atoms import absent
+from langchain_runtime_authz.facts.json_copy import held as take
+from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
+from langchain_runtime_authz.mandate.text_arguments import Words
+from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
+
+MAX_ARGUMENT_NODES: Final = 1000  # of one call
+MAX_ARGUMENT_CHARS: Final = 20_000
+MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including forgotten ones
+MAX_UNREAD: Final = 1_000_000  # characters that wait to be read
+MAX_TASKS: Final = 4  # with recorded outputs
+MAX_REPEATS: Final = 64
+MAX_WEIGHT: Final = 4_000_000  # characters, plus `values.NODE` for each node
+MAX_WRITTEN: Final = 8192
+_WORTH: Final = {"system": 2, "internal": 1, "external": 0}
+_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
+
+
+class Output:
+    """The output of one read, as JSON values. `complete`: nothing cut. `turn`: order of reads and writes."""
+
+    __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
+
+    def __init__(
+        self, profile: ToolProfile, args: dict[str, Any], given: frozenset[str], value: Any, complete: bool, turn: int
+    ) -> None:
+        self.profile, self.args, self.given = profile, args, given
+        self.value, self.complete, self.turn = value, complete, turn
+        self.weight = 0
+        self._words: Words | None = None
+
+    @property
+    def words(self) -> Words:
+        if self._words is None:
+            self._words = Words(text_of(self.value))
+        return self._words
+
+    def forget(self) -> None:
+        """Drop the value but keep the call, so that a later output does not count as its first."""
+        self.value, self.complete, self.weight, self._words = None, False, 0, None
+
+
+class Outputs:
+    """Hold outputs and arguments of calls of this process, bounded.
+
+    Entries are parsed at the first query. `lock` is held while parsing; callers must not hold it.
+    """
+
+    def __init__(self, lock: threading.Lock | None = None) -> None:
+        self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments
+        self._order: deque[Output] = deque()
+        self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
+        self._unread: deque[tuple[Any, ...]] = deque()
+        self._lock = lock if lock is not None else forkable_lock()
+        self._written: dict[str, int] = {}
+        self._entries = self._weight = self._turn = self._waiting = 0
+
+    def record(
+        self,
+        tool: str,
+        profile: ToolProfile,
+        args: Mapping[str, Any],
+        output: object,
+        *,
+        given: Collection[str] | None = None,
+        task: str = "",
+    ) -> None:
+        """Record a call's output for a task, unless an equal call was recorded before.
+
+        Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent; by
+        default all of them.
+        """
+        if type(output) is not str and type(output) is not json_copy.Held:
+            output = take(output)  # its owner may change another object
+        self._unread.append((tool, profile, args, output, given, task))
+        self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
+        if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
+            self._read()
+
+    def wrote(self, args: Mapping[str, Any]) -> None:
+        """Record the arguments of a side effect. Later reads that return them do not make them trusted."""
+        self._unread.append((args,))
+        if len(self._unread) >= MAX_REPEATS:
+            self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            self._waiting = 0
+            while self._unread:
+                entry = self._unread.popleft()
+                self._turn += 1
+                if len(entry) == 1:
+                    self._note(*entry)
+                else:
+                    self._keep(entry)
+
+    def _keep(self, entry: tuple[Any, ...]) -> None:
+        tool, profile, args, output, given, task = entry
+        sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
+        held = sent.read(dict(args), 0)
+        if not sent.complete:
+            return  # a call that was cut fits no step
+        value, whole, weight = output if type(output) is json_copy.Held else take(output)
+        if whole is None:
+            read = json_copy.Projection(json_copy.MAX_NODES, json_copy.MAX_CHARS)
+            value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * json_copy.NODE
+        names = frozenset(held if given is None else given)
+        found = Output(profile, held, names, value, whole, self._turn)
+        found.weight = weight
+        known = self._first.setdefault(task, {}).setdefault(tool, {})
+        if len(self._first) > MAX_TASKS:
+            self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
+        name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
+        if (first := known.get(name)) is not None:
+            if first.value != value:
+                found.weight = 0
+                self._repeats.append(found)  # used for texts only
+            return
+        if self._entries >= MAX_ENTRIES:
+            return
+        known[name] = found
+        self._entries += 1
+        self._weight += found.weight
+        self._order.append(found)
+        while self._weight > MAX_WEIGHT:
+            oldest = self._order.popleft()
+            self._weight -= oldest.weight
+            oldest.forget()
+
+    def _note(self, args: Mapping[str, Any]) -> None:
+        for form in _told(args):
+            if len(self._written) >= MAX_WRITTEN:
+                return
+            self._written.setdefault(form, self._turn)
+
+    def written(self, value: object, turn: int) -> bool:
+        """Return True if a side effect had the value before that turn, or if too many were recorded."""
+        self._read()
+        if len(self._written) >= MAX_WRITTEN:
+            return True
+        return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
+
+    def of(self, tool: str, task: str = "") -> Collection[Output]:
+        self._read()
+        return tuple(self._first.get(task, {}).get(tool, {}).values())  # a copy: another thread may add one
+
+    def texts(self) -> Iterator[Words]:
+        self._read()
+        for found in (*self._order, *self._repeats):
+            yield found.words
+
+
+def _told(args: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the forms of all values in arguments, also in JSON texts, and of addresses in texts."""
+    for value in scalars(args, MAX_ARGUMENT_NODES) or ():
+        yield from scalar_forms(value)
+        if isinstance(value, str):
+            inner = json_copy.parsed(value)
+            for held in (scalars(inner, MAX_ARGUMENT_NODES) or ()) if inner is not value else ():
+                yield from scalar_forms(held)
+            yield from identifiers(value[:MAX_ARGUMENT_CHARS])
+
+
+def _canonical(value: Any) -> Any:
+    """Return a canonical form, equal for all spellings of the same arguments."""
+    if isinstance(value, dict):
+        return {name: _canonical(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return "|".join(scalar_forms(value)) or repr(value)
+
+
+def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
+    """Return the forms of a scalar; none for an implausibly great number."""
+    if isinstance(value, int) and not -json_copy.LARGEST < value < json_copy.LARGEST:
+        return ()
+    return forms(value, said=said)
+
+
+def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
+    """Return the scalars in a value, or `None` if there are too many, or an unwanted mapping."""
+    found: list[Any] = []
+    stack: list[Any] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Mapping):
+            if not mappings:
+                return None
+            stack += [*top.values(), *top.keys()][::-1]
+        elif isinstance(top, list | tuple):
+            stack += reversed(top)
+        elif not absent(top):
+            found.append(top)
+        if len(found) + len(stack) > most * 4:
+            return None
+    return found if len(found) <= most else None
+
+
+def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
+    """Yield the dotted paths of an argument's values that no name in `covered` includes."""
+    stack = [(name, "", value)]
+    for _ in range(MAX_ARGUMENT_NODES):
+        if not stack:
+            return
+        path, member, top = stack.pop()
+        if path in covered:
+            continue
+        if absent(top):
+            # An absent member is ignored, unless its name is unusual and could carry a value.
+            if not _MEMBER.fullmatch(member):
+                yield path
+            continue
+        if isinstance(top, Mapping):
+            stack += [(f"{path}.{inner}", inner, held) for inner, held in top.items()]
+        elif isinstance(top, list | tuple):
+            stack += [(path, member, held) for held in top]
+        elif not any(known.startswith(f"{path}.") for known in covered):
+            # An id instead of an object counts for every path into it (`profile.argument`).
+            yield path
+    yield name
+
+
+def nodes_at(value: object, path: str) -> list[Any]:
+    """Return the values at a dotted path, also inside lists. "" is the value itself."""
+    level = [value]
+    for name in path.split(".") if path else ():
+        inner: list[Any] = [v for top in level for v in (top if isinstance(top, list) else (top,))]
+        level = [v[name] for v in inner if isinstance(v, dict) and name in v]
+    return level
+
+
+def text_of(value: object) -> str:
+    return "\n".join(map(str, scalars(value, 2 * json_copy.MAX_NODES) or ()))
+
+
+def worth(profile: ToolProfile, path: str) -> int:
+    """Return a field's trust: 2 a system, 1 an insider; 0 an outsider, the counterparty or free text."""
+    field = field_trust(profile, path)
+    return 0 if field.prose or field.counterparty else _WORTH[field.origin]

@@ -1,0 +1,219 @@
+"""Give each value of a planned step a place in the user's words.
+
+A place backs one argument of one step. All places of a side effect lie in one sentence, and that sentence is an order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from langchain_runtime_authz.mandate.model import Step
+from langchain_runtime_authz.mandate.places import Place, Texts
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+RISKY: Final = frozenset(("pay", "delete", "admin"))
+_SHOWN: Final = 60
+# Between the choices of one argument, or the ends of its range: "from 45 to 90 EUR", "Anna or Bob".
+_JOINED: Final = re.compile(
+    r"(?:\s?(?:[A-Z]{3}|euros?|dollars?|[\u20ac$\u00a3]))?[\s,\"'\u201c\u201d\u201e\u00ab\u00bb]{0,8}"
+    r"(?:(?:and|or|to|until|till|through|und|oder|bis|y|o|a|hasta|et|ou|\u00e0|e|at\u00e9|[-\u2013\u2014~/\u3001]|\u548c|\u6216|\u5230|\u81f3)"
+    r"[\s\"'\u201c\u201e\u00ab]{0,8})?(?:[\u20ac$\u00a3]\s?)?",
+    re.IGNORECASE,
+)
+
+
+class Need(NamedTuple):
+    """A value of a step that must stand in the words. `owner` is the argument, or the step and field of a condition.
+
+    Attributes:
+        dictated: it is free text that the user dictates.
+        ends: it must reach to the end of its sentence or quotation: a command is not cut.
+        counts: it is a number of calls.
+        strict: it is of a step that does great harm.
+        shares: others of this owner may stand in the same place: choices, and conditions of one field.
+        joined: the values of this owner stand next to each other.
+    """
+
+    owner: str
+    value: object
+    dictated: bool = False
+    ends: bool = False
+    counts: bool = False
+    strict: bool = False
+    shares: bool = False
+    joined: bool = False
+
+
+class Claim(NamedTuple):
+    """The place that a need has. `deed` is empty for a read, which does not use its places up."""
+
+    place: Place
+    deed: str
+    need: Need
+
+
+Placed = tuple[list[Claim], str | None]  # and why not, if there is none
+
+
+class Placing:
+    """The places that the steps of one mandate have in the words: `claims`, for each step taken over."""
+
+    def __init__(self, words: Texts) -> None:
+        self.words = words
+        self.claims: dict[str, list[Claim]] = {}
+
+    def read(self, needs: Sequence[Need]) -> Placed:
+        """Place what chooses what is read. It may stand anywhere."""
+        placed = []
+        for need in needs:
+            found = self._choices(need)
+            if not found:
+                return [], self._unsaid(need)
+            placed.append(Claim(found[0], "", need))
+        return placed, None
+
+    def order(self, step: Step, profile: ToolProfile, needs: Sequence[Need]) -> Placed:
+        choices = [(need, self._choices(need)) for need in needs]
+        for need, found in choices:
+            if not found:
+                return [], self._unsaid(need)
+        choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # the ones with the fewest places first
+        why = "the user's words do not say all of it in one sentence"
+        for n, sentence in dict.fromkeys(self._sentence(place) for place in choices[0][1]):
+            inside = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
+            if not all(found for _, found in inside):
+                continue
+            placed = self._apart(inside, _deed(step, profile))
+            if placed is None:
+                why = "its values stand in the words once, and something else has that place"
+            elif not self._joined(placed):
+                why = "its choices do not stand next to each other in the words"
+            elif (doubt := self._doubt(n, sentence, placed)) is not None:
+                why = doubt
+            else:
+                return placed, None
+        return [], why
+
+    def unplaced(self, reads: Iterable[str]) -> str | None:
+        """Return why a side effect without values of its own is not ordered, by its reads' sentences or by all."""
+        needs = [claim.need for read in reads for claim in self.claims[read]]
+        anchors = [self._sentence(place) for need in needs for place in self._choices(need)]
+        everywhere = ((n, s) for n, segment in enumerate(self.words.segments) for s in range(len(segment.starts)))
+        why = "the user's words order nothing"
+        for n, sentence in anchors or everywhere:
+            segment = self.words.segments[n]
+            start, end = segment.span(sentence)
+            said = segment.text[start:end].strip()
+            if not said:
+                continue
+            refused = segment.refused(segment.text.index(said, start), dictated=False)
+            doubt = self._doubt(n, sentence, ())
+            if doubt is None and not refused:
+                return None
+            why = doubt or "the user's words forbid it"
+        return why
+
+    def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
+        """Return the steps whose places are interleaved: "Bob 45 and Carol 3000" does not pay Bob 3000."""
+        found: dict[str, str] = {}
+        hulls = {step.id: hull([c.place for c in self.claims[step.id]]) for step, _ in orders}
+        for i, (one, profile) in enumerate(orders):
+            for two, other in orders[i + 1 :]:
+                apart = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
+                if not apart and _overlap(hulls[one.id], hulls[two.id]):
+                    found[one.id] = f"its values and those of `{two.id}` are mixed in the words"
+                    found[two.id] = f"its values and those of `{one.id}` are mixed in the words"
+        for step, profile in orders:
+            if self._passes_over_a_number(profile, self.claims[step.id]):
+                found.setdefault(step.id, "another number stands between its values")
+        return found
+
+    def _choices(self, need: Need) -> list[Place]:
+        """Return the places that a need may have: whole, and not forbidden there or later."""
+        if need.counts:
+            return self.words.counts(int(str(need.value)), strict=need.strict)
+        said, forbidden = self.words.places(need.value, dictated=need.dictated)
+        last = max(forbidden, default=None)
+        return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
+
+    def _ends(self, place: Place) -> bool:
+        segment = self.words.segments[place.segment]
+        if any(first <= place.start and place.end <= last for first, last in segment.quotations):
+            return True  # `Segment.whole` has seen that it is all of it
+        end = segment.span(segment.sentence(place.start))[1]
+        return not segment.text[place.end : end].strip(" \t\n.,;:!?")
+
+    def _sentence(self, place: Place) -> tuple[int, int]:
+        return place.segment, self.words.segments[place.segment].sentence(place.start)
+
+    def _inside(self, need: Need, place: Place, n: int, sentence: int) -> bool:
+        if place.segment != n:
+            return False
+        start, end = self.words.segments[n].span(sentence)
+        # A dictated text may hold several sentences, and follow the one that orders it.
+        return start <= place.start and (need.dictated or place.end <= end)
+
+    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim]) -> str | None:
+        segment = self.words.segments[n]
+        dictated = [(c.place.start, c.place.end) for c in placed if c.need.dictated]
+        taken_back = self.words.taken_back(n, segment.span(sentence)[0])
+        return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
+
+    def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
+        """Return a place of its own for each need, near the first; or None."""
+        placed: list[Claim] = []
+        for need, found in inside:
+            near = placed[0].place if placed else found[0]
+            for place in sorted(found, key=lambda p: abs(p.start - near.start)):
+                if not self._taken(place, deed, need, placed):
+                    placed.append(Claim(place, deed, need))
+                    break
+            else:
+                return None
+        return placed
+
+    def _taken(self, place: Place, deed: str, need: Need, placed: Sequence[Claim]) -> bool:
+        others = (c for several in self.claims.values() for c in several if c.deed not in ("", deed))
+        own = (c for c in placed if not (c.need.shares and c.need.owner == need.owner))
+        return any(_overlap(place, c.place) for several in (others, own) for c in several)
+
+    def _joined(self, placed: Sequence[Claim]) -> bool:
+        for owner in {c.need.owner for c in placed if c.need.joined}:
+            places = sorted(c.place for c in placed if c.need.owner == owner)
+            end = places[0].end
+            for n, start, last in places[1:]:
+                if start > end and not _JOINED.fullmatch(self.words.segments[n].text, end, start):
+                    return False
+                end = max(end, last)
+        return True
+
+    def _passes_over_a_number(self, profile: ToolProfile, placed: Sequence[Claim]) -> bool:
+        if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):
+            return False
+        n, first, last = hull([c.place for c in placed if not c.need.dictated])
+        tokens = self.words.segments[n].tokens
+        numbers = [Place(n, *span) for form, spans in tokens.items() if form.startswith("num:") for span in spans]
+        inside = [p for p in numbers if first <= p.start and p.end <= last]
+        return not all(any(_overlap(p, c.place) for c in placed) for p in inside)
+
+    def _unsaid(self, need: Need) -> str:
+        name = need.owner.partition(" ")[2] or need.owner
+        forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated)[1]
+        why = "the user forbids" if forbidden else "the user's own words do not say"
+        return f"`{name}`: {why} {str(need.value)[:_SHOWN]!r}"
+
+
+def _deed(step: Step, profile: ToolProfile) -> str:
+    """Return what a step spends. Steps of one deed have one effect; a planner may not call two effects one deed."""
+    return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
+
+
+def hull(places: Sequence[Place]) -> Place:
+    n = places[0].segment
+    return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))
+
+
+def _overlap(one: Place, two: Place) -> bool:
+    return one.segment == two.segment and one.start < two.end and two.start < one.end

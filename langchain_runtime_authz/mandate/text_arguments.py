@@ -1,0 +1,116 @@
+"""Check a free text: what looks like an identifier, and what was copied, must come from where the mandate says.
+
+A paraphrase escapes this.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz.facts.normal_forms import fold, mentions
+
+MAX_TEXT: Final = 8192  # characters of one text argument
+RUN: Final = 6  # words in a row that count as copied
+_LETTERS: Final = 12  # the same for writing without blanks
+_DIGITS: Final = 3  # a number of so many digits identifies nothing
+_LONG: Final = 12
+_TOKEN: Final = lazy(r"[!-~]{4,}")
+_PARTS: Final = lazy(r"[/,;:()\[\]{}<>\"&|]+")
+_DOMAIN: Final = lazy(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
+_MIXED: Final = lazy(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
+_EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
+_FEW: Final = 16  # runs that are searched for one by one
+_WORD: Final = lazy(r"\w+")
+# Letters that are not shown carry any message: tags, private letters, and runs of what joins or selects others.
+_HIDDEN: Final = lazy(
+    "[\u2060-\u2064\u206a-\u206f\ufff9-\ufffb\ue000-\uf8ff\U000e0000-\U0010ffff]+"
+    "|[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufe00-\ufe0f\ufeff]{3,}"
+)
+_SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
+
+
+def unbacked(text: str, allowed: str) -> bool:
+    """Return True if a text holds an identifier, a long token or hidden letters that `allowed` lacks."""
+    if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
+        return True
+    text, allowed = _clear(text), _clear(allowed)
+    there, ours = mentions(allowed), mentions(text)
+    written: dict[str, bool] = {}
+    for form, spelled in ours.items():
+        written[spelled] = written.get(spelled, False) or _backed(form, there)
+    for spelled in (one for one, backed in written.items() if not backed):  # a small number identifies nothing
+        plain = spelled.strip("+-").replace(".", "").replace(",", "")
+        if not (spelled.isascii() and plain.isdecimal() and len(plain) <= _DIGITS):
+            return True
+    return not set(_tokens(_without(text, written))) <= {*_tokens(allowed), *_tokens(_without(allowed, there.values()))}
+
+
+def _backed(form: str, there: dict[str, str]) -> bool:
+    if form.startswith("date:"):  # either of the two may leave the year open
+        return form in there or f"date:{form[-6:]}" in there or (form[5] == "-" and f"day:{form[-6:]}" in there)
+    return form.startswith("time:") or (form in there and not form.startswith("day:"))
+
+
+def _without(text: str, spelled: Iterable[str]) -> str:
+    for one in sorted(spelled, key=len, reverse=True):
+        text = text.replace(one, " ")
+    return text
+
+
+def _tokens(text: str) -> Iterable[str]:
+    for whole in _TOKEN.findall(text):
+        token = whole.strip(_EDGES)
+        if _DOMAIN.search(token):
+            yield fold(token)
+            continue
+        for part in _PARTS.split(token):
+            digits = sum(map(str.isdigit, part))
+            if digits > _DIGITS or (len(part) >= _LONG and (digits or _MIXED.search(part))):
+                yield fold(part.strip(_EDGES))
+
+
+class Words:
+    """The words of one text, for finding what another one copied."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, text: str) -> None:
+        text = fold(_clear(text))
+        signs = _SIGN.findall(text)
+        words = _WORD.findall(_SIGN.sub(" ", text) if signs else text)
+        self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
+
+    def runs(self) -> set[tuple[str, ...]]:
+        return {run for joined, _, n in self._parts for run in _runs(joined, n)}
+
+    def holds(self, runs: Iterable[tuple[str, ...]]) -> bool:
+        for joined, known, n in self._parts:
+            near = {run for run in runs if len(run) == n and known.issuperset(run)}
+            if len(near) > _FEW and not near.isdisjoint(_runs(joined, n)):
+                return True
+            if len(near) <= _FEW and any(f" {' '.join(run)} " in joined for run in near):
+                return True
+        return False
+
+
+def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
+    words = joined.split()
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
+def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
+    """Return True if a run of words stands in one of the other texts, and not in `allowed`."""
+    runs = Words(text).runs()
+    if runs:
+        runs -= Words(allowed).runs()
+    return bool(runs) and any(other.holds(runs) for other in others)
+
+
+def _clear(text: str) -> str:
+    """Return the text as it is read: compatibility forms folded, invisible characters dropped."""
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -1,0 +1,225 @@
+"""Compare a value with an ordered constant, range, folder or condition.
+
+Every comparison is exact or by normal form. A value without a form equals nothing. If a value can be read in two ways,
+both must agree.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
+from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
+from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
+from langchain_runtime_authz.mandate.read_outputs import scalar_forms
+
+SHORT_KINDS: Final = frozenset((str, int, float, bool))
+_DATED: Final = ("when", "value", "")  # kinds whose date may leave the time or the year open
+_SPELLED: Final = ("object", "name", "value", "")  # kinds of which another spelling may be something else
+_NAMED: Final = ("object", "name")  # of these, names in plain words are the same in any case
+_KNOWN: Final = ("email:", "iban:", "url:")
+_WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
+_ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
+_SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
+_ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
+_MOMENT: Final = ("date:", "day:", "time:")
+_ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
+_DATE: Final = 10  # characters of an ISO 8601 date
+_SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
+_CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
+SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+def same(value: object, constant: object, kind: str) -> bool:
+    """Return True if a call's value equals the constant, for an argument of that kind."""
+    for one in (value, constant):
+        if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
+            return _same(value, constant, kind)
+    return known_same(value, constant, kind)
+
+
+def _same(value: Any, constant: Any, kind: str) -> bool:
+    if isinstance(value, bool) or isinstance(constant, bool):
+        return type(value) is type(constant) and value == constant
+    if isinstance(value, str) and isinstance(constant, str):
+        if kind == "text" and value == constant:
+            return True
+        # A line break separates commands and headers, so it differs from a blank.
+        if value != constant and not (value.strip().isprintable() and constant.strip().isprintable()):
+            return False
+    own, said = scalar_forms(value), scalar_forms(constant, said=True)
+    if not own or not said:
+        return False
+    if kind in _DATED and any(f.startswith(_MOMENT) for f in said):
+        return _same_moment(value, constant, own, said)
+    if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
+        return False
+    if kind in DESTINATIONS and str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
+        return False  # one is a telephone number
+    if kind == "amount" and commas(value) and value != constant:
+        return False
+    numbers = {f for f in said if f.startswith("num:")}
+    if numbers == {f for f in own if f.startswith("num:")}:
+        if numbers:
+            return True
+    elif kind not in DESTINATIONS:
+        return False
+    if kind in DESTINATIONS and isinstance(value, str) and (shown := _SHOWN.fullmatch(tidy(value))):
+        own = tuple(f for f in forms(shown[1]) if f.startswith("email:"))
+    shared = [f for f in own if f in said and not f.startswith((*_MOMENT, "num:"))]
+    if any(f.startswith("url:") for f in shared):
+        return _same_door(tidy(value), tidy(constant))
+    if kind not in DESTINATIONS:
+        return any(not f.startswith("digits:") for f in shared)
+    cased = all(f.startswith("text:") for f in shared) and _ID.search(str(constant)) is not None
+    return bool(shared) and (not cased or tidy(value) == tidy(constant))
+
+
+def commas(value: object) -> bool:
+    """Return True for an amount that a tool may read as thousands, or as cents."""
+    return isinstance(value, str) and "," in value
+
+
+known_same: Final = lru_cache(maxsize=8192, typed=True)(_same)
+
+
+def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence[str], kind: str) -> bool:
+    """Return True if two values name one thing. Case matters in paths, ids, passwords, commands; zeros in versions."""
+    if not isinstance(value, str) and not isinstance(constant, str):
+        return True
+    if any(f.startswith(_KNOWN) for f in own if f in said):
+        return True
+    one, other = (str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in (value, constant))
+    if one == other:
+        return True
+    one, other = tidy(one), tidy(other)
+    return kind in _NAMED and _WORDS.fullmatch(other) is not None and fold(one) == fold(other)
+
+
+def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
+    """Compare dates and times. A constant may lack a year, time or zone, but not a day.
+
+    A date that can be read in two ways equals itself only.
+    """
+    if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
+        return compare(value, constant) == 0
+    ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
+    full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
+    zone, said_zone = (_ZONE.findall(str(each).strip().upper()) for each in (value, constant))
+    if said_zone and zone != said_zone:
+        return False
+    if len(full_said) > 1 and tidy(str(value)) != tidy(str(constant)):
+        return False
+    if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
+        return False
+    times = {f for f in said if f.startswith("time:")}
+    one, other = (_SECONDS.search(str(each)) for each in (value, constant))
+    seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
+    return not times or (seconds and times == {f for f in own if f.startswith("time:")})
+
+
+def reading(value: object) -> Decimal | datetime.datetime | None:
+    """Parse a value as a number or ISO 8601 date. Return `None` if it is neither or ambiguous."""
+    numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
+    if numbers:
+        return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
+    try:
+        return datetime.datetime.fromisoformat(str(value).strip()) if _ISO.fullmatch(str(value).strip()) else None
+    except ValueError:
+        return None
+
+
+def compare(value: object, bound: object) -> int | None:
+    """Return -1, 0 or 1 for a number or date against a bound, or `None` if they cannot be compared.
+
+    Parts of a date that the bound lacks are ignored.
+    """
+    one, other = reading(value), reading(bound)
+    if isinstance(one, Decimal) and isinstance(other, Decimal):
+        return _sign(one, other)
+    if not isinstance(one, datetime.datetime) or not isinstance(other, datetime.datetime):
+        return None
+    if len(str(bound).strip()) == _DATE:
+        return _sign(one.date(), other.date())
+    if len(str(value).strip()) == _DATE or (other.tzinfo is not None and one.tzinfo is None):
+        return None
+    return _sign(one if other.tzinfo is not None else one.replace(tzinfo=None), other)
+
+
+def _sign(one: Any, other: Any) -> int:
+    return 0 if one == other else 1 if one > other else -1
+
+
+def _same_door(value: str, constant: str) -> bool:
+    """Return True if two links have one scheme (by default `https`), port and fragment."""
+    (scheme, port), (said, said_port) = _door(value), _door(constant)
+    if value.partition("#")[2] != constant.partition("#")[2]:
+        return False
+    return port == said_port and (scheme == said or (not said and scheme == "https"))
+
+
+def _door(link: str) -> tuple[str, int | None]:
+    parts = urlsplit(link if "://" in link else f"//{link}")
+    return parts.scheme.lower(), None if parts.port == _PORTS.get(parts.scheme.lower()) else parts.port
+
+
+def within(value: object, prefix: str) -> bool:
+    """Return True for a path inside a folder, or a link at or below a prefix."""
+    if not isinstance(value, str) or len(value) > MAX_VALUE or _CLIMBS.search(value) or not scalar_forms(value):
+        return False
+    if "://" not in prefix:
+        folder, path = _segments(prefix), _segments(value)
+        rooted = value.startswith("/") == prefix.startswith("/")
+        below = path[: len(folder)] == folder and len(path) > len(folder)
+        return rooted and "://" not in value and ".." not in path and below and not SEVERAL.search(value)
+    try:
+        link, start = urlsplit(value), urlsplit(prefix)
+        doors = _door(value) == _door(prefix)
+    except ValueError:
+        return False
+    if link.scheme.lower() != start.scheme.lower() or not doors or "@" in link.netloc or not link.hostname:
+        return False
+    if link.hostname != start.hostname or not {"..", "."}.isdisjoint(link.path.split("/")):
+        return False
+    if start.query:
+        return link.path == start.path and link.query == start.query
+    stem = start.path.rstrip("/")
+    return link.path.rstrip("/") == stem or link.path.startswith(f"{stem}/")
+
+
+def _segments(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
+    """Return True if one of a field's values meets a condition, or `None` if this is undecidable."""
+    if not values:
+        return False
+    inner = condition.condition if isinstance(condition, Not) else condition
+    found = {meets(inner, [v]) if isinstance(inner, Not) else _holds(inner, v) for v in values}
+    if isinstance(condition, Not):
+        return None if None in found else True not in found
+    return True if True in found else None if None in found else False
+
+
+def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scalar) -> bool | None:
+    if isinstance(condition, AtLeast | AtMost):
+        order = compare(value, condition.value)
+        if order is None:
+            return None
+        return order >= 0 if isinstance(condition, AtLeast) else order <= 0
+    if not isinstance(value, bool) and not scalar_forms(value):
+        return None
+    if isinstance(condition, Eq):
+        return same(value, condition.value, "when")  # as dates are compared, but in any case
+    text, part = fold(tidy(str(value))), fold(tidy(condition.text))
+    if isinstance(condition, StartsWith):
+        return text.startswith(part)
+    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None

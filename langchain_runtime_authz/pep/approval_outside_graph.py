@@ -1,0 +1,127 @@
+"""Answer a question outside the graph: record an approver's verified statement in the ledger.
+
+The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a
+correction. The same commit opens the next epoch, voids other questions and approvals, and these are asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
+from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.call_changes import AnswerApproval
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
+from langchain_runtime_authz.pep.approval_hitl import answer_event, corrections
+from langchain_runtime_authz.pep.corrections import carried
+from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecorded
+from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Perform, new_id
+
+if TYPE_CHECKING:  # its module loads the signing library
+    from langchain_runtime_authz.authzen import Subject
+    from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
+    from langchain_runtime_authz.facts.plan import PlanRecord
+    from langchain_runtime_authz.facts.task import HumanText
+
+
+def _store(engine: Engine) -> Asked:
+    if not isinstance(engine.ledger, Asked):
+        raise ConfigError("this ledger cannot list open questions: it lacks `asked`")
+    return engine.ledger
+
+
+ListAsked: Final = Effect(  # tenant, and optionally an id → open questions
+    lambda engine, one: _store(engine).asked(engine.tenant, one),
+    lambda engine, one: _store(engine).aasked(engine.tenant, one),
+)
+
+
+def answer_beside(
+    approvers: Approvers,
+    id: str,
+    verdict: Verdict,
+    *,
+    by: Subject | None,
+    statement: str | None,
+    message: str = "",
+    content: bool = False,
+) -> Flow[int]:
+    """Answer the open question `id`; return the number of approvers that are still needed.
+
+    Raises `AuthzError` (`approval_void`, `approval_expired`, `approval_approver`, `approval_not_distinct`),
+    `CredentialError` for an invalid statement, `ConfigError` for neither or both of `by` and `statement`.
+    """
+    if (by is None) == (statement is None):
+        raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
+    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
+    about = question_of(found)
+    ((scope, asked),) = found
+    now = (yield Load(scope, Query())).now
+    if 0 < asked.expires_at <= now:
+        raise AuthzError(Code.APPROVAL_EXPIRED)
+    if statement is None and by is not None:
+        if by.type != "user":
+            raise AuthzError(Code.APPROVAL_APPROVER)
+        statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
+    said: Statement = yield Perform(approvers.verify, approvers.averify, str(statement), about, now=now)
+    if said.verdict != verdict:
+        raise AuthzError(Code.APPROVAL_VOID)
+    given = AnswerApproval(
+        call_key=asked.call_key,
+        state="approved" if verdict == "approve" else "rejected",
+        approver=said.approver,
+        authenticated=True,
+        message=message,
+        id=asked.id,
+    )
+    texts, plans, pinned = yield from _correction(scope, asked, given)
+    change: list[Change] = []
+    if texts:
+        change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)]
+        change.append(mark := unrecorded(asked.epoch + 1, pinned, texts, "answer"))
+    done = yield Commit(scope, None, [given, *change])
+    refused = done.code if isinstance(done, Conflict) else None
+    at = getattr(done, "now", now)
+    about_answer: dict[str, Any] = {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
+    if refused is not None:
+        about_answer["refused"] = str(refused)
+    yield answer_event(scope, asked, given, at, content=content, **about_answer)
+    if texts and isinstance(done, Committed):
+        yield from confirmed(scope, done, mark, texts, "answer")
+    if refused is not None:
+        raise AuthzError(refused)
+    return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
+
+
+def _correction(
+    scope: Scope, asked: Approval, given: AnswerApproval
+) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
+    """Return the answer's correction, if any, the plans without the rejected call, and the number of texts."""
+    texts = corrections([asked], [given])
+    if not texts:
+        return (), [], 0
+    snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+    yield from settle(scope, snapshot)
+    # The approver's words give authority only in the approver's own task.
+    own = given.approver == snapshot.subject
+    said = tuple(replace(t, author=given.approver, own=own) for t in texts)
+    plans = yield from carried(scope, asked.epoch, [asked], [given])
+    return said, plans, len(snapshot.log)
+
+
+def open_question(id: str) -> Flow[Question]:
+    return question_of((yield ListAsked(id)))
+
+
+def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
+    """Return the question that a statement must be about. Raises `AuthzError` if none was found."""
+    if len(found) != 1:
+        raise AuthzError(Code.APPROVAL_VOID)
+    ((scope, asked),) = found
+    from langchain_runtime_authz.credential.approval_statement import Question
+
+    of_thread = {"issuer": scope.issuer, "tenant": scope.tenant, "graph": scope.graph, "thread": scope.thread}
+    return Question(id=asked.id, **of_thread, epoch=asked.epoch, tool=asked.tool, args_digest=asked.args_digest)

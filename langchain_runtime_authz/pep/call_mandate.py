@@ -1,0 +1,166 @@
+"""Compare a call with its task's mandate."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
+from langchain_runtime_authz.ledger.changes import SetMark
+from langchain_runtime_authz.mandate.argument_matching import is_default
+from langchain_runtime_authz.mandate.call_matching import Binding, CallFacts, Standing, bind
+from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.pep.call_evidence import forms_of
+from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.engine import Run
+from langchain_runtime_authz.pep.thread_memory import TaskWords
+from langchain_runtime_authz.telemetry.logs import logger
+
+_log = logger(__name__)
+ORDERED: Final = "mandate:application"  # the mark with an application's mandate and its epoch
+
+
+class Ordered(NamedTuple):
+    """The application's mandate of a run, with its epoch on each thread. A correction suspends it in this run."""
+
+    mandate: Mandate
+    epochs: dict[Scope, int]
+
+    @classmethod
+    def by(cls, mandate: Mandate | None) -> Ordered | None:
+        """Return a mandate as the application's, from any compiler. Its key counts over all threads."""
+        return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
+
+    def take(self, run: Run) -> list[SetMark]:
+        """Set a root entry's mandate, and return the change that keeps it for later entries without one."""
+        first = next(iter(self.epochs), run.scope)
+        if self.epochs.get(run.scope, run.epoch) != run.epoch:
+            return []
+        spent_at = first if first != run.scope else None
+        if (run.mandate, run.spent_at) == (self.mandate, spent_at):
+            return []
+        run.mandate, run.spent_at = self.mandate, spent_at
+        kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}
+        return [SetMark(ORDERED, json.dumps(kept))]
+
+
+def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
+    """Return the effect that records a mandate. It raises `AuditError`."""
+    detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
+    detail["steps"] = [{"id": label(s.id), "tool": label(s.tool)} for s in mandate.steps]
+    if run.engine.audit.content:
+        detail["mandate"] = mandate.to_json()
+    return run_event(run, "mandate", time.time(), detail=detail)
+
+
+def recall(run: Run, mark: str | None) -> None:
+    """Restore the application's mandate of this epoch, or the user's words would order the same again."""
+    run.mandate = run.spent_at = None
+    kept = json.loads(mark) if mark else {}
+    if kept.get("epoch") == run.epoch:
+        run.mandate = Mandate.model_validate(kept["mandate"])
+        run.spent_at = Scope(*kept["spent_at"]) if kept["spent_at"] else None
+
+
+def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
+    """Return the mandate of the application, else of the planner, else of the user's words."""
+    if run.mandate is not None:
+        return run.mandate
+    if run.engine.planner is not None:
+        return run.planned
+    if said.compiled == ():
+        said.compiled = _compiled(run, said)
+    return said.compiled  # type: ignore[return-value]
+
+
+def _compiled(run: Run, said: TaskWords) -> Mandate | None:
+    if not said.turn.texts:
+        return None
+    # The instance has loaded this module; importing the package does not need it.
+    from langchain_runtime_authz.mandate.words import compile_words
+
+    tools = run.engine.tools
+    try:
+        found = compile_words(said.turn.texts, tools.declared, tools.signatures).mandate
+    except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
+        _log.warning("the user's words were not read: %s", type(exc).__name__)
+        return None
+    # Changed profiles must not create the same order again.
+    return found.of("words", said.turn.key) if found is not None else None
+
+
+def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
+    """Return the mandate and the call's binding. Reads are not compared."""
+    if call.error is not None or not call.profile.ordered:
+        return None, None
+    mandate = mandate_of(run, said)
+    own = run.subject.properties.get("identifiers")
+    facts = CallFacts(
+        call.tool,
+        call.profile,
+        call.args,
+        _chosen(run, mandate, call),
+        forms_of(own) if own else frozenset(),
+        "\n".join(said.turn.texts),
+        task_name(run),
+        run.grant.steps if run.grant is not None else None,
+    )
+    memory = run.engine.memory
+    return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+
+
+def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
+    """Return the arguments that the model sent, except those equal to the schema's default."""
+    given = call.given
+    if mandate is None:
+        return given
+    more = given.difference(call.profile.free)
+    for step in mandate.steps:
+        if step.tool == call.tool:
+            more = more.difference(step.args)
+    if not more:
+        return given
+    properties: Any = run.engine.tools.signatures.get(call.tool, {}).get("properties", {})
+    return given - {name for name in more if is_default(properties.get(name), call.args.get(name))}
+
+
+def task_name(run: Run) -> str:
+    """Return a name of the task, so that a mandate uses no outputs of an older task."""
+    return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
+
+
+def standing_of(
+    binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
+) -> Standing:
+    """Return a call's standing, given the spent budgets and those spent by earlier calls of the message."""
+    again, counts = row is not None and approval is None, {}
+    for counter, by in binding.counters.items():
+        counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)
+    standing = binding.standing(counts)
+    for spend in standing.spends:
+        ahead[spend.counter] = ahead.get(spend.counter, 0) + spend.by
+    return standing
+
+
+def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
+    """Return the scope where a mandate with a `key` is also spent, for all threads of the subject."""
+    if mandate is None or mandate.source != "application":
+        return None
+    if mandate.key:
+        return Scope(run.scope.tenant, run.scope.issuer, "mandate:", run.subject.principal)
+    return run.spent_at
+
+
+def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
+    differs = standing.deviations and [{"argument": d.argument, "code": d.code} for d in standing.deviations]
+    return {
+        "standing": standing.standing,
+        "backed": backed,
+        "source": mandate.source if mandate is not None else None,
+        "step": standing.step,
+        "digest": mandate.digest if mandate is not None else None,
+        "deviations": differs or [],
+    }

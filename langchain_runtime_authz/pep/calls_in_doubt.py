@@ -1,0 +1,253 @@
+"""Calls in doubt: permitted but not completed, because the process died or the end was not recorded.
+
+For `LASTS` seconds the same deed then asks, on every thread of its subject. `RuntimeAuthz(on_unknown=...)` may resolve
+the doubt: it asks the service by the tool's idempotency key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import inspect
+import re
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError as Cancelled
+from contextvars import Context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from weakref import ref
+
+from langchain_runtime_authz._display import inert
+from langchain_runtime_authz._flow import begun
+from langchain_runtime_authz._locks import PROCESS
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
+from langchain_runtime_authz.facts.normal_forms import key as digest
+from langchain_runtime_authz.ledger.base import LASTS, CallRow, Conflict, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.call_changes import ResolveCall
+from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.telemetry.logs import logger
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.ticket import Ticket
+    from langchain_runtime_authz.pep.call import Call, DecidedCall
+    from langchain_runtime_authz.pep.thread_memory import TaskWords
+
+_log = logger(__name__)
+
+DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
+HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
+_SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
+_AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
+SEVERAL: Final = "several"  # in place of the target of a call that has more than one
+# In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
+_LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
+_NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
+
+
+class UnknownCall(NamedTuple):
+    """A call whose outcome `on_unknown` must find. `at` is the ledger time of its permit, in epoch seconds."""
+
+    tool: str
+    idempotency_key: str
+    args_digest: str
+    subject: str
+    thread: str
+    at: float
+
+
+Doubted = tuple[tuple[Doubt, ...], tuple[Doubt, ...]]
+OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
+
+
+def effect_names(words: TaskWords, call: Call) -> tuple[str, tuple[str, ...]]:
+    """Return the counter of equal effects in a turn, the deed's name, and other names under which it may stand.
+
+    All calls of an effect on several targets have one name, and the targets in `about`. Without a target, the tool
+    names the deed.
+    """
+    if call.error is not None or not call.profile.side_effect:
+        return "", ()
+    effect, several = call.profile.effect, f"{call.profile.effect}:{SEVERAL}"
+    hit, targets = call.atoms.effect_targets() if call.profiled else ("", ())
+    deeds = tuple([f"{effect}:{target}" for target in targets]) or (f"{effect}:{digest(call.tool)}",)
+    deeds = (several, *deeds) if len(targets) > 1 else (*deeds, several)
+    return (f"same:{words.turns}:{call.tool}:{hit}" if hit else ""), deeds
+
+
+def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: tuple[str, ...]) -> Doubted:
+    """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
+    if call.profile.idempotent:
+        return (), ()
+    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry, "plan": call.plan_id}
+    same = [one for one in snapshot.doubts if one.hits(deeds)]
+    doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
+    return doubts, tuple(one for one in same if one.row.key != key and (one in doubts or one.row.state == "void"))
+
+
+def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
+    """Turn a permit into a question if the call's deed is in doubt, whatever the policy says."""
+    given = decided.approval is not None and decided.approval.state == "approved" and decided.told
+    if given or decision.outcome not in ("permit", "approval_required"):
+        return decision
+    obligations = decision.obligations if decision.outcome == "approval_required" else ()
+    reasons = (str(Code.IN_DOUBT), *decision.reasons)
+    return replace(decision, outcome="approval_required", reasons=reasons, obligations=obligations)
+
+
+def sentences(run: Run, decided: DecidedCall) -> list[str]:
+    """Return a line for each doubt about a call, for its approver."""
+    lines, own = [], decided.row
+    doubts = decided.doubts
+    if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
+        doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
+    for scope, _, row in doubts:
+        at = dt.datetime.fromtimestamp(row.at, dt.UTC)
+        when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"
+        noun = _NOUNS.get(decided.call.profile.effect, "call")
+        ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
+        if "failed" in (row.about or {}):
+            ended = "failed, perhaps after it had happened"
+        if row.key == decided.key and row.state != "unknown":
+            ended = "was begun again by another call"
+        where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
+        lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if it did not happen")
+    return lines
+
+
+def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
+    """Return the state of a call that raised. A cancellation, a lost connection or a timeout may hide in the error."""
+    several, seen = [exc], set[int]()
+    while several:
+        one = several.pop()
+        lost = not isinstance(one, Exception) or isinstance(one, TimeoutError | ConnectionError | EOFError | Cancelled)
+        if lost or any(_LOST.search(kind.__name__) for kind in type(one).__mro__) or "timed out" in str(one).lower():
+            return "unknown"
+        seen.add(id(one))
+        causes = (one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ()))
+        several += [cause for cause in causes if cause is not None and id(cause) not in seen]
+    return "failed"
+
+
+def accountable(author: object, reason: object) -> dict[str, Any]:
+    """Return the checked author and reason for a record. Raises `ConfigError`."""
+    if not isinstance(author, str) or not author.isprintable() or not _AUTHOR.fullmatch(author):
+        raise ConfigError("name the author as `type:id`, like `user:carol`")
+    if not isinstance(reason, str) or not reason.isprintable() or not reason.strip():
+        raise ConfigError("give the reason, in one line")
+    return {"author": author, "reason": reason}
+
+
+def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
+    """Record the outcome of a call in doubt, in the audit log and then in the ledger.
+
+    If the log fails, the call stays in doubt, and can be resolved again. Raises `not_in_doubt`, `AuditError`, and
+    `ConfigError` for an invalid author or outcome.
+    """
+    if type(happened) is not bool:
+        raise ConfigError(f"`happened` is True or False, not {type(happened).__name__}")
+    said = {**accountable(author, reason), "happened": happened}
+    found: Snapshot = yield Load(doubt.scope, Query(calls=(doubt.row.key,)))
+    if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
+        raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)
+    yield run_event(of, "resolved", found.now, detail=said | _named(row))
+    try:
+        done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
+        if isinstance(done, Conflict):  # resolved by somebody else meanwhile
+            raise LedgerError(done.code, doubt.row.key)
+    except Exception as exc:
+        yield run_event(of, "resolved", found.now, detail=said | _named(row) | {"refused": str(failure_code(exc))})
+        raise
+
+
+def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
+    """Record that a call ended after it was resolved, so that it may have run twice."""
+    resolved = (row.about or {})["resolved"]
+    _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
+    said = {name: resolved[name] for name in ("author", "reason", "happened")}
+    yield run_event(run, "ended_late", time.time(), detail={**said, **_named(row), "state": state})
+
+
+def _named(row: CallRow) -> dict[str, str]:
+    about = row.about or {}
+    return {"call_key": row.key, "decision_id": about.get("decision_id", ""), "tool": label(about.get("tool", ""))}
+
+
+def _runs_here(row: CallRow) -> bool:
+    """Return True if this process still runs the call."""
+    held = HELD.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
+    return held is not None and (ticket := held()) is not None and not ticket.concluded
+
+
+def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+    """Ask `on_unknown` for each call in doubt of the snapshot, and return those that remain."""
+    own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
+    keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
+    for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
+        about = one.row.about or {}
+        if not about.get("idempotency_key") or _runs_here(one.row) or time.monotonic() >= until:
+            continue
+        ids = about["tool"], about["idempotency_key"], about["args_digest"]
+        asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
+        happened = yield LookUp(asked, until - time.monotonic())
+        # It happened, but the model was not told. An approver must decide about doing it again.
+        if not isinstance(happened, bool) or (happened and one.row.key not in keys):
+            continue
+        try:
+            yield from resolve(run, one, happened=happened, **_SERVICE)
+        except Exception as exc:  # noqa: BLE001  (then it stays in doubt, or somebody else has resolved it)
+            _log.error("call %s was not resolved: %s", about.get("decision_id", ""), type(exc).__name__)
+            continue
+        row = ResolveCall(one.row.key, happened, **_SERVICE).resolved(one.row, snapshot.now)
+        others = [d for d in snapshot.doubts if d.row.key != row.key]
+        snapshot.doubts = (*others, one._replace(row=row))
+        if row.key in keys:
+            snapshot.calls = {**snapshot.calls, row.key: row}
+    return snapshot
+
+
+def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
+    def asked() -> object:
+        given = _called(engine, call)
+        return asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given
+
+    try:
+        return begun(asked, "on_unknown").result(seconds)
+    except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call stays in doubt)
+        return _failed(exc)
+
+
+async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
+    try:
+        async with asyncio.timeout(seconds):
+            given: Any = await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown"))
+            return (
+                await asyncio.create_task(_awaited(given), context=Context()) if inspect.isawaitable(given) else given
+            )
+    except Exception as exc:  # noqa: BLE001  (likewise)
+        return _failed(exc)
+
+
+def _called(engine: Engine, call: UnknownCall) -> Any:
+    try:
+        return engine.on_unknown(call) if engine.on_unknown is not None else None
+    except BaseException as exc:  # noqa: BLE001  (likewise, and what ends its thread does not end ours)
+        return _failed(exc)
+
+
+async def _awaited(given: Any) -> object:
+    try:
+        return await given
+    except (Exception, SystemExit, KeyboardInterrupt) as exc:  # noqa: BLE001  (likewise)
+        return _failed(exc)
+
+
+def _failed(exc: BaseException) -> object:
+    _log.error("`on_unknown` gave no answer: %s", type(exc).__name__)
+    return None
+
+
+LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → True, False or anything else
+ListDoubts: Final = Effect(method="ledger.doubts")  # tenant, and optionally a call's key and a thread → calls in doubt

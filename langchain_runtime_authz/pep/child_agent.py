@@ -1,0 +1,110 @@
+"""Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's lease.
+
+A child's grant is the meet of its parent's, its own (`pep.agents`) and the requested one. Budgets are counted in the
+thread, so the whole tree shares them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, cast
+
+from langchain_runtime_authz.authzen import Decision, Edge, EdgeKind
+from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.facts.delegation_edges import edge
+from langchain_runtime_authz.facts.task import Task
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.call_changes import SpendBudget
+from langchain_runtime_authz.ledger.changes import Change, RecordEdge
+from langchain_runtime_authz.pep.call_credential import audiences_of, minted
+from langchain_runtime_authz.pep.decide_steps import decide_step
+from langchain_runtime_authz.pep.decision_log import run_event
+from langchain_runtime_authz.pep.engine import Flow, Run, new_id
+from langchain_runtime_authz.pep.run_lifecycle import take_lease
+from langchain_runtime_authz.telemetry.metrics import count
+from langchain_runtime_authz.telemetry.spans import run_span
+
+INVOKE: Final = "agent/invoke"
+# Shared by the runs of one root entry.
+_OF_ENTRY: Final = (
+    *(
+        "engine",
+        "scope",
+        "subject",
+        "run_id",
+        "epoch",
+        "started_at",
+        "expires_at",
+        "steps_before",
+        "mandate",
+        "spent_at",
+    ),
+    *("planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model"),
+)
+
+
+def open_child(
+    parent: Run,
+    name: str,
+    kind: EdgeKind,
+    request: Grant | None = None,
+    *,
+    call_id: str | None = None,
+    refuse: Code | None = None,
+) -> Flow[Run]:
+    """Open a child agent's run below `parent`, in its call `call_id`. Raises `AuthzDenied`, also for `refuse`."""
+    opened = edge(parent.agent, name, kind)
+    profile = parent.engine.child_profile(name)
+    if kind == "subgraph":
+        opened = parent.handed.get(name, opened)
+    child = Run(
+        **{of_entry: getattr(parent, of_entry) for of_entry in _OF_ENTRY},
+        agent=(*parent.agent, name),
+        jti=new_id(),
+        grant=parent.engine.granted(profile, parent.grant, request),
+        parent=parent,
+        waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
+    )
+    changes: list[Change] = [RecordEdge(opened), take_lease(child)]
+    if child.grant is not None and INVOKE in child.grant.budgets:
+        changes.append(SpendBudget(INVOKE, child.grant.budgets[INVOKE]))
+    if kind == "remote" and profile is not None and profile.named and not audiences_of(child, (profile.named,)):
+        refuse = refuse or Code.AUDIENCE
+    decision = yield from _invited(parent, opened, changes, refuse)
+    if not decision.permit:
+        raise AuthzDenied(decision.reason, decision.decision_id)
+    child.parts["invited"] = decision.decision_id
+    detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
+    try:
+        yield run_event(parent, "delegated", time.time(), detail=detail)
+    except AuditError as exc:
+        raise AuthzDenied(exc.code, decision.decision_id) from exc
+    child.children.add(child.jti)
+    child.span = run_span(child, decision=decision.decision_id)
+    count("leases")
+    return child
+
+
+def invitation(child: Run, audience: str) -> Flow[Credential]:
+    """Mint the credential with which another server runs `child`. It ends with the child's lease."""
+    parent = cast("Run", child.parent)
+    task: Task = parent.parts["task"][0]  # as the edge was decided under
+    asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
+    return (yield from minted(parent, time.time(), task, child.mandate, child.parts["invited"], **asked))
+
+
+def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
+    """Decide a hand-off at its tool's call, to tell the model. Never raises. The entry decides it again."""
+    decision = yield from _invited(run, opened, [], None)
+    if decision.permit:
+        run.handed[opened.to] = opened
+    return decision
+
+
+def _invited(run: Run, opened: Edge, changes: list[Change], refuse: Code | None) -> Flow[Decision]:
+    depth = run.depth + 1
+    resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
+    # INVARIANT: a chain fits into a token, so that services always see all of it.
+    refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else refuse
+    return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))

@@ -1,0 +1,245 @@
+"""Claim decided calls and issue their tickets: commit → audit → ticket. `conclude_calls` ends them.
+
+INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point of no return. A
+correction that commits before it stops the call, a later one does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from functools import partial
+from typing import Any, Final
+from weakref import ref
+
+from langchain_runtime_authz._flow import Flow
+from langchain_runtime_authz._locks import PROCESS
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.facts import plan
+from langchain_runtime_authz.facts.delegation_edges import handoff_edge
+from langchain_runtime_authz.ledger import changes as ledger
+from langchain_runtime_authz.ledger.base import Conflict, Scope
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall, RepeatCall, SpendApproval, SpendBudget
+from langchain_runtime_authz.pep import calls_in_doubt, decision_log
+from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
+from langchain_runtime_authz.pep.call_credential import RefusedMints, audiences_of, minter
+from langchain_runtime_authz.pep.call_mandate import occasion
+from langchain_runtime_authz.pep.child_agent import hand_off
+from langchain_runtime_authz.pep.conclude_calls import Spent, deny_call, refund
+from langchain_runtime_authz.pep.decide_calls import decide_calls
+from langchain_runtime_authz.pep.engine import Commit, Run
+from langchain_runtime_authz.pep.obligations import owed
+from langchain_runtime_authz.telemetry.logs import logger
+
+_log = logger(__name__)
+
+RACES: Final = 16  # retries if other agents make the same call at once
+
+
+def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
+    """Commit and record a decided call and issue its ticket. After a race, decide it again. Never raises."""
+    verdict = yield from claim_once(run, decided)
+    if isinstance(verdict, Conflict):
+        return (yield from claim_again(run, decided, verdict))
+    return decided, verdict
+
+
+def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict]]:
+    """Decide and claim a call again after others spent its budget or began the same call."""
+    verdict: Verdict | Conflict = conflict
+    tries = RACES
+    while isinstance(verdict, Conflict):
+        anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
+        same = anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing
+        if same and (not tries or verdict.code != Code.IN_DOUBT):
+            return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
+        decided, tries = anew, tries - 1
+        verdict = yield from claim_once(run, decided)
+    return decided, verdict
+
+
+def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
+    """Claim a call once. A conflict means that others spent its budget or began the same call."""
+    call, decision, engine = decided.call, decided.decision, run.engine
+    killed = engine.kill_switch is not None and engine.killed  # engaged since the decision
+    if decided.replay or decision.outcome != "permit" or killed:
+        return (yield from _unclaimed(run, decided))
+    edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
+    if edge is not None and not (delegated := (yield from hand_off(run, edge))).permit:
+        return (yield from deny_call(run, decided.under(deny(delegated.reason))))
+    tokens: dict[str, str] = {}
+    if call.profile.audience:
+        # One jti per call, lease and audience: a replay under a new lease gets another.
+        named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
+        tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
+    intent = _intent(run, decided)
+    changes, spent = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
+    if edge is not None:
+        changes.append(ledger.RecordEdge(edge))
+    shared = occasion(run, decided.mandate)
+    try:
+        if (shared is not None or decided.repeats) and (over := (yield from _told_first(decided, shared))) is not None:
+            return (yield from _conflicting(run, decided, over))
+        done = yield (Commit, run.scope, run.guard, changes)
+    except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
+        return (yield from deny_call(run, decided.under(engine.ledger_failed(exc, run))))
+    if type(done) is Conflict:
+        yield from refund(run, shared, spent)
+        return (yield from _conflicting(run, decided, done))
+    recorded = False
+    try:
+        about = (decided.body, decided.started or None, done.now, decided.approval)
+        deeds = list(decided.deeds)
+        claim = {"call_key": decided.key, "deeds": deeds, "idempotency_key": intent} if deeds else None
+        yield decision_log.step_record(run, decision, "tools/call", call.tool, *about, claim=claim)
+        recorded = True
+        if edge is not None:
+            detail = {"to": edge.to, "kind": edge.kind, "decision_id": decision.decision_id}
+            yield decision_log.run_event(run, "delegated", done.now, detail=detail)
+        if decision.obligations:
+            yield from decision_log.tell(run, decision, "tools/call", call.tool, done.now)
+    except AuditError as exc:
+        return (yield from _given_back(run, decided, spent, exc, recorded))
+    approval = decided.approval
+    ticket = Ticket(
+        tool=call.tool,
+        call_id=call.call_id,
+        call_key=decided.key,
+        agent=run.agent,
+        epoch=run.epoch,
+        raw=call.raw,
+        decision_id=decision.decision_id,
+        jti=run.jti,
+        approval_key=approval.call_key if approval is not None else "",
+        idempotency_key=intent,
+        audiences=tuple(tokens) if tokens else (),
+        reaches=audiences_of(run, call.profile.behind) if tokens else (),
+        obligations=decision.obligations,
+        spent=spent,
+        mint=minter(run, decided, tokens, done.now) if tokens else None,
+        refusals=RefusedMints((run, decided, done.now - time.monotonic())),
+    )
+    if decided.deeds:
+        calls_in_doubt.HELD[decided.key] = ref(ticket, partial(calls_in_doubt.HELD.pop, decided.key))
+    return ticket
+
+
+def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
+    """Commit the changes of other threads before the claim. If the process dies in between, an approver is asked."""
+    commits: list[tuple[Scope, list[ledger.Change]]] = []
+    for scope, _, row in decided.repeats:
+        commits.append((scope, [RepeatCall(row.key, row.at)]))
+    if shared is not None and decided.standing.spends and decided.row is None:
+        commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
+    for scope, changes in commits:
+        done = yield Commit(scope, None, changes)
+        if type(done) is Conflict:
+            return done
+    return None
+
+
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
+    """Return the changes of a permitted call's claim, and the counters of its budgets."""
+    call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
+    profile, approved = call.profile, approval is not None and approval.state == "approved"
+    # An approval after a failure permits running it again.
+    again = approved and row is not None and row.state in ("failed", "unknown")
+    repeatable = not profile.side_effect or profile.idempotent or again
+    about: dict[str, Any] | None = None
+    deed, *also = decided.deeds or ("",)
+    if deed:
+        about = {
+            "tool": name,
+            "args_digest": call.args_digest,
+            "call_id": call.call_id,
+            "decision_id": decided.decision.decision_id,
+            "run_id": run.run_id,
+            "entry": run.entry,
+            "plan": call.plan_id,
+            "process": PROCESS[0],
+            "idempotency_key": intent,
+        }
+        if len(also) > 1:
+            about["targets"] = also
+    # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.
+    subject = run.subject.principal if deed else ""
+    despite = None if profile.idempotent else approval.doubts if approved and approval is not None else ()
+    changes: list[ledger.Change] = [
+        ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
+    ]
+    if decided.decision.obligations:
+        changes += owed(decided.decision)
+    budgets = run.grant.budgets if run.grant is not None else {}
+    if budgets:
+        changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
+    if decided.counter and row is None:
+        # INVARIANT: no equal call was made since the decision. A call that was claimed before is counted already.
+        changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
+    if row is None:
+        # INVARIANT: the commit that claims the call spends its step.
+        for spend in decided.standing.spends:
+            changes.append(SpendBudget(*spend))
+    spent: Spent = ()
+    for change in changes:
+        if type(change) is SpendBudget:
+            spent = (*spent, (change.counter, change.by))
+    changes.append(
+        ledger.RecordStep(
+            call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent
+        )
+    )
+    if approval is not None and approved:
+        changes.append(SpendApproval(approval.call_key, approval.args_digest))
+    return changes, spent
+
+
+def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
+    """Return the verdict without a claim: a replay, a deny, or a deny by the kill switch."""
+    if not decided.replay:
+        killed = decided.decision.outcome == "permit"
+        return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
+    message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
+    if message:  # user's words that the graph has not seen
+        try:
+            yield Commit(run.scope, None, [ledger.TakePending()])
+        except Exception as exc:  # noqa: BLE001  (then it is told once more)
+            _log.error("what was told with %s stays pending: %s", decided.decision.decision_id, type(exc).__name__)
+    return Replay(decided.call, decided.row.result if decided.row is not None else None, message)
+
+
+def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Verdict | Conflict]:
+    if conflict.row is not None:
+        return Replay(decided.call, conflict.row.result)
+    if conflict.code in (Code.BUDGET_EXHAUSTED, Code.IN_DOUBT):
+        return conflict
+    return (yield from deny_call(run, decided.under(deny(conflict.code))))
+
+
+def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
+    """Release a claim if it was not `recorded`, or if a required notification failed."""
+    if recorded:
+        denial = yield from deny_call(run, decided.under(deny(failure.code)))
+    else:
+        denial = Denial(decided.call, run.engine.ledger_failed(failure, run))
+    approval = decided.approval
+    try:
+        back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
+        yield (Commit, run.scope, None, [back])
+        yield from refund(run, occasion(run, decided.mandate), spent)
+    except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
+        run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
+    return denial
+
+
+def _intent(run: Run, decided: DecidedCall) -> str:
+    """Return the tool's idempotency key. Without a known message it is the ledger's key."""
+    call = decided.call
+    if call.plan_id is None:
+        return decided.key
+    intent = run.parts.get("intent")
+    if intent is None:
+        intent = run.parts["intent"] = json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
+    return plan.call_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)

@@ -1,0 +1,190 @@
+"""Conclude calls: record a denial, or the end of a call that ran, and give back what it did not use."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Final, Literal
+
+from langchain_runtime_authz._flow import Flow
+from langchain_runtime_authz.audit.record import completion_record
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.facts.output_reading import Observation
+from langchain_runtime_authz.facts.resource_version import content_version, read_mark, resource_of
+from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger import changes as ledger
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
+from langchain_runtime_authz.ledger.call_changes import ConcludeCall, ReleaseCall, SpendBudget
+from langchain_runtime_authz.mandate.call_matching import MANDATE
+from langchain_runtime_authz.pep import calls_in_doubt, decision_log
+from langchain_runtime_authz.pep.approval_hitl import own_question
+from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
+from langchain_runtime_authz.pep.call_evidence import SMALL, observe
+from langchain_runtime_authz.pep.call_mandate import occasion, task_name
+from langchain_runtime_authz.pep.engine import Block, Commit, Run, Write
+from langchain_runtime_authz.pep.obligations import owed
+from langchain_runtime_authz.telemetry.logs import logger
+
+_log = logger(__name__)
+
+Spent = tuple[tuple[str, int], ...]
+_UNBOUNDED: Final = 2**53
+
+
+def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
+    """Give back the budget of a mandate for all threads of the subject, for a call that did not run."""
+    back = [SpendBudget(counter, _UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
+    if shared is None or not back:
+        return
+    try:
+        yield Commit(shared, None, back)
+    except Exception as exc:  # noqa: BLE001  (then the step stays spent, and a person is asked)
+        _log.error("a step of run %s was not given back: %s", run.run_id, type(exc).__name__)
+
+
+def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
+    """Record and count a denied call, and carry out its obligations."""
+    call, decision = decided.call, decided.decision
+    changes: list[ledger.Change] = [counted(decided)]
+    obliged = {o.type for o in decision.obligations}
+    text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
+    rotation = [ledger.AdvanceEpoch(run.epoch, (text,))] if "rotate" in obliged else []
+    if "revoke" in obliged:
+        changes.append(ledger.Revoke(run.agent))
+    message = ""
+    if decided.approval is not None and decided.approval.state in ("rejected", "answered"):
+        message = decided.approval.message
+    elif decision.reason == Code.STALE_EPOCH or decided.stale:
+        message = "\n".join((*run.undelivered, *run.corrected))
+        changes += [ledger.TakePending()] if message else []
+    done: Committed | Conflict | None = None
+    rotated = None
+    try:
+        done = yield Commit(run.scope, None, [*changes, *rotation])
+        rotated = done.epoch if rotation and isinstance(done, Committed) else None
+        if rotation and isinstance(done, Conflict):  # the task has changed already
+            done = yield Commit(run.scope, None, changes)
+    except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its count)
+        run.engine.lost("the count of a denial", exc, run, decision.decision_id)
+    now = getattr(done, "now", 0.0) or time.time()
+    try:
+        yield decision_log.call_record(run, decided, now)
+        if done is not None:
+            yield from decision_log.obliged_events(run, decision, now, rotated=rotated)
+    except Exception as exc:  # noqa: BLE001  (likewise of its record)
+        run.engine.lost("a denial", exc, run, decision.decision_id)
+    for change in owed(decision):
+        try:
+            yield Commit(run.scope, None, [change])  # if the counter is full, the attempt is refused already
+        except Exception as exc:  # noqa: BLE001  (likewise)
+            run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
+    if decision.outcome != "approval_required":  # for a question, this was sent when it was asked
+        try:
+            yield from decision_log.tell(run, decision, "tools/call", call.tool, time.time())
+        except AuditError as exc:
+            _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
+    return Denial(call, decision, message)
+
+
+def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
+    """Return what a denial adds to the history, or removes (`by=-1`). Outages are not counted."""
+    call, counts = decided.call, decision_log.is_judgement(decided.decision)
+    acts = counts and call.profile.side_effect and decided.match is not None
+    tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
+    return ledger.RecordStep(
+        denials=by * counts,
+        recent=f"deny:{decision_log.label(call.tool)}" if by > 0 else None,
+        unplanned=by * (acts and decided.match is not None and not decided.match.planned),
+        tainted=by * tainted,
+    )
+
+
+def conclude(
+    run: Run,
+    ticket: Ticket,
+    call: Call,
+    state: Literal["done", "failed", "suspended", "unknown", "released"],
+    result: str | None = None,
+    *,
+    output: object = None,
+    question: str = "",
+) -> Flow[None]:
+    """Close a call, which is never refused. If a live token was found in its output, revoke the agent.
+
+    `question` is the id of the tool's own question. `released`: the ticket was never redeemed.
+    """
+    ticket.conclude()
+    leaked, profile = ticket.leaked, call.profile
+    side_effect = profile.side_effect
+    changes: list[ledger.Change] = []
+    if state == "released":
+        changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
+        yield from refund(run, occasion(run, run.mandate), ticket.spent)
+    else:
+        # A read may always run again, so only its data class is kept.
+        kept = state if side_effect or state == "suspended" else None
+        changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
+        if question and side_effect and call.plan_id is not None:
+            changes.append(own_question(run, ticket.call_key, call, question))
+        resource = _read(run, ticket, call, state) if profile.resource is not None else None
+        changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
+    if output is not None and state in ("done", "failed"):
+        failed = state == "failed"
+        if type(output) is str and len(output) < SMALL:
+            found = observe(call, output, failed)
+        else:
+            found = yield Block(observe, call, output, failed)
+        _remember(run, call, found, output, done=state == "done")
+        if found.sightings:
+            changes.append(ledger.RecordValues(found.sightings))
+        if not side_effect and state == "done":
+            version = content_version(profile, output)
+            changes.append(ledger.SetMark(read_mark(call.tool, call.args_digest), version, call.tool))
+    if leaked:
+        changes.append(ledger.Revoke(run.agent))
+        _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
+    if ticket.withheld:
+        _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
+    try:
+        done = yield (Commit, run.scope, None, changes)
+        if type(done) is Conflict and done.row is not None:
+            yield from calls_in_doubt.ended_late(run, done.row, state)
+            late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
+            done = yield (Commit, run.scope, None, late)
+        written = partial(
+            completion_record,
+            now=getattr(done, "now", 0.0),
+            decision_id=ticket.decision_id,
+            call_key=ticket.call_key,
+            state=state,
+            run_id=run.run_id,
+            leaked=leaked,
+            withheld=ticket.withheld,
+        )
+        yield (Write, written)
+        if leaked:
+            yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, getattr(done, "now", 0.0))
+    except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
+        run.engine.lost("the end of a call", exc, run, ticket.decision_id)
+
+
+def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
+    """Keep the call's output or arguments, for questions and mandates."""
+    memory, scope = run.engine.memory, run.scope
+    outputs = memory.outputs(scope)
+    if found.prose or found.rest is not None:
+        memory.keep(scope, found)
+    if call.profile.side_effect:
+        outputs.wrote(call.args)
+    memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
+    if done and call.profiled:
+        kept = output if found.held is None else found.held
+        outputs.record(call.tool, call.profile, call.args, kept, given=call.given, task=task_name(run))
+
+
+def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
+    version = run.versions.pop(ticket.call_key, None)
+    name = resource_of(call.profile, call.args)
+    return (name, call.tool, version) if name is not None and version is not None and state == "done" else None

@@ -1,0 +1,412 @@
+"""Decide the calls of a message: load → evaluate. Nothing is claimed yet.
+
+Some refusals do not depend on the policy: `_refusal`, `lease_refusal`, and the checks of ledger changes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from langchain_runtime_authz.authzen import Decision, deny
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts import plan
+from langchain_runtime_authz.facts.resource_version import UNREAD, resource_of
+from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import RenewLease
+from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
+from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.pep.approval_hitl import OWN, edited_action
+from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
+from langchain_runtime_authz.pep.call_evidence import sentences, wants_more
+from langchain_runtime_authz.pep.call_mandate import binding_of, mandate_event, occasion, standing_of
+from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, looked_up
+from langchain_runtime_authz.pep.engine import Block, Commit, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.evaluation_request import call_request
+from langchain_runtime_authz.pep.obligations import understood
+from langchain_runtime_authz.pep.thread_memory import TaskWords
+from langchain_runtime_authz.telemetry.logs import logger
+
+_log = logger(__name__)
+
+_CALL_OBLIGATIONS: Final = frozenset(
+    ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate")
+)
+_BEGUN: Final[Mapping[CallState, Code]] = {
+    "suspended": Code.STALE_EPOCH,
+    "claimed": Code.CALL_IN_PROGRESS,
+    "failed": Code.OUTCOME_UNKNOWN,
+    "unknown": Code.OUTCOME_UNKNOWN,
+    "void": Code.STALE_EPOCH,
+}
+_UNDECIDED: Final = deny(Code.PDP_ERROR)  # a placeholder until there is a decision
+_REFUSED: Final[Mapping[str, Code]] = {
+    "rejected": Code.APPROVAL_REJECTED,
+    "answered": Code.APPROVAL_ANSWERED,
+    "malformed": Code.APPROVAL_MALFORMED,
+}
+
+
+def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
+    """Decide all calls of one message on one snapshot, in one batch. Never raises: a failing ledger denies."""
+    if not calls:
+        return []
+    started, engine = time.time_ns(), run.engine
+    if engine.kill_switch is not None and engine.killed:
+        return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
+    try:
+        calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
+        if engine.on_unknown is not None:
+            snapshot = yield from looked_up(run, snapshot)
+    except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
+        return [DecidedCall(c, "", engine.ledger_failed(exc, run)) for c in calls]
+    approvals: Sequence[Approval | None] = [None] * len(calls)
+    if snapshot.approvals:
+        approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
+        amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
+        if any(a is not c for a, c in zip(amended, calls, strict=True)):
+            # An approver replaced these calls. The replacements are decided like any others.
+            return (yield from decide_calls(run, amended))
+    decided: list[DecidedCall] = []
+    asked: list[DecidedCall] = []
+    ahead: dict[str, int] = {}
+    for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
+        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead)
+        one.started = started
+        decided.append(one)
+        if one.decision is _UNDECIDED:
+            asked.append(one)
+    if asked:
+        bodies = [asked[0].body] if len(asked) == 1 else [one.body for one in asked]
+        for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
+            one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
+            if one.doubts or decision.outcome == "approval_required":
+                one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
+                one.evidence = sentences(run, one)
+    return decided
+
+
+def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
+    """Read what the decision needs. `origin`: the keys' epoch. `moved`: tools whose data was declared changed."""
+    if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
+        calls = yield from _located(run, calls[0])
+    words, origin = run.engine.memory.words.get(run.scope), run.epoch
+    keys = []
+    for call in calls:
+        keys.append(_key(run, call, origin))
+    compared = _compared(run, words, calls)
+    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
+    recorded = snapshot.plan
+    if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
+        # The calls were planned at another epoch, under whose keys some may have run.
+        keys, origin = [_key(run, c, planned) for c in calls], planned
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
+    if words is None or words.digest != snapshot.task.digest:
+        words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
+    if (unread := run.engine.memory.unread) and run.scope in unread and wants_more(words, calls):
+        yield Block(run.engine.memory.read_on, run.scope)
+    if words.compiled and not words.recorded:
+        words.recorded = True
+        yield mandate_event(run, words.compiled)
+    lease = snapshot.lease
+    if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
+        yield from renewed(run, snapshot)
+    for _, _, mandate, _ in compared:  # all have a mandate
+        if mandate is not None and (scope := occasion(run, mandate)) is not None:
+            elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
+            snapshot.counters = {**snapshot.counters, **elsewhere.counters}
+            break
+    moved: frozenset[str] = frozenset()
+    for call in calls:
+        if snapshot.history.resources or call.profile.resource is not None:
+            moved = yield from _moved(run, snapshot, calls, keys)
+            break
+    return calls, keys, compared, origin, words, snapshot, moved
+
+
+# The comparison of a call with the mandate: counter of its effect, names of its deed, mandate, binding.
+_Compared = tuple[str, tuple[str, ...], Mandate | None, Binding | None]
+
+
+def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
+    if words is None:
+        return [("", (), None, None)] * len(calls)
+    compared: list[_Compared] = []
+    for call in calls:
+        compared.append((*effect_names(words, call), *binding_of(run, words, call)))
+    return compared
+
+
+def _described(
+    run: Run,
+    snapshot: Snapshot,
+    words: TaskWords,
+    call: Call,
+    key: str,
+    compared: _Compared,
+    approval: Approval | None,
+    moved: frozenset[str],
+    ahead: dict[str, int],
+) -> DecidedCall:
+    """Return a call with its facts. `ahead` counts the budgets used by earlier calls of the message."""
+    counter, deeds, mandate, binding = compared
+    row = snapshot.calls.get(key)
+    intended = call.position, call.call_id, call.tool, call.raw
+    match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, *intended)
+    if match.stale and _goes_on(run, snapshot, key):
+        match = match._replace(stale=False)
+    decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
+    # A side effect that happened is not decided again. Its recorded result is used.
+    replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect
+    prior = 0
+    if counter:
+        spent, before = snapshot.counters.get(counter, 0), ahead.get(counter, 0)
+        prior = spent - int(row is not None and spent > 0) + before
+        ahead[counter] = before + int(row is None)
+    standing = NO_STANDING
+    if binding is not None:
+        standing = standing_of(binding, snapshot.counters, row, approval, ahead)
+    doubts, repeats = doubted(run, snapshot, call, key, deeds) if snapshot.doubts and not replay else ((), ())
+    if doubts and standing.standing == "covered":  # the ordering step may be spent
+        standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
+    decided = DecidedCall(
+        call=call,
+        key=key,
+        decision=deny(Code.OUTCOME_UNKNOWN) if replay else decision,
+        prior_calls=prior,
+        mandate=mandate,
+        standing=standing,
+        counter=counter,
+        task=snapshot.task,
+        approval=approval,
+        row=row,
+        replay=replay,
+        deeds=deeds,
+        doubts=doubts,
+        repeats=repeats,
+    )
+    if call.error is None:  # refused without the PDP, but recorded with its request
+        decided.now, decided.match = int(snapshot.now), match
+        decided.body, decided.provenance = call_request(run, snapshot, words, decided, match, moved)
+    return decided
+
+
+def _reread(
+    run: Run,
+    calls: Sequence[Call],
+    keys: Sequence[str],
+    origin: int,
+    compared: list[_Compared],
+    words: TaskWords | None,
+    snapshot: Snapshot,
+) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
+    """Read the task's words, if they are new here, and the counters that depend on them."""
+    if words is not None:
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
+    words = run.engine.memory.read_words(run.scope, snapshot)
+    anew = _compared(run, words, calls)
+    if any(counter or deeds for counter, deeds, _, _ in anew):
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
+    return words, anew, snapshot
+
+
+def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for counter, _, _, binding in compared:
+        if counter:
+            names[counter] = None
+        if binding is not None:
+            names.update(dict.fromkeys(binding.counters))
+    return tuple(names)
+
+
+def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
+    """Find the plan by the call's id if the enforcement point did not see the message."""
+    snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
+    if snapshot.plan is None:
+        return [only]
+    found = plan.locate(snapshot.plan, only.call_id, only.tool, only.raw)
+    return [replace(only, plan_id=snapshot.plan.id, position=found.position) if found is not None else only]
+
+
+def _key(run: Run, call: Call, epoch: int) -> str:
+    source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
+    authority = run.parts.get("authority")
+    if authority is None:
+        authority = run.parts["authority"] = json.dumps([run.scope, run.agent])[:-1]
+    return plan.call_key(f"{authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
+
+
+def review_key(run: Run, call: Call, epoch: int) -> str:
+    """Return the key for another review's answer about a call, by the call's place alone."""
+    return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
+
+
+def _query(
+    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: Sequence[_Compared], *, log: bool
+) -> Query:
+    plan_id = calls[0].plan_id
+    values: list[str] = []
+    deeds: tuple[str, ...] = ()
+    for _, named, _, _ in compared:
+        deeds += named
+    wanted_rows = list(keys)
+    if origin != run.epoch:
+        wanted_rows += [f"{OWN}{key}" for key in keys]
+    for call in calls:
+        if plan_id is not None:
+            wanted_rows.append(f"review:{origin}:{call.position}:{run.agent!r}:{plan_id}")  # `review_key`
+        if call.amends:
+            wanted_rows.append(call.amends)
+        if call.error is None:
+            values += call.atoms.keys
+    return Query(
+        jti=run.jti,
+        plan=(run.agent, plan_id) if plan_id is not None else None,
+        calls=tuple(wanted_rows),
+        agent=run.agent,
+        log=log,
+        values=tuple(dict.fromkeys(values)),
+        counters=_counters(compared),
+        deeds=deeds,
+    )
+
+
+def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
+    """Return the question and answer about the call, of our own or of an earlier review."""
+    own = snapshot.approvals.get(key)
+    if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
+        return snapshot.approvals[f"{OWN}{key}"]
+    if own is None and call.amends:
+        own = snapshot.approvals.get(call.amends)
+    if own is None and call.plan_id is not None:
+        review = snapshot.approvals.get(review_key(run, call, origin))
+        if review is not None and _reviewed(review, call):
+            own = review
+    if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
+        # An answer of the old task, about a plan that was not carried into this one.
+        return replace(own, epoch=run.epoch) if own.state == "spent" and _goes_on(run, snapshot, key) else None
+    return own
+
+
+def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
+    """Return True if the tool asked by itself, and the answer changed the task."""
+    own = snapshot.approvals.get(f"{OWN}{key}")
+    return own is not None and own.state == "approved" and own.epoch == run.epoch
+
+
+def _reviewed(review: Approval, call: Call) -> bool:
+    """Return True if a review's answer is about this call, by its written arguments, as shown to the approver."""
+    digest = plan.raw_digest(call.raw)
+    if review.edited:
+        name, args = edited_action(review.edited)
+        if call.tool == name and digest == plan.raw_digest(args):
+            return True
+    return review.tool == call.tool and review.args_digest == digest
+
+
+def _amended(call: Call, approval: Approval | None) -> Call:
+    if approval is None or not approval.edited or approval.call_key == call.amends or call.amend is None:
+        return call
+    if approval.state not in ("approved", "spent"):
+        return call
+    here: dict[str, Any] = {
+        "call_id": call.call_id,
+        "plan_id": call.plan_id,
+        "position": call.position,
+        "place": call.place,
+    }
+    return replace(call.amend(*edited_action(approval.edited)), **here, amends=approval.call_key)
+
+
+def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
+    """Renew a running run's lease, up to its maximum lifetime."""
+    lease, engine = snapshot.lease, run.engine
+    if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
+        until = engine.lease_end(snapshot.now, lease.started_at)
+        if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
+            yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
+            run.expires_at = until
+
+
+def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
+    """Return the tools whose resources were declared changed since their reads. Note what these calls read."""
+    resources = snapshot.history.resources
+    read = resources if any(call.profile.side_effect for call in calls) else {}
+    found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
+    reading = {key: name for key, name in found.items() if name}
+    names = (*read, *reading.values())
+    if not names:
+        return frozenset()
+    data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
+    for key, name in reading.items():
+        run.versions[key] = data.marks.get(name, UNREAD)
+    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
+    return frozenset(tool for name, (version, tool) in versions.items() if data.marks.get(name, UNREAD) != version)
+
+
+def data_scope(scope: Scope) -> Scope:
+    """Return the scope of the versions of a tenant's resources, for all threads."""
+    return Scope(scope.tenant, scope.issuer, "data:", "resources")
+
+
+def _refusal(
+    run: Run, snapshot: Snapshot, call: Call, match: plan.Match, approval: Approval | None, row: CallRow | None
+) -> Decision | None:
+    """Return the enforcement point's refusal, which no policy can lift, or `None`."""
+    if call.error is not None:
+        return deny(call.error, "mapping")
+    if (dead := lease_refusal(run, snapshot)) is not None:
+        return deny(dead)
+    if approval is not None:
+        if approval.state in _REFUSED:
+            return deny(_REFUSED[approval.state])
+        if approval.edited and approval.call_key != call.amends:  # the approver replaced the call
+            return deny(Code.APPROVAL_VOID)
+        # This also applies to a question that expired without an answer.
+        if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
+            return deny(Code.APPROVAL_EXPIRED)
+    # The policy decides about calls that differ from their plan, but not about plans of an older task.
+    if (match.planned or match.changed) and match.stale and call.profile.side_effect:
+        # A model plans a call again if it is told that it did not run. So tell it only if that is certain.
+        begun = row.state if row is not None else "suspended"
+        return deny(_BEGUN[begun]) if begun != "done" else None
+    if run.parent is not None and run.grant is not None:
+        # INVARIANT: a child takes only steps that its parent granted.
+        outside = run.grant.refuses(
+            tool=call.tool,
+            args=call.args,
+            data_class=call.profile.data_class,
+            sink=call.profile.sink,
+            depth=run.depth,
+            now=snapshot.now,
+        )
+        if outside is not None:
+            return replace(deny(Code.GRANT_EXCEEDED), reasons=(str(Code.GRANT_EXCEEDED), str(outside)))
+    return None
+
+
+def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
+    """Return why the run may not continue, or `None`."""
+    lease = snapshot.lease
+    if run.engine.kill_switch is not None and run.engine.killed:
+        return Code.KILLED
+    if snapshot.revoked or (lease is not None and lease.state == "revoked"):
+        return Code.REVOKED
+    if run.closed or lease is None:
+        return Code.LEASE_ENDED
+    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
+    if snapshot.epoch != run.epoch:
+        return Code.STALE_EPOCH
+    if lease.state != "live":
+        return Code.LEASE_ENDED
+    if snapshot.now >= lease.started_at + run.engine.max_lifetime:
+        return Code.LEASE_EXPIRED
+    try:
+        ends = run.engine.identity.expires_at
+    except Exception:  # noqa: BLE001  (an application's identity that fails is unproven)
+        ends = 0.0
+    return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None

@@ -1,0 +1,164 @@
+"""Decide every step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
+
+The order is load → evaluate → commit → audit. Tool calls are in `decide` and `claim`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.authzen import Decision, deny
+from langchain_runtime_authz.digest import digest
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
+from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
+from langchain_runtime_authz.pep.decide_calls import lease_refusal, renewed
+from langchain_runtime_authz.pep.decision_log import is_judgement, obliged_events, step_record, tell
+from langchain_runtime_authz.pep.engine import Commit, Effect, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.evaluation_request import request_json
+from langchain_runtime_authz.pep.obligations import keepable, owed, understood
+
+MAX_KEPT: Final = 256  # permits that are kept per agent and entry
+Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
+
+_OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
+_MODEL_OBLIGATIONS: Final = _OBLIGATIONS | {"withhold_tools"}
+
+
+def decide_step(
+    run: Run,
+    action: str,
+    resource: dict[str, Any],
+    *,
+    extra: Callable[[Decision], Sequence[Change]] | None = None,
+    prompt: dict[str, Any] | None = None,
+    refuse: Code | None = None,
+    known: Snapshot | None = None,
+    keep: Callable[[Decision], Decision] | None = None,
+) -> Flow[Decision]:
+    """Decide such a step. Never raises.
+
+    `refuse` is the enforcement point's own reason, `extra` goes with a permit, and `keep` gets a decision on record.
+    """
+    body = None
+    started = time.time_ns()
+    now = started / 1e9
+    try:
+        snapshot = known if known is not None else (yield from _loaded(run))
+        now = snapshot.now
+        dead = lease_refusal(run, snapshot) or refuse
+        if dead is not None:
+            decision = deny(dead)
+        else:
+            body = request_json(run, snapshot, {"name": action}, resource, prompt=prompt)
+            decision = (yield (Evaluate, [body]))[0]
+            if decision.obligations:
+                decision = understood(decision, _MODEL_OBLIGATIONS if action == "model/call" else _OBLIGATIONS)
+        permit = decision.outcome == "permit"
+        changes = list(extra(decision)) if extra is not None and permit else []
+        if decision.obligations:
+            changes += owed(decision) if permit else []
+            changes += [Revoke(run.agent)] if any(o.type == "revoke" for o in decision.obligations) else []
+        if not permit:
+            changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
+        if changes:
+            done = yield (Commit, run.scope, run.guard if permit else None, changes)
+            if isinstance(done, Conflict):
+                decision = deny(done.code)
+    except AuditError:
+        decision = deny(Code.AUDIT_UNAVAILABLE)
+    except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
+        decision = run.engine.ledger_failed(exc, run)
+    try:
+        yield step_record(run, decision, action, resource["id"], body, started, now)
+        if decision.obligations:
+            yield from obliged_events(run, decision, now)
+            yield from tell(run, decision, action, resource["id"], now)
+    except AuditError as exc:
+        if decision.outcome == "permit":
+            return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
+    return decision if keep is None else keep(decision)
+
+
+def _loaded(run: Run) -> Flow[Snapshot]:
+    snapshot: Snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
+    lease = snapshot.lease
+    if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
+        yield from renewed(run, snapshot)
+    return snapshot
+
+
+def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
+    """Return the permit that is kept of a step, and what keeps another.
+
+    A permit is kept for its epoch and policy revision, and for the `ttl` that the policy gives. If the policy gives none,
+    it may have read what changes: then only a `lasting` permit is kept.
+    """
+    began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
+    permit, until = run.kept.get(key, (None, 0.0))
+    return permit if began < until else None, partial(_keep, run, key, began, lasting)
+
+
+def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
+    """Keep a permit if no lease lapses and no grant ends unseen meanwhile."""
+    ends = run.grant is not None and run.grant.expires_at is not None
+    said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
+    lasts = run.engine.max_lifetime if lasting and not found.ttl else said
+    if lasts and found.outcome == "permit" and keepable(found, key[-1]) and len(run.kept) < MAX_KEPT:
+        run.kept[key] = found, began + lasts
+    return found
+
+
+def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
+    """Return the kept permit of a live run. Else decide the step in full."""
+    try:
+        alive = not (run.closed or run.engine.killed) and (yield (Status, run.scope.tenant, run.jti)) == "live"
+    except Exception:  # noqa: BLE001
+        alive = False
+    return permit if alive else (yield from step)
+
+
+# Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, since
+# their calls are decided anyway. A tool that the provider runs cannot be stopped later, so a call that shows it is denied.
+
+
+class ModelCall(NamedTuple):
+    """A model call's content. `prompt` is the digest of its instructions (system messages)."""
+
+    model: str
+    provider: str | None
+    tools: tuple[str, ...]
+    provider_tools: tuple[str, ...]
+    prompt: str | None
+
+
+def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
+    permit, keep = kept(run, "model/call", *call[:4], lasting=True)
+    if permit is not None:
+        return permit
+    properties = {
+        "provider": call.provider,
+        "tools": list(call.tools),
+        "provider_tools": list(call.provider_tools),
+        "tools_digest": digest({"tools": sorted(call.tools), "provider_tools": sorted(call.provider_tools)}),
+    }
+    resource = {"type": "model", "id": call.model, "properties": properties}
+    prompt = {"model": call.model, "digest": call.prompt}
+    return (yield from decide_step(run, "model/call", resource, prompt=prompt, keep=keep))
+
+
+def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the agent's own tools and the provider's that a permit withholds."""
+    given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
+    return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])
+
+
+def shown(decision: Decision, call: ModelCall) -> Decision:
+    """Return the decision if nothing can be taken out of the request any more."""
+    if decision.obligations and decision.permit and withheld(decision)[1].intersection(call.provider_tools):
+        return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
+    return decision

@@ -1,0 +1,171 @@
+"""Record decisions and events in audit log and trace; send demanded notifications."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from langchain_runtime_authz.audit.record import Event, decision_record, run_record
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
+from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import Change, SetMark
+from langchain_runtime_authz.pep.call import DecidedCall
+from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Notify, Run, Write, new_id
+from langchain_runtime_authz.telemetry.spans import record_decision, record_event
+
+MAX_LABEL: Final = 128
+# Denials that do not count against the agent: others acted, or a part failed.
+_CIRCUMSTANCES: Final = frozenset(
+    {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
+)
+
+
+def is_judgement(decision: Decision) -> bool:
+    return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
+
+
+def label(tool: str) -> str:
+    """Return a tool's shortened name for a counter. A model chooses names, and requests hold the history."""
+    return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
+
+
+def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
+    for decided in asked:
+        yield call_record(run, decided, time.time())
+        yield from tell(run, decided.decision, "tools/call", decided.call.tool, time.time())
+
+
+def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
+    """Return the effect that records a call's decision at ledger time `now`. It raises `AuditError`."""
+    expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
+    about = (decided.body, decided.started or None, now, decided.approval, expected)
+    return step_record(run, decided.decision, "tools/call", decided.call.tool, *about)
+
+
+def step_record(
+    run: Run,
+    decision: Decision,
+    action: str,
+    resource: str,
+    body: bytes | None,
+    started: int | None,
+    now: float,
+    asked: Approval | None = None,
+    expected: Mapping[str, str] | None = None,
+    claim: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Return the effect that records a decision. It raises `AuditError`."""
+    pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
+    record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
+    of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}
+    step: dict[str, Any] = {"action": action, "resource": resource, "body": body, "expected": expected, "claim": claim}
+    content = run.engine.audit.content
+    written = partial(decision_record, now=now, decision=decision, pdp=pdp, content=content, **step, **of_run)
+    if decision.outcome != "permit":
+        run.engine.recent.tell(decision, action, resource, run.scope.thread, run.run_id)
+    return (Write, written)
+
+
+def run_event(
+    of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
+) -> tuple[Any, ...]:
+    """Add an event to the trace, and return the effect that records it. It raises `AuditError`.
+
+    `about` replaces the run's own fields. `question` is the `Approval.trace` that the event answers.
+    """
+    if isinstance(of, Run):
+        of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}
+        record_event(event, of.scope, detail, about, run=of, question=question)
+        about = {**of_run, **about}
+    else:
+        record_event(event, of, detail, about, question=question)
+        about["scope"] = of
+    return (Write, partial(run_record, now=now, event=event, detail=detail, **about))
+
+
+def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
+    """Return the effect that records a task change that `done` committed. It raises `AuditError`."""
+    authors = [t.author for t in texts if t.author]
+    detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
+    return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
+
+
+def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
+    """Return the mark of a task change that is not recorded yet: epoch, source and range of its texts."""
+    return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
+
+
+def recorded(mark: str) -> SetMark:
+    """Return the change that deletes a mark, unless it belongs to another change by now."""
+    return SetMark(UNRECORDED, "", instead=mark)
+
+
+def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
+    """Record a task change that the log may lack (at least once); return its mark. Raises `AuditError`."""
+    left = before.marks.get(UNRECORDED, "")
+    if left:
+        epoch, source, start, end = left.split()
+        yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
+    return left
+
+
+def change_task(
+    of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
+) -> Flow[Committed | None]:
+    """Commit and record a task change, after any unrecorded one. Return `None` if `change` has nothing to do.
+
+    Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task too often.
+    """
+    scope = of.scope if isinstance(of, Run) else of
+    for _ in range(ATTEMPTS):
+        before: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+        if (made := change(before)) is None:
+            return None
+        yield from settle(of, before)
+        changes, texts = made
+        mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
+        done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
+        if isinstance(done, Committed):
+            yield from confirmed(of, done, mark, texts, source)
+            return done
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
+    """Record a task change that `done` committed, and delete its mark. Raises `AuditError`."""
+    yield corrected(of, done, texts, source)
+    with suppress(LedgerError):  # it is then recorded again
+        yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
+
+
+def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
+    """Add an automatic revocation to the trace; return the effect that records it. It raises `AuditError`."""
+    record_event("anomaly", run.scope, {"decision_id": decision_id}, {"reason": reason}, run=run)
+    return run_event(run, "revoked", now, detail={"author": "", "reason": reason, "decision_id": decision_id})
+
+
+def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
+    """Record a revocation or rotation that a decision demanded. Raises `AuditError`."""
+    if any(o.type == "revoke" for o in decision.obligations):
+        yield anomaly(run, decision.reason, decision.decision_id, now)
+    if rotated is not None:
+        detail = {"from_epoch": run.epoch, "from_jti": run.jti, "decision_id": decision.decision_id}
+        yield run_event(run, "rotated", now, detail=detail, epoch=rotated)
+
+
+def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
+    """Send the notifications that a decision demands. Raises `AuditError` if that fails."""
+    for obligation in decision.obligations:
+        if obligation.type == "notify":
+            decided = {"decision_id": decision.decision_id, "outcome": decision.outcome, "reasons": [*decision.reasons]}
+            step = {"action": action, "resource": resource, "subject": run.subject.principal, "agent": [*run.agent]}
+            place = {"run_id": run.run_id, "thread": run.scope.thread, "policy_revision": decision.policy_revision}
+            own = {k: v for k, v in obligation.properties.items() if k in ("topic", "body")}  # the policy's texts
+            told = {"ts": now, **decided, **step, **place, "obligation": obligation.id, **own}
+            yield Notify(str(obligation.properties["channel"]), told)

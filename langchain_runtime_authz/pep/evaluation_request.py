@@ -1,0 +1,191 @@
+"""Build the evaluation request of a step as JSON, from the state of the run. Pure.
+
+A request consists of plain values in the order of `authzen.EvaluationRequest`. Parts that are constant for a run or a
+task are serialised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from langchain_runtime_authz.authzen import SCHEMA_VERSION
+from langchain_runtime_authz.digest import MAX_STRING, abbreviate
+from langchain_runtime_authz.facts import delegation_edges, history, plan
+from langchain_runtime_authz.facts.local_time import local_time
+from langchain_runtime_authz.facts.provenance import Provenance
+from langchain_runtime_authz.facts.resource_version import sources
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
+from langchain_runtime_authz.pep.call import Call, DecidedCall
+from langchain_runtime_authz.pep.call_evidence import arguments, backed
+from langchain_runtime_authz.pep.call_mandate import mandate_json
+from langchain_runtime_authz.pep.engine import Run, agent_id
+from langchain_runtime_authz.pep.thread_memory import TaskWords
+
+_TOOLS_CALL: Final = {"name": "tools/call"}
+_SHORT: Final = frozenset((int, float, bool, type(None)))
+JSON = dict[str, Any]
+
+
+def call_request(
+    run: Run,
+    snapshot: Snapshot,
+    words: TaskWords,
+    decided: DecidedCall,
+    match: plan.Match,
+    moved: frozenset[str],
+) -> tuple[bytes | None, Mapping[str, Provenance]]:
+    """Return the request about a call, and its arguments' provenance. Resources of `moved` tools changed."""
+    call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
+    profile, args = call.profile, call.args
+    traced = arguments(run, snapshot, words, call)
+    stale = moved
+    if changed := snapshot.history.changed:  # after the plan was recorded
+        stale = moved | {tool for tool, step in changed.items() if step > (recorded.at if recorded is not None else 0)}
+    bound = call.atoms.bound
+    shown: JSON = {}
+    for name, value in args.items():
+        short = name in bound or type(value) in _SHORT or (type(value) is str and len(value) <= MAX_STRING)
+        shown[name] = value if short else abbreviate(value)
+    properties: JSON = {
+        "effect": profile.effect,
+        "sink": profile.sink,
+        "data_class": profile.data_class,
+        "profiled": call.profiled,
+        "target": call.atoms.target,
+    }
+    if profile.verdict is not None:
+        properties["verdict"] = profile.verdict
+    if profile.reaches:
+        properties["reaches"] = profile.chain()
+    shown_traces: JSON = {}
+    for name, found in traced.items():
+        shown_traces[name] = found.to_json()
+    state = "new" if row is None or row.state == "void" else "failed" if "failed" in (row.about or ()) else row.state
+    body = request_json(
+        run,
+        snapshot,
+        _TOOLS_CALL,
+        {"type": "tool", "id": call.tool, "properties": properties},
+        prompt={"model": match.model, "digest": match.prompt} if match.source == "model" else None,
+        plan={
+            "id": call.plan_id,
+            "source": match.source,
+            "planned": match.planned,
+            "stale": match.stale,
+            "position": match.position,
+            "of": match.of,
+            "changed": match.changed,
+        },
+        call={
+            "id": call.call_id,
+            "state": state,
+            "args": shown,
+            "args_digest": call.args_digest,
+            "provenance": shown_traces,
+            "mandate": mandate_json(decided.mandate, decided.standing, backed=backed(traced)),
+            "sink": call.atoms.effective_sink(profile.sink),
+            "changed": sorted(stale & sources(traced)) if stale else [],
+            "repeats": decided.prior_calls,
+        },
+        approval=_granted(call, row, approval) if approval is not None else None,
+    )
+    return body, traced
+
+
+def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
+    """Return the recorded approval for exactly this call."""
+    # A call that paused by itself, or a read whose task is entered again, returns under its spent approval.
+    again = (row is not None and row.state == "suspended") or not call.profile.side_effect
+    if approval.state != "approved" and not (again and approval.state == "spent"):
+        return None
+    edited = call.amends == approval.call_key
+    # Reviews and approvers' edits are compared with the arguments as written.
+    if not (approval.args_digest == call.args_digest or approval.source == "hitl" or edited):
+        return None
+    return {
+        "source": approval.source,
+        "approver": approval.approver,
+        "authenticated": approval.authenticated,
+        "args_digest": call.args_digest,
+        "edited_from": approval.tool if edited else None,
+        "approvers": list(approval.approvers) or [approval.approver],
+    }
+
+
+def request_json(
+    run: Run,
+    snapshot: Snapshot,
+    action: Mapping[str, Any],
+    resource: JSON,
+    *,
+    prompt: JSON | None = None,
+    plan: JSON | None = None,
+    call: JSON | None = None,
+    approval: JSON | None = None,
+) -> bytes | None:
+    """Return the JSON of one request, or `None` if a string in it has no UTF-8 form (a lone surrogate)."""
+    now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
+    try:
+        subject, agent, grant = run.parts.get("run") or _of_run(run)
+        task = run.parts.get("task")
+        if task is None or task[0] is not snapshot.task or task[1] != snapshot.epoch:
+            task = _of_task(run, snapshot)
+        return orjson.dumps(
+            {
+                "subject": subject,
+                "action": action,
+                "resource": resource,
+                "context": {
+                    "schema_version": SCHEMA_VERSION,
+                    "now": now,
+                    "task": task[2],
+                    "agent": agent,
+                    "delegation": delegation_edges.to_context(run.depth, edges)
+                    if edges
+                    else {"depth": run.depth, "edges": []},
+                    "history": history.to_context(steps, snapshot.now, run.agent),
+                    "lease": {
+                        "jti": run.jti,
+                        "epoch": run.epoch,
+                        "exp": run.expires_at,
+                        "grant": grant,
+                        "seconds": max(now - run.started_at, 0),
+                        "steps": max(steps.steps - run.steps_before, 0),
+                    },
+                    "prompt": prompt,
+                    "plan": plan,
+                    "call": call,
+                    "approval": approval,
+                    "local": local_time(zone, now) if zone is not None else None,
+                },
+            }
+        )
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _of_run(run: Run) -> tuple[Any, Any, Any]:
+    identity = run.engine.identity
+    agent = {"path": run.agent, "id": agent_id(identity, run.agent), "attested": identity.attested}
+    found = run.parts["run"] = (
+        orjson.Fragment(run.subject.model_dump_json()),
+        orjson.Fragment(orjson.dumps(agent)),
+        orjson.Fragment(orjson.dumps(run.grant.to_json() if run.grant is not None else None)),
+    )
+    return found
+
+
+def _of_task(run: Run, snapshot: Snapshot) -> tuple[Any, int, Any]:
+    task = snapshot.task
+    body = {
+        "id": task.id,
+        "epoch": snapshot.epoch,
+        "digest": task.digest,
+        "text": task.text,
+        "corrections": task.corrections,
+    }
+    found = run.parts["task"] = (task, snapshot.epoch, orjson.Fragment(orjson.dumps(body)))
+    return found

@@ -1,0 +1,350 @@
+"""Begin and end runs.
+
+Each root entry (invoke, stream, batch element, resume) takes a lease at the epoch of the state that it loads. A later
+correction ends this lease, and the old run drains. Only a new root entry plans again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple
+
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.facts.checkpoint_head import (
+    BELOW,
+    HEAD,
+    MEMORY,
+    UNKNOWN,
+    UNRECORDED,
+    Below,
+    ChildMark,
+    Head,
+    outside_key,
+    standing,
+)
+from langchain_runtime_authz.facts.delegation_edges import edge
+from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger import changes as ledger
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.thread_state import Thread
+from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.pep.call_mandate import ORDERED, Ordered, mandate_event, recall
+from langchain_runtime_authz.pep.decide_steps import decide_step
+from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, settle, unrecorded
+from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
+from langchain_runtime_authz.pep.thread_memory import turn
+from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.metrics import count
+from langchain_runtime_authz.telemetry.spans import run_span
+
+_log = logger(__name__)
+
+
+class Entry(NamedTuple):
+    """A root entry. `pending` corrections may be missing in the graph's state. A resume value may answer `asks`."""
+
+    run: Run
+    pending: tuple[HumanText, ...]
+    asks: tuple[Approval, ...]
+    now: float = 0.0
+
+
+class Given(NamedTuple):
+    """The facts of a root entry: a new input or a resume, and the state to load."""
+
+    texts: Sequence[HumanText] = ()
+    standing: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
+    resume: bool = False
+    kept: bool = False  # the graph's state is kept, so another writer can erase texts
+    head: Head | None = None
+    moved: Callable[[str], Flow[bool]] | None = None  # tells if the state changed since this checkpoint
+    memory: str | None = None  # the digest of the store's memory, if it belongs to the task
+    waiting: Callable[[], Flow[Below | None]] | None = None  # reads the waiting child graphs
+
+
+class Left(NamedTuple):
+    """A root entry's last checkpoint, and digests of memory and waiting child graphs; `None` if unknown."""
+
+    head: str | None = None
+    memory: str | None = None
+    below: str | None = None
+
+
+def open_entry(
+    engine: Engine,
+    scope: Scope,
+    subject: Subject,
+    run_id: str,
+    agent: str,
+    *,
+    task: HumanText | None = None,
+    grant: Grant | None = None,
+    ordered: Ordered | None = None,
+    given: Given = Given(),  # noqa: B008  (a constant)
+    workflow: Callable[[], bool] = bool,
+    upstream: tuple[str, ...] = (),
+) -> Flow[Entry]:
+    """Open a root entry: pin the task, advance the epoch after a change, take a lease. Raises `AuthzDenied`.
+
+    `workflow`: True if the graph orchestrates agents and is not an agent. `upstream`: delegating agents of other servers.
+    """
+    if engine.killed:
+        raise AuthzDenied(Code.KILLED, new_id())
+    granted = engine.granted(engine.agents.get(agent), grant)
+    run = Run(
+        engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept, upstream=upstream
+    )
+    run.span = run_span(run, workflow)
+    try:
+        entry, known = yield from _take_lease(run, task, ordered, given)
+        if engine.planner is not None and run.mandate is None:
+            run.planned = yield from _planned(run, engine.planner)
+        action = "run/resume" if given.resume else "run/start"
+        resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
+        decision = yield from decide_step(run, action, resource, known=known)
+        if decision.outcome != "permit":
+            yield from close(run)
+            raise AuthzDenied(decision.reason, decision.decision_id)
+        return entry
+    except BaseException as exc:
+        if run.span is not None:
+            run.span.end()
+        if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
+            raise
+        decision = engine.ledger_failed(exc, run)  # a ledger that fails denies
+        if isinstance(exc, AuditError):  # nothing runs under the lease, so end it
+            with suppress(Exception):
+                yield Commit(scope, None, [ledger.EndLease(run.jti, "ended")])
+        raise AuthzDenied(decision.reason, decision.decision_id) from exc
+
+
+def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
+    """Let the planner compile the newest turn, from the user's words, once. The ledger keeps the first answer."""
+    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+    texts, key = turn(snapshot.log)
+    if not texts:
+        return None
+    name = f"mandate:{key}"
+    for attempt in range(2):
+        kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
+        if name in kept.marks:
+            return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
+        if attempt == 0:
+            found = yield from _ask(planner, texts)
+            if found is not None:
+                found = found.of("planner", name)
+                yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it
+            yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
+    return None
+
+
+def _ask(planner: Planner, texts: Sequence[str]) -> Flow[Mandate | None]:
+    try:
+        found: Mandate | None = yield Perform(partial(planner.plan, texts), partial(planner.aplan, texts))
+    except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
+        _log.warning("the planner failed, so the task orders nothing: %s", type(exc).__name__)
+        return None
+    return found
+
+
+def _take_lease(
+    run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
+) -> Flow[tuple[Entry, Snapshot]]:
+    scope, owner = run.scope, run.subject.principal
+    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED, UNRECORDED))
+    run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
+    # If another entry advances the epoch between load and commit, load again.
+    for _ in range(ATTEMPTS):
+        snapshot: Snapshot = yield (Load, scope, query)
+        # A client that sends a history without ids also returns machines' texts.
+        machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
+        said = [
+            replace(t, author=owner, own=t.own and t.digest not in machines)
+            for t in _fresh(snapshot.log, task, given.texts)
+        ]
+        edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
+        fresh = (*edits, *said)
+        first = not snapshot.log and not edits
+        rotates = bool(fresh) and not first
+        run.move_to(snapshot.epoch + rotates, run.jti)
+        run.started_at = int(snapshot.now)
+        run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
+        run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
+        # INVARIANT: a lease begins only after the log has the task change of its epoch.
+        left = yield from settle(run, snapshot)
+        opening: list[ledger.Change] = [ledger.OpenThread(owner)]
+        opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
+        if fresh:
+            # An older run may overwrite them in the graph's state until a run that received them ends.
+            opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
+        recall(run, snapshot.marks.get(ORDERED))
+        marks = ordered.take(run) if ordered is not None else []
+        lease: list[ledger.Change] = [take_lease(run), *marks]
+        if rotates:
+            mark = unrecorded(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
+            opening.append(mark)
+            left = mark.value
+        lease += [recorded(left)] if left else []
+        # A commit checks a lease against the present epoch, so a new epoch needs a separate commit.
+        for changes in (opening, lease) if rotates else ([*opening, *lease],):
+            done: Committed | Conflict = yield (Commit, scope, None, changes)
+            if isinstance(done, Conflict):
+                break
+            if changes is opening:
+                yield corrected(run, done, fresh, "input" if said else "state")
+        if isinstance(done, Conflict):
+            if done.code == Code.STALE_EPOCH:
+                continue
+            raise AuthzDenied(done.code, new_id())
+        if ordered is not None:
+            ordered.epochs.setdefault(scope, run.epoch)
+        if given.resume and run.span is not None:
+            run.span.link(*(a.trace for a in snapshot.asks))
+        yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
+        if marks and run.mandate is not None:
+            yield mandate_event(run, run.mandate)
+        count("leases")
+        entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
+        return entry, _after(snapshot, [*opening, *lease], done.now)
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
+    """Bring the snapshot to the state after the entry's commit, to save a load."""
+    t = Thread(epoch=before.epoch, task=before.task, history=before.history)
+    for change in changes:
+        change.apply(t, now)
+    (before.lease,) = t.leases.values()
+    before.now, before.exists, before.epoch, before.task, before.history = now, True, t.epoch, t.task, t.history
+    return before
+
+
+def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    """Return edits of the thread's state by others, as texts to pin. They give no authority."""
+    found = [*(yield from _state_edit(snapshot, given, jti))]
+    if snapshot.underway:  # or interrupted: a run of ours may have made the change
+        return tuple(found)
+    below: Below | None = None
+    if given.waiting is not None and snapshot.marks.get(BELOW):
+        below = yield from given.waiting()
+    digest = below.digest if below is not None else None
+    for name, now in ((MEMORY, given.memory), (BELOW, digest)):
+        if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
+            found.append(HumanText(now, "", f"{name}:{now}", own=False))
+            # Each child checks its own state against what it left: those edits are pinned already.
+            known = {t.key for t in snapshot.log}
+            edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
+            found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
+    return tuple(found)
+
+
+def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    head = given.head
+    if head is None or given.moved is None:
+        return ()
+    how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
+    if how == "fork":
+        return (HumanText(content_digest(head.id), "", f"fork:{jti}", own=False),)
+    left = snapshot.marks.get(HEAD, UNKNOWN)
+    if how == "outside" and (left == UNKNOWN or (yield from given.moved(left))):
+        return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
+    return ()
+
+
+def edited(
+    run: Run,
+    mark: ChildMark,
+    read: Callable[[], Flow[Head | None]],
+    moved: Callable[[str, str], Flow[bool]],
+) -> Flow[bool]:
+    """Compare the state that a child will load with the checkpoint of `mark`.
+
+    Return False if there is none. An edit raises `AuthzDenied`.
+    """
+    snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
+    if not (left := mark.left(snapshot.marks)):
+        return left is not None
+    head = yield from read()
+    if head is None or head.id == left or head.source != "update" or not (yield from moved(head.id, left)):
+        return True
+    text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
+    if (yield from _pinned(run, (text,))):
+        raise AuthzDenied(Code.STALE_EPOCH, new_id())
+    return True
+
+
+def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
+    """Pin an edit in the next epoch. Return False if the key of the last of `texts` is pinned already."""
+
+    def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
+        known = texts[-1].key in {t.key for t in snapshot.log}
+        return None if known else ([ledger.AdvanceEpoch(snapshot.epoch, (*texts,))], texts)
+
+    return (yield from change_task(run, "state", edit)) is not None
+
+
+def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
+    """Return the user's new texts. An input may repeat the pinned `task`."""
+    if task is None:
+        return changed(pinned, texts)
+    known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
+    rest = changed(known, told) if told else ()
+    return rest if len(known) < len(pinned) else (task, *rest)
+
+
+def take_lease(run: Run) -> ledger.TakeLease:
+    lease = Lease(
+        jti=run.jti,
+        run_id=run.run_id,
+        agent=run.agent,
+        epoch=run.epoch,
+        started_at=run.started_at,
+        expires_at=run.expires_at,
+        grant=run.grant,
+        parent=run.parent.jti if run.parent is not None else None,
+    )
+    return ledger.TakeLease(lease)
+
+
+def close(
+    run: Run,
+    left: Left = Left(),  # noqa: B008  (a constant)
+    also: Sequence[ledger.Change] = (),
+    edits: Sequence[HumanText] = (),
+) -> Flow[None]:
+    """End a run's lease and all below, set the marks, and pin `edits` of others. Their jtis are then invalid."""
+    if run.closed and left.head is None and not also:
+        return
+    ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
+    if not run.closed:
+        count("leases", by=-1)
+    run.closed = True
+    run.children.discard(run.jti)
+    over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]
+    if run.kept_state:
+        for name, value in zip((HEAD, MEMORY, BELOW), left, strict=True):
+            over.append(ledger.SetMark(name, value or UNKNOWN))
+    try:
+        if edits:
+            yield from _pinned(run, edits)
+        root, done = run.parent is None, None
+        if root and not run.undelivered:
+            done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
+            if isinstance(done, Conflict) and run.kept_state:
+                # The task changed meanwhile. This run's last write may have erased the newer texts.
+                snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+                over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
+        if done is None or isinstance(done, Conflict):
+            done = yield (Commit, run.scope, None, over)
+        if root:
+            yield run_event(run, ending, getattr(done, "now", 0.0), detail={})
+    except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
+        run.engine.lost("the end of a run", exc, run)
+    finally:
+        if run.span is not None:
+            run.span.end(ending, run.epoch)

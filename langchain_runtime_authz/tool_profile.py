@@ -1,0 +1,384 @@
+"""Profiles of tools: what a tool does, where it sends, which arguments matter.
+
+Profiles for common third-party tools come with the package: `load_profiles("langchain")`. Sets, files and mappings
+combine in a list, in which the later profile of a tool counts.
+
+There are three ways to declare a profile: a mapping or YAML file in `RuntimeAuthz(profiles=...)`, the
+`@profile(...)` decorator, or a `ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's
+metadata, like MCP annotations, may come from a server. It is a hint, and a hint only raises risk.
+
+A profile is pinned to a digest of the tool's name, description and schema. The profile gives the digest, or it is
+taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from langchain_runtime_authz._validate import read_yaml
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+
+METADATA_KEY: Final = "runtime_authz"
+
+Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
+# From least to most harmful. Hints only move to the right.
+HARMLESS: Final = ("compute", "read", "fetch")
+EFFECTS: Final[tuple[Effect, ...]] = ("compute", "read", "fetch", "write", "send", "pay", "delete", "admin")
+Verdict = Literal["permit", "ask", "deny"]
+Sink = Literal["none", "internal", "external"]
+SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
+Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
+Trust = Literal["system", "internal", "external"]
+
+
+def _names(value: object) -> object:
+    """Accept a list: YAML has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+SHIPPED: Final[Mapping[str, Path]] = {p.stem: p for p in sorted((Path(__file__).parent / "profiles").glob("*.yaml"))}
+"""The files of the package's own profiles, by the name that `load_profiles` takes."""
+
+SWITCHES: Final[Mapping[str, Mapping[str, str]]] = {
+    "allow": {"verdict": "permit"},
+    "ask": {"verdict": "ask"},
+    "deny": {"verdict": "deny"},
+    "reads": {"effect": "read", "sink": "none"},
+    "computes": {"effect": "compute"},
+}
+"""Profiles in one word."""
+
+_T = TypeVar("_T")
+
+
+class ToolProfile(BaseModel):
+    """The facts about a tool on which policy decides.
+
+    A *field* of the output is its dotted path of names, without list indices: `sender`, `attachments.title`. A
+    statement about a field holds for everything below it. `""` is the output itself.
+
+    Attributes:
+        effect: what a call does; `fetch` is a read whose address is visible outside. `compute` reads and changes
+            nothing, and its arguments go nowhere.
+        sink: where the call's arguments end up.
+        verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions, but not its
+            denials, nor what the mandate forbids or wants confirmed.
+        critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
+            argument: `attachments.file_id`. They are the request's `target` and are never shortened. An `object`
+            exists already; a `name` is given to something new.
+        when: arguments that are dates or times.
+        text: free-text arguments.
+        free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
+            critical for the mandate (`mandate.call_matching`).
+        injected: arguments that the code of a node may add to what the model wrote. They are not decided then.
+        data_class: the class of the data that the tool returns or handles; `class` in a file.
+        trust: who writes the output; or by field, `{"": external, id: system}`.
+        prose: free-text fields. A value inside one is a mention, not an assertion.
+        counterparty: fields whose value the other side of a transaction chose.
+        intent: words by which a user asks for the tool; only `mandate.words` reads them.
+        reaches: names of other declared tools that a call can start, on whose chain the policy decides; and audiences,
+            as URLs, of the services behind it, for which a call's token may be exchanged.
+        resource: the name of what a read returns, with arguments in braces: `file:{path}`. It is the name for
+            `RuntimeAuthz.data_changed`.
+        version: the field that changes with the content, like an ETag; the whole output if absent.
+        question: what an approver is asked above the exact arguments, like `Pay {amount} to {recipient}?`.
+        decisions: what an approver may answer: `approve` and `reject`, and if you like `edit` and `respond`.
+        audience: audiences for which a per-call token may be minted.
+        token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
+        idempotent: True if a call whose outcome is unknown may run again.
+        digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
+        origin: the top-level package whose code the tool is. No other tool has the profile.
+        arguments: the names of all arguments that the tool takes. A tool that takes others has no profile.
+        draft: True until it is reviewed. The tool stays unprofiled.
+    """
+
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
+
+    effect: Effect = "write"
+    sink: Sink = "external"
+    verdict: Verdict | None = None
+    critical: dict[str, Kind] = {}
+    when: Names = ()
+    text: Names = ()
+    free: Names = ()
+    injected: Names = ()
+    data_class: str = Field(default="internal", validation_alias=AliasChoices("data_class", "class"))
+    trust: Trust | dict[str, Trust] = "external"
+    prose: Names = ()
+    counterparty: Names = ()
+    intent: Names = ()
+    reaches: Names = ()
+    resource: str | None = None
+    version: str | None = None
+    question: str | None = None
+    decisions: Names = ()
+    audience: Names = ()
+    token: Literal["digest", "plain"] = "digest"  # noqa: S105  (a mode)
+    idempotent: bool = False
+    digest: str | None = None
+    origin: str | None = None
+    arguments: Names | None = None
+    draft: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _computes(cls, fields: Any) -> Any:
+        """Give a `compute` tool its own defaults: nothing leaves, and nothing is read."""
+        if not isinstance(fields, Mapping) or fields.get("effect") != "compute":
+            return fields
+        named = {"data_class": "public"} if fields.keys().isdisjoint(("class", "data_class")) else {}
+        return {"sink": "none", **named, **fields}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ToolProfile:
+        if self.effect == "compute" and self.sink != "none":
+            raise ValueError("the arguments of a `compute` tool go nowhere; leave out `sink`, or name another effect")
+        for one, other in combinations(("critical", "when", "text", "free"), 2):
+            if both := set(getattr(self, one)) & set(getattr(self, other)):
+                raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
+        if (d := {*self.decisions}) and not {"approve", "reject"} <= d <= {"approve", "edit", "reject", "respond"}:
+            raise ValueError("`decisions` holds `approve` and `reject`, and if you like `edit` and `respond`")
+        self.named()
+        return self
+
+    def _arguments_of(self, field: str) -> list[str]:
+        fields = [f for _, f, _, _ in string.Formatter().parse(getattr(self, field) or "") if f is not None]
+        if wrong := [f for f in fields if not f.isidentifier()]:
+            raise ValueError(f"`{field}` names `{{{wrong[0]}}}`; put an argument's name in the braces")
+        return fields
+
+    def named(self) -> dict[str, Sequence[str]]:
+        """Return the arguments that the profile names, as paths, by the field that names them."""
+        worded = {field: self._arguments_of(field) for field in ("resource", "question")}
+        return {**{field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}, **worded}
+
+    _chain: tuple[tuple[str, ToolProfile], ...] = ()
+
+    def link(self, found: Mapping[str, ToolProfile]) -> None:
+        """Look up the profiles that `reaches` names, over every step."""
+        reached: dict[str, ToolProfile] = {}
+        ahead = list(self.reaches)
+        while ahead:
+            name = ahead.pop(0)
+            if name in found and name not in reached:  # else an audience
+                reached[name] = as_unprofiled(found[name]) if found[name].draft else found[name]
+                ahead += found[name].reaches
+        self._chain = tuple(reached.items())
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The audiences that `reaches` names, over every step."""
+        return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
+
+    def chain(self) -> list[dict[str, Any]]:
+        """Return the tools that a call can start, over every step of `reaches`."""
+        facts = ("effect", "sink", "data_class", "verdict")
+        return [{"tool": n, **p.model_dump(include=set(facts), exclude_none=True)} for n, p in self._chain]
+
+    @cached_property
+    def side_effect(self) -> bool:
+        """True if a call changes something: every effect except `compute`, `read` and `fetch`."""
+        return self.effect not in HARMLESS
+
+    @cached_property
+    def ordered(self) -> bool:
+        """True if the mandate is asked about a call: every effect except `compute` and `read`."""
+        return self.effect not in ("compute", "read")
+
+
+UNPROFILED: Final = ToolProfile()
+"""The profile of an undeclared tool: it writes, and its arguments leave the organisation."""
+
+
+def as_unprofiled(declared: ToolProfile) -> ToolProfile:
+    """Return the profile of a tool whose own one does not count. A verdict that asks or denies stays."""
+    strict = declared.verdict in ("ask", "deny")
+    return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
+
+
+def profile(**fields: Any) -> Callable[[_T], _T]:
+    """Declare a tool's profile: `@profile(effect="pay", critical={"recipient": "principal"})`.
+
+    Put it above `@tool`: it needs the tool object. Raises `ConfigError`: a field is wrong, or the object has no
+    `metadata` to keep it in.
+    """
+    declared = _validate("the decorator", fields)
+
+    def declare(tool: _T) -> _T:
+        if not hasattr(tool, "metadata"):
+            raise ConfigError("put `@profile(...)` above `@tool`; it needs the tool object", Code.PROFILE_INVALID)
+        tool.metadata = {**(tool.metadata or {}), METADATA_KEY: declared}
+        return tool
+
+    return declare
+
+
+Source = Mapping[str, Any] | str | Path
+
+
+def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolProfile]:
+    """Return profiles by tool name.
+
+    `source` is a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name
+    of `SHIPPED`, or a list of these. In a list the later profile of a tool replaces the earlier one. A word of `SWITCHES`
+    stands for a whole profile. Raises `ConfigError`: `profile_invalid`, naming the file, the tool and the field.
+    """
+    found: dict[str, ToolProfile] = {}
+    of: dict[str, str] = {}
+    for one in source if isinstance(source, list | tuple) else [] if source is None else [source]:
+        where, stanzas = _stanzas(one)
+        for name, fields in stanzas.items():
+            if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
+                raise ConfigError(f"{where}: `{name}` is not text; put the tool's name in quotes", Code.PROFILE_INVALID)
+            found[name], of[name] = _validate(f"{where}: {name}", fields, name), where
+    for name, declared in found.items():
+        if unknown := sorted(n for n in set(declared.reaches) - found.keys() if "://" not in n):
+            raise ConfigError(
+                f"{of[name]}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
+            )
+    for declared in found.values():
+        declared.link(found)
+    return found
+
+
+def _stanzas(source: object) -> tuple[str, Mapping[Any, Any]]:
+    if isinstance(source, Mapping):
+        return "profiles", source
+    if not isinstance(source, str | Path):
+        msg = f"profiles must be a mapping, a path or a list of these, not {type(source).__name__}"
+        raise ConfigError(msg, Code.PROFILE_INVALID)
+    path = Path(SHIPPED.get(source, source) if isinstance(source, str) else source)
+    if not path.suffix and not path.exists():
+        close = get_close_matches(str(source), SHIPPED, 1) or [min(SHIPPED)]
+        msg = f"`{source}` is neither a file nor a set of profiles; the sets are listed in docs/profiles.md, like `{close[0]}`"
+        raise ConfigError(msg, Code.PROFILE_INVALID)
+    loaded = read_yaml(path, Code.PROFILE_INVALID)
+    stanzas = loaded.get("tools") if isinstance(loaded, dict) and loaded.keys() <= FILE_KEYS else None
+    if not isinstance(stanzas, dict):
+        raise ConfigError(f"{path.name} must hold one mapping named `tools`", Code.PROFILE_INVALID)
+    return path.name, stanzas
+
+
+FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
+
+
+def argument(args: Mapping[str, Any], path: str) -> Any:
+    """Return an argument's value, all values at a dotted path, or `None`. An id may replace an object."""
+    name, *inner = path.split(".")
+    value = args.get(name)
+    for step in inner:
+        several = value if isinstance(value, list) else [value]
+        value = [
+            v[step] if isinstance(v, Mapping) else v
+            for v in several
+            if (step in v if isinstance(v, Mapping) else v is not None)
+        ] or None
+    return value
+
+
+class FieldTrust(NamedTuple):
+    """The writer of one field of the output, and the nature of the field."""
+
+    origin: Trust
+    prose: bool
+    counterparty: bool
+
+
+def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
+    """Return who writes a field and what it is. The longest declared prefix of its path names the writer."""
+    if not isinstance(profile.trust, dict) and not (profile.prose or profile.counterparty):
+        return FieldTrust(profile.trust, False, False)
+    prefixes = [path]
+    while path:
+        path = path.rpartition(".")[0]
+        prefixes.append(path)
+    declared: dict[str, Trust] = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    origin: Trust = next((declared[prefix] for prefix in prefixes if prefix in declared), "external")
+    near = frozenset(prefixes)
+    return FieldTrust(origin, not near.isdisjoint(profile.prose), not near.isdisjoint(profile.counterparty))
+
+
+def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
+    """Refuse a profile that names an argument which the tool does not take: it would count as not given.
+
+    `arguments` has their JSON schemas, references resolved. One that does not describe what is inside has every path.
+    """
+    for fact, named in declared.named().items():
+        for path in sorted(named):
+            first, *inner = path.split(".")
+            if first not in arguments:
+                takes = ", ".join(sorted(arguments)) or "nothing"
+                raise ConfigError(f"{name}: `{fact}` names `{path}`, but the tool takes {takes}", Code.PROFILE_INVALID)
+            if not _leads(arguments[first], inner):
+                raise ConfigError(
+                    f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
+                )
+
+
+def _leads(schema: object, steps: Sequence[str]) -> bool:
+    """Return True if a value of this schema may have the path, as `argument` follows it."""
+    if not steps or not isinstance(schema, Mapping):
+        return True
+    for several in ("anyOf", "oneOf", "allOf"):
+        if isinstance(choices := schema.get(several), list):
+            return any(_leads(choice, steps) for choice in choices)
+    if isinstance(items := schema.get("items"), Mapping):
+        return _leads(items, steps)
+    if isinstance(members := schema.get("properties"), Mapping):
+        step, *further = steps
+        return _leads(members[step], further) if step in members else bool(schema.get("additionalProperties"))
+    return schema.get("type") not in ("string", "number", "integer", "boolean", "null")
+
+
+def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
+    if isinstance(fields, ToolProfile):
+        return fields
+    if isinstance(fields, str):
+        if fields not in SWITCHES:
+            msg = f"{where}: `{fields}` is not one of {', '.join(SWITCHES)}; use one of these, or a mapping of fields"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+        switched = ToolProfile.model_validate(SWITCHES[fields])
+        return raise_by_hints(switched, None, name) if switched.verdict is not None else switched
+    try:
+        return ToolProfile.model_validate(fields)
+    except ValidationError as exc:
+        raise ConfigError(f"{where}: {wrong_field(exc, 'profile')}", Code.PROFILE_INVALID) from exc
+
+
+def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
+    """Return `base`, riskier if data about the tool says so, never less risky.
+
+    Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is not believed.
+    """
+    words = {w.lower() for w in _WORDS.findall(name)}
+    hinted: list[Effect] = [effect for verbs, effect in _VERBS if words & verbs]
+    if (metadata or {}).get("destructiveHint") is True:
+        hinted.append("delete")
+    effect = max((base.effect, *hinted), key=EFFECTS.index)
+    return base if effect == base.effect else base.model_copy(update={"effect": effect})
+
+
+_WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
+    (frozenset({"send", "post", "publish", "email", "share", "invite"}), "send"),
+    (frozenset({"pay", "transfer", "purchase", "buy", "refund", "wire"}), "pay"),
+    (frozenset({"delete", "remove", "drop", "purge", "destroy", "cancel"}), "delete"),
+    (frozenset({"admin", "grant", "sudo", "exec", "execute", "shell", "password"}), "admin"),
+)
+
+
+def tool_digest(name: str, description: str, schema: Any) -> str:
+    """Return the digest of what a reviewer saw of a tool: its name, description and JSON schema."""
+    return digest(project({"name": name, "description": description, "schema": schema}))

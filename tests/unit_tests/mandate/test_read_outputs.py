@@ -1,0 +1,134 @@
+"""Outputs are kept once, within bounds; what was cut or forgotten is incomplete."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from langchain_runtime_authz.facts.json_copy import held
+from langchain_runtime_authz.mandate import read_outputs as module
+from langchain_runtime_authz.mandate.read_outputs import Outputs, loose, nodes_at, worth
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+READ = ToolProfile(effect="read", trust={"": "internal", "a": "system", "a.b": "external"}, prose=("text",), counterparty=("from",))
+
+
+class Model(BaseModel):
+    when: datetime.date
+
+
+@dataclasses.dataclass
+class Data:
+    total: decimal.Decimal
+
+
+@dataclasses.dataclass
+class Raises:
+    total: int = 0
+
+    def __getattribute__(self, name):
+        if name == "total":
+            raise RuntimeError(name)
+        return super().__getattribute__(name)
+
+
+def kept(output, **options):
+    found = Outputs()
+    found.record("read", READ, {}, output, **options)
+    return next(iter(found.of("read")))
+
+
+@pytest.mark.parametrize(
+    ("output", "value"),
+    [
+        (Model(when=datetime.date(2025, 5, 26)), {"when": "2025-05-26"}),
+        ([Data(decimal.Decimal("98.70"))], [{"total": 98.7}]),
+        (json.dumps({"a": [1, None]}), {"a": [1, None]}),
+        ("{not json", "{not json"),
+        ({1: (2, float("nan"))}, {"1": [2, None]}),
+    ],
+)
+def test_what_an_output_says(output, value):
+    for given in (output, held(output)):
+        assert (kept(given).value, kept(given).complete) == (value, True)
+
+
+def cyclic():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "output",
+    [object(), {"a": b"x"}, cyclic(), "x" * 500_000, [0] * 30_000, {"1": 1, 1: 2}, 10**5000, Raises(), json.loads("[" * 500 + "]" * 500)],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_cannot_be_read_wholly_is_incomplete(output):
+    assert kept(output).complete is False
+    assert kept(held(output)).complete is False
+
+
+def test_the_first_observation_counts():
+    found = Outputs()
+    for args, output in (({"q": "Bob"}, 1), ({"q": "bob ", "x": None}, 2), ({"q": "Carol"}, 3)):
+        found.record("read", READ, args, output)
+    assert [output.value for output in found.of("read")] == [1, 3]
+    found.record("read", READ, {"q": "Bob"}, "one two three four five six")
+    assert any(words.holds([("one", "two", "three", "four", "five", "six")]) for words in found.texts())
+
+
+def test_a_newer_task_takes_no_value_of_an_older_one():
+    found = Outputs()
+    for n in range(6):
+        found.record("read", READ, {}, n, task=f"{n}")
+    assert [[output.value for output in found.of("read", f"{n}")] for n in (1, 2, 5)] == [[], [2], [5]]
+
+
+def test_the_oldest_is_forgotten_and_stays_known(monkeypatch):
+    monkeypatch.setattr(module, "MAX_WEIGHT", 1000)
+    found = Outputs()
+    for n in range(5):
+        found.record("read", READ, {"n": n}, "x" * 400)
+    found.record("read", READ, {"n": 0}, "another")
+    assert [output.complete for output in found.of("read")] == [False, False, False, True, True]
+
+
+def test_the_number_of_calls_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "MAX_ENTRIES", 3)
+    found = Outputs()
+    for n in range(5):
+        found.record("read", READ, {"n": n}, n)
+    assert len(found.of("read")) == 3
+
+
+def test_written_values_are_told_by_time(monkeypatch):
+    found = Outputs()
+    found.wrote({"a": ["x"]})
+    assert (found.written("X ", 2), found.written("x", 1), found.written("y", 2)) == (True, False, False)
+    found.wrote({"content": '{"rows": [{"payee": "Eve"}]}', "note": "Anna is now at eve@x.org, she says."})
+    assert (found.written("Eve", 3), found.written("eve@x.org", 3), found.written("Anna", 3)) == (True, True, False)
+    monkeypatch.setattr(module, "MAX_WRITTEN", 1)
+    assert found.written("y", 2) is True
+
+
+def test_the_longest_prefix_says_who_vouches():
+    assert [worth(READ, path) for path in ("", "x", "a", "a.c", "a.b", "a.b.c", "text", "text.x", "from")] == [1, 1, 2, 2, 0, 0, 0, 0, 0]
+
+
+def test_paths_look_into_lists():
+    value = {"a": [{"b": 1}, {"c": 2}, [3]], "x": 4}
+    assert (nodes_at(value, "a.b"), nodes_at(value, ""), nodes_at(value, "a.z")) == ([1], [value], [])
+
+
+def test_loose_members():
+    assert list(loose("a", [{"b": 1, "c": {"d": 2}}], {"a.b"})) == ["a.c.d"]
+    assert list(loose("a", "id", {"a.b"})) == []
+    said = {"b": None, "line_2": "", "bcc:eve@x.org": None, "DE21500105179625862911": {}}
+    assert sorted(loose("a", said, set())) == ["a.DE21500105179625862911", "a.bcc:eve@x.org"]
+    assert list(loose("a", [0] * 5000, {"b"}))[-1] == "a"

@@ -1,0 +1,184 @@
+"""An issuer in another process: asked over its own road, verified, and never waited for by the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.keyring import KeyRing
+from langchain_runtime_authz.credential.token import TokenRequest
+from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.mandate.model import load_mandate
+from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import call, hand_written, human, replying
+
+BANK = "https://bank.example"
+
+
+class Remote:
+    """Receives JSON, signs elsewhere, and notes on which road it was asked."""
+
+    def __init__(self) -> None:
+        self._there = LocalIssuer(KeyRing(), issuer="https://issuer.example")
+        self.issuer = self._there.issuer
+        self.roads: list[str] = []
+        self.lie: dict[str, Any] = {}
+
+    def issue(self, request: TokenRequest) -> str:
+        self.roads.append(f"sync in {'main' if threading.current_thread() is threading.main_thread() else 'thread'}")
+        return self._sign(request.to_json())
+
+    async def aissue(self, request: TokenRequest) -> str:
+        self.roads.append("async")
+        await asyncio.sleep(0)
+        return self._sign(request.to_json())
+
+    def jwks(self) -> Mapping[str, Any]:
+        return json.loads(json.dumps(self._there.jwks()))  # type: ignore[no-any-return]
+
+    def _sign(self, body: bytes) -> str:
+        return self._there.issue(TokenRequest.from_json(body).model_copy(update=self.lie))
+
+
+def played(issuer: Remote, road: str, **options: Any) -> tuple[list[Any], RuntimeAuthz]:
+    profiles = {"pay": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, issuer=issuer)
+    got: list[Any] = []
+
+    @tool
+    def pay() -> str:
+        """Pay."""
+        try:
+            got.append(current_call().credential(**options))
+        except CredentialError as exc:
+            got.append(exc)
+        return "paid"
+
+    @tool("pay")
+    async def apay() -> str:
+        """Pay."""
+        try:
+            got.append(await current_call().acredential(**options))
+        except CredentialError as exc:
+            got.append(exc)
+        return "paid"
+
+    graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay if road == "sync" else apay]))
+
+    async def play() -> None:
+        async with authz.run(subject="alice", task="Pay"):
+            await graph.ainvoke(human())
+
+    if road == "sync":
+        with authz.run(subject="alice", task="Pay"):
+            graph.invoke(human())
+    else:
+        asyncio.run(play())
+    return got, authz
+
+
+@pytest.mark.parametrize("road", ["sync", "async"])
+@pytest.mark.parametrize("dpop", [False, True])
+def test_a_remote_issuer_signs_the_tokens_of_calls(road: str, dpop: bool) -> None:
+    """On its own road, once; the mint is recorded with the key that signed and the key it is bound to."""
+    issuer = Remote()
+    (got,), authz = played(issuer, road, dpop=dpop)
+    assert got.claims["iss"] == "https://issuer.example"
+    assert issuer.roads == (["async"] if road == "async" else ["sync in thread"])
+    (minted,) = [r for r in authz.audit.records if r["kind"] == "mint"]  # type: ignore[attr-defined]
+    assert minted["jti"] == got.claims["jti"]
+    assert minted["audience"] == BANK
+    assert minted["kid"] == issuer._there.ring.active.kid  # type: ignore[union-attr]
+    assert minted["jkt"] == (got.claims["cnf"]["jkt"] if dpop else None)
+    assert authz.ledger.status("default", minted["jti"]) == "ended"
+    assert got.token not in json.dumps(minted)
+
+
+@pytest.mark.parametrize("road", ["sync", "async"])
+@pytest.mark.parametrize("lie", [{"jti": "x"}, {"cnf_jkt": "theirs"}, {"agent": "other"}, {"tenant": "umbrella"}, {"details": ()}], ids=str)
+def test_a_remote_issuer_that_answers_something_else_is_not_believed(road: str, lie: dict[str, Any]) -> None:
+    """The tool gets no token, nothing is recorded as minted, and no traceback holds one."""
+    issuer = Remote()
+    issuer.lie = lie
+    (got,), authz = played(issuer, road)
+    assert isinstance(got, CredentialError)
+    assert "mint" not in [r["kind"] for r in authz.audit.records]  # type: ignore[attr-defined]
+    assert "eyJ" not in "".join(traceback.format_exception(got))
+
+
+def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
+    """Its ring is its own affair; services that ask the ledger refuse what the key signed."""
+    from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.pep.call_credential import key_scope
+
+    issuer = Remote()
+    _, authz = played(issuer, "sync")
+    kid = issuer._there.ring.active.kid  # type: ignore[union-attr]
+    scope = key_scope("default", issuer.issuer, kid)
+    assert not authz.ledger.load(scope, Query()).revoked
+    authz.compromise_key(kid)
+    assert authz.ledger.load(scope, Query()).revoked
+    revoked = [r for r in authz.audit.records if r["kind"] == "run" and r["event"] == "revoked"]  # type: ignore[attr-defined]
+    assert revoked[-1]["scope"]["thread"] == kid
+
+
+BOB = {"steps": [{"id": "rent", "tool": "pay", "args": {"recipient": "bob", "amount": 45}}]}
+
+
+def paid(amount: float, *, mandate: Any = None, ask: bool = False) -> list[Any]:
+    """The claims of the tokens of a payment to bob for two audiences, permitted by policy or approved."""
+    critical: Any = {"recipient": "principal", "amount": "amount"}
+    profiles = {"pay": ToolProfile(effect="pay", critical=critical, audience=(BANK, "https://mail.example"))}
+    authz = RuntimeAuthz(profiles=profiles, **({} if ask else {"pdp": StaticPDP(True)}))
+    got: list[Any] = []
+
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        """Pay."""
+        got.extend(current_call().credential(audience).claims for audience in (BANK, "https://mail.example"))
+        return "paid"
+
+    turns = replying([call("pay", {"recipient": "bob", "amount": amount}, "c1")])
+    graph = authz.protect(hand_written(turns, [pay], checkpointer=InMemorySaver()))
+    config: Any = {"configurable": {"thread_id": "t"}}
+    with authz.run(subject="alice", task="Pay the rent", mandate=mandate):
+        graph.invoke(human("Pay the rent"), config)
+    if ask:
+        assert got == []
+        with authz.run(subject="alice", mandate=mandate):
+            graph.invoke(Command(resume=[{"type": "approve"}]), config)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("amount", "mandate", "ask", "standing", "step"),
+    [
+        (45, BOB, False, "covered", "rent"),
+        (99, BOB, False, "deviates", None),
+        (45, {"steps": []}, False, "outside", None),
+        (99, BOB, True, "deviates", None),
+    ],
+)
+def test_a_token_says_how_its_call_stands_to_the_mandate(
+    amount: float, mandate: Any, ask: bool, standing: str, step: str | None
+) -> None:
+    """A step only if it covers the call; an approval if there was one; the mandate in the task; and its own salt."""
+    first, second = paid(amount, mandate=mandate, ask=ask)
+    detail, other = (claims["authorization_details"][1] for claims in (first, second))
+    assert (detail["standing"], detail["step"], detail["source"]) == (standing, step, "application")
+    assert detail.get("approved") == (True if ask else None)
+    assert detail["mandate"] == first["task"]["mandate"] == load_mandate(mandate).digest
+    assert set(detail["argument_digests"]) == {"recipient", "amount"}
+    assert detail["salt"] != other["salt"]
+    assert len(detail["salt"]) == 22
