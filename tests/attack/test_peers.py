@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import subprocess
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-from langchain_runtime_authz.telemetry import spans as telemetry
-
 from ._kit import *
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile:UserWarning")
@@ -222,37 +214,3 @@ def test_nothing_of_ours_is_checkpointed(ran: Any) -> None:
     assert ran == [PAID]
     for kept in saver.list(THREAD):
         assert "authz" not in f"{kept.checkpoint['channel_values']}{kept.metadata}{kept.config}".lower()
-
-
-# --- approvals --------------------------------------------------------------------------------------
-
-
-# --- what an operator sees --------------------------------------------------------------------------
-
-
-def test_spans_of_tools_are_in_the_trace_of_their_run(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parapet 0.17.0: a span opened in one node is not current in the next, so its tool spans are roots."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracer = provider.get_tracer("peer")
-
-    def open_span(state: MessagesState) -> dict[str, Any]:
-        otel_context.attach(trace.set_span_in_context(tracer.start_span("run")))
-        return {}
-
-    def use_tool(state: MessagesState) -> dict[str, Any]:
-        tracer.start_span("execute_tool").end()
-        return {}
-
-    chain({"open": open_span, "tools": use_tool}).invoke(human())
-    (lost,) = exporter.get_finished_spans()
-    assert lost.parent is None
-
-    exporter.clear()
-    monkeypatch.setattr(telemetry, "_tracer", tracer)
-    with tracer.start_as_current_span("request") as request:
-        enforced(hand_written(replying([PAY]), [pay_tool([])]), authz_with(StaticPDP(True)), go=go)
-    spans = [s for s in exporter.get_finished_spans() if s.name.startswith(("execute_tool", "authorize"))]
-    assert {s.name.split()[0] for s in spans} == {"execute_tool", "authorize"}
-    assert {s.context.trace_id for s in spans} == {request.get_span_context().trace_id}

@@ -70,39 +70,9 @@ def swarm():
 
 
 GRAPHS = [deepagents, supervisor, swarm]
-EDGE = {deepagents: ("LangGraph", "payer", "task"), supervisor: ("supervisor", "payer", "handoff"), swarm: ("front", "payer", "handoff")}
-
-
 async def play(graph, mode):
     given = {"messages": [("user", "Pay bob")]}
     return graph.invoke(given) if mode == "sync" else await graph.ainvoke(given)
-
-
-@pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize("build", GRAPHS)
-async def test_the_unenforced_twin_pays(build, mode):
-    """Without protection the payment happens."""
-    await play(build(), mode)
-    assert ran == [("bob", 5.0)]
-
-
-@pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize("build", GRAPHS)
-async def test_a_child_agents_denied_tool_does_not_run(build, mode):
-    """A PDP that denies only `pay` stops it below the root; the request holds path, edge and parsed arguments."""
-    pdp = StaticPDP(lambda r: r.resource.id != "pay")
-    authz = RuntimeAuthz(pdp=pdp)
-    graph = authz.protect(build())
-    with authz.run(subject="alice", task="Pay bob"):
-        out = await play(graph, mode)
-    assert ran == []
-    assert out["messages"][-1].content == "done"
-    (asked,) = [r for r in pdp.requests if r.resource.id == "pay"]
-    assert asked.context.call.args == {"to": "bob", "amount": 5.0}
-    assert asked.context.plan.planned
-    assert asked.context.plan.source == "model"
-    assert asked.context.agent.path[-1] == "payer"
-    assert EDGE[build] in [(e.from_, e.to, e.kind) for e in asked.context.delegation.edges]
 
 
 @pytest.mark.parametrize("build", GRAPHS)
