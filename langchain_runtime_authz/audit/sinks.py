@@ -147,6 +147,7 @@ class FileSink:
         try:
             for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
+                    # All of a log without one is read: any record may name a commit that a restored ledger lost.
                     for line in _backward(file):
                         # A request may have such a member too. Only the record's member counts.
                         record = chain.parse_line(line) or {} if mark in line else {}
