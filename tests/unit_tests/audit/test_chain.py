@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.errors import AuditError, ConfigError
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
-from langchain_runtime_authz.pep.engine import Record
+from langchain_runtime_authz.pep.engine import Write
 
 NASTY = 'x"\n\r\u2028\u0085\x00\ud800\\","prev":"0"}\n{"seq":0}'
 
@@ -185,7 +186,7 @@ def test_memory_builds_a_record_when_it_is_read() -> None:
     sys.setprofile(lambda frame, event, arg: calls.append(frame.f_code.co_name) if event == "call" else None)
     try:
         for build, fields in zip((decision_record, completion_record), written):
-            effect, *arguments = Record(build, **fields)
+            effect, arguments = Write, [partial(build, **fields)]
             effect.method(engine)(*arguments)
     finally:
         sys.setprofile(None)
