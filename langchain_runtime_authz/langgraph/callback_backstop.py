@@ -115,7 +115,8 @@ class _Models(BaseCallbackHandler):
         call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
         with by.lock:
             by.asked_model[kwargs.get("run_id")] = (call.model, call.prompt)
-            _forget(by.asked_model)
+            while len(by.asked_model) > _KEEP:
+                by.asked_model.pop(next(iter(by.asked_model)))
         return self._due(by, call)
 
     def _due(self, by: Run | RunHandle, call: ModelCall) -> Due:
@@ -131,7 +132,8 @@ class _Models(BaseCallbackHandler):
                 continue
             with by.lock:
                 by.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
-                _forget(by.seen_from_model)
+                while len(by.seen_from_model) > _KEEP:
+                    by.seen_from_model.pop(next(iter(by.seen_from_model)))
             if (node := current_node(by)) is not None:
                 node.announce(message)
 
@@ -392,8 +394,3 @@ def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
         decision = shown(decision, call)
     if decision.outcome != "permit":
         raise AuthzHalt(decision.reason, decision.decision_id)
-
-
-def _forget(kept: dict[Any, Any]) -> None:
-    while len(kept) > _KEEP:
-        kept.pop(next(iter(kept)))

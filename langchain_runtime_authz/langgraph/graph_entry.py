@@ -144,7 +144,8 @@ class Entering(run_context.FlowContext[T]):
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
         """Record the entry's outcome, and return the flow that closes its run."""
-        run_context.note_question(self.run, exc)
+        if exc is not None:
+            run_context.note_question(self.run, exc)
         if isinstance(exc, AuthzDenied):  # reported here unless an enforcement point has
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)

@@ -230,9 +230,9 @@ def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
     else:
         return None
     blocks = content if isinstance(content, list) else ()
-    mixed = sum(isinstance(b, str) or (isinstance(b, Mapping) and "text" in b) for b in blocks) > 1
+    texts = [b for b in blocks if isinstance(b, str) or (isinstance(b, Mapping) and "text" in b)] if blocks else ()
     key = key if isinstance(key, str) else None
-    return HumanText(content_digest(content), content_text(content), key, mixed=mixed)
+    return HumanText(content_digest(content), content_text(content), key, mixed=len(texts) > 1)
 
 
 def removed_by(entry: object) -> str | None:

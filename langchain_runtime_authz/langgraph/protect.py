@@ -168,7 +168,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
         # Not a generator, because the run around the *call* counts, not the one around the first step.
-        gate_store(graph.store, protection.profiles)
+        if graph.store is not None:
+            gate_store(graph.store, protection.profiles)
         merged = private.merged_config(graph.config, config)
         owner = root_entry.owner(merged)
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config

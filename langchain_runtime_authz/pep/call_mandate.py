@@ -40,7 +40,7 @@ class Ordered(NamedTuple):
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
         spent_at = first if first != run.scope else None
-        if (run.mandate, run.spent_at) == (self.mandate, spent_at):
+        if run.mandate is not None and (run.mandate, run.spent_at) == (self.mandate, spent_at):
             return []
         run.mandate, run.spent_at = self.mandate, spent_at
         kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}

@@ -48,8 +48,10 @@ def decide_step(
     started = time.time_ns()
     now = started / 1e9
     try:
-        snapshot = known if known is not None else (yield from _loaded(run))
-        now = snapshot.now
+        snapshot: Snapshot = known or (yield (Load, run.scope, Query(jti=run.jti, agent=run.agent)))
+        now, lease = snapshot.now, snapshot.lease
+        if lease is not None and lease.expires_at - now < run.engine.lease_ttl / 2:
+            yield from renewed(run, snapshot)
         dead = lease_refusal(run, snapshot) or refuse
         if dead is not None:
             decision = deny(dead)
@@ -69,10 +71,9 @@ def decide_step(
             done = yield (Commit, run.scope, run.guard if permit else None, changes)
             if isinstance(done, Conflict):
                 decision = deny(done.code)
-    except AuditError:
-        decision = deny(Code.AUDIT_UNAVAILABLE)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        decision = run.engine.ledger_failed(exc, run)
+        unrecorded = isinstance(exc, AuditError)
+        decision = deny(Code.AUDIT_UNAVAILABLE) if unrecorded else run.engine.ledger_failed(exc, run)
     try:
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
@@ -82,14 +83,6 @@ def decide_step(
         if decision.outcome == "permit":
             return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
     return decision if keep is None else keep(decision)
-
-
-def _loaded(run: Run) -> Flow[Snapshot]:
-    snapshot: Snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
-    lease = snapshot.lease
-    if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
-        yield from renewed(run, snapshot)
-    return snapshot
 
 
 def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:

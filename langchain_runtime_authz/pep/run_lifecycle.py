@@ -176,7 +176,7 @@ def _take_lease(
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins only after the log has the task change of its epoch.
-        left = yield from settle(run, snapshot)
+        left = (yield from settle(run, snapshot)) if UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
         opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
@@ -184,7 +184,8 @@ def _take_lease(
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
-        lease: list[ledger.Change] = [take_lease(run), *marks]
+        taken = take_lease(run)
+        lease: list[ledger.Change] = [taken, *marks]
         if rotates:
             mark = unrecorded(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
             opening.append(mark)
@@ -210,7 +211,7 @@ def _take_lease(
             yield mandate_event(run, run.mandate)
         count("leases")
         entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
-        return entry, _after(snapshot, [*opening, *lease], done.now)
+        return entry, _after(snapshot, [*opening, taken], done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 

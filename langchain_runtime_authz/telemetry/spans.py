@@ -95,12 +95,8 @@ class OpenSpan:
             span.end()
 
 
-def is_idle() -> bool:
-    return _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS  # noqa: SLF001
-
-
 def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
-    if is_idle():
+    if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     workflow, name = is_workflow(), run.agent[-1]
     operation = n.INVOKE_WORKFLOW if workflow else n.INVOKE_AGENT
