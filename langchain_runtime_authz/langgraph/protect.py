@@ -181,7 +181,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             and graph.checkpointer
             and not ((merged.get("configurable") or {}).keys() - {HANDLE_KEY})
         ):
-            return own(_without_config(graph), input, without_handle(merged), **kwargs)
+            return own(_without_config(graph), input, {**merged, "configurable": {}}, **kwargs)
         return ours(graph, input, merged, owner, kwargs)
 
     def entry(graph: Any, input: Any, config: Any, owner: Owner) -> Entering[Any]:
