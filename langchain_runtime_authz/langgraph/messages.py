@@ -324,9 +324,12 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
 
 def foreign_plans(run: Run, value: object) -> None:
     """Keep the calls in a client's AI messages, which are never a plan."""
-    raw = [as_message(entry) for entry in messages_in(value) if isinstance(entry, (dict, Mapping))]
-    for message in (*ai_messages(value), *raw):
-        if isinstance(message, AIMessage) and message.tool_calls:
+    found = ai_messages(value)
+    for entry in messages_in(value):
+        if isinstance(entry, (dict, Mapping)) and isinstance(message := as_message(entry), AIMessage):
+            found.append(message)
+    for message in found:
+        if message.tool_calls:
             run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
 
 

@@ -194,7 +194,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
-            config, options = ambient.hearing(config), _durable(graph, root_entry, options)
+            config = ambient.hearing(config)
+            if root_entry.outlives and graph.checkpointer:
+                options = _durable(options)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
         return own(_without_config(graph), given, config, **options), run_scope(at.run, span=at.run.span), shows
@@ -262,15 +264,13 @@ def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
     raise ConfigError(f"graph `{graph.get_name()}`", Code.DEEP_COPY)
 
 
-def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
+def _durable(options: dict[str, Any]) -> dict[str, Any]:
     """Return options by which a plan is stored before it is carried out.
 
     Otherwise a process that dies would plan, and pay, again. The caller's choice has priority.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
-    if chosen or not root_entry.outlives or not graph.checkpointer:
-        return options
-    return {**options, "durability": "sync"}
+    return options if chosen else {**options, "durability": "sync"}
 
 
 def is_remote(value: object) -> bool:

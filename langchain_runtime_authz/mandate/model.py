@@ -382,7 +382,7 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
     where = "mandate"
     if isinstance(source, str | Path):
         where, source = Path(source).name, read_yaml(source, Code.MANDATE_INVALID)
-    if not isinstance(source, Mapping):
+    if not isinstance(source, (dict, Mapping)):
         raise ConfigError(f"{where}: it has no `steps`", Code.MANDATE_INVALID)
     try:
         return Mandate.model_validate(source)
