@@ -10,7 +10,6 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
 from typing import Any, Literal, cast
 
 import orjson
@@ -210,13 +209,14 @@ def human_texts(value: object) -> list[HumanText]:
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
+    answered = 0  # texts before the newest answer
     for entry in entries:
         message = as_message(entry)
         if (text := _human_text(entry, message)) is not None:
             texts.append(text)
         elif message is not None and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage):
-            texts = [replace(text, past=True) for text in texts]  # an answer to all before
-    return texts
+            answered = len(texts)
+    return [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
 
 
 def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
@@ -254,25 +254,28 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
 def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
     """Return the AI messages with tool calls in a node's input or output, in any form."""
     found: list[AIMessage] = []
-    left = [(value, depth)]
-    while left:
-        one, depth = left.pop()
-        within: Any = ()
-        if isinstance(one, BaseMessage):
-            if isinstance(one, AIMessage) and one.tool_calls:
-                found.append(one)
-        elif one is None or isinstance(one, str | bytes):
-            continue
-        elif isinstance(one, list | tuple):
-            within = one
-        elif isinstance(one, Command):
-            within = (one.update, one.goto)
-        elif isinstance(one, (dict, Mapping)):
-            within = one.values()
-        elif isinstance(one, Overwrite | Send) or hasattr(one, "messages"):
-            within = [getattr(one, n) for n in ("value", "arg", "messages") if hasattr(one, n)]
-        if depth:
-            left += zip(reversed([*within]), repeat(depth - 1))
+    levels = [iter((value,))]
+    while levels:
+        for one in levels[-1]:
+            within: Any = ()
+            if isinstance(one, BaseMessage):
+                if isinstance(one, AIMessage) and one.tool_calls:
+                    found.append(one)
+            elif one is None or isinstance(one, str | bytes):
+                continue
+            elif isinstance(one, list | tuple):
+                within = one
+            elif isinstance(one, Command):
+                within = (one.update, one.goto)
+            elif isinstance(one, (dict, Mapping)):
+                within = one.values()
+            elif isinstance(one, Overwrite | Send) or hasattr(one, "messages"):
+                within = [getattr(one, n) for n in ("value", "arg", "messages") if hasattr(one, n)]
+            if within and len(levels) <= depth:
+                levels.append(iter(within))
+                break
+        else:
+            levels.pop()
     return found
 
 
