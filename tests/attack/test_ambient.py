@@ -88,20 +88,6 @@ def test_a_guarded_tool_is_asked_about_once(mode: str, ran: Any, pdp: Any, authz
     assert len(calls_of(pdp)) == 2
 
 
-def test_equal_calls_are_calls_of_their_own(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
-    """Three equal payments of one node's code run three times, with a decision each."""
-    pay = payer(ran)
-
-    async def three() -> None:
-        for _ in range(3):
-            await pay.ainvoke(WRITTEN)
-
-    once(authz.protect(acting(lambda: [pay.invoke(WRITTEN) for _ in range(3)], three)), mode, authz=authz)
-    assert ran == [PAID] * 3
-    assert len(calls_of(pdp)) == 3
-    assert completions(authz) == ["done"] * 3
-
-
 def test_calls_side_by_side_are_concluded_each(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Parallel tools of one node do not end each other's calls."""
     pays = [payer(ran, f"pay{i}") for i in range(8)]

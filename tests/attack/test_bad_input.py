@@ -116,33 +116,6 @@ def test_request_that_is_too_large(go: Any, ran: Any) -> None:
     assert request.context.call.args["value"]["length"] == 300_000
 
 
-def test_duplicate_call_ids_are_decided_each(kind: str, go: Any, ran: Any) -> None:
-    """Two calls under one id with other arguments: the forbidden one does not run under the other's permit."""
-    plan = [call("pay", {"to": "bob", "amount": 5}, "dup"), call("pay", {"to": "mallory", "amount": 666}, "dup")]
-    pdp = StaticPDP(
-        lambda r: r.action.name != "tools/call" or r.context.call is None or r.context.call.args["amount"] < 100,
-    )
-    _, pdp, state = play(kind, go, [pay_tool(ran)], plan, pdp)
-    assert ran == [PAID]
-    assert len({r.context.call.args_digest for r in calls_of(pdp) if r.context.call}) == 2
-    assert [m.status for m in state["messages"] if isinstance(m, ToolMessage)].count("error") == 1
-
-
-def test_equal_calls_under_one_id(kind: str, go: Any, ran: Any) -> None:
-    """Two equal calls under one id run at most twice, at least once, and both are answered."""
-    _, _, state = play(kind, go, [pay_tool(ran)], [PAY, PAY])
-    assert ran in ([PAID], [PAID, PAID])
-    assert len([m for m in state["messages"] if isinstance(m, ToolMessage)]) == 2
-    assert_went_on(state)
-
-
-def test_two_calls_that_differ_only_in_their_id(kind: str, go: Any, ran: Any) -> None:
-    """Equal arguments under two ids are two calls: both run."""
-    _, _, state = play(kind, go, [pay_tool(ran)], [PAY, {**PAY, "id": "call-2"}])
-    assert ran == [PAID, PAID]
-    assert_went_on(state)
-
-
 def test_arguments_changed_in_place_after_the_decision(kind: str, ran: Any) -> None:
     """A wrapper that changes an argument inside, after the gate, does not make the tool run what was not decided."""
 

@@ -263,22 +263,6 @@ def test_calls_that_a_tool_returns_are_no_plan(ran: Any, pdp: Any, authz: Any) -
     assert not request.context.plan.planned
 
 
-def test_reused_message_id_on_a_later_turn_is_a_plan_of_its_own(ran: Any, pdp: Any, authz: Any) -> None:
-    """A provider that uses a message id again on the next turn: the new plan is planned, the old is not replayed."""
-    number = iter(range(1, 10))
-
-    def respond(messages: list[Any]) -> AIMessage:
-        if isinstance(messages[-1], ToolMessage):
-            return AIMessage("done", id="same-end")
-        amount = next(number)
-        return AIMessage("", id="same", tool_calls=[call("pay", {"to": "bob", "amount": amount}, "same-call")])
-
-    graph = authz.protect(hand_written(ScriptedChatModel(script=[respond] * 20), [pay_tool(ran)]))
-    for text in ("first", "second"):
-        told(authz, graph, human(text), THREAD)
-    assert [amount for _, amount, _ in ran] == [1.0, 2.0]
-
-
 # --- a removal in an input -------------------------------------------------------------------------
 
 

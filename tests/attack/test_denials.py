@@ -6,21 +6,6 @@ from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, To
 
 from ._kit import *
 
-
-def test_siblings_of_a_denied_call_run_exactly_once(kind: str, go: Any, ran: Any) -> None:
-    """Of five calls one is denied: the four others run once, all five are answered in order."""
-    pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    calls = [write_call("1"), READ, PAY, write_call("2"), write_call("3")]
-    graph = authz.protect(BUILDERS[kind](replying(calls), [pay_tool(ran), read_tool(ran), writing_tool(ran)]))
-    state = told(authz, graph, human(), go=go, task="x")
-    assert sorted(ran) == [("read", "a"), ("write", "1"), ("write", "2"), ("write", "3")]
-    assert_went_on(state)
-    statuses = {m.tool_call_id: m.status for m in state["messages"] if isinstance(m, ToolMessage)}
-    assert statuses == {c["id"]: "error" if c["name"] == "pay" else "success" for c in calls}
-    assert len(calls_of(pdp)) == 5
-
-
 # --- halting -------------------------------------------------------------------------------------
 
 
@@ -464,30 +449,6 @@ def test_equal_calls_of_code_are_different_calls(times: int, loops: int, ran: An
     """A node function that pays the same sum again means it: no call is taken for a replay of another."""
     told(authz, authz.protect(_calling_node(authz.guard(pay_tool(ran)), times, loops)), human(), task="x")
     assert len(ran) == times * loops
-
-
-def test_reused_call_ids_on_later_messages_are_different_calls(ran: Any, authz: Any) -> None:
-    """A provider that counts its call ids from one again with each message pays each time it says so."""
-    tools = authz.guard([pay_tool(ran)])
-    turns = [[PAY], [PAY], [PAY]]
-
-    def act(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [tools[0].invoke(c) for c in state["messages"][-1].tool_calls]}
-
-    told(authz, authz.protect(hand_written(replying(*turns), ToolNode([pay_tool(ran)]))), human(), task="x")
-    assert len(ran) == 3
-    ran.clear()
-    model = replying(*turns)
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("act", act)
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", lambda s: "act" if s["messages"][-1].tool_calls else END, ["act", END])
-    builder.add_edge("act", "agent")
-    other = authz.protect(builder.compile(name="other"))
-    with authz.run(subject="alice", task="x"):
-        other.invoke(human())
-    assert len(ran) == 3
 
 
 def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran: Any, authz: Any) -> None:

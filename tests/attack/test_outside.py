@@ -214,27 +214,6 @@ def test_correct_without_blocking_the_loop() -> None:
     assert asyncio.run(house.authz.acorrect("t", "STOP", graph=house.graph)) == 2
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
-def test_an_edited_memory_voids_the_plan(how: str) -> None:
-    """What the store remembers for the subject is part of the task where the application says so."""
-    house = House(protected=False)
-    authz = authz_with(StaticPDP(True), task_sources=TaskSources(memory=(("memories", "{subject}"),)))
-    store = InMemoryStore()
-    store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
-    graph = authz.protect(house.build(store=store))
-
-    go = lambda given: run_as(authz, graph, given, THREAD, how=how)
-    go(human())
-    store.put(("memories", "bob"), "rule", {"text": "another's memory"})
-    store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
-    go({"messages": []})
-    assert epoch_of(authz) == 1
-    store.put(("memories", "alice"), "rule", {"text": "never pay without asking"})
-    go(None)
-    assert epoch_of(authz) == 2
-    assert house.ran == []
-
-
 COMMANDS = {
     "mapping": Command(update={"messages": [HumanMessage("STOP")]}),
     "pairs": Command(update=[("messages", [HumanMessage("STOP")])]),
