@@ -25,7 +25,7 @@ A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
 | `corrected` | `source`, `author` (empty if unknown), `texts`, `from_epoch` |
 | `rotated` | the run goes on: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
 | `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
-| `resolved` | of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason`; once more with `refused` if it does not count |
+| `resolved` | of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason`; once more with `refused` if it does not count, or `unknown` if the ledger did not answer |
 | `ended_late` | the call ended after that: as `resolved`, with its `state` at the end |
 | `data_changed` | `resource` |
 | `identity_ignored` | `claimed` |

@@ -51,10 +51,11 @@ _EVENTS: Final = {
     "data_changed": ("task", "data changed: {resource}"),
     "rotated": ("rotation", "lease {from_jti} ended, epoch {from_epoch} → {epoch}"),
     "revoked": ("revocation", "revoked by {author}{reason}"),
-    "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}{refused}"),
+    "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}{refused}{unknown}"),
     "ended_late": ("answer", "{what} ended late as {state}; {happened}, said {author}"),
     "reinstated": ("revocation", "reinstated by {author}{reason}"),
 }
+_BEFORE: Final = (("refused", ", refused: "), ("unknown", ", unknown: "), ("reason", ": "), ("subject", " for "))
 _OTHER: Final = ("run", "{event}{subject}")
 _HARMLESS: Final = ("read", "compute")  # effects that need no mandate
 _FACTS: Final = ("event", "audience", "reason", "epoch", "run_id", "jti")
@@ -319,7 +320,7 @@ def _event(template: str, record: Record, detail: Record, what: str) -> str:
     for name, member in (("tools", ""), ("steps", "tool"), ("questions", "tool")):
         told[name] = _listed([_at(one, member) if member else one for one in _list(detail.get(name))])
     told["author"] = told.get("author") or ("policy" if "decision_id" in detail else "an unknown author")
-    for name, before in (("refused", ", refused: "), ("reason", ": "), ("subject", " for ")):
+    for name, before in _BEFORE:
         told[name] = f"{before}{told[name]}" if detail.get(name) else ""
     told |= {"what": what, "event": shown(record.get("event")), "epoch": shown(record.get("epoch"))}
     told["source"] = _source(detail)

@@ -275,7 +275,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
             if event in ("revoked", "reinstated"):
                 events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), event))
             elif event == "resolved":
-                ended[record["detail"]["decision_id"]] += -1 if "refused" in record["detail"] else 1
+                ended[record["detail"]["decision_id"]] += -1 if {"refused", "unknown"} & {*record["detail"]} else 1
             elif record["kind"] == "completion" and record["state"] == "failed":
                 failed.add(record["decision_id"])
             elif record["kind"] == "completion" and record["state"] != "unknown":

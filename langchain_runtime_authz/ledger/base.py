@@ -76,8 +76,8 @@ class CallRow(NamedTuple):
     deed: str = ""  # names all calls with one effect on one target, or on several; "" if it has no side effect
     at: float = 0.0  # ledger time of its claim
     # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
-    # `again` if another call has begun the same deed; `failed` if the call raised, or returned an error; `repeats` if it
-    # was claimed anew while its outcome was unknown.
+    # `by`, its agent's lease and tool; `again` if another call has begun the same deed; `failed` if the call raised, or
+    # returned an error; `repeats` if it was claimed anew while its outcome was unknown.
     about: Mapping[str, Any] | None = None
 
 
@@ -95,8 +95,8 @@ class Doubt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the doubt's name for questions. A call that is claimed again is a new doubt."""
-        return f"{self.row.key} {self.row.at}"
+        """Return the doubt's name for questions. A call that is claimed again, or found done, is a new doubt."""
+        return f"{self.row.key} {self.row.at}" + " done" * (self.row.state == "done")
 
     def hits(self, deeds: Collection[str]) -> bool:
         """Return True if the call has a target in common with a call of these deeds."""
@@ -116,18 +116,21 @@ class Doubt(NamedTuple):
 
         An `unknown` call counts. If it failed, it does not count for calls of the same message.
         A claimed call counts on its own thread. On another thread it counts only if another process runs it, and it is a
-        payment or has the same arguments: a subject may act twice on one target in parallel. Calls in one root entry do
-        not count. A call whose deed was begun again meanwhile counts for itself.
+        payment or has the same arguments: a subject may act twice on one target in parallel. In its own root entry it
+        counts if the same agent, in code or another message, repeats it exactly: its caller may have given it up.
+        A call whose deed was begun again meanwhile counts for itself.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
+        beside = self.scope == scope and known.get("plan") == about.get("plan") is not None
         if row.state != "claimed" or now - row.at >= LASTS:
-            beside = "failed" in known and self.scope == scope and known.get("plan") == about.get("plan") is not None
-            return row.state == "unknown" and now - row.at < LASTS and not beside
-        same = row.deed.startswith("pay:") or known.get("args_digest") == about["args_digest"]
-        near = self.scope == scope or (same and known.get("process") != about["process"])
-        return near and bool(known.get("entry") != about["entry"])
+            return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and beside)
+        equal = known.get("args_digest") == about["args_digest"]
+        if known.get("entry") == about["entry"]:
+            return equal and known.get("by") == about.get("by") and not beside
+        same = equal or row.deed.startswith("pay:")
+        return self.scope == scope or (same and known.get("process") != about["process"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger import sql_rows as rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
-from langchain_runtime_authz.ledger.schema import Version, check
+from langchain_runtime_authz.ledger.schema import DOUBTS, OPEN, Version, check
 from langchain_runtime_authz.ledger.sql_rows import Fetch, Kept, Row, Statement
 from langchain_runtime_authz.ledger.thread_cache import MAX_KNOWN, Known, known
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_time, snapshot, status
@@ -79,7 +79,7 @@ class SqlLedger:
         key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
             known, seen = self._recall(scope.tenant, key)
-            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known, self._young), seen)
+            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known, self._latest - b.LASTS), seen)
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
@@ -104,7 +104,7 @@ class SqlLedger:
         while True:
             with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
                 known, seen = self._recall(scope.tenant, key)
-                found = Fetch(scope.tenant, key, wanted, None if locked else known, self._young)
+                found = Fetch(scope.tenant, key, wanted, None if locked else known, self._latest - b.LASTS)
                 recalled = trust and found.known is not None and found.known.covers(wanted)
                 found, now = self._recalled(found, seen) if recalled else self._found(tx, found, seen)
                 found.remember()
@@ -160,12 +160,10 @@ class SqlLedger:
         return [one for one in asked if one[1].listed(id, now)][: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
-        columns, _, rest = rows.DOUBTS.partition(" FROM ")
-        where, by = (rows.OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
+        where, by = (OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
         if scope is not None:
             where, by = f"{where} AND c.thread = ?", (*by, rows.thread_key(scope))
-        newest = f"SELECT {columns}, c.at FROM {rest}{where} ORDER BY c.at DESC"
-        now, found = self._listed(tenant, (newest, (tenant, *by)))
+        now, found = self._listed(tenant, (f"SELECT {DOUBTS}{where} ORDER BY c.at DESC", (tenant, *by)))
         doubts = [_doubt(row, now) for row in found]
         if key is None:
             doubts = sorted([one for one in doubts if one.listed(now)], key=lambda one: not one.lost)
@@ -251,10 +249,6 @@ class SqlLedger:
         now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
         return now
-
-    @property
-    def _young(self) -> float:
-        return self._latest - b.LASTS
 
     def _position(self, tenant: str) -> int:
         return self._seen.get(tenant, NONE).position

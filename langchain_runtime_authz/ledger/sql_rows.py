@@ -20,7 +20,7 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.schema import Version
+from langchain_runtime_authz.ledger.schema import ASKING, OPEN, Version
 from langchain_runtime_authz.ledger.thread_cache import Known, copied
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread
 
@@ -121,8 +121,8 @@ class Fetch:
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            sql = f"{DOUBTS}{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}"
-            add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="c.at")
+            sql = ASKING.format(f"{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}")
+            add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="at")
         for name in sorted(n.turns):
             self.turns[name] = ""
             add(self._turn, f"{_MARK}name = ?", self.tenant, b"", name)
@@ -433,14 +433,6 @@ def _plan(body: str) -> PlanRecord:
 
 def _texts(texts: list[HumanText]) -> Callable[[str], None]:
     return lambda body: texts.append(HumanText(**known(HumanText, body)))
-
-
-DOUBTS: Final = (
-    "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about FROM call c"
-    " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
-    " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
-)
-OPEN: Final = "c.state IN ('claimed', 'unknown', 'void') AND c.deed <> ''"
 
 
 def call_row(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import nlargest
 from struct import unpack
 from typing import Final, TypeVar
 
@@ -19,6 +20,7 @@ from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger.schema import NEWEST, SEVERAL
 
 CLOCK_SLACK: Final = 5.0  # seconds by which a clock may be set back; ledger time then stands still
 _NO_TASK: Final = Task()
@@ -163,12 +165,20 @@ class Needs:
 def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return the `OPEN` calls of a deed from `Thread.open`."""
-    return tuple(
-        b.Doubt(t.scope, t.subject, t.call(key, now))
-        for key, t in found[deed].items()
-        if t.scope is not None and t.scope.tenant == tenant and subject in (None, t.subject)
-    )
+    """Return the `OPEN` calls of a deed from `Thread.open`, all or those that may make a subject's call ask."""
+    several, unknown = list[b.Doubt](), list[b.Doubt]()
+    for key, t in found[deed].items():
+        if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):
+            continue
+        one = b.Doubt(t.scope, t.subject, t.call(key, now))
+        if subject is None or t.calls[key].state != "unknown":
+            several.append(one)
+        elif now - one.row.at < b.LASTS:
+            unknown.append(one)
+    if len(unknown) >= NEWEST and not deed.endswith(f":{SEVERAL}"):
+        unknown = nlargest(NEWEST, unknown, key=lambda one: (one.row.at, one.row.key))
+        unknown[-1] = unknown[-1]._replace(row=unknown[-1].row._replace(about=None))
+    return (*several, *unknown)
 
 
 def ledger_time(clock: float, latest: float) -> float:

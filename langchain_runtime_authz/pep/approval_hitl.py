@@ -116,32 +116,31 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
         Approval(
-            call_key=j.key,
-            args_digest=j.call.args_digest,
             task_id=task_id,
             round=number,
             position=i,
             interrupt_id=interrupt_id,
             **_about(run, j.call),
-            expires_at=j.expires_at,
+            **terms_of(run, j),
             source="application" if here else "interrupt",
             # An edit or a response changes the task, which needs a root entry.
             allowed=allowed(None if here else j.call.plan_id, j.terms.needed, j.call.profile.decisions),
             id=new_id(),
-            subject=run.subject.principal,
             run_id=run.run_id,
             question=_question(j),
-            needed=j.terms.needed,
-            distinct=j.terms.distinct,
-            behind=behind(run.subject),
             trace=traceparent(run, j.decision.decision_id),
-            eligible=j.terms.eligible,
-            fallback=j.terms.fallback,
-            fallback_at=j.now + j.terms.fallback_after,
-            doubts=tuple(one.name for one in j.doubts),
         )
         for i, j in enumerate(asked)
     ]
+
+
+def terms_of(run: Run, judged: DecidedCall) -> dict[str, Any]:
+    """Return a question's fields that say what is asked, and who may answer until when."""
+    j, terms = judged, judged.terms
+    of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
+    who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
+    later = {"fallback": terms.fallback, "fallback_at": j.now + terms.fallback_after, "expires_at": j.expires_at}
+    return {**of_call, **who, **later, "needed": terms.needed, "distinct": terms.distinct}
 
 
 def _about(run: Run, call: Call) -> dict[str, Any]:

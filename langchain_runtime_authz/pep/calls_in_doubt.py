@@ -11,7 +11,7 @@ import datetime as dt
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError as Cancelled
 from contextvars import Context
 from dataclasses import replace
@@ -24,8 +24,9 @@ from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
 from langchain_runtime_authz.facts.normal_forms import key as digest
-from langchain_runtime_authz.ledger.base import LASTS, CallRow, Conflict, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import LASTS, Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall
+from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.decision_log import label, run_event
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.telemetry.logs import logger
@@ -41,7 +42,6 @@ DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
-SEVERAL: Final = "several"  # in place of the target of a call that has more than one
 # In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
 _LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
@@ -59,10 +59,11 @@ class UnknownCall(NamedTuple):
 
 
 Doubted = tuple[tuple[Doubt, ...], tuple[Doubt, ...]]
+Deeds = tuple[str, ...]
 OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
-def effect_names(words: TaskWords, call: Call) -> tuple[str, tuple[str, ...]]:
+def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     """Return the counter of equal effects in a turn, the deed's name, and other names under which it may stand.
 
     All calls of an effect on several targets have one name, and the targets in `about`. Without a target, the tool
@@ -77,14 +78,34 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, tuple[str, ...]]:
     return (f"same:{words.turns}:{call.tool}:{hit}" if hit else ""), deeds
 
 
-def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: tuple[str, ...]) -> Doubted:
+def facts_of(run: Run, call: Call) -> dict[str, Any]:
+    """Return the facts of a call's claim by which others compare theirs (`Doubt.asks`)."""
+    of_call = {"by": f"{run.jti} {label(call.tool)}", "args_digest": call.args_digest, "plan": call.plan_id}
+    return {**of_call, "process": PROCESS[0], "entry": run.entry}
+
+
+def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+    """Ask `on_unknown`, and add what was in doubt when a question was asked, and has turned out to be done since."""
+    if run.engine.on_unknown is not None:
+        snapshot = yield from looked_up(run, snapshot)
+    open_ = {one.name for one in snapshot.doubts}
+    for name in [n for a in snapshot.approvals.values() if a.state == "approved" for n in a.doubts if n not in open_]:
+        found: Sequence[Doubt] = yield ListDoubts(run.scope.tenant, name.split(" ")[0])
+        snapshot.doubts += tuple([one for one in found if one.row.state == "done"])
+    return snapshot
+
+
+def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
     """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
     if call.profile.idempotent:
         return (), ()
-    about = {"args_digest": call.args_digest, "process": PROCESS[0], "entry": run.entry, "plan": call.plan_id}
+    about = facts_of(run, call)
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
-    return doubts, tuple(one for one in same if one.row.key != key and (one in doubts or one.row.state == "void"))
+    asking = {one.name for one in doubts}
+    repeats = tuple(o for o in same if o.row.key != key and (o.name in asking or o.row.state == "void"))
+    keys = {name.split(" ")[0] for name in approval.doubts} if approval is not None else ()
+    return (*doubts, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), repeats
 
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
@@ -99,8 +120,7 @@ def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
 
 def sentences(run: Run, decided: DecidedCall) -> list[str]:
     """Return a line for each doubt about a call, for its approver."""
-    lines, own = [], decided.row
-    doubts = decided.doubts
+    lines, own, doubts = list[str](), decided.row, decided.doubts
     if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
         doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
     for scope, _, row in doubts:
@@ -112,8 +132,12 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
             ended = "failed, perhaps after it had happened"
         if row.key == decided.key and row.state != "unknown":
             ended = "was begun again by another call"
+        only = "it did not happen"
+        if row.state == "done":
+            author = (row.about or {}).get("resolved", {}).get("author")
+            ended, only = "did happen" + (f", says {inert(author)}" if author else ""), "it is to happen again"
         where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
-        lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if it did not happen")
+        lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if {only}")
     return lines
 
 
@@ -158,7 +182,9 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
         if isinstance(done, Conflict):  # resolved by somebody else meanwhile
             raise LedgerError(done.code, doubt.row.key)
     except Exception as exc:
-        yield run_event(of, "resolved", found.now, detail=said | _named(row) | {"refused": str(failure_code(exc))})
+        code = failure_code(exc)  # without an answer, the commit may have taken effect: the next read decides
+        said["refused" if code == Code.NOT_IN_DOUBT else "unknown"] = str(code)
+        yield run_event(of, "resolved", found.now, detail=said | _named(row))
         raise
 
 
@@ -201,20 +227,15 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
             _log.error("call %s was not resolved: %s", about.get("decision_id", ""), type(exc).__name__)
             continue
         row = ResolveCall(one.row.key, happened, **_SERVICE).resolved(one.row, snapshot.now)
-        others = [d for d in snapshot.doubts if d.row.key != row.key]
-        snapshot.doubts = (*others, one._replace(row=row))
+        snapshot.doubts = (*[d for d in snapshot.doubts if d.row.key != row.key], one._replace(row=row))
         if row.key in keys:
             snapshot.calls = {**snapshot.calls, row.key: row}
     return snapshot
 
 
 def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
-    def asked() -> object:
-        given = _called(engine, call)
-        return asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given
-
     try:
-        return begun(asked, "on_unknown").result(seconds)
+        return begun(lambda: asyncio.run(_awaited(_called(engine, call))), "on_unknown").result(seconds)
     except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call stays in doubt)
         return _failed(exc)
 
@@ -223,9 +244,7 @@ async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object
     try:
         async with asyncio.timeout(seconds):
             given: Any = await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown"))
-            return (
-                await asyncio.create_task(_awaited(given), context=Context()) if inspect.isawaitable(given) else given
-            )
+            return await asyncio.create_task(_awaited(given), context=Context())
     except Exception as exc:  # noqa: BLE001  (likewise)
         return _failed(exc)
 
@@ -239,7 +258,7 @@ def _called(engine: Engine, call: UnknownCall) -> Any:
 
 async def _awaited(given: Any) -> object:
     try:
-        return await given
+        return await given if inspect.isawaitable(given) else given
     except (Exception, SystemExit, KeyboardInterrupt) as exc:  # noqa: BLE001  (likewise)
         return _failed(exc)
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 from weakref import ref
 
 from langchain_runtime_authz._flow import Flow
-from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
@@ -129,14 +128,11 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
 
 def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
     """Commit the changes of other threads before the claim. If the process dies in between, an approver is asked."""
-    commits: list[tuple[Scope, list[ledger.Change]]] = []
-    for scope, _, row in decided.repeats:
-        commits.append((scope, [RepeatCall(row.key, row.at)]))
+    commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
     if shared is not None and decided.standing.spends and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
     for scope, changes in commits:
-        done = yield Commit(scope, None, changes)
-        if type(done) is Conflict:
+        if type(done := (yield Commit(scope, None, changes))) is Conflict:
             return done
     return None
 
@@ -151,17 +147,8 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     about: dict[str, Any] | None = None
     deed, *also = decided.deeds or ("",)
     if deed:
-        about = {
-            "tool": name,
-            "args_digest": call.args_digest,
-            "call_id": call.call_id,
-            "decision_id": decided.decision.decision_id,
-            "run_id": run.run_id,
-            "entry": run.entry,
-            "plan": call.plan_id,
-            "process": PROCESS[0],
-            "idempotency_key": intent,
-        }
+        about = {**calls_in_doubt.facts_of(run, call), "tool": name, "call_id": call.call_id, "run_id": run.run_id}
+        about |= {"decision_id": decided.decision.decision_id, "idempotency_key": intent}
         if len(also) > 1:
             about["targets"] = also
     # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.

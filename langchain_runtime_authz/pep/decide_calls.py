@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep.approval_hitl import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import sentences, wants_more
 from langchain_runtime_authz.pep.call_mandate import binding_of, mandate_event, occasion, standing_of
-from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, looked_up
+from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, found_out
 from langchain_runtime_authz.pep.engine import Block, Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.evaluation_request import call_request
 from langchain_runtime_authz.pep.obligations import understood
@@ -59,8 +59,8 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
-        if engine.on_unknown is not None:
-            snapshot = yield from looked_up(run, snapshot)
+        if engine.on_unknown is not None or snapshot.approvals:
+            snapshot = yield from found_out(run, snapshot)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.ledger_failed(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -169,7 +169,7 @@ def _described(
     standing = NO_STANDING
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
-    doubts, repeats = doubted(run, snapshot, call, key, deeds) if snapshot.doubts and not replay else ((), ())
+    doubts, repeats = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the ordering step may be spent
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(

@@ -16,7 +16,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Conflict
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval
 from langchain_runtime_authz.ledger.changes import RecordPlan
-from langchain_runtime_authz.pep.approval_hitl import behind
+from langchain_runtime_authz.pep.approval_hitl import terms_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import sentences
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
@@ -126,19 +126,7 @@ class Session:
             return deny(Code.APPROVAL_VOID)
         call, judged = asked
         subject = self._run.subject
-        question = Approval(
-            judged.key,
-            call.args_digest,
-            self._run.epoch,
-            source="application",
-            expires_at=judged.expires_at,
-            subject=subject.principal,
-            needed=judged.terms.needed,
-            distinct=judged.terms.distinct,
-            behind=behind(subject),
-            eligible=judged.terms.eligible,
-            doubts=tuple(one.name for one in judged.doubts),
-        )
+        question = Approval(epoch=self._run.epoch, source="application", **terms_of(self._run, judged))
         answer = AnswerApproval(judged.key, "approved", subject.principal, authenticated=subject.type == "user")
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])

@@ -205,6 +205,111 @@ def test_without_a_target_all_calls_of_a_tool_are_one_deed(world: World, rule: b
     assert session.decide("settle", {"x": 46}).permit != rule
 
 
+@pytest.mark.parametrize("answered", ["before", "after", "resume"])
+@pytest.mark.parametrize("found", ["happened", "late", "not"])
+def test_an_approval_does_not_outlive_what_was_found_out(world: World, rule: bool, answered: str, found: str) -> None:
+    """The doubt of an open question turns out to have happened: the approver is asked once more, and told."""
+    slow = world.worker(pdp=StaticPDP(permit=True)).session(subject="alice", task=ORDER, thread="t")
+    assert slow.decide("pay", PAY).permit
+    world.clock.tick(61)
+    asked = world.order("other", "Hello")
+    assert ("IN DOUBT" in asked) == rule
+
+    def approve() -> None:
+        authz = world.worker()
+        (question,) = authz.approvals()
+        authz.approve(question.id, by="carol")
+
+    if answered == "before":
+        approve()
+    if found == "late":
+        slow.observe("pay", PAY, "paid")
+    else:
+        world.resolve(found == "happened")
+    if answered == "after":
+        approve()
+    asked = world.order("other", APPROVE if answered == "resume" else None)
+    again = rule and found != "not"
+    assert ("did happen" in asked) == again
+    assert ("says user:carol" in asked) == (again and found == "happened")
+    assert world.booked == (0 if again else 1)
+    assert not again or not world.order("other", APPROVE)
+    assert world.booked == 1
+
+
+def pay_call(number: int) -> Any:
+    return {"name": "pay", "args": PAY, "id": f"c{number}", "type": "tool_call"}
+
+
+@pytest.mark.parametrize("by", ["code", "model"])
+def test_a_call_that_its_caller_gave_up_is_in_doubt_while_it_runs(world: World, rule: bool, by: str) -> None:
+    """A timeout does not end the tool's thread. Code or a model that tries again is asked, in the same entry too."""
+    over, began = threading.Event(), 0
+
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        """Pay."""
+        nonlocal began
+        began += 1
+        over.wait(5)
+        world.booked += 1
+        return "paid"
+
+    async def tries(state: MessagesState) -> Any:
+        planned = state["messages"][-1].tool_calls if by == "model" else None
+        given = planned[0] if planned else PAY
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pay.ainvoke(given), 0.2)
+        return {"messages": [ToolMessage("no answer", tool_call_id=given["id"])] if planned else []}
+
+    def agent(state: MessagesState) -> Any:
+        number = len(state["messages"])
+        return {"messages": [AIMessage("", tool_calls=[pay_call(number)])] if by == "model" and number < 4 else []}
+
+    builder = StateGraph(MessagesState)
+    for name, node in {"first": agent, "once": tries, "second": agent, "twice": tries}.items():
+        builder.add_node(name, node)
+    builder.add_edge(START, "first")
+    for before, after in (("first", "once"), ("once", "second"), ("second", "twice"), ("twice", END)):
+        builder.add_edge(before, after)
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    graph = authz.protect(builder.compile(checkpointer=world.saver, name="bank"))
+
+    async def enter() -> Any:
+        try:
+            with authz.run(subject="alice"):
+                return await graph.ainvoke({"messages": [HumanMessage(ORDER)]}, THREAD)
+        finally:
+            over.set()
+
+    asked = str(asyncio.run(enter()).get("__interrupt__"))  # it waits for the threads
+    assert ("has no outcome yet" in asked) == rule
+    assert began == world.booked == (1 if rule else 2)
+
+
+def test_two_calls_of_one_message_run_side_by_side(world: World) -> None:
+    """The twin: the user's two equal payments are not a repetition."""
+    both = threading.Barrier(2)
+
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        """Pay."""
+        both.wait(10)
+        world.booked += 1
+        return "paid"
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda _: {"messages": [AIMessage("", tool_calls=[pay_call(0), pay_call(1)])]})
+    builder.add_node("tools", ToolNode([pay]))
+    builder.add_edge(START, "agent")
+    builder.add_edge("agent", "tools")
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    graph = authz.protect(builder.compile(checkpointer=world.saver, name="bank"))
+    with authz.run(subject="alice"):
+        assert not world.enter(graph, "t", ORDER)
+    assert world.booked == 2
+
+
 class ReadTimeout(Exception):
     """As HTTP clients name theirs: not a `TimeoutError`."""
 

@@ -58,6 +58,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakeLease,
     TakePending,
 )
+from langchain_runtime_authz.ledger.schema import NEWEST
 from langchain_runtime_authz.testing.ledger_scripts import DIGEST, GRANT, ROOT, TTL, LedgerHarness, unique
 
 _MOST: Final = 2**53 - 1
@@ -842,8 +843,8 @@ class LedgerRules(LedgerHarness):
         assert self.claimed("new") is None
 
     def test_a_root_entry_is_in_doubt_of_its_own_calls_once_they_are_unknown(self) -> None:
-        """Side by side they are one piece of work. Each entry of one run is another piece."""
-        about = {"args_digest": "d", "process": "p1", "run_id": "r", "entry": "e1"}
+        """Side by side, the calls of a message are one piece of work. Each entry of one run is another piece."""
+        about = {"args_digest": "d", "process": "p1", "run_id": "r", "entry": "e1", "by": "jti pay", "plan": "m1"}
         lease = self.deed(self.scope, "opens", deed="")
 
         def claim(key: str, **more: Any) -> ClaimCall:
@@ -852,8 +853,38 @@ class LedgerRules(LedgerHarness):
         self.do(claim("first"))
         self.do(claim("second"))
         self.refuse(Code.IN_DOUBT, claim("another", entry="e2"))
+        # A call may have been given up while it still runs: another message, or code, repeats it.
+        for plan in ("m2", None):
+            self.refuse(Code.IN_DOUBT, claim("again", plan=plan))
+        for other in ({"by": "jti wire"}, {"args_digest": "e"}):  # a tool within the tool, and another payment
+            self.do(claim("beside", plan="m2", **other))
+            self.do(ReleaseCall("beside"))
         self.do(ConcludeCall("second", "done"), ConcludeCall("first", "unknown"))
         self.refuse(Code.IN_DOUBT, claim("third"))
+
+    @pytest.mark.parametrize("deed", ["pay:x", "pay:several"])
+    @pytest.mark.parametrize("first", ["m0", "m1"])
+    @pytest.mark.parametrize("fails", [NEWEST - 2, NEWEST + 2])
+    def test_many_failures_of_one_message_hide_nothing(self, fails: int, first: str, deed: str) -> None:
+        """Only the newest are read. The last of them counts for older ones, whatever message it is from."""
+        lease, also = self.deed(self.scope, "opens", deed=""), ("pay:x", "pay:y")
+        about = {"args_digest": "d", "process": "p1", "entry": "e1", "targets": also if deed == "pay:several" else ()}
+
+        def claim(key: str, plan: str, despite: Any = None) -> ClaimCall:
+            more = {**about, "plan": plan}
+            return ClaimCall(key, lease.jti, False, (), deed, more, "user:alice", despite, also)
+
+        for number, plan in enumerate([first, *["m1"] * fails]):
+            self.do(claim(f"k{number}", plan))
+            self.do(ConcludeCall(f"k{number}", "failed"))
+            self.clock.tick(1)
+        cut = fails >= NEWEST and deed == "pay:x"  # all are read of those that may have another target
+        assert len(self.load(deeds=(deed,)).doubts) == (NEWEST if cut else fails + 1)
+        last = claim("last", "m1", ())
+        if first == "m0" or cut:
+            self.refuse(Code.IN_DOUBT, last)
+        else:
+            self.do(last)
 
     @pytest.mark.parametrize("state", ["suspended", "void"])
     def test_a_known_call_looks_for_doubts_too(self, state: str) -> None:

@@ -7,6 +7,7 @@ import datetime as dt
 import secrets
 import threading
 from concurrent.futures import CancelledError
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,32 @@ def test_a_resolution_that_came_second_is_taken_back_on_record(world: World, mon
         ("user:carol", None),
         ("user:dave", "not_in_doubt"),
     ]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_resolution_without_an_answer_is_not_called_refused(world: World, monkeypatch: Any, kept: bool) -> None:
+    """The commit may have taken effect before the connection broke. The log says so, and the ledger's next read decides."""
+    world.die()
+    world.clock.tick(LAPSED)
+    authz = world.worker()
+    (found,) = authz.unknown_calls()
+    commit = authz.ledger.commit
+
+    def broken(*given: Any) -> Any:
+        if kept:
+            commit(*given)
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, "the connection broke")
+
+    said = {"happened": True, "by": "user:carol", "reason": "on the statement"}
+    with monkeypatch.context() as patched:
+        patched.setattr(authz.ledger, "commit", broken)
+        with pytest.raises(LedgerError, match=Code.LEDGER_UNAVAILABLE):
+            authz.resolve_call(found.row.key, **said)
+    told = [r["detail"] for r in world.audit.records if r.get("event") == "resolved"]
+    assert [(d.get("refused"), d.get("unknown")) for d in told] == [(None, None), (None, "ledger_unavailable")]
+    assert len(authz.unknown_calls()) == (not kept)
+    with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT) if kept else nullcontext():
+        authz.resolve_call(found.row.key, **said)
 
 
 def test_a_failing_identity_has_its_own_code() -> None:

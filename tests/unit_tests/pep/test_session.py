@@ -702,10 +702,10 @@ def test_time_is_the_ledgers() -> None:
 
 
 def test_two_equal_calls_may_be_open_at_once() -> None:
-    """Both were permitted and claimed, so both are observed."""
+    """The second asks, as the first may have been given up. Both are claimed, so both are observed."""
     session = opened(authz_with())
-    for _ in range(2):
-        assert session.decide("pay", PAY).permit
+    assert session.decide("pay", PAY).permit
+    assert session.approve(session.decide("pay", PAY)).permit
     for _ in range(2):
         session.observe("pay", PAY, "paid")
 
