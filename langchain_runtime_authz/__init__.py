@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.current_call import current_call
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
+    from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
     from langchain_runtime_authz.langgraph.node_pep import AuthzToolNode
-    from langchain_runtime_authz.langgraph.observer import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.tool_profile import ToolProfile, profile
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "AuthzCallbackHandler": "langgraph.observer",
+    "AuthzCallbackHandler": "langgraph.callback_handler",
     "AuthzDenied": "errors",
     "AuthzError": "errors",
     "AuthzHalt": "langgraph.run_context",

@@ -1,4 +1,4 @@
-"""Checks of the parts of a `RuntimeAuthz` before its creation."""
+"""Check the arguments of `RuntimeAuthz`: task sources, grants, and parts unfit for production."""
 
 from __future__ import annotations
 

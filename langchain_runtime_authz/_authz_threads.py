@@ -17,14 +17,14 @@ from langchain_runtime_authz.facts.checkpoint_head import HEAD, UNKNOWN
 from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
-from langchain_runtime_authz.langgraph.inputs import open_questions
+from langchain_runtime_authz.langgraph.graph_input import open_questions
 from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, written
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_beside, open_question
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, resolve
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
-from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Perform, both, drive, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, both, drive, new_id
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question

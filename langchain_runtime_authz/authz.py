@@ -26,7 +26,7 @@ from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import declared_effects as effects
-from langchain_runtime_authz.langgraph import observer
+from langchain_runtime_authz.langgraph import process_observer
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt, protect
@@ -41,10 +41,10 @@ from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.call_credential import key_scope
 from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.corrections import revoke
-from langchain_runtime_authz.pep.engine import Engine, Flow, LogNotifier, Notifier, both, drive, new_id
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.on_ask import OnAsk
+from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, both, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry, open_entry
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.tool_profile import Source, load_profiles
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
-    from langchain_runtime_authz.langgraph.coverage import CoverageReport
+    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 
 __all__ = ["RuntimeAuthz", "TaskSources"]
 
@@ -319,7 +319,7 @@ class RuntimeAuthz(Threads):
             raise wrong("tools", "a LangChain tool, or several", tools)
         return [guard_tool(t, self.profiles) for t in tools]
 
-    effect, observe_process = effects.effect, observer.observe_process
+    effect, observe_process = effects.effect, process_observer.observe_process
 
     def _session(
         self,

@@ -1,4 +1,4 @@
-"""Request and answer of the OpenID AuthZEN Authorization API 1.0.
+"""The request and the decision of the OpenID AuthZEN Authorization API 1.0, with all their parts.
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another one. A field is never renamed or removed, and never changes its type or meaning. So

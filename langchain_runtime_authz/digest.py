@@ -1,4 +1,4 @@
-"""Canonical JSON and digests (RFC 8785, SHA-256).
+"""Canonical JSON and digests (RFC 8785, SHA-256), and the projection of values to JSON.
 
 `project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all.
 The call that was decided is the call that runs: both sides compare `digest(project(args))`.

@@ -1,4 +1,4 @@
-"""Keep audit records. If a sink fails, it raises `AuditError`, and the step to be recorded is denied."""
+"""Keep audit records in memory or in a file. If a sink fails, the step to be recorded is denied."""
 
 from __future__ import annotations
 

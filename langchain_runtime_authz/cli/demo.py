@@ -1,4 +1,4 @@
-"""`runtime-authz demo`."""
+"""`runtime-authz demo`: play a demonstration."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
     from langgraph.pregel import Pregel
 
-    from langchain_runtime_authz.langgraph.coverage import CoverageReport
+    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 
     Graph = Pregel[Any, Any, Any, Any]
@@ -57,7 +57,7 @@ def inspect(
     runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
     runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """
-    from langchain_runtime_authz.langgraph.coverage import Baseline
+    from langchain_runtime_authz.langgraph.coverage.report import Baseline
 
     if baseline is not None and not fail_ungoverned:
         raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")

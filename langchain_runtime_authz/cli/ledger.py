@@ -224,7 +224,7 @@ def restored(
     from langchain_runtime_authz.ledger.call_changes import DoubtCall
     from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
     from langchain_runtime_authz.pep.calls_in_doubt import accountable
-    from langchain_runtime_authz.pep.engine import anchored
+    from langchain_runtime_authz.pep.run import anchored
 
     said = accountable(by, reason)
     with ExitStack() as stack:

@@ -130,7 +130,7 @@ def _planned(
 
     from langchain_runtime_authz.cli.inspect import load_object
     from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
-    from langchain_runtime_authz.pep.engine import KnownTools
+    from langchain_runtime_authz.pep.run import KnownTools
 
     model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):

@@ -1,4 +1,4 @@
-"""The call in a token: the mandate's step, the standing and the arguments (RFC 9396 §2).
+"""Put the call into its token, and check it there: step, standing and arguments (RFC 9396 §2).
 
 `authorization_details` builds the detail, and `check_call` compares it with the call that a service receives.
 

@@ -1,4 +1,4 @@
-"""The permit for one call.
+"""The ticket: the permit of one call, with the credential that its tool may ask for.
 
 An enforcement point passes a `Ticket` to the guard. It is redeemed once when the tool starts, and concluded when it
 ends. In between, the tool may obtain its credential: one for each audience of its profile and grant.

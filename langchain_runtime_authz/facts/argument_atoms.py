@@ -1,4 +1,4 @@
-"""The arguments of one call in normal form, computed once. Short scalars are cached."""
+"""Atoms: the arguments of one call in normal form, computed once."""
 
 from __future__ import annotations
 

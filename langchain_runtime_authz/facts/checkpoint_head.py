@@ -1,4 +1,4 @@
-"""Distinguish the state that a protected run left from a state changed outside.
+"""Tell the state that a protected run left from a state changed outside, by its checkpoint.
 
 When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
 The next entry loads that checkpoint, a later one of an unfinished run or a dead process, or one of other code.

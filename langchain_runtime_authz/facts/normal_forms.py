@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
-"""Normal forms, which are equal for two spellings of one value.
+"""Normal forms of names, numbers, dates, links and identifiers: equal for two spellings of one value.
 
 A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`, `text:`. Two
 values are the same if they share one. A trusted form makes its argument trusted, so only spellings of the same target

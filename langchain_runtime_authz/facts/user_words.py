@@ -1,4 +1,4 @@
-"""Look up values in the user's words.
+"""Tell which values the user said, for their provenance.
 
 The words are texts of human origin from the ledger, without quoted, pasted or forbidden parts
 (`mandate.places.stated`). A value in them is evidence, not an order.

@@ -33,17 +33,17 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.inputs import unknown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS, decision_models
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
+from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_lookup import Guard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude
 from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, shown, withheld
-from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
+from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 
 Due = tuple[Engine, Flow[None]] | None
 

@@ -44,7 +44,7 @@ from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecut
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.engine import Flow
+from langchain_runtime_authz.pep.run import Flow
 from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles
 
 LAYER: Final = "declared effect"

@@ -19,7 +19,8 @@ from langchain_runtime_authz.facts.delegation_edges import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
-from langchain_runtime_authz.langgraph import checkpoints, inputs, run_context
+from langchain_runtime_authz.langgraph import checkpoints, run_context
+from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow
 from langchain_runtime_authz.langgraph.private_api import Place, counted_graph, graph_at, is_sent, place_below
@@ -28,7 +29,7 @@ from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.child_agent import open_child
 from langchain_runtime_authz.pep.corrections import altered
 from langchain_runtime_authz.pep.decision_log import run_event
-from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, new_id
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry, Given, Left, close, open_entry
 from langchain_runtime_authz.telemetry.logs import logger
 

@@ -1,4 +1,4 @@
-"""Decide a message's calls, ask an approver about them, and record questions of other reviews.
+"""Decide a message's calls, interrupt to ask an approver, and record questions of other reviews.
 
 There is one interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
 calls in a task. So a task that asked once repeats the same interrupt first when it re-enters.
@@ -23,9 +23,9 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.inputs import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.object_graph import cells_of
+from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike, unknown
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
 from langchain_runtime_authz.ledger.call_changes import AskApproval
@@ -35,8 +35,8 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide_calls import decide_calls, review_key
 from langchain_runtime_authz.pep.decision_log import record_asks
-from langchain_runtime_authz.pep.engine import Block, Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.on_ask import AskHere
+from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)

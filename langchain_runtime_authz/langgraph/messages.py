@@ -29,7 +29,7 @@ from langchain_runtime_authz.ledger.base import Committed, Conflict
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.decision_log import label, run_event
-from langchain_runtime_authz.pep.engine import Commit, Flow, Run
+from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
 _SPOKEN: Mapping[str, str] = {
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",

@@ -32,17 +32,17 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.graph_entry import Entering
-from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
+from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
-from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run, adrive, both, drive
+from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, adrive, both, drive
 
 MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
 _MISPLACED: Final = (

@@ -19,7 +19,7 @@ from langchain_runtime_authz.mandate.material import material
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate, json_schema, load_mandate
 from langchain_runtime_authz.mandate.places import MAX_OWN
 from langchain_runtime_authz.mandate.planner_mandate import arguments, backed
-from langchain_runtime_authz.pep.engine import Tools
+from langchain_runtime_authz.pep.run import Tools
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 _log: Final = logging.getLogger(__name__)

@@ -24,16 +24,16 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_pep
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
-from langchain_runtime_authz.langgraph.inputs import newest_plan
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, record, record_plans
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
+from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.decide_steps import decide_step, if_alive, kept
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Run, adrive, drive
 
 
 def is_gated(bound: object) -> bool:

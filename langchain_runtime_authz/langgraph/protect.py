@@ -1,4 +1,4 @@
-"""Protect every reachable graph, in place.
+"""Protect a graph and all graphs that it reaches, in place; check remote graphs.
 
 A compiled graph keeps its identity: its class becomes a dynamic subclass. Its `stream` and `astream`, which all other
 methods use, open the run, or a child agent's run below a protected graph. A copy stays protected.
@@ -34,7 +34,7 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.child_agent import invitation
-from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 

@@ -1,4 +1,4 @@
-"""Open a run for an application, and find a step's run.
+"""Open a run for an application, carry its handle in the config, and find the run of a step.
 
 A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`. It is absent from
 state, checkpoints, tracers and remote configs. A leaked handle is an empty placeholder, and a forged one is ignored.
@@ -30,7 +30,7 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.call_mandate import Ordered
-from langchain_runtime_authz.pep.engine import Engine, Flow, Perform, Run, adrive, both, drive, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, Perform, Run, adrive, both, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry, close, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 

@@ -27,8 +27,9 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.langgraph import inputs, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
+from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
@@ -36,7 +37,7 @@ from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecut
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.run import Engine, Flow, Load, Run
 
 Parser = Callable[[Any, str | None], Any]
 
@@ -58,7 +59,7 @@ class Arrival:
     equal: str = ""  # key of equal calls
     engine: Engine | None = None  # `None` outside every run
     facts: ToolFacts | None = None
-    describe: inputs.Describe | None = None  # returns the call with other arguments
+    describe: parsing.Describe | None = None  # returns the call with other arguments
     node: NodeCalls | None = None  # of the hand-written node that makes the call
     place: Place | None = None  # in the message, for a call of the node
     text: Callable[[], bool] = bool  # True if the calling code expects a text
@@ -148,11 +149,11 @@ class Arrival:
         if self.parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
-        if not self.call.supplied and not any(inputs.supplied(k, v, injected) for k, v in sent.items()):
+        if not self.call.supplied and not any(parsing.supplied(k, v, injected) for k, v in sent.items()):
             return parsed
         now = self.parser(dict(sent), self.call_id)
         own = now if isinstance(now, dict) else {}
-        return inputs.without(parsed, injected) | {k: v for k, v in own.items() if inputs.supplied(k, v, injected)}
+        return parsing.without(parsed, injected) | {k: v for k, v in own.items() if parsing.supplied(k, v, injected)}
 
 
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
@@ -168,8 +169,8 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
         call = mine.call
         if call.tool_ref is tool and call.tool == tool.name:
             exact = call.injected.isdisjoint(tool_input) and tool_input == call.sent
-            sent = tool_input if exact or isinstance(tool_input, str) else inputs.without(tool_input, call.injected)
-            if (exact or call.sent == sent) and inputs.unchanged(call):
+            sent = tool_input if exact or isinstance(tool_input, str) else parsing.without(tool_input, call.injected)
+            if (exact or call.sent == sent) and parsing.unchanged(call):
                 return Arrival(
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
                     given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
@@ -181,10 +182,10 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
 
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # only this tool is known here
-            return inputs.unknown(name, call_id, plan_id, position, args)
+            return parsing.unknown(name, call_id, plan_id, position, args)
         sent_too = tool_input if isinstance(tool_input, Mapping) else {}
-        own = {k: v for k, v in sent_too.items() if inputs.supplied(k, v, facts.injected)}
-        return described(facts, {**inputs.without(args, facts.injected), **own})
+        own = {k: v for k, v in sent_too.items() if parsing.supplied(k, v, facts.injected)}
+        return described(facts, {**parsing.without(args, facts.injected), **own})
 
     described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     if one is None:
@@ -206,23 +207,23 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     """Return the arrival of an unguarded tool's call, which parses its input again. Raises a denial."""
     owner = find_run(config) or opened(config)
     if owner is None:
-        return Arrival(inputs.unknown(tool.name, None, None, None, {}), config)
+        return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
     found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
     found.layer = "ambient hook"
-    if found.call.error is None and not inputs.parses_alike(found.call):
+    if found.call.error is None and not parsing.parses_alike(found.call):
         found.call = replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS)
     return found
 
 
-def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> inputs.Describe:
+def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
     """Return what gives the call of other arguments. Without a parser the tool receives them as they are."""
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def described(facts: ToolFacts, given: Any) -> Call:
-        own = given if isinstance(given, str) else inputs.without(given, facts.injected)
-        read = partial(inputs.parse, tool, given, call_id, parser) if parser is not None else lambda: given
-        return inputs.describe(tool, facts, read, written=own, **about)
+        own = given if isinstance(given, str) else parsing.without(given, facts.injected)
+        read = partial(parsing.parse, tool, given, call_id, parser) if parser is not None else lambda: given
+        return parsing.describe(tool, facts, read, written=own, **about)
 
     return described
 
@@ -233,7 +234,7 @@ def _arrival(
     """Return the arrival of a call without a message, by the node's plan or the call's id."""
     owner = find_run(config) or opened(config)
     if owner is None:
-        return Arrival(inputs.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
+        return Arrival(parsing.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
     run, opener = (owner, None) if isinstance(owner, Run) else (None, owner)
     # Counts of equal calls in the current node or tool execution.
     counts = current_scope.get().counts if opener is None else opener.settled
@@ -269,23 +270,23 @@ class NodeCalls:
         self._announced.append(message)
 
     def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
-        call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("inputs.Describe", one.describe)
+        call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
         inside = [m for m in reversed(self._announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         if inside:
             yield from record_plans(run, self._given, inside)
-        messages = inside or [message for _, message in inputs.newest_messages(self._given)]
+        messages = inside or [message for _, message in parsing.newest_messages(self._given)]
         queries: list[tuple[Query, dict[int, Any]]]
         queries = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         if not messages:
-            queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in inputs.sent_calls(self._given)]
-        done = inputs.answered_calls(self._given)
+            queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
+        done = parsing.answered_calls(self._given)
         for query, calls in queries:
             if not any(c["name"] == call.tool for c in calls.values()):
                 continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
             if len(several) > 1:  # each call may be sent to a node, with the message
-                mine = {c["id"] for c in inputs.sent_calls(self._given)}
+                mine = {c["id"] for c in parsing.sent_calls(self._given)}
                 several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
             for planned in several:
                 written = calls.get(planned.position) or calls.get(-1)
@@ -293,7 +294,7 @@ class NodeCalls:
                 if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
                     continue
                 if call.call_id in (None, planned.call_id) and written["id"] == planned.call_id:
-                    found = inputs.as_planned(call, planned, written["args"], facts, one.given, describe)
+                    found = parsing.as_planned(call, planned, written["args"], facts, one.given, describe)
                     if found is not None:
                         self._taken.add(place)
                         return replace(found, plan_id=place[0], position=place[1]), place
@@ -378,10 +379,10 @@ class NodeCalls:
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
         """Return an update that answers the message's open calls, or `None` if no channel fits."""
-        done = inputs.answered_calls(self._given)
-        held = [(name, m.tool_calls) for name, m in inputs.newest_messages(self._given)]
+        done = parsing.answered_calls(self._given)
+        held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
         if not held and len(channels) == 1:
-            held = [(*channels, list(inputs.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
+            held = [(*channels, list(parsing.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
         for name, calls in held:
             if name in channels and (left := [c for c in calls if c["id"] not in done]):
                 self._closed = True
@@ -400,5 +401,5 @@ class NodeCalls:
         if ident in self._came:
             return ToolMessage(came if isinstance(came, str) else str(came), name=name, tool_call_id=ident)
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
-        own = inputs.unknown(name, ident, None, None, {})
+        own = parsing.unknown(name, ident, None, None, {})
         return denial_message(Denial(own, replace(deny(code), decision_id=denied.decision_id)), ident)

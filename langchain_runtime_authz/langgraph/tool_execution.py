@@ -28,8 +28,8 @@ from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.conclude_calls import conclude
-from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]

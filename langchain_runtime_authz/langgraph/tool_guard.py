@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Guard, Profiles, guard_of, is_guarded
-from langchain_runtime_authz.pep.engine import adrive, drive
+from langchain_runtime_authz.pep.run import adrive, drive
 
 # Ways to call a tool, other than `invoke`, which LangChain's versions use.
 _FORMS: Final = (

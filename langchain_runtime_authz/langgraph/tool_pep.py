@@ -24,14 +24,14 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages
-from langchain_runtime_authz.langgraph.inputs import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import within
+from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
-from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
 _SEVERAL: Final = 2  # calls of a message
 MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware

@@ -1,4 +1,4 @@
-"""The ledger's protocol: the record of a thread, outside the graph's state.
+"""The ledger's protocol, and the rows that it keeps of a thread outside the graph's state.
 
 Changes (`ledger.changes`) contain their rules, so a store only reads and writes rows. Every store passes one contract
 suite (`testing.ledger_suite.LedgerContract`).

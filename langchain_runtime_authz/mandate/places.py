@@ -1,8 +1,7 @@
-"""Look up values in the user's own words, each with the place where it stands.
+"""Find the places of values in the user's own words, and what the sentence of each orders or forbids.
 
-Material is cut out first: what the user quotes, forwards or pastes is somebody else's text and orders nothing. Of the
-rest it is known which sentence a place belongs to, and whether that sentence is an order at all. Patterns repeat a
-bounded number of times, so the work is linear in the texts.
+Of the words without material (`mandate.material`) it is known which sentence a place belongs to, and whether that
+sentence is an order. Patterns repeat a bounded number of times, so the work is linear in the texts.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
 _MAX_SEGMENTS: Final = 256
 _SHORTEST: Final = 2  # a text of one letter names nothing
 _MAX_PLACES: Final = 64  # of one value in one segment
-
-# --- sentences -----------------------------------------------------------------------------------------
 
 _QUOTED: Final = lazy(
     r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"

@@ -1,4 +1,4 @@
-"""The PDP protocol, and the one place where a PDP's answer becomes a `Decision`.
+"""The PDP protocol, and the evaluator: the one place where a PDP's answer becomes a `Decision`.
 
 An engine answers with whatever it has. `Evaluator` never raises and never returns `None`: everything
 but a well-formed permit that came in time is a deny that says which of AuthZEN's three failures it is.

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -29,9 +29,6 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.response import parse_answer, parse_obligation
-
-if TYPE_CHECKING:
-    pass
 
 SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 ASKS: Final = "require_approval"

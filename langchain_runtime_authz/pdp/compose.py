@@ -1,4 +1,4 @@
-"""PDPs made of PDPs.
+"""PDPs made of other PDPs: deny overrides, a compared candidate, a circuit breaker.
 
 Each asks its PDPs through an `Evaluator`, so it combines only validated decisions. None can permit what its real PDPs
 do not.

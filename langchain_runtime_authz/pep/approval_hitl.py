@@ -1,4 +1,4 @@
-"""Ask an approver: build the question's payload, and parse the answer.
+"""Ask an approver by an interrupt of LangChain's HITL shape: build the question, parse the answer.
 
 The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`).
 Each action is a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the
@@ -14,22 +14,20 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from langchain_runtime_authz._display import inert
+from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
+from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import label, run_event
-from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.telemetry.spans import traceparent
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.authzen import Subject
-    from langchain_runtime_authz.pep.call import Call, DecidedCall
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question

@@ -18,7 +18,7 @@ from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordP
 from langchain_runtime_authz.pep.approval_hitl import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecorded
-from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Perform, new_id
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject

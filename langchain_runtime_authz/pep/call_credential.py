@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.details import authorization_details
@@ -15,12 +15,10 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.pep.engine import Flow, Perform, Run, Write, adrive, agent_id, drive
+from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.pep.call import DecidedCall
+from langchain_runtime_authz.pep.run import Flow, Perform, Run, Write, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.mandate.model import Mandate
-    from langchain_runtime_authz.pep.call import DecidedCall
 
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)

@@ -1,4 +1,4 @@
-"""Trace arguments for the policy and for approvers, and keep outputs for later traces."""
+"""Trace the arguments of a call, tell approvers of them, and keep outputs for later traces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from langchain_runtime_authz.mandate.call_matching import CONFIRMED
 from langchain_runtime_authz.mandate.description import told, told_step
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.engine import Run
+from langchain_runtime_authz.pep.run import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.tool_profile import argument

@@ -15,7 +15,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.call_evidence import forms_of
 from langchain_runtime_authz.pep.decision_log import label, run_event
-from langchain_runtime_authz.pep.engine import Run
+from langchain_runtime_authz.pep.run import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 

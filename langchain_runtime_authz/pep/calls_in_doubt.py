@@ -15,26 +15,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError as Cancelled
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from weakref import ref
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
 from langchain_runtime_authz.facts.normal_forms import key as digest
 from langchain_runtime_authz.ledger.base import LASTS, Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall
 from langchain_runtime_authz.ledger.schema import SEVERAL
+from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import label, run_event
-from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.credential.ticket import Ticket
-    from langchain_runtime_authz.pep.call import Call, DecidedCall
-    from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 _log = logger(__name__)
 

@@ -29,8 +29,8 @@ from langchain_runtime_authz.pep.call_mandate import occasion
 from langchain_runtime_authz.pep.child_agent import hand_off
 from langchain_runtime_authz.pep.conclude_calls import Spent, deny_call, refund
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.engine import Commit, Run
 from langchain_runtime_authz.pep.obligations import owed
+from langchain_runtime_authz.pep.run import Commit, Run
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)

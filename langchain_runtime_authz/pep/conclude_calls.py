@@ -23,8 +23,8 @@ from langchain_runtime_authz.pep.approval_hitl import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_evidence import SMALL, observe
 from langchain_runtime_authz.pep.call_mandate import occasion, task_name
-from langchain_runtime_authz.pep.engine import Block, Commit, Run, Write
 from langchain_runtime_authz.pep.obligations import owed
+from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)

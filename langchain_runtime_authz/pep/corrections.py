@@ -22,7 +22,7 @@ from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordP
 from langchain_runtime_authz.pep.approval_hitl import answers, corrections, edited_action, is_partial, record_answers
 from langchain_runtime_authz.pep.decide_calls import data_scope
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, unrecorded
-from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)

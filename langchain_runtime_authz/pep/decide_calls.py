@@ -24,9 +24,9 @@ from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import sentences, wants_more
 from langchain_runtime_authz.pep.call_mandate import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, found_out
-from langchain_runtime_authz.pep.engine import Block, Commit, Evaluate, Flow, Load, Run
-from langchain_runtime_authz.pep.evaluation_request import call_request
 from langchain_runtime_authz.pep.obligations import understood
+from langchain_runtime_authz.pep.request_builder import call_request
+from langchain_runtime_authz.pep.run import Block, Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 

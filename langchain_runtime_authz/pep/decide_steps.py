@@ -18,9 +18,9 @@ from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.decide_calls import lease_refusal, renewed
 from langchain_runtime_authz.pep.decision_log import is_judgement, obliged_events, step_record, tell
-from langchain_runtime_authz.pep.engine import Commit, Effect, Evaluate, Flow, Load, Run
-from langchain_runtime_authz.pep.evaluation_request import request_json
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
+from langchain_runtime_authz.pep.request_builder import request_json
+from langchain_runtime_authz.pep.run import Commit, Effect, Evaluate, Flow, Load, Run
 
 MAX_KEPT: Final = 256  # permits that are kept per agent and entry
 Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`

@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Notify, Run, Write, new_id
+from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Notify, Run, Write, new_id
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128

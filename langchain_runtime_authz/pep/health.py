@@ -16,8 +16,8 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.thread_state import Thread, snapshot
-from langchain_runtime_authz.pep.engine import Engine, Run, new_id
-from langchain_runtime_authz.pep.evaluation_request import request_json
+from langchain_runtime_authz.pep.request_builder import request_json
+from langchain_runtime_authz.pep.run import Engine, Run, new_id
 
 DEADLINE: Final = 2.0  # seconds for all parts together
 FRESH: Final = 1.0  # seconds for which an answer is cached

@@ -1,4 +1,4 @@
-"""Obligations, by type. An unknown type denies.
+"""Check obligations by type, and carry them out. An unknown type denies.
 
 | type | properties | carried out |
 |---|---|---|

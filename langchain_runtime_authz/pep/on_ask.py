@@ -14,7 +14,7 @@ from contextvars import Context
 from copy import deepcopy
 from typing import Any, Final
 
-from langchain_runtime_authz.pep.engine import Effect, Engine
+from langchain_runtime_authz.pep.run import Effect, Engine
 
 _log = logging.getLogger(__name__)
 

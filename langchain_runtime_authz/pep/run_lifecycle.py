@@ -1,4 +1,4 @@
-"""Begin and end runs.
+"""Begin and end runs: open an entry, take its lease, pin texts, close it.
 
 Each root entry (invoke, stream, batch element, resume) takes a lease at the epoch of the state that it loads. A later
 correction ends this lease, and the old run drains. Only a new root entry plans again.
@@ -14,18 +14,7 @@ from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
-from langchain_runtime_authz.facts.checkpoint_head import (
-    BELOW,
-    HEAD,
-    MEMORY,
-    UNKNOWN,
-    UNRECORDED,
-    Below,
-    ChildMark,
-    Head,
-    outside_key,
-    standing,
-)
+from langchain_runtime_authz.facts import checkpoint_head as heads
 from langchain_runtime_authz.facts.delegation_edges import edge
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -36,7 +25,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ORDERED, Ordered, mandate_event, recall
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, settle, unrecorded
-from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
+from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.thread_memory import turn
 from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.metrics import count
@@ -61,10 +50,10 @@ class Given(NamedTuple):
     standing: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
     resume: bool = False
     kept: bool = False  # the graph's state is kept, so another writer can erase texts
-    head: Head | None = None
+    head: heads.Head | None = None
     moved: Callable[[str], Flow[bool]] | None = None  # tells if the state changed since this checkpoint
     memory: str | None = None  # the digest of the store's memory, if it belongs to the task
-    waiting: Callable[[], Flow[Below | None]] | None = None  # reads the waiting child graphs
+    waiting: Callable[[], Flow[heads.Below | None]] | None = None  # reads the waiting child graphs
 
 
 class Left(NamedTuple):
@@ -156,7 +145,9 @@ def _take_lease(
     run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
 ) -> Flow[tuple[Entry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
-    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED, UNRECORDED))
+    query = Query(
+        log=True, asks=True, agent=run.agent, marks=(heads.HEAD, heads.MEMORY, heads.BELOW, ORDERED, heads.UNRECORDED)
+    )
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
@@ -176,7 +167,7 @@ def _take_lease(
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins only after the log has the task change of its epoch.
-        left = (yield from settle(run, snapshot)) if UNRECORDED in snapshot.marks else ""
+        left = (yield from settle(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
         opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
@@ -230,17 +221,19 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # or interrupted: a run of ours may have made the change
         return tuple(found)
-    below: Below | None = None
-    if given.waiting is not None and snapshot.marks.get(BELOW):
+    below: heads.Below | None = None
+    if given.waiting is not None and snapshot.marks.get(heads.BELOW):
         below = yield from given.waiting()
     digest = below.digest if below is not None else None
-    for name, now in ((MEMORY, given.memory), (BELOW, digest)):
-        if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
+    for name, now in ((heads.MEMORY, given.memory), (heads.BELOW, digest)):
+        if now is not None and snapshot.marks.get(name) not in (None, heads.UNKNOWN, now):
             found.append(HumanText(now, "", f"{name}:{now}", own=False))
             # Each child checks its own state against what it left: those edits are pinned already.
             known = {t.key for t in snapshot.log}
-            edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
-            found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
+            edits = (
+                [e for e in below.updates if heads.outside_key(e) not in known] if below and name == heads.BELOW else []
+            )
+            found += [HumanText(content_digest(e), "", heads.outside_key(e), own=False) for e in edits]
     return tuple(found)
 
 
@@ -248,19 +241,19 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
     head = given.head
     if head is None or given.moved is None:
         return ()
-    how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
+    how = heads.standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
         return (HumanText(content_digest(head.id), "", f"fork:{jti}", own=False),)
-    left = snapshot.marks.get(HEAD, UNKNOWN)
-    if how == "outside" and (left == UNKNOWN or (yield from given.moved(left))):
-        return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
+    left = snapshot.marks.get(heads.HEAD, heads.UNKNOWN)
+    if how == "outside" and (left == heads.UNKNOWN or (yield from given.moved(left))):
+        return (HumanText(content_digest(head.id), "", heads.outside_key(head.id), own=False),)
     return ()
 
 
 def edited(
     run: Run,
-    mark: ChildMark,
-    read: Callable[[], Flow[Head | None]],
+    mark: heads.ChildMark,
+    read: Callable[[], Flow[heads.Head | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
     """Compare the state that a child will load with the checkpoint of `mark`.
@@ -273,7 +266,7 @@ def edited(
     head = yield from read()
     if head is None or head.id == left or head.source != "update" or not (yield from moved(head.id, left)):
         return True
-    text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
+    text = HumanText(content_digest(head.id), "", heads.outside_key(head.id), own=False)
     if (yield from _pinned(run, (text,))):
         raise AuthzDenied(Code.STALE_EPOCH, new_id())
     return True
@@ -328,8 +321,8 @@ def close(
     run.children.discard(run.jti)
     over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]
     if run.kept_state:
-        for name, value in zip((HEAD, MEMORY, BELOW), left, strict=True):
-            over.append(ledger.SetMark(name, value or UNKNOWN))
+        for name, value in zip((heads.HEAD, heads.MEMORY, heads.BELOW), left, strict=True):
+            over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
         if edits:
             yield from _pinned(run, edits)

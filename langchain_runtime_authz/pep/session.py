@@ -25,7 +25,7 @@ from langchain_runtime_authz.pep.claim_calls import claim_call
 from langchain_runtime_authz.pep.conclude_calls import conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, both, new_id
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, both, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close, open_entry
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_by_hints
 

@@ -1,4 +1,4 @@
-"""Count and time decisions and failures.
+"""Count and time decisions and failures, as OpenTelemetry metrics.
 
 Only the OpenTelemetry API is used: while no SDK is set up, nothing is counted. No metric names a user, a thread or a
 tool.

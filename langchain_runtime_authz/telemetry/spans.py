@@ -1,4 +1,4 @@
-"""Record spans and their events.
+"""Record OpenTelemetry spans and their events.
 
 Only the OpenTelemetry API is used: while no SDK is set up, nothing is built and nothing is kept. Recording never
 raises into the traced code. Results and texts of exceptions are never recorded. Arguments and the user's words are, if

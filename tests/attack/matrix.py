@@ -19,7 +19,7 @@ import langchain_runtime_authz
 from langchain_runtime_authz.authzen import EvaluationRequest
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import protect as root
-from langchain_runtime_authz.langgraph.coverage import CoverageReport, Row
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, reset_node
 from tests import generated

@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.claim_calls import claim_call
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.engine import drive
+from langchain_runtime_authz.pep.run import drive
 from langchain_runtime_authz.testing import FrozenClock
 
 from ._kit import *

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from langchain_runtime_authz.langgraph.checkpoints import said_more
-from langchain_runtime_authz.pep.engine import drive
+from langchain_runtime_authz.pep.run import drive
 from tests.attack.corrections import beside
 
 from ._kit import *

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz.errors import AuditError, Code
-from langchain_runtime_authz.pep.engine import Notifier
+from langchain_runtime_authz.pep.run import Notifier
 
 RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "webhook.md"
 

@@ -31,7 +31,7 @@ from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, platform_user
-from langchain_runtime_authz.langgraph.coverage import CoverageReport
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 from langchain_runtime_authz.ledger import PostgresLedger, SqliteLedger
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp import PDP, Decision

@@ -14,7 +14,7 @@ from langchain_runtime_authz.facts import history, json_copy
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.mandate import planner_mandate
-from langchain_runtime_authz.pep import approval_hitl, call_credential, calls_in_doubt, engine, health
+from langchain_runtime_authz.pep import approval_hitl, call_credential, calls_in_doubt, health, run
 from langchain_runtime_authz.telemetry import logs, metrics
 from tests.gates import test_statements as statements
 from tests.unit_tests.test_docs import TEXTS
@@ -33,7 +33,7 @@ OF_CODE = {
     "docs/approvals.md": {"it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_hitl.HOUR},
     "docs/audit.md": {"2,000 steps": story.MAX_STEPS},
     "docs/codes.md": {
-        "worked for longer than an hour": engine.MAX_LIFETIME, "in the last 24 hours": base.LASTS,
+        "worked for longer than an hour": run.MAX_LIFETIME, "in the last 24 hours": base.LASTS,
         "more calls in a minute than the policy allows": history.MINUTE,
     },
     "docs/concepts.md": {"400,000 characters": json_copy.MAX_CHARS},
@@ -43,17 +43,17 @@ OF_CODE = {
     },
     "docs/delegation.md": {"after 60 seconds at the latest": call_credential.TOKEN_TTL},
     "docs/effects.md": {"JSON of at most 64 KB": messages.MAX_KEPT},
-    "docs/identity.md": {"than its lease, a minute": engine.LEASE_TTL},
+    "docs/identity.md": {"than its lease, a minute": run.LEASE_TTL},
     "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
         "Both databases see 7 statements": max(statements.POSTGRES, statements.SQLITE),
-        "its lease lapses (a minute)": engine.LEASE_TTL, "less than a minute ago": engine.LEASE_TTL, "For 24 hours": base.LASTS,
+        "its lease lapses (a minute)": run.LEASE_TTL, "less than a minute ago": run.LEASE_TTL, "For 24 hours": base.LASTS,
         "It has five seconds": calls_in_doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
         "at most five a minute and code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
         "alone for half a minute": metrics.REST,
     },
     "docs/runbooks.md": {
-        "end after a minute": engine.LEASE_TTL, "after at most a minute": jwks.CACHE_AGE, "and a minute has passed": jwks.CACHE_AGE,
+        "end after a minute": run.LEASE_TTL, "after at most a minute": jwks.CACHE_AGE, "and a minute has passed": jwks.CACHE_AGE,
     },
 }  # fmt: skip
 OF_PEOPLE = {  # a person's time, and the law's

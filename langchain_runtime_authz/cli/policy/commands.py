@@ -1,4 +1,4 @@
-"""The commands of `runtime-authz policy`."""
+"""`runtime-authz policy`: init, check, test, diff, replay, explain, try, build and schema."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph.callback_backstop import tool_names
-from langchain_runtime_authz.langgraph.coverage import Row
+from langchain_runtime_authz.langgraph.coverage.report import Row
 from langchain_runtime_authz.langgraph.declared_effects import effect
 from langchain_runtime_authz.langgraph.private_api import Pregel, PregelNode, ToolNode
 

@@ -18,17 +18,17 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import held_by_model
-from langchain_runtime_authz.langgraph.coverage import AT_RUN_TIME, UNSEEN, CoverageReport, Row
 from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in
+from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.object_graph import model_types
-from langchain_runtime_authz.langgraph.observer import Observed, limits
+from langchain_runtime_authz.langgraph.process_observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
-from langchain_runtime_authz.pep.engine import Counted, Gate
+from langchain_runtime_authz.pep.run import Counted, Gate
 
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",

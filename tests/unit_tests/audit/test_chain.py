@@ -51,7 +51,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.errors import AuditError, ConfigError
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
-from langchain_runtime_authz.pep.engine import Write
+from langchain_runtime_authz.pep.run import Write
 
 NASTY = 'x"\n\r\u2028\u0085\x00\ud800\\","prev":"0"}\n{"seq":0}'
 

@@ -14,7 +14,7 @@ from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
-from langchain_runtime_authz.pep.engine import drive
+from langchain_runtime_authz.pep.run import drive
 from langchain_runtime_authz.pep.run_lifecycle import _pinned
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 

@@ -26,8 +26,8 @@ from pydantic import SecretStr
 
 from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.langgraph.coverage import Baseline
 from langchain_runtime_authz.langgraph.coverage.code_scan import secrets_of
+from langchain_runtime_authz.langgraph.coverage.report import Baseline
 from langchain_runtime_authz.langgraph.object_graph import loaded, walk
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import (
@@ -595,8 +595,8 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     """Counts from many threads add up; beyond its bound nothing is kept, and the loss is counted."""
     import threading
 
-    from langchain_runtime_authz.pep import engine as module
-    from langchain_runtime_authz.pep.engine import Counted, Tally
+    from langchain_runtime_authz.pep import run as module
+    from langchain_runtime_authz.pep.run import Counted, Tally
 
     run: Any = SimpleNamespace(scope=SimpleNamespace(graph="g"), agent=("g",))
     tally = Tally()

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from langchain_runtime_authz.langgraph.model_planner import ModelPlanner, planner_schema
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.engine import KnownTools
+from langchain_runtime_authz.pep.run import KnownTools
 from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import load_profiles
 

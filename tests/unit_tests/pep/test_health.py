@@ -29,7 +29,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pap.bundle import pack
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pep import engine, health
+from langchain_runtime_authz.pep import health, run
 from langchain_runtime_authz.telemetry import metrics, semconv
 from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
@@ -214,7 +214,7 @@ def test_credentials_are_their_own_part(tmp_path: Path) -> None:
 def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is counted as a failure; a line has code, run and thread."""
     counted: list[str] = []
-    monkeypatch.setattr(engine, "count", lambda what, about=None, by=1: counted.append(what))
+    monkeypatch.setattr(run, "count", lambda what, about=None, by=1: counted.append(what))
     ledger = MemoryLedger()
     authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read", sink="none")})
     session = authz.session(subject="alice", task="Look", thread="t1")

@@ -28,7 +28,7 @@ from langchain_runtime_authz.pep.decide_steps import (
     shown,
     withheld,
 )
-from langchain_runtime_authz.pep.engine import Commit, drive
+from langchain_runtime_authz.pep.run import Commit, drive
 from langchain_runtime_authz.pep.run_lifecycle import close, open_entry, take_lease
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with

@@ -14,7 +14,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.pep.engine import LogNotifier, Notifier
+from langchain_runtime_authz.pep.run import LogNotifier, Notifier
 from langchain_runtime_authz.pep.session import Session
 
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
@@ -139,7 +139,7 @@ def test_unknown_beside_known_denies_and_still_tells() -> None:
 
 async def test_the_event_loop_does_not_wait() -> None:
     """The same flow asynchronously."""
-    from langchain_runtime_authz.pep.engine import Notify, adrive
+    from langchain_runtime_authz.pep.run import Notify, adrive
 
     def told() -> Any:
         yield Notify("desk", {"decision_id": "1"})

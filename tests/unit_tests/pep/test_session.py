@@ -28,7 +28,7 @@ from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Quer
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.pep.engine import LEASE_TTL, MAX_LIFETIME
+from langchain_runtime_authz.pep.run import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from langchain_runtime_authz.testing.static_pdp import StaticPDP

@@ -21,7 +21,7 @@ from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import arguments, backed
 from langchain_runtime_authz.pep.call_mandate import mandate_json
-from langchain_runtime_authz.pep.engine import Run, agent_id
+from langchain_runtime_authz.pep.run import Run, agent_id
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 _TOOLS_CALL: Final = {"name": "tools/call"}

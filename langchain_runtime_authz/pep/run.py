@@ -1,4 +1,4 @@
-"""The parts of one instance, the state of a run, and the effects of `pep`."""
+"""The state of a run, the parts of the instance that it works with, and the effects of `pep`."""
 
 from __future__ import annotations
 

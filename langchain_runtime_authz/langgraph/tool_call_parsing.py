@@ -1,0 +1,190 @@
+"""Parse tool calls: arguments by the tool's schema, and the calls that a node's input holds.
+
+Arguments are parsed once. The same object is decided, digested, approved and executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolRuntime
+
+from langchain_runtime_authz.digest import digest, project, project_arguments
+from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
+from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
+from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
+from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
+from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.tool_profile import UNPROFILED
+
+_EMPTY = digest({})
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_MAX_NAME = 128  # characters kept of a tool's name that a model invented
+Describe = Callable[[ToolFacts, Any], Call]  # returns the call of these arguments
+
+
+def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
+    """Return the arguments that the tool will receive. `parser` is its unguarded `_parse_input`."""
+    schema = tool.args_schema
+    if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
+        return {}
+    return parser(tool_input if isinstance(tool_input, str) else dict(tool_input), call_id)
+
+
+def describe(
+    tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], *, written: Mapping[str, Any] | str, **about: Any
+) -> Call:
+    """Return the `Call` to decide, from the arguments that `read` returns.
+
+    `written` are those of the model, and `about` has what else is known of the call: at least its ids and its place.
+    """
+    error: Code | None = None
+    args: dict[str, Any] = {}
+    args_digest, supplied_too = _EMPTY, False
+    (profile, profiled, _), injected = facts
+    try:
+        parsed = read()
+    except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
+        parsed, error = exc, Code.INVALID_ARGUMENTS
+    else:
+        try:
+            args, supplied_too = _decided(tool, parsed, injected)
+            args_digest = digest(args)
+        except MappingError as exc:
+            error = Code(exc.code)
+    return Call(
+        tool.name,
+        profile,
+        profiled,
+        raw=written,
+        args=args,
+        args_digest=args_digest,
+        atoms=atoms_of(profile, args),
+        parsed=parsed,
+        injected=injected,
+        supplied=supplied_too,
+        reread=lambda: digest(_decided(tool, read(), injected)[0]),
+        tool_ref=tool,
+        metadata=tool.metadata,
+        error=error,
+        **{"sent": written, **about},
+    )
+
+
+def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
+    if isinstance(parsed, str):
+        schema = tool.args_schema
+        fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
+        return {next(iter(fields)) if fields else "input": project(parsed)}, False
+    return project_arguments(parsed, injected, ToolRuntime)
+
+
+def parses_alike(call: Call) -> bool:
+    if call.reread is None:
+        return True
+    try:
+        return call.reread() == call.args_digest
+    except Exception:  # noqa: BLE001  (a failed parse is a change)
+        return False
+
+
+def unchanged(call: Call) -> bool:
+    """Return True if the parsed arguments are unchanged since the decision. A message may share nested values."""
+    parsed, injected = call.parsed, call.injected
+    if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
+        return True
+    if _SCALARS.issuperset(map(type, parsed.values())):
+        return True
+    try:
+        return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
+    except MappingError:
+        return False
+
+
+def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
+    own = {}
+    for name, value in args.items():
+        if name not in injected and type(value) is not ToolRuntime:
+            own[name] = value
+    return own
+
+
+def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
+    """Return True if the framework supplies an argument, by its name, or for common names by its type."""
+    return name in injected or type(value) is ToolRuntime
+
+
+def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
+    tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
+    return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
+
+
+def as_planned(
+    call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
+) -> Call | None:
+    """Return the call as its message holds it, or `None`. Arguments added by code are critical unless injected."""
+    if raw_digest(call.raw) == planned.args_digest:
+        return replace(call, call_id=planned.call_id)
+    if raw_digest(written) != planned.args_digest:  # an approver replaced it
+        return None
+    sent = given if isinstance(given, Mapping) else {}
+    added = {k for k in sent if k not in written and not supplied(k, sent[k], facts.injected)}
+    own = added & set(facts.profiled.profile.injected)
+    # An argument equal to the model's is not added: the model used an alias.
+    own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
+    if own:
+        facts = facts._replace(injected=facts.injected | own)
+        call = describe(facts, given)
+    handed = {k: v for k, v in sent.items() if supplied(k, v, facts.injected)}
+    as_written = describe(facts, {**written, **handed})
+    if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
+        return replace(call, call_id=planned.call_id, raw=written)
+    extra = added - own
+    merged = describe(facts, {**written, **handed, **{k: sent[k] for k in extra}})
+    if not extra or call.error is not None or merged.error is not None or merged.args_digest != call.args_digest:
+        return None
+    before = as_written.args if as_written.error is None else written
+    changed = {k for k, v in call.args.items() if k not in before or before[k] != v}
+    profile = facts.profiled.profile
+    rest = {name: tuple(k for k in getattr(profile, name) if k not in changed) for name in ("when", "text", "free")}
+    critical = {**dict.fromkeys(changed, "value"), **profile.critical}
+    profile = profile.model_copy(update={**rest, "critical": critical})
+    facts = facts._replace(profiled=facts.profiled._replace(profile=profile))
+    return replace(describe(facts, given), call_id=planned.call_id, raw=written)
+
+
+def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
+    fields = value if isinstance(value, (dict, Mapping)) else getattr(value, "__dict__", None) or {"": value}
+    for name, held in fields.items():
+        yield str(name), held if isinstance(held, list | tuple) else (held,)
+
+
+def newest_messages(value: object) -> list[tuple[str, AIMessage]]:
+    found = ((n, [m for m in held if isinstance(m, AIMessage) and m.tool_calls][-1:]) for n, held in _lists(value))
+    return [(name, message) for name, newest in found for message in newest]
+
+
+def newest_plan(given: object) -> AIMessage | None:
+    return next((message for _, message in newest_messages(given)), None)
+
+
+def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, (dict, Mapping)):
+        ident, name, args = value.get("id"), value.get("name"), value.get("args")
+        if isinstance(ident, str) and isinstance(name, str) and isinstance(args, dict):
+            yield value
+        elif depth:
+            for held in value.values():
+                yield from sent_calls(held, depth - 1)
+    elif isinstance(value, list | tuple) and depth:
+        for held in value:
+            yield from sent_calls(held, depth - 1)
+
+
+def answered_calls(value: object) -> set[str]:
+    return {m.tool_call_id for _, held in _lists(value) for m in held if isinstance(m, ToolMessage)}
