@@ -22,7 +22,7 @@ from langchain_runtime_authz.langgraph.messages import human_texts, messages_in,
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_beside, open_question
-from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, resolve
+from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, both, drive, new_id
 
@@ -156,8 +156,9 @@ class Threads:
 
         There are at most `ledger.base.MAX_ASKED`: the older ones appear once these are resolved.
         """
+        yield from record_ends(self._engine)
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None)
-        return [one for one in found if one.lost]
+        return [one for one in found if one.row.lost]
 
     unknown_calls, aunknown_calls = both(_unknown_calls)
 

@@ -302,6 +302,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
 def _doubt(record: dict[str, Any]) -> Doubt | None:
     """Return the call of a permit as one in doubt, `None` if its record lacks the deed."""
     from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
+    from langchain_runtime_authz.ledger.schema import SEVERAL
 
     claim, asked = record.get("claim"), record.get("request")
     if not claim or not asked:
@@ -310,7 +311,7 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
     about = {"tool": record["resource"], "args_digest": call["args_digest"], "call_id": call["id"]}
     about |= {"idempotency_key": claim["idempotency_key"], **{name: record[name] for name in ids}}
     deed, *also = claim["deeds"]
-    about |= {"targets": also} if len(also) > 1 else {}
+    about |= {"targets": also} if deed.endswith(f":{SEVERAL}") else {}
     row = CallRow(claim["call_key"], "unknown", record["jti"], None, deed, record["ts"], about)
     return Doubt(Scope(**record["scope"]), f"{subject['type']}:{subject['id']}", row)
 

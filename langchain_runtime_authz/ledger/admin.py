@@ -21,8 +21,10 @@ DOUBTS: Final = 3  # the first version that records calls in doubt
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
-_OPEN: Final = "c.state IN ('claimed', 'unknown') AND c.deed <> '' AND (coalesce(c.about, '') NOT LIKE ? OR c.at > ?)"
-_FAILED: Final = '%"failed":true%'  # of `about`: the model was told
+_OPEN: Final = (  # of `about`: the model was told, or it may be repeated
+    "c.state IN ('claimed', 'unknown') AND c.deed <> '' AND (c.at > ? OR c.about IS NULL OR"
+    """ replace(replace(c.about, '"failed":true', ''), '"idempotent":true', '') = c.about)"""
+)
 _DOUBT: Final = f"EXISTS (SELECT 1 FROM call c WHERE {_SAME.format('c')} AND {_OPEN})"
 _ENDED: Final = (
     f"SELECT tenant, thread FROM thread t WHERE at < ? AND NOT {_DOUBT} AND NOT EXISTS"
@@ -106,8 +108,8 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     now = admin.now()
     until = now - older_than
     forgotten = 0
-    doubts = (_FAILED, now - LASTS)  # a call that failed is in doubt only as long as it makes others ask
-    for of in admin.run(_ENDED, (until, *doubts, now, most)):
+    young = now - LASTS  # a call that failed is in doubt only as long as it makes others ask
+    for of in admin.run(_ENDED, (until, young, now, most)):
         # A commit since the selection has renewed `at`.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
             continue
@@ -125,14 +127,14 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
         through = str(max(position for (position,) in gone))
         sql = "INSERT INTO meta (name, value) VALUES ('pruned', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
         admin.run(sql, (through,))
-    ((in_doubt,),) = admin.run(f"SELECT count(*) FROM thread t WHERE at < ? AND {_DOUBT}", (until, *doubts))
+    ((in_doubt,),) = admin.run(f"SELECT count(*) FROM thread t WHERE at < ? AND {_DOUBT}", (until, young))
     return Pruned(forgotten, len(gone), in_doubt)
 
 
 def in_doubt(admin: Admin) -> int:
     """Return the number of calls that have begun and have no outcome."""
-    sql, doubts = f"SELECT count(*) FROM call c WHERE {_OPEN}", (_FAILED, admin.now() - LASTS)
-    return int(admin.run(sql, doubts)[0][0]) if version(admin).version >= DOUBTS else 0
+    sql, young = f"SELECT count(*) FROM call c WHERE {_OPEN}", admin.now() - LASTS
+    return int(admin.run(sql, (young,))[0][0]) if version(admin).version >= DOUBTS else 0
 
 
 def tenants(admin: Admin) -> list[str]:

@@ -12,9 +12,9 @@ INVARIANT: plan records are first write wins. INVARIANT: an approval is spent at
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
@@ -27,6 +27,7 @@ from langchain_runtime_authz.grant import Grant
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.changes import Change
 
+T = TypeVar("T")
 PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds after expiry during which a lease that was not ended counts as under way
 MAX_EDGES: Final = 256  # per thread; every request contains them
@@ -77,8 +78,15 @@ class CallRow(NamedTuple):
     at: float = 0.0  # ledger time of its claim
     # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
     # `by`, its agent's lease and tool; `again` if another call has begun the same deed; `failed` if the call raised, or
-    # returned an error; `repeats` if it was claimed anew while its outcome was unknown.
+    # returned an error (then `args_digest` follows its deed, unless it pays); `repeats` if it was claimed anew while its
+    # outcome was unknown; `idempotent` if its tool says that twice is once.
     about: Mapping[str, Any] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Return True if nobody was told how the call ended, and it must not be repeated. After a failure somebody was."""
+        known = self.about or {}
+        return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
 
 class Doubt(NamedTuple):
@@ -102,19 +110,15 @@ class Doubt(NamedTuple):
         """Return True if the call has a target in common with a call of these deeds."""
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
-    @property
-    def lost(self) -> bool:
-        """Return True if nobody was told how the call ended. After a failure somebody was, though it may have happened."""
-        return self.row.state == "unknown" and "failed" not in (self.row.about or {})
-
     def listed(self, now: float) -> bool:
         """Return True if it is lost, or failed and still makes its deed ask."""
-        return self.lost or (self.row.state == "unknown" and now - self.row.at < LASTS)
+        failed = self.row.state == "unknown" and not (self.row.about or {}).get("idempotent")
+        return self.row.lost or (failed and now - self.row.at < LASTS)
 
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
         """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.
 
-        An `unknown` call counts. If it failed, it does not count for calls of the same message.
+        An `unknown` call counts. If it failed, it does not count for calls of the same message in the same root entry.
         A claimed call counts on its own thread. On another thread it counts only if another process runs it, and it is a
         payment or has the same arguments: a subject may act twice on one target in parallel. In its own root entry it
         counts if the same agent, in code or another message, repeats it exactly: its caller may have given it up.
@@ -123,11 +127,12 @@ class Doubt(NamedTuple):
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
-        beside = self.scope == scope and known.get("plan") == about.get("plan") is not None
+        entered = known.get("entry") == about["entry"]
+        beside = entered and self.scope == scope and known.get("plan") == about.get("plan") is not None
         if row.state != "claimed" or now - row.at >= LASTS:
             return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and beside)
         equal = known.get("args_digest") == about["args_digest"]
-        if known.get("entry") == about["entry"]:
+        if entered:
             return equal and known.get("by") == about.get("by") and not beside
         same = equal or row.deed.startswith("pay:")
         return self.scope == scope or (same and known.get("process") != about["process"])
@@ -305,6 +310,29 @@ class Doubted(Protocol):
         """
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
+
+
+class Awaited(Ledger, Asked, Doubted):
+    """A store with asynchronous forms of its methods. What a cancelled caller asked for may still happen."""
+
+    async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
+        """Run a method. A store that waits for a disk or a lock does so in a thread."""
+        return verb(*args)
+
+    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
+        return await self._in_thread(self.doubts, tenant, key, scope)
+
+    async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
+        return await self._in_thread(self.asked, tenant, id)
+
+    async def astatus(self, tenant: str, jti: str) -> TokenStatus:
+        return await self._in_thread(self.status, tenant, jti)
+
+    async def aload(self, scope: Scope, query: Query) -> Snapshot:
+        return await self._in_thread(self.load, scope, query)
+
+    async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+        return await self._in_thread(self.commit, scope, guard, changes)
 
 
 @runtime_checkable

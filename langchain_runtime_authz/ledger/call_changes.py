@@ -73,7 +73,7 @@ class ClaimCall(Change):
             before = t.calls[self.key]
             if before.deed != self.deed:
                 t.drop(self.key)
-            elif about is not None and before.state not in ("suspended", "void"):
+            if about is not None and before.state not in ("suspended", "void"):
                 about = {**about, "repeats": True}
         t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, about)
         if self.deed:  # as `Thread.put`, without a call: this is the hot path
@@ -151,12 +151,13 @@ class ConcludeCall(_OfCall):
     A side effect that failed may have happened all the same, so it is `unknown`, with a note that it `failed`.
 
     If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row. With `late`, the resolution
-    stays on record, and only `done` changes the state.
+    stays on record, and only `done` changes the state. With `jti`, a later claim under another lease stays.
     """
 
     state: Literal["done", "failed", "suspended", "unknown"] | None
     result: str | None = None
     late: bool = False
+    jti: str = ""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls[self.key] if self.key in t.calls and not self.late else None
@@ -165,20 +166,24 @@ class ConcludeCall(_OfCall):
 
     def apply(self, t: Thread, now: float) -> None:
         row = t.calls[self.key] if self.key in t.calls else None  # noqa: SIM401  (without a call)
+        if row is not None and self.jti not in ("", row.jti):
+            return
         if self.state is None:
             if row is not None:
                 t.drop(self.key)
         elif row is None:
             t.calls[self.key] = CallRow(self.key, self.state, "", self.result)
         elif not self.late or self.state == "done":
-            state, about = self.state, row.about if self.state == "unknown" or self.late else None
-            if state == "failed" and row.deed:  # perhaps after it had happened
-                state, about = "unknown", {**(row.about or {}), "failed": True}
-            ended = CallRow(self.key, state, row.jti, self.result, row.deed, row.at, about)
-            if row.deed:
+            about = row.about if self.state == "unknown" or self.late else None
+            ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
+            if self.state == "failed" and row.deed:  # perhaps after it had happened
+                t.drop(self.key)
+                about = {**(row.about or {}), "failed": True}
+                suffix = "" if row.deed.startswith("pay:") else f" {about.get('args_digest')}"
+                ended = ended._replace(state="unknown", deed=row.deed.removesuffix(suffix) + suffix, about=about)
+            t.calls[self.key] = ended
+            if ended.deed:  # other calls are not indexed
                 t.put(self.key, ended)
-            else:  # calls without a deed are not indexed
-                t.calls[self.key] = ended
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ _AT_ONCE: Final = MAX_ROWS // 8
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
 
 
-class MemoryLedger:
+class MemoryLedger(b.Awaited):
     """Keeps threads in a dictionary behind one lock.
 
     Args:
@@ -116,24 +116,7 @@ class MemoryLedger:
                 return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
             found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
             listed = [one for one in found if one.listed(now) and scope in (None, one.scope)]
-            return sorted(listed, key=lambda one: (not one.lost, -one.row.at))[: b.MAX_ASKED]
-
-    async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
-        return self.doubts(tenant, key, scope)
-
-    async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        return self.asked(tenant, id)
-
-    async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
-        return self.status(tenant, jti)
-
-    async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        return self.load(scope, query)
-
-    async def acommit(
-        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
-    ) -> b.Committed | b.Conflict:
-        return self.commit(scope, guard, changes)
+            return sorted(listed, key=lambda one: (not one.row.lost, -one.row.at))[: b.MAX_ASKED]
 
     def _index(self, scope: b.Scope, thread: Thread) -> None:
         for jti, key, lease_jti in thread.issued:
@@ -159,10 +142,6 @@ class MemoryLedger:
                 del self._order[scope], self._threads[scope]
 
 
-def _over(row: b.CallRow, now: float) -> bool:
-    return row.state == "unknown" and "failed" in (row.about or {}) and now - row.at >= b.LASTS
-
-
 def _forget(t: Thread, now: float) -> None:
     """Bound a long thread. Calls of a forgotten plan count as unplanned; a forgotten jti is not live.
 
@@ -170,7 +149,10 @@ def _forget(t: Thread, now: float) -> None:
     """
     # In batches: after each removal, a dictionary is slow at finding its oldest key.
     if len(t.calls) > MAX_ROWS:
-        over = (key for key, row in t.calls.items() if row.state in ("done", "failed", "void") or _over(row, now))
+        told = [
+            key for key, row in t.calls.items() if row.state == "unknown" and not row.lost and now - row.at >= b.LASTS
+        ]
+        over = (key for key, row in t.calls.items() if row.state in ("done", "failed", "void") or key in told)
         for key in list(islice(over, _AT_ONCE)):
             t.drop(key)
             t.forget(key)

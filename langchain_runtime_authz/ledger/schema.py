@@ -125,7 +125,7 @@ MIGRATIONS: Final = (
 )
 SCHEMA: Final = MIGRATIONS[-1].version
 
-NEWEST: Final = 20  # unknown calls of one deed that are read; the last one stands for older ones, and always counts
+NEWEST: Final = 20  # unknown, and void, calls of one deed that are read; the last unknown one stands for older ones
 SEVERAL: Final = "several"  # in a deed, in place of more than one target; of these, all are read
 DOUBTS: Final = (
     "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about, c.at FROM call c"
@@ -135,8 +135,8 @@ DOUBTS: Final = (
 OPEN: Final = "c.state IN ('claimed', 'unknown', 'void') AND c.deed <> ''"
 ASKING: Final = (  # as `thread_state.opened`
     "scope, subject, expires, key, state, jti, result, deed,"
-    f" CASE WHEN nth = {NEWEST} THEN NULL ELSE about END FROM"
-    f" (SELECT CASE WHEN c.state <> 'unknown' OR substr(c.deed, length(c.deed) - {len(SEVERAL)}) = ':{SEVERAL}' THEN 0"
+    f" CASE WHEN nth = {NEWEST} AND state = 'unknown' THEN NULL ELSE about END FROM"
+    f" (SELECT CASE WHEN c.state = 'claimed' OR substr(c.deed, length(c.deed) - {len(SEVERAL)}) = ':{SEVERAL}' THEN 0"
     " ELSE row_number() OVER (PARTITION BY c.deed, c.state ORDER BY c.at DESC, c.key DESC) END AS nth,"
     f" {DOUBTS}{{}}) AS found WHERE nth <= {NEWEST}"
 )

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, LedgerError
@@ -40,7 +40,6 @@ _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti =
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
 NONE: Final = b.Anchor("", 0, "")  # before the first commit
 _beginning: Final = forkable_lock()  # a forked child starts again, once for all its threads
-T = TypeVar("T")
 
 
 class Tx(Protocol):
@@ -57,7 +56,7 @@ class Tx(Protocol):
         """
 
 
-class SqlLedger:
+class SqlLedger(b.Awaited):
     _dialect: ClassVar[tuple[str, str, str]]  # see `Fetch.statement`
     # True if commits exclude only commits of their thread, so that they must also take `turns`.
     _by_thread = False
@@ -166,7 +165,7 @@ class SqlLedger:
         now, found = self._listed(tenant, (f"SELECT {DOUBTS}{where} ORDER BY c.at DESC", (tenant, *by)))
         doubts = [_doubt(row, now) for row in found]
         if key is None:
-            doubts = sorted([one for one in doubts if one.listed(now)], key=lambda one: not one.lost)
+            doubts = sorted([one for one in doubts if one.listed(now)], key=lambda one: not one.row.lost)
         return doubts[: b.MAX_ASKED]
 
     def check(self, tenant: str) -> None:
@@ -178,24 +177,6 @@ class SqlLedger:
         seen = self._seen.get(tenant, NONE)
         with self._reading(tenant) as tx:
             return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
-
-    async def adoubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
-        return await self._in_thread(self.doubts, tenant, key, scope)
-
-    async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        return await self._in_thread(self.asked, tenant, id)
-
-    async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
-        return await self._in_thread(self.status, tenant, jti)
-
-    async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        return await self._in_thread(self.load, scope, query)
-
-    async def acommit(
-        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
-    ) -> b.Committed | b.Conflict:
-        """Run `commit` in a thread. A cancelled commit may still happen."""
-        return await self._in_thread(self.commit, scope, guard, changes)
 
     def close(self) -> None:
         """Close every connection. A closed ledger denies."""
@@ -242,16 +223,13 @@ class SqlLedger:
                 Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen.position} was confirmed"
             )
         with self._lock:
-            if found.position > self._position(found.tenant):  # another instance's
+            if found.position > self._seen.get(found.tenant, NONE).position:  # another instance's
                 self._since[found.tenant] = found.position
                 self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
         clock = found.clock if self._clock is None else self._clock()
         now = ledger_time(clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
         return now
-
-    def _position(self, tenant: str) -> int:
-        return self._seen.get(tenant, NONE).position
 
     def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
         """Return the cached rows of a thread, if they may still be valid, and the newest commit seen."""
@@ -297,7 +275,7 @@ class SqlLedger:
                 self._forked()
                 self._pid = os.getpid()
 
-    async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
+    async def _in_thread(self, verb: Callable[..., b.T], *args: Any) -> b.T:
         self._here()
         with self._lock:
             if self._workers is None:

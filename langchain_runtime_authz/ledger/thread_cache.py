@@ -6,6 +6,7 @@ the thread has not changed.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.ledger.schema import Version
@@ -13,6 +14,10 @@ from langchain_runtime_authz.ledger.thread_state import Needs, Thread
 
 MAX_KNOWN: Final = 256  # threads
 MAX_ROWS: Final = 1024  # of one thread
+_ROWS: Final = attrgetter(  # in the order of `Thread`
+    *("log", "pending", "marks", "revoked", "leases", "plans", "by_call", "calls", "approvals", "edges"),
+    *("budgets", "rates", "values"),
+)
 
 
 class Known(NamedTuple):
@@ -36,26 +41,7 @@ class Known(NamedTuple):
 
 def copied(t: Thread) -> Thread:
     """Return a copy of `t` whose rows can be changed independently."""
-    return Thread(
-        t.exists,
-        t.subject,
-        t.epoch,
-        t.task,
-        t.history,
-        t.log.copy(),
-        t.pending.copy(),
-        t.marks.copy(),
-        t.revoked.copy(),
-        t.leases.copy(),
-        t.plans.copy(),
-        t.by_call.copy(),
-        t.calls.copy(),
-        t.approvals.copy(),
-        t.edges.copy(),
-        t.budgets.copy(),
-        t.rates.copy(),
-        t.values.copy(),
-    )
+    return Thread(t.exists, t.subject, t.epoch, t.task, t.history, *[rows.copy() for rows in _ROWS(t)])
 
 
 def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
@@ -66,8 +52,7 @@ def known(t: Thread, before: Known | None, seen: str, position: int, version: Ve
         without = without.union(over)
         for key in over:
             del t.calls[key]
-    rows = (t.marks, t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates, t.values, without)
-    if sum([len(some) for some in rows]) > MAX_ROWS:
+    if sum([len(rows) for rows in (*_ROWS(t), without)]) > MAX_ROWS:
         return None
     t.log, t.pending, t.issued, t.open = [], [], [], {}
     return Known(t, without, seen, position, version)

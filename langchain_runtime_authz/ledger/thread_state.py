@@ -166,19 +166,19 @@ def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
     """Return the `OPEN` calls of a deed from `Thread.open`, all or those that may make a subject's call ask."""
-    several, unknown = list[b.Doubt](), list[b.Doubt]()
+    kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():
         if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):
             continue
-        one = b.Doubt(t.scope, t.subject, t.call(key, now))
-        if subject is None or t.calls[key].state != "unknown":
-            several.append(one)
-        elif now - one.row.at < b.LASTS:
-            unknown.append(one)
-    if len(unknown) >= NEWEST and not deed.endswith(f":{SEVERAL}"):
-        unknown = nlargest(NEWEST, unknown, key=lambda one: (one.row.at, one.row.key))
-        unknown[-1] = unknown[-1]._replace(row=unknown[-1].row._replace(about=None))
-    return (*several, *unknown)
+        one, state = b.Doubt(t.scope, t.subject, t.call(key, now)), t.calls[key].state
+        if subject is None or state == "claimed" or now - one.row.at < b.LASTS:
+            kinds[state].append(one)
+    if subject is not None and not deed.endswith(f":{SEVERAL}"):
+        for state in ("unknown", "void"):
+            kinds[state] = nlargest(NEWEST, kinds[state], key=lambda one: (one.row.at, one.row.key))
+        if len(unknown := kinds["unknown"]) == NEWEST:
+            unknown[-1] = unknown[-1]._replace(row=unknown[-1].row._replace(about=None))
+    return (*kinds["claimed"], *kinds["unknown"], *kinds["void"])
 
 
 def ledger_time(clock: float, latest: float) -> float:

@@ -38,6 +38,8 @@ _log = logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
+# Call key → its run, and what concludes it again, if the ledger did not take the call's end.
+LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]]]]] = {}
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 # In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
@@ -65,7 +67,7 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     """Return the counter of equal effects in a turn, the deed's name, and other names under which it may stand.
 
     All calls of an effect on several targets have one name, and the targets in `about`. Without a target, the tool
-    names the deed.
+    names the deed. The last name is that of such a call that failed (`CallRow.deed`).
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -73,13 +75,14 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     hit, targets = call.atoms.effect_targets() if call.profiled else ("", ())
     deeds = tuple([f"{effect}:{target}" for target in targets]) or (f"{effect}:{digest(call.tool)}",)
     deeds = (several, *deeds) if len(targets) > 1 else (*deeds, several)
+    deeds = deeds if effect == "pay" else (*deeds, f"{deeds[0]} {call.args_digest}")
     return (f"same:{words.turns}:{call.tool}:{hit}" if hit else ""), deeds
 
 
 def facts_of(run: Run, call: Call) -> dict[str, Any]:
     """Return the facts of a call's claim by which others compare theirs (`Doubt.asks`)."""
     of_call = {"by": f"{run.jti} {label(call.tool)}", "args_digest": call.args_digest, "plan": call.plan_id}
-    return {**of_call, "process": PROCESS[0], "entry": run.entry}
+    return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 
 def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
@@ -99,6 +102,9 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, ap
         return (), ()
     about = facts_of(run, call)
     same = [one for one in snapshot.doubts if one.hits(deeds)]
+    for at, one in enumerate(same):
+        if one.row.state == "claimed" and one.row.key in LOST_ENDS:
+            same[at] = one._replace(row=one.row._replace(state="unknown"))
     doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
     asking = {one.name for one in doubts}
     repeats = tuple(o for o in same if o.row.key != key and (o.name in asking or o.row.state == "void"))
@@ -203,6 +209,13 @@ def _runs_here(row: CallRow) -> bool:
     """Return True if this process still runs the call."""
     held = HELD.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
     return held is not None and (ticket := held()) is not None and not ticket.concluded
+
+
+def record_ends(engine: Engine, scope: Scope | None = None) -> Flow[None]:
+    """Record lost ends, of all threads or of one. Those that fail again stay."""
+    for run, record in [*LOST_ENDS.values()]:
+        if run.engine.ledger is engine.ledger and scope in (None, run.scope):
+            yield from record()
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:

@@ -22,6 +22,7 @@ from langchain_runtime_authz.facts.delegation_edges import handoff_edge
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Conflict, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall, RepeatCall, SpendApproval, SpendBudget
+from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints, audiences_of, minter
@@ -149,7 +150,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     if deed:
         about = {**calls_in_doubt.facts_of(run, call), "tool": name, "call_id": call.call_id, "run_id": run.run_id}
         about |= {"decision_id": decided.decision.decision_id, "idempotency_key": intent}
-        if len(also) > 1:
+        if deed.endswith(f":{SEVERAL}"):
             about["targets"] = also
     # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.
     subject = run.subject.principal if deed else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from langchain_runtime_authz._flow import Flow
 from langchain_runtime_authz.audit.record import completion_record
@@ -125,7 +125,7 @@ def conclude(
     else:
         # A read may always run again, so only its data class is kept.
         kept = state if side_effect or state == "suspended" else None
-        changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
+        changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None, jti=ticket.jti))
         if question and side_effect and call.plan_id is not None:
             changes.append(own_question(run, ticket.call_key, call, question))
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
@@ -147,26 +147,23 @@ def conclude(
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
     if ticket.withheld:
         _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
+    done, lost_ends = None, calls_in_doubt.LOST_ENDS
     try:
         done = yield (Commit, run.scope, None, changes)
+        lost_ends.pop(ticket.call_key, None)
         if type(done) is Conflict and done.row is not None:
             yield from calls_in_doubt.ended_late(run, done.row, state)
             late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
             done = yield (Commit, run.scope, None, late)
-        written = partial(
-            completion_record,
-            now=getattr(done, "now", 0.0),
-            decision_id=ticket.decision_id,
-            call_key=ticket.call_key,
-            state=state,
-            run_id=run.run_id,
-            leaked=leaked,
-            withheld=ticket.withheld,
-        )
+        now = getattr(done, "now", 0.0)
+        ids: dict[str, Any] = {"decision_id": ticket.decision_id, "call_key": ticket.call_key, "run_id": run.run_id}
+        written = partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids)
         yield (Write, written)
         if leaked:
-            yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, getattr(done, "now", 0.0))
+            yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, now)
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
+        again = partial(conclude, run, ticket, call, state, result, question=question)
+        lost_ends |= {ticket.call_key: (run, again)} if done is None and side_effect and state != "released" else {}
         run.engine.lost("the end of a call", exc, run, ticket.decision_id)
 
 

@@ -19,6 +19,7 @@ from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Qu
 from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.approval_hitl import OWN, edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import sentences, wants_more
@@ -58,6 +59,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     if engine.kill_switch is not None and engine.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
+        yield from calls_in_doubt.record_ends(engine, run.scope) if calls_in_doubt.LOST_ENDS else ()
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
         if engine.on_unknown is not None or snapshot.approvals:
             snapshot = yield from found_out(run, snapshot)
@@ -325,6 +327,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
 def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
     """Renew a running run's lease, up to its maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
+    yield from calls_in_doubt.record_ends(engine, run.scope)
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
         until = engine.lease_end(snapshot.now, lease.started_at)
         if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:

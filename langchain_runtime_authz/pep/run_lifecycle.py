@@ -23,6 +23,7 @@ from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, L
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ORDERED, Ordered, mandate_event, recall
+from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, settle, unrecorded
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
@@ -324,6 +325,7 @@ def close(
         for name, value in zip((heads.HEAD, heads.MEMORY, heads.BELOW), left, strict=True):
             over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
+        yield from record_ends(run.engine, run.scope) if LOST_ENDS else ()
         if edits:
             yield from _pinned(run, edits)
         root, done = run.parent is None, None

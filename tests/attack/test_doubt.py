@@ -8,7 +8,10 @@ from __future__ import annotations
 import secrets
 
 from langchain_runtime_authz import _locks
+from langchain_runtime_authz.errors import LedgerError
 from langchain_runtime_authz.ledger import base
+from langchain_runtime_authz.ledger.call_changes import ConcludeCall
+from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
 from langchain_runtime_authz.testing import FrozenClock
 
 from ._kit import *
@@ -19,6 +22,8 @@ PROFILES = {
     "pay": ToolProfile(effect="pay", sink="external", critical=CRITICAL, intent=("pay",)),
     "wire": ToolProfile(effect="pay", sink="external", critical={"iban": "principal", "sum": "amount"}),
     "settle": ToolProfile(effect="pay", sink="external"),
+    "save": ToolProfile(effect="write", sink="internal"),
+    "notify": ToolProfile(effect="send", sink="external", critical={"channel": "channel"}),
 }
 ORDER, AGAIN = "Pay 45 EUR to DE21", "Now pay 45 EUR to DE21"
 APPROVE = Command(resume={"decisions": [{"type": "approve"}]})
@@ -31,7 +36,7 @@ class World:
     def __init__(self) -> None:
         self.clock = FrozenClock()
         self.ledger, self.saver = MemoryLedger(clock=self.clock), InMemorySaver()
-        self.booked, self.dies, self.pays, self.question = 0, None, True, ""
+        self.booked, self.dies, self.pays, self.question, self.message = 0, None, True, "", None
 
     def worker(self, **options: Any) -> RuntimeAuthz:
         """Return an instance in a process of its own."""
@@ -53,7 +58,7 @@ class World:
             if isinstance(state["messages"][-1], ToolMessage):
                 return {"messages": [AIMessage("done")]}
             call = {"name": "pay", "args": PAY, "id": f"c{len(state['messages'])}", "type": "tool_call"}
-            return {"messages": [AIMessage("", tool_calls=[call])]}
+            return {"messages": [AIMessage("", id=self.message, tool_calls=[call])]}
 
         builder = StateGraph(MessagesState)
         builder.add_node("agent", agent)
@@ -95,6 +100,7 @@ def world(rule: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     own = _locks.PROCESS[0]
     yield World()
     _locks.PROCESS[0] = own
+    LOST_ENDS.clear()
 
 
 @pytest.mark.parametrize("thread", ["t", "other"])
@@ -324,6 +330,89 @@ def test_a_tool_without_an_answer_is_in_doubt(world: World, rule: bool, raised: 
     asked = world.order("other", AGAIN)
     assert ("has an unknown outcome" in asked) == rule
     assert world.booked == (1 if rule else 2)
+
+
+def test_a_cached_message_is_another_one(world: World, rule: bool) -> None:
+    """A webhook repeats its input, and a cache repeats the model's message with its id. The bank had booked, and failed."""
+    world.saver, world.message, world.dies = None, "m1", RuntimeError("500")
+    with contextlib.suppress(RuntimeError):
+        world.order("t", ORDER)
+    world.dies = None
+    world.order("t", ORDER)
+    assert world.booked == (1 if rule else 2)
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["tried again", "lost"])
+@pytest.mark.parametrize("thread", ["t", "other"])
+def test_a_lost_end_is_in_doubt_while_its_run_lives(
+    world: World, rule: bool, monkeypatch: Any, thread: str, back: bool
+) -> None:
+    """The bank's answer and the ledger fail together. For the ledger, the call is still under way."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    run = authz.session(subject="alice", task=ORDER, thread="t")
+    assert run.decide("pay", PAY).permit
+    commit, refused = world.ledger.commit, 0
+
+    def failing(scope: Any, guard: Any, changes: Any) -> Any:
+        nonlocal refused
+        if any(isinstance(c, ConcludeCall) for c in changes) and not (back and refused):
+            refused += 1
+            raise LedgerError(Code.LEDGER_UNAVAILABLE)
+        return commit(scope, guard, changes)
+
+    monkeypatch.setattr(world.ledger, "commit", failing)
+    run.observe("pay", PAY, None, error=TimeoutError())
+    session = run if thread == "t" else authz.session(subject="alice", task=AGAIN, thread=thread)
+    assert session.decide("pay", {**PAY, "amount": 46}).permit != rule
+    assert len(authz.unknown_calls()) == back
+
+
+@pytest.mark.parametrize("error", [None, TimeoutError()], ids=["paid", "lost"])
+def test_a_lost_end_is_recorded_when_its_run_ends(world: World, rule: bool, monkeypatch: Any, error: Any) -> None:
+    """Then other processes know it too. A payment that was made is no doubt."""
+    permits = StaticPDP(permit=True)
+    with world.worker(pdp=permits).session(subject="alice", task=ORDER, thread="t") as run:
+        assert run.decide("pay", PAY).permit
+        with monkeypatch.context() as down:
+            down.setattr(world.ledger, "commit", lambda *_: 1 / 0)
+            run.observe("pay", PAY, "paid" if error is None else None, error=error)
+    authz = world.worker(pdp=permits)
+    assert len(authz.unknown_calls()) == (error is not None)
+    session = authz.session(subject="alice", task=AGAIN, thread="other")
+    assert session.decide("pay", PAY).permit == (error is None or not rule)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
+@pytest.mark.parametrize(
+    ("name", "args", "other"),
+    [
+        ("save", {"path": "a.txt"}, {"path": "b.txt"}),
+        ("notify", {"channel": "#ops", "text": "1"}, {"channel": "#ops", "text": "2"}),
+    ],
+)
+def test_a_failed_call_counts_for_equal_ones(world: World, rule: bool, name: str, args: Any, other: Any, error: Any) -> None:
+    """A corrected write goes on. A lost call counts for its target, and without one for its tool."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    first = authz.session(subject="alice", task=ORDER, thread="t")
+    assert first.decide(name, args).permit
+    first.observe(name, args, None, error=error)
+    lost = isinstance(error, TimeoutError)
+    assert first.decide(name, other).permit != (rule and lost)
+    second = authz.session(subject="alice", task=AGAIN, thread="other")
+    assert second.decide(name, args).permit != rule
+
+
+def test_a_worker_that_failed_stops_no_other(world: World, rule: bool) -> None:
+    """A channel refuses most of its workers. These, and none of the others, ask before they say the same again."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    for number in range(36):
+        args = {"channel": "#ops", "text": str(number)}
+        worker = authz.session(subject="alice", task=ORDER, thread=str(number))
+        assert worker.decide("notify", args).permit
+        worker.observe("notify", args, "sent", error=RuntimeError("429") if number < 30 else None)
+    again = authz.session(subject="alice", task=AGAIN, thread="again")
+    asked = [n for n in range(36) if not again.decide("notify", {"channel": "#ops", "text": str(n)}).permit]
+    assert asked == [*range(30 if rule else 0)]
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["slow", "died"])

@@ -840,7 +840,18 @@ class LedgerRules(LedgerHarness):
         self.clock.tick(TTL)
         assert self.claimed("new") == Code.IN_DOUBT
         self.clock.tick(LASTS)
+        assert self.doubted(deeds=("pay:x",)) == []
         assert self.claimed("new") is None
+
+    def test_only_the_newest_void_calls_are_read(self) -> None:
+        """A later call of the deed commits to the thread of each."""
+        for number in range(NEWEST + 2):
+            self.deed(self.scope, f"k{number}")
+            self.do(ConcludeCall(f"k{number}", "unknown"))
+            self.do(ResolveCall(f"k{number}", False, "user:carol"))
+            self.clock.tick(1)
+        found = self.doubted(deeds=("pay:x",))
+        assert sorted(found) == sorted((f"k{number}", "void") for number in range(2, NEWEST + 2))
 
     def test_a_root_entry_is_in_doubt_of_its_own_calls_once_they_are_unknown(self) -> None:
         """Side by side, the calls of a message are one piece of work. Each entry of one run is another piece."""
@@ -885,6 +896,31 @@ class LedgerRules(LedgerHarness):
             self.refuse(Code.IN_DOUBT, last)
         else:
             self.do(last)
+
+    def test_a_failed_call_counts_for_equal_ones(self) -> None:
+        """However many others failed. A claim of the same call under another lease is not ended by the first."""
+        lease = self.deed(self.scope, "opens", deed="")
+        about = {"process": "p1", "entry": "e1", "plan": "m1", "by": "b"}
+
+        def claim(key: str, digest: str, **more: Any) -> ClaimCall:
+            also, known = ("send:several", f"send:x {digest}"), {**about, "args_digest": digest, "plan": key}
+            return ClaimCall(key, lease.jti, False, (), "send:x", known, "user:alice", also=also, **more)
+
+        for number in range(NEWEST + 2):
+            self.do(claim(f"k{number}", f"d{number}"))
+            for _ in range(2):  # the answer of the first commit was lost
+                self.do(ConcludeCall(f"k{number}", "failed", jti=lease.jti))
+            self.clock.tick(1)
+        self.do(claim("other", "e"))
+        self.do(ConcludeCall("other", "done", jti=lease.jti))
+        self.refuse(Code.IN_DOUBT, claim("again", "d0"))
+        ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k0")
+        assert (row.state, row.deed) == ("unknown", "send:x d0")
+        self.do(replace(claim("k0", "d0"), repeatable=True, despite=None))
+        self.do(ConcludeCall("k0", "done", jti="earlier"))
+        assert [row.state for _, _, row in cast("Doubted", self.ledger).doubts(self.scope.tenant, "k0")] == ["claimed"]
+        self.do(ConcludeCall("k0", "unknown", jti=lease.jti))
+        self.refuse(Code.IN_DOUBT, claim("another", "e"))
 
     @pytest.mark.parametrize("state", ["suspended", "void"])
     def test_a_known_call_looks_for_doubts_too(self, state: str) -> None:

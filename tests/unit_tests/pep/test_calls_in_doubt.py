@@ -194,11 +194,12 @@ def test_after_a_failure_the_same_deed_asks(world: World, same_task: bool) -> No
 
 
 def test_a_failure_leaves_the_calls_of_its_message_alone() -> None:
-    """They were planned together with it."""
-    row = CallRow("k", "unknown", "j", None, "pay:x", 5.0, {"failed": True, "plan": "m1"})
+    """They were planned together with it. A cached message of another entry only looks like the same one."""
+    row = CallRow("k", "unknown", "j", None, "pay:x", 5.0, {"failed": True, "plan": "m1", "entry": "e"})
     found, about = Doubt(SCOPE, "user:alice", row), {"args_digest": "d", "process": "p", "entry": "e"}
     assert [found.asks("other", SCOPE, {**about, "plan": plan}, 6.0) for plan in ("m1", "m2", None)] == [False, True, True]
     assert found.asks("other", SCOPE._replace(thread="t2"), {**about, "plan": "m1"}, 6.0)
+    assert found.asks("other", SCOPE, {**about, "plan": "m1", "entry": "e2"}, 6.0)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +246,15 @@ def test_calls_side_by_side_are_not_in_doubt(world: World) -> None:
 
 
 def test_an_idempotent_call_may_be_repeated(world: World) -> None:
-    """Its tool says that twice is once."""
+    """Its tool says that twice is once, so nobody needs to resolve it."""
     permits = StaticPDP(permit=True)
     world.die("put", {"recipient": "x"}, permits)
     world.clock.tick(LAPSED)
-    session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="other")
+    authz = world.worker(pdp=permits)
+    session = authz.session(subject="alice", task=TASK, thread="other")
     assert session.decide("put", {"recipient": "x"}).permit
+    assert not authz.unknown_calls()
+    assert not authz.ledger.doubts("default")  # as the metric counts
 
 
 @pytest.mark.parametrize("happened", [True, False])
