@@ -51,7 +51,7 @@ class CallAtoms:
     bound: Collection[str]
 
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
-        """Return a digest of effect and targets, and one of each target alone, whatever the arguments' names.
+        """Digest effect and targets, and each target alone, without argument names.
 
         A false mismatch allows a duplicate payment; a false match costs a question. An object is a target only if
         there is no destination: a payment may repeat another without the number of its invoice.
@@ -65,7 +65,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
-        """Return the declared sink, or "none" if the tool has destinations but the call has none."""
+        """Return the declared sink; "none" if the call lacks the tool's destinations."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -132,7 +132,7 @@ def absent(value: object) -> bool:
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return the scalars of an argument, including keys that are values; `None` if too many."""
+    """Return an argument's scalars and keys that are values; `None` if too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -181,7 +181,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield a scalar's target: a destination's addresses only, a number's greatest reading."""
+    """Yield a scalar's target: only a destination's addresses, a number's greatest."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str) and not value.isascii():  # full-width letters, zero-width characters

@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 class Below(NamedTuple):
-    """The waiting child graphs of a root: digest, checkpoints left by an `update`, namespaces."""
+    """The waiting child graphs of a root: digest, updated checkpoints, namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Below(NamedTuple):
 
 
 def outside_key(checkpoint: str) -> str:
-    """Return the key of the pinned text for a change from outside that left this checkpoint."""
+    """Return the pinned text's key for a change from outside at this checkpoint."""
     return f"checkpoint:{checkpoint}"
 
 

@@ -1,4 +1,4 @@
-"""Delegation edges: the passing of authority between agents, by our record of the path.
+"""Delegation edges: the passing of authority between agents, by our own record.
 
 A caller can forge the names that the framework reports (`lc_agent_name`, namespaces). The path here grows
 only when one of our enforcement points opens a child.
@@ -19,13 +19,13 @@ def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
 
 
 def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Edge | None:
-    """Return the edge that a handoff tool opens before the child acts; `None` for other tools."""
+    """Return the edge that a handoff tool opens; `None` for other tools."""
     destination = (metadata or {}).get(HANDOFF_KEY)
     return edge(agent, destination, "handoff") if isinstance(destination, str) else None
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
-    """Return the kind of edge that a nested protected graph opens, inside `tool` or by a `Send`."""
+    """Return the edge kind of a nested protected graph, inside `tool` or by a `Send`."""
     if tool is None:
         return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"

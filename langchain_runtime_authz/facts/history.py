@@ -72,7 +72,7 @@ def held(history: History, agent: Path) -> list[str]:
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read data of class `name`, given the classes that were `read` before."""
+    """Return `confined` after `agent` read class `name`; `read` has earlier classes."""
     if name in read and all(n != name for n, _ in confined):
         return confined  # all agents know it, or their names were dropped
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:

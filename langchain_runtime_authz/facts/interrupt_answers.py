@@ -24,7 +24,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return the parts of an answer that are not plain: text, canonical JSON of several, or ""."""
+    """Return the answer's parts that are not plain: text, canonical JSON, or ""."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}

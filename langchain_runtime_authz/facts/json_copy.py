@@ -1,4 +1,4 @@
-"""Copy a tool's output as JSON values, within limits, so that its owner cannot change it."""
+"""Copy a tool's output as JSON values, so that its owner cannot change it."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def fold(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Return a text with compatibility forms, accents, case and look-alike letters folded."""
+    """Fold compatibility forms, accents, case and look-alike letters of a text."""
     return _known_skeleton(text) if len(text) <= REMEMBERED else _skeleton(text)
 
 
@@ -211,7 +211,7 @@ def _moment(text: str, *, said: bool) -> list[str]:
 
 
 def _url(text: str) -> tuple[str, ...]:
-    """Return the form of a link, without scheme, default port, last slash and fragment.
+    """Return a link's form without scheme, default port, last slash and fragment.
 
     A link with a user part or a non-ASCII host has no form, nor has one whose fragment may be read as links.
     """
@@ -230,7 +230,7 @@ def _url(text: str) -> tuple[str, ...]:
 
 
 def identifiers(text: str) -> list[str]:
-    """Return the forms of addresses, links and account numbers inside a text, in order, each once."""
+    """Return the forms of addresses, links and accounts in a text, each once."""
     return list(dict.fromkeys(f for f, _ in _identifiers(text))) if TELLING.search(text) else []
 
 
@@ -278,7 +278,7 @@ def mentions(text: str) -> dict[str, str]:
 
 
 def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the form and place of each identifier, number, date and time in a free text."""
+    """Yield form and place of each identifier, number, date and time in a text."""
     if not TELLING.search(text):
         return
     spans = [*_identifiers(text), *_dates(text, said=True)]

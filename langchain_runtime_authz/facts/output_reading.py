@@ -1,4 +1,4 @@
-"""Read a tool's output: the values that its fields assert, and those that texts mention.
+"""Read a tool's output: values that fields assert and that texts mention.
 
 A whole field is an assertion by its writer, whom the profile names. A value *inside* a free text is a mention. A value
 that the call received and returns is neither: an echo proves nothing.
@@ -134,7 +134,7 @@ class Reading:
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Continue until this many values and characters were read in all; return new findings."""
+        """Read on to these totals of values and characters; return new findings."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)

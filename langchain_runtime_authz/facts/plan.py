@@ -1,4 +1,4 @@
-"""The plan: the calls that a model (or code) announced, recorded when the model node returned.
+"""The plan: the calls that a model announced, recorded as its node returned.
 
 The first record of a message counts. A call that differs from its record is `changed`, a call without one is unplanned.
 Side effects of a record of an older epoch (`stale`) are refused, whatever the policy says.
@@ -95,7 +95,7 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 def match(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
 ) -> Match:
-    """Compare a call with its message's record. Without a position, find it by the call's id."""
+    """Compare a call with its message's record, by its position or its id."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
@@ -115,7 +115,7 @@ def match(
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call of an id; of several, the one with the same tool and arguments."""
+    """Return the planned call of an id; of several, that with equal arguments."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -124,7 +124,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan after an approver's answers: with edits, without rejected or answered calls."""
+    """Return the plan with an approver's edits, without rejected or answered calls."""
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)

@@ -1,4 +1,4 @@
-"""Find the source of each item of an argument, as a *class* (`SAYS`), and the argument's *standing*.
+"""Find the source *class* (`SAYS`) of an argument's items, and its *standing*.
 
 Standing `told` is human or principal, `known` is system or internal, and others are `outside`. A list has the standing
 of its weakest item. Provenance is evidence for questions and policies, not an order: orders are in the mandate.
@@ -69,7 +69,7 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """Free texts that were read, newest last, and sightings that the ledger does not hold."""
+    """Free texts that were read, newest last, and sightings not in the ledger."""
 
     __slots__ = ("_folded", "_found", "prose")
 

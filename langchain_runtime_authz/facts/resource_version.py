@@ -17,7 +17,7 @@ UNREAD: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
-    """Return a read's resource: the profile's `resource`, filled with the call's arguments."""
+    """Return a read's resource: the profile's template, filled with arguments."""
     return None if profile.resource is None else filled(profile.resource, {k: str(v) for k, v in args.items()})
 
 
@@ -34,7 +34,7 @@ def read_mark(tool: str, args_digest: str) -> str:
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
-    """Return a digest of the profile's `version` field or, without one, of the whole content."""
+    """Return a digest of the profile's `version` field, else of the whole content."""
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
@@ -46,6 +46,6 @@ def content_version(profile: ToolProfile, output: object) -> str:
 
 
 def sources(traced: Mapping[str, Provenance]) -> set[str]:
-    """Return the tools that supplied critical arguments, except values that the user told."""
+    """Return the tools that supplied critical arguments which the user did not tell."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}

@@ -39,7 +39,7 @@ class HumanText:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The folded task. `digest` chains over every text; `text` holds the subject's words."""
+    """The folded task: `digest` chains over all texts, `text` has the subject's."""
 
     id: str = ""
     digest: str = ""

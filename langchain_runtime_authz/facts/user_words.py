@@ -55,7 +55,7 @@ class UserWords:
 
 
 def _within(phrase: str, text: str) -> bool:
-    """Return True if `text` contains `phrase` as whole words, not inside a longer name, address or path."""
+    """Return True if `text` has `phrase` as whole words, not inside a longer name."""
     at = -1
     for _ in range(_TRIES):
         at = text.find(phrase, at + 1)

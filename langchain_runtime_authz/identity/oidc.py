@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """A verified token: subject, scopes, expiry (epoch seconds), and optionally session and token id."""
+    """A verified token: subject, scopes, expiry, and optionally session and token id."""
 
     subject: Subject
     scopes: frozenset[str]
@@ -58,7 +58,7 @@ class Caller(NamedTuple):
 
 
 class LoggedOut(NamedTuple):
-    """A verified logout token: it names a session, or a subject whose sessions all ended, or both."""
+    """A verified logout token: it ends a session, or all sessions of a subject."""
 
     subject: str | None
     session: str | None
@@ -161,7 +161,7 @@ class OidcVerifier:
         return before if before is not None and before.url == keys.url else keys
 
     def _genuine(self, token: str, now: float | None) -> Flow[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-        """Return the header and the claims of a token that the provider signed and that is valid now."""
+        """Return header and claims of a token that the provider signed and is valid now."""
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
         keys = _known((yield from source.keys.wanted(lambda keys: kid in keys)))
@@ -188,7 +188,7 @@ class OidcVerifier:
 
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
-        """Return why an ID token is not for this client (OpenID Connect Core §3.1.3.7, 3 to 5)."""
+        """Return why an ID token is not this client's (OIDC Core §3.1.3.7, 3 to 5)."""
         audiences, party = audiences_of(claims), claims.get(PARTY)
         if client not in audiences:
             return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
@@ -231,7 +231,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
 
 
 def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
-    """Return True if a provider marks the token as the client's own although `sub` is not the client."""
+    """Return True if a provider marks the token as the client's own, despite `sub`."""
     return (
         claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)
@@ -243,7 +243,7 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:
-    """Check `exp`, `nbf` and `iat`, which an issued token must have unless `issued` is false."""
+    """Check `exp`, `nbf` and `iat`, required unless `issued` is false."""
     expires, since = _time(claims.get(claim.EXPIRES_AT)), _time(claims.get(claim.NOT_BEFORE))
     began = _time(claims.get(claim.ISSUED_AT))
     odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
@@ -263,7 +263,7 @@ def audiences_of(claims: Mapping[str, Any]) -> list[str]:
 
 
 def _time(value: object) -> float | None:
-    """Return a NumericDate (RFC 7519 §2), which may have a fraction; `None` for any other value."""
+    """Return a NumericDate (RFC 7519 §2), or `None` for any other value."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -272,7 +272,7 @@ def refused(why: str) -> AuthzError:
 
 
 class TokenFileIdentity(WorkloadIdentity):
-    """The identity of this process, proven by a token file of its platform, as in Kubernetes and CI.
+    """The identity of this process, proven by a token file of its platform.
 
     The platform replaces the file before the token expires. It is read again when it changes.
 

@@ -35,7 +35,7 @@ class Provider:
     some: tuple[str, ...] = ()
 
     def mismatch(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str | None:
-        """Return why a token is not an access token of this provider: the expected and the found value."""
+        """Return why a token is not an access token of this provider."""
         typ = header_type(header)
         if typ not in self.types:
             wanted = " or ".join(sorted(t or "none" for t in self.types))
@@ -78,7 +78,7 @@ PROVIDERS: Final = {
 
 
 def header_type(header: Mapping[str, Any]) -> str | None:
-    """Return the header's `typ` in short form and lower case (RFC 7515 §4.1.9), empty if it has none."""
+    """Return the header's `typ`, short and in lower case (RFC 7515 §4.1.9), or ""."""
     typ = header.get("typ", "")
     return typ.lower().removeprefix("application/") if isinstance(typ, str) else None
 

@@ -76,7 +76,7 @@ class SpiffeIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
-        """Return the keys of a trust domain's JWT bundle, own or federated; `None` if it is unknown."""
+        """Return the keys of a trust domain's JWT bundle; `None` if it is unknown."""
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
@@ -96,7 +96,7 @@ class SpiffeIdentity(WorkloadIdentity):
         return str(svid.token)
 
     def assertion(self, audience: str) -> Callable[[], str]:
-        """Return a function that fetches JWT-SVIDs for an audience, for `TokenExchange(client_assertion=...)`."""
+        """Return a function for `TokenExchange(client_assertion=...)` by JWT-SVIDs."""
         return lambda: self.jwt_svid(audience)
 
     def tls(self, peer: str) -> Callable[[], ssl.SSLContext]:
@@ -320,6 +320,6 @@ def checked_domain(trust_domain: str) -> str:
 
 
 def bundle_keys(document: Mapping[str, Any]) -> Keys:
-    """Return the usable JWT keys of a SPIFFE bundle (Trust Domain and Bundle §4.2), as a bundle endpoint serves it."""
+    """Return the usable JWT keys of a SPIFFE bundle (Trust Domain and Bundle §4.2)."""
     own = [j for j in document.get("keys") or () if isinstance(j, Mapping) and j.get("use") == "jwt-svid"]
     return usable_keys({"keys": [{k: v for k, v in jwk.items() if k != "use"} for jwk in own]}) or {}

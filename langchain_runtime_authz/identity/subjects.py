@@ -1,4 +1,4 @@
-"""Find the subject of a run, for `RuntimeAuthz(subject_from=...)`; or name it: `authz.run(subject=oidc.verify(token))`.
+"""Find the subject of a run, for `RuntimeAuthz(subject_from=...)`.
 
 Names that a client writes into `configurable` or metadata are not identities. They are ignored, and
 `claimed_identities` lists them for the audit log.
@@ -44,7 +44,7 @@ def platform_user(*, properties: Sequence[str]) -> Callable[[Mapping[str, Any]],
 def platform_user(
     config: Mapping[str, Any] | None = None, *, properties: Sequence[str] = ()
 ) -> Subject | Callable[[Mapping[str, Any]], Subject | None] | None:
-    """Return the user whom LangGraph Platform authenticated for the run, as in `runtime.server_info.user`.
+    """Return the user whom LangGraph Platform authenticated for the run.
 
     Only the server's object counts, with `is_authenticated` and `identity`: JSON cannot hold one. A mapping or text
     of the same name came from the client. A cron job's run is a `service` under its creator's name.
@@ -84,7 +84,7 @@ def _member(user: Any, name: str) -> Any:
 
 
 def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]:
-    """Return the places, like `configurable.user_id`, where a config names another caller than `subject`."""
+    """Return where a config names a caller other than `subject`."""
     found: list[str] = []
     for place in ("configurable", "metadata"):
         for key, value in _part(config, place).items():

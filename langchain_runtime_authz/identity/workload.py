@@ -64,7 +64,7 @@ def joined(path: tuple[str, ...]) -> str:
 
 
 class Proof(NamedTuple):
-    """A verified statement: the workload's id, a URI, and when the statement ends in epoch seconds."""
+    """A verified statement: the workload's id, a URI, and its end in epoch seconds."""
 
     id: str
     expires_at: float

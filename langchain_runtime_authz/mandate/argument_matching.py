@@ -1,4 +1,4 @@
-"""Decide if an argument's value is what a step orders, from constants and recorded outputs."""
+"""Decide if an argument is what a step orders, by constants and outputs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def quoted(value: object) -> str:
 
 
 class Reader:
-    """Compare values with arguments of one mandate. It caches its results, for one call."""
+    """Compare values with arguments of one mandate, with a cache for one call."""
 
     __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
@@ -107,7 +107,7 @@ class Reader:
         return low is not None and high is not None and low >= 0 >= high
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
-        """Compare a text with the user's words, quotes and fields; if `copied`, also with outputs."""
+        """Compare a text with words, quotes and fields; if `copied`, with outputs too."""
         held = reads.scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
@@ -141,7 +141,7 @@ class Reader:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read's arguments fit the step, and others were not sent or are `free`."""
+        """Return True if a read's arguments fit the step; others are unsent or `free`."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in reads.loose(name, output.args.get(name), covered)):
             return False
@@ -159,7 +159,7 @@ class Reader:
     def _trusts(
         self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
-        """Return True if the field's writer is trusted; with `whole`, only if no value is prose."""
+        """Return True if the field's writer is trusted; with `whole`, not for prose."""
         if reads.worth(output.profile, path) < least:
             return False
         bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -292,14 +292,14 @@ class Reader:
 
 
 def kind_of(profile: ToolProfile, name: str) -> str:
-    """Return an argument's kind: the profile's, "when", "text", or "" if the profile lacks it."""
+    """Return an argument's kind by the profile: its own, "when", "text" or ""."""
     if name in profile.when:
         return "when"
     return profile.critical.get(name, "text" if name in profile.text else "")
 
 
 def is_default(schema: object, value: object) -> bool:
-    """Return True if a value is the default in the JSON schema of its argument, or null if that has none."""
+    """Return True if a value is its JSON schema's default, or null without one."""
     if not isinstance(schema, Mapping) or "default" not in schema:
         return value is None
     return alike(schema["default"], value)
@@ -310,7 +310,7 @@ def _fixed(step: model.Step) -> bool:
 
 
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
-    """Return True if two lists have the same items in any order, and `items` is not longer."""
+    """Return True if both have the same items, in any order, and no item more."""
     return (
         len(items) <= len(ordered)
         and all(any(same(item, one, kind) for one in ordered) for item in items)
@@ -341,7 +341,7 @@ def _stands(value: object, text: str) -> bool:
 
 
 def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
-    """Yield an output's records: the items of the first list on the path, or the whole output."""
+    """Yield an output's records: items of the path's first list, or the whole."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -369,7 +369,7 @@ def _values(row: _Row, path: str) -> list[Any]:
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
-    """Return the rows with the greatest (or least) value, or `None` if values cannot be compared."""
+    """Return the rows with the extreme value; `None` if values cannot be compared."""
     best: list[_Row] = []
     for row in rows:
         values = _values(row, _within(row, name))
@@ -386,7 +386,7 @@ def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
 
 
 def _key(row: _Row) -> str:
-    """Return a digest of a record's trusted fields, which an outsider's edit does not change."""
+    """Return a digest of a record's trusted fields, which outsiders cannot edit."""
     return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
 
 

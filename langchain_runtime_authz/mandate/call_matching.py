@@ -1,4 +1,4 @@
-"""Match a call with a mandate: find its step, its deviations and the budgets that it spends.
+"""Match a call with a mandate: its step, its deviations, the budgets it spends.
 
 A call is covered if one unspent step orders all its values. `bind` compares values, and `Binding.standing` decides with
 the counts of the budgets. Both are pure, and raise for no content of a call or an output.
@@ -55,7 +55,7 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The standing of a call (covered, deviates, forbidden, outside or none), with its reasons and costs."""
+    """A call's standing by its mandate (`CallStanding`), with reasons and costs."""
 
     standing: str
     step: str | None = None
@@ -270,7 +270,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
 
 
 def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
-    """Return a call's deviations from a step, and the records that it may match, by source step."""
+    """Return a call's deviations from a step, and the records it may match."""
     deviations: list[Deviation] = []
     rows: dict[str, frozenset[str]] = {}
     lists: list[_Member] = []
@@ -381,7 +381,7 @@ def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
 
 
 def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
-    """Return True if a path, or one that a pattern stands for, may be above the unwanted path."""
+    """Return True if a path or its pattern may be above the unwanted path."""
     for value in (one for one in held or () if isinstance(one, str)):
         stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
         above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
@@ -392,7 +392,7 @@ def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
 
 @lru_cache(maxsize=1024)
 def _sought(unwanted: str) -> re.Pattern[str]:
-    """Return the pattern of a text, and of each address in it, which fits their bare forms."""
+    """Return the pattern that fits the bare forms of a text and its addresses."""
     addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
     bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
     return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
@@ -404,7 +404,7 @@ def _bare(text: str) -> str:
 
 
 def _amount(call: CallFacts) -> int | None:
-    """Return the sum of a call's amounts in hundredths, or `None` if it cannot be read.
+    """Return the sum of a call's amounts in hundredths; `None` if unreadable.
 
     A second number may be a count, and an amount for several recipients may be due to each.
     """

@@ -12,7 +12,7 @@ _LONGEST: Final = 200  # characters shown of one value
 
 
 def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
-    """Return a sentence for each step, limit and prohibition, and for what is confirmed.
+    """Return a sentence for each step, limit, prohibition and confirmation.
 
     With profiles, a step begins with its effect.
     """

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (other languages' signs are the point)
-"""Cut material out of a text in linear time: quoted, fenced, tagged, forwarded or pasted parts order nothing."""
+"""Cut quoted, fenced, tagged, forwarded and pasted material out of a text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MARK: Final = lazy(
 
 
 def material(text: str, first: int = 1) -> tuple[str, list[str]]:
-    """Return the user's own words, with `[material 1]` … in place of the rest, and these parts.
+    """Return the user's own words with `[material 1]` … for the rest, and the rest.
 
     `first` is the number of the first part, for several texts.
     """
@@ -45,7 +45,7 @@ def material(text: str, first: int = 1) -> tuple[str, list[str]]:
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """Return the stretches that are fenced, tagged, quoted, forwarded or pasted, in order and apart."""
+    """Return the spans of material in a text, in order and apart."""
     if len(text) > _MAX_TEXT:
         return [(0, len(text))]
     text = text.translate(LINES)

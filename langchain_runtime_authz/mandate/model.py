@@ -40,7 +40,7 @@ Count = Annotated[int, Member(ge=1, le=10_000)]
 
 
 class Span(NamedTuple):
-    """A part of the user's words: the digest of the text, and the start and end in characters."""
+    """A part of the user's words: the text's digest, start and end in characters."""
 
     text: str
     start: int
@@ -286,7 +286,7 @@ class Limit(_Frozen):
 
 
 class Never(_Frozen):
-    """Forbid calls of an effect with one of these values, by kind, or all its calls if none is given."""
+    """Forbid an effect's calls with one of these values by kind, or all its calls."""
 
     effect: Deed
     values: dict[Kind, Annotated[tuple[Scalar, ...], BeforeValidator(_several)]] = {}

@@ -1,4 +1,4 @@
-"""Find the places of values in the user's own words, and what the sentence of each orders or forbids.
+"""Find values in the user's own words, and if their sentence is an order.
 
 Of the words without material (`mandate.material`) it is known which sentence a place belongs to, and whether that
 sentence is an order. Patterns repeat a bounded number of times, so the work is linear in the texts.
@@ -47,14 +47,14 @@ def _any(name: str) -> str:
 
 
 def _said(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern of whole phrases without `but` behind them, and of signs that stand anywhere."""
+    """Return a pattern of whole phrases without `but` behind, and of any signs."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
 
 
 def _only(name: str) -> re.Pattern[str]:
-    """Return a pattern of a sentence that says nothing else, with what may stand before and behind it."""
+    """Return a pattern of a sentence that says only this, with usual additions."""
     before, behind = _any(f"before_{name}"), _any(f"behind_{name}")
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
@@ -74,7 +74,7 @@ def continues(text: str) -> bool:
 
 
 def stated(text: str) -> str:
-    """Return the user's own words without the sentences that forbid or except something."""
+    """Return the user's own words without sentences that forbid or except."""
     words = material.material(text)[0] if len(text) <= MAX_OWN else ""
     at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
     return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """A stretch of own words between material: where it begins, in the text of that digest."""
+    """A stretch of own words between material, and its start in its text."""
 
     def __init__(self, digest: str, offset: int, text: str) -> None:
         self.digest, self.offset, self.text = digest, offset, text
@@ -132,7 +132,7 @@ class Segment:
 
     @cached_property
     def taken_back(self) -> int:
-        """The start of the last sentence that takes back what was ordered before it, or -1."""
+        """The start of the last sentence that takes earlier orders back, or -1."""
         spans = [self.span(n) for n in range(len(self.starts))]
         return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
 
@@ -246,7 +246,7 @@ def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield the date; or from the date to the time, if the value has both and one sentence says both."""
+    """Yield the date, or the span of date and time if one sentence says both."""
     if not times:
         if segment.whole(*date):
             yield date

@@ -1,4 +1,4 @@
-"""Keep the steps of a planner's mandate that the user's words back; drop others with a reason.
+"""Keep the steps of a planner's mandate that the user's words back.
 
 A planner is a model: it may be wrong, or hijacked by pasted text. So its output is not trusted. A step is kept
 unchanged or dropped, never repaired. Parts that only narrow the mandate are kept.
@@ -58,13 +58,13 @@ def backed(
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
-    """Return effects and steps to confirm, each once; only effects if there are too many steps."""
+    """Return effects and steps to confirm, each once; effects for too many steps."""
     found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
     return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return argument → JSON schema, from a schema of all arguments or from such a mapping."""
+    """Return argument → JSON schema, from a whole schema or from such a mapping."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
@@ -96,7 +96,7 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if a step is risky, or looks its target up, and has no place in the words."""
+        """Return True if a risky step, or one with a looked-up target, has no place."""
         looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads

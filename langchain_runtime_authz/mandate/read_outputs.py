@@ -54,7 +54,7 @@ class Output:
         return self._words
 
     def forget(self) -> None:
-        """Drop the value but keep the call, so that a later output does not count as its first."""
+        """Drop the value but keep the call: a later output is not its first."""
         self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
@@ -152,7 +152,7 @@ class Outputs:
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
-        """Return True if a side effect had the value before that turn, or if too many were recorded."""
+        """Return True if a side effect had the value earlier, or too many were recorded."""
         self._read()
         if len(self._written) >= MAX_WRITTEN:
             return True
@@ -169,7 +169,7 @@ class Outputs:
 
 
 def _told(args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the forms of all values in arguments, also in JSON texts, and of addresses in texts."""
+    """Yield the forms of argument values, also in JSON texts, and of addresses."""
     for value in scalars(args, MAX_ARGUMENT_NODES) or ():
         yield from scalar_forms(value)
         if isinstance(value, str):
@@ -196,7 +196,7 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return the scalars in a value, or `None` if there are too many, or an unwanted mapping."""
+    """Return a value's scalars; `None` for too many or an unwanted mapping."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -215,7 +215,7 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
 
 
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
-    """Yield the dotted paths of an argument's values that no name in `covered` includes."""
+    """Yield dotted paths of an argument's values that are not in `covered`."""
     stack = [(name, "", value)]
     for _ in range(MAX_ARGUMENT_NODES):
         if not stack:

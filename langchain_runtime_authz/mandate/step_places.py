@@ -58,7 +58,7 @@ Placed = tuple[list[Claim], str | None]  # and why not, if there is none
 
 
 class Placing:
-    """The places that the steps of one mandate have in the words: `claims`, for each step taken over."""
+    """The places of a mandate's steps in the words: `claims`, for each kept step."""
 
     def __init__(self, words: Texts) -> None:
         self.words = words
@@ -116,7 +116,7 @@ class Placing:
         return why
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
-        """Return the steps whose places are interleaved: "Bob 45 and Carol 3000" does not pay Bob 3000."""
+        """Return steps with interleaved places: "Bob 45 and Carol 3000"."""
         found: dict[str, str] = {}
         hulls = {step.id: hull([c.place for c in self.claims[step.id]]) for step, _ in orders}
         for i, (one, profile) in enumerate(orders):

@@ -1,4 +1,4 @@
-"""Check a free text: what looks like an identifier, and what was copied, must come from where the mandate says.
+"""Check a free text: identifiers and copies must come from the mandate's sources.
 
 A paraphrase escapes this.
 """
@@ -33,7 +33,7 @@ _SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def unbacked(text: str, allowed: str) -> bool:
-    """Return True if a text holds an identifier, a long token or hidden letters that `allowed` lacks."""
+    """Return True if `allowed` lacks an identifier, token or hidden letter of a text."""
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
     text, allowed = _clear(text), _clear(allowed)
@@ -102,7 +102,7 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
 
 
 def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
-    """Return True if a run of words stands in one of the other texts, and not in `allowed`."""
+    """Return True if a run of words is in one of `others`, and not in `allowed`."""
     runs = Words(text).runs()
     if runs:
         runs -= Words(allowed).runs()
@@ -110,7 +110,7 @@ def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
 
 
 def _clear(text: str) -> str:
-    """Return the text as it is read: compatibility forms folded, invisible characters dropped."""
+    """Return the text as read: compatibility forms folded, invisible letters dropped."""
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -126,7 +126,7 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:
-    """Parse a value as a number or ISO 8601 date. Return `None` if it is neither or ambiguous."""
+    """Parse a value as a number or ISO 8601 date; `None` if neither or ambiguous."""
     numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
     if numbers:
         return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
@@ -137,7 +137,7 @@ def reading(value: object) -> Decimal | datetime.datetime | None:
 
 
 def compare(value: object, bound: object) -> int | None:
-    """Return -1, 0 or 1 for a number or date against a bound, or `None` if they cannot be compared.
+    """Compare a number or date with a bound: -1, 0, 1; `None` if incomparable.
 
     Parts of a date that the bound lacks are ignored.
     """
@@ -158,7 +158,7 @@ def _sign(one: Any, other: Any) -> int:
 
 
 def _same_door(value: str, constant: str) -> bool:
-    """Return True if two links have one scheme (by default `https`), port and fragment."""
+    """Return True if two links share scheme (default `https`), port and fragment."""
     (scheme, port), (said, said_port) = _door(value), _door(constant)
     if value.partition("#")[2] != constant.partition("#")[2]:
         return False
@@ -199,7 +199,7 @@ def _segments(path: str) -> list[str]:
 
 
 def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
-    """Return True if one of a field's values meets a condition, or `None` if this is undecidable."""
+    """Return True if a value of a field meets a condition; `None` if undecidable."""
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
