@@ -151,13 +151,13 @@ class Threads:
 
     deny_approval, adeny_approval = both(_deny_approval)
 
-    def _unknown_calls(self) -> Flow[list[Doubt]]:
-        """Return the calls of this tenant that have a permit and no outcome, newest first, on every thread.
+    def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[Doubt]]:
+        """Return the calls of this tenant (or thread) that have a permit and no outcome, newest first.
 
         There are at most `ledger.base.MAX_ASKED`: the older ones appear once these are resolved.
         """
         yield from record_ends(self._engine)
-        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None)
+        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None, scope)
         return [one for one in found if one.row.lost]
 
     unknown_calls, aunknown_calls = both(_unknown_calls)
@@ -200,14 +200,13 @@ class Threads:
                 "only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`"
             )
         scope = self._scope(str(place["configurable"]["thread_id"]), graph)
-        doubts = tuple((yield ListDoubts(self._engine.tenant, None, scope)))
+        doubts = tuple((yield from self._unknown_calls(scope)))
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))
         state: StateSnapshot = yield read_state(graph, place)
         found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)
         found = replace(found, how=_how(graph, found, snapshot, state, input))
         if go_on and found.how == "continue":
-            output = yield Perform(graph.invoke, graph.ainvoke, None, config)
-            found = replace(found, output=output)
+            found = replace(found, output=(yield Perform(graph.invoke, graph.ainvoke, None, config)))
         return found
 
     reenter, areenter = both(_reenter)

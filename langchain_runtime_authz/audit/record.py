@@ -120,7 +120,7 @@ def completion_record(
 ) -> dict[str, Any]:
     """Return the record of a call's end.
 
-    `call_key` is the ledger's key of the call; `state` is `done`, `failed`, `suspended` or `released`.
+    `call_key` is the ledger's key of the call; `state` is `done`, `failed`, `denied`, `suspended` or `released`.
     `output_digest` is `sha256:<hex>` of the output, `error` the exception's type, never its text. `leaked`: a live
     token was found in the output and removed. `withheld`: a part of it could not be searched and was left out.
     """

@@ -32,7 +32,7 @@ from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
-State = Literal["done", "failed", "suspended", "unknown", "released"]
+State = Literal["done", "failed", "denied", "suspended", "halted", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
 Outcome = tuple[Any, BaseException | None]  # output or exception of the tool; a flow cannot raise a `StopIteration`
 FUNCTION: Final[Stage] = "function"
@@ -207,14 +207,14 @@ class ToolExecution(CodeScope):
         if current_scope.get() is self:  # otherwise it is closed in another context, which keeps its scope
             current_scope.set(self._before)
         failed = isinstance(output, ToolMessage) and output.status == "error"
-        state: State = _state_of(exc) if exc is not None else "failed" if failed else "done"
+        state: State = _state_of(exc, self.call.profile.effect) if exc is not None else "failed" if failed else "done"
         if self._settle is not None:
             self._settle(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
         if self.ticket is None:
             return None
-        if state in ("done", "failed") and not self.stages:
+        if state not in ("suspended", "unknown") and not self.stages:
             state = "released"  # its parsing or callbacks stopped the tool before it ran
         answered = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
         result, returned = only_asked(answered) if answered else None, None
@@ -224,7 +224,8 @@ class ToolExecution(CodeScope):
             returned = self.returned
             if type(returned) is not str:
                 returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
-        return conclude(self.run, self.ticket, self.call, state, result, output=returned, question=question)
+        ended = "suspended" if state == "halted" else state
+        return conclude(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         self.begin()
@@ -241,10 +242,13 @@ class ToolExecution(CodeScope):
         return output, failed
 
 
-def _state_of(exc: BaseException) -> State:
+def _state_of(exc: BaseException, effect: str) -> State:
     # After an invalid answer, the tool's own question stays open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
+    # A step inside the tool was stopped. It has its own record. After a halt, the tool goes on when it is entered again.
+    if isinstance(exc, AuthzDenied) and effect != "pay":
+        return "halted" if isinstance(exc, AuthzHalt) else "denied"
     return state_of(exc)
 
 

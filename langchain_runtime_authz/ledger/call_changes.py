@@ -158,6 +158,7 @@ class ConcludeCall(_OfCall):
     result: str | None = None
     late: bool = False
     jti: str = ""
+    denied: bool = False  # it failed because a step inside the tool was denied, which has its own record
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls[self.key] if self.key in t.calls and not self.late else None
@@ -176,7 +177,7 @@ class ConcludeCall(_OfCall):
         elif not self.late or self.state == "done":
             about = row.about if self.state == "unknown" or self.late else None
             ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
-            if self.state == "failed" and row.deed:  # perhaps after it had happened
+            if self.state == "failed" and row.deed and not self.denied:  # perhaps after it had happened
                 t.drop(self.key)
                 about = {**(row.about or {}), "failed": True}
                 suffix = "" if row.deed.startswith("pay:") else f" {about.get('args_digest')}"

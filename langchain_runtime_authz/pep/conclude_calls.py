@@ -105,7 +105,7 @@ def conclude(
     run: Run,
     ticket: Ticket,
     call: Call,
-    state: Literal["done", "failed", "suspended", "unknown", "released"],
+    state: Literal["done", "failed", "denied", "suspended", "unknown", "released"],
     result: str | None = None,
     *,
     output: object = None,
@@ -113,7 +113,7 @@ def conclude(
 ) -> Flow[None]:
     """Close a call, which is never refused. If a live token was found in its output, revoke the agent.
 
-    `question` is the id of the tool's own question. `released`: the ticket was never redeemed.
+    `question` is the id of the tool's own question. `denied`: a step inside was. `released`: it was never redeemed.
     """
     ticket.conclude()
     leaked, profile = ticket.leaked, call.profile
@@ -124,8 +124,9 @@ def conclude(
         yield from refund(run, occasion(run, run.mandate), ticket.spent)
     else:
         # A read may always run again, so only its data class is kept.
-        kept = state if side_effect or state == "suspended" else None
-        changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None, jti=ticket.jti))
+        ended = "failed" if state == "denied" else state
+        kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
+        changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
         if question and side_effect and call.plan_id is not None:
             changes.append(own_question(run, ticket.call_key, call, question))
         resource = _read(run, ticket, call, state) if profile.resource is not None else None

@@ -108,7 +108,7 @@ def test_calls_side_by_side_are_concluded_each(mode: str, ran: Any, pdp: Any, au
 @pytest.mark.parametrize("inner", ["guarded", "unguarded"])
 @pytest.mark.parametrize("outer", ["guarded", "unguarded"])
 def test_tools_inside_tools(mode: str, outer: str, inner: str, ran: Any) -> None:
-    """Each is decided, and the inner one's denial leaves the outer one failed."""
+    """Each is decided, and the record of the outer one says that a step inside was denied."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     pay = payer(ran) if inner == "unguarded" else authz.guard(payer(ran))
@@ -128,7 +128,7 @@ def test_tools_inside_tools(mode: str, outer: str, inner: str, ran: Any) -> None
         once(graph, mode)
     assert ran == ["led"]
     assert [r.resource.id for r in calls_of(pdp)] == ["write", "pay"]
-    assert completions(authz) == ["failed"]
+    assert completions(authz) == ["denied"]
 
 
 # --- what it can not do is a deny --------------------------------------------------------------------

@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 
+from langchain_runtime_authz import ToolProfile
 from langchain_runtime_authz._authz_threads import Reentry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -19,8 +22,10 @@ from ...attack._graphs import (
     ASK,
     PAID,
     PAY,
+    PROFILES,
     READ,
     authz_with,
+    call,
     hand_written,
     human,
     ledger_down,
@@ -59,6 +64,47 @@ class Outage:
         return denied.value
 
 
+class Supervisor(Outage):
+    """A graph whose tool lets a worker read. The engine fails once the worker has begun, and denies the tool `barred`."""
+
+    barred, fails = "", ""
+
+    def __init__(self, effect: Any) -> None:
+        super().__init__()
+        self.authz = authz_with(
+            StaticPDP(self.answer),
+            ledger=MemoryLedger(clock=self.clock),
+            profiles={**PROFILES, "ask_agent": ToolProfile(effect=effect, sink="internal")},
+        )
+        worker = StateGraph(MessagesState)
+        worker.add_node("model", lambda s: {"messages": [replying().invoke(s["messages"])]})
+        worker.add_node("look", lambda _: {"messages": [("ai", read_tool([]).invoke({"path": "a"}))]})
+        ends = worker.add_edge(START, "look").add_edge("look", "model").compile(name="worker")
+
+        @tool
+        def ask_agent(task: str) -> str:
+            """Ask the worker."""
+            self.ran.append(task)
+            self.down, self.fails = self.fails, ""
+            return ends.invoke({"messages": [("human", task)]})["messages"][-1].content
+
+        order = call("ask_agent", {"task": "look"}, "call-ask")
+        self.graph = self.authz.protect(hand_written(replying([order]), [ask_agent], checkpointer=InMemorySaver()))
+
+    def answer(self, request: Any) -> object:
+        """Ask about the worker, deny what is barred."""
+        if request.resource.id == self.barred:
+            return False
+        if self.asks and request.resource.id == "ask_agent" and request.context.approval is None:
+            return ASK
+        return super().answer(request)
+
+    def denied(self, given: Any, down: str) -> AuthzDenied:
+        """Let the engine fail inside the tool."""
+        self.fails = down
+        return super().denied(given, "")
+
+
 @pytest.fixture(params=["sync", "async"])
 def reenter(request: pytest.FixtureRequest) -> Any:
     def ask(world: Outage, **options: Any) -> Reentry:
@@ -94,7 +140,9 @@ def test_denied_at_the_root_it_is_sent_again(reenter: Any, before: bool, knows: 
     world.denied(human(), "run/")
     found = reenter(world, input=human() if knows else None, go_on=True)
     assert (found.how, found.output) == ("send again", None)
-    assert [m.content for m in world.enter(human())["messages"] if m.type == "human"] == ["Hello", "Pay the bill"][not before :]
+    assert [m.content for m in world.enter(human())["messages"] if m.type == "human"] == ["Hello", "Pay the bill"][
+        not before :
+    ]
     assert reenter(world).how == "done"
 
 
@@ -168,6 +216,49 @@ def test_a_call_in_doubt_comes_first(reenter: Any) -> None:
     world.authz.resolve_call(found.doubts[0].row.key, happened=True, by="user:carol", reason="asked")
     assert reenter(world, go_on=True).output["messages"][-1].content == "done"
     assert world.ran == [PAID]
+
+
+@pytest.mark.parametrize("raised", [ValueError("no such account"), TimeoutError("no answer")])
+def test_a_failure_that_the_model_was_told_is_not_in_doubt(reenter: Any, raised: Exception) -> None:
+    """The thread has ended well. If the error hides a timeout, the call is in doubt."""
+    world = Outage([PAY])
+    world.graph.nodes["tools"].bound._handle_tool_errors = True
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise raised
+
+    world.graph.nodes["tools"].bound.tools_by_name["pay"].func = fails
+    world.enter(human())
+    lost = isinstance(raised, TimeoutError)
+    assert len(world.authz.ledger.doubts("default")) == 1
+    assert len(world.authz.unknown_calls()) == lost
+    assert reenter(world).how == ("resolve" if lost else "done")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("effect", ["write", "pay"])
+def test_an_outage_inside_a_tool_is_resumed(reenter: Any, effect: str, asked: bool) -> None:
+    """The worker of a supervisor was stopped, and paid nothing. A payment that stopped on the way stays in doubt."""
+    world, order = Supervisor(effect), human("Pay the bill")
+    world.asks = asked
+    if asked:
+        world.enter(order)
+        order = Command(resume={"decisions": [{"type": "approve"}]})
+    assert world.denied(order, "model").code == Code.PDP_TIMEOUT
+    assert reenter(world).how == "continue"
+    told = reenter(world, go_on=True).output["messages"][-2].content
+    assert (told == "done") == (effect == "write")
+    assert len(world.ran) == (2 if effect == "write" else 1)
+    assert len(world.authz.ledger.doubts("default")) == (effect == "pay")
+
+
+@pytest.mark.parametrize("effect", ["write", "pay"])
+def test_a_denial_inside_a_tool_leaves_no_doubt(effect: str) -> None:
+    """The step inside has its own record. A payment that was stopped on the way stays in doubt."""
+    world = Supervisor(effect)
+    world.barred = "read"
+    assert "not permitted" in world.enter(human())["messages"][-2].content
+    assert len(world.authz.ledger.doubts("default")) == (effect == "pay")
 
 
 def test_a_revoked_thread_waits_for_whoever_revoked_it(reenter: Any) -> None:
