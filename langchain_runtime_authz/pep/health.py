@@ -7,17 +7,18 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzError, Code
+from langchain_runtime_authz.identity.workload import StaticIdentity
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.thread_state import Thread, snapshot
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import Engine, Run, new_id
+from langchain_runtime_authz.pep.run import Engine, Run, agent_id, new_id
 
 DEADLINE: Final = 2.0  # seconds for all parts together
 FRESH: Final = 1.0  # seconds for which an answer is cached
@@ -26,6 +27,7 @@ _LATE: Final = {
     "engine": Code.PDP_TIMEOUT,
     "audit": Code.AUDIT_UNAVAILABLE,
     "credentials": Code.KEYS_UNAVAILABLE,
+    "identity": Code.WORKLOAD_UNPROVEN,
 }
 
 
@@ -62,7 +64,7 @@ class HealthCheck:
     def look(self) -> Health:
         """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds. Never raises."""
         engine = self._engine
-        parts = dict(zip(_LATE, (self._ledger, self._evaluator, self._audit, self._credentials), strict=True))
+        parts = dict(zip(_LATE, (self._ledger, self._evaluator, self._audit, self._keys, self._identity), strict=True))
         with self._lock:
             if self._last is not None and time.monotonic() - self._last[0] < FRESH:
                 return self._last[1]
@@ -83,6 +85,7 @@ class HealthCheck:
                 found[name] = future.result()
         with suppress(Exception):
             age = engine.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # of a `ReloadingPDP`
+        found["credentials"] = found.pop("identity") or found["credentials"]
         found["kill_switch"] = str(Code.KILLED) if engine.killed else ""
         health = Health(found, engine.evaluator.revision, age)
         with self._lock:
@@ -101,12 +104,10 @@ class HealthCheck:
         """Ask about a start. A deny is healthy, unless it reports a failure."""
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
-        run = Run(engine, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
+        named = replace(engine, identity=StaticIdentity())  # the application's may hang
+        run = Run(named, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
-        try:
-            body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
-        except Exception:  # noqa: BLE001  (the identity's: `_credentials` says so)
-            return ""
+        body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
         (decision,) = engine.evaluator.evaluate([body])
         return decision.reason if decision.failure == "pdp" else ""
 
@@ -115,13 +116,13 @@ class HealthCheck:
             check()
         return ""
 
-    def _credentials(self) -> str:
-        identity, code = self._engine.identity, str(Code.WORKLOAD_UNPROVEN)
-        with suppress(Exception):
-            identity.agent_id(("health",))
-            proven = (ends := identity.expires_at) is None or time.time() < ends
-            code = "" if proven else code
-        return code or ("" if self._engine.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE))
+    def _keys(self) -> str:
+        return "" if self._engine.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE)
+
+    def _identity(self) -> str:
+        agent_id(self._engine.identity, ("health",))
+        ends = self._engine.identity.expires_at
+        return "" if ends is None or time.time() < ends else str(Code.WORKLOAD_UNPROVEN)
 
 
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:

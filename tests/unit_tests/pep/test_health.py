@@ -211,6 +211,27 @@ def test_credentials_are_their_own_part(tmp_path: Path) -> None:
     assert RuntimeAuthz(pdp=StaticPDP(True), issuer=issuer).health().parts == {**UP, "credentials": Code.KEYS_UNAVAILABLE}
 
 
+@pytest.mark.parametrize("hangs", ["agent_id", "expires_at"])
+def test_an_identity_that_hangs_is_not_proven(monkeypatch: pytest.MonkeyPatch, hangs: str) -> None:
+    """Neither engine nor keys are down. It is asked once."""
+    monkeypatch.setattr(health, "DEADLINE", 0.5)
+    monkeypatch.setattr(health, "FRESH", 0.0)
+    asked, free, up = [], threading.Event(), [True]
+
+    class Own:
+        def __getattribute__(self, name: str) -> Any:
+            if name == hangs and not up:
+                asked.append(name)
+                free.wait()
+            return {"attested": False, "expires_at": None, "agent_id": "/".join}[name]
+
+    authz = RuntimeAuthz(pdp=StaticPDP(True), identity=Own())
+    up.clear()
+    assert [authz.health().parts for _ in range(3)] == [{**UP, "credentials": Code.WORKLOAD_UNPROVEN}] * 3
+    assert len(asked) == 1
+    free.set()
+
+
 def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is counted as a failure; a line has code, run and thread."""
     counted: list[str] = []
