@@ -247,17 +247,20 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
     try:
         return begun(lambda: asyncio.run(_awaited(_called(engine, call))), "on_unknown").result(seconds)
-    except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call stays in doubt)
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (without an answer the call stays in doubt)
         return _failed(exc)
 
 
 async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
+    async def asked() -> Any:
+        return await _awaited(await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown")))
+
+    task = asyncio.create_task(asked(), context=Context())
     try:
-        async with asyncio.timeout(seconds):
-            given: Any = await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown"))
-            return await asyncio.create_task(_awaited(given), context=Context())
-    except Exception as exc:  # noqa: BLE001  (likewise)
-        return _failed(exc)
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()  # a task that swallows this is left alone
+    return task.result() if task.done() and not task.cancelled() else _failed(TimeoutError())
 
 
 def _called(engine: Engine, call: UnknownCall) -> Any:
