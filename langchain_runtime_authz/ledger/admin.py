@@ -66,6 +66,8 @@ def version(admin: Admin) -> Version:
             raise LedgerError(Code.LEDGER_SCHEMA, "it holds the tables of something else")
         return Version(0, 0)
     ((found, reader),) = admin.run("SELECT max(version), max(min_reader) FROM migration")
+    if not isinstance(found or 0, int) or not isinstance(reader or 0, int):
+        raise LedgerError(Code.LEDGER_SCHEMA, "it holds a table `migration` of something else")
     made = re.findall(r"CREATE TABLE (\w+)", str(MIGRATIONS[: found or 0]))
     if missing := sorted({*made} - tables):
         raise LedgerError(Code.LEDGER_SCHEMA, f"it lacks the table {missing[0]}; restore it from a backup")

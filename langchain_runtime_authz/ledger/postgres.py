@@ -22,7 +22,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from langchain_runtime_authz._locks import forkable_lock
-from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
 from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger
@@ -380,6 +380,8 @@ class _Failures:
                 exc = refused
             finally:
                 self._asking.release()
+        if isinstance(exc, psycopg.ProgrammingError) and exc.sqlstate is None:  # it may quote a password
+            raise ConfigError("the connection string of PostgreSQL is malformed") from None
         if isinstance(exc, _SLOW):
             code = Code.LEDGER_TIMEOUT
         elif isinstance(exc, _OTHER):

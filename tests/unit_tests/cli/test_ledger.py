@@ -47,14 +47,16 @@ def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None
 
 
 @pytest.mark.parametrize("command", [("ledger", "status"), ("ledger", "clock", "--yes"), ("approvals", "list"), ("calls", "list")])
-@pytest.mark.parametrize("table", ["meta", "migration", "lease", "call", "approval", "foreign"])
+@pytest.mark.parametrize("table", ["meta", "migration", "lease", "call", "approval", "foreign", "both"])
 def test_a_ledger_that_lacks_a_table_is_refused_in_one_sentence(file: str, command: tuple[str, ...], table: str) -> None:
-    """Also a file of something else that has a table `migration` of its own."""
-    if table != "foreign":
+    """Also a file of something else that has a table `migration` of its own, and perhaps `meta`."""
+    if table not in ("foreign", "both"):
         ledger("migrate", file)
     with closing(sqlite3.connect(file)) as conn, conn:
         foreign = "CREATE TABLE migration AS SELECT 'first' AS version, 'x' AS min_reader"
-        conn.execute(foreign if table == "foreign" else f"DROP TABLE {table}")
+        conn.execute(foreign if table in ("foreign", "both") else f"DROP TABLE {table}")
+        if table == "both":
+            conn.execute("CREATE TABLE meta (a)")
     refused = CliRunner().invoke(app, [*command[:2], file, *command[2:]])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert refused.stderr.startswith("error: ledger_schema: it ")
@@ -125,6 +127,12 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
         assert found.stderr.startswith(expected)
         assert found.stderr.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.db", "notes.txt"]
+
+
+def test_a_malformed_connection_string_is_not_an_outage() -> None:
+    """And its password is not shown."""
+    found = ledger("status", "postgresql://carol:secret@[bad")
+    assert (found.exit_code, found.stderr) == (2, "error: config: the connection string of PostgreSQL is malformed\n")
 
 
 def test_without_its_driver_postgresql_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
