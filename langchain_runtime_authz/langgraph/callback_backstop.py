@@ -226,18 +226,16 @@ class _Hook:
         return _LISTENER if self.listens and _opened() is not None else None
 
 
-def _is_failure(record: logging.LogRecord) -> bool:
-    """Return False for LangChain's warning that a handler raised, if that is our denial or question."""
-    return not isinstance(record.args, tuple) or record.args[:1] != (_Backstop.__name__,)
-
-
 _hook: Final = _Hook()
 
 
 @cache
 def _register() -> None:
     register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
-    logging.getLogger(private.CALLBACK_LOGGER).addFilter(_is_failure)
+    # LangChain warns that a handler raised. Our denials and questions are not failures.
+    logging.getLogger(private.CALLBACK_LOGGER).addFilter(
+        lambda record: not isinstance(record.args, tuple) or record.args[:1] != (_Backstop.__name__,)
+    )
 
 
 def install(

@@ -274,7 +274,8 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
     # Later steps may not be written yet. The pause was written before the thread was resumed.
-    found = yield find_checkpoint(saver, {"configurable": place}, _asks, limit=MAX_STEPS)
+    asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
+    found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
     if found is None:
         return
     message = newest_plan(found.checkpoint["channel_values"])
@@ -282,7 +283,3 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
         if channel == private.keys.INTERRUPT:
             for question in asked:
                 yield from note_question(run, message, question, task)
-
-
-def _asks(found: Any) -> bool:
-    return any(channel == private.keys.INTERRUPT for _, channel, _ in found.pending_writes or ())

@@ -237,7 +237,8 @@ class ReloadingPDP(InProcess):
                     # As text: a kept log record would keep the refused bundle by the traceback's frames.
                     _log.error("policy %s stays: %s", self.revision, str(exc))
                 self._refused = str(exc)
-                if state and self._rejected is None and not _may_pass(exc):
+                passes = isinstance(exc.__cause__, OSError) and not isinstance(exc.__cause__, gzip.BadGzipFile)
+                if state and self._rejected is None and not passes:  # not if it was not read, not kept or too slow
                     self._rejected = (state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
@@ -323,12 +324,6 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
 
 def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
     return str(file), stamp(file)
-
-
-def _may_pass(refusal: ConfigError) -> bool:
-    """Return True if the next try may succeed without a change: not read, not kept, too slow."""
-    cause = refusal.__cause__
-    return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 
 
 def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:

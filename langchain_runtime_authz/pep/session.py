@@ -169,8 +169,7 @@ class Session:
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
         """Open a child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
-        child = yield from open_child(self._run, to, "subgraph", grant)
-        return Session(child, self._profiles, self, grant)
+        return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
 
     delegate, adelegate = both(_delegate)
 
