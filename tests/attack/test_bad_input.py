@@ -594,31 +594,11 @@ def _code(make: Any) -> str:
     return error.value.code
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"pdp": object()}, {"pdp": StaticPDP(True, deadline=0)}, {"pdp": StaticPDP(True, deadline=math.inf)},
-        {"pdp": StaticPDP(True), "tenant": ""},
-    ],
-    ids=shown,
-)
-def test_other_settings_that_are_wrong(options: Any) -> None:
-    """A wrong PDP, deadline or tenant is a `ConfigError`."""
-    assert _code(lambda: RuntimeAuthz(**options)) == "config"
-
-
 def test_things_that_are_no_graph(authz: Any) -> None:
     """`protect` and `coverage` of something else: `ConfigError`."""
     for thing in (object(), None, lambda x: x, "graph"):
         assert _code(lambda thing=thing: authz.protect(thing)) == "config"
         assert _code(lambda thing=thing: authz.coverage(thing)) == "config"
-
-
-@pytest.mark.parametrize("subject", ["", None, 5, {}, {"id": "x"}, {"type": "user"}, {"type": "", "id": ""}], ids=shown)
-def test_subjects_that_are_wrong(subject: Any, authz: Any) -> None:
-    """A subject without a type or id is refused where it is given."""
-    with pytest.raises((ConfigError, ValueError)):
-        authz.run(subject=subject)
 
 
 def test_messages_of_every_input_form_reach_the_same_task() -> None:

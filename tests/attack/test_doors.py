@@ -238,16 +238,3 @@ def test_guarded_tool_called_directly(how: str, as_call: bool, ran: Any) -> None
     assert request.subject.id == "alice"
     assert request.context.call is not None
     assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
-
-
-def test_guarded_tool_without_a_run_is_denied(pdp: Any, authz: Any, ran: Any) -> None:
-    """Outside every run a guarded tool denies with `no_run`, and the PDP is not asked."""
-    pay = authz.guard(pay_tool(ran))
-    assert code_of(lambda: pay.invoke(PAY["args"])) == "no_run"
-    assert pay.invoke(PAY).status == "error"
-    with authz.run(subject="alice"):
-        pass
-    with pytest.raises(AuthzDenied):
-        pay.invoke(PAY["args"])
-    assert ran == []
-    assert calls_of(pdp) == []

@@ -65,21 +65,6 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str, pdp: Any, authz:
     assert authz.ledger.status("default", starts[0].context.lease.jti) == "ended"
 
 
-def test_a_denied_call_does_not_run(stack: str, go: str, ran: Any) -> None:
-    """Its sibling does, and the run goes on to its end."""
-    authz = authz_with(deny_only("pay"))
-    state = said(go, authz, built(stack, authz, replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), human())
-    assert ran == [("read", "a")]
-    assert answer_to(state["messages"], "call-pay").status == "error"
-    assert_went_on(state)
-
-
-def test_the_unenforced_twin_pays(ran: Any) -> None:
-    """The same agent without us."""
-    create_agent(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]).invoke(human())
-    assert PAID in ran
-
-
 def test_asked_calls_are_one_question(stack: str, go: str, ran: Any) -> None:
     """Approved, edited and rejected in one answer, over a plain resume; nobody is asked twice."""
     authz = authz_with(asking("pay"))

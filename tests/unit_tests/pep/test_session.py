@@ -21,7 +21,6 @@ from langchain_runtime_authz.errors import (
     Code,
     ConfigError,
     LedgerError,
-    MappingError,
 )
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
@@ -33,7 +32,6 @@ from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
-from tests.ids import shown
 
 PROFILES = {
     "lookup": ToolProfile(effect="read", sink="none", trust="system"),
@@ -193,56 +191,6 @@ def test_a_failed_call_is_recorded_as_failed() -> None:
     assert "SECRET" not in str(completions)
 
 
-def test_each_decision_is_a_plan_of_its_own() -> None:
-    """The same side effect decided again is another call: the policy sees it in the history."""
-    pdp = StaticPDP(True)
-    session = opened(authz_with(pdp))
-    for _ in range(3):
-        assert session.decide("pay", PAY).permit
-        session.observe("pay", PAY, "paid")
-    seen = calls(pdp)
-    assert len({r.context.plan.id for r in seen if r.context.plan is not None}) == 3
-    assert [r.context.history.calls.get("pay", 0) for r in seen] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        {"a": float("nan")},
-        {"a": 2**53},
-        {"a": "\ud800"},
-        {"a": "\x00"},
-        {"a": {1}},
-        {"a": b"x"},
-        {1: 2},
-        {"a": object()},
-    ],
-    ids=shown,
-)
-@BOTH
-def test_arguments_without_an_exact_form_are_denied(form: str, args: Any) -> None:
-    """The PDP is not asked, since it could not be told exactly what would run."""
-    pdp = StaticPDP(True)
-    session = Forms(opened(authz_with(pdp)), form)
-    decision = session.decide("pay", args)
-    assert (decision.outcome, decision.reason, decision.failure) == ("deny", "uncanonical_argument", "mapping")
-    assert calls(pdp) == []
-    with pytest.raises(MappingError):
-        session.observe("pay", args, "x")
-    assert session.decide("pay", PAY).permit
-
-
-def test_every_decision_is_recorded() -> None:
-    """Permits and denials, by the id that the caller holds, in the order of the steps."""
-    authz = authz_with(StaticPDP(lambda r: r.resource.id != "pay"))
-    session = opened(authz)
-    decisions = [session.decide("lookup", {}), session.decide("pay", PAY), session.decide("note", {"a": {1}})]
-    written = [r for r in records(authz) if r["kind"] == "decision" and r["action"] == "tools/call"]
-    assert [r["decision_id"] for r in written] == [d.decision_id for d in decisions]
-    assert [r["outcome"] for r in written] == ["permit", "deny", "deny"]
-    assert "UK12" not in str(written)
-
-
 # --- the life of a session ----------------------------------------------------------------------------
 
 
@@ -307,32 +255,6 @@ def test_sessions_do_not_meet() -> None:
     fourth.decide("lookup", {})
     assert calls(pdp)[-1].context.history.calls == {"pay": 1}
     assert (third.epoch, fourth.epoch) == (1, 1)
-
-
-def test_only_a_human_gives_a_task() -> None:
-    """What an agent or a cron is told is no human's word."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    opened(authz, subject={"type": "service", "id": "cron"}, task="Pay everything").decide("lookup", {})
-    assert calls(pdp)[-1].context.task.text == ""
-    assert calls(pdp)[-1].subject.type == "service"
-
-
-@BOTH
-def test_a_revoked_thread_stays_revoked(form: str) -> None:
-    """For the session that runs and for new ones, until it is reinstated."""
-    authz = authz_with()
-    session, operator = opened(authz, thread="t"), Forms(authz, form)
-    operator.revoke("t", graph="session")
-    assert status(authz, session) == "revoked"
-    assert session.decide("lookup", {}).reason == "revoked"
-    with pytest.raises(AuthzDenied) as caught:
-        opened(authz, thread="t")
-    assert caught.value.code == Code.REVOKED
-    operator.reinstate("t", graph="session")
-    assert opened(authz, thread="t").decide("lookup", {}).permit
-    assert session.decide("lookup", {}).reason in ("revoked", "lease_ended")
-    assert [r["event"] for r in records(authz) if r["kind"] == "run"].count("revoked") == 1
 
 
 @BOTH
@@ -403,15 +325,6 @@ def test_a_call_under_way_is_observed_after_a_correction() -> None:
     assert [r["state"] for r in records(authz) if r["kind"] == "completion"] == ["done"]
 
 
-def test_a_correction_voids_what_was_asked() -> None:
-    """An approval of the old task's call is not one of the new task's."""
-    authz = authz_with(StaticPDP(ask_for_pay))
-    session = opened(authz)
-    asked = session.decide("pay", PAY)
-    session.correct("Not that one")
-    assert session.approve(asked).reason == "approval_void"
-
-
 # --- approvals ------------------------------------------------------------------------------------------
 
 
@@ -468,16 +381,6 @@ def test_only_a_question_can_be_approved() -> None:
     assert session.approve(forged).reason == "approval_void"
 
 
-def test_an_approval_of_a_service_is_not_authenticated() -> None:
-    """A policy can tell a user's word from a program's."""
-    pdp = StaticPDP(ask_for_pay)
-    session = opened(authz_with(pdp), subject={"type": "service", "id": "cron"})
-    session.approve(session.decide("pay", PAY))
-    approval = calls(pdp)[-1].context.approval
-    assert approval is not None
-    assert (approval.approver, approval.authenticated) == ("service:cron", False)
-
-
 def test_an_approval_does_not_survive_the_session() -> None:
     """Once it is over, nothing of it can be approved."""
     session = opened(authz_with(StaticPDP(ask_for_pay)))
@@ -525,17 +428,6 @@ def test_a_grant_ends_at_its_depth_and_time() -> None:
     assert child.decide("lookup", {"x": 1}).reasons == ("grant_exceeded", "grant_expired")
 
 
-def test_a_denied_delegation_gives_no_session() -> None:
-    """`AuthzDenied`, without an edge and without a lease."""
-    pdp = StaticPDP(lambda r: r.action.name != "agent/invoke")
-    session = opened(authz_with(pdp))
-    with pytest.raises(AuthzDenied) as caught:
-        session.delegate("payer")
-    assert caught.value.code == "no_permit"
-    session.decide("lookup", {})
-    assert calls(pdp)[-1].context.delegation.edges == []
-
-
 def test_children_end_with_their_parent() -> None:
     """And not the other way round."""
     authz = authz_with()
@@ -547,18 +439,6 @@ def test_children_end_with_their_parent() -> None:
     assert below.decide("lookup", {}).reason == "lease_ended"
     parent.close()
     assert status(authz, second) == "ended"
-
-
-def test_a_budget_is_spent_by_permitted_calls() -> None:
-    """Not by denied ones; the next call is refused though the PDP permits."""
-    session = opened(authz_with(), grant=Grant(budgets={"pay": 2, "effect:write": 1}))
-    assert not session.decide("pay", {"a": {1}}).permit
-    for number in range(2):
-        assert session.decide("pay", {**PAY, "n": number}).permit
-    assert session.decide("pay", {**PAY, "n": 3}).reason == "budget_exhausted"
-    assert session.decide("note", {}).permit
-    assert session.decide("note_again", {}).reason == "budget_exhausted"
-    assert session.decide("lookup", {}).permit
 
 
 # --- what can fail --------------------------------------------------------------------------------------
@@ -698,7 +578,7 @@ def test_time_is_the_ledgers() -> None:
     assert {r.context.now for r in pdp.requests} == {1000}
 
 
-# --- known defects: each of these must begin to fail when it is repaired ---------------------------------
+# --- children and records -----------------------------------------------------------------------------------
 
 
 def test_two_equal_calls_may_be_open_at_once() -> None:
@@ -723,15 +603,6 @@ def test_a_corrected_child_is_still_a_child() -> None:
     assert calls(pdp)[-1].context.agent.path == ["session", "reader"]
 
 
-def test_a_ledger_that_fails_at_an_approval_denies() -> None:
-    """By a value, as `decide` does."""
-    ledger = BrokenLedger()
-    session = opened(authz_with(StaticPDP(ask_for_pay), ledger=ledger))
-    asked = session.decide("pay", PAY)
-    ledger.broken = lambda _, __: True
-    assert session.approve(asked).reason == "ledger_unavailable"
-
-
 def test_an_audit_sink_and_a_ledger_that_both_fail_deny() -> None:
     """By a value: `claim` never raises."""
     ledger, sink = BrokenLedger(), BrokenSink(is_permit)
@@ -747,14 +618,6 @@ def test_a_permit_that_obliges_to_revoke_does_not_pass_unheeded() -> None:
     session = opened(authz)
     decision = session.decide("pay", PAY)
     assert not decision.permit or status(authz, session) == "revoked"
-
-
-@pytest.mark.parametrize("name", ["\ud800", "x" * 300_000], ids=["surrogate", "long"])
-def test_a_strange_tool_name_does_not_spoil_the_next_steps(name: str) -> None:
-    """It is denied itself, and what follows is decided as ever."""
-    session = opened(authz_with())
-    assert not session.decide(name, {}).permit
-    assert session.decide("lookup", {}).permit
 
 
 # --- the two forms ----------------------------------------------------------------------------------------
@@ -800,23 +663,7 @@ def test_sync_and_async_agree() -> None:
     assert walk("sync") == walk("async")
 
 
-# --- the shipped policy -------------------------------------------------------------------------------------
-
-
-@BOTH
-def test_the_shipped_policy_reads_and_asks(form: str) -> None:
-    """A profiled read runs, a payment that nobody ordered asks, an approved one runs, and an admin tool asks too."""
-    authz = RuntimeAuthz(profiles={**PROFILES, "sudo": ToolProfile(effect="admin", sink="internal")})
-    session = Forms(opened(authz), form)
-    assert session.decide("lookup", {"key": "x"}).permit
-    session.observe("lookup", {"key": "x"}, "y")
-    asked = session.decide("pay", PAY)
-    assert (asked.outcome, "effect" in asked.reasons) == ("approval_required", True)
-    paid = session.approve(asked)
-    assert paid.permit
-    assert paid.policy_revision
-    session.observe("pay", PAY, "paid")
-    assert (session.decide("sudo", {}).outcome, session.decide("sudo", {}).reason) == ("approval_required", "effect")
+# --- what is refused where it is given ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
