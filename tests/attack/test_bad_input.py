@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 from langchain_core.tools import InjectedToolArg, ToolException
 from langgraph.prebuilt import InjectedState, InjectedStore
-from pydantic.v1 import BaseModel as BaseModelV1
 
 from ._kit import *
 
@@ -37,17 +36,6 @@ def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, A
     assert calls_of(pdp, "pay") == []
     assert reasons(authz, "pay") == ["invalid_arguments"]
     assert answer_to(state["messages"], "call-pay").status == "error"
-    assert_went_on(state)
-
-
-def test_arguments_that_the_schema_drops(kind: str, go: Any, ran: Any) -> None:
-    """Keys that the schema does not know are neither decided nor received."""
-    args = {"to": "bob", "amount": 5, "evil": "x", "recipient": "mallory"}
-    _, pdp, state = play(kind, go, [pay_tool(ran)], [call("pay", args, "call-pay")])
-    (request,) = calls_of(pdp, "pay")
-    assert request.context.call is not None
-    assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
-    assert ran == [PAID]
     assert_went_on(state)
 
 
@@ -297,76 +285,9 @@ class _OnlyRun(BaseTool):
         return text
 
 
-class _ArunCallsRun(_OnlyRun):
-    async def _arun(self, text: str) -> str:
-        return self._run(text)
-
-
 class _ArunCallsRunTwice(_OnlyRun):
     async def _arun(self, text: str) -> str:
         return self._run(text) + self._run(text)
-
-
-class _V1(BaseModelV1):
-    text: str
-    number: int = 7
-
-
-def _shape(name: str, ran: list[Any]) -> BaseTool:
-    if name in ("only_run", "arun_calls_run"):
-        made = (_OnlyRun if name == "only_run" else _ArunCallsRun)()
-        made.ran = ran
-        return made
-    if name == "dict_schema":
-        schema = {
-            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "probe",
-            "description": "d",
-        }
-
-        def act(**kwargs: Any) -> str:
-            ran.append(kwargs["text"])
-            return kwargs["text"]
-
-        async def aact(**kwargs: Any) -> str:
-            return act(**kwargs)
-
-        return StructuredTool(name="probe", description="d", args_schema=schema, func=act, coroutine=aact)
-    if name == "v1_schema":
-
-        def act1(text: str, number: int) -> str:
-            ran.append(text)
-            return text
-
-        return StructuredTool(name="probe", description="d", args_schema=_V1, func=act1)
-
-    @tool
-    def probe(text: str) -> str:
-        """Act."""
-        ran.append(text)
-        return text
-
-    return probe
-
-
-SHAPES = ["only_run", "arun_calls_run", "dict_schema", "v1_schema", "function"]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("permit", [True, False])
-def test_every_shape_of_tool(kind: str, go: Any, shape: str, permit: bool, ran: Any) -> None:
-    """BaseTool subclasses, JSON schemas, pydantic v1: permitted they run once, denied never."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
-        _, pdp, state = play(kind, go, [_shape(shape, ran)], [call("probe", {"text": "x"}, "call-probe")], pdp)
-    assert ran == (["x"] if permit else [])
-    assert answer_to(state["messages"], "call-probe").status == ("success" if permit else "error")
-    (request,) = calls_of(pdp)
-    assert request.context.call is not None
-    assert request.context.call.args["text"] == "x"
-    if shape == "v1_schema":
-        assert request.context.call.args["number"] == 7
-    assert_went_on(state)
 
 
 @pytest.mark.parametrize("permit", [1, 2])
@@ -380,27 +301,6 @@ def test_arun_that_runs_twice_is_two_calls(permit: int) -> None:
     assert len(made.ran) == permit
     assert [r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None] == [True, False]
     assert answer_to(state["messages"], "call-probe").status == ("success" if permit == 2 else "error")
-
-
-@pytest.mark.parametrize("permit", [True, False])
-def test_async_only_tool(kind: str, permit: bool, ran: Any) -> None:
-    """A tool with only a coroutine runs on the async road; denied it runs on none."""
-
-    @tool
-    async def probe(text: str) -> str:
-        """Act."""
-        ran.append(text)
-        return text
-
-    pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
-    plan = [call("probe", {"text": "x"}, "call-probe")]
-    _, _, state = play(kind, in_loop, [probe], plan, pdp)
-    assert ran == (["x"] if permit else [])
-    assert_went_on(state)
-    if not permit:
-        _, _, state = play(kind, sync, [probe], plan, pdp)
-        assert_went_on(state)
-        assert ran == []
 
 
 def test_shapes_of_results(kind: str, go: Any) -> None:

@@ -142,17 +142,6 @@ def test_unenforced_twin_runs(door: str, form: str) -> None:
         assert_went_on(state)
 
 
-@pytest.mark.parametrize("door", ["toolnode", "hand_written", "create_agent", "subgraph", "agent_in_node"])
-def test_calls_in_a_protected_graph_are_planned_by_the_model(door: str, pdp: Any, authz: Any) -> None:
-    """What the model announced is recorded as its plan, before the gate is asked about it."""
-    told(authz, BEHIND[door](Door(authz)), human(), task="Pay the bill")
-    plans = [r.context.plan for r in calls_of(pdp)]
-    assert [(p.planned, p.stale, p.source, p.position, p.of) for p in plans if p is not None] == [
-        (True, False, "model", 0, 2),
-        (True, False, "model", 1, 2),
-    ]
-
-
 def _bare(node: Any, form: str, messages: list[Any]) -> list[Any]:
     """A ToolNode called outside a graph, as LangGraph's own tests call it."""
     config: RunnableConfig = {"configurable": {"__pregel_runtime": Runtime()}}
