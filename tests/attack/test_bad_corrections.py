@@ -13,31 +13,6 @@ from .emitters import Scene
 from .test_corrections import built
 from .test_outside import House
 
-# --- message ids ---------------------------------------------------------------------------------------
-
-
-def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any, ran: Any) -> None:
-    """A client that gives each of its messages one id: new words are new words."""
-    authz, _, graph = built(kind, ran, interrupt_before=["tools"])
-    with authz.run(subject="alice"):
-        go(graph, human("Pay the bill", id="same"), THREAD)
-    with authz.run(subject="alice"):
-        go(graph, human("STOP, pay nobody", id="same"), THREAD)
-        go(graph, None, THREAD)
-    assert ran == []
-    assert epoch_of(authz, graph.get_name()) == 2
-
-
-def test_regenerated_ids_of_a_history_are_no_correction(kind: str, ran: Any) -> None:
-    """A stateless client that makes new ids each time, with content as strings, then as blocks."""
-    authz, _, graph = built(kind, ran, checkpointer=None)
-    texts = ["Pay the bill", "And look", "Go on"]
-    for n, form in enumerate((str, lambda t: [{"type": "text", "text": t}])):
-        said = [HumanMessage(form(t), id=f"{n}-{i}") for i, t in enumerate(texts)]
-        told(authz, graph, {"messages": said}, THREAD)
-    assert epoch_of(authz, graph.get_name()) == 1
-
-
 # --- forms of a message --------------------------------------------------------------------------------
 
 FORMS = {

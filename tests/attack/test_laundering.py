@@ -291,16 +291,3 @@ def test_what_the_human_says_himself_is_paid(how: str) -> None:
     office.iban = OURS
     office.go(office.graph(office.model(_mail())), {"messages": [HumanMessage(f"{TASK}, to {OURS}")]}, how)
     assert office.paid == [OURS]
-
-
-@pytest.mark.parametrize("form", [lambda m: ("user", m.text), lambda m: HumanMessage(m.text, id=f"new-{m.id}")], ids=["bare", "new ids"])
-def test_a_history_that_is_sent_again_without_its_ids_makes_nobody_its_author(form: Callable[[Any], Any]) -> None:
-    """A client shows what a machine wrote as a human's message, and sends it back as if it were one."""
-    authz = RuntimeAuthz(profiles=PROFILES)
-    graph = authz.protect(chain({"n": lambda state: {"messages": [HumanMessage(MAIL)]} if len(state["messages"]) == 1 else {}}, checkpointer=InMemorySaver(), name="g"))
-    shown = told(authz, graph, {"messages": [("user", TASK)]}, THREAD)["messages"]
-    assert [m.text for m in shown] == [TASK, MAIL]
-    told(authz, graph, {"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
-    task = authz.ledger.load(authz.root_entry.scope("g", "t"), Query(log=True))
-    assert [t.text for t in task.log if t.own] == [TASK, "Go on"]
-    assert EVIL not in task.task.text

@@ -164,26 +164,6 @@ def test_data_steers_the_policy() -> None:
     assert steered({"anomaly": {"max_denials": 0}}).outcome == "halt"
 
 
-def test_data_that_can_not_be_read_denies() -> None:
-    """A limit of the wrong shape is not taken for no limit: refused here, and denied where it got in all the same."""
-    unreadable: tuple[dict[str, object], ...] = (
-        {"rates": None},
-        {"rates": {"write": []}},
-        {"rates": {"write": {}}},
-        {"redact": []},
-        {"budget": {"effects": {"write": {"max": "2"}}}},
-        {"notify": {"effects": {"write": "desk"}}},
-        {"anomaly": None},
-        {"effects": None},
-    )
-    for data in unreadable:
-        with pytest.raises(ConfigError, match=f"`{next(iter(data))}"):
-            WasmPDP(data=data)
-        pdp = WasmPDP(wasm=SHIPPED, data={DATA_ROOT: {**DATA, **data}}, pool_size=1)
-        assert ask(pdp).outcome == "deny"
-        pdp.close()
-
-
 def test_data_may_be_a_file_or_an_edited_copy(tmp_path: Path) -> None:
     """The keys alone and a copy of the whole data.json mean the same policy."""
     keys = tmp_path / "keys.json"
