@@ -287,7 +287,7 @@ class _OnlyRun(BaseTool):
 
 class _ArunCallsRunTwice(_OnlyRun):
     async def _arun(self, text: str) -> str:
-        return self._run(text) + self._run(text)
+        return self._run(text) + self._run(f"{text}, again")
 
 
 @pytest.mark.parametrize("permit", [1, 2])
