@@ -128,14 +128,15 @@ def test_much_is_forgotten_in_several_transactions(path: Path, monkeypatch: pyte
 
 
 def test_a_call_in_doubt_keeps_its_thread(path: Path) -> None:
-    """Nobody knows what became of it, however old it is. The command says how many there are."""
+    """Nobody knows what became of it, however old it is. A read and an idempotent call may be repeated."""
     with SqliteLedger(path, clock=lambda: 1_000_000_000.0) as ledger:
-        for thread, key, deed in (("kept", "k", "pay:x"), ("read", "r", "")):
+        for thread, key, deed in (("kept", "k", "pay:x"), ("idempotent", "i", "pay:y"), ("read", "r", "")):
             ledger.commit(SCOPE._replace(thread=thread), None, [OpenThread("user:alice"), TakeLease(lease("j", 1_000_000_060))])
-            claim = ClaimCall(key, "j", repeatable=False, subject="user:alice", deed=deed, about={"args_digest": "d"})
+            about = {"args_digest": "d", "idempotent": thread == "idempotent"}
+            claim = ClaimCall(key, "j", repeatable=False, subject="user:alice", deed=deed, about=about)
             ledger.commit(SCOPE._replace(thread=thread), None, [claim])
     prune = ["ledger", "prune", str(path), "--older-than", "90d"]
-    assert CliRunner().invoke(app, prune).stdout.split() == ["threads", "1", "commits", "3", "in_doubt", "1"]
+    assert CliRunner().invoke(app, prune).stdout.split() == ["threads", "2", "commits", "5", "in_doubt", "1"]
     with SqliteLedger(path) as ledger:
         (doubt,) = ledger.doubts("acme")
         ledger.commit(doubt.scope, None, [ResolveCall("k", happened=True, author="user:carol", reason="paid")])
