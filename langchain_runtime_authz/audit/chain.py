@@ -71,7 +71,7 @@ def line_hash(line: bytes) -> str:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, or `None` if it holds none. Strict: no duplicate members, no NaN."""
+    """Return the record in a line, read strictly; `None` if it holds none."""
     try:
         record = strict_json(line)
     except (ValueError, RecursionError):
@@ -200,7 +200,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's records that contain the text `mark`, and all completions and mints, unverified.
+    """Yield a log's records with the text `mark`, and all ends and mints, unverified.
 
     A line that is not a record is `None`. `opened` adds sealed contents to a record (`audit.encryption`).
     """

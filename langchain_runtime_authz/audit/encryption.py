@@ -1,4 +1,4 @@
-"""Seal the contents of records to an auditor's public key: JWE (RFC 7516), `ECDH-ES` with `A256GCM`, by `joserfc`.
+"""Encrypt the contents of records to an auditor's public key (JWE, RFC 7516).
 
 A sealed record is a record without contents, plus a member `sealed`. The chain binds the sealed contents to their line,
 and a digest inside binds them to their record.
@@ -25,7 +25,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def sealer(recipient: str | bytes | Path) -> Change:
-    """Return the function that seals a record to a public key: PEM, or the path of one."""
+    """Return the function that seals a record to a public key (PEM or its path)."""
     jwe, key = _key("seal_to", recipient)
     if key.is_private:
         raise ConfigError("`seal_to` is a private key; give the public key, and keep the private one from this process")
@@ -42,7 +42,7 @@ def sealer(recipient: str | bytes | Path) -> Change:
 
 
 def opener(*private: str | bytes | Path) -> Change:
-    """Return the function that restores the contents of sealed records. Other records stay unchanged.
+    """Return the function that restores the contents of sealed records.
 
     Pass all keys to which the log was sealed. It raises `ConfigError` if none opens a record, or if contents belong to
     another record.

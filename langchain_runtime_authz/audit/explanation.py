@@ -100,7 +100,7 @@ class Explanation:
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:
-    """Return a decision record (`audit.record`) in words. It uses only the record's fields."""
+    """Return a decision record (`audit.record`) in words, from its fields alone."""
     request = record.get("request") or {}
     call = (request.get("context") or {}).get("call") or {}
     scope, failure = record.get("scope") or {}, record.get("failure")

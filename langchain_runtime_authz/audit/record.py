@@ -1,4 +1,4 @@
-"""Build the records of the decision log. Pure: time is a parameter, and nothing is written here.
+"""Build the records of the decision log. Pure: time is a parameter.
 
 The parameters of each function are the record's fields. Every record has `v`, `kind` and `ts` (epoch seconds, from
 `now`). These fields occur in several kinds:
@@ -188,7 +188,7 @@ def run_record(
 def observation_record(
     *, now: float, what: str, name: str, by: str = "", run_id: str = "", refused: bool = False
 ) -> dict[str, Any]:
-    """Return the record of a `tool`, `model`, `graph` or `chain` that ran outside every enforcement point.
+    """Return the record of a `tool`, `model`, `graph` or `chain` that ran ungoverned.
 
     Or of an effect (`connect`, `mail`, `write`, `delete`, `program`, `native`) of the node, tool, model or thread `by`.
     Then `name` is the target, or without contents its `sha256:<hex>`. `refused`: it did not happen.

@@ -319,7 +319,7 @@ def _mark(kind: str, **about: Any) -> dict[str, Any]:
 
 
 def drop_segments(log: str | Path, before: float) -> list[str]:
-    """Remove the closed segments whose last record is older than `before` (epoch seconds); return their names.
+    """Remove closed segments older than `before` (epoch seconds); return their names.
 
     First the log records the head of each, so that it still verifies, and repeats the newest anchor of each tenant's ledger.
     """
@@ -342,7 +342,7 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
 
 
 def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
-    """Return the newest record of a decision, from a sink in memory or the file of one."""
+    """Return the newest record of a decision, from a sink or its file."""
     known = (r for r in records(sink, decision_id) if r and r.get("kind") == "decision")
     found = deque((r for r in known if r.get("decision_id") == decision_id), maxlen=1)
     return found[0] if found else None
@@ -359,7 +359,7 @@ def told(sink: AuditSink, run_id: str | None = None) -> str:
 
 
 def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
-    """Return the records of a sink in memory, or of a sink's file, oldest first (`chain.read_log`)."""
+    """Return the records of a sink or its file, oldest first (`chain.read_log`)."""
     if isinstance(sink, MemorySink):
         return sink.records
     return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()

@@ -197,7 +197,7 @@ class Story:
 
 
 def tell(records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS) -> Story:
-    """Return the story of records in order, with the steps to `keep`. `None` is an unreadable line."""
+    """Return the story of records with the steps to `keep`; `None` is unreadable."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):
         if step is None:
@@ -239,7 +239,7 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Return the steps of records, completed from earlier records; `None` for an unreadable line."""
+    """Return records' steps, completed from earlier ones; `None` if unreadable."""
     subjects: dict[str, str] = {}  # of runs
     roots: dict[str, tuple[str, ...]] = {}  # of threads
     decided: dict[str, tuple[Lane, str, str, str]] = {}

@@ -1,4 +1,4 @@
-"""Draw a story as HTML: one self-contained page, or a static fragment for notebooks. Pure.
+"""Draw a story as HTML: a self-contained page, or a fragment for notebooks. Pure.
 
 The page loads nothing: its policy (CSP) permits its own style and script by their digests and no request at all. All
 texts of a story are inert already, and are escaped once more here.

@@ -1,4 +1,4 @@
-"""An approval as an approver's signed statement: a JWT with its own `typ`, about one question.
+"""An approver's signed statement about one question: a JWT with its own `typ`.
 
 The approver's own key signs it, or a service that authenticated the approver. It names the question,
 tenant, thread, epoch and exact arguments. So it is not valid for another call, tenant or epoch, nor twice.
@@ -29,7 +29,7 @@ Verdict = Literal["approve", "deny"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question of a statement. Each field is signed, and compared with the ledger's."""
+    """The question of a statement: fields to sign and compare with the ledger's."""
 
     id: str
     issuer: str
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A verified statement: the approver (`type:id`), the verdict, the `iss` and the `jti`."""
+    """A verified statement: approver (`type:id`), verdict, `iss` and `jti`."""
 
     approver: str
     verdict: Verdict
@@ -62,7 +62,7 @@ def sign_statement(
     now: float | None = None,
     expires_in: int = MAX_LIFE,
 ) -> str:
-    """Return a statement as a compact JWS (RFC 7515 §7.1), by the key of an approver (`type:id`) or of an `issuer`.
+    """Return a statement as a compact JWS, by an approver's or an issuer's key.
 
     `issuer` is the service that authenticated the approver. `expires_in`: seconds, at most 300.
     """

@@ -1,4 +1,4 @@
-"""The current call: context of running code, and facts and credentials for its tool.
+"""The current call: the context of running code, facts and credentials.
 
 One context variable holds the scope of the running code: its run, its ticket and the recorder of refusals.
 """
@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 @dataclass(slots=True, eq=False, repr=False)
 class CodeScope:
-    """The current run and ticket, and the recorder of refusals where there is no ticket.
+    """The current run and ticket, and the recorder of refusals without a ticket.
 
     `counts`: equal calls already answered that no message planned. `task`: the Pregel task of the node around it.
     """
@@ -70,7 +70,7 @@ class CurrentCall:
 
     @property
     def idempotency_key(self) -> str:
-        """A key to send with the effect, stable over retry, replay, fork and thread copy of this call."""
+        """A key of the effect, stable over retry, replay, fork and copy of the thread."""
         return self._call().idempotency_key
 
     @property
@@ -79,7 +79,7 @@ class CurrentCall:
         return self._call().decision_id
 
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the call's credential for one audience. It is minted once, and ends with the call.
+        """Return the call's credential for one audience: minted once, for the call.
 
         Blocks while an issuer outside this process signs; `acredential` does not.
 
@@ -113,7 +113,7 @@ def current_call() -> CurrentCall:
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Return the refusal of a credential outside a permitted call, and record it if there is a run."""
+    """Refuse a credential outside a permitted call; record it if there is a run."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.

@@ -1,4 +1,4 @@
-"""Put the call into its token, and check it there: step, standing and arguments (RFC 9396 §2).
+"""Put the call into its token, and check it there (RFC 9396 §2).
 
 `authorization_details` builds the detail, and `check_call` compares it with the call that a service receives.
 
@@ -45,7 +45,7 @@ def authorization_details(
     salt: str,
     approved: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the authorization details of one permitted call: one object, at most 4 kB of JSON.
+    """Return the authorization details of a permitted call, at most 4 kB of JSON.
 
     It holds the arguments that decide what the call hits. Those that were not given have the value `null`. If it is
     larger with an entry for each argument, it holds one digest over all of them. `salt` is new for each token. Raises
@@ -78,7 +78,7 @@ def authorization_details(
 
 
 def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield critical and date arguments; for a side effect, also those missing in its profile."""
+    """Yield critical and date arguments; of a side effect, also unprofiled ones."""
     yield from profile.critical
     yield from profile.when
     if profile.side_effect:
@@ -87,7 +87,7 @@ def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def value_at(args: Mapping[str, Any], path: str) -> Any:
-    """Return the value as `profile.argument` does, but a single value instead of a list of one."""
+    """Return the value as `argument` does, but not a list of one."""
     value = argument(args, path)
     return value[0] if "." in path and isinstance(value, list) and len(value) == 1 else value
 
@@ -185,7 +185,7 @@ def check_call(
 def check_whole_call(
     credential: Credential, *, tool: str, args: Mapping[str, Any], accept: Collection[str] | None = ORDERED
 ) -> None:
-    """Check, as `check_call`, that a credential was minted for exactly these arguments.
+    """Check that a credential was minted for exactly these arguments.
 
     Texts, free arguments, and arguments of a read that its profile does not name may have any value.
     """
@@ -211,7 +211,7 @@ def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
 
 
 def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the digests of the arguments by name; `None` if the token holds one digest over all."""
+    """Return the arguments' digests by name; `None` if one digest is over all."""
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)

@@ -1,4 +1,4 @@
-"""DPoP (RFC 9449): proofs that the sender of a token holds the key to which it is bound.
+"""DPoP proofs (RFC 9449): the sender of a token holds the key it is bound to.
 
 This module makes and reads proofs. A server's memory (used proofs, nonces) is in `resource_server.dpop`.
 """
@@ -36,7 +36,7 @@ class ProofKey(Secret):
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """Return a proof for one request (§4.2), with its `token` and the server's last `DPoP-Nonce`.
+        """Return a request's proof (§4.2), with its `token` and the server's last nonce.
 
         Raises `ConfigError`: `htu` is not an absolute http(s) URL.
         """
@@ -72,7 +72,7 @@ def read_proof(
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
 ) -> Proof:
-    """Check a proof by §4.3, except for replay. Raises `proof_invalid` or `proof_nonce`; never quotes it.
+    """Check a proof by §4.3, except for replay. Raises `proof_invalid`, `proof_nonce`.
 
     `htu` is the URL as the server knows itself, never from a `Host` header alone. `is_nonce` is asked last.
     """

@@ -1,4 +1,4 @@
-"""The issuer: its protocol, the one in this process, and minting a credential with either.
+"""The issuer: its protocol, the one in this process, and the minting with either.
 
 An issuer in this process stops a hijacked model, not hostile code, which can reach the key and mint.
 A remote issuer stops both: it attests its caller, asks the PDP itself and sets its own times. It receives the same
@@ -60,7 +60,7 @@ class LocalIssuer(Secret):
         self.ring = key if isinstance(key, KeyRing) else None
 
     def issue(self, request: names.TokenRequest) -> str:
-        """Return the compact JWT. Raises `credential_unavailable` (lifetime, size) or `keys_unavailable`."""
+        """Return the compact JWT. Raises `credential_unavailable` or `keys_unavailable`."""
         # INVARIANT: exp - iat ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= names.MAX_TTL:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {names.MAX_TTL} seconds")

@@ -1,4 +1,4 @@
-"""A bounded cache of documents fetched over HTTP, and its use for JWK sets (RFC 7517 §5).
+"""A cache of documents fetched over HTTP, and its use for JWK sets (RFC 7517).
 
 A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key
 is refused by then. Fetches are at least `min_refresh` seconds apart, so tokens with unknown keys cannot
@@ -53,7 +53,7 @@ class CachedDocument(Generic[T]):
         self._pending: Future[None] | None = None
 
     def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
-        """Return the current value, or `None`. It is fetched if the copy does not satisfy `holds`."""
+        """Return the current value or `None`; fetch it if the copy fails `holds`."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
@@ -96,7 +96,7 @@ class CachedDocument(Generic[T]):
 
 
 class JwksClient:
-    """The keys of one issuer, for a `Verifier`. Safe to use from many threads and event loops.
+    """The keys of one issuer, for a `Verifier` in any thread and event loop.
 
     Args:
         url: of the key set: https, or on this machine. Redirects are not followed.
@@ -121,7 +121,7 @@ class JwksClient:
         )
 
     def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
-        """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""
+        """Return the key of that name, or `None`. Raises `keys_unavailable`."""
         keys = yield from self.keys.wanted(lambda keys: kid in keys)
         if keys is None:
             raise CredentialError(Code.KEYS_UNAVAILABLE)
@@ -131,7 +131,7 @@ class JwksClient:
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:
-    """Return a JWK set's usable public keys by `kid` (RFC 7517 §5). A `kid` used twice is dropped."""
+    """Return a JWK set's usable public keys by `kid`, without a `kid` used twice."""
     keys = document.get("keys") if document is not None else None
     if not isinstance(keys, list) or len(keys) > MAX_KEYS or not all(isinstance(jwk, dict) for jwk in keys):
         return None

@@ -48,7 +48,7 @@ class Jws(NamedTuple):
 
 
 def sign_compact(typ: str, claims: Mapping[str, Any], signer: Signer, jwk: Mapping[str, str] | None = None) -> str:
-    """Return `claims` as a compact JWS. Its header names the key, or holds it if `jwk` is given."""
+    """Return `claims` as a compact JWS whose header names the key, or holds `jwk`."""
     alg = signer.alg
     header = _header(typ, alg, signer.kid) if jwk is None else _encoded({"typ": typ, "alg": alg, "jwk": jwk})
     signing_input = header + b"." + _encoded(claims)
@@ -127,7 +127,7 @@ def public_key(jwk: Mapping[str, Any], alg: str) -> PyJWK | None:
 
 
 def _is_sound(key: object) -> bool:
-    """Return True for an RSA key of a usual size, with the numbers that FIPS 186-5 §5.4 requires."""
+    """Return True for an RSA key of a usual size and by FIPS 186-5 §5.4."""
     if not isinstance(key, RSAPublicKey) or not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return False
     numbers = key.public_numbers()
@@ -135,7 +135,7 @@ def _is_sound(key: object) -> bool:
 
 
 def is_signed_by(jws: Jws, jwk: object) -> bool:
-    """Return True if `jwk` is a public signature key for the algorithm of `jws`, and verifies it."""
+    """Return True if `jwk` is a public key of the algorithm of `jws` and verifies it."""
     key = public_key(jwk, jws.header["alg"]) if isinstance(jwk, Mapping) else None
     return key is not None and is_signed(jws, key)
 
@@ -148,7 +148,7 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise the refusal. Call it outside any `except`: its context would quote the input."""
+    """Raise the refusal, outside any `except` whose context would quote the input."""
     raise CredentialError(code, why)
 
 

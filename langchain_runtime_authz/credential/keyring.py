@@ -1,4 +1,4 @@
-"""The keys of one issuer over time (next, active, retired, compromised), in memory or in a directory.
+"""The keys of one issuer over time: next, active, retired and compromised.
 
 Rotation needs no downtime. The next key is published before it signs; a retired key stays published
 until its last token has expired. So a verifier whose copy of the key set is at most `cache_age` seconds
@@ -39,7 +39,7 @@ _KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # it is a file name
 
 
 class KeyInfo(NamedTuple):
-    """One key of a ring: RFC 7638 thumbprint, JWS algorithm, state, epoch seconds of entering it."""
+    """One key of a ring: RFC 7638 thumbprint, JWS algorithm, state and since when."""
 
     kid: str
     alg: str
@@ -126,7 +126,7 @@ class KeyRing(Secret):
         return tuple(sorted((key.info for key in self._current()), key=lambda i: (order.index(i.state), -i.since)))
 
     def jwks(self) -> dict[str, Any]:
-        """Return the JWK set (RFC 7517 §5): next, active, and retired keys whose tokens may still live."""
+        """Return the JWK set: next, active, and retired keys with tokens that may live."""
         now = self._clock()
         return {"keys": [dict(key.jwk) for key in self._current() if key.is_published(now)]}
 
@@ -138,7 +138,7 @@ class KeyRing(Secret):
         return self.get(kid)
 
     def rotate(self, following: Signer | None = None) -> KeyInfo:
-        """Retire the active key, sign with the next one, and publish a new next key (`following`).
+        """Retire the active key, sign with the next, and publish a new one (`following`).
 
         Raises `ConfigError`: the next key was published less than `cache_age` seconds ago, or `following` is not new.
         """
@@ -151,7 +151,7 @@ class KeyRing(Secret):
             return self._one("active").info
 
     def compromise(self, kid: str) -> Withdrawal:
-        """Withdraw a key for good, and from the key set at once. Raises `ConfigError`: the ring does not hold it."""
+        """Withdraw a key for good, from the key set at once. Raises `ConfigError`."""
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)
             if key is None:
@@ -163,7 +163,7 @@ class KeyRing(Secret):
         return done
 
     def on_compromise(self, listener: Callable[[str], None]) -> None:
-        """Call `listener(kid)` when a key is withdrawn, here or (in a thread) by another process."""
+        """Call `listener(kid)` when a key is withdrawn here or by another process."""
         self._listeners.append(listener)
 
     def _notify(self, kids: tuple[str, ...]) -> None:
@@ -212,7 +212,7 @@ class KeyRing(Secret):
 
 
 class KeyDirectory(KeyRing):
-    """Keys in a directory: one PEM file (PKCS #8) for each key that may sign, and `ring.json`.
+    """Keys in a directory: a PEM file for each key that may sign, and `ring.json`.
 
     Processes with the same directory see a rotation or compromise within a second. If the directory becomes unreadable,
     the ring neither signs nor publishes.

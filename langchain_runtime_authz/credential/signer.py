@@ -63,21 +63,21 @@ class Signer(Protocol):
         """Return the RFC 7638 thumbprint of the public key."""
 
     def sign(self, signing_input: bytes) -> bytes:
-        """Return the JWS signature; for ES256 the 64 bytes r‖s, not DER (RFC 7518 §3.4). It may block."""
+        """Return the JWS signature; of ES256 r‖s, not DER (RFC 7518 §3.4). It may block."""
 
     def public_jwk(self) -> dict[str, str]:
         """Return the public key (RFC 7517) with `kid`, `alg` and `use`."""
 
 
 def checked_algorithms(algorithms: Collection[str]) -> frozenset[str]:
-    """Return an allow-list (RFC 8725 §3.1). Raises `ConfigError` unless it names some of `ALGORITHMS`."""
+    """Return an allow-list of `ALGORITHMS` (RFC 8725 §3.1). Raises `ConfigError`."""
     if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
         raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
     return frozenset(algorithms)
 
 
 def thumbprint(jwk: Mapping[str, object]) -> str:
-    """Return the RFC 7638 SHA-256 thumbprint of a public JWK. Raises `ConfigError` for another value."""
+    """Return the RFC 7638 thumbprint of a public JWK. Raises `ConfigError`."""
     kty = jwk.get("kty")
     names = _THUMBPRINT_MEMBERS.get(kty, ()) if isinstance(kty, str) else ()
     required = {name: jwk.get(name) for name in names}
@@ -120,7 +120,7 @@ class SigningKey(Secret):
 
     @classmethod
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
-        """Return a new key that dies with the process. Raises `ConfigError` for another algorithm."""
+        """Return a new key that dies with the process. Raises `ConfigError`."""
         if alg not in ALGORITHMS:
             raise ConfigError(f"the algorithm is one of {', '.join(ALGORITHMS)}")
         while True:
@@ -131,7 +131,7 @@ class SigningKey(Secret):
 
     @classmethod
     def from_pem(cls, pem: bytes, password: bytes | None = None) -> SigningKey:
-        """Return the key in a PEM (PKCS #8 or SEC 1). Raises `ConfigError` for another key or password."""
+        """Return the key in a PEM (PKCS #8 or SEC 1). Raises `ConfigError`."""
         try:
             private = load_pem_private_key(pem, password)
         except Exception:  # noqa: BLE001  (any failure of the parser; its text may quote the input)

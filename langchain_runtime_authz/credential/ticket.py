@@ -1,4 +1,4 @@
-"""The ticket: the permit of one call, with the credential that its tool may ask for.
+"""The ticket: the permit of one call, and the credentials of its tool.
 
 An enforcement point passes a `Ticket` to the guard. It is redeemed once when the tool starts, and concluded when it
 ends. In between, the tool may obtain its credential: one for each audience of its profile and grant.
@@ -25,7 +25,7 @@ class Refusals(Protocol):
     """Receives each refused mint before the caller does. If it raises, the mint is refused too."""
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
-        """Return the effect that records it (`_flow.Perform`). `audience` is the text that the tool gave."""
+        """Return the effect that records it; `audience` is the text that the tool gave."""
 
 
 class CallCredential(Sealed):
@@ -51,7 +51,7 @@ class CallCredential(Sealed):
         self.scheme = "Bearer" if key is None else "DPoP"
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
-        """Return the headers for one request: `Authorization`, and for a bound token a new `DPoP` proof.
+        """Return one request's headers: `Authorization`, for a bound token also `DPoP`.
 
         `url` is absolute, and `nonce` is the server's last `DPoP-Nonce`.
         """
@@ -118,7 +118,7 @@ class Ticket(Sealed):
             self.redeemed = True
 
     def conclude(self) -> None:
-        """End the call and its minting. It takes no lock, so that it never waits for an issuer."""
+        """End the call and its minting, without a lock: it never waits for an issuer."""
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:

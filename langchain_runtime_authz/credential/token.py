@@ -1,4 +1,4 @@
-"""The token: the names of its claims, the request for one, and the verified credential.
+"""The token: its claims' names, the request for one, the verified credential.
 
 Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or
 meaning. Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other
@@ -119,7 +119,7 @@ class TokenRequest(Model):
 
     @classmethod
     def from_json(cls, data: str | bytes) -> TokenRequest:
-        """Parse the JSON of `to_json` strictly. Raises `credential_unavailable`, naming the first wrong field."""
+        """Parse the JSON of `to_json` strictly. Raises `credential_unavailable`."""
         try:
             parse_object(data)  # refuses duplicate members, of which pydantic keeps the last
             return cls.model_validate_json(data)
@@ -234,7 +234,7 @@ class Credential(Sealed):
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Return the tools for whose call it was minted (`authorization_details[].identifier`, our type)."""
+        """Return the tools for whose call it was minted (`authorization_details`)."""
         return self._named("tools/call")
 
     @property
@@ -268,7 +268,7 @@ class Credential(Sealed):
 
     @property
     def jkt(self) -> str | None:
-        """Return the RFC 7638 thumbprint of the holder's key (`cnf.jkt`), if the token is bound to one."""
+        """Return the thumbprint of the holder's key (`cnf.jkt`), if it is bound to one."""
         cnf = self.claims.get(CONFIRMATION)
         return None if cnf is None else str(cnf[JKT])
 

@@ -83,7 +83,7 @@ class Search:
         return REDACTED if holds else value
 
     def _holds(self, value: Any) -> bool | None:
-        """Return True if a serialiser would write a token for `value`, `None` if that cannot be known."""
+        """Return True if a serialiser would write a token for `value`; `None` in doubt."""
         todo: list[Any] = [value]
         seen: dict[int, Any] = {}  # holds the objects, so that no id is reused
         while todo:
@@ -237,7 +237,7 @@ _ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{12,}")
 
 
 def _without(text: str, form: str) -> str:
-    """Replace the whole run of token characters around each occurrence of `form`, in one pass."""
+    """Replace the run of token characters around each `form`, in one pass."""
     parts: list[str] = []
     done, at = 0, text.find(form)
     while at >= 0:
@@ -252,7 +252,7 @@ def _without(text: str, form: str) -> str:
 
 
 def _forms(token: str) -> tuple[str, ...]:
-    """Return the texts to search for: one of them occurs in any encoding of the token's signature."""
+    """Return texts of which one occurs in any encoding of the token's signature."""
     signature = token.rpartition(".")[2]
     if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token

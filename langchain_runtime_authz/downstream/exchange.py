@@ -1,4 +1,4 @@
-"""Exchange a token at an OAuth 2.0 token endpoint (RFC 8693), for services with tokens of their own.
+"""Exchange a token at an OAuth 2.0 token endpoint (RFC 8693).
 
 | `subject_token` | the endpoint sees | the result is cached |
 |---|---|---|
@@ -130,7 +130,7 @@ class TokenExchange(Secret):
     exchange, aexchange = both(_exchange)
 
     def _grant(self, assertion: str, *, resource: str | None = None, scope: str | None = None) -> Steps[ExchangedToken]:
-        """Exchange another issuer's assertion, like an ID-JAG, for an access token (RFC 7523 §2.1).
+        """Exchange another issuer's assertion for an access token (RFC 7523 §2.1).
 
         Raises like `exchange`.
         """
@@ -178,7 +178,7 @@ class TokenExchange(Secret):
 
 
 def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
-    """Return a signer of client assertions by the client's key, for `TokenExchange(client_assertion=...)`.
+    """Return a signer for `TokenExchange(client_assertion=...)`, by the client's key.
 
     `audience` is the authorization server's issuer, or its token endpoint (RFC 7523 §3).
     """

@@ -1,4 +1,4 @@
-"""Policy bundles: one policy, its data, profiles, grants and test cases, as one signed revision.
+"""Policy bundles: policy, data, profiles, grants and cases as a signed revision.
 
 A bundle is OPA's (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
 directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego that it was compiled from, and
@@ -135,7 +135,7 @@ def read_files(source: str | Path) -> dict[str, bytes]:
 
 
 def real_root(path: Path) -> Path:
-    """Return the directory to which a bundle's path leads now, to read one consistent state.
+    """Return the directory to which a bundle's path leads now, for one state.
 
     A delivery swaps a link: to the directory, or, in a Kubernetes volume, `..data` in it. It is followed once, here.
     """
@@ -323,7 +323,7 @@ def invalid(detail: str) -> ConfigError:
 
 
 def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
-    """Return the id of the key whose signature holds exactly these files. Raises `policy_unsigned`."""
+    """Return the id of the key that signed these files. Raises `policy_unsigned`."""
     import jwt
 
     try:

@@ -39,7 +39,7 @@ Seen = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class HighestRevision:
-    """The revision that was used last, kept over restarts and between processes in the file `path`.
+    """The revision used last, kept over restarts and processes in the file `path`.
 
     If it cannot be read or written, no policy is used. A missing file is a first start. Its writers can permit older
     policies.
@@ -97,7 +97,7 @@ class HighestRevision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """The deciding policy, its signer, and why the source's present one is not used (`refused`).
+    """The deciding policy, its signer, and why the source's is not used (`refused`).
 
     `unconfirmed`: seconds since its source was last found in order.
     """
@@ -114,7 +114,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Return the answer with this revision's name, or a deny if the facts are of another revision."""
+        """Return the answer by this revision's name; a deny for facts of another one."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -301,7 +301,7 @@ class ReloadingPDP(InProcess):
             return ()
 
     def _watch(self) -> None:
-        """Start watching. A fork's child lacks the thread, and another thread may have held the lock."""
+        """Start watching, also in a fork's child, which has lost the thread."""
         self._lock, self._stop = threading.Lock(), threading.Event()
         if not self._closed:
             target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
@@ -327,7 +327,7 @@ def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
-    """Return an engine for a bundle, whose answers have `label` as their revision. Raises `ConfigError`."""
+    """Return a bundle's engine with `label` as revision. Raises `ConfigError`."""
     if bundle.cedar:
         policies, schema, obligations, entities = (bundle.cedar[file] for file in CEDAR)
         table, known = (read_json(text, file) for file, text in zip(CEDAR[2:], (obligations, entities), strict=True))
@@ -340,7 +340,7 @@ def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> Wasm
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
-    """Test a policy on its bundle's cases and on an empty request. Raises `policy_invalid`."""
+    """Test a policy on its cases and an empty request. Raises `policy_invalid`."""
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
         decision = pdp.evaluate(b"{}")
         if isinstance(decision, Decision) and decision.permit:

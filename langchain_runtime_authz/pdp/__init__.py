@@ -1,4 +1,4 @@
-"""Policy decision points: the protocol, its messages, and a module for each engine."""
+"""Policy decision points: protocol, messages, and a module for each engine."""
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.pdp.base import PDP

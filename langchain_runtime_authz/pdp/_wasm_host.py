@@ -91,7 +91,7 @@ _own = threading.local()  # `until`: the CPU time of the thread at which its eva
 
 @_Late  # type: ignore[untyped-decorator]
 def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
-    """Continue an evaluation that had to wait for a CPU. Runs on its thread, when its ticks are used up."""
+    """Continue an evaluation that waited for a CPU, as its ticks are used up."""
     left = _own.until - time.thread_time()
     if left <= 0:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)
@@ -220,7 +220,7 @@ class Program:
         self._free: deque[_Instance] = deque(maxlen=self._size)
 
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
-        """Return the JSON of the rule's answer. Raises `TimeoutError`, `pdp_undefined` or `PolicyFailed`.
+        """Return the answer. Raises `TimeoutError`, `pdp_undefined` or `PolicyFailed`.
 
         On an event loop it never waits for an instance: the loop's evaluation uses an instance outside the pool.
         """

@@ -166,7 +166,7 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _obligation(given: object) -> object:
-    """Return our form of the profile's object, whose properties stand next to `id` and `type`."""
+    """Return our form of an object with properties next to `id` and `type`."""
     if not isinstance(given, dict):
         return given
     rest = {k: v for k, v in given.items() if k not in ("id", "type")}

@@ -1,4 +1,4 @@
-"""The PDP protocol, and the evaluator: the one place where a PDP's answer becomes a `Decision`.
+"""The PDP protocol, and the evaluator that turns each answer into a `Decision`.
 
 An engine answers with whatever it has. `Evaluator` never raises and never returns `None`: everything
 but a well-formed permit that came in time is a deny that says which of AuthZEN's three failures it is.
@@ -150,7 +150,7 @@ class Evaluator:
         return revision if isinstance(revision, str) else ""
 
     def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
-        """Return a decision for each request's JSON (or `None`), in order. `within`: seconds left."""
+        """Return a decision for each request, in order; `within`: seconds left."""
         began = time.monotonic()
         until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []
@@ -229,7 +229,7 @@ class Evaluator:
         return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
-        """Return the decisions in the requests' order, with a mapping error for each request without JSON."""
+        """Return the decisions in order, with a mapping error for requests without JSON."""
         if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
             metrics.time_engine(self.pdp.name, began)
         if self._observes:
@@ -252,7 +252,7 @@ def bounded(revision: str) -> str:
 
 
 class Composed:
-    """Base of PDPs around others: name, revision and deadline. One request is a batch of one."""
+    """Base of PDPs around others: name, revision, deadline; a request is a batch."""
 
     evaluate_batch: Callable[[Sequence[bytes]], Sequence[Decision]]
     aevaluate_batch: Callable[[Sequence[bytes]], Awaitable[Sequence[Decision]]]

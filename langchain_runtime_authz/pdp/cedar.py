@@ -1,4 +1,4 @@
-"""Cedar as PDP, in this process: the official engine through `cedarpy` (extra `cedar`).
+"""Cedar as PDP, in this process, by the official engine (extra `cedar`).
 
 Cedar skips a policy that fails to evaluate, even a `forbid`. Here every error that Cedar reports denies, and so does
 any answer but `Allow`. A schema is required, so that a misspelt attribute is found when the policies are loaded.
@@ -326,14 +326,14 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile permits, and the mandate neither forbids nor confirms the call."""
+    """Return True if the profile permits and the mandate neither forbids nor confirms."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:
-    """Return True if a model's request has tools beyond the grant, or tools that its provider runs."""
+    """Return True if a model's request has tools beyond the grant or of its provider."""
     shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:
         return True

@@ -1,4 +1,4 @@
-"""PDPs made of other PDPs: deny overrides, a compared candidate, a circuit breaker.
+"""PDPs made of PDPs: deny overrides, a compared candidate, a circuit breaker.
 
 Each asks its PDPs through an `Evaluator`, so it combines only validated decisions. None can permit what its real PDPs
 do not.
@@ -30,7 +30,7 @@ _SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "de
 
 
 class DenyOverrides(Composed):
-    """Permit only what every PDP permits (XACML's deny-overrides; here a failure denies too).
+    """Permit only what every PDP permits; a failure denies (XACML deny-overrides).
 
     The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
     are those of the PDPs that gave it, in their order. Its obligations are those of every PDP that gave
@@ -202,7 +202,7 @@ def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
 
 
 class CircuitBreaker(Composed):
-    """Stop asking a PDP that fails: while the breaker is open, every request is denied at once.
+    """Deny at once while a PDP fails, without asking it.
 
     There is no fallback engine, because an attacker would wait for a weaker one. After `reset_after` seconds one
     request is let through; its success closes the breaker.
@@ -233,7 +233,7 @@ class CircuitBreaker(Composed):
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """Return whether it asks (`closed`), denies (`open`), or is about to try (`half-open`)."""
+        """Return `closed` (it asks), `open` (it denies) or `half-open` (it will try)."""
         with self._lock:
             if self._failed < self._limit:
                 return "closed"

@@ -92,7 +92,7 @@ class _Input(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """OPA's metadata of a result: its decision id, and True if each bundle has a revision."""
+    """OPA's metadata of a result: its decision id, and if bundles have revisions."""
 
     own_id: str
     revision: str
@@ -141,7 +141,7 @@ class _Answer:
 
 @cache
 def _client_class() -> Any:
-    """Return OPA's client on our exchange: one attempt, no redirect, our TLS, token and bounds."""
+    """Return OPA's client on our exchange: one attempt, our TLS, token and bounds."""
     from opa_client.opa_async import AsyncOpaClient
 
     class Client(AsyncOpaClient):  # type: ignore[misc]

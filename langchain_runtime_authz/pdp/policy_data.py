@@ -1,4 +1,4 @@
-"""The shape of the shipped policy's data, checked by `WasmPDP`, `ReloadingPDP` and `runtime-authz policy`.
+"""The shape of the shipped policy's data, and its check.
 
 If data has another shape, the Rego denies in every decision that reads it. This check fails once, at the start, and
 names the place. `policies/rego/runtime_authz.rego` explains the members.

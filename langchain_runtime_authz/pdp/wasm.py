@@ -110,7 +110,7 @@ class WasmPDP(InProcess):
         return parse_json(self.program.evaluate(body, self._entrypoint))
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer the calls of a message in one evaluation, if the policy has the entrypoint for it."""
+        """Answer a message's calls in one evaluation, if the policy has the entrypoint."""
         if self._batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
             return [self._tried(body) for body in bodies]
         answers = parse_json(self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch))
@@ -168,7 +168,7 @@ def _member(document: Json) -> dict[str, object]:
 
 
 def merge_data(shipped: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shipped data with some members changed; each other member stays as it is.
+    """Return the shipped data with some members changed, the others as they are.
 
     Tables are merged member by member, at every depth. Anything else is replaced whole, a list too. A null removes the
     member of a table. A whole table cannot be removed.

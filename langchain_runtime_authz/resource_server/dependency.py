@@ -66,7 +66,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class BearerServer(Generic[T_co]):
-    """Base of the servers: reads a request's token, and builds the answer to a refused one."""
+    """Base of the servers: read a request's token, and answer a refused one."""
 
     def __init__(self, metadata: ResourceMetadata | None) -> None:
         self._metadata = metadata
@@ -130,7 +130,7 @@ class BearerServer(Generic[T_co]):
 
 
 class ResourceServer(BearerServer[Credential]):
-    """Decides which callers may use this service. A FastAPI dependency: `Depends(server)`.
+    """Decide which callers may use this service, as a FastAPI dependency.
 
     Args:
         verifier: verifies signature and times of the issuer's tokens.
@@ -209,7 +209,7 @@ class ResourceServer(BearerServer[Credential]):
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return the credential of a request: its percent-encoded path, and headers with names in lower case."""
+        """Return a request's credential, by its path and headers in lower case."""
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]
@@ -246,7 +246,7 @@ class ResourceServer(BearerServer[Credential]):
 
 
 class ProviderServer(BearerServer[Caller]):
-    """Decides which callers of an identity provider may use this service. A FastAPI dependency: `Depends(server)`.
+    """Decide which callers of an identity provider may use this service.
 
     The provider's token names the user and the client. It says nothing about the task, the step and its arguments: prefer
     `ResourceServer` and the call's own token if the service can verify it.

@@ -26,7 +26,7 @@ class Replays(Protocol):
     """Remembers used proofs. A service of several processes needs one that they share."""
 
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
-        """Return True if `proof_id` is new, and remember it up to and including `until` (epoch seconds).
+        """Return True if `proof_id` is new; remember it through `until` (epoch seconds).
 
         Of two calls with one id, only one may return True. Raise if the answer is unknown. Raise `proof_limit` if
         `key`, the thumbprint of the holder's key, is used too often; the id is unique without it.
@@ -80,7 +80,7 @@ class MemoryReplays:
 
 
 class Nonces:
-    """Makes server nonces (§8, §9) that need no memory: a time and its HMAC. They are accepted for five minutes.
+    """Make server nonces (§8, §9) without memory: a time and its HMAC.
 
     `secret` has 32 bytes or more and is the same in all processes of a service; random by default.
     """

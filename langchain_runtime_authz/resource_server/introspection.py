@@ -165,7 +165,7 @@ class IntrospectionEndpoint(FormEndpoint):
 
 
 async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name: str) -> str | None:
-    """Return a field of a form; `None` if it does not have exactly one, or is another body."""
+    """Return a field of a form; `None` unless the form has exactly one."""
     kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"]
     if kinds != [b"application/x-www-form-urlencoded"]:
         return None
@@ -179,7 +179,7 @@ async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return the body of an ASGI request; `None` if it is longer than `limit` bytes or its sender left."""
+    """Return an ASGI request's body; `None` if longer than `limit` or incomplete."""
     body, more = bytearray(), True  # grows in place, to avoid quadratic cost for single bytes
     while more:
         message = await receive()

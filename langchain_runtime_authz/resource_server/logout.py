@@ -1,4 +1,4 @@
-"""Receive logouts of the identity provider: OpenID Connect Back-Channel Logout 1.0."""
+"""Receive logouts of the provider (OpenID Connect Back-Channel Logout 1.0)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class BackchannelLogout(FormEndpoint):
-    """The endpoint to which a provider posts logout tokens (§2.5), an ASGI application.
+    """The ASGI endpoint to which a provider posts logout tokens (§2.5).
 
     A process takes each token once (§2.6). Several processes that share the endpoint can compare `LoggedOut.token_id`.
 

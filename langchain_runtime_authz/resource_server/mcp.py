@@ -156,7 +156,7 @@ class ProtectedMcp(ProtectedApp):
         return sending
 
     async def _shown(self, start: Message, body: bytes, credential: object) -> bytes | None:
-        """Return an answer's body with only the tools that the caller may see; `None` if unreadable."""
+        """Return an answer with the tools that the caller may see; `None` if unreadable."""
         kinds = [v.partition(b";")[0].strip() for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
         try:
             if not isinstance(credential, Credential):

@@ -1,4 +1,4 @@
-"""Tell clients where to get a token for this service: protected resource metadata (RFC 9728)."""
+"""Tell clients where to get a token: protected resource metadata (RFC 9728)."""
 
 from __future__ import annotations
 

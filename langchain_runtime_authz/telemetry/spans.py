@@ -55,7 +55,7 @@ class OpenSpan:
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
-        """Make the span current, even if it is not sampled, so that child spans stay in its trace."""
+        """Make the span current, even unsampled, so that child spans stay in its trace."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
             if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()
@@ -69,7 +69,7 @@ class OpenSpan:
             self._before = None
 
     def context(self) -> otel_context.Context | None:
-        """Return the context of a child; `None` if the current span is below this one already."""
+        """Return a child's context; `None` if the current span is below this one."""
         current = trace.get_current_span().get_span_context()
         own = self._span is not trace.INVALID_SPAN and (not current.is_valid or current == self._outer)
         return trace.set_span_in_context(self._span) if own else None
@@ -202,7 +202,7 @@ def traceparent(run: Any, decision: str = "") -> str:
 
 
 def inject(headers: MutableMapping[str, str]) -> None:
-    """Add the W3C trace context of the current span to a request's headers, unless they hold one."""
+    """Add the span's W3C trace context to a request's headers, if they have none."""
     with suppress(Exception):
         if "traceparent" not in headers:
             _W3C.inject(headers)
