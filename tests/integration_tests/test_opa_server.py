@@ -460,30 +460,24 @@ def test_a_graph_decided_by_a_real_opa(server: OpaServer, asynchronous: bool) ->
 
 # --- policies that fail -----------------------------------------------------------------------------
 
+# Other shapes are of `test_faults`.
 BROKEN = {
-    "throws": 'decision := true if true\ndecision := false if input.subject.type == "user"',
-    "loops": "decision := count([1 | some i in numbers.range(1, 30000); some j in numbers.range(1, 30000); i == j])",
-    "boolean": "decision := true",
-    "empty": "decision := {}",
-    "text": 'decision := {"decision": "true"}',
-    "undefined": 'decision := {"decision": true} if input.subject.type == "nobody"',
-}
-GIVES = {
-    "throws": Code.PDP_STATUS,
-    "loops": Code.PDP_TIMEOUT,
-    "boolean": Code.PDP_MALFORMED,
-    "empty": Code.PDP_MALFORMED,
-    "text": Code.PDP_MALFORMED,
-    "undefined": Code.PDP_UNDEFINED,
+    "throws": ('decision := true if true\ndecision := false if input.subject.type == "user"', Code.PDP_STATUS),
+    "loops": (
+        "decision := count([1 | some i in numbers.range(1, 30000); some j in numbers.range(1, 30000); i == j])",
+        Code.PDP_TIMEOUT,
+    ),
+    "boolean": ("decision := true", Code.PDP_MALFORMED),
+    "undefined": ('decision := {"decision": true} if input.subject.type == "nobody"', Code.PDP_UNDEFINED),
 }
 
 
 def test_a_policy_that_fails_denies_and_says_how(tmp_path: Path) -> None:
     """It loops, throws, is undefined, or answers in another shape."""
-    for name, rule in BROKEN.items():
+    for name, (rule, _) in BROKEN.items():
         (tmp_path / f"{name}.rego").write_text(f"package {name}\nimport rego.v1\n{rule}\n")
     with OpaServer(*tmp_path.glob("*.rego")) as server:
-        for name, code in GIVES.items():
+        for name, (_, code) in BROKEN.items():
             pdp = OpaPDP(server.url, path=f"{name}/decision", timeout=0.5 if name == "loops" else 10)
             started = time.monotonic()
             for decision in (ask(pdp), *asyncio.run(Evaluator(pdp, deadline=10).aevaluate([REQUEST.to_json()]))):

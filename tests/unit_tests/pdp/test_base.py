@@ -30,7 +30,6 @@ from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
-from tests.unit_tests.pdp.test_response import MALFORMED
 
 REQUEST = example_request()
 
@@ -69,14 +68,6 @@ def decide(pdp: Any) -> Decision:
 def context(**members: object) -> dict[str, object]:
     """A permit with these members in its context."""
     return {"decision": True, "context": members}
-
-
-# The fake takes `True` and a `Decision` as they are.
-@pytest.mark.parametrize("name", sorted(set(MALFORMED) - {"true", "a permit of our own"}))
-def test_what_is_no_decision_document_is_malformed(name: str) -> None:
-    """It denies, and says so."""
-    decision = decide(StaticPDP(lambda _: MALFORMED[name]))
-    assert (decision.outcome, decision.reasons, decision.failure) == ("deny", (Code.PDP_MALFORMED,), "pdp")
 
 
 @pytest.mark.parametrize("error", [ValueError("secret"), OSError(), Panic(), MemoryError(), TimeoutError()])
