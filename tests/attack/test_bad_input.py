@@ -431,7 +431,7 @@ def _raise(_: Any) -> object:
     raise RuntimeError(msg)
 
 
-# `unit_tests/pdp/test_answer.py` has every malformed answer; here each kind reaches an enforcement point.
+# `unit_tests/pdp/test_response.py` has every malformed answer; here each kind reaches an enforcement point.
 ANSWERS: dict[str, tuple[Any, str]] = {
     "string true": (lambda _: {"decision": "true"}, "pdp_malformed"), "nothing": (lambda _: None, "pdp_malformed"),
     "ten megabytes": (

@@ -210,7 +210,7 @@ def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
     assert_went_on(state)
 
 
-# `unit_tests/pep/test_approvals.py` has every malformed answer; here one of each kind reaches a graph.
+# `unit_tests/pep/test_approval_hitl.py` has every malformed answer; here one of each kind reaches a graph.
 MALFORMED = [
     b"approve", "yes", True, [], {"decisions": []}, {"decisions": [{"type": "approve"}] * 3}, {"approve": True},
     {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": "9"}}] * 2},
