@@ -281,7 +281,7 @@ def faults(place: Place, opa: OpaServer, at_once: int, hold: float, *, write: bo
     books, broken = checked(place)
     say(f"\n{books}")
     if write and not broken:
-        generated.write("faults", "\n".join(table))
+        generated.write("faults", "\n".join(table), f"faults-{at_once}")
     return broken
 
 
@@ -309,12 +309,13 @@ def checked(place: Place) -> tuple[str, list[str]]:
     return books, broken + [f"{n} {what}" for what, n in (("wrong", wrong), ("twice", twice), ("without permit", bare), ("untold", untold)) if n] + [f"left: {dict(left)}"] * bool(left)
 
 
-def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float) -> list[str]:
+def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float, *, write: bool) -> list[str]:
     """Look every minute; what grew by more than a tenth from the first third to the last."""
     workers = Workers(place, opa.url, at_once, WORKERS * max(1, at_once // WORKERS) / rate)
     rows: list[list[float]] = []
     columns = ("runs", "RSS MB", "descriptors", "threads", "rows", "tables MB", "log MB")
-    print(f"{rate:g} runs/s wanted, {at_once} at once, {WORKERS} workers; {machine()}\n\n| minute | {' | '.join(columns)} |\n|---|" + "---|" * len(columns))
+    setting = f"{rate:g} runs/s wanted, {at_once} at once, {WORKERS} workers; {machine()}"
+    print(f"{setting}\n\n| minute | {' | '.join(columns)} |\n|---|" + "---|" * len(columns))
     workers.warm()
     began = time.monotonic()
     while time.monotonic() < began + seconds:
@@ -347,8 +348,12 @@ def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float
         name: statistics.median(r[n] for r in rows[-third:]) / max(1, statistics.median(r[n] for r in rows[third : 2 * third] or rows))
         for n, name in enumerate(columns) if n
     }  # fmt: skip
-    print("\nthe last third over the second: " + ", ".join(f"{name} ×{by:.2f}" for name, by in grew.items()))
-    return [f"{name} grew ×{by:.2f}" for name, by in grew.items() if by > 1.1]
+    told = "the last third over the second: " + ", ".join(f"{name} ×{by:.2f}" for name, by in grew.items())
+    print(f"\n{told}")
+    broken = [f"{name} grew ×{by:.2f}" for name, by in grew.items() if by > 1.1]
+    if write and not broken:
+        generated.write("faults", f"{seconds / 60:g} minutes without a fault, {setting}\n\n{told}.", "faults-soak")
+    return broken
 
 
 def main() -> None:
@@ -358,7 +363,7 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=10)
     parser.add_argument("--soak", type=float, default=0)
     parser.add_argument("--rate", type=float, default=1)
-    parser.add_argument("--write", action="store_true", help="write the faults' table into docs/_generated")
+    parser.add_argument("--write", action="store_true", help="write the table or the soak's last line into docs/_generated/faults.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, OpaServer() as opa:
         place = Place(Path(folder), soak=bool(given.soak))
@@ -369,7 +374,10 @@ def main() -> None:
 
         asyncio.run(tables())
         try:
-            broken = soak(place, opa, given.at_once, given.soak, given.rate) if given.soak else faults(place, opa, given.at_once, given.hold, write=given.write)
+            if given.soak:
+                broken = soak(place, opa, given.at_once, given.soak, given.rate, write=given.write)
+            else:
+                broken = faults(place, opa, given.at_once, given.hold, write=given.write)
         finally:
             subprocess.run(["umount", "-q", str(place.audits)], check=False)
     print("broken: " + ("; ".join(broken) or "nothing"))
