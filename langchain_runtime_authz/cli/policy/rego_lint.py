@@ -60,16 +60,25 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
     with written({**texts, "schema.json": json.dumps(schema)}) as at:
         found = run_opa(opa, "check", *options, *names, cwd=at, findings=True)
     for error in json.loads(found or "{}").get("errors", ()):
-        told = error.get("details") or {}
-        if not error["message"].startswith("undefined ref") or not told.get("oneOf"):
-            continue
-        *way, last = told["ref"][: told["pos"] + 1]
-        before = "".join(f".{p['value']}" if p["type"] == "string" else "[_]" for p in way[1:])
-        before = f"{way[0]['value']}{before}"
-        if (before, last["value"]) != ("input", "requests"):  # the input of a rule `batch`
-            near = _nearest(schema, before, last["value"], told["oneOf"])
-            what = f"`{before}.{last['value']}` is not in a request, so the rule never holds; {near}"
+        if what := _mistake(schema, error["message"], error.get("details") or {}):
             yield f"{names[error['location']['file']]}:{error['location']['row']}: {what}"
+
+
+def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
+    """Return a sentence about an error of OPA's type checker, or `None` if it is not about members."""
+    if message == "match error" and [told[one].get("type") for one in "ab"] == ["object"] * 2:
+        return "two objects are equal only if all members are, so the rule never holds; read each member by its path"
+    kind = (told.get("have") or {}).get("type")
+    scalar = kind in ("string", "number", "boolean")
+    if not message.startswith("undefined ref") or not (told.get("oneOf") or scalar):
+        return None
+    *way, last = told["ref"][: told["pos"] + 1 + scalar]
+    before = "".join(f".{p['value']}" if p["type"] == "string" else "[_]" for p in way[1:])
+    before = f"{way[0]['value']}{before}"
+    if (before, last["value"]) == ("input", "requests"):  # the input of a rule `batch`
+        return None
+    near = f"`{before}` is a {kind}" if scalar else _nearest(schema, before, str(last["value"]), told["oneOf"])
+    return f"`{before}.{last['value']}` is not in a request, so the rule never holds; {near}"
 
 
 def _reading(get: re.Match[str]) -> str:
