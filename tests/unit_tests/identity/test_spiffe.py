@@ -326,6 +326,7 @@ def test_the_pdp_is_asked_by_mutual_tls(api: WorkloadApi, identify: Callable[...
         authz = RuntimeAuthz(pdp=OpaPDP(opa.url, tls=tls), identity=identity)
         with authz.session(subject="alice") as session:
             assert session.decide("read", {}).permit
+            session.observe("read", {}, "")
             first, before = opa.noted[-1], identity.expires_at
             assert tls() is tls()
             api.give(BANK.svid("/payer", ends=600))
