@@ -114,8 +114,11 @@ def test_denied_tool_never_runs(door: str, form: str) -> None:
         assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("door", BEHIND)
+# A batch of a graph without protection is one root entry, in which an exact repeat of a running call asks (`test_doubt`).
+ENTERED = [(door, form) for door in BEHIND for form in FORMS if (door, form[-5:]) != ("guarded_in_node_unprotected", "batch")]
+
+
+@pytest.mark.parametrize(("door", "form"), ENTERED)
 def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: Any) -> None:
     """Permitted, the tool runs once a run, with the arguments in the recorded request."""
     behind = Door(authz)
