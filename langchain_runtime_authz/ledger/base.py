@@ -77,7 +77,7 @@ class CallRow(NamedTuple):
     deed: str = ""  # names all calls with one effect on one target, or on several; "" if it has no side effect
     at: float = 0.0  # ledger time of its claim
     # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
-    # `by`, its agent's lease and tool; `again` if another call has begun the same deed; `failed` if the call raised, or
+    # `by`, its agent and tool; `again` if another call has begun the same deed; `failed` if the call raised, or
     # returned an error (then `args_digest` follows its deed, unless it pays); `repeats` if it was claimed anew while its
     # outcome was unknown; `idempotent` if its tool says that twice is once.
     about: Mapping[str, Any] | None = None

@@ -73,7 +73,7 @@ class Fetch:
     key: bytes
     needs: Needs
     known: Known | None = None
-    since: float = 0.0  # ledger time after which an unknown or void call counts
+    since: float = 0.0  # ledger time after which an unknown call counts
     thread: Thread = field(init=False)
     before: Thread = field(init=False)
     version: Version = field(init=False)
@@ -121,7 +121,7 @@ class Fetch:
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
-            sql = ASKING.format(f"{OPEN} AND (c.state = 'claimed' OR c.at > ?) AND {whose}")
+            sql = ASKING.format(f"{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}")
             add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="at")
         for name in sorted(n.turns):
             self.turns[name] = ""

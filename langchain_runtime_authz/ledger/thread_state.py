@@ -171,7 +171,7 @@ def opened(
         if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):
             continue
         one, state = b.Doubt(t.scope, t.subject, t.call(key, now)), t.calls[key].state
-        if subject is None or state == "claimed" or now - one.row.at < b.LASTS:
+        if subject is None or state != "unknown" or now - one.row.at < b.LASTS:
             kinds[state].append(one)
     if subject is not None and not deed.endswith(f":{SEVERAL}"):
         for state in ("unknown", "void"):

@@ -123,6 +123,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:
+        calls_in_doubt.LOST_ENDS.pop(decided.key, None)  # this claim takes its place
         calls_in_doubt.HELD[decided.key] = ref(ticket, partial(calls_in_doubt.HELD.pop, decided.key))
     return ticket
 

@@ -5,6 +5,7 @@ The twins have no rule about doubts: the bank books twice.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 
 from langchain_runtime_authz import _locks
@@ -137,12 +138,17 @@ def test_a_known_call_asks_too(world: World, rule: bool, known: str) -> None:
     assert world.booked == (1 if rule else 2)
 
 
-@pytest.mark.parametrize("first", ["resolved", "paid"])
-@pytest.mark.parametrize("by", ["people", "service"])
-def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: str, by: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "by", "wait"),
+    [
+        *itertools.product(("resolved", "paid"), ("people", "service"), (61,)),
+        ("resolved", "people", 3 * base.LASTS),
+    ],
+)
+def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: str, by: str, wait: float) -> None:
     """A payment that did not happen was made on another thread, before that was known or after."""
     world.cut("t", paid=False)
-    world.clock.tick(61)
+    world.clock.tick(wait)
     service: Any = {"on_unknown": lambda _: False} if by == "service" else {}
     if first == "resolved":
         if not service:
@@ -390,13 +396,24 @@ def test_a_lost_end_is_recorded_when_its_run_ends(world: World, rule: bool, monk
         ("notify", {"channel": "#ops", "text": "1"}, {"channel": "#ops", "text": "2"}),
     ],
 )
-def test_a_failed_call_counts_for_equal_ones(world: World, rule: bool, name: str, args: Any, other: Any, error: Any) -> None:
-    """A corrected write goes on. A lost call counts for its target, and without one for its tool."""
+@pytest.mark.parametrize("down", [True, False])
+def test_a_failed_call_counts_for_equal_ones(
+    world: World, rule: bool, monkeypatch: Any, name: str, args: Any, other: Any, error: Any, down: bool
+) -> None:
+    """A corrected write goes on. A lost call counts for its target, and without one for its tool.
+
+    If the ledger was down at the call's end, the process records the end as soon as it answers.
+    """
     authz = world.worker(pdp=StaticPDP(permit=True))
     first = authz.session(subject="alice", task=ORDER, thread="t")
     assert first.decide(name, args).permit
-    first.observe(name, args, None, error=error)
+    with monkeypatch.context() as fails:
+        if down:
+            fails.setattr(world.ledger, "commit", lambda *_: 1 / 0)
+        first.observe(name, args, None, error=error)
+    third = authz.session(subject="alice", task=AGAIN, thread="third")
     lost = isinstance(error, TimeoutError)
+    assert third.decide(name, other).permit != (rule and lost)
     assert first.decide(name, other).permit != (rule and lost)
     second = authz.session(subject="alice", task=AGAIN, thread="other")
     assert second.decide(name, args).permit != rule

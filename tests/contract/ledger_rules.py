@@ -850,6 +850,7 @@ class LedgerRules(LedgerHarness):
             self.do(ConcludeCall(f"k{number}", "unknown"))
             self.do(ResolveCall(f"k{number}", False, "user:carol"))
             self.clock.tick(1)
+        self.clock.tick(LASTS)  # they count until another call is noted, however late
         found = self.doubted(deeds=("pay:x",))
         assert sorted(found) == sorted((f"k{number}", "void") for number in range(2, NEWEST + 2))
 

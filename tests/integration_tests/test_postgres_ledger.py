@@ -578,3 +578,9 @@ def test_a_commit_does_not_outrun_its_operator(
         done = ledger.commit(place, Guard("jti", 1), [RecordStep(call="pay")])
         assert getattr(done, "code", None) == code
     assert calls
+
+
+def test_a_malformed_connection_string_is_not_an_outage() -> None:
+    """And its password is not shown."""
+    found = CliRunner().invoke(app, ["ledger", "status", "postgresql://carol:secret@[bad"])
+    assert (found.exit_code, found.stderr) == (2, "error: config: the connection string of PostgreSQL is malformed\n")

@@ -129,12 +129,6 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.db", "notes.txt"]
 
 
-def test_a_malformed_connection_string_is_not_an_outage() -> None:
-    """And its password is not shown."""
-    found = ledger("status", "postgresql://carol:secret@[bad")
-    assert (found.exit_code, found.stderr) == (2, "error: config: the connection string of PostgreSQL is malformed\n")
-
-
 def test_without_its_driver_postgresql_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
