@@ -210,7 +210,10 @@ def _judged(kind: str, task: Any, start: tuple[Any, ...], world: World, answer: 
         before, after = pickle.loads(pickle.dumps((world.before, world.env)))
         if kind == "utility":  # these compare whole environments
             after = _shared(before, after)
-        _verdicts[known] = judge(kind, task, SimpleNamespace(before=before, env=after), answer, ran)
+        try:
+            _verdicts[known] = judge(kind, task, SimpleNamespace(before=before, env=after), answer, ran)
+        except TypeError:  # AgentDojo's checks cannot read a mail with an attached event, which no attack sends
+            _verdicts[known] = False
     return _verdicts[known]
 
 
