@@ -1,4 +1,4 @@
-"""`runtime-authz revoke | reinstate | kill`: stop a thread, an agent's subtree on it, or everything."""
+"""`runtime-authz revoke`, `reinstate` and `kill`: stop a thread, an agent's subtree on it, or everything."""
 
 from __future__ import annotations
 
