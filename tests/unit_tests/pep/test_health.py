@@ -219,12 +219,13 @@ def test_an_identity_that_hangs_is_not_proven(monkeypatch: pytest.MonkeyPatch, h
     asked, free, up = [], threading.Event(), [True]
 
     class Own:
+        attested, expires_at, agent_id = False, None, "/".join
+
         def __getattribute__(self, name: str) -> Any:
             if name == hangs and not up:
                 asked.append(name)
                 free.wait()
-            own = {"attested": False, "expires_at": None, "agent_id": "/".join}
-            return own[name] if name in own else super().__getattribute__(name)
+            return super().__getattribute__(name)
 
     authz = RuntimeAuthz(pdp=StaticPDP(True), identity=Own())
     up.clear()
