@@ -229,6 +229,26 @@ def test_a_tenant_sees_and_writes_its_own_rows_only(
         assert found.fetchone() == (1,)
 
 
+def test_a_commit_reads_one_row_of_its_tenants_journal(dsn: str, own: str) -> None:
+    """Also in plans that were made while the tables were empty, and after a migration of a schema with an older policy."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("SELECT set_config('search_path', %s, false)", (own,))
+        conn.execute("ALTER POLICY tenant ON journal USING ('=' || tenant = current_setting('runtime_authz.tenant'))")
+    with administer(dsn, schema=own) as admin:
+        migrate(admin)
+    with PostgresLedger(dsn, schema=own) as ledger:
+        for number in range(300):
+            ledger.commit(Scope("acme", "issuer", "graph", f"{number}"), None, [OpenThread("user:alice")])
+    read = "SELECT sum(idx_scan), sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = %s AND relname = 'journal'"
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for _ in range(100):
+            scans, rows = conn.execute(read, (own,)).fetchone() or (0, 0)
+            if scans and scans > 300:
+                break
+            time.sleep(0.1)
+    assert scans > 300 and rows <= 2 * scans, (scans, rows)
+
+
 def test_time_is_the_databases(ledger: PostgresLedger, dsn: str) -> None:
     """Whatever the process believes."""
     where = scope()
