@@ -104,7 +104,7 @@ def ephemeral(
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
-    """Refuse a ledger that lacks the audit chain's commit: it was restored, and lost revocations."""
+    """Refuse a restored ledger: it lacks the audit chain's newest commit, and has lost revocations."""
     newest = getattr(audit, "anchor", None)
     found = newest(tenant) if callable(newest) else None
     if found is None:

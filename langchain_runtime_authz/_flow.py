@@ -1,4 +1,4 @@
-"""Flows: generators that yield effects, written once for blocking and asynchronous callers.
+"""Drive flows (generators that yield effects), sync or async. The effects of `pep` are in `pep/run.py`.
 
 A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two interpreters.
 """

@@ -1,4 +1,4 @@
-"""Tell the story of a thread from audit records, with or without contents. Pure.
+"""Turn audit records into the story of a thread, without I/O. The command is in `cli/audit.py`.
 
 A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. A
 permitted step other than a tool call is a `check`. Every text in a step is inert and short. A story keeps its newest

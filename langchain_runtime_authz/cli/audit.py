@@ -1,4 +1,4 @@
-"""`runtime-authz audit`, `report` and `controls`: read any decision log, keep it as evidence, and show tested rules."""
+"""The commands `audit`, `report` and `controls`: read a log, pack evidence, and show tested rules."""
 
 from __future__ import annotations
 

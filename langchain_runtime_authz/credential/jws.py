@@ -163,7 +163,7 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 
 
 def decoded(segment: str) -> bytes | None:
-    """Return the bytes of a base64url segment in its only spelling."""
+    """Decode a base64url segment. Return None unless it is the canonical encoding."""
     try:
         data = base64url_decode(segment)
     except ValueError:

@@ -171,7 +171,7 @@ def load_mandates(path: Path = MANDATES) -> dict[str, Mandate]:
 
 
 def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
-    """Return AgentDojo's strongest fixed attack: from a pair to the text in each place that its user task reads."""
+    """Return a function that gives a pair of tasks the texts to inject, by AgentDojo's strongest fixed attack."""
     from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
     from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
 

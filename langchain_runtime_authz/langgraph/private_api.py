@@ -76,7 +76,7 @@ def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
 
 
 def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Merge configs as LangGraph does. A graph merges its caller's again, so one that inherits nothing stays."""
+    """Merge configs as LangGraph does. Keep a config with nothing to merge: its graph merges it again."""
     if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
         return config or {}
     return ensure_graph_config(bound, config)  # type: ignore[arg-type]

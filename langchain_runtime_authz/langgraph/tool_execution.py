@@ -63,7 +63,7 @@ class Pending(CodeScope):
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Return True for the first caller only. A node that sends a call twice may run both at once."""
+        """Return True once: two executions of one call must not both use its permit."""
         with self._lock:
             first, self.used = not self.used, True
         return first

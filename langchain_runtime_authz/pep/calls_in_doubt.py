@@ -1,4 +1,4 @@
-"""Calls in doubt: permitted but not completed, because the process died or the end was not recorded.
+"""Calls in doubt: the process died, the end was not recorded, or the tool raised.
 
 For `LASTS` seconds the same deed then asks, on every thread of its subject. `RuntimeAuthz(on_unknown=...)` may resolve
 the doubt: it asks the service by the tool's idempotency key.

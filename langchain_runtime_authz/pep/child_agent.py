@@ -28,20 +28,9 @@ from langchain_runtime_authz.telemetry.spans import run_span
 INVOKE: Final = "agent/invoke"
 # Shared by the runs of one root entry.
 _OF_ENTRY: Final = (
-    *(
-        "engine",
-        "scope",
-        "subject",
-        "run_id",
-        "epoch",
-        "started_at",
-        "expires_at",
-        "steps_before",
-        "mandate",
-        "spent_at",
-    ),
-    *("planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model"),
-)
+    "engine", "scope", "subject", "run_id", "epoch", "started_at", "expires_at", "steps_before", "mandate", "spent_at",
+    "planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model",
+)  # fmt: skip
 
 
 def open_child(

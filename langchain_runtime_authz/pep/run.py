@@ -1,4 +1,4 @@
-"""The state of a run, the parts of the instance that it works with, and the effects of `pep`."""
+"""The state of a run and of its engine, and the effects of `pep`. `_flow.py` drives them."""
 
 from __future__ import annotations
 
