@@ -28,7 +28,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from tests.kill_rounds import World, forked
 
 WORLD = 250  # rounds in one ledger
@@ -201,7 +202,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--twin", action="store_true")
     given = parser.parse_args()
-    RuntimeAuthz()  # loads the engine once for all processes
+    with closing(WasmPDP()) as engine:  # loaded once for all processes; once closed, it has no thread
+        RuntimeAuthz(pdp=engine)
     broken = False
     for begun in range(0, given.rounds, WORLD):  # a list of questions ends at 1,000
         with tempfile.TemporaryDirectory() as folder:

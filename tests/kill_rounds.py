@@ -191,6 +191,7 @@ def work(world: World, number: int, offset: float, *, again: bool) -> None:
 
 def forked(function: Any, *args: Any, **options: Any) -> int:
     """Run in a process of its own; its id."""
+    assert threading.active_count() == 1  # a lock that another thread holds would stay held in the child
     pid = os.fork()
     if pid:
         return pid
