@@ -84,7 +84,10 @@ def raw_digest(args: object) -> str:
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
-    return tuple([PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls)])
+    planned = []
+    for i, c in enumerate(tool_calls):
+        planned.append(PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])))
+    return tuple(planned)
 
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:

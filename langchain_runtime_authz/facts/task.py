@@ -36,6 +36,10 @@ class HumanText:
     past: bool = field(default=False, compare=False)
     mixed: bool = field(default=False, compare=False)
 
+    def by(self, author: str, *, own: bool) -> HumanText:
+        """Return the text as the author's, and as its own only if it was so before."""
+        return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

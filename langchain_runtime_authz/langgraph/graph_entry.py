@@ -21,9 +21,9 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
+from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
-from langchain_runtime_authz.langgraph.object_graph import is_workflow
-from langchain_runtime_authz.langgraph.private_api import Place, counted_graph, graph_at, is_sent, place_below
+from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.child_agent import open_child
@@ -87,6 +87,7 @@ class RootEntry:
         A root's gives the input and config, and a child's gives the config.
         """
         if isinstance(owner, Run):
+            name = label_of(graph, private.node_of_task(config) or "LangGraph") if graph is not None else name
             return ChildEntry(self, owner, name, config, graph)
         entering = _Root(self, name, config, graph)
         entering.input, entering.opener = input, owner
@@ -105,7 +106,7 @@ class RootEntry:
         opener = run_context.opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
-        if not (yield from checkpoints.said_more(graph, before, place, self.watch(graph_at(graph, place)))):
+        if not (yield from checkpoints.said_more(graph, before, place, self.watch(private.graph_at(graph, place)))):
             return place
         texts: list[HumanText] = []
         if opener is not None and opener.human and not opener.closed:
@@ -277,11 +278,11 @@ class ChildEntry(Entering[Any]):
     def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(root_entry, name, config, graph)
         self.parent, self.run_id = parent, parent.run_id
-        self.place: Place | None = None
+        self.place: private.Place | None = None
         self.marked = False
         if graph is not None:
-            self.config, number = counted_graph(config)
-            self.place = place_below(graph, config, number)
+            self.config, number = private.counted_graph(config)
+            self.place = private.place_below(graph, config, number)
 
     def _enter(self) -> Flow[Any]:
         ticket, parent, name = current_ticket(), self.parent, self.name
@@ -292,7 +293,7 @@ class ChildEntry(Entering[Any]):
             if self.place is not None:
                 watch = self.root_entry.watch(self.graph)
                 self.marked = yield from checkpoints.check_child(parent, self.graph, self.place, watch)
-            kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=is_sent(self.config))
+            kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=private.is_sent(self.config))
             kind = "remote" if self.remote else kind
             mine = ticket is not None and ticket.agent == parent.agent  # otherwise it is an outer agent's
             call_id = ticket.call_id if ticket is not None and mine else None

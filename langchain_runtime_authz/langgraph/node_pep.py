@@ -18,6 +18,7 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import private_api as private
@@ -113,14 +114,15 @@ def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
-    with run_scope(run, private.task_id(own), node):
-        ambient = var_child_runnable_config.set(own)  # it counts questions of code without a config
-        try:
-            output = yield (RunCode, code, input, own)
-        except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
-            failed = exc
-        finally:
-            var_child_runnable_config.reset(ambient)
+    scope = current_scope.set(run_scope(run, private.task_id(own), node))
+    ambient = var_child_runnable_config.set(own)  # it counts questions of code without a config
+    try:
+        output = yield (RunCode, code, input, own)
+    except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
+        failed = exc
+    finally:
+        var_child_runnable_config.reset(ambient)
+        current_scope.reset(scope)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, private.task_id(own))

@@ -26,9 +26,9 @@ from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, 
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
-from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Entering, Owner, RootEntry
+from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
-from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, label_of, reached, roots_of, walk
+from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, run_scope, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
@@ -184,11 +184,6 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             return own(_without_config(graph), input, {**merged, "configurable": {}}, **kwargs)
         return ours(graph, input, merged, owner, kwargs)
 
-    def entry(graph: Any, input: Any, config: Any, owner: Owner) -> Entering[Any]:
-        child = isinstance(owner, Run)
-        name = label_of(graph, private.node_of_task(config) or "LangGraph") if child else graph.get_name()
-        return root_entry.enter(name, input, config, owner, graph)
-
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
         """Return an entry's stream, the scope of its steps, and True if it shows configs, which hold the handle."""
         given, config = input, entered
@@ -205,7 +200,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
     def _stream(self: Any, input: Any, config: Any, owner: Owner, options: dict[str, Any]) -> Iterator[Any]:
-        at = entry(self, input, config, owner)
+        at = root_entry.enter(self.get_name(), input, config, owner, self)
         with at as entered:
             chunks, scope, shows = chunks_of(base.stream, self, input, at, entered, options)
             try:
@@ -216,15 +211,16 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                         except StopIteration:
                             return
                     yield without_handle(chunk) if shows else chunk
-            finally:
+            except BaseException:
                 with scope:
                     chunks.close()
+                raise
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         return begin(self, input, config, kwargs, base.astream, _astream)  # type: ignore[no-any-return]
 
     async def _astream(self: Any, input: Any, config: Any, owner: Owner, options: dict[str, Any]) -> AsyncIterator[Any]:
-        at = entry(self, input, config, owner)
+        at = root_entry.enter(self.get_name(), input, config, owner, self)
         async with at as entered:
             chunks, scope, shows = chunks_of(base.astream, self, input, at, entered, options)
             try:
@@ -235,9 +231,10 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                         except StopAsyncIteration:
                             return
                     yield without_handle(chunk) if shows else chunk
-            finally:  # what it runs is cancelled when the caller goes, not when it is collected
+            except BaseException:  # what it runs is cancelled when the caller goes, not when it is collected
                 with scope:
                     await chunks.aclose()
+                raise
 
     def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
         # `update_state` uses this.

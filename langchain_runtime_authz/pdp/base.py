@@ -158,11 +158,22 @@ class Evaluator:
             if body is not None and len(body) <= MAX_REQUEST_BYTES:
                 asked.append(body)
         decided: list[Decision] = []
-        if self._batch is not None and len(asked) > 1:
-            decided = self._concluded_all(self._ask(self._batch.evaluate_batch, asked, until), len(asked), until)
-        else:
-            for body in asked:
-                decided.append(self._concluded(self._ask(self._asked.evaluate, body, until), until))
+        batch = self._batch if len(asked) > 1 else None
+        questions: Sequence[Any] = [asked] if batch is not None else asked
+        for what in questions:
+            answer: object = TimeoutError()
+            try:
+                if self._now() < until:
+                    answer = self._asked.evaluate(what) if batch is None else batch.evaluate_batch(what)
+            except _STOPS:
+                raise
+            except BaseException as exc:  # noqa: BLE001  (an engine's panic may not be an `Exception`; all of them deny)
+                answer = exc
+            if batch is None:
+                decided += [self._concluded(answer, until)]
+            else:
+                decided = self._concluded_all(answer, len(asked), until)
+            del answer  # its traceback holds this frame
         return self._placed(bodies, decided, began)
 
     async def aevaluate(self, bodies: Sequence[bytes | None]) -> list[Decision]:
@@ -177,18 +188,8 @@ class Evaluator:
         decided = [self._concluded(await self._aask(self._asked.aevaluate, b, until), until) for b in asked]
         return self._placed(bodies, decided, began)
 
-    def _ask(self, ask: Callable[[Any], object], what: object, until: float) -> object:
-        """Return the answer or the exception."""
-        if self._now() >= until:
-            return TimeoutError()
-        try:
-            return ask(what)
-        except _STOPS:
-            raise
-        except BaseException as exc:  # noqa: BLE001  (an engine's panic may not be an `Exception`; all of them deny)
-            return exc
-
     async def _aask(self, ask: Callable[[Any], Awaitable[object]], what: object, until: float) -> object:
+        """Return the answer or the exception."""
         left = until - time.monotonic()
         if left <= 0:
             return TimeoutError()
@@ -197,7 +198,7 @@ class Evaluator:
                 return await ask(what)
         except _STOPS:
             raise
-        except BaseException as exc:  # noqa: BLE001  (see `_ask`)
+        except BaseException as exc:  # noqa: BLE001  (see `evaluate`)
             return exc
 
     def _concluded_all(self, answers: object, asked: int, until: float) -> list[Decision]:

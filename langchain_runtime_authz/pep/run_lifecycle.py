@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -155,10 +154,7 @@ def _take_lease(
         snapshot: Snapshot = yield (Load, scope, query)
         # A client that sends a history without ids also returns machines' texts.
         machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
-        said = [
-            replace(t, author=owner, own=t.own and t.digest not in machines)
-            for t in _fresh(snapshot.log, task, given.texts)
-        ]
+        said = [t.by(owner, own=t.digest not in machines) for t in _fresh(snapshot.log, task, given.texts)]
         edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
         fresh = (*edits, *said)
         first = not snapshot.log and not edits
@@ -203,7 +199,7 @@ def _take_lease(
             yield mandate_event(run, run.mandate)
         count("leases")
         entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
-        return entry, _after(snapshot, [*opening, taken], done.now)
+        return entry, _after(snapshot, [*opening[1:], taken], done.now)  # a snapshot does not hold its subject
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
