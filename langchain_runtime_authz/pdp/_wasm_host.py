@@ -34,7 +34,7 @@ from wasmtime import _ffi
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, PDPError
 
-TICK: Final = 0.01  # seconds: how exactly an evaluation is stopped
+TICK: Final = 0.05  # seconds: how exactly an evaluation is stopped
 MAX_PAGES: Final = 4096  # of 64 KiB: memory of one instance
 MAX_RESULT: Final = 1024 * 1024
 MAX_POOL: Final = 1024
