@@ -13,7 +13,7 @@ from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import current_ticket
-from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK, Head
 from langchain_runtime_authz.facts.delegation_edges import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
@@ -303,6 +303,9 @@ class ChildEntry(Entering[Any]):
             if ticket is not None:  # a tool edge: the tool's answer carries the denial
                 raise
             raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
+        except (LedgerError, AuditError) as exc:  # not a denial: a tool begins again with its thread
+            decision = self.engine.ledger_failed(exc, parent)
+            raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         tally.count(parent, "agent", name, "child entry", ran=1)
         return given
 

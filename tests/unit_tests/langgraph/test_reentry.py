@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from langchain_core.tools import tool
@@ -11,9 +13,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 
-from langchain_runtime_authz import ToolProfile
+from langchain_runtime_authz import AuthzHalt, ToolProfile
 from langchain_runtime_authz._authz_threads import Reentry
-from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
@@ -69,7 +71,7 @@ class Supervisor(Outage):
 
     barred, fails = "", ""
 
-    def __init__(self, effect: Any) -> None:
+    def __init__(self, effect: Any, ask: Any = lambda worker, given: worker.invoke(given)) -> None:
         super().__init__()
         self.authz = authz_with(
             StaticPDP(self.answer),
@@ -86,7 +88,7 @@ class Supervisor(Outage):
             """Ask the worker."""
             self.ran.append(task)
             self.down, self.fails = self.fails, ""
-            return ends.invoke({"messages": [("human", task)]})["messages"][-1].content
+            return ask(ends, {"messages": [("human", task)]})["messages"][-1].content
 
         order = call("ask_agent", {"task": "look"}, "call-ask")
         self.graph = self.authz.protect(hand_written(replying([order]), [ask_agent], checkpointer=InMemorySaver()))
@@ -250,6 +252,31 @@ def test_an_outage_inside_a_tool_is_resumed(reenter: Any, effect: str, asked: bo
     assert (told == "done") == (effect == "write")
     assert len(world.ran) == (2 if effect == "write" else 1)
     assert len(world.authz.ledger.doubts("default")) == (effect == "pay")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda worker, given: worker.invoke(given),
+        lambda worker, given: asyncio.run(worker.ainvoke(given)),
+        lambda worker, given: [*worker.stream(given, stream_mode="values")][-1],
+    ],
+    ids=["invoke", "ainvoke", "stream"],
+)
+def test_a_child_that_a_ledger_halts_is_resumed(reenter: Any, ask: Any) -> None:
+    """The ledger fails before the tool's agent has begun: the tool begins again, and leaves no doubt."""
+
+    def fails(worker: Any, given: Any) -> Any:
+        with patch.object(MemoryLedger, "load", side_effect=LedgerError(Code.LEDGER_TIMEOUT)) if down else nullcontext():
+            down.clear()
+            return ask(worker, given)
+
+    world, down = Supervisor("write", fails), [True]
+    assert isinstance(denied := world.denied(human(), ""), AuthzHalt)
+    assert denied.code == Code.LEDGER_TIMEOUT
+    assert not world.authz.ledger.doubts("default")
+    assert reenter(world, go_on=True).output["messages"][-2].content == "done"
+    assert len(world.ran) == 2
 
 
 @pytest.mark.parametrize("effect", ["write", "pay"])
