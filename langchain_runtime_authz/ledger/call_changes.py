@@ -150,8 +150,9 @@ class ConcludeCall(_OfCall):
 
     A side effect that failed may have happened all the same, so it is `unknown`, with a note that it `failed`.
 
-    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row. With `late`, the resolution
-    stays on record, and only `done` changes the state. With `jti`, a later claim under another lease stays.
+    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row, unless `about` has this end. With
+    `late`, the resolution stays on record, and only `done` changes the state. With `jti`, a later claim under another lease
+    stays.
     """
 
     state: Literal["done", "failed", "suspended", "unknown"] | None
@@ -162,20 +163,23 @@ class ConcludeCall(_OfCall):
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls[self.key] if self.key in t.calls and not self.late else None
-        resolved = row is not None and row.about is not None and "resolved" in row.about
-        return Conflict(Code.ENDED_LATE, row) if resolved else None
+        late = row is not None and row.about is not None and "resolved" in row.about and self.state not in row.about
+        return Conflict(Code.ENDED_LATE, row) if late else None
 
     def apply(self, t: Thread, now: float) -> None:
         row = t.calls[self.key] if self.key in t.calls else None  # noqa: SIM401  (without a call)
         if row is not None and self.jti not in ("", row.jti):
             return
+        late = self.late or (row is not None and row.about is not None and "resolved" in row.about)
         if self.state is None:
             if row is not None:
                 t.drop(self.key)
         elif row is None:
             t.calls[self.key] = CallRow(self.key, self.state, "", self.result)
-        elif not self.late or self.state == "done":
-            about = row.about if self.state == "unknown" or self.late else None
+        elif not late or self.state == "done":
+            about = row.about if late else None
+            if self.state == "unknown":
+                about = row.about and {**row.about, "unknown": True}
             ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
             if self.state == "failed" and row.deed and not self.denied:  # perhaps after it had happened
                 t.drop(self.key)

@@ -9,7 +9,7 @@ import itertools
 import secrets
 
 from langchain_runtime_authz import _locks
-from langchain_runtime_authz.errors import LedgerError
+from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import ConcludeCall
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
@@ -467,6 +467,33 @@ def test_a_late_end_is_on_record(world: World, happened: bool | None, error: Any
     assert [(d["author"], d["happened"], d["state"]) for d in late] == [("user:carol", happened, state)]
     assert row.state == ("done" if happened or not error else "void")
     assert row.about["resolved"]["reason"] == "asked the bank"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("500"), TimeoutError()], ids=["failed", "lost"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "twin"])
+def test_an_end_that_the_ledger_took_is_not_late(world: World, monkeypatch: Any, error: Any, kept: bool) -> None:
+    """Its answer was lost, another process resolved the call, and the end is recorded again. The twin's end is late."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    run = authz.session(subject="alice", task=ORDER, thread="t")
+    run.decide("pay", PAY)
+    commit = world.ledger.commit
+
+    def failing(*given: Any) -> Any:
+        if kept:
+            commit(*given)
+        raise LedgerError(Code.LEDGER_UNAVAILABLE)
+
+    with monkeypatch.context() as down:
+        down.setattr(world.ledger, "commit", failing)
+        run.observe("pay", PAY, None, error=error)
+    world.clock.tick(61)
+    ((_, _, row),) = world.ledger.doubts("default")
+    world.worker().resolve_call(row.key, happened=False, by="user:carol", reason="asked the bank")
+    assert not authz.unknown_calls()  # records the end again
+    assert LOST_ENDS == {}
+    assert [r.get("event") for r in authz.audit.records].count("ended_late") == (not kept)
+    ((_, _, row),) = world.ledger.doubts("default", row.key)
+    assert (row.state, row.about["resolved"]["happened"]) == ("void", False)
 
 
 @pytest.mark.parametrize(
