@@ -54,8 +54,7 @@ _MISPLACED: Final = (
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     """Decides the model and tool calls of an agent made with `create_agent`. List it last.
 
-    It removes tools outside the grant, and provider tools that the policy does not allow, from the model's request. It
-    changes nothing else.
+    From the model's request it removes only tools outside the grant, and provider tools that the policy does not allow.
 
     Args:
         authz: the `RuntimeAuthz`.

@@ -272,8 +272,7 @@ class Ledger(Protocol):
     def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """Apply all of `changes`, or none, after checking `guard`.
 
-        Every change is checked against the thread as it was before the commit. Two changes of one commit may not use up
-        the same row.
+        Each change is checked against the thread before the commit. Two changes may not use up the same row.
         """
 
     def status(self, tenant: str, jti: str) -> TokenStatus:

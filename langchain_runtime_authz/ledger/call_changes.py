@@ -150,9 +150,8 @@ class ConcludeCall(_OfCall):
 
     A side effect that failed may have happened all the same, so it is `unknown`, with a note that it `failed`.
 
-    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row, unless `about` has this end. With
-    `late`, the resolution stays on record, and only `done` changes the state. With `jti`, a later claim under another lease
-    stays.
+    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row, unless `about` has this end.
+    With `late`, the resolution stays, and only `done` changes the state. With `jti`, a claim of another lease stays.
     """
 
     state: Literal["done", "failed", "suspended", "unknown"] | None

@@ -1,7 +1,6 @@
 """A cache of threads that this process began, valid while nobody else commits to them.
 
-Pure. The cache is never trusted unchecked. The statement of a load, and the writing statement of a commit, check that
-the thread has not changed.
+Pure. The cache is never trusted unchecked: each load, and each commit as it writes, checks that the thread is unchanged.
 """
 
 from __future__ import annotations

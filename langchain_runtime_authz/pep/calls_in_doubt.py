@@ -40,6 +40,7 @@ DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
 # Call key → its run, and what concludes it again, if the ledger did not take the call's end.
 LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]]]]] = {}
+MAX_LOST: Final = 1_000  # ends of one ledger
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 # In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
@@ -222,6 +223,13 @@ def record_ends(engine: Engine, scope: Scope | None = None) -> Flow[None]:
             yield from record()
             if key in LOST_ENDS:
                 return
+
+
+def drop_ends(engine: Engine) -> None:
+    """Drop the oldest lost ends of a ledger if there are more than `MAX_LOST`."""
+    for key in [key for key, (run, _) in [*LOST_ENDS.items()] if run.engine.ledger is engine.ledger][:-MAX_LOST]:
+        LOST_ENDS.pop(key, None)
+        _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, key, MAX_LOST)
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:

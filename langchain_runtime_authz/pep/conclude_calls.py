@@ -165,6 +165,7 @@ def conclude(
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         again = partial(conclude, run, ticket, call, state, result, question=question)
         lost_ends |= {ticket.call_key: (run, again)} if done is None and side_effect and state != "released" else {}
+        calls_in_doubt.drop_ends(run.engine)
         run.engine.lost("the end of a call", exc, run, ticket.decision_id)
 
 

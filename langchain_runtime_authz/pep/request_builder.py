@@ -1,7 +1,6 @@
 """Build the evaluation request of a step as JSON, from the state of the run. Pure.
 
-A request consists of plain values in the order of `authzen.EvaluationRequest`. Parts that are constant for a run or a
-task are serialised once.
+It has plain values in the order of `authzen.EvaluationRequest`. Constant parts of a run or task are serialised once.
 """
 
 from __future__ import annotations

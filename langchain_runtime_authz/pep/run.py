@@ -246,8 +246,7 @@ class Engine:
 class Run:
     """One agent's run in one root entry: its lease, and its state in this process.
 
-    No two agent paths share a `jti`. This state may be lost with the process without loss of safety; state that must
-    last is in the ledger.
+    No two agent paths share a `jti`. The process may lose this state safely. What must last is in the ledger.
     """
 
     engine: Engine

@@ -12,6 +12,7 @@ from langchain_runtime_authz import _locks
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import ConcludeCall
+from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
 from langchain_runtime_authz.testing import FrozenClock
 
@@ -386,6 +387,27 @@ def test_a_lost_end_is_recorded_when_its_run_ends(world: World, rule: bool, monk
     assert len(authz.unknown_calls()) == (error is not None)
     session = authz.session(subject="alice", task=AGAIN, thread="other")
     assert session.decide("pay", PAY).permit == (error is None or not rule)
+
+
+@pytest.mark.parametrize("most", [2, 3], ids=["dropped", "twin"])
+def test_lost_ends_are_bounded(world: World, monkeypatch: Any, caplog: Any, most: int) -> None:
+    """The oldest end of a ledger is dropped, with a line of the log, and its call is in doubt. The twin has room."""
+    monkeypatch.setattr(calls_in_doubt, "MAX_LOST", most)
+    authz, others = world.worker(pdp=StaticPDP(permit=True)), RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(permit=True))
+    runs = [one.session(subject="alice", task=ORDER, thread="t") for one in (others, authz)]
+    calls = [(run, {**PAY, "recipient": f"DE{n}"}) for run, count in zip(runs, (1, 3), strict=True) for n in range(count)]
+    for run, args in calls:
+        assert run.decide("pay", args).permit
+    with monkeypatch.context() as down:
+        down.setattr(MemoryLedger, "commit", lambda *_: 1 / 0)
+        for run, args in calls:
+            run.observe("pay", args, "paid")
+    assert len(LOST_ENDS) == 1 + most
+    world.clock.tick(61)
+    assert [one.row.key for one in authz.unknown_calls()] == [
+        line.args[1] for line in caplog.records if line.args and line.args[0] == Code.IN_DOUBT
+    ]
+    assert len(authz.unknown_calls()) == 3 - most
 
 
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
