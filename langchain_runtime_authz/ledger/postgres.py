@@ -1,8 +1,7 @@
 """The ledger in PostgreSQL: any number of machines. Needs the extra `postgres`.
 
 The tables are in a schema of their own. With any login role, each transaction takes the application's role. This role
-may read and add rows, and change or delete only state, not history. Row-level security limits it to the rows of the
-transaction's tenant.
+may add rows, and change or delete only state, not history. It reads only rows of the transaction's tenant.
 """
 
 from __future__ import annotations

@@ -51,8 +51,7 @@ class Tx(Protocol):
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """Write a commit's rows; return its position in the journal and the new `found.seen`.
 
-        Return None, and write nothing, if the thread differs from `found`, another commit took one of its `turns`, or
-        `now` is not the time.
+        Write nothing and return None if the thread is not as `found`, a turn of it is taken, or `now` is not the time.
         """
 
 

@@ -1,7 +1,6 @@
 """Deny every step of every process while a file exists.
 
-The kill switch uses neither PDP nor ledger, so it works while both are down. `touch` engages it. A path that cannot be
-read counts as engaged.
+It uses neither PDP nor ledger, so it works while both are down. `touch` engages it; so does a path that is unreadable.
 """
 
 from __future__ import annotations
