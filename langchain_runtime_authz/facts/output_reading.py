@@ -85,10 +85,12 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
     whole = remembered(output, False)
     if not whole:
         return _NOTHING
+    text = whole[0][5:]
+    word = text.partition(" ")[0]
     for given in (*args, *args.values()):
         kind = type(given)
         if kind is str:
-            if given.isascii() and whole[0][5:] != " ".join(given.lower().split()):
+            if given.isascii() and (word not in (folded := given.lower()) or text != " ".join(folded.split())):
                 continue  # its text differs from the given value
             if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
                 return _NOTHING  # an echo

@@ -33,7 +33,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.object_graph import DECISIONS, decision_models
+from langchain_runtime_authz.langgraph.object_graph import DECISIONS
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
@@ -99,28 +99,22 @@ class _Models(BaseCallbackHandler):
     def on_chain_start(self, serialized: Any, _inputs: Any, **kwargs: Any) -> Due:
         if kwargs.get("run_type") != "llm" or (by := current_scope.get().run or _opened()) is None:
             return None
-        return self._due(by, call_as_sent(serialized, [], kwargs.get("metadata"), None))
+        call = call_as_sent(serialized, [], kwargs.get("metadata"), None)
+        return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     @_Event
-    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> Due:
-        return self._asked(serialized, messages[0] if messages else [], kwargs)
-
-    @_Event
-    def on_llm_start(self, serialized: Any, _prompts: Any, **kwargs: Any) -> Due:
-        return self._asked(serialized, [], kwargs)
-
-    def _asked(self, serialized: Any, given: Any, kwargs: Mapping[str, Any]) -> Due:
+    def on_chat_model_start(self, serialized: Any, given: Any, **kwargs: Any) -> Due:
         if (by := current_scope.get().run or _opened()) is None:
             return None
-        call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
+        messages = given[0] if given and not isinstance(given[0], str) else ()  # of prompts, nothing is an instruction
+        call = call_as_sent(serialized, messages, kwargs.get("metadata"), kwargs.get("invocation_params"))
         with by.lock:
             by.asked_model[kwargs.get("run_id")] = (call.model, call.prompt)
             while len(by.asked_model) > _KEEP:
                 by.asked_model.pop(next(iter(by.asked_model)))
-        return self._due(by, call)
-
-    def _due(self, by: Run | RunHandle, call: ModelCall) -> Due:
         return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
+
+    on_llm_start = on_chat_model_start
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _opened()) is None:
@@ -135,7 +129,7 @@ class _Models(BaseCallbackHandler):
                 while len(by.seen_from_model) > _KEEP:
                     by.seen_from_model.pop(next(iter(by.seen_from_model)))
             if (node := current_node(by)) is not None:
-                node.announce(message)
+                node.announced.append(message)
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _opened()) is not None:
@@ -215,7 +209,8 @@ class _Hook:
     hear: Callable[[], BaseCallbackHandler | None] | None = None
 
     def get(self) -> BaseCallbackHandler | None:
-        if DECISIONS in sys.modules and decision_models():
+        base = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
+        if base is not None and base.__subclasses__():
             _Models.ignore_chain = False
         if current_scope.get().run is not None:
             return _BACKSTOP

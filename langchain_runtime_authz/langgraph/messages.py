@@ -357,7 +357,9 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
             plan = record.plan
             if isinstance(done, Committed) and plan.id not in run.recorded:
                 run.recorded.add(plan.id)
-                tools = [label(c.tool) for c in plan.calls[:_MAX_PLANNED]]
+                tools = []
+                for call in plan.calls[:_MAX_PLANNED]:
+                    tools.append(label(call.tool))
                 detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
                 yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:

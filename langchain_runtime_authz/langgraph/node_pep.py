@@ -30,7 +30,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, re
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
-from langchain_runtime_authz.langgraph.tool_execution import Pending, RunCode
+from langchain_runtime_authz.langgraph.tool_execution import RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.decide_steps import decide_step, if_alive, kept
@@ -172,13 +172,6 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
 _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
-def _take_turns(run: Run, message: tool_pep.MessageCalls, waiting: Sequence[Pending]) -> None:
-    for one in waiting:
-        if one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
-            run.engine.tally.count(run, "tool", one.call.tool, "tool node gate", decided=1)
-    _turns.set(tool_pep.Turns(message.config, message.calls, waiting))
-
-
 class _Gate(private.ToolNode):
     """ToolNode's hooks, overridden. The first base of a dynamic subclass."""
 
@@ -189,7 +182,7 @@ class _Gate(private.ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
-            _take_turns(run, message, waiting)
+            _turns.set(tool_pep.Turns(message.config, message.calls, waiting, "tool node gate"))
             return super()._func(input, config, runtime)
         finally:
             _turns.set(before)
@@ -200,7 +193,7 @@ class _Gate(private.ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
         try:
-            _take_turns(run, message, waiting)
+            _turns.set(tool_pep.Turns(message.config, message.calls, waiting, "tool node gate"))
             return await super()._afunc(input, config, runtime)
         finally:
             _turns.set(before)

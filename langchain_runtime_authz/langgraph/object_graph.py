@@ -249,10 +249,6 @@ def is_workflow(graph: Any) -> bool:
     return not any(isinstance(node.bound, ToolNode) for node in getattr(graph, "nodes", {}).values())
 
 
-def decision_models() -> list[type]:
-    found = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
-    return [] if found is None else found.__subclasses__()
-
-
 def model_types() -> tuple[type, ...]:
-    return (BaseLanguageModel, *decision_models()) if DECISIONS in sys.modules else (BaseLanguageModel,)
+    base = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
+    return (BaseLanguageModel, *(base.__subclasses__() if base is not None else ()))

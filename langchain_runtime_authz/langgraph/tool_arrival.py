@@ -258,7 +258,7 @@ class NodeCalls:
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first one raised inside
-        self._announced: list[AIMessage] = []
+        self.announced: list[AIMessage] = []
         self._held: list[Call] = []
         self._taken: set[Place] = set()
         # Outputs, denials and replays of its calls by call id; denials of calls without a message by tool.
@@ -266,12 +266,9 @@ class NodeCalls:
         self._begun: set[str | None] = set()
         self.running = 0  # guarded tools that are being decided or run
 
-    def announce(self, message: AIMessage) -> None:
-        self._announced.append(message)
-
     def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
         call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
-        inside = [m for m in reversed(self._announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
+        inside = [m for m in reversed(self.announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         if inside:
             yield from record_plans(run, self._given, inside)
         messages = inside or [message for _, message in parsing.newest_messages(self._given)]

@@ -154,13 +154,15 @@ class MessageCalls:
 class Turns:
     """The calls of one execution of the node. They run one by one after a tool has asked."""
 
-    def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
+    def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
         self.config = config
         self.waiting: dict[int, tuple[int, Pending]] = {}  # each with its place
         self.asked = self.serial = False
         for call, one in zip(calls, waiting, strict=True):  # a node may send one call twice: the first is it
             self.waiting.setdefault(id(call), (len(self.waiting), one))
             self.serial |= bool(one.paused or one.answers or one.left)
+            if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
+                one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self.done: set[int] = set()  # positions of finished calls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from os import urandom
 from typing import Annotated, Final
 
@@ -50,12 +51,12 @@ class _AnswerContext(_Open):
     reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
     obligations: Annotated[list[_Obligation], Field(max_length=64)] = Field(default_factory=list)
     ttl: Annotated[int, Field(ge=0, le=3600)] = 0
-    policy: _Policy = Field(default_factory=_Policy)
+    policy: _Policy = Field(default_factory=cache(_Policy))
 
 
 class _Answer(_Closed):
     decision: bool
-    context: _AnswerContext = Field(default_factory=_AnswerContext)
+    context: _AnswerContext = Field(default_factory=cache(_AnswerContext))
 
 
 # Short answers repeat. Only answers without obligations are kept: the properties of an obligation are mutable.

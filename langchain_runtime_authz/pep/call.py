@@ -56,7 +56,8 @@ class Call:
     def given(self) -> frozenset[str]:
         """Names of the arguments that the model sent. If it used an alias, all count as sent."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
-        return frozenset(sent if sent.keys() <= self.args.keys() else self.args)
+        names = frozenset(sent)
+        return names if names <= self.args.keys() else frozenset(self.args)
 
 
 @dataclass(slots=True)
