@@ -30,8 +30,7 @@ class Code(StrEnum):
     """Stable reason codes of this package: metric labels and search keys.
 
     A policy may give codes of its own. A code is never renamed, and an unused one stays reserved. Each has a sentence
-    (what happened; what to do), its most frequent cause, and whether to retry (`RETRY`). `docs/codes.md` is made of
-    them.
+    (what happened; what to do), its most frequent cause, and whether to retry (`RETRY`): see `docs/codes.md`.
     """
 
     sentence: str

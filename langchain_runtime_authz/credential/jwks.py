@@ -1,8 +1,7 @@
 """A cache of documents fetched over HTTP, and its use for JWK sets (RFC 7517).
 
-A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key
-is refused by then. Fetches are at least `min_refresh` seconds apart, so tokens with unknown keys cannot
-make this process fetch at will.
+A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key is refused by
+then. Fetches are at least `min_refresh` seconds apart, however many tokens name unknown keys.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ Keys = Mapping[str, Mapping[str, Any]]
 class CachedDocument(Generic[T]):
     """A cached document at a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
 
-    `read` receives a JSON object (`None`: the fetch failed) and the last value. If it returns `None`, the last value
-    stays.
+    `read` receives a JSON object (`None`: the fetch failed) and the last value. If it returns `None`, that stays.
     """
 
     def __init__(

@@ -4,8 +4,7 @@ No model plans an effect, so the request says `context.plan.source: code`, and a
 
 Writes to a graph's store are effects if a profile is declared for them: `store.put`, `store.delete`, or with a pattern
 of namespaces, `store.put:memories.*`. The longest matching pattern counts; a write that matches none is unprofiled.
-Some writes are not decided: outside every run, in threads without the run's context, and inside a permitted call of a
-tool with a declared side effect.
+Not decided are writes outside a run or its context, and inside a permitted call of a tool with a declared side effect.
 """
 
 from __future__ import annotations

@@ -92,9 +92,8 @@ class CallRow(NamedTuple):
 class Doubt(NamedTuple):
     """A permitted call that has not completed: `claimed` while its lease is live, `unknown` afterwards.
 
-    It is `void` once an operator found that it did not happen. RULE: a deed in doubt asks (`asks`). This is checked
-    when the call is decided, and again in the commit of its claim. Only a resolution lifts a doubt, or an approval
-    whose question named it.
+    It is `void` once an operator found that it did not happen. RULE: a deed in doubt asks (`asks`): when the call is
+    decided, and again when its claim is committed. Only a resolution, or an approval that named it, lifts a doubt.
     """
 
     scope: Scope

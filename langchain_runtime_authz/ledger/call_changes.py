@@ -116,8 +116,7 @@ class RepeatCall(_OfCall):
 class ReleaseCall(Unrefusable):
     """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays.
 
-    `refund` holds each counter and the amount that the claim spent. `approval` is the approval's key if it differs from
-    the call's.
+    `refund` holds what the claim spent of each counter. `approval` is the approval's key if it is not the call's.
     """
 
     key: str

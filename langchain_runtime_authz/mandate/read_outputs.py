@@ -1,8 +1,7 @@
 """Record the outputs of reads, from which a mandate's fields are computed.
 
 The first output of each read counts, within its task. Repeating a read does not change the values that a mandate is
-compared with. A newer task uses no outputs of an older one. A cut or forgotten output is incomplete, and gives no
-value.
+compared with. A newer task uses no outputs of an older one. A cut or forgotten output gives no value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Compare a value with an ordered constant, range, folder or condition.
 
-Every comparison is exact or by normal form. A value without a form equals nothing. If a value can be read in two ways,
-both must agree.
+Every comparison is exact or by normal form. A value without a form equals nothing. Two readings of a value must agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """PDPs made of PDPs: deny overrides, a compared candidate, a circuit breaker.
 
-Each asks its PDPs through an `Evaluator`, so it combines only validated decisions. None can permit what its real PDPs
-do not.
+Each asks its PDPs through an `Evaluator`, so only validated decisions are combined, and none permits what its PDPs do not.
 """
 
 from __future__ import annotations

@@ -38,9 +38,11 @@ _log = logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
-# Call key → its run, and what concludes it again, if the ledger did not take the call's end.
-LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]]]]] = {}
-MAX_LOST: Final = 1_000  # ends of one ledger
+# Call key → its run, what concludes it again, and when that failed, if the ledger did not take the call's end.
+LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]], float]]] = {}
+_RECORDED: Final[dict[str, object]] = {}  # keys of lost ends that are being recorded
+MAX_LOST: Final = 1_000  # lost ends of one ledger
+REST: Final = 1.0  # seconds in which other threads leave a lost end that failed again
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 # In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
@@ -216,20 +218,33 @@ def _runs_here(row: CallRow) -> bool:
     return held is not None and (ticket := held()) is not None and not ticket.concluded
 
 
-def record_ends(engine: Engine, scope: Scope | None = None) -> Flow[None]:
-    """Record lost ends, of all threads or of one. If one fails again, it and the others stay."""
-    for key, (run, record) in [*LOST_ENDS.items()]:
-        if run.engine.ledger is engine.ledger and scope in (None, run.scope):
-            yield from record()
-            if key in LOST_ENDS:
-                return
+def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
+    """Record lost ends: of all threads, or of one and then of `others`. Stop at the first that fails again."""
+    for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
+        rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
+        if rests or _RECORDED.setdefault(key, mine := object()) is not mine:
+            continue
+        try:
+            yield from end[1]() if (end := LOST_ENDS.get(key)) is not None else ()
+        finally:
+            del _RECORDED[key]
+        if key in LOST_ENDS:
+            return
 
 
-def drop_ends(engine: Engine) -> None:
-    """Drop the oldest lost ends of a ledger if there are more than `MAX_LOST`."""
-    for key in [key for key, (run, _) in [*LOST_ENDS.items()] if run.engine.ledger is engine.ledger][:-MAX_LOST]:
-        LOST_ENDS.pop(key, None)
-        _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, key, MAX_LOST)
+def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
+    """Keep a lost end as the last, unless its call was claimed again. Drop the first of more than `MAX_LOST`."""
+    key, held = ticket.call_key, HELD.get(ticket.call_key)
+    if record is None or (held is not None and held() not in (None, ticket)):
+        return
+    LOST_ENDS[key] = run, record, time.monotonic() if LOST_ENDS.pop(key, None) else -REST
+    for first, _ in _ends(run.engine)[:-MAX_LOST]:
+        LOST_ENDS.pop(first, None)
+        _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, first, MAX_LOST)
+
+
+def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]], float]]]:
+    return [(key, end) for key, end in [*LOST_ENDS.items()] if end[0].engine.ledger is engine.ledger]
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:

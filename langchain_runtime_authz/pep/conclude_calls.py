@@ -148,10 +148,10 @@ def conclude(
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
     if ticket.withheld:
         _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
-    done, lost_ends = None, calls_in_doubt.LOST_ENDS
+    done = None
     try:
         done = yield (Commit, run.scope, None, changes)
-        lost_ends.pop(ticket.call_key, None)
+        calls_in_doubt.LOST_ENDS.pop(ticket.call_key, None)
         if type(done) is Conflict and done.row is not None:
             yield from calls_in_doubt.ended_late(run, done.row, state)
             late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
@@ -164,8 +164,8 @@ def conclude(
             yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, now)
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         again = partial(conclude, run, ticket, call, state, result, question=question)
-        lost_ends |= {ticket.call_key: (run, again)} if done is None and side_effect and state != "released" else {}
-        calls_in_doubt.drop_ends(run.engine)
+        lost = done is None and side_effect and state != "released"
+        calls_in_doubt.keep_end(run, ticket, again if lost else None)
         run.engine.lost("the end of a call", exc, run, ticket.decision_id)
 
 

@@ -59,7 +59,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     if engine.kill_switch is not None and engine.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
-        yield from calls_in_doubt.record_ends(engine) if calls_in_doubt.LOST_ENDS else ()
+        yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.LOST_ENDS else ()
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
         if engine.on_unknown is not None or snapshot.approvals:
             snapshot = yield from found_out(run, snapshot)

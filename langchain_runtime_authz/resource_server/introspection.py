@@ -42,8 +42,7 @@ MAX_BODY: Final = MAX_TOKEN + 4096
 class Introspection(Secret):
     """Asks an introspection endpoint (§2.1). A `Status` for a `ResourceServer`.
 
-    If no answer comes in time, if it does not follow RFC 7662, or if it is about another token, the status is
-    `status_unavailable`.
+    Without a timely answer that follows RFC 7662 and is about the token, the status is `status_unavailable`.
 
     Args:
         url: https, or on this machine.

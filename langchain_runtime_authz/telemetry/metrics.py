@@ -1,7 +1,6 @@
 """Count and time decisions and failures, as OpenTelemetry metrics.
 
-Only the OpenTelemetry API is used: while no SDK is set up, nothing is counted. No metric names a user, a thread or a
-tool.
+It uses only the API of OpenTelemetry: without an SDK nothing is counted. No metric names a user, a thread or a tool.
 """
 
 from __future__ import annotations
@@ -78,8 +77,7 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
     """Ask the ledgers concurrently, and yield each tenant's sum.
 
-    A collection waits `WAIT` for ledgers that hang, and then skips these for `REST`. If a ledger of a tenant gives no
-    figure, the tenant has none.
+    A collection waits `WAIT` for ledgers that hang, and then skips these for `REST`. Then its tenants have no figure.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):

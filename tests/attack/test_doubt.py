@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from concurrent.futures import ThreadPoolExecutor, wait
+from weakref import ref
 
 from langchain_runtime_authz import _locks
 from langchain_runtime_authz.errors import Code, LedgerError
@@ -408,6 +410,81 @@ def test_lost_ends_are_bounded(world: World, monkeypatch: Any, caplog: Any, most
         line.args[1] for line in caplog.records if line.args and line.args[0] == Code.IN_DOUBT
     ]
     assert len(authz.unknown_calls()) == 3 - most
+
+
+def lose(world: World, monkeypatch: Any, session: Any, tool: str = "pay", args: Any = PAY) -> None:
+    """Carry a call out while the ledger does not answer."""
+    assert session.decide(tool, args).permit
+    with monkeypatch.context() as down:
+        down.setattr(world.ledger, "commit", lambda *_: 1 / 0)
+        session.observe(tool, args, "done")
+
+
+def test_an_end_that_fails_again_delays_its_own_thread(world: World, monkeypatch: Any) -> None:
+    """The others try it once a second, and their own ends first. It is recorded as soon as its thread can be."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    alice, bob = (authz.session(subject=name, task=ORDER, thread=name) for name in ("alice", "bob"))
+    lose(world, monkeypatch, alice)
+    commit, stuck = world.ledger.commit, list[Any]()
+
+    def failing(scope: Any, guard: Any, changes: Any) -> Any:
+        if scope.thread == "alice":
+            stuck.append(changes)
+            raise LedgerError(Code.LEDGER_TIMEOUT)
+        return commit(scope, guard, changes)
+
+    with monkeypatch.context() as down:
+        down.setattr(world.ledger, "commit", failing)
+        lose(world, monkeypatch, bob)
+        assert bob.decide("save", {"path": "a"}).permit
+        assert [end[0].scope.thread for end in LOST_ENDS.values()] == ["alice"]
+        assert bob.decide("save", {"path": "b"}).permit
+        assert len(stuck) == 1
+        monkeypatch.setattr(calls_in_doubt, "REST", 0)
+        assert bob.decide("save", {"path": "c"}).permit
+        assert len(stuck) == 2
+    monkeypatch.setattr(calls_in_doubt, "REST", 60)
+    assert alice.decide("save", {"path": "a"}).permit
+    assert LOST_ENDS == {}
+
+
+def test_a_lost_end_is_recorded_once(world: World, monkeypatch: Any) -> None:
+    """Whatever number of threads decide at the same time."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    lose(world, monkeypatch, authz.session(subject="alice", task=ORDER, thread="t"))
+    commit, all_began = world.ledger.commit, threading.Event()
+
+    def slow(scope: Any, *given: Any) -> Any:
+        assert scope.thread != "t" or all_began.wait(10)
+        return commit(scope, *given)
+
+    others = [authz.session(subject="bob", task="Save", thread=str(n)) for n in range(4)]
+    monkeypatch.setattr(world.ledger, "commit", slow)
+    with ThreadPoolExecutor() as pool:
+        begun = [pool.submit(other.decide, "save", {"path": "a"}) for other in others]
+        assert len(wait(begun, 1).done) == 3
+        all_began.set()
+        assert all(one.result().permit for one in begun)
+    assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["done"]
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["claimed again", "twin"])
+def test_a_lost_end_of_an_earlier_claim_is_forgotten(world: World, monkeypatch: Any, again: bool) -> None:
+    """The call is claimed again while its end is being recorded, which then fails. The twin is not claimed again."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    lose(world, monkeypatch, authz.session(subject="alice", task=ORDER, thread="t"))
+    (key,) = LOST_ENDS
+
+    def failing(*_: Any) -> Any:
+        if again:
+            del LOST_ENDS[key]
+            calls_in_doubt.HELD[key] = ref(world)
+        raise LedgerError(Code.LEDGER_TIMEOUT)
+
+    monkeypatch.setattr(world.ledger, "commit", failing)
+    authz.unknown_calls()
+    assert [*LOST_ENDS] == ([] if again else [key])
+    calls_in_doubt.HELD.pop(key, None)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])

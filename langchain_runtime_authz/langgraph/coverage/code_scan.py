@@ -2,8 +2,7 @@
 
 Effects are searched in a node's function, its closures, the application's functions that it calls, and their contents.
 Of the application's objects and classes, members are followed if the code uses their names (rapid type analysis). So a
-method is found without tracing its object. Installed packages are not searched; only the use of a package with a
-network client is noted.
+method is found without tracing its object. Of installed packages, only the use of one with a network client is noted.
 
 Secrets are searched in tools, by type (`SecretStr`), name (`api_key`, an `Authorization` header) or the form of
 well-known tokens, and never shown. A tool with its own key can use it without a permit. Replace such a key by the
