@@ -77,9 +77,9 @@ class CallRow(NamedTuple):
     deed: str = ""  # names all calls with one effect on one target, or on several; "" if it has no side effect
     at: float = 0.0  # ledger time of its claim
     # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
-    # `by`, its agent and tool; `again` if another call has begun the same deed; `failed` if the call raised, or
-    # returned an error (then `args_digest` follows its deed, unless it pays); `repeats` if it was claimed anew while its
-    # outcome was unknown; `idempotent` if its tool says that twice is once.
+    # `by`, its tool and its lease, or for a payment its agent; `again` if another call has begun the same deed; `failed`
+    # if the call raised, or returned an error (then `args_digest` follows its deed, unless it pays); `repeats` if it
+    # was claimed anew while its outcome was unknown; `idempotent` if its tool says that twice is once.
     about: Mapping[str, Any] | None = None
 
     @property
@@ -126,15 +126,29 @@ class Doubt(NamedTuple):
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
-        entered = known.get("entry") == about["entry"]
-        beside = entered and self.scope == scope and known.get("plan") == about.get("plan") is not None
+        beside = self.beside(scope, about)
         if row.state != "claimed" or now - row.at >= LASTS:
             return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and beside)
         equal = known.get("args_digest") == about["args_digest"]
-        if entered:
+        if known.get("entry") == about["entry"]:
             return equal and known.get("by") == about.get("by") and not beside
         same = equal or row.deed.startswith("pay:")
         return self.scope == scope or (same and known.get("process") != about["process"])
+
+    def beside(self, scope: Scope | None, about: Mapping[str, Any]) -> bool:
+        """Return True for a call of the same message in the same root entry."""
+        known = self.row.about or {}
+        message = known.get("entry") == about["entry"] and known.get("plan") == about.get("plan") is not None
+        return message and self.scope == scope
+
+    def unnoted(self, key: str, scope: Scope | None, about: Mapping[str, Any]) -> bool:
+        """Return True if the call `key` must first note (`RepeatCall`) that it begins this call's deed too.
+
+        This call was resolved as not happened, or is a payment under way. If it is entered again, it then asks.
+        """
+        row = self.row
+        pays = row.state == "claimed" and row.deed.startswith("pay:") and not self.beside(scope, about)
+        return (pays or row.state == "void") and row.key != key and "again" not in (row.about or {})
 
 
 @dataclass(frozen=True, slots=True)

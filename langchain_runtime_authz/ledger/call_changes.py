@@ -87,7 +87,10 @@ class ClaimCall(Change):
         scope, about, told = t.scope, self.about or {}, self.despite or ()
         deeds = (self.deed, *self.also)
         return scope is not None and any(
-            one.asks(self.key, scope, about, now) and one.hits(deeds) and one.name not in told
+            one.hits(deeds)
+            and (
+                one.unnoted(self.key, scope, about) or (one.asks(self.key, scope, about, now) and one.name not in told)
+            )
             for deed in deeds
             if deed in t.open
             for one in opened(t.open, scope.tenant, deed, now, self.subject)

@@ -84,7 +84,9 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 def facts_of(run: Run, call: Call) -> dict[str, Any]:
     """Return the facts of a call's claim by which others compare theirs (`Doubt.asks`)."""
-    of_call = {"by": f"{run.agent} {label(call.tool)}", "args_digest": call.args_digest, "plan": call.plan_id}
+    # Each invocation of a worker has a lease of its own. Only its payments are compared with those of the others.
+    by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
+    of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 
@@ -107,14 +109,13 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, ap
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     if key in snapshot.calls and snapshot.calls[key].state == "void" and all(one.row.key != key for one in same):
         same.append(Doubt(run.scope, run.subject.principal, snapshot.calls[key]))
+    unnoted = {one.name for one in same if one.unnoted(key, run.scope, about)}
     for at, one in enumerate(same):
         if one.row.state == "claimed" and one.row.key in LOST_ENDS:
             same[at] = one._replace(row=one.row._replace(state="unknown"))
     doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
     asking = {one.name for one in doubts}
-    # A void call that is noted already (`again`) is not noted once more.
-    void = {one.name for one in same if one.row.state == "void" and "again" not in (one.row.about or {})}
-    repeats = tuple(o for o in same if o.row.key != key and (o.name in asking or o.name in void))
+    repeats = tuple(o for o in same if o.row.key != key and (o.name in asking or o.name in unnoted))
     keys = {name.split(" ")[0] for name in approval.doubts} if approval is not None else ()
     return (*doubts, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), repeats
 

@@ -41,6 +41,7 @@ class World:
         self.clock = FrozenClock()
         self.ledger, self.saver = MemoryLedger(clock=self.clock), InMemorySaver()
         self.booked, self.dies, self.pays, self.question, self.message = 0, None, True, "", None
+        self.meanwhile: Any = None
 
     def worker(self, **options: Any) -> RuntimeAuthz:
         """Return an instance in a process of its own."""
@@ -53,6 +54,10 @@ class World:
             """Pay."""
             if self.question:
                 interrupt(self.question)
+            if self.meanwhile is not None:
+                beside = threading.Thread(target=self.meanwhile)
+                beside.start()
+                beside.join()
             self.booked += self.pays
             if self.dies is not None:
                 raise self.dies
@@ -144,13 +149,21 @@ def test_a_known_call_asks_too(world: World, rule: bool, known: str) -> None:
 @pytest.mark.parametrize(
     ("first", "by", "wait"),
     [
-        *itertools.product(("resolved", "paid"), ("people", "service"), (61,)),
+        *itertools.product(("resolved", "paid", "beside"), ("people", "service"), (61,)),
         ("resolved", "people", 3 * base.LASTS),
     ],
 )
 def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: str, by: str, wait: float) -> None:
-    """A payment that did not happen was made on another thread, before that was known or after."""
+    """A payment that did not happen was made on another thread, before that was known or after, or while it ran."""
+
+    def beside() -> None:
+        here = RuntimeAuthz(ledger=world.ledger, profiles=PROFILES).session(subject="alice", task=AGAIN, thread="other")
+        world.booked += here.decide("pay", PAY).permit
+        here.observe("pay", PAY, "paid")
+
+    world.meanwhile = beside if first == "beside" else None
     world.cut("t", paid=False)
+    world.meanwhile = None
     world.clock.tick(wait)
     service: Any = {"on_unknown": lambda _: False} if by == "service" else {}
     if first == "resolved":
@@ -158,11 +171,12 @@ def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: 
             world.resolve()
         assert not world.order("other", AGAIN, **service)
     else:
-        if world.order("other", AGAIN):
+        if first == "paid" and world.order("other", AGAIN):
             world.order("other", APPROVE)
-        world.resolve()
+        if not service:
+            world.resolve()
     assert world.booked == 1
-    asked = world.order("t")
+    asked = world.order("t", **service)
     assert ("begun again by another call" in asked) == rule
     assert world.booked == (1 if rule else 2)
     assert not rule or not world.order("t", APPROVE)  # the approver knows, and wants it twice
@@ -323,6 +337,33 @@ def test_two_calls_of_one_message_run_side_by_side(world: World) -> None:
     with authz.run(subject="alice"):
         assert not world.enter(graph, "t", ORDER)
     assert world.booked == 2
+
+
+def test_equal_calls_of_workers_run_side_by_side(world: World) -> None:
+    """Each task of a fan-out invokes the same worker."""
+    all_three = threading.Barrier(3)
+
+    @tool
+    def save(path: str) -> str:
+        """Save."""
+        all_three.wait(10)
+        return "saved"
+
+    plan = {"name": "save", "args": {"path": "log"}, "id": "c1", "type": "tool_call"}
+    worker = StateGraph(MessagesState)
+    worker.add_node("agent", lambda _: {"messages": [AIMessage("", tool_calls=[plan])]})
+    worker.add_node("tools", ToolNode([save]))
+    worker.add_edge(START, "agent")
+    worker.add_edge("agent", "tools")
+    boss = StateGraph(MessagesState)
+    boss.add_node("worker", worker.compile(name="worker"))
+    boss.add_conditional_edges(START, lambda state: [Send("worker", state)] * 3, ["worker"])
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    graph = authz.protect(boss.compile(checkpointer=world.saver, name="boss"))
+    with authz.run(subject="alice"):
+        assert not world.enter(graph, "t", ORDER)
+    assert not all_three.broken
+    assert [r["outcome"] for r in authz.audit.records if r.get("action") == "tools/call"] == ["permit"] * 3
 
 
 class ReadTimeout(Exception):
