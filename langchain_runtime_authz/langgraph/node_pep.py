@@ -102,7 +102,7 @@ Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchr
 
 
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
-    """Enter the node, run it, and record the plans in its output. A tool node has no `channels`."""
+    """Enter the node, run it, and record its plans. A tool node has no `channels`."""
     permit, keep = kept(run, "node/enter", name, lasting=channels is None)
     step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
     entered = yield from (step if permit is None else if_alive(run, permit, step))

@@ -1,4 +1,4 @@
-"""Find graphs, tools, models and functions that code holds, in closures, globals, attributes and wrappers.
+"""Find the graphs, tools, models and functions that code holds, however wrapped.
 
 `deep` searches attributes of any object. A found graph or model is not searched, because it has its own rows.
 """
@@ -53,12 +53,12 @@ class Found:
 
 
 def graphs_in(root: AnyGraph) -> Iterator[Found]:
-    """Yield `root` and every graph reachable from it: subgraphs, closures, agents in tools."""
+    """Yield `root` and each graph that it reaches: subgraphs, closures, tools' agents."""
     return (value for value in reached(root) if isinstance(value, Found))
 
 
 def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
-    """Yield each object reachable from `root`, once: a graph as `Found`, before its contents."""
+    """Yield each object that `root` reaches, once; a graph as `Found`, first."""
     walked: dict[Any, Any] = {id(root): root}
     todo = deque([Found(root, root.get_name())])
     while todo:
@@ -86,7 +86,7 @@ def roots_of(node: PregelNode) -> list[Any]:
 def walk(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
-    """Yield every object in `roots`, once, nearest first. Walks with a common `walked` do not repeat."""
+    """Yield every object in `roots` that is not in `walked`, once, nearest first."""
     # By identity, and kept alive, so that a temporary object's id is not reused.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
@@ -111,7 +111,7 @@ def walk(
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
-    """Return a value's contents; none if it has its own rows, or is a container above the limit."""
+    """Return a value's contents; none if it has rows of its own or is too large."""
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
@@ -219,7 +219,7 @@ def _attributes(value: Any) -> list[Any]:
 
 
 def functions_of(tool: BaseTool) -> list[Any]:
-    """Return the functions that a tool runs: `func` and `coroutine`, or the methods of a custom tool class."""
+    """Return the functions that a tool runs: `func`, `coroutine` or own methods."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
         origin: Any = unwrap(getattr(getattr(tool, name, None), "__func__", None))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Filter a tool's outputs and writes: fields that obligations hide, and live tokens of the call."""
+"""Filter a tool's outputs and writes: hidden fields, and live tokens of the call."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Cleaner:
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Filter an exception. A question or command raised by the tool is filtered in place."""
+        """Filter an exception; a raised question or command in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -161,7 +161,7 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return `config` with filters for `get_store`, `get_stream_writer` and `push_message`."""
+    """Return `config` with its store, stream writer and `push_message` filtered."""
     own, keys = dict(config.get("configurable") or {}), private.keys
     if isinstance(runtime := own.get(keys.CONFIG_KEY_RUNTIME), Runtime):
         own[keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
@@ -182,7 +182,7 @@ def _apart(written: Any, clean: Clean) -> Any:
 
 
 def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return the arguments with filters around injected stores and runtimes, if there are any."""
+    """Return the arguments with injected stores and runtimes filtered."""
     watched = {name: _watched(value, clean) for name, value in args.items()}
     return args if all(watched[name] is value for name, value in args.items()) else watched
 

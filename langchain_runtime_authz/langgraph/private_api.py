@@ -94,7 +94,7 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 
 def task_id(config: Mapping[str, Any]) -> str:
-    """Return the id of the current Pregel task, the same on every replay; empty outside one."""
+    """Return the current Pregel task's id, the same in a replay; empty outside one."""
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
@@ -111,7 +111,7 @@ class Place(NamedTuple):
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return `config` for one graph, and its zero-based index among the task's subgraph calls."""
+    """Return `config` for one graph, and its index among the task's subgraph calls."""
     configurable = _given(config)
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -122,7 +122,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return the place of a task's graph call, by its zero-based index; `None` if it keeps no state."""
+    """Return the place of a task's graph call, or `None` if it keeps no state."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -137,7 +137,7 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
 
 
 def graph_at(graph: Any, config: Any) -> Any:
-    """Return the graph whose state is at a place of a root's thread: the root, or one of its nodes."""
+    """Return the graph whose state is at a place: the root, or one of its nodes."""
     namespace = recast_checkpoint_ns(_ns(config or {}))
     found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
     return next((child for name, child in found if name == namespace), graph)
@@ -149,7 +149,7 @@ def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
 
 
 def namespace_of_graph(namespace: str, number: int) -> str:
-    """Return the namespace of the graph with this zero-based index among the task's subgraph calls."""
+    """Return the namespace of the task's subgraph call with this zero-based index."""
     return f"{namespace}{keys.NS_SEP}{number}" if number else namespace
 
 
@@ -219,12 +219,12 @@ def checkpointer_of(config: Mapping[str, Any]) -> Any:
 
 
 def is_innermost(handler: object) -> bool:
-    """Return True if a `wrap_tool_call` handler is the tool node's own: no other wrapper follows."""
+    """Return True if a `wrap_tool_call` handler is the tool node's own, so the last."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
-    """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`."""
+    """Return one tool's callbacks: streams of `messages` and `tools` pass `clean`."""
     if isinstance(callbacks, list):
         return [with_streams(handler, clean) for handler in callbacks]
     if isinstance(callbacks, BaseCallbackManager) and any(isinstance(h, _STREAMING) for h in callbacks.handlers):
@@ -316,7 +316,7 @@ _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 
 
 def takes_no_arguments(schema: type) -> bool:
-    """Return True if `BaseTool` calls a tool of this schema without arguments, whatever was sent."""
+    """Return True if `BaseTool` drops all arguments for a tool of this schema."""
     return is_basemodel_subclass(schema) and not get_fields(schema)
 
 

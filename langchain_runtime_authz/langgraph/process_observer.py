@@ -1,4 +1,4 @@
-"""Observe effects of nodes and tools in this process by CPython's audit hook (PEP 578).
+"""Observe this process's effects of nodes and tools, by audit hooks (PEP 578).
 
 It is evidence, not a boundary: one line of code can bypass it. It sees connections, not requests, and opened files, not
 writes. It does not see pooled connections, C and Rust libraries, uvloop, child processes and threads without the run's
@@ -56,7 +56,7 @@ _busy = threading.local()
 
 
 def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
-    """Record effects of nodes and tools of this instance's runs in the audit log and `coverage`.
+    """Record what this instance's nodes and tools do, in audit log and `coverage`.
 
     It stays for the life of the process, because CPython cannot remove an audit hook.
 

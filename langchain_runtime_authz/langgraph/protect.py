@@ -55,7 +55,7 @@ def owner_of(graph: object) -> Protection | None:
 
 
 def protect(target: Any, protection: Protection) -> list[BaseTool]:
-    """Protect a compiled graph and all graphs below it in place; return their guarded tools.
+    """Protect a compiled graph and those below it in place; return guarded tools.
 
     A builder stays a builder; the graphs that it compiles are protected.
     """
@@ -80,7 +80,7 @@ def agent_names(graph: AnyGraph) -> frozenset[str]:
 
 
 def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
-    """Yield unknown agent names, each with a similar name of an agent that is not listed."""
+    """Yield unknown agent names, each with a similar name of an unlisted agent."""
     if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
 
@@ -100,7 +100,7 @@ def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[BaseTool]:
 
 
 def _appends_messages(channel: object) -> bool:
-    """Return True if a channel's reducer appends messages: `add_messages`, or addition of lists."""
+    """Return True if a channel appends messages, by `add_messages` or list addition."""
     reducer = getattr(channel, "operator", None)
     return getattr(reducer, "func", reducer) in (add_messages, operator.add)
 
@@ -155,7 +155,7 @@ def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
 
 
 def _without_config(graph: Any) -> Any:
-    """Return the graph without its bound config, which the caller's config includes already."""
+    """Return the graph without its bound config, as the caller's config has it."""
     if graph.config:
         graph = copy.copy(graph)
         graph.config = None
@@ -317,7 +317,7 @@ _places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
-    """Refuse a request with a credential to another URL, after a redirect or reconnect."""
+    """Refuse to send a credential to another URL, after a redirect or reconnect."""
     found = _places.get(request.headers.get("Authorization", ""))
     if found is not None and not is_under(str(request.url), found[0]):
         raise AuthzDenied(Code.REMOTE_URL, found[1])

@@ -1,4 +1,4 @@
-"""Open a run for an application, carry its handle in the config, and find the run of a step.
+"""Open an application's run, carry its handle, and find the run of a step.
 
 A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`. It is absent from
 state, checkpoints, tracers and remote configs. A leaked handle is an empty placeholder, and a forged one is ignored.
@@ -55,7 +55,7 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
 
 
 class Handle(Sealed):
-    """An opaque holder of a run, or of an application's `RunHandle`. It unpickles as a string."""
+    """Hold a run, or an application's `RunHandle`. It unpickles as a string."""
 
     __slots__ = ("__weakref__", "target")
     _pickled = _PLACEHOLDER
@@ -109,7 +109,7 @@ class FlowContext(Generic[T]):
 
 
 def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
-    """Run a flow inside a context that has blocking and awaiting forms, and swallows nothing."""
+    """Run a flow in a context, sync or async, that swallows nothing."""
     leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
     try:
         result = yield from code(entered)
@@ -180,7 +180,7 @@ def running() -> Run | None:
 
 
 def current_node(run: object) -> Any:
-    """Return the calls of the hand-written node whose code is running, if it belongs to `run`."""
+    """Return the calls of the hand-written node of `run` whose code is running."""
     scope = current_scope.get()
     return scope.node if type(scope) is run_scope and scope.run is run else None
 
@@ -261,11 +261,11 @@ class RunHandle:
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
-        """Return `config` with this run in it, for generators and other tasks. It ends with the run."""
+        """Return `config` with this run, for generators and tasks, until it ends."""
         return with_run(config or {}, self)  # type: ignore[return-value]
 
     def _close(self) -> Flow[None]:
-        """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""
+        """End the run's leases. Paused threads stay resumable. It may be called twice."""
         self.closed = True
         for run in [run for run in self._entries if not run.closed]:
             yield from close(run)
@@ -295,7 +295,7 @@ class RunHandle:
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
 
     def enter(self, run: Run) -> None:
-        """Add a root entry's run, which `close` then ends, unless the run was closed meanwhile."""
+        """Add a root entry's run for `close` to end, unless this run is closed already."""
         if self.closed:
             run.closed = True
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
@@ -342,7 +342,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return a call's application run, from its config, else from the `with authz.run(...)` around it."""
+    """Return a call's application run: by its config, else the surrounding `with`."""
     return target if isinstance(target := target_in(config), RunHandle) else around()
 
 

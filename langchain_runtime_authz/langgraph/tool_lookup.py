@@ -1,4 +1,4 @@
-"""Look up a tool's profile: declared in code and pinned to the tool's digest, else unprofiled.
+"""Look up a tool's profile: declared and pinned to its digest, else unprofiled.
 
 A guarded tool has a `Guard`, which checks the tool again after a change.
 """
@@ -102,7 +102,7 @@ class Profiles:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return the present profile of `tool`. A profile that names unknown arguments is an error."""
+        """Return `tool`'s present profile. Refuse one that names unknown arguments."""
         declared = self.declared.get(tool.name)
         if declared is None:
             # Only an instance counts, because plain metadata may be remote data.
@@ -146,7 +146,7 @@ class Profiles:
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:
-    """Return why the profile is for another tool of this name: other code or arguments."""
+    """Return why the profile is for another tool of this name, by code or arguments."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
     if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
@@ -158,21 +158,21 @@ def foreign(tool: BaseTool, declared: ToolProfile) -> str:
 
 
 def package_of(tool: BaseTool) -> str:
-    """Return the top-level package of a tool's function, or of its class if it has no function."""
+    """Return the top-level package of a tool's function, or else of its class."""
     function = next((f for f in _functions(tool) if f is not None), None)
     made = getattr(type(tool), GUARDED, type(tool)) if function is None else function
     return str(getattr(made, "__module__", "")).partition(".")[0]
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:
-    """Return a tool's arguments from the model, each with its JSON schema, references resolved."""
+    """Return a tool's arguments from the model, by name, with resolved JSON schemas."""
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **parameters_of(tool).get("properties", {})}
 
 
 def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:
-    """Return the arguments of a plain schema by name, if the profile names no path into one."""
+    """Return a plain schema's arguments by name, if no profile path leads into one."""
     fields = getattr(tool.args_schema, "model_fields", None)
     if not isinstance(fields, dict) or any(f.alias or f.validation_alias for f in fields.values()):
         return None
@@ -206,7 +206,7 @@ def _looks(tool: BaseTool) -> _Looks | None:
 
 
 def _alike(a: _Looks, b: _Looks) -> bool:
-    """Return True if two tools are certainly equal, even with different schema classes."""
+    """Return True if two tools are surely equal, schema classes aside."""
     if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
         return a == b
     ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
@@ -256,7 +256,7 @@ Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]
 
 
 class Guard:
-    """Holds a guarded tool's profile, and wraps its functions (`wrap`). Copies share it."""
+    """Hold a guarded tool's profile, and wrap its functions. Copies share it."""
 
     __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 
@@ -292,7 +292,7 @@ class Guard:
 
 
 class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
-    """The guards of a tool that is guarded in place: one for each instance whose runs call it."""
+    """The guards of a tool guarded in place, one for each instance that calls it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         return self
