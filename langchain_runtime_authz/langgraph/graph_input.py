@@ -127,10 +127,10 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     questions = {i.id: i.value for i in state.interrupts}
     if is_resume_map(given.resume):
         answered = {i: v for i, v in given.resume.items() if i in questions}
-    elif len(questions) == 1:
-        answered = dict.fromkeys(questions, given.resume)
+    elif len(questions) > 1:
+        return given  # LangGraph refuses it
     else:
-        return given  # LangGraph refuses it, or there is nothing to resume
+        answered = dict.fromkeys(questions, given.resume)
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
     # A stopped node may have asked more at this place. Only shown questions are answered.
@@ -146,8 +146,8 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     offered = {i.id: frozenset(_offered(getattr(i, "response_schema", None))) for i in state.interrupts}
     shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
-    corrected = yield from reply(entry.run, questions, said, own)
-    return replace(given, resume=answered) if (asks or corrected) and not below else given
+    yield from reply(entry.run, questions, said, own)
+    return given if below else replace(given, resume=answered)
 
 
 def _offered(schema: object) -> Iterator[object]:

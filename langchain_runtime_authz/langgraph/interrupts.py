@@ -10,7 +10,7 @@ twice. If a review is between the tool node and the tool, the node leaves the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any, Final
@@ -159,12 +159,9 @@ def _ask(
         heard, withdrawn = private.of_execution(run.parts, config)  # code that repeats a call has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
-            answer = yield Interrupt(approval_hitl.payload(again))
-            if again and (scratchpad := private.scratchpad_of(config)) is not None:
-                given = {private.interrupt_id(config, i): value for i, value in enumerate(scratchpad.resume)}
-                answer = given.get(again[0][1].interrupt_id, answer)
-            heard.update(a.id for _, a in again)
-            yield from _resolve(run, me, number, answer)
+            answer = yield from _answered(config, approval_hitl.payload(again), again[0][1] if again else None)
+            heard.update(ids := {a.id for _, a in again})
+            yield from _resolve(run, ids, answer)
             approved = [a for _, a in again if a.state == "approved"]
             said = approval_hitl.answers([a for _, a in again], answer, run.subject) if approved else []
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
@@ -195,9 +192,9 @@ def _ask(
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
             elif (yield from approval_hitl.open_questions(run, fresh, opened)):
                 shown = approval_hitl.payload(list(zip(fresh, opened, strict=True)))
-                answer = yield (AskHere if here else Interrupt)(shown)
-                heard.update(a.id for a in opened)
-                yield from _resolve(run, opened[0].task_id, rounds, answer)
+                answer = yield from _answered(config, shown, opened[0], AskHere if here else Interrupt)
+                heard.update(ids := {a.id for a in opened})
+                yield from _resolve(run, ids, answer)
             judged = yield from decide_calls(run, calls)  # this reports a run that has ended
         # This call still asks: there is nobody to ask, or the answer does not suffice.
         code = Code.APPROVAL_VOID if here or private.checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
@@ -210,6 +207,19 @@ def _ask(
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
         return [_denied(j, run.engine.failed(exc)) for j in first]
+
+
+def _answered(
+    config: Mapping[str, Any], question: object, asked: Approval | None, pause: Effect = Interrupt
+) -> Flow[object]:
+    """Return the answer to a question. Answers before it are for other questions, which are not asked now."""
+    while True:
+        answer = yield pause(question)
+        if asked is None or not asked.interrupt_id or (scratchpad := private.scratchpad_of(config)) is None:
+            return answer
+        given = {private.interrupt_id(config, i): value for i, value in enumerate(scratchpad.resume)}
+        if asked.interrupt_id in given:
+            return given[asked.interrupt_id]
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
@@ -231,11 +241,14 @@ def _askable(judged: DecidedCall) -> bool:
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
-def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
-    """Record the answer, unless the root entry has. It does not for a child on its own thread."""
+def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
+    """Record the answer to the questions with these ids, unless the root entry has.
+
+    The root entry does not for a child on its own thread.
+    """
     snapshot = yield Load(run.scope, Query(asks=True))
     # An answer that came too late does not count.
-    still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
+    still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
         # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = approval_hitl.answers(still, answer, run.subject)

@@ -251,9 +251,14 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = (config.get("configurable") or {}).get("thread_id")
-    resumed = (h for h in handlers if type(h) is _Heard and h.value is not None and h.thread == thread)
-    heard = next(resumed, None) or _Heard(private.answer_given(config), thread, None)
-    if (value := heard.value) is None:
+    mine = [h for h in handlers if type(h) is _Heard and h.thread == thread] or [
+        _Heard(private.answer_given(config), thread, None)
+    ]
+    heard = next((h for h in mine if h.value is not None), mine[0])
+    value, scratchpad = heard.value, private.scratchpad_of(config)
+    if scratchpad is not None and (value is None or private.is_resume_map(value)):
+        scratchpad.get_null_resume(True)  # LangGraph keeps an earlier entry's answer, which is for another question
+    if value is None:
         return
     yield from _note_reviews(run, config, heard.checkpoint)
     snapshot = yield Load(run.scope, Query(asks=True))

@@ -10,7 +10,9 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor, wait
 from weakref import ref
 
-from langchain_runtime_authz import _locks
+from langchain.agents import create_agent
+
+from langchain_runtime_authz import AuthzMiddleware, _locks
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import ConcludeCall
@@ -42,6 +44,7 @@ class World:
         self.ledger, self.saver = MemoryLedger(clock=self.clock), InMemorySaver()
         self.booked, self.dies, self.pays, self.question, self.message = 0, None, True, "", None
         self.meanwhile: Any = None
+        self.middleware = False
 
     def worker(self, **options: Any) -> RuntimeAuthz:
         """Return an instance in a process of its own."""
@@ -69,6 +72,10 @@ class World:
             call = {"name": "pay", "args": PAY, "id": f"c{len(state['messages'])}", "type": "tool_call"}
             return {"messages": [AIMessage("", id=self.message, tool_calls=[call])]}
 
+        if self.middleware:
+            model = ScriptedChatModel(script=[lambda messages: agent({"messages": messages})["messages"][0]] * 9)
+            ours = AuthzMiddleware(authz)
+            return create_agent(model, [pay], middleware=[ours], checkpointer=self.saver, name="bank")
         builder = StateGraph(MessagesState)
         builder.add_node("agent", agent)
         builder.add_node("tools", ToolNode([pay]))
@@ -184,11 +191,15 @@ def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: 
 
 
 @pytest.mark.parametrize("lapse", [0, 61])
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(
+    ("beside", "given", "middleware"),
+    [(True, None, False), (True, APPROVE, False), (True, APPROVE, True), (False, APPROVE, False)],
+)
 def test_an_approval_counts_for_the_doubts_that_its_question_names(
-    world: World, rule: bool, lapse: int, beside: bool
+    world: World, rule: bool, lapse: int, beside: bool, given: Any, middleware: bool
 ) -> None:
     """A doubt that arises between question and approval was not approved, and is asked about."""
+    world.middleware = middleware
     asked = world.order("t", "Hello")
     assert asked
     assert "IN DOUBT" not in asked
@@ -198,9 +209,10 @@ def test_an_approval_counts_for_the_doubts_that_its_question_names(
         authz = world.worker()
         (question,) = authz.approvals()
         authz.approve(question.id, by="carol")
-    asked = world.order("t", None if beside else APPROVE)
+    asked = world.order("t", given)
     assert ("IN DOUBT" in asked) == rule
     assert "CHANGED" not in asked
+    assert bool(world.order("t")) == rule  # an entry that answers nothing
     assert world.booked == (1 if rule else 2)
     assert not rule or not world.order("t", APPROVE)
     assert world.booked == 2

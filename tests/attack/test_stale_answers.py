@@ -1,0 +1,130 @@
+"""An answer is for the question that was shown, never for a later one of its task (OWASP ASI09).
+
+LangGraph keeps a plain answer with the thread, and gives a task's next question an answer to its first. In the twins
+the tool asks by itself, and nobody protects the graph.
+"""
+
+from __future__ import annotations
+
+from langgraph.types import Send
+
+from ._kit import *
+
+YES: Any = {"decisions": [APPROVE]}
+ANN, BOB, EVE = (("ann", 1.0, "USD"), ("bob", 1.0, "USD"), ("eve", 1.0, "USD"))
+protected = params([True, False], ids=["protected", "twin"])
+
+
+class Bank:
+    """A graph whose tasks each pay some people, and ask about each payment."""
+
+    def __init__(self, protected: bool, tasks: Sequence[Sequence[str]], *, place: str = "root", how: str = "sync") -> None:
+        self.ran: list[Any] = []
+        self.protected, self.how, self.fails = protected, how, False
+        pay = pay_tool(self.ran)
+
+        def work(state: Any) -> Any:
+            if self.fails:
+                raise ConnectionError
+            for name in state["names"]:
+                if name == "own" or not protected:
+                    interrupt({"action_requests": [{"args": {"recipient": name}}]})
+                if name != "own":
+                    pay.invoke({"to": name, "amount": 1})
+            return {}
+
+        def graph(node: Any, to: Any, **options: Any) -> Any:
+            builder = StateGraph(MessagesState)
+            builder.add_node("work", node)
+            builder.add_conditional_edges(START, to, ["work"])
+            builder.add_edge("work", END)
+            return builder.compile(**options)
+
+        built = graph(work, lambda _: [Send("work", {"names": names}) for names in tasks], **self._kept(place == "root"))
+        if place == "node":
+            built = graph(built, lambda _: "work", **self._kept(True))
+        elif place == "call":
+            inner = built
+            built = graph(lambda s, config: inner.invoke(s, config), lambda _: "work", **self._kept(True))
+        self.authz = authz_with(asking("pay"))
+        self.graph = self.authz.protect(built) if protected else built
+
+    @staticmethod
+    def _kept(outermost: bool) -> dict[str, Any]:
+        return {"name": "bank", "checkpointer": InMemorySaver()} if outermost else {"name": "inner"}
+
+    def enter(self, given: Any = None) -> dict[str, Any]:
+        """Return the questions that are open, by the payee."""
+        state = run_as(self.authz, self.graph, given, THREAD, how=self.how)
+        return {i.value["action_requests"][0]["args"]["recipient"]: i for i in state.get("__interrupt__", ())}
+
+    def approve(self, asked: Any) -> None:
+        """Approve outside the graph."""
+        if self.protected:
+            self.authz.approve(asked.value["action_requests"][0]["approval_id"], by="carol")
+
+
+@pytest.mark.parametrize("place", ["root", "node", "call"])
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("by", ["nothing", "the old id", "the old id, settled"])
+@pytest.mark.parametrize("first", ["ann", "own"])
+def test_an_answer_is_not_taken_for_the_next_question(
+    protected: bool, place: str, how: str, by: str, first: str
+) -> None:
+    """Neither by an entry that answers nothing, nor by one that answers the first once more."""
+    bank = Bank(protected, [[first, "bob"]], place=place, how=how)
+    (asked,) = bank.enter(human()).values()
+    if by == "the old id, settled" and first == "ann":
+        bank.approve(asked)
+    stale = Command(resume={asked.id: YES})
+    assert [*bank.enter(Command(resume=YES) if by == "nothing" else stale)] == ["bob"]
+    left = bank.enter(None if by == "nothing" else stale)
+    assert [*left] == (["bob"] if protected else [])
+    assert (BOB in bank.ran) != protected
+    if protected:  # an answer to the question that is shown counts
+        assert not bank.enter(Command(resume={left["bob"].id: YES}))
+        assert bank.ran == [ANN, BOB][first == "own" :]
+
+
+@pytest.mark.parametrize("place", ["root", "node", "call"])
+def test_an_answer_to_nothing_is_kept_for_nothing(protected: bool, place: str) -> None:
+    """A second click comes when the question is gone, and before the task asks anew."""
+    bank = Bank(protected, [["bob"]], place=place)
+    bank.fails = True
+    with contextlib.suppress(ConnectionError):
+        bank.enter(human())
+    bank.fails = False
+    assert [*bank.enter(Command(resume=YES))] == (["bob"] if protected else [])
+    assert [*bank.enter()] == (["bob"] if protected else [])
+    assert bank.ran == ([] if protected else [BOB])
+
+
+@pytest.mark.parametrize("place", ["root", "node", "call"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_answer_from_before_a_correction_is_kept_for_nothing(protected: bool, place: str, plain: bool) -> None:
+    """The task asks anew under the correction."""
+    bank = Bank(protected, [["ann"]], place=place)
+    (asked,) = bank.enter(human()).values()
+    if protected:
+        bank.authz.correct("t", "Pay the other bill", graph=bank.graph)
+    bank.enter(Command(resume=YES if plain else {asked.id: YES}))
+    left = bank.enter()
+    assert bank.ran == ([] if protected else [ANN])
+    if protected:
+        assert not bank.enter(Command(resume={left["ann"].id: YES}))
+        assert bank.ran == [ANN]
+
+
+def test_of_two_tasks_one_is_settled_outside(protected: bool) -> None:
+    """Each entry runs both tasks again; each answer stays with its question."""
+    bank = Bank(protected, [["ann", "eve"], ["bob"]])
+    asked = bank.enter(human())
+    bank.approve(asked["ann"])
+    stale = Command(resume={asked["ann"].id: YES})
+    for given in (stale, stale, None):
+        left = bank.enter(given)
+    assert {*left} == ({"eve", "bob"} if protected else {"bob"})
+    assert (EVE in bank.ran) != protected
+    assert not bank.enter(Command(resume={i.id: YES for i in left.values()}))
+    assert {*bank.ran} == {ANN, BOB, EVE}
+    assert len(bank.ran) == 3 or not protected
