@@ -28,6 +28,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
 
+Encoder = Callable[[object, int], Iterable[str]]
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
 _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON
@@ -61,17 +62,14 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
     return value
 
 
-def json_encoder(*, ascii_only: bool) -> Callable[[object, int], Iterable[str]]:
-    """Return a writer of compact JSON with sorted names and finite numbers, by the C encoder."""
+def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True) -> Encoder:
+    """Return a writer of compact JSON by the C encoder: of `finite` numbers only, with `ordered` names."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
-    made = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=ascii_only)
+    made = json.JSONEncoder(sort_keys=ordered, separators=(",", ":"), allow_nan=not finite, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
     if encode is None:
         return lambda value, _: (made.encode(value),)
-    return cast(
-        "Callable[[object, int], Iterable[str]]",
-        encode(None, made.default, spelled, None, ":", ",", True, False, False),
-    )
+    return cast("Encoder", encode(None, made.default, spelled, None, ":", ",", ordered, False, not finite))
 
 
 # Equal to RFC 8785 for what `_flat` accepts.

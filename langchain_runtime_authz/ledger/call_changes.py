@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread, opened
-
-TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 
 
 @dataclass(slots=True)
@@ -49,8 +46,7 @@ class ClaimCall(Change):
             n.deeds.update(() if self.despite is None else (self.deed, *self.also))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
             for deed in self.about.get("targets") or (self.deed,):
-                place = json.dumps([self.subject, deed, same])
-                n.turns.add(f"turn:{int(sha256(place.encode()).hexdigest(), 16) % TURNS}")
+                n.turns.add((self.subject, deed, same))
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         if self.subject and self.despite is not None and t.open and self._doubted(t, now):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import select
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, LiteralString, cast
 from weakref import WeakKeyDictionary
@@ -155,16 +155,15 @@ class PostgresLedger(SqlLedger):
             check=_alive,
         )
 
-    @contextmanager
-    def _reading(self, tenant: str) -> Iterator[_Tx]:
-        yield from self._session(tenant, [])
+    def _reading(self, tenant: str) -> AbstractContextManager[_Tx]:
+        return self._session(tenant, [])
 
-    @contextmanager
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
-        locks: list[Statement] = [(_TURN_LOCK, (tenant, b"", name)) for name in sorted(turns)]
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[_Tx]:
+        locks: list[Statement] = [(_TURN_LOCK, (tenant, b"", name)) for name in turns]
         lock = [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *locks] if locked else []
-        yield from self._session(tenant, lock)
+        return self._session(tenant, lock)
 
+    @contextmanager
     def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
         self._here()
         with self._failures:
@@ -183,7 +182,7 @@ class PostgresLedger(SqlLedger):
                 conn.close()  # after a failed pipeline, the driver assumes prepared statements that do not exist
                 raise
             finally:
-                if conn.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+                if conn.pgconn.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
                     with suppress(psycopg.Error):  # the first failure says why
                         conn.execute("ROLLBACK")
                 elif own and done:  # a rollback also undoes the settings
@@ -228,26 +227,18 @@ class _Tx:
         if not found.seen:  # a new thread has no row that shows other commits
             return None
         of = (found.tenant, found.key)
-        entry, parts = (*of, nonce, now), [f"held AS ({_HELD})"]
+        puts = [(name, some) for name, rows in kept.puts.items() for some in chunks(rows)]
+        drops = [(name, some) for name, keys in kept.drops.items() for some in chunks(keys)]
         values = [*kept.thread, *of, found.seen, found.version.version, found.tenant, found.position]
         values += [found.tenant, now + DRIFT, now, found.drift]
-        for number, (name, value) in enumerate(found.turns.items()):
-            parts.append(f"t{number} AS ({_TAKEN})")
+        for name, value in found.turns.items():
             values += [found.tenant, b"", name, nonce, value]  # unique: ledger time may stand still
-        for name, puts in kept.puts.items():
-            write = PUTS[name]
-            for some in chunks(puts) if puts else ():
-                several = ", ".join([marks(2 + len(write.columns))] * len(some))
-                parts.append(f"w{len(parts)} AS ({write.sql(f'VALUES {several}')})")
-                values += [column for row in some for column in (*of, *row)]
-        for name, drops in kept.drops.items():
-            table, column = DROPS[name]
-            for some in chunks(drops):
-                where = f"tenant = ? AND thread = ? AND {column} IN {marks(len(some))}"
-                parts.append(f"w{len(parts)} AS (DELETE FROM {table} WHERE {where})")
-                values += [*of, *some]
-        won = ", ".join(["held", *(f"t{number}" for number in range(len(found.turns)))])
-        written = (f"WITH {', '.join(parts)} {_ENTRY.format(won)}", [*values, *entry])
+        for _, some in puts:
+            values += [column for row in some for column in (*of, *row)]
+        for _, some in drops:
+            values += [*of, *some]
+        shape = [tuple([(name, len(some)) for name, some in chunked]) for chunked in (puts, drops)]
+        written = (_commit(len(found.turns), *shape), [*values, *of, nonce, now])
         prelude = self.prelude
         try:
             ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
@@ -258,6 +249,22 @@ class _Tx:
 
     def _execute(self, text: str, values: Sequence[Any]) -> psycopg.Cursor[Row]:
         return self._conn.cursor(row_factory=tuple_row).execute(_query(text), values)
+
+
+@lru_cache(maxsize=1024)
+def _commit(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
+    """Return the statement that takes so many turns, and writes and deletes so many rows of each table."""
+    parts = [f"held AS ({_HELD})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
+    for name, count in puts:
+        write = PUTS[name]
+        rows = ", ".join([marks(2 + len(write.columns))] * count)
+        parts.append(f"w{len(parts)} AS ({write.sql(f'VALUES {rows}')})")
+    for name, count in drops:
+        table, column = DROPS[name]
+        where = f"tenant = ? AND thread = ? AND {column} IN {marks(count)}"
+        parts.append(f"w{len(parts)} AS (DELETE FROM {table} WHERE {where})")
+    won = ", ".join(["held", *(f"t{number}" for number in range(turns))])
+    return f"WITH {', '.join(parts)} {_ENTRY.format(won)}"
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -78,6 +77,8 @@ class SqlLedger(b.Awaited):
         with self._reading(scope.tenant) as tx:
             known, seen = self._recall(scope.tenant, key)
             found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known, self._latest - b.LASTS), seen)
+        if query.deeds and found.known is not None and not self._by_thread:
+            found.known.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts)]
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
@@ -94,17 +95,17 @@ class SqlLedger(b.Awaited):
                     raise
 
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        key, nonce = rows.thread_key(scope), secrets.token_hex(16)
+        key, nonce = rows.thread_key(scope), os.urandom(16).hex()
         wanted = needs(guard, changes)
-        if not self._by_thread:
-            wanted.turns.clear()
+        turns = sorted({rows.turn(place) for place in wanted.turns}) if self._by_thread else []
         locked, trust = False, True
         while True:
-            with self._writing(scope.tenant, key, wanted.turns, locked) as tx:
+            with self._writing(scope.tenant, key, turns, locked) as tx:
                 known, seen = self._recall(scope.tenant, key)
                 found = Fetch(scope.tenant, key, wanted, None if locked else known, self._latest - b.LASTS)
-                recalled = trust and found.known is not None and found.known.covers(wanted)
-                found, now = self._recalled(found, seen) if recalled else self._found(tx, found, seen)
+                found.turns = dict.fromkeys(turns, "")
+                recalled = self._recalled(found, seen) if trust else None
+                found, now = recalled or self._found(tx, found, seen)
                 found.remember()
                 found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
                 refused = apply(found.thread, guard, changes, now)
@@ -194,15 +195,17 @@ class SqlLedger(b.Awaited):
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
             if found.seen != known.seen or others:
-                found = Fetch(found.tenant, found.key, found.needs, since=found.since)
+                found = Fetch(found.tenant, found.key, found.needs, since=found.since, turns=found.turns)
                 now = self._fetch(tx, found, seen)
         return found, now
 
-    def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Use the cached rows, which the commit will check; return ledger time."""
-        if found.known is not None:
-            found.seen, found.version = found.known.seen, found.known.version
-            found.position, found.nonce = seen.position, seen.nonce
+    def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
+        """Use the cached rows, which the commit will check, and return ledger time; None if some are missing."""
+        known = found.known
+        if known is None or found.turns or (doubts := known.recalled(found.needs, seen.nonce)) is None:
+            return None
+        found.seen, found.version, found.doubts = known.seen, known.version, doubts
+        found.position, found.nonce = seen.position, seen.nonce
         if self._clock is not None:
             return found, ledger_time(self._clock(), self._latest)
         found.drift = DRIFT

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
 from math import inf
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
 from langchain_runtime_authz.authzen import Edge
+from langchain_runtime_authz.digest import json_encoder
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
@@ -28,10 +30,11 @@ Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
 V = TypeVar("V")
 CHUNK: Final = 500  # keys in one statement
+TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
-_ENCODE: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_ENCODE: Final = json_encoder(ascii_only=True, finite=False, ordered=False)
 _STRING: Final = json.encoder.encode_basestring_ascii
 _DECODE: Final = json.JSONDecoder().raw_decode  # does not skip blanks
 _SEQ: Final = "CAST(seq AS DOUBLE PRECISION)"
@@ -55,9 +58,14 @@ _BELOW: Final = (
 
 
 @lru_cache(maxsize=4096)
-def thread_key(scope: b.Scope) -> bytes:
+def thread_key(scope: tuple[str, ...]) -> bytes:
     """Return a thread's name in every table, a digest of JSON, in which the parts cannot run together."""
     return hashlib.sha256(json.dumps(scope).encode()).digest()
+
+
+def turn(place: tuple[str, ...]) -> str:
+    """Return the name of a turn of `Needs`."""
+    return f"turn:{int.from_bytes(thread_key(place)) % TURNS}"
 
 
 @dataclass(slots=True)
@@ -81,7 +89,7 @@ class Fetch:
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
-    turns: dict[str, str] = field(default_factory=dict)
+    turns: dict[str, str] = field(default_factory=dict)  # to take, and their values
     clock: float = 0.0
     seen: str = ""
     drift: float = inf  # seconds by which the commit's time may differ from the store's
@@ -100,14 +108,14 @@ class Fetch:
             seen: an expression over the thread's row that differs between its states.
         """
         n, known, of = self.needs, self.known, (self.tenant, self.key)
-        parts, given = list[tuple[str, str]](), list[Any]()
+        parts, given = list[tuple[str, str]](), [self.tenant, *of]
+        self._takers.append(self._journal)
 
         def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:
             parts.append((place, sql))
             self._takers.append(taker)
             given.extend(values)
 
-        add(self._journal, _NEWEST.format(seen), self.tenant, *of, place="coalesce(j.at, 0.0)")
         calls = n.calls if known is None else n.calls & known.without
         if known is None:
             self._rows(add)
@@ -116,21 +124,20 @@ class Fetch:
         t = self.thread
         if calls:
             keys = (*of, *map(encoded, calls))
-            add(self._call, f"{_CALL}key IN {_in(calls)}", *keys, place="at")
-            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {_in(calls)}"
+            add(self._call, f"{_CALL}key IN {marks(len(calls))}", *keys, place="at")
+            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {marks(len(calls))}"
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
-            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {_in(n.deeds)}"
+            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {marks(len(n.deeds))}"
             sql = ASKING.format(f"{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}")
             add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="at")
-        for name in sorted(n.turns):
-            self.turns[name] = ""
-            add(self._turn, f"{_MARK}name = ?", self.tenant, b"", name)
+        for name in self.turns:
+            add(self.turns.__setitem__, f"{_MARK}name = ?", self.tenant, b"", name)
         if n.log:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         if n.pending:
             add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
-        return _union(tuple(parts), row, clock), given
+        return _union(tuple(parts), row, clock, seen), given
 
     def _rows(self, add: Callable[..., None]) -> None:
         """Add the parts for rows that a `known` thread holds already."""
@@ -147,14 +154,14 @@ class Fetch:
             *((self._value, f"body FROM value WHERE {_OF} AND key", some) for some in chunks(sorted(n.values))),
         ):
             if names:
-                add(taker, f"{sql} IN {_in(names)}", *of, *map(encoded, names))
+                add(taker, f"{sql} IN {marks(len(names))}", *of, *map(encoded, names))
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
-            jtis, below = [*map(encoded, n.below)], _BELOW.format(_in(n.below))
+            jtis, below = [*map(encoded, n.below)], _BELOW.format(marks(len(n.below)))
             add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
             # A child's lease is never older than its parent's. A call may be held by a deleted lease.
-            held = f"(jti IN {below} OR jti IN {_in(n.below)})"
+            held = f"(jti IN {below} OR jti IN {marks(len(n.below))})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
@@ -177,6 +184,7 @@ class Fetch:
         self.clock = rows[0][1]
         for number, self._place, columns in rows[1:]:
             self._takers[number](*_DECODE(columns)[0])
+        self._takers.clear()  # no cycle is left to the garbage collector
 
     def remember(self) -> None:
         """Copy the rows, to compare them with after the changes."""
@@ -211,9 +219,6 @@ class Fetch:
     def _doubt(self, *row: Any) -> None:
         self.doubts.append((*row, self._place))
 
-    def _turn(self, name: str, value: str) -> None:
-        self.turns[name] = value
-
     def _approval(self, body: str) -> None:
         asked = parsed(b.Approval, body)
         self.thread.approvals[asked.call_key] = asked
@@ -246,9 +251,9 @@ class Fetch:
 
 
 @lru_cache(maxsize=1024)
-def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str) -> str:
+def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) -> str:
     several = []
-    for number, (place, sql) in enumerate(parts):
+    for number, (place, sql) in enumerate((("coalesce(j.at, 0.0)", _NEWEST.format(seen)), *parts)):
         columns, _, rest = sql.partition(" FROM ")
         several.append(f"SELECT {number}, {place}, CAST({row}({columns}) AS TEXT) FROM {rest}")
     return " UNION ALL ".join([*several, f"SELECT -1, {clock}, '[]'"])
@@ -285,8 +290,7 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
     if t.pending != before.pending:
         drops["delivery"] = [f.tenant]
         puts["delivery"] = [(encoded(_fields(text)),) for text in t.pending]
-    for name, columns in _ROWS.items():
-        rows, old = getattr(t, name), getattr(before, name)
+    for (name, columns), rows, old in zip(_ROWS.items(), _ALL(t), _ALL(before), strict=True):
         if rows == old:
             continue
         puts[name] = [columns(key, row) for key, row in _changed(rows, old)]
@@ -318,10 +322,6 @@ def _put(table: str, key: tuple[str, ...], *columns: str) -> Write:
     return Write(table, names, f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}")
 
 
-def _in(values: Collection[object]) -> str:
-    return marks(len(values))
-
-
 @cache
 def marks(number: int) -> str:
     return f"({','.join('?' * number)})"
@@ -329,20 +329,22 @@ def marks(number: int) -> str:
 
 def encoded(value: object) -> str:
     """Return a string, or a list of strings, as ASCII JSON."""
-    return _STRING(value) if type(value) is str else _ENCODE(value)
+    return _STRING(value) if type(value) is str else "".join(_ENCODE(value, 0))
 
 
 def _maybe(value: object) -> str | None:
     return None if value is None else encoded(value)
 
 
-def _fields(row: object) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _names(type(row))}  # type: ignore[arg-type]
+def _fields(row: Any) -> dict[str, Any]:
+    names, values = _names(row.__class__)
+    return dict(zip(names, values(row), strict=True))
 
 
 @cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
+def _names(kind: Any) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
+    names = tuple(f.name for f in fields(kind))
+    return names, attrgetter(*names)
 
 
 def _of_lease(jti: str, lease: b.Lease) -> Row:
@@ -392,6 +394,7 @@ _ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
     "edges": lambda key, _: [*map(encoded, key)],
     "values": lambda key, seen: (encoded(key), encoded(seen)),
 }
+_ALL: Final = attrgetter(*_ROWS)
 
 
 def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -403,7 +406,7 @@ def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def known(kind: Any, body: str) -> dict[str, Any]:
     # A newer version may have written more fields.
     found = json.loads(body)
-    return {name: _frozen(found[name]) for name in _names(kind) if name in found}
+    return {name: _frozen(found[name]) for name in _names(kind)[0] if name in found}
 
 
 @lru_cache(maxsize=512)

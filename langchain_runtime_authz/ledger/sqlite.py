@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,49 +80,50 @@ class SqliteLedger(SqlLedger):
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
 
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[_Tx]:
+        return self._reading(tenant, writes=True, locked=locked)
+
     @contextmanager
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> Iterator[_Tx]:
+    def _reading(self, tenant: str, *, writes: bool = False, locked: bool = False) -> Iterator[_Tx]:
         self._here()
         writer = self._writer  # writers of this process queue, because SQLite's waiting may starve some
-        if not writer.acquire(timeout=self._timeout):
+        if writes and not writer.acquire(timeout=self._timeout):
             raise LedgerError(Code.LEDGER_TIMEOUT, f"{self.path.name} was held by other threads for {self._timeout} s")
         try:
-            with self._reading(tenant) as tx:
+            with self._failures:
+                conn = self._connection()
                 try:
                     if locked:
-                        tx.batch([("BEGIN IMMEDIATE", ())])
-                    yield tx
-                finally:
-                    _undo(tx.conn)
-        finally:
-            writer.release()
-
-    @contextmanager
-    def _reading(self, tenant: str) -> Iterator[_Tx]:
-        self._here()
-        with self._failures:
-            if self._closed:
-                raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-            # Writes through the descriptor would silently go to a removed file.
-            if _identity(self.path) != self._file:
-                raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
-            with self._guard:
-                conn = self._idle.pop() if self._idle else None
-            if conn is None:
-                conn = _connect(self.path, self._timeout)
-                for made in (_VIEW, *_triggers()):
-                    conn.execute(made)
-            try:
-                yield _Tx(conn)
-            except sqlite3.Error:
-                conn.close()  # the next use opens another
-                raise
-            except BaseException:
+                        conn.execute("BEGIN IMMEDIATE")
+                    yield _Tx(conn)
+                except sqlite3.Error:
+                    _undo(conn)
+                    conn.close()  # the next use opens another
+                    raise
+                except BaseException:
+                    self._give_back(conn)
+                    raise
                 self._give_back(conn)
-                raise
-            self._give_back(conn)
+        finally:
+            if writes:
+                writer.release()
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
+        # Writes through the descriptor would silently go to a removed file.
+        if _identity(self.path) != self._file:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
+        with self._guard:
+            if self._idle:
+                return self._idle.pop()
+        conn = _connect(self.path, self._timeout)
+        for made in (_VIEW, *_triggers()):
+            conn.execute(made)
+        return conn
 
     def _give_back(self, conn: sqlite3.Connection) -> None:
+        _undo(conn)
         with self._guard:
             if self._closed:
                 conn.close()

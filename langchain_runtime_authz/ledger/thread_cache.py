@@ -5,8 +5,9 @@ Pure. The cache is never trusted unchecked: each load, and each commit as it wri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread
@@ -26,6 +27,7 @@ class Known(NamedTuple):
         thread: the rows, except texts and the calls in `without`.
         seen, version: of `Fetch`.
         position: a commit up to which nobody else had changed the thread.
+        doubts: the last doubts that a load read: the nonce of the tenant's newest commit then, their deeds and rows.
     """
 
     thread: Thread
@@ -33,9 +35,15 @@ class Known(NamedTuple):
     seen: str
     position: int
     version: Version
+    doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
-    def covers(self, n: Needs) -> bool:
-        return not (n.deeds or n.turns or n.log or n.pending) and self.without.isdisjoint(n.calls)
+    def recalled(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
+        """Return the doubts in `n` while `newest` is the tenant's newest commit; None if a row in `n` is not known."""
+        if n.log or n.pending or not self.without.isdisjoint(n.calls):
+            return None
+        if not n.deeds:
+            return []
+        return next((rows for nonce, deeds, rows in self.doubts if nonce == newest and n.deeds <= deeds), None)
 
 
 def copied(t: Thread) -> Thread:
@@ -51,7 +59,7 @@ def known(t: Thread, before: Known | None, seen: str, position: int, version: Ve
         without = without.union(over)
         for key in over:
             del t.calls[key]
-    if sum([len(rows) for rows in (*_ROWS(t), without)]) > MAX_ROWS:
+    if sum(map(len, (*_ROWS(t), without))) > MAX_ROWS:
         return None
     t.log, t.pending, t.issued, t.open = [], [], [], {}
-    return Known(t, without, seen, position, version)
+    return Known(t, without, seen, position, version, [])

@@ -140,7 +140,7 @@ class Needs:
     unmarked: set[str] = field(default_factory=set)  # prefixes of marks
     values: set[str] = field(default_factory=set)
     deeds: set[str] = field(default_factory=set)
-    turns: set[str] = field(default_factory=set)  # commits that share one exclude each other
+    turns: set[tuple[str, ...]] = field(default_factory=set)  # commits that share one exclude each other
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:

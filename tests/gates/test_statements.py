@@ -23,8 +23,8 @@ from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph
 PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})}
 
 
-SQLITE, POSTGRES = 7, 7  # statements of one more turn
-INVOKE = 15  # and of an invoke with SQLite
+SQLITE, POSTGRES = 6, 7  # statements of one more turn
+INVOKE = 14  # and of an invoke with SQLite
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,26 @@ def test_a_known_thread_is_not_read(ledger: SqliteLedger, monkeypatch: pytest.Mo
     monkeypatch.undo()
     monkeypatch.setattr(ledger._known["acme", next(iter(ledger._known))[1]].thread, "subject", "user:remembered")
     assert ledger.load(SCOPE, Query()).subject == "user:remembered"
+
+
+def test_doubts_are_read_again_only_if_somebody_committed(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim takes those that its load read, unless another commit of the tenant may have added one."""
+    about = {"args_digest": "d", "process": "p1", "entry": "e1"}
+
+    def claim(key: str, **more: Any) -> ClaimCall:
+        return ClaimCall(key, "jti", False, deed="pay:x", about={**about, **more}, subject="user:alice")
+
+    wanted = Query(jti="jti", calls=("k",), deeds=("pay:x",))
+    assert ledger.load(SCOPE, wanted).doubts == ()
+    with SqliteLedger(ledger.path, clock=ledger._clock or FrozenClock()) as theirs:
+        assert isinstance(theirs.commit(SCOPE, Guard("jti", 1), [claim("other", process="p2", entry="e2")]), Committed)
+    assert ledger.commit(SCOPE, Guard("jti", 1), [claim("k")]) == Conflict(Code.IN_DOUBT)
+    ledger.commit(SCOPE, None, [ConcludeCall("other", "done", '"paid"')])
+    new, now = Scope("acme", "issuer", "graph", "new"), int(time.time())
+    ledger.commit(new, None, [OpenThread("user:alice"), TakeLease(Lease("jti", "run", ("root",), 1, now, now + 60))])
+    assert ledger.load(new, wanted).doubts == ()
+    monkeypatch.setattr(ledger, "_fetch", None)
+    assert isinstance(ledger.commit(new, Guard("jti", 1), [claim("k")]), Committed)
 
 
 def test_a_commit_of_another_history_at_the_same_place_is_noticed(ledger: SqliteLedger) -> None:
