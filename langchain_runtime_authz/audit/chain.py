@@ -19,7 +19,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +30,7 @@ from typing import Any, Final
 import orjson
 
 from langchain_runtime_authz.authzen import strict_json
+from langchain_runtime_authz.digest import json_encoder
 from langchain_runtime_authz.errors import AuditError, Code
 
 GENESIS: Final = "0" * 64
@@ -39,6 +40,7 @@ DROPPED: Final = "dropped"
 NOT_HELD: Final = "no line is the pinned head: the end was cut, or a line before it was edited"
 DIGITS: Final = 6  # of a closed segment's number
 
+_encode: Final = json_encoder(ascii_only=True, ordered=False)
 Opened = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -60,10 +62,9 @@ class ChainReport:
         return f"{self.file} line {self.error_line}" if self.file else f"line {self.error_line}"
 
 
-def make_line(record: dict[str, Any], seq: int, prev: str) -> bytes:
+def make_line(record: Mapping[str, Any], seq: int, prev: str) -> bytes:
     """Return one line without its newline, in ASCII, so that no value can end a line."""
-    line = {**record, "seq": seq, "prev": prev}
-    return json.dumps(line, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return "".join(_encode({**record, "seq": seq, "prev": prev}, 0)).encode("ascii")
 
 
 def line_hash(line: bytes) -> str:

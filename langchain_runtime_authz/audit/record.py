@@ -44,9 +44,10 @@ no key: they prove the decision, but do not hide guessable arguments.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal
+
+from pydantic_core import from_json
 
 from langchain_runtime_authz.authzen import Decision
 
@@ -97,7 +98,7 @@ def decision_record(
     decided["obligations"] = [o.type for o in decision.obligations]
     step = {"pdp": pdp, "action": action, "resource": resource}
     run = {"run_id": run_id, "jti": jti, "scope": _named(scope), "agent": agent}
-    asked = None if body is None else json.loads(body)
+    asked = None if body is None else from_json(body)
     erased = [] if content or asked is None else [p for p in ERASED if erase(asked, p)]
     digest = None if body is None else "sha256:" + hashlib.sha256(body).hexdigest()
     request = {"request": asked, "request_digest": digest, "erased": erased}

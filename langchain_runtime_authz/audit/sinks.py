@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
@@ -173,7 +173,8 @@ class FileSink:
             with self._lock:
                 while True:
                     self._open()
-                    with _exclusive(self._fd):
+                    _flock(self._fd)
+                    try:
                         if not self._named():  # closed by another writer, for whose lock we waited
                             continue
                         self._catch_up()
@@ -183,6 +184,8 @@ class FileSink:
                         if not self._rotate():
                             self._append(record)
                             return
+                    finally:
+                        fcntl.flock(self._fd, fcntl.LOCK_UN)
         except PermissionError:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {_owned(self.path)}") from None
         except (OSError, ValueError, TypeError, RecursionError) as exc:
@@ -209,7 +212,8 @@ class FileSink:
 
     def _named(self) -> bool:
         try:
-            return self._file is not None and os.path.samestat(self.path.stat(), self._file)
+            found = os.stat(self.path)  # noqa: PTH116  (each record asks twice)
+            return self._file is not None and os.path.samestat(found, self._file)
         except FileNotFoundError:
             return False
 
@@ -284,7 +288,7 @@ class FileSink:
 
     def _append(self, record: Mapping[str, Any]) -> None:
         size, seq, head = self._at
-        line = chain.make_line(dict(record), seq, head)
+        line = chain.make_line(record, seq, head)
         self._put(line + b"\n")
         self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line))
         if (tenant := tenant_of(record)) is not None:
@@ -381,21 +385,15 @@ def _owned(path: Path) -> str:
     return f"it belongs to user {owner} and cannot be written; give it to this process's user, or name another path"
 
 
-@contextmanager
-def _exclusive(fd: int) -> Iterator[None]:
+def _flock(fd: int) -> None:
     until = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
                 raise
             time.sleep(0.0005)
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _backward(file: BinaryIO) -> Iterator[bytes]:

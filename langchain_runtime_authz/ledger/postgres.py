@@ -238,7 +238,7 @@ class _Tx:
         for _, some in drops:
             values += [*of, *some]
         shape = [tuple([(name, len(some)) for name, some in chunked]) for chunked in (puts, drops)]
-        written = (_commit(len(found.turns), *shape), [*values, *of, nonce, now])
+        written = (_statement(len(found.turns), *shape), [*values, *of, nonce, now])
         prelude = self.prelude
         try:
             ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
@@ -252,7 +252,7 @@ class _Tx:
 
 
 @lru_cache(maxsize=1024)
-def _commit(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
+def _statement(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
     """Return the statement that takes so many turns, and writes and deletes so many rows of each table."""
     parts = [f"held AS ({_HELD})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
     for name, count in puts:

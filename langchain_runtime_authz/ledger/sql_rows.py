@@ -73,7 +73,7 @@ class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
     Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
-    `version`. `seen` changes with each commit of the thread, and is empty if it has none. `remember` sets `before`.
+    `version`. `seen` changes with each commit of the thread, and is empty if it has none. A commit sets `before`.
     Rows in `known` are not read.
     """
 
@@ -185,10 +185,6 @@ class Fetch:
         for number, self._place, columns in rows[1:]:
             self._takers[number](*_DECODE(columns)[0])
         self._takers.clear()  # no cycle is left to the garbage collector
-
-    def remember(self) -> None:
-        """Copy the rows, to compare them with after the changes."""
-        self.before, self.thread = self.thread, copied(self.thread)
 
     def _thread(self, scope: str, subject: str, history: str) -> None:
         t = self.thread
