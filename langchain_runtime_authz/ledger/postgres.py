@@ -137,7 +137,7 @@ class PostgresLedger(SqlLedger):
             self._pool.close()
 
     def _open(self) -> ConnectionPool[Connection]:
-        options = {
+        given = {
             "autocommit": True,
             "connect_timeout": max(2, int(self._timeout)),
             "tcp_user_timeout": int(self._timeout * 1000),
@@ -145,14 +145,7 @@ class PostgresLedger(SqlLedger):
         }
         dsn, wait, size = cast("str", self._dsn), self._timeout, self._max_size
         return ConnectionPool(
-            dsn,
-            kwargs=options,
-            min_size=1,
-            max_size=size,
-            timeout=wait,
-            reconnect_timeout=wait,
-            open=True,
-            check=_alive,
+            dsn, kwargs=given, min_size=1, max_size=size, timeout=wait, reconnect_timeout=wait, open=True, check=_alive
         )
 
     def _reading(self, tenant: str) -> AbstractContextManager[_Tx]:

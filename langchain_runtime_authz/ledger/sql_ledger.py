@@ -30,6 +30,7 @@ from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_ti
 WORKERS: Final = 8  # threads for the async methods
 URGENT: Final = 6  # attempts of a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000
+TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock while that is not read
 _ASKED: Final = (  # most recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
@@ -97,7 +98,8 @@ class SqlLedger(b.Awaited):
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), os.urandom(16).hex()
         wanted = needs(guard, changes)
-        turns = sorted({rows.turn(place) for place in wanted.turns}) if self._by_thread else []
+        places = map(rows.thread_key, wanted.turns) if self._by_thread else ()
+        turns = sorted({f"turn:{int.from_bytes(place) % TURNS}" for place in places})
         locked, trust = False, True
         while True:
             with self._writing(scope.tenant, key, turns, locked) as tx:

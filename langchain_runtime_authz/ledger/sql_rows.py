@@ -30,7 +30,6 @@ Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
 V = TypeVar("V")
 CHUNK: Final = 500  # keys in one statement
-TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
 
 _OF: Final = "tenant = ? AND thread = ?"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
@@ -61,11 +60,6 @@ _BELOW: Final = (
 def thread_key(scope: tuple[str, ...]) -> bytes:
     """Return a thread's name in every table, a digest of JSON, in which the parts cannot run together."""
     return hashlib.sha256(json.dumps(scope).encode()).digest()
-
-
-def turn(place: tuple[str, ...]) -> str:
-    """Return the name of a turn of `Needs`."""
-    return f"turn:{int.from_bytes(thread_key(place)) % TURNS}"
 
 
 @dataclass(slots=True)

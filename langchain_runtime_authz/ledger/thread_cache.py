@@ -41,9 +41,8 @@ class Known(NamedTuple):
         """Return the doubts in `n` while `newest` is the tenant's newest commit; None if a row in `n` is not known."""
         if n.log or n.pending or not self.without.isdisjoint(n.calls):
             return None
-        if not n.deeds:
-            return []
-        return next((rows for nonce, deeds, rows in self.doubts if nonce == newest and n.deeds <= deeds), None)
+        looked = ((newest, set[str](), list[Any]()), *self.doubts)
+        return next((rows for nonce, deeds, rows in looked if nonce == newest and n.deeds <= deeds), None)
 
 
 def copied(t: Thread) -> Thread:
