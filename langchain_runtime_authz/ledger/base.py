@@ -110,9 +110,9 @@ class Doubt(NamedTuple):
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if it is lost, or failed and still makes its deed ask."""
-        failed = self.row.state == "unknown" and not (self.row.about or {}).get("idempotent")
-        return self.row.lost or (failed and now - self.row.at < LASTS)
+        """Return True if it is lost, or else unknown and still makes its deed ask. Of idempotent calls, payments do."""
+        asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
+        return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
         """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.

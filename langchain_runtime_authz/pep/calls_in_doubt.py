@@ -103,7 +103,7 @@ def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
     """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
-    if call.profile.idempotent:
+    if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
     same = [one for one in snapshot.doubts if one.hits(deeds)]

@@ -28,6 +28,7 @@ PROFILES = {
     "pay": ToolProfile(effect="pay", sink="external", critical=CRITICAL, intent=("pay",)),
     "wire": ToolProfile(effect="pay", sink="external", critical={"iban": "principal", "sum": "amount"}),
     "settle": ToolProfile(effect="pay", sink="external"),
+    "transfer": ToolProfile(effect="pay", sink="external", critical=CRITICAL, idempotent=True),
     "save": ToolProfile(effect="write", sink="internal"),
     "notify": ToolProfile(effect="send", sink="external", critical={"channel": "channel"}),
 }
@@ -236,6 +237,18 @@ def test_the_same_deed_is_its_effect_and_target(world: World, rule: bool, tool: 
     session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
     assert session.decide(tool, args).permit != rule
     assert session.decide(tool, {**args, "recipient": "DE22", "iban": "DE22"}).permit
+
+
+@pytest.mark.parametrize(("first", "second"), [("pay", "transfer"), ("transfer", "pay"), ("transfer", "transfer")])
+def test_an_idempotency_key_guards_its_own_payment_only(world: World, rule: bool, first: str, second: str) -> None:
+    """Another order has another key. People can resolve it, but no operator must."""
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    one = authz.session(subject="alice", task=ORDER, thread="t")
+    assert one.decide(first, PAY).permit
+    one.observe(first, PAY, None, error=TimeoutError())
+    assert authz.session(subject="alice", task=AGAIN, thread="other").decide(second, PAY).permit != rule
+    assert len(authz.ledger.doubts("default")) == 1
+    assert len(authz.unknown_calls()) == (first == "pay")
 
 
 def test_without_a_target_all_calls_of_a_tool_are_one_deed(world: World, rule: bool) -> None:
