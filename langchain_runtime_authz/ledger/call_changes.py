@@ -71,6 +71,12 @@ class ClaimCall(Change):
                 t.drop(self.key)
             if about is not None and before.state not in ("suspended", "void"):
                 about = {**about, "repeats": True}
+            known = {**(before.about or {})}
+            earlier = known.pop("before", None)
+            if before.state == "void":
+                earlier = {"jti": before.jti, "at": before.at, "about": known}
+            if about is not None and earlier is not None:
+                about = {**about, "before": earlier}
         t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, about)
         if self.deed:  # as `Thread.put`, without a call: this is the hot path
             if self.deed not in t.open:
@@ -113,7 +119,9 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays.
+    """Give back the claim, the approval and the budgets of a call that never ran.
+
+    An earlier doubt about it stays, and so does the resolution of an earlier claim.
 
     `refund` holds what the claim spent of each counter. `approval` is the approval's key if it is not the call's.
     """
@@ -131,8 +139,12 @@ class ReleaseCall(Unrefusable):
         # A claim is given back once only, and never after the call ran.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
-        if "repeats" in (row.about or {}):
+        about = row.about or {}
+        if "repeats" in about:
             t.put(self.key, row._replace(state="unknown"))
+        elif "before" in about:  # keep what was noted since
+            void = {**about["before"], "about": {**about, **about["before"]["about"]}}
+            t.put(self.key, row._replace(state="void", **void))
         else:
             t.drop(self.key)
         asked = self.approval or self.key
@@ -160,6 +172,8 @@ class ConcludeCall(_OfCall):
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls[self.key] if self.key in t.calls and not self.late else None
+        if row is not None and row.about is not None and "before" in row.about and self.jti not in ("", row.jti):
+            row = row._replace(about=row.about["before"]["about"])  # the call was claimed anew after its resolution
         late = row is not None and row.about is not None and "resolved" in row.about and self.state not in row.about
         return Conflict(Code.ENDED_LATE, row) if late else None
 
@@ -174,9 +188,11 @@ class ConcludeCall(_OfCall):
         elif row is None:
             t.calls[self.key] = CallRow(self.key, self.state, "", self.result)
         elif not late or self.state == "done":
-            about = row.about if late else None
+            about = row.about
             if self.state == "unknown":
-                about = row.about and {**row.about, "unknown": True}
+                about = about and {**about, "unknown": True}
+            elif about is not None and not late:
+                about = {"before": about["before"]} if "before" in about else None
             ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
             if self.state == "failed" and row.deed and not self.denied:  # perhaps after it had happened
                 t.drop(self.key)

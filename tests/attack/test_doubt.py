@@ -661,6 +661,24 @@ def test_an_end_that_the_ledger_took_is_not_late(world: World, monkeypatch: Any,
     assert (row.state, row.about["resolved"]["happened"]) == ("void", False)
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_call_that_was_made_twice_is_on_record(world: World, goes_on: bool) -> None:
+    """A slow call did not happen, as people said. Its thread goes on elsewhere, and then the slow one pays too."""
+
+    def meanwhile() -> None:
+        world.meanwhile = None
+        world.clock.tick(61)
+        world.resolve()
+        if goes_on:
+            world.order("t", pdp=StaticPDP(permit=True))
+
+    authz, world.meanwhile = world.worker(pdp=StaticPDP(permit=True)), meanwhile
+    with contextlib.suppress(Exception), authz.run(subject="alice"):
+        world.enter(world.graph(authz), "t", ORDER)
+    assert world.booked == 1 + goes_on
+    assert [r["detail"]["author"] for r in authz.audit.records if r.get("event") == "ended_late"] == ["user:carol"]
+
+
 @pytest.mark.parametrize(
     ("happened", "by", "reason"),
     [

@@ -958,6 +958,37 @@ class LedgerRules(LedgerHarness):
         self.do(claim(despite=(f"k {at}",)))
         self.refuse(Code.IN_DOUBT, RepeatCall("k", at))
 
+    def test_a_claim_keeps_that_its_call_was_void(self) -> None:
+        """If the first try ends after all, that is late. If the claim is given back, the call is void as before."""
+        first, at = self.deed(self.scope, "k"), self.clock()
+        self.clock.tick(TTL)
+        self.do(ResolveCall("k", False, "user:carol"))
+        lease = self.deed(self.scope, "opens", deed="")
+        claim = ClaimCall("k", lease.jti, False, deed="pay:x", about={"tool": "pay", "run": "run-2"})
+
+        def ends_late() -> None:
+            late = self.refuse(Code.ENDED_LATE, ConcludeCall("k", "done", jti=first.jti)).row
+            assert late is not None
+            assert late.about is not None
+            assert (late.about["resolved"]["author"], late.about["run"]) == ("user:carol", "run-1")
+
+        self.do(claim)
+        ends_late()
+        self.do(RepeatCall("k", self.clock()))
+        self.do(ReleaseCall("k"))
+        ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k")
+        assert (row.state, row.jti, row.at) == ("void", first.jti, at)
+        assert row.about is not None
+        assert row.about["again"]
+        ends_late()
+        for state in ("suspended", "unknown", "done"):
+            self.do(replace(claim, repeatable=True))
+            self.do(ConcludeCall("k", state, jti=lease.jti))
+            ends_late()
+        self.do(ConcludeCall("k", "done", "late", late=True, jti=first.jti))
+        ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k")
+        assert (row.state, row.jti, row.result) == ("done", lease.jti, None)
+
     def test_calls_in_doubt_are_listed(self) -> None:
         """Newest first, with what is known of them; by key in any state. A read, which may run again, never is."""
         tenant, key = self.scope.tenant, unique()
