@@ -79,8 +79,7 @@ class CallRow(NamedTuple):
     # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
     # `by`, its tool and its lease, or for a payment its agent; `again` if another call has begun the same deed; `failed`
     # if the call raised, or returned an error (then `args_digest` follows its deed, unless it pays); `repeats` if it
-    # was claimed anew while its outcome was unknown; `idempotent` if its tool says that twice is once. `before` stays:
-    # what a void call held before it was claimed anew.
+    # was claimed anew while it was unknown; `before`, what it held if it was void (this stays); `idempotent` as profiled.
     about: Mapping[str, Any] | None = None
 
     @property

@@ -119,9 +119,7 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Give back the claim, the approval and the budgets of a call that never ran.
-
-    An earlier doubt about it stays, and so does the resolution of an earlier claim.
+    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays.
 
     `refund` holds what the claim spent of each counter. `approval` is the approval's key if it is not the call's.
     """

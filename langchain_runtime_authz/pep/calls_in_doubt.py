@@ -84,7 +84,6 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 def facts_of(run: Run, call: Call) -> dict[str, Any]:
     """Return the facts of a call's claim by which others compare theirs (`Doubt.asks`)."""
-    # Each invocation of a worker has a lease of its own. Only its payments are compared with those of the others.
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
@@ -142,8 +141,8 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
         ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
         if "failed" in (row.about or {}):
             ended = "failed, perhaps after it had happened"
-        if row.key == decided.key and row.state != "unknown":
-            ended = "was begun again by another call"
+        if row.key == decided.key and "again" in (row.about or {}):
+            ended = f"{ended}, and " * (row.state == "unknown") + "was begun again by another call"
         only = "it did not happen"
         if row.state == "done":
             author = (row.about or {}).get("resolved", {}).get("author")

@@ -155,7 +155,6 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
             about["targets"] = also
     # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.
     subject = run.subject.principal if deed else ""
-    # The key of an idempotent payment guards against its own repetition, and against no other payment.
     known = approval.doubts if approved and approval is not None else ()
     despite = None if profile.idempotent and profile.effect != "pay" else known
     changes: list[ledger.Change] = [

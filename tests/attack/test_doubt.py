@@ -191,6 +191,16 @@ def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: 
     assert world.booked == 2
 
 
+def test_the_question_of_an_unknown_call_says_that_it_was_begun_again(world: World, rule: bool) -> None:
+    world.cut("t", paid=False)
+    world.clock.tick(61)
+    if world.order("other", AGAIN):
+        world.order("other", APPROVE)
+    asked = world.order("t")
+    assert ("has an unknown outcome, and was begun again by another call" in asked) == rule
+    assert world.booked == 1
+
+
 @pytest.mark.parametrize("lapse", [0, 61])
 @pytest.mark.parametrize(
     ("beside", "given", "middleware"),
