@@ -87,6 +87,10 @@ def decide_together(
         if not (reviewed and _left(one)):
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:
+                if (yield from decide_calls(run, [one.call]))[0].asks:  # others began the same: ask with all calls
+                    for other in waiting:
+                        yield from other.give_back()
+                    return (yield from decide_together(run, calls, config, had=had, turn=turn))
                 _, verdict = yield from claim_again(run, one, verdict)
         answered = kept(row.result).get("asked", 0) if row is not None else 0
         if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
@@ -133,7 +137,11 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
-    _, verdict = yield from claim_call(run, mine)
+    verdict: Any = yield from claim_once(run, mine)
+    if type(verdict) is Conflict:
+        (anew,) = yield from decide_calls(run, [mine.call])
+        (mine,) = (yield from _ask(run, [mine.call], [anew], config)) if anew.asks else [mine]
+        _, verdict = yield from claim_call(run, mine)
     return Pending(run, mine.call, verdict, replaced=_replaced(mine))
 
 
@@ -242,10 +250,7 @@ def _askable(judged: DecidedCall) -> bool:
 
 
 def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
-    """Record the answer to the questions with these ids, unless the root entry has.
-
-    The root entry does not for a child on its own thread.
-    """
+    """Record the answer, unless the root entry has. It does not for a child on its own thread."""
     snapshot = yield Load(run.scope, Query(asks=True))
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]

@@ -15,7 +15,7 @@ from langchain.agents import create_agent
 from langchain_runtime_authz import AuthzMiddleware, _locks
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base
-from langchain_runtime_authz.ledger.call_changes import ConcludeCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
 from langchain_runtime_authz.testing import FrozenClock
@@ -45,7 +45,7 @@ class World:
         self.ledger, self.saver = MemoryLedger(clock=self.clock), InMemorySaver()
         self.booked, self.dies, self.pays, self.question, self.message = 0, None, True, "", None
         self.meanwhile: Any = None
-        self.middleware = False
+        self.kind, self.saves, self.saved = "hand", False, 0
 
     def worker(self, **options: Any) -> RuntimeAuthz:
         """Return an instance in a process of its own."""
@@ -67,19 +67,27 @@ class World:
                 raise self.dies
             return "paid"
 
+        @tool
+        def save(path: str) -> str:
+            """Save."""
+            self.saved += 1
+            return "saved"
+
         def agent(state: MessagesState) -> Any:
             if isinstance(state["messages"][-1], ToolMessage):
                 return {"messages": [AIMessage("done")]}
             call = {"name": "pay", "args": PAY, "id": f"c{len(state['messages'])}", "type": "tool_call"}
-            return {"messages": [AIMessage("", id=self.message, tool_calls=[call])]}
+            first = [{"name": "save", "args": {"path": "a"}, "id": "s", "type": "tool_call"}] if self.saves else []
+            return {"messages": [AIMessage("", id=self.message, tool_calls=[*first, call])]}
 
-        if self.middleware:
+        if self.kind != "hand":
             model = ScriptedChatModel(script=[lambda messages: agent({"messages": messages})["messages"][0]] * 9)
-            ours = AuthzMiddleware(authz)
-            return create_agent(model, [pay], middleware=[ours], checkpointer=self.saver, name="bank")
+            ours = [AuthzMiddleware(authz)] if self.kind == "middleware" else []
+            made = create_agent(model, [pay, save], middleware=ours, checkpointer=self.saver, name="bank")
+            return made if ours else authz.protect(made)
         builder = StateGraph(MessagesState)
         builder.add_node("agent", agent)
-        builder.add_node("tools", ToolNode([pay]))
+        builder.add_node("tools", ToolNode([pay, save]))
         builder.add_edge(START, "agent")
         builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
         builder.add_edge("tools", "agent")
@@ -203,14 +211,14 @@ def test_the_question_of_an_unknown_call_says_that_it_was_begun_again(world: Wor
 
 @pytest.mark.parametrize("lapse", [0, 61])
 @pytest.mark.parametrize(
-    ("beside", "given", "middleware"),
-    [(True, None, False), (True, APPROVE, False), (True, APPROVE, True), (False, APPROVE, False)],
+    ("beside", "given", "kind"),
+    [(True, None, "hand"), (True, APPROVE, "hand"), (True, APPROVE, "middleware"), (False, APPROVE, "hand")],
 )
 def test_an_approval_counts_for_the_doubts_that_its_question_names(
-    world: World, rule: bool, lapse: int, beside: bool, given: Any, middleware: bool
+    world: World, rule: bool, lapse: int, beside: bool, given: Any, kind: str
 ) -> None:
     """A doubt that arises between question and approval was not approved, and is asked about."""
-    world.middleware = middleware
+    world.kind = kind
     asked = world.order("t", "Hello")
     assert asked
     assert "IN DOUBT" not in asked
@@ -227,6 +235,27 @@ def test_an_approval_counts_for_the_doubts_that_its_question_names(
     assert world.booked == (1 if rule else 2)
     assert not rule or not world.order("t", APPROVE)
     assert world.booked == 2
+
+
+@pytest.mark.parametrize("kind", ["hand", "agent", "middleware"])
+def test_of_two_that_decide_at_once_one_asks(world: World, rule: bool, kind: str) -> None:
+    """The other process begins the payment between the decision and the claim."""
+    permits, commit, own = StaticPDP(permit=True), world.ledger.commit, list[str]()
+    world.kind, world.saves = kind, True  # the call before it is made once
+
+    def racing(scope: Any, guard: Any, changes: Any) -> Any:
+        if not own and any(isinstance(c, ClaimCall) and c.deed.startswith("pay:") for c in changes):
+            own.append(_locks.PROCESS[0])
+            other = world.worker(pdp=permits).session(subject="alice", task=ORDER, thread="other")
+            assert other.decide("pay", PAY).permit
+            _locks.PROCESS[0] = own[0]
+        return commit(scope, guard, changes)
+
+    world.ledger.commit = racing
+    assert ("IN DOUBT" in world.order("t", ORDER, pdp=permits)) == rule
+    assert world.booked == (not rule)
+    assert not rule or not world.order("t", APPROVE, pdp=permits)
+    assert world.booked == world.saved == 1
 
 
 @pytest.mark.parametrize(
