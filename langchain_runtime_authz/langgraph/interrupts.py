@@ -87,11 +87,11 @@ def decide_together(
         if not (reviewed and _left(one)):
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:
-                if (yield from decide_calls(run, [one.call]))[0].asks:  # others began the same: ask with all calls
+                _, verdict = yield from claim_again(run, one, verdict)
+                if verdict is None:  # ask about all calls
                     for other in waiting:
                         yield from other.give_back()
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
-                _, verdict = yield from claim_again(run, one, verdict)
         answered = kept(row.result).get("asked", 0) if row is not None else 0
         if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
             answered += 1  # the review is skipped with its tool
@@ -139,9 +139,10 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
         mine = settled[position if whole else 0]
     verdict: Any = yield from claim_once(run, mine)
     if type(verdict) is Conflict:
-        (anew,) = yield from decide_calls(run, [mine.call])
-        (mine,) = (yield from _ask(run, [mine.call], [anew], config)) if anew.asks else [mine]
-        _, verdict = yield from claim_call(run, mine)
+        mine, verdict = yield from claim_again(run, mine, verdict)
+        if verdict is None:
+            (mine,) = yield from _ask(run, [mine.call], [mine], config)
+            _, verdict = yield from claim_call(run, mine)
     return Pending(run, mine.call, verdict, replaced=_replaced(mine))
 
 

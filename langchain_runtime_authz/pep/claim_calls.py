@@ -43,16 +43,22 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
     """Commit and record a decided call and issue its ticket. After a race, decide it again. Never raises."""
     verdict = yield from claim_once(run, decided)
     if isinstance(verdict, Conflict):
-        return (yield from claim_again(run, decided, verdict))
+        decided, again = yield from claim_again(run, decided, verdict)
+        verdict = again if again is not None else (yield from deny_call(run, decided))
     return decided, verdict
 
 
-def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Decide and claim a call again after others spent its budget or began the same call."""
+def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict | None]]:
+    """Decide and claim a call again after others spent its budget or began the same call.
+
+    Return no verdict if the new decision asks.
+    """
     verdict: Verdict | Conflict = conflict
     tries = RACES
     while isinstance(verdict, Conflict):
         anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
+        if anew.asks:
+            return anew, None
         same = anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing
         if same and (not tries or verdict.code != Code.IN_DOUBT):
             return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
