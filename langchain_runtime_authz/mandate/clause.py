@@ -1,46 +1,433 @@
-"""Find the one way to give each phrase of a clause to an argument of one tool.
+"""Read one clause as calls of one tool.
 
-Nouns are from the tool's name, its arguments and its `intent`. A noun that names an argument decides; else the
-preposition and the kind do.
+A clause is a verb and phrases. A phrase is a preposition, nouns of the tool, and a value: "to the channel #ops". Its nouns
+name its argument. Without nouns, its preposition and the kind of its value do. A clause orders something if each word is
+of a phrase, and there is one way to give each phrase an argument and each required argument a phrase.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise, product
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import product
 from math import prod
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import forms
-from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
-from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Scalar, Span, Step, Text
-from langchain_runtime_authz.mandate.phrases import Phrase
-from langchain_runtime_authz.mandate.vocabulary import Argued, Vocabulary
+from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
+from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Step, Text
+from langchain_runtime_authz.tool_profile import ToolProfile
 
-_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
+MAX_NAME: Final = 128  # characters of a tool's or an argument's name
+_MAX_PHRASES: Final = 8  # of one clause
+_MAX_RUN: Final = 4  # words of one name
 _TRIES: Final = 2000  # assignments looked at
-# What may stand for an argument of a kind; behind a noun that names it, more may.
-_PLAIN: Final = {
-    "principal": "email id name handle word",
-    "url": "url",
-    "object": "id name quote handle hash word run",  # "Cancel 2" may be how many
-    "name": "id name quote hash run",
-    "channel": "hash handle id name quote word",
-    "amount": "money number",
-    "place": "name quote word id common run",
-    "value": "quote",
-    "when": "date",
-    "text": "",
-}
-_NAMEABLE: Final = frozenset({"principal", "object", "name", "channel"})
-_KINDS: Final = {kind: frozenset(of.split()) for kind, of in _PLAIN.items()}
-_NAMED: Final = {
-    **{k: _KINDS[k] | {"word", "number", "email", "quote"} for k in (*_NAMEABLE, "place")},
-    "value": frozenset().union(*_KINDS.values(), {"version"}),
-    "text": frozenset({"quote"}),
-}
+_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
+TARGETS: Final = frozenset({"principal", "object", "name", "channel"})
+
+
+@dataclass(frozen=True, slots=True)
+class Argued:
+    """An argument of a tool, and the words that name it."""
+
+    name: str
+    kind: str  # of the profile, or `when` or `text`
+    words: frozenset[str]
+    role: str
+    required: bool
+    choices: frozenset[str]
+    types: frozenset[str]  # of JSON; empty if the schema does not tell
+
+
+class Phrase(NamedTuple):
+    """A preposition, nouns, and a value or a list of values."""
+
+    marker: str
+    nouns: tuple[str, ...]
+    values: tuple[Token, ...]
+    first: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.values[0].kind
+
+
+def _listed(value: object) -> Sequence[Any] | None:
+    return value if isinstance(value, list | tuple) else None
+
+
+def _mapped(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+class Tool:
+    """A tool's verbs, nouns and arguments in one language."""
+
+    def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
+        self.name, self.profile, self.schema, self.language = name, profile, schema, language
+        self.effect, data = profile.effect, language.data
+        self.arguments: list[Argued] = []
+        self.properties = _mapped(schema.get("properties"))
+        enums = (p["enum"] for p in self.properties.values() if isinstance(p, Mapping) and _listed(p.get("enum")))
+        self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
+        parts = [w.lower() for w in PARTS.findall(name)]
+        verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
+        if verbs == [data["carrier"]]:  # "send_email" is asked for by both
+            verbs += [w for w in parts[1:2] if w in language.verbs]
+        said = profile.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
+        entries = {tuple(i.lower().split()) for i in said} - {()}
+        self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
+        small = language.prepositions.union(language.determiners, data["particles"])
+        self.nouns = {singular(w) for w in parts[1:]} - small
+        # Something is told or noted: words behind it may be what.
+        texts = self.effect == "send" or (self.effect == "write" and (profile.text or profile.free))
+        self.tells = bool(texts) or not {*parts, *(w for e in self.entries for w in e)}.isdisjoint(data["noting"])
+
+    def prepare(self) -> None:
+        """Work out the arguments, once a verb fits."""
+        if self.arguments:
+            return
+        profile, needed = self.profile, _listed(self.schema.get("required"))
+        inner = {n.partition(".")[0] for n in profile.critical if "." in n}
+        kinds = {n: "value" for n in self.properties if isinstance(n, str) and n not in inner.union(profile.free)}
+        kinds |= {n: k for n, k in profile.critical.items() if "." not in n}
+        kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
+        self.apart = {"principal", "object"} <= {*kinds.values()}
+        self.alone = sum(kind in TARGETS for kind in kinds.values()) == 1
+        self.arguments = [self._argued(name, kind, needed) for name, kind in kinds.items()]
+        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
+        self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - self.language.closed
+        self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
+        self.words = (self.core | self.labels) - self.language.closed
+        self.texts = {a.name for a in self.arguments if a.kind == "text"}
+        self.spoken = frozenset[str]().union(*(a.words for a in self.arguments if a.kind == "text"))
+        small = self.language.stops | self.language.determiners | self.language.prepositions
+        self.choices = {word: choice for word, choice in self.offers.items() if word not in small}
+        self.counts = any(a.role == "count" for a in self.arguments)
+        # "5 replicas" is an amount of them, but "22 ports" is not the port 22.
+        counted = (a for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count"))
+        self.counted = frozenset[str]().union(*(a.words for a in counted))
+
+    def _argued(self, name: str, kind: str, needed: Sequence[Any] | None) -> Argued:
+        data, words = self.language.data, {*words_of(name)}
+        roles = [r for r, (of, said) in data["roles"].items() if kind in (of or kind).split() and words & {*said}]
+        role = roles[0] if roles else "start" if kind == "when" and len(self.profile.when) == 1 else ""
+        role = "" if role == "container" and self.alone else role
+        given = _mapped(self.properties.get(name))
+        options = [given, *map(_mapped, _listed(given.get("anyOf")) or ())]
+        types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
+        required = name in needed if needed is not None else kind not in {"when", "text"} and role != "named_only"
+        choices = frozenset(c for c in _listed(given.get("enum")) or () if isinstance(c, str))
+        return Argued(name, kind, frozenset((*words, kind)), role, required, choices, types)
+
+
+class Clause:
+    """What stands behind the verb of one tool. `single`: it is not one of several parts."""
+
+    def __init__(
+        self, tool: Tool, verb: str, tokens: Sequence[Token], text: str, strange: AbstractSet[str], *, single: bool
+    ) -> None:
+        self.tool, self.text, self.single, self.language = tool, text, single, tool.language
+        self.data = self.language.data
+        self.to, self.of = self.data["setting"][0], self.data["parting"][0]
+        self.told, self.relative = verb in self.data["tellings"], verb in self.data["relative"]
+        self.moving, self.dative = verb in self.data["moving"], verb in self.data["datives"]
+        self.strange = strange - tool.words  # "to my notebook Home" names nobody
+        self.tokens, self.at = [*tokens, Token("end", "", 0, 0)], 0
+        self.found: list[Phrase] = []
+        self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"
+
+    def steps(self, digest: str) -> list[Step]:
+        """Return what is ordered: several steps for a list of objects, none if a word is left over."""
+        while self.tokens[self.at].kind != "end":
+            said = self._match("dictation")
+            taken = self._spoken(said) if said else self._phrase()
+            if not taken or len(self.found) > _MAX_PHRASES:
+                return []
+        return [self._step(bound, digest) for bound in self._bind()]
+
+    # --- phrases
+
+    def _match(self, phrases: str, ahead: int = 0) -> int:
+        return self.language.match(phrases, self.tokens, self.at + ahead)
+
+    def _add(self, marker: str, nouns: Sequence[str], *values: Token, first: bool = False) -> bool:
+        self.found.append(Phrase(marker, tuple(nouns), values, first))
+        return True
+
+    def _quote(self, begin: int, end: int, kind: str) -> Token:
+        start, stop = self.tokens[begin].start, self.tokens[end - 1].end
+        return Token(kind, self.text[start:stop], start, stop)
+
+    def _spoken(self, by: int) -> bool:
+        """Read dictated words: quoted, or to the end of the clause without an aside or a time of the order."""
+        token, behind, rest = self.tokens[self.at], self.at + by, self.tokens[self.at + by : -1]
+        if not rest or (self.found and not self.found[-1].values and token.lower in self.data["relatives"]):
+            return False  # "the message that Carol wrote"
+        if rest[0].kind == "quote":
+            self.at = behind + 1
+            return self._add("dictation", (), rest[0])
+        colon = self.tokens[behind - 1].kind == "colon"
+        aside = any(not re.search(r"\w|," if colon else r"\w", t.text[:2]) for t in rest)
+        timed = not colon and any(t.kind == "date" or t.lower in self.data["times"] for t in rest[-2:])
+        if aside or timed or self.tool.effect not in {"send", "write"} or not self.tool.texts:
+            return False
+        self.at = len(self.tokens) - 1
+        return self._add("dictation", (), self._quote(behind, self.at, "open"))
+
+    def _phrase(self) -> bool:
+        tool, data, begin = self.tool, self.data, self.at
+        token, aside = self.tokens[begin], begin in {0, len(self.tokens) - 2}
+        if aside and token.lower in tool.offers and token.lower in data["particles"]:  # "turn the light off"
+            self.at += 1
+            return self._add("", (), token._replace(kind="choice", text=tool.offers[token.lower]))
+        joined = self._match("separators") if self.found else 0
+        self.at += joined
+        token = self.tokens[self.at]
+        marker = token.lower if token.kind == "word" and token.lower in self.language.prepositions else ""
+        self.at += bool(marker)
+        idle = self.found[-1] if self.found and not self.found[-1].values else None
+        called = self.found.pop().nouns if idle and marker in data["naming"] else ()  # "the service called X"
+        determiner = lower if (lower := self.tokens[self.at].lower) in self.language.determiners else ""
+        self.at += bool(determiner)
+        nouns: list[str] = []
+        while self._noun():
+            nouns.append(singular(self.tokens[self.at].lower))
+            self.at += 1
+        labelled, behind = bool(nouns), self.at
+        nouns = [*called, *data["naming"].get(marker, ()), *nouns]
+        if joined and tool.spoken.isdisjoint(nouns):
+            return False  # "the file a.txt, Carol"
+        said = self._match("dictation") if labelled or determiner else 0
+        colon = self.tokens[self.at].kind == "colon" and not (nouns and tool.labels.isdisjoint(nouns))
+        self.at += said if colon or self.tokens[self.at + said].kind == "quote" else 0
+        values = self._values(marker, labelled=labelled, determined=bool(determiner))
+        if not values:
+            self.at = behind
+            return labelled and not marker and self._add("", nouns, first=begin == 0)
+        if (idle and not (marker or nouns)) or (marker == self.of and not (idle and self._named(idle))):
+            return False  # "the report R-1 of Bob" tells which one, and not to whom
+        if determiner in data["indefinite"] and values[0].kind != "quote":
+            return False  # "a Math course" is one of many
+        return (
+            self._trailing(values, nouns, determined=bool(determiner))
+            and self._add(marker, nouns, *values, first=begin == 0)
+            and self._counted(self.found[-1])
+        )
+
+    def _noun(self) -> bool:
+        """Return True at a noun of the tool: "SQL" may be one, "Bob" is not."""
+        token = self.tokens[self.at]
+        plain = token.kind == "word" or (token.kind == "name" and token.text.isupper())
+        return plain and singular(token.lower) in self.tool.words and not self._choice(token)
+
+    def _choice(self, token: Token) -> str:
+        """Return the choice of the schema that a word is. "Public" in "the page Public Home" is none."""
+        named = token.kind not in {"word", "name"} or (token.text[:1].isupper() and not token.text.isupper())
+        return "" if named else self.tool.choices.get(token.lower, self.tool.choices.get(singular(token.lower), ""))
+
+    def _trailing(self, values: Sequence[Token], nouns: list[str], *, determined: bool) -> bool:
+        """Read the noun behind a value: "the C-1 car", "5 replicas", but never a count of things as one of them."""
+        token, kind = self.tokens[self.at], values[0].kind
+        if kind == "run" and singular(last := values[0].lower.split()[-1]) in self.tool.labels:
+            nouns.append(last)  # "the garage door"
+            return singular(last) == last
+        noun = singular(token.lower)
+        if token.kind != "word" or noun not in self.tool.words:
+            return True
+        nouns.append(noun)
+        self.at += 1
+        fits = determined and noun == token.lower and noun not in self.tool.spoken
+        return noun in self.tool.counted if kind == "number" else fits
+
+    def _counted(self, phrase: Phrase) -> bool:
+        """Read what a number is in or counts: "45 EUR", "3 ETH", "3 toner cartridges"."""
+        money, token, begin = phrase.values[0], self.tokens[self.at], self.at
+        if phrase.kind == "money" and "currency" in self.tool.labels:
+            code = re.sub(NUMBER, "", money.text).strip()
+            start = money.start + money.text.index(code)
+            self._add("", ["currency"], Token("word", self.data["currencies"][code], start, start + len(code)))
+        elif phrase.kind != "number":
+            return True
+        elif token.kind == "name" and "currency" in self.tool.labels and re.fullmatch("[A-Z]{2,5}", token.text):
+            self.at += 1
+            self._add("", ["currency"], token)
+        elif not (phrase.marker or phrase.nouns):
+            while self.tokens[self.at].kind == "word" and self.language.value(self.tokens[self.at]):
+                self.at += 1
+            if counted := self.tokens[begin : self.at]:
+                self._add("", (), self._quote(begin, self.at, "counted"))
+            return len(counted) <= _MAX_RUN and self.language.verbs.isdisjoint(t.lower for t in counted)
+        return True
+
+    def _values(self, marker: str, *, labelled: bool, determined: bool) -> list[Token]:
+        """Return a value, or a list of values that are not names: "the board Sales and Marketing" may be one."""
+        values: list[Token] = []
+        gap = 0
+        while gap or not values:
+            token, after = self._value(self.at + gap, marker, labelled=labelled, determined=determined)
+            if token is None or (values and token.kind != values[0].kind):
+                break
+            values.append(token)
+            self.at = after
+            gap = self._match("separators")
+            gap += self._match("separators", gap) if gap else 0
+            if gap and token.kind in {"name", "run", "word", "choice"}:
+                return []
+        return values
+
+    def _plain(self, token: Token) -> bool:
+        """Return True for a word of a name. A verb is one only behind a noun."""
+        verb = token.kind == "word" and token.lower in self.language.verbs
+        return token.kind in {"word", "name"} and self.language.value(token) and not verb
+
+    def _value(self, at: int, marker: str, *, labelled: bool, determined: bool) -> tuple[Token | None, int]:
+        token, pay = self.tokens[at], self.tool.effect == "pay"
+        if choice := self._choice(token):
+            return (token._replace(kind="choice", text=choice) if marker == self.to else None), at + 1
+        told = labelled or (marker and marker not in self.data["setting"])
+        if not self.language.value(token) or not (told or token.kind != "word" or self._plain(token)):
+            return None, at
+        after = at + 1
+        while self._plain(token) and self._plain(self.tokens[after]):
+            after += 1
+        if after > at + 1:
+            said = " ".join(t.text for t in self.tokens[at:after])
+            named = all(t.kind == "name" for t in self.tokens[at:after])  # "Ana Smith", but "porch light"
+            token = self._quote(at, after, "name" if named else "run")
+            first = not pay and all(p.kind == "choice" for p in self.found if p.values)
+            fine = named or ((labelled or marker or first) and self.tokens[after].kind != "number")
+            return (token if fine and after - at <= _MAX_RUN and said == token.text else None), after
+        if token.kind == "word" and not labelled:
+            paid = any(t.kind == "money" for t in self.tokens)
+            alone = at == 0 and (paid or (self.single and not pay))  # "pay bob 45 eur"
+            if token.lower in self.strange or determined or not (alone or marker):
+                return None, at
+        return token, after
+
+    # --- arguments
+
+    def _named(self, phrase: Phrase) -> list[Argued]:
+        """Return the arguments that the phrase's nouns name."""
+        tool, nouns = self.tool, {*phrase.nouns}
+        named = [a for a in tool.arguments if a.words & nouns]
+        if named or not phrase.values or not tool.alone or not nouns or nouns != tool.nouns:
+            return named
+        return [a for a in tool.arguments if a.kind in {"object", "name"}]  # "the leave 12" is its id
+
+    def _bind(self) -> list[dict[str, Phrase]]:
+        """Return the one assignment of all phrases to arguments. `""` is the dictated text.
+
+        A list for an argument that takes one value makes several assignments, but never shares an amount.
+        """
+        tool, idle = self.tool, [p for p in self.found if not p.values]
+        used, arguments = [p for p in self.found if p.values], {a.name: a for a in self.tool.arguments}
+        self.pending = {a.name for p in idle for a in self._named(p) if a.kind != "text"}
+        (head, *more) = self.found or [Phrase("", (), ())]
+        nouns = {*head.nouns, *(n for p in more[:1] if not head.values and p.marker == self.of for n in p.nouns)}
+        left = used and idle and self.found[-1] is idle[-1] and self._named(idle[-1])  # a noun without its value
+        if tool.nested or left or (head.nouns and not head.marker and tool.nouns and tool.nouns.isdisjoint(nouns)):
+            return []  # "Publish the course" does not publish its grades, but "the heat of the oven" is of the oven
+        options = [[a.name for a in tool.arguments if self._fits(a, p)] for p in used]
+        for n, phrase in enumerate(used):
+            quote = phrase.kind == "quote" and len(phrase.values) == 1 and phrase.marker in {"dictation", ""}
+            quote = quote and not self._named(phrase) and tool.core.issuperset(phrase.nouns)
+            options[n] += [""] if phrase.kind == "open" or (quote and tool.texts) else []
+        if prod(map(len, options)) > _TRIES:
+            return []
+        # A payment may go without a text, but who is told is told something.
+        needed = {a.name for a in tool.arguments if a.required and (a.kind != "text" or tool.effect != "pay")}
+        needed |= self.pending | (tool.texts if self.told else set())
+        ways = [way for way in product(*options) if len({*way}) == len(way)]
+        ways = [way for way in ways if (needed - tool.texts if "" in way else needed).issubset(way)]
+        if len(ways) != 1:
+            return []
+        found = dict(zip(ways[0], used, strict=True))
+        bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
+        if not bare <= (tool.core if used else {*words_of(tool.name)} & tool.core) or not (used or bare):
+            return []  # a verb alone orders nothing
+        if any(a.kind == "object" or not found for a in tool.arguments if a.kind in TARGETS and a.name not in found):
+            return []  # "Export my data" does not mean all of it
+        several = [n for n, p in found.items() if len(p.values) > 1 and "array" not in arguments[n].types]
+        kinds = {arguments[n].kind for n in found if n} if several else set()
+        if len(several) > 1 or "amount" in kinds or not {arguments[n].kind for n in several} <= TARGETS:
+            return []  # one event is not at two places
+        return [{**found, n: found[n]._replace(values=(v,))} for n in several for v in found[n].values] or [found]
+
+    def _fits(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
+        data, marker, kind, role, effect = self.data, phrase.marker, argument.kind, argument.role, self.tool.effect
+        texts, named = {v.text for v in phrase.values}, argument in self._named(phrase)
+        new = bool(self.pending) and marker in data["setting"] and not phrase.nouns
+        if new != (argument.name in self.pending) or (new and (kind in TARGETS or self.dative)):
+            return False  # the new value of one is not of another
+        if (phrase.nouns and not named) or (argument.choices and not texts <= argument.choices):
+            return False
+        if phrase.kind == "choice":
+            return bool(argument.choices)
+        if phrase.kind == "counted":
+            return kind == "object" and not role and self.tool.counts
+        if phrase.kind not in {"number", "money"} and argument.types and argument.types <= _COUNTS:
+            return False
+        kinds = [data["kinds"][kind], data["kinds"].get(role, ""), data["named"].get(kind, "") if named or new else ""]
+        if not {*" ".join(kinds).split()}.issuperset(v.kind for v in phrase.values):
+            return False
+        if named and self.relative and not marker and (kind == "value" or not phrase.first):
+            return False  # a new value stands behind "to"
+        if kind == "amount" and not self._measured(argument, phrase, named=named, new=new):
+            return False
+        if new or (kind in TARGETS and role != "goal" and marker == self.of):
+            return new or (argument.required and not (kind == "principal" and effect in {"pay", "send"}))
+        if not named and not self._meant(argument, phrase):
+            return False
+        if role == "start" and marker == self.to and not self.moving:
+            return False
+        place = marker or ("first" if phrase.first or phrase.nouns else "later")
+        labels = [*self._places("labelled", kind), *data["naming"]] if named and role != "source" else []
+        return place in [*self._places(role, kind), *labels]
+
+    def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
+        """Return True if a number may be this amount: a new one, a counted one, or one of a payment."""
+        new |= named and phrase.marker == self.to
+        if len(phrase.values) > 1 or (phrase.kind == "money" and argument.words.isdisjoint(self.data["moneyed"])):
+            return False
+        if new or self.tool.effect == "pay":
+            return new or named or phrase.first or phrase.kind == "money"
+        plain = phrase.kind == "number" and not phrase.marker and not self.relative
+        return named and plain and self.tool.counted.issuperset(phrase.nouns)
+
+    def _meant(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True if a value without a noun may be this argument: somebody is not a thing."""
+        kind, marker, effect = argument.kind, phrase.marker, self.tool.effect
+        if kind == "channel":
+            return bool(marker) or phrase.kind == "hash"
+        if argument.role == "container":
+            return bool(marker) and any(p.nouns for p in self.found)
+        if effect == "read" and kind in TARGETS:  # other tools may have one of that name
+            return argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
+        if kind == "principal" and not (
+            argument.required if effect == "pay" else effect == "send" or phrase.kind != "word"
+        ):
+            return False
+        told = kind in {"principal", "object"} and (self.tool.apart or (kind, effect) == ("object", "pay"))
+        return not told or all(_somebody(v) == (kind == "principal") for v in phrase.values)
+
+    def _places(self, *names: str) -> Sequence[str]:
+        """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""
+        places, effect = self.data["places"], self.tool.effect
+        keys = (f"{key}{of}" for key in (" ".join(names), *names) for of in (f" {effect}", ""))
+        return next(places[key].split() for key in keys if key in places)
+
+    def _step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
+        """Return the step: values with their spans, and the dictated words for texts."""
+        args: dict[str, Argument] = {}
+        for argument in self.tool.arguments:
+            name, text = argument.name, argument.kind == "text"
+            if (phrase := bound.get(name, bound.get("") if text else None)) is not None:
+                args[name] = Text(quote=(phrase.values[0].text,)) if text else _const(argument, phrase, digest)
+        return Step(id="?", tool=self.tool.name, args=args)
 
 
 def _somebody(token: Token) -> bool:
@@ -50,208 +437,14 @@ def _somebody(token: Token) -> bool:
     return token.kind in {"email", "name", "word", "handle"}
 
 
-class Tool(Vocabulary):
-    """A tool, and how its arguments take the phrases of a clause."""
-
-    def bind(self, phrases: Sequence[Phrase], verb: str) -> list[dict[str, Phrase]]:
-        """Return the one assignment of all phrases to arguments. `""` is the dictated text.
-
-        A list for an argument that takes one value makes several assignments, but never shares an amount.
-        """
-        data = self.language.data
-        self.dative, self.relative, self.moving = (verb in data[n] for n in ("datives", "relative", "moving"))
-        idle, used = [p for p in phrases if not p.values], [p for p in phrases if p.values]
-        pending = {a.name for p in idle for a in self._named(p)}
-        foreign = {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}
-        self.waiting = frozenset(pending)
-        pending = foreign or pending
-        if not phrases or phrases[0].marker in data["parting"]:
-            return []
-        if any(q.marker in data["parting"] and (p.values or not self._named(p)) for p, q in pairwise(phrases)):
-            return []  # "the report R-1 of Bob" tells which one, and not to whom
-        meant = {n for p in phrases[:1] if not p.marker for n in p.nouns}
-        if meant and not phrases[0].values and phrases[1:] and phrases[1].marker in data["parting"]:
-            meant.update(phrases[1].nouns)  # "the heat of the oven"
-        if meant and self.nouns and meant.isdisjoint(self.nouns):
-            return []  # "Publish the course" does not publish its grades
-        used += [self._currency(p) for p in used if p.kind == "money" and self.currency]
-        described = any(p.nouns or (p.values and p.kind == "version") for p in phrases)
-        spoken = {a.name for a in self.arguments if a.required and a.kind != "text"}  # what dictated words do not fill
-        needed = spoken | {
-            a.name for a in self.texts if verb in data["tellings"] or (a.required and self.effect != "pay")
-        }
-        options: list[list[str]] = []
-        for phrase in used:
-            fit = [a.name for a in self.arguments if self._fits(a, phrase, pending, described=described)]
-            if foreign and phrase.marker in data["setting"] and not phrase.nouns:
-                fit = [name for name in fit if name in foreign]  # "set the status to closed"
-            options.append([*fit, ""] if self._spoken(phrase) else fit)
-        if self.nested or prod(map(len, options)) > _TRIES:
-            return []
-        ways = (way for way in product(*options) if len({*way}) == len(way))
-        complete = [way for way in ways if (spoken if "" in way else needed).issubset(way)]
-        if len(complete) != 1:
-            return []
-        found, kinds = dict(zip(complete[0], used, strict=True)), {a.name: a for a in self.arguments}
-        bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
-        several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
-        shared = several and any(n and kinds[n].kind == "amount" for n in found)
-        shared = shared or any(kinds[n].kind not in _NAMEABLE for n in several)  # one event is not at two places
-        targets = [a for a in self.arguments if a.kind in _NAMEABLE and not a.required and a.name not in found]
-        if targets and (not found or any(a.kind == "object" for a in targets)):
-            return []  # "Export my data" does not mean all of it
-        # A verb alone orders nothing, and a noun that only names an argument wants a value.
-        if not used and not bare <= {*words_of(self.name)}:
-            return []
-        if not (bare <= self.core and (used or bare)) or len(several) > 1 or shared:
-            return []
-        return [{**found, n: replace(found[n], values=(v,))} for n in several for v in found[n].values] or [found]
-
-    def _currency(self, phrase: Phrase) -> Phrase:
-        """Return the currency of a phrase of money as a phrase of its own."""
-        money = phrase.values[0]
-        code = re.sub(NUMBER, "", money.text).strip()
-        start = money.start + money.text.index(code)
-        return Phrase(
-            "", ("currency",), (Token("word", self.language.data["currencies"][code], start, start + len(code)),)
-        )
-
-    def vague(self, bound: Mapping[str, Phrase]) -> bool:
-        """Return True if something is named without saying what it is: other tools may have one of that name."""
-        for argument in self.arguments:
-            phrase = bound.get(argument.name)
-            if phrase is None or phrase.nouns:
-                continue
-            paths = argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
-            somebody = argument.kind == "principal" and self.effect not in {"pay", "send"}
-            if somebody or (argument.kind in {"object", "name"} and not paths):
-                return True
-        return False
-
-    def _named(self, phrase: Phrase) -> list[Argued]:
-        """Return the arguments that the phrase's nouns name."""
-        named = [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
-        targets = [a for a in self.arguments if a.kind in _NAMEABLE]
-        if named or len(targets) != 1 or not phrase.values or {*phrase.nouns} != self.nouns or not self.nouns:
-            return named
-        generic = {*self.language.data["arguments"]["generic"]}
-        return [a for a in targets if not generic.isdisjoint(a.words)]  # "the user session 12" is its id
-
-    def _spoken(self, phrase: Phrase) -> bool:
-        if phrase.marker == "open":
-            return True
-        if not self.texts or phrase.kind != "quote" or len(phrase.values) > 1 or self._named(phrase):
-            return False
-        return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
-
-    def _fits(self, argument: Argued, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
-        """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
-        data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
-        named, texts = self._named(phrase), {v.text for v in phrase.values}
-        if marker == "choice":
-            return texts <= {*argument.choices}
-        if marker == "counted":
-            return kind == "object" and not role and self.counts
-        if marker == "open":
-            return False
-        linked = marker in data["setting"] or marker == "dictation"
-        linked &= not (self.dative and marker == data["setting"][0])  # "grant editor to jdoe"
-        marker = "" if marker == "dictation" and not self.texts else marker
-        countable = phrase.kind in {"number", "money"} or not argument.types or not argument.types <= _COUNTS
-        chosen = not argument.choices or texts <= {*argument.choices}
-        if marker == "dictation" or (phrase.nouns and argument not in named) or not (countable and chosen):
-            return False
-        if named and self.relative and not marker and (kind == "value" or not phrase.first):
-            return False  # a new value stands behind "to"
-        # "Give X access to Y": if no noun tells the roles, a person is not taken for a thing.
-        told = named or (kind == "object" and role == "container" and marker)
-        doubtful = (
-            kind in {"principal", "object"} and not told and (self.apart or (kind, self.effect) == ("object", "pay"))
-        )
-        if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
-            return False
-        set_to = argument.name in pending and not phrase.nouns and linked
-        kinds = (_NAMED if named or set_to else _KINDS).get(kind, _KINDS[kind])
-        kinds = kinds | {"number", "version", "id"} if role == "version" else kinds
-        if not kinds.issuperset(v.kind for v in phrase.values) or (role == "count" and phrase.kind == "money"):
-            return False
-        if kind in _NAMEABLE and argument.name in self.waiting and not named and marker not in {"", *data["naming"]}:
-            return False  # "the courier of Bob" is not Bob
-        if kind == "principal" and not named and not self._somebody_here(argument, phrase):
-            return False
-        if role == "start" and marker == data["setting"][0] and not self.moving:
-            return False
-        if kind == "amount" and not self._measured(argument, phrase, named=bool(named), pending=set_to):
-            return False
-        if set_to:
-            return True
-        place = marker or ("first" if phrase.first or phrase.nouns else "later")
-        if kind in _NAMEABLE and role != "goal" and marker == data["parting"][0]:
-            # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
-            sent = kind == "principal" and self.effect in {"pay", "send"}  # "the report of the reader Kim"
-            return (
-                described and argument.required and not sent and (argument.name not in pending or kind == "principal")
-            )
-        if named and role != "source":
-            return place in {*self._places("labelled", kind), *self._places(role, kind), *data["naming"]}
-        if kind == "channel" and not marker and phrase.kind != "hash":
-            return False
-        if role == "container" and kind == "object":
-            # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
-            return place in self._places(role) if marker and described else place in self._places(kind) and self.alone
-        return place in self._places(role, kind)
-
-    def _somebody_here(self, argument: Argued, phrase: Phrase) -> bool:
-        """Return True if a value may be this person: a carrier or an owner is another, a plain word rarely one."""
-        if phrase.kind in {"word", "common"} and self.effect not in {"pay", "send"}:
-            return False
-        if self.effect == "pay" and not argument.required:
-            return False  # "Order 3 pens to Bob" does not make him the supplier
-        others = any(a is not argument and a.required and a.kind in {"place", "principal"} for a in self.arguments)
-        return not others or phrase.marker not in self.language.data["parting"]
-
-    def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, pending: bool) -> bool:
-        """Return True if a number may be this amount: it is labelled or counted, or stands behind the verb of a payment."""
-        if phrase.kind == "money":
-            return not argument.words.isdisjoint(self.language.data["moneyed"]) and (
-                pending or self.effect == "pay" or (named and phrase.marker in self.language.data["setting"])
-            )
-        counted = named and not phrase.marker and not self.relative and self.counted.issuperset(phrase.nouns)
-        if self.effect == "pay":
-            return named or pending or phrase.first
-        return counted or pending or (named and phrase.marker in self.language.data["setting"])
-
-    def _places(self, *names: str) -> Sequence[str]:
-        """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""
-        places = self.language.data["places"]
-        keys = (f"{key}{effect}" for key in (" ".join(names), *names) for effect in (f" {self.effect}", ""))
-        return next(places[key].split() for key in keys if key in places)
-
-    def step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
-        """Return the step: values with their spans, and the dictated words for texts."""
-        args: dict[str, Argument] = {}
-        for argument in self.arguments:
-            phrase = bound.get(argument.name, bound.get("") if argument.kind == "text" else None)
-            if phrase is not None and argument.kind == "text":
-                args[argument.name] = Text(quote=(phrase.values[0].text,))
-            elif phrase is not None:
-                args[argument.name] = self._const(argument, phrase, digest)
-        return Step(id="?", tool=self.name, args=args)
-
-    @staticmethod
-    def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
-        said, _, noun = phrase.values[0].text.rpartition(" ")
-        if phrase.kind == "run" and singular(noun.lower()) in argument.words and not argument.array:
-            return OneOf(values=(phrase.values[0].text, said))  # "the garage door" is "garage" or "garage door"
-        values: list[Scalar] = []
-        start, end = phrase.values[0].start, phrase.values[-1].end
-        for token in phrase.values:
-            number = re.search(NUMBER, token.text) if token.kind in {"money", "number"} else None
-            read = read_number(number[0]) if number else None
-            if number is None or read is None:
-                values.append(token.text)
-            else:
-                values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)
-                if len(phrase.values) == 1 and token.end - token.start == len(token.text):
-                    start, end = token.start + number.start(), token.start + number.end()
-        return Const(value=tuple(values) if argument.array else values[0], said=Span(digest, start, end))
+def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
+    """Return the value and where it stands, or both readings of "the garage door"."""
+    values, array = tuple(v.text for v in phrase.values), "array" in argument.types
+    if argument.kind == "amount":
+        number = re.findall(NUMBER, values[0])[0]
+        start = phrase.values[0].start + values[0].index(number)
+        return Const(value=read_number(number) or 0, said=Span(digest, start, start + len(number)))
+    said, _, noun = values[0].rpartition(" ")
+    if phrase.kind == "run" and singular(noun.lower()) in argument.words and not array:
+        return OneOf(values=(values[0], said))
+    return Const(value=values if array else values[0], said=Span(digest, phrase.values[0].start, phrase.values[-1].end))

@@ -13,17 +13,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import dropwhile, pairwise, takewhile
+from itertools import pairwise
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.clause import Tool
+from langchain_runtime_authz.mandate.clause import MAX_NAME, TARGETS, Clause, Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Const, Dropped, Mandate, Step, Text
-from langchain_runtime_authz.mandate.phrases import Reader
-from langchain_runtime_authz.mandate.vocabulary import MAX_NAME
+from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step, Text
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
@@ -38,14 +36,8 @@ _MATERIAL: Final = re.compile(
 _POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # no ":" above
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
-
-
-class _Way(NamedTuple):
-    """The steps that one tool reads in a clause."""
-
-    steps: list[Step] = []  # noqa: RUF012  (never changed)
-    vague: bool = False  # they do not say what they name; another tool may have something of that name
-    dictated: bool = False  # their text goes on to the end of the clause, without quotes
+_SAME: Final = "two orders concern the same target"
+_FIRST: Final = "it may hang on what is done first"
 
 
 class _UnclearError(Exception):
@@ -104,7 +96,7 @@ class _Turn:
     def __init__(
         self, language: Language, profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        self.language = language
+        self.language, self.data = language, language.data
         tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
@@ -112,20 +104,16 @@ class _Turn:
         ]
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
-        verbs = {entry[0] for tool in self.tools for entry in tool.entries}
-        self.verbs = language.verbs | verbs | {*language.data["reads"]}
+        self.verbs = language.verbs.union(self.data["reads"], (e[0] for t in self.tools for e in t.entries))
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
-        self.labels = frozenset(word for name in named for word in words_of(name)).union(language.data["headings"])
-        said = language.prepositions | {"and", "then", "also"}
-        self.ends = said | self.labels | {c for t in self.tools for c in t.offers}  # no name behind a comma
+        self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
         self.nouns = self.labels.union(*(t.nouns for t in self.tools))
-        self.small = {*language.prepositions, *language.determiners, *language.data["numerals"], "and"}
-        self.deeds: list[Step] = []
-        self.hits: list[tuple[Tool, set[str]]] = []  # what the clauses concern
+        self.small = {*language.prepositions, *language.determiners, *self.data["numerals"], "and"}
+        self.kept: list[tuple[Tool, Step]] = []
         self.checked = False  # something is checked before what is ordered
         self.orders = 0  # clauses that order something
         self.untold = False  # something is to be told or noted, and the words do not say what
-        self.open = False  # unquoted dictation goes on to the end of the turn
+        self.open = False  # words without quotes are dictated, or a name; what follows may be of them
         self.text, self.digest = "", ""  # of which a sentence is read
 
     def read(self, texts: Sequence[str]) -> Compiled:
@@ -133,75 +121,64 @@ class _Turn:
         dropped: list[Dropped] = []
         for self.text in texts:
             self.digest = content_digest(self.text)
-            sentences = self._sentences()
-            if len(sentences) > MAX_LINES:
+            at, tokens = 0, [*self._framed(), Token("end", "", len(self.text), len(self.text))]
+            ends = [n for n, token in enumerate(tokens) if token.kind == "end"]
+            if len([end for end in ends if end and tokens[end - 1].kind != "end"]) > MAX_LINES:
                 return _nothing(self.text, _LONG)
-            for at, (sentence, mark) in enumerate(sentences):
+            for end in ends:
+                sentence, mark = tokens[at:end], tokens[end].text
                 try:
                     if at and self._labelled(sentence[:2]):
                         raise _UnclearError("it may belong to the sentence before it")
                     self._sentence(sentence, mark)
                 except _UnclearError as exc:
-                    dropped += _nothing(self.text[sentence[0].start : sentence[-1].end], str(exc)).dropped
-        if dropped:
-            return Compiled(None, tuple(dropped))
-        try:
-            steps = self._steps()
-        except _UnclearError as exc:
-            return _nothing(self.text, str(exc))
-        return Compiled(Mandate(steps=steps, source="words") if steps else None, ())
+                    start, stop = tokens[at].start, tokens[max(at, end - 1)].end
+                    dropped += _nothing(self.text[start:stop], str(exc)).dropped
+                at = end + 1
+        steps: dict[tuple[object, ...], Step] = {}
+        for tool, step in self.kept:
+            if tool.profile.ordered:
+                steps.setdefault((step.tool, *_said(step).items()), step)  # the same order twice is one
+        numbered = [step.model_copy(update={"id": f"{n}"}) for n, step in enumerate(steps.values(), 1)]
+        return Compiled(
+            None if dropped or not steps else Mandate(steps=tuple(numbered), source="words"), tuple(dropped)
+        )
 
     # --- sentences
 
-    def _sentences(self) -> list[tuple[list[Token], str]]:
-        """Return the sentences with their marks."""
-        found: list[tuple[list[Token], str]] = []
-        sentence: list[Token] = []
-        for token in [*self._framed(), Token("end", "", len(self.text), len(self.text))]:
-            if token.kind != "end":
-                sentence.append(token)
-                continue
-            if sentence or "?" in token.text:  # a question mark of its own
-                found.append((sentence or [token], token.text))
-            sentence = []
-        return found
-
     def _framed(self) -> list[Token]:
         """Return the tokens. The rest of the text behind "this query:" or "Body:" is one quotation."""
-        tokens, language, end = list(self.language.tokens(self.text)), self.language, len(self.text.rstrip())
-        for at, colon in enumerate(tokens[:-1], 1):
-            framing = self._untailed(tokens[: at - 1]) if colon.kind == "colon" else []
-            if not framing or (noun := singular(framing[-1].lower)) not in language.framed:
+        tokens, end = list(self.language.tokens(self.text)), len(self.text.rstrip())
+        for at, colon in enumerate(tokens[1:-1], 2):
+            if colon.kind != "colon" or singular(tokens[at - 2].lower) not in self.language.framed:
                 continue
-            rest = list(dropwhile(lambda t: t.kind == "end", tokens[at:])) or [colon]
             start = end - len(self.text[colon.end : end].lstrip())
-            apart = at < 3 or tokens[at - 3].kind == "end" or "\n" in self.text[colon.end : start]  # noqa: PLR2004
-            several = any(t.kind == "end" for t in rest[:-1])
-            speech = noun in language.data["speech"]
-            if rest[0].kind == "quote" or (speech and language.stop(rest)) or (several and not apart):
+            rest = [t for t in tokens[at:] if t.start >= start]
+            several = any(t.kind == "end" for t in rest[:-1]) and "\n" not in self.text[colon.end : start]
+            if not rest or rest[0].kind == "quote" or several or self.language.stop(rest):
                 break
-            return [*framing, colon, Token("quote", self.text[start:end], start, end)]
+            return [*tokens[:at], Token("quote", self.text[start:end], start, end)]
         return tokens
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
-        language = self.language
-        if "?" in mark and not self._requested(tokens):
+        language, opened = self.language, self._opened(tokens)
+        asked = any(language.match("requests", tokens, at) for at in range(opened)) and opened < len(tokens)
+        if "?" in mark and not asked:
             raise _UnclearError("it is a question")
         if ".." in mark:
             raise _UnclearError("it trails off")
-        if self._courteous(tokens):
+        if not tokens or self._opened(tokens, 0, "courtesies") == len(tokens):
             return
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
-        for token in tokens[self._opened(tokens) + 1 :]:
+        for token in tokens[opened + 1 :]:
             if token.text[:1].isupper() and token.lower in self.small:
                 raise _UnclearError(f"`{token.text}` may be part of a name")
-        clauses = list(self._clauses(tokens))
-        if "?" in mark and not all(any(language.definite(t) for t in clause) for clause in clauses):
-            raise _UnclearError("it may ask what is possible")
-        for clause in clauses:
+        for clause in self._clauses(tokens, opened):
+            if "?" in mark and not any(map(language.definite, clause)):
+                raise _UnclearError("it may ask what is possible")
             self._clause(clause)
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
@@ -211,118 +188,113 @@ class _Turn:
             at += at < len(tokens) and tokens[at].text == ","
         return at
 
-    def _courteous(self, tokens: Sequence[Token]) -> bool:
-        """Return True if the tokens are greetings, thanks and the like, and nothing else."""
-        return self._opened(tokens, 0, "courtesies") == len(tokens)
-
-    def _requested(self, tokens: Sequence[Token]) -> bool:
-        """Return True for a question that is a polite order ("Could you …?")."""
-        opened = self._opened(tokens)
-        return opened < len(tokens) and any(self.language.match("requests", tokens, at) for at in range(opened))
-
-    def _clauses(self, tokens: list[Token]) -> Iterator[list[Token]]:
+    def _clauses(self, tokens: list[Token], at: int) -> Iterator[list[Token]]:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
-        begin, at, open_ = 0, self._opened(tokens), False
+        begin, unended = 0, False  # neither dictated words nor a name have an end without quotes
         while at < len(tokens):
             gap = self.language.match("separators", tokens, at)
             verb = self._opened(tokens, at + gap)
-            begins = gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2])
-            dictated = self.language.match("dictation", tokens, at)
-            dictated = dictated or int(tokens[at].lower in self.language.data["naming"])
-            if dictated and at > begin:
-                at += dictated
-                open_ = open_ or [t.kind for t in tokens[at : at + 1]] != ["quote"]
-            elif begins:
-                if open_:
+            dictated = self.language.match("dictation", tokens, at) or int(tokens[at].lower in self.data["naming"])
+            dictated *= at > begin
+            unended |= dictated > 0 and [t.kind for t in tokens[at + dictated : at + dictated + 1]] != ["quote"]
+            if gap and not dictated and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
+                if unended:
                     raise _UnclearError("it is not clear where the dictated words end")
                 yield tokens[begin:at]
-                begin, at = at + gap, verb
+                begin = at = verb
             else:
-                at += gap or 1
+                at += dictated or gap or 1
         yield tokens[begin:]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
         """Return True if a clause begins at a verb, and not with a noun of the last one: "mail 1 to … and mail 2"."""
-        if not tokens or tokens[0].kind != "word" or tokens[0].lower not in self.verbs:
-            return False
-        return not self._labelled(tokens) and all(t.lower != tokens[0].lower for t in before)
+        verb = tokens and tokens[0].kind == "word" and tokens[0].lower in self.verbs and not self._labelled(tokens)
+        return bool(verb) and all(t.lower != tokens[0].lower for t in before)
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
         """Return True if the first word names what stands behind it: "note: paid"."""
-        return tokens[-1].kind == "colon" or (tokens[-1].kind == "quote" and tokens[0].lower in self.labels)
+        kind = tokens[-1].kind if tokens else ""
+        return kind == "colon" or (kind == "quote" and tokens[0].lower in self.labels)
 
     # --- one clause
 
     def _clause(self, tokens: list[Token]) -> None:
         tokens = self._untailed(tokens[self._opened(tokens) :])
-        if self._courteous(tokens):
+        if self._opened(tokens, 0, "courtesies") == len(tokens):
             return
-        if self._called(tokens):
-            raise _UnclearError("it is not clear whether its last word is somebody who is spoken to")
-        if all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens):
-            raise _UnclearError("it may be a title")
-        shapes = [re.sub(r"\d+", "0", t.text) for t in tokens]
+        to, shapes = self.data["setting"][0], [re.sub(r"\d+", "0", t.text) for t in tokens]
         ranges = zip(shapes, tokens[1:], shapes[2:], strict=False)
-        if any("0" in one == two and to.lower == self.language.data["setting"][0] for one, to, two in ranges):
-            raise _UnclearError("it may be a range")
-        if self._delegated(tokens):
-            raise _UnclearError("it tells somebody else to do it")
-        if self.open:
-            raise _UnclearError("it is not clear whether it belongs to the dictated words")
-        ways = [(tool, way) for tool in self.tools if (way := self._ordered(tool, tokens)).steps]
-        looks = [] if ways else [(tool, way) for tool in self.reads if (way := self._ordered(tool, tokens)).steps]
-        looked = [(tool, way) for tool, way in looks if not way.vague]
-        if not (ways or looked):
+        spoken = next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
+        telling = tokens[0].lower in {*self.data["tellings"], *self.data["asking"]}
+        others = (one.lower == to and after.lower in self.verbs for one, after in pairwise(tokens[:spoken]))
+        doubts = {
+            "it may be a title": all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens),
+            "it may be a range": any("0" in one == two and word.lower == to for one, word, two in ranges),
+            "it tells somebody else to do it": telling and any(others),
+            "it is not clear whether it belongs to the dictated words": self.open,
+        }
+        for why in (why for why, doubted in doubts.items() if doubted):
+            raise _UnclearError(why)
+        ways = [(tool, steps) for tool in self.tools if (steps := self._ordered(tool, tokens))]
+        looks = [] if ways else [(tool, steps) for tool in self.reads if (steps := self._ordered(tool, tokens))]
+        if not (ways or looks):
             raise _UnclearError("it is not understood as an order to a tool")
         if len(ways) > 1:
             raise _UnclearError("more than one tool may be meant")
-        for tool, way in ways or looked:
-            hit = {str(v).casefold() for step in way.steps for _, v in tool.hit(_values(step))} or tool.nouns
-            if ways and (self.checked or any(tool is not one and not hit.isdisjoint(h) for one, h in self.hits)):
-                raise _UnclearError("it may hang on what is done first")
-            self.hits.append((tool, hit))
-        if looked:
-            self.checked |= tokens[0].lower not in self.language.data["reads"]
-            return  # a read needs no step
-        (tool, way) = ways[0]
-        self.open = way.dictated
-        self.untold |= tool.tells and not any(isinstance(a, Text) for s in way.steps for a in s.args.values())
-        self.deeds += way.steps
-        self.orders += 1
-        if len(self.deeds) > MAX_CLAUSES:
+        if ways and self.checked:
+            raise _UnclearError(_FIRST)
+        for tool, steps in ways or looks:
+            for step in steps:
+                self._keep(tool, step)
+            self.untold |= tool.tells and not any(isinstance(a, Text) for a in steps[0].args.values())
+        self.checked |= bool(looks) and tokens[0].lower not in self.data["reads"]
+        self.orders += len(ways)
+        if self.untold and self.orders > 1:
+            raise _UnclearError("what follows may be what is to be told")
+        if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 
-    def _delegated(self, tokens: Sequence[Token]) -> bool:
-        """Return True for "tell Bob to pay Ana": a verb behind "to" is what somebody else does."""
-        data, to = self.language.data, self.language.data["setting"][0]
-        spoken = (n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n))
-        told = tokens[: next(spoken, len(tokens))] if tokens[0].lower in {*data["tellings"], *data["asking"]} else []
-        return any(one.lower == to and after.lower in self.verbs for one, after in pairwise(told))
-
-    def _called(self, tokens: Sequence[Token]) -> bool:
-        """Return True if a comma and a name end the tokens: "Delete a.txt, Carol" does not delete Carol."""
-        last = list(takewhile(lambda t: t.kind in {"name", "word"}, reversed(tokens)))
-        if not last or len(last) == len(tokens) or any(t.kind == "colon" for t in tokens):
-            return False
-        return tokens[-len(last) - 1].text == "," and last[-1].lower not in self.ends
+    def _keep(self, tool: Tool, step: Step) -> None:
+        """Keep a step. Two that concern the same thing may hang on one another, unless they are the same order."""
+        hit = _targets(tool, step)
+        for other, known in self.kept if tool.profile.ordered else ():
+            shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)
+            if shared and (other is not tool or _said(known) != _said(step)):
+                raise _UnclearError(_SAME if other is tool else _FIRST)
+        self.kept.append((tool, step))
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
             capital = any(t.text[:1].isupper() for t in tokens[at:])  # "the page Shop Now"
             if not capital and self.language.match("tails", tokens, at) == len(tokens) - at:
-                comma = at and tokens[at - 1].kind == "sep"
-                return self._untailed(tokens[: at - bool(comma)])
+                return self._untailed(tokens[: at - bool(at and tokens[at - 1].kind == "sep")])
         return tokens
 
-    def _ordered(self, tool: Tool, tokens: list[Token]) -> _Way:
+    def _verb(self, tool: Tool, tokens: Sequence[Token]) -> int:
+        """Return how many tokens the verb takes: 0 if the tool is not asked for."""
+        said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
+        behind, (named, *nouns) = [t.lower for t in tokens[1:2]], [*words_of(tool.name), ""]
+        # "Open the ticket" only looks at it. "Open a ticket" does not, nor "Open gate G-7" for a tool `open_gate`.
+        looks = said in self.data["reads"] and tool.profile.side_effect and not {*behind} & {*self.data["indefinite"]}
+        its = named == said and len(nouns) > 1 and rest.issuperset(nouns[:-1])
+        if (looks and not its) or not (tool.profile.intent or rest.union([said]).issuperset(tool.nouns)):
+            return 0
+        taken, particles = [0], self.language.prepositions.union(self.data["particles"])
+        for verb, *nouns in tool.entries:
+            particle = not particles.isdisjoint(nouns[:1])
+            if verb == said and rest.issuperset(map(singular, nouns)) and (not particle or behind == nouns[:1]):
+                taken.append(1 + particle)
+        return max(taken)
+
+    def _ordered(self, tool: Tool, tokens: list[Token]) -> list[Step]:
         """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
-        taken, data = tool.verb(tokens), self.language.data
+        taken = self._verb(tool, tokens)
         rest = tokens[taken:]
         acts = tool.effect in {"write", "admin", "delete"} and rest and rest[0].lower not in tool.offers
-        away = self.language.prepositions if acts else data["parting"]  # "Run to the shop", "Start with Bob"
+        away = self.language.prepositions if acts else self.data["parting"]  # "Run to the shop", "Start with Bob"
         if not taken or not rest or rest[0].lower in away:
-            return _Way()  # "Transfer of 45 EUR" is a noun
+            return []  # "Transfer of 45 EUR" is a noun
         tool.prepare()
         parts: list[list[Token]] = [[]]
         at = 0
@@ -331,45 +303,32 @@ class _Turn:
             parts += [[]] if gap and parts[-1] else []
             parts[-1] += rest[at : at + 1] if not gap else []
             at += gap or 1
+        single = len(parts) == 1
 
-        def way(said: list[Token], *, lists: bool, part: bool) -> _Way:
-            phrases = Reader(tool, self.nouns, said, self.text, lists=lists, part=part).read()
-            bound = tool.bind(phrases, tokens[0].lower)
-            steps = [tool.step(one, self.digest) for one in bound]
-            return _Way(steps, any(map(tool.vague, bound)), any(p.marker == "open" for p in phrases))
+        def read(part: list[Token]) -> list[Step]:
+            clause = Clause(tool, tokens[0].lower, part, self.text, self.nouns, single=single)
+            steps = clause.steps(self.digest)
+            self.open |= any(p.kind == "open" for p in clause.found if p.values)
+            return steps
 
-        whole = way(rest, lists=len(parts) > 1, part=False)
-        ways = [way(part, lists=False, part=True) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
-        paired = [step for each in ways for step in each.steps]
+        whole = read(rest)
+        each = [read(part) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
+        paired = [step for steps in each for step in steps]
         # A value alone does not make a pair: "Delete Ernst & Young".
-        if not paired or not all(each.steps for each in ways) or any(len(step.args) == 1 for step in paired):
+        if not paired or not all(each) or any(len(step.args) == 1 for step in paired):
             return whole
-        if all(step.args.keys() == paired[0].args.keys() for step in paired):
-            same = not whole.steps or list(map(_values, whole.steps)) == list(map(_values, paired))
-            return _Way(paired, any(each.vague for each in ways)) if same else _Way()
-        # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
-        one = len({frozenset(n for n, a in step.args.items() if isinstance(a, Const)) for step in paired}) == 1
-        return whole if one else _Way()
-
-    # --- the turn
-
-    def _steps(self) -> tuple[Step, ...]:
-        """Return the numbered steps. The same order twice is one."""
-        if self.untold and self.orders > 1:
-            raise _UnclearError("what follows may be what is to be told")
-        targets: dict[tuple[object, ...], Step] = {}
-        for step in self.deeds:
-            if _values(targets.setdefault(self._target(step), step)) != _values(step):
-                raise _UnclearError("two orders concern the same target")
-        if len(targets) > MAX_STEPS:
-            raise _UnclearError("it has too many orders")
-        return tuple(s.model_copy(update={"id": f"{n}"}) for n, s in enumerate(targets.values(), 1))
-
-    def _target(self, step: Step) -> tuple[object, ...]:
-        tool = next(t for t in self.tools if t.name == step.tool)
-        values = _values(step)
-        return (step.tool, *(tool.hit(values) or [(n, str(v)) for n, v in values if n not in tool.profile.when]))
+        alike = all(step.args.keys() == paired[0].args.keys() for step in paired)
+        same = not whole or list(map(_said, whole)) == list(map(_said, paired))
+        return paired if alike and same else []
 
 
-def _values(step: Step) -> list[tuple[str, object]]:
-    return [("", step.tool), *((n, a.value if isinstance(a, Const) else a) for n, a in step.args.items())]
+def _said(step: Step) -> dict[str, str]:
+    """Return what a step says of its arguments, wherever it stands in the text."""
+    return {n: str(getattr(a, "value", a)) for n, a in step.args.items()}
+
+
+def _targets(tool: Tool, step: Step) -> set[str]:
+    """Return the values that tell what a step concerns; without any, all but the dates."""
+    values = {n: v.casefold() for n, v in _said(step).items()}
+    told = {v for n, v in values.items() if tool.profile.critical.get(n) in {*TARGETS, "url"}}
+    return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}
