@@ -124,7 +124,7 @@ class Tool:
 
 
 class Clause:
-    """What stands behind the verb of one tool. `single`: it is not one of several parts."""
+    """The phrases behind the verb of one tool. `single`: they are not one of several parts."""
 
     def __init__(
         self, tool: Tool, verb: str, tokens: Sequence[Token], text: str, strange: AbstractSet[str], *, single: bool
