@@ -232,11 +232,13 @@ class _Root(Entering[tuple[Any, Any]]):
     def _told(self, entry: Entry) -> Flow[Any]:
         given, state, place = self.input, None, checkpoints.thread_config(self.config)
         resumes = isinstance(given, Command) and given.resume is not None
+        # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
+        below = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
+        if not below:
+            entry.run.parts["answers by id"] = private.thread_of(self.config)
         if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
             state = yield checkpoints.read_state(self.graph, self.config)
         if state is not None and resumes:
-            # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
-            below = bool(self.config["configurable"].get("checkpoint_ns"))
             given = yield from inputs.resumed(entry, given, state, below=below)
         elif state is not None and given is None:
             given = inputs.answered_elsewhere(entry, state)

@@ -121,16 +121,19 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
     """Record the answers of a resume value before any task starts; return the resume.
 
-    A plain value gets its question's id, because LangGraph would give it to the first task that asks. This does not
-    apply `below`, at a child's checkpoint: the child continues from a copy, in which the id differs.
+    A plain value gets its question's id, because LangGraph would give it to the first task that asks. If no question
+    waits, the application's next one takes it, and ours do not. This does not apply `below`, at a child's checkpoint:
+    the child continues from a copy, in which the id differs.
     """
     questions = {i.id: i.value for i in state.interrupts}
     if is_resume_map(given.resume):
         answered = {i: v for i, v in given.resume.items() if i in questions}
-    elif len(questions) > 1:
-        return given  # LangGraph refuses it
     else:
-        answered = dict.fromkeys(questions, given.resume)
+        # At a named checkpoint, a state shows answered questions too.
+        waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
+        if len(waiting) != 1:
+            return given  # LangGraph refuses several
+        answered = dict.fromkeys(waiting, given.resume)
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
     # A stopped node may have asked more at this place. Only shown questions are answered.

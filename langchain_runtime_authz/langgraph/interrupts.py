@@ -164,6 +164,7 @@ def _ask(
     me, first = private.task_id(config), judged
     try:
         before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
+        plain = not ((before or any(j.asks for j in judged)) and _drop_plain_answer(run, config))
         rounds = max((a.round for a, _ in before), default=-1) + 1
         heard, withdrawn = private.of_execution(run.parts, config)  # code that repeats a call has had these answers
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
@@ -188,7 +189,7 @@ def _ask(
         answered = (
             had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         )
-        late = before_answers and _answers_left(config, answered)
+        late = before_answers and _answers_left(config, answered, plain=plain)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
         if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
@@ -229,6 +230,16 @@ def _answered(
         given = {private.interrupt_id(config, i): value for i, value in enumerate(scratchpad.resume)}
         if asked.interrupt_id in given:
             return given[asked.interrupt_id]
+
+
+def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
+    """Drop a plain answer if ours come by their question's id, as a root entry sees to. Return True then."""
+    root, thread = run, private.thread_of(config)
+    while root.parent is not None:
+        root = root.parent
+    if by_id := thread is not None and thread == root.parts.get("answers by id"):
+        private.drop_plain_answer(config)
+    return by_id
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
@@ -273,12 +284,12 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
     return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
 
 
-def _answers_left(config: Mapping[str, Any], had: int) -> bool:
-    """Return True if a resume value waits for the task's next question."""
+def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
+    """Return True if a resume value waits for the task's next question. `plain`: one without an id may."""
     # A plain value that was used belongs to the task.
     if (scratchpad := private.scratchpad_of(config)) is None:
         return False
-    value = scratchpad.get_null_resume(False)
+    value = scratchpad.get_null_resume(False) if plain else None
     return len(scratchpad.resume) > had or (value is not None and not any(value is v for v in scratchpad.resume))
 
 

@@ -255,9 +255,9 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
         _Heard(private.answer_given(config), thread, None)
     ]
     heard = next((h for h in mine if h.value is not None), mine[0])
-    value, scratchpad = heard.value, private.scratchpad_of(config)
-    if scratchpad is not None and (value is None or private.is_resume_map(value)):
-        scratchpad.get_null_resume(True)  # LangGraph keeps an earlier entry's answer, which is for another question
+    value = heard.value
+    if value is None or private.is_resume_map(value):
+        private.drop_plain_answer(config)  # it is of an earlier entry, and for another question
     if value is None:
         return
     yield from _note_reviews(run, config, heard.checkpoint)

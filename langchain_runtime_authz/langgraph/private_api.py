@@ -245,6 +245,16 @@ def scratchpad_of(config: Mapping[str, Any]) -> Any:
     return _given(config).get(keys.CONFIG_KEY_SCRATCHPAD)
 
 
+def thread_of(config: Mapping[str, Any]) -> object:
+    return _given(config).get("thread_id")
+
+
+def drop_plain_answer(config: Mapping[str, Any]) -> None:
+    """Drop a resume value without a question's id, which LangGraph keeps for the next one."""
+    if (scratchpad := scratchpad_of(config)) is not None:
+        scratchpad.get_null_resume(True)
+
+
 def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
     _given(config)[keys.CONFIG_KEY_SEND]([(keys.RESUME, answers)])
 

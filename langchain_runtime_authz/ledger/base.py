@@ -146,9 +146,10 @@ class Doubt(NamedTuple):
 
         This call was resolved as not happened, or is a payment under way. If it is entered again, it then asks.
         """
-        row = self.row
-        pays = row.state == "claimed" and row.deed.startswith("pay:") and not self.beside(scope, about)
-        return (pays or row.state == "void") and row.key != key and "again" not in (row.about or {})
+        row, known = self.row, self.row.about or {}
+        retried = known.get("idempotent") and known.get("entry") == about["entry"]  # of one fan-out
+        pays = row.state == "claimed" and row.deed.startswith("pay:") and not retried and not self.beside(scope, about)
+        return (pays or row.state == "void") and row.key != key and "again" not in known
 
 
 @dataclass(frozen=True, slots=True)

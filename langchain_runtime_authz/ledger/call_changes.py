@@ -320,7 +320,8 @@ class AskApproval(Unrefusable):
 
     def apply(self, t: Thread, now: float) -> None:
         asked = t.approvals.get(self.approval.call_key)
-        if asked is None or asked.state != "asked" or asked.args_digest != self.approval.args_digest:
+        one = self.approval
+        if asked is None or (asked.state, asked.args_digest, asked.task_id) != ("asked", one.args_digest, one.task_id):
             t.approvals[self.approval.call_key] = self.approval
 
 

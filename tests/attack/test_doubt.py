@@ -430,6 +430,36 @@ def test_equal_calls_of_workers_run_side_by_side(world: World) -> None:
     assert [r["outcome"] for r in authz.audit.records if r.get("action") == "tools/call"] == ["permit"] * 3
 
 
+def test_an_idempotent_payment_of_a_fan_out_is_tried_again(world: World) -> None:
+    """Its siblings pay the same payee meanwhile, and its own key guards the repeat."""
+    paid: list[float] = []
+
+    @tool
+    def transfer(recipient: str, amount: float) -> str:
+        """Pay."""
+        paid.append(amount)
+        time.sleep(0.1 * amount)  # the one that fails ends first
+        if amount == paid.count(1) == 1:
+            raise ServiceError
+        return "paid"
+
+    def work(amount: int) -> Any:
+        transfer.invoke({"recipient": "DE21", "amount": amount})
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("work", work, retry_policy=RetryPolicy(initial_interval=0.01, retry_on=ServiceError))
+    builder.add_conditional_edges(START, lambda _: [Send("work", amount) for amount in (1, 2, 3)], ["work"])
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    graph = authz.protect(builder.compile(checkpointer=world.saver, name="bank"))
+    with authz.run(subject="alice"):
+        assert not world.enter(graph, "t", ORDER)
+    assert sorted(paid) == [1, 1, 2, 3]
+
+
+class ServiceError(Exception):
+    """As a client raises for 503."""
+
+
 class ReadTimeout(Exception):
     """As HTTP clients name theirs: not a `TimeoutError`."""
 

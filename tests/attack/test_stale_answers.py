@@ -53,9 +53,9 @@ class Bank:
     def _kept(outermost: bool) -> dict[str, Any]:
         return {"name": "bank", "checkpointer": InMemorySaver()} if outermost else {"name": "inner"}
 
-    def enter(self, given: Any = None) -> dict[str, Any]:
+    def enter(self, given: Any = None, config: Any = THREAD) -> dict[str, Any]:
         """Return the questions that are open, by the payee."""
-        state = run_as(self.authz, self.graph, given, THREAD, how=self.how)
+        state = run_as(self.authz, self.graph, given, config, how=self.how)
         return {i.value["action_requests"][0]["args"]["recipient"]: i for i in state.get("__interrupt__", ())}
 
     def approve(self, asked: Any) -> None:
@@ -128,3 +128,42 @@ def test_of_two_tasks_one_is_settled_outside(protected: bool) -> None:
     assert not bank.enter(Command(resume={i.id: YES for i in left.values()}))
     assert {*bank.ran} == {ANN, BOB, EVE}
     assert len(bank.ran) == 3 or not protected
+
+
+def test_at_a_named_checkpoint_an_answer_is_for_the_question_that_waits(protected: bool) -> None:
+    """Its state shows the answered question of another task too."""
+    bank = Bank(protected, [["own"], ["ann", "bob"]])
+    asked = bank.enter(human())
+    named = bank.graph.get_state(THREAD).config
+    bank.enter(Command(resume={asked["own"].id: YES}), named)
+    assert [*bank.enter(Command(resume=YES), named)] == ["bob"]
+    assert [*bank.enter()] == (["bob"] if protected else [])
+    assert (BOB in bank.ran) != protected
+
+
+@pytest.mark.parametrize("who", ["own", "bob"])
+def test_an_answer_after_an_edit_is_for_the_applications_question_alone(protected: bool, who: str) -> None:
+    """An edit of the state hides the question. LangGraph then keeps the answer for the next one."""
+    bank = Bank(protected, [[who]])
+    bank.enter(human())
+    with bank.authz.run(subject="alice"):
+        bank.graph.update_state(THREAD, {"messages": []}, as_node=START)
+    left = bank.enter(Command(resume=YES))
+    assert [*left] == (["bob"] if protected and who == "bob" else [])
+    if left:  # an answer to the question that is shown again counts
+        assert not bank.enter(Command(resume={left["bob"].id: YES}))
+    assert bank.ran == [BOB] * (who == "bob")
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+def test_a_question_that_was_shown_again_after_an_edit_can_be_approved(by_id: bool) -> None:
+    """The edit gives the task another id, and with it the question."""
+    ran: list[Any] = []
+    authz = authz_with(asking("pay"))
+    graph = authz.protect(agent_graph(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    with authz.run(subject="alice"):
+        graph.update_state(THREAD, {"messages": []})
+    (asked,) = told(authz, graph, None, THREAD)["__interrupt__"]
+    assert "__interrupt__" not in told(authz, graph, Command(resume={asked.id: YES} if by_id else YES), THREAD)
+    assert len(ran) == 1
