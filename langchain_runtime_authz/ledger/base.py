@@ -141,15 +141,12 @@ class Doubt(NamedTuple):
         message = known.get("entry") == about["entry"] and known.get("plan") == about.get("plan") is not None
         return message and self.scope == scope
 
-    def unnoted(self, key: str, scope: Scope | None, about: Mapping[str, Any]) -> bool:
-        """Return True if the call `key` must first note (`RepeatCall`) that it begins this call's deed too.
+    def unnoted(self, key: str) -> bool:
+        """Return True if the call `key` must first note (`RepeatCall`) that it begins this void call's deed too.
 
-        This call was resolved as not happened, or is a payment under way. If it is entered again, it then asks.
+        If the void call is entered again, it then asks.
         """
-        row, known = self.row, self.row.about or {}
-        retried = known.get("idempotent") and known.get("entry") == about["entry"]  # of one fan-out
-        pays = row.state == "claimed" and row.deed.startswith("pay:") and not retried and not self.beside(scope, about)
-        return (pays or row.state == "void") and row.key != key and "again" not in known
+        return self.row.state == "void" and self.row.key != key and "again" not in (self.row.about or {})
 
 
 @dataclass(frozen=True, slots=True)

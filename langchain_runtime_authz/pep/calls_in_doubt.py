@@ -108,7 +108,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, ap
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     if key in snapshot.calls and snapshot.calls[key].state == "void" and all(one.row.key != key for one in same):
         same.append(Doubt(run.scope, run.subject.principal, snapshot.calls[key]))
-    unnoted = {one.name for one in same if one.unnoted(key, run.scope, about)}
+    unnoted = {one.name for one in same if one.unnoted(key)}
     for at, one in enumerate(same):
         if one.row.state == "claimed" and one.row.key in LOST_ENDS:
             same[at] = one._replace(row=one.row._replace(state="unknown"))

@@ -165,21 +165,13 @@ def test_a_known_call_asks_too(world: World, rule: bool, known: str) -> None:
 @pytest.mark.parametrize(
     ("first", "by", "wait"),
     [
-        *itertools.product(("resolved", "paid", "beside"), ("people", "service"), (61,)),
+        *itertools.product(("resolved", "paid"), ("people", "service"), (61,)),
         ("resolved", "people", 3 * base.LASTS),
     ],
 )
 def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: str, by: str, wait: float) -> None:
-    """A payment that did not happen was made on another thread, before that was known or after, or while it ran."""
-
-    def beside() -> None:
-        here = RuntimeAuthz(ledger=world.ledger, profiles=PROFILES).session(subject="alice", task=AGAIN, thread="other")
-        world.booked += here.decide("pay", PAY).permit
-        here.observe("pay", PAY, "paid")
-
-    world.meanwhile = beside if first == "beside" else None
+    """A payment that did not happen was made on another thread, before that was known or after."""
     world.cut("t", paid=False)
-    world.meanwhile = None
     world.clock.tick(wait)
     service: Any = {"on_unknown": lambda _: False} if by == "service" else {}
     if first == "resolved":
@@ -187,7 +179,7 @@ def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: 
             world.resolve()
         assert not world.order("other", AGAIN, **service)
     else:
-        if first == "paid" and world.order("other", AGAIN):
+        if world.order("other", AGAIN):
             world.order("other", APPROVE)
         if not service:
             world.resolve()

@@ -26,7 +26,6 @@ from langchain_runtime_authz.ledger.base import (
     Doubted,
     Guard,
     Lease,
-    Query,
     Scope,
     Snapshot,
 )
@@ -835,9 +834,6 @@ class LedgerRules(LedgerHarness):
         """The twin: what may be done side by side is not refused."""
         assert [self.claimed("t"), self.claimed("t")] == [None, Code.IN_DOUBT]
         assert self.claimed("other", process="p2", args="e") == Code.IN_DOUBT
-        assert self.claimed("other") == Code.IN_DOUBT  # a payment beside it must be noted
-        (first,) = self.ledger.load(self.scope._replace(thread="t"), Query(deeds=("pay:x",))).doubts
-        self.ledger.commit(first.scope, None, [RepeatCall(first.row.key, first.row.at)])
         assert [self.claimed("other"), self.claimed("t", deed="send:x")] == [None, None]
         assert self.claimed("other", deed="send:x", process="p2", args="e") is None
         assert self.claimed("third", deed="send:x", process="p2") == Code.IN_DOUBT
@@ -872,7 +868,6 @@ class LedgerRules(LedgerHarness):
         # A call may have been given up while it still runs: another message, or code, repeats it.
         for plan in ("m2", None):
             self.refuse(Code.IN_DOUBT, claim("again", plan=plan))
-        self.do(RepeatCall("first", self.clock()), RepeatCall("second", self.clock()))
         for other in ({"by": "jti wire"}, {"args_digest": "e"}):  # a tool within the tool, and another payment
             self.do(claim("beside", plan="m2", **other))
             self.do(ReleaseCall("beside"))
