@@ -250,7 +250,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     callbacks = config.get("callbacks")
     handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
-    thread = (config.get("configurable") or {}).get("thread_id")
+    thread = private.thread_of(config)
     mine = [h for h in handlers if type(h) is _Heard and h.thread == thread] or [
         _Heard(private.answer_given(config), thread, None)
     ]
@@ -271,7 +271,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
 def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
     """Record the questions of reviews, which paused outside our enforcement points."""
     saver = private.checkpointer_of(config)
-    thread = (config.get("configurable") or {}).get("thread_id")
+    thread = private.thread_of(config)
     if saver is None or thread is None:
         return
     place = {"thread_id": thread, "checkpoint_ns": private.agent_ns(config)}

@@ -245,7 +245,7 @@ def scratchpad_of(config: Mapping[str, Any]) -> Any:
     return _given(config).get(keys.CONFIG_KEY_SCRATCHPAD)
 
 
-def thread_of(config: Mapping[str, Any]) -> object:
+def thread_of(config: Mapping[str, Any]) -> Any:
     return _given(config).get("thread_id")
 
 
