@@ -54,7 +54,6 @@ class RootEntry:
         self._memory = task_memory
         self._subject_from = subject_from
         self.channels, self.others = task_channels, inputs.others(task_channels)
-        self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
 
     def scope(self, graph: str, thread: str) -> Scope:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)

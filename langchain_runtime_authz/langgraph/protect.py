@@ -190,7 +190,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if not isinstance(at, ChildEntry):
             given, config = entered
             config = ambient.hearing(config)
-            if root_entry.outlives and graph.checkpointer:
+            if graph.checkpointer:
                 options = _durable(options)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
@@ -262,9 +262,10 @@ def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
 
 
 def _durable(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options by which a plan is stored before it is carried out.
+    """Return options by which a checkpoint is stored before the next step.
 
-    Otherwise a process that dies would plan, and pay, again. The caller's choice has priority.
+    Otherwise a process that dies would plan, and pay, again; and a call would not see an `update_state` made before it.
+    The caller's choice has priority.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
     return options if chosen else {**options, "durability": "sync"}
