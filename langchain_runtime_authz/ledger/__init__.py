@@ -1,6 +1,6 @@
 """Record threads outside the graph's state: `MemoryLedger`, `SqliteLedger`, `PostgresLedger`.
 
-Each is imported at its first use, so that only `PostgresLedger` needs the extra `postgres`.
+Each class is imported at its first use, so that only `PostgresLedger` needs the extra `postgres`.
 """
 
 from __future__ import annotations

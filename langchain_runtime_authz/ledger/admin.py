@@ -1,7 +1,7 @@
 """Operations on a SQL ledger: migrate, prune, accept a corrected clock, accept a restored backup.
 
-`sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for them, in one transaction that
-excludes every other writer. Each raises `ledger_schema` if this package does not know the ledger's tables.
+`sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for these operations, in one transaction. Each
+operation raises `ledger_schema` if this package does not know the ledger's tables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DOUBTS: Final = 3  # the first version that records calls in doubt
 BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
-_OPEN: Final = (  # of `about`: the model was told, or it may be repeated
+_OPEN: Final = (  # an old call is not in doubt if `about` says that it failed, or that it is idempotent
     "c.state IN ('claimed', 'unknown') AND c.deed <> '' AND (c.at > ? OR c.about IS NULL OR"
     """ replace(replace(c.about, '"failed":true', ''), '"idempotent":true', '') = c.about)"""
 )
@@ -45,13 +45,13 @@ class Admin(Protocol):
     def tables(self) -> set[str]: ...
 
     def secured(self) -> None:
-        """Grant the application role its rights again, after tables were created or changed."""
+        """Grant the application's role its rights again, after tables were created or changed."""
 
     def now(self) -> float: ...
 
 
 class Pruned(NamedTuple):
-    """Numbers of removed threads and commits, and of old threads kept because a call is in doubt."""
+    """Numbers of removed threads, of removed commits, and of old threads kept because a call is in doubt."""
 
     threads: int
     commits: int
@@ -75,7 +75,7 @@ def version(admin: Admin) -> Version:
 
 
 def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...] = MIGRATIONS) -> Version:
-    """Migrate the schema to version `target`. A downgrade drops tables and columns of newer versions."""
+    """Migrate the schema to version `target`. A downgrade drops the tables and columns of newer versions."""
     found = version(admin)
     if not admin.tables():
         admin.run("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
@@ -100,17 +100,17 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
 
 
 def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
-    """Forget threads whose last commit is older than `older_than` seconds, and the journal of that time.
+    """Forget threads whose last commit is older than `older_than` seconds, and journal entries older than that.
 
-    It forgets at most `most` threads, to keep the transaction short. Threads with a living lease, a
-    revocation or a call without an outcome are kept. A forgotten thread keeps its epoch, which never decreases. It
-    counts as new and its old plans as unplanned, so forgetting denies. The newest commit of each tenant stays in the journal.
+    At most `most` threads are forgotten, to keep the transaction short. Threads with a live lease, a revocation or a
+    call in doubt are kept. A forgotten thread counts as new, except that its epoch stays, because an epoch never
+    decreases. Its old calls count as unplanned, so they are denied. Each tenant's newest commit stays in the journal.
     """
     check(version(admin))
     now = admin.now()
     until = now - older_than
     forgotten = 0
-    young = now - LASTS  # a call that failed is in doubt only as long as it makes others ask
+    young = now - LASTS  # a call that failed is in doubt only for as long as it makes other calls ask
     for of in admin.run(_ENDED, (until, young, now, most)):
         # A commit since the selection has renewed `at`.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
@@ -134,31 +134,31 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
 
 
 def in_doubt(admin: Admin) -> int:
-    """Return the number of calls that have begun and have no outcome."""
+    """Return the number of calls that began and whose outcome is not known."""
     sql, young = f"SELECT count(*) FROM call c WHERE {_OPEN}", admin.now() - LASTS
     return int(admin.run(sql, (young,))[0][0]) if version(admin).version >= DOUBTS else 0
 
 
 def tenants(admin: Admin) -> list[str]:
-    """Return tenants with calls that have side effects. In PostgreSQL, only the schema's owner sees all."""
+    """Return the tenants whose calls had side effects. In PostgreSQL, only the schema's owner sees all tenants."""
     check(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 
 
 def accept_clock(admin: Admin) -> int:
-    """Accept the present clock time, even if it is earlier; return the number of ended leases.
+    """Accept the clock's present time, even if it is before the last commit. Return the number of ended leases.
 
-    Otherwise, after a fast clock was corrected, the ledger denies until the time it had recorded. All live leases end,
-    so that none outlives its term.
+    Without this, a ledger whose clock was ahead and then corrected denies until the clock reaches the recorded time.
+    All live leases end, so that none lives longer than its term.
     """
     return _renewed(admin)[0]
 
 
 def accept_restore(admin: Admin) -> tuple[int, list[str]]:
-    """Accept a restored backup; return the number of its threads, and its tenants.
+    """Accept a restored backup. Return a pair: (1) the number of its threads, (2) its tenants.
 
-    Claims, spent orders and answers since the backup are lost. So each thread moves to a new epoch without orders,
-    plans or approvals, and all live leases end.
+    Claims, used orders and approvers' answers since the backup are lost. So each thread moves to a new epoch without
+    orders, plans or approvals, and all live leases end.
     """
     tenants, now = _renewed(admin)[1], admin.now()
     latest = f"SELECT max(epoch) FROM epoch e WHERE {_SAME.format('e')}"
@@ -171,9 +171,9 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
-    """End all live leases and add a commit for each tenant. Return the number of leases, and the tenants."""
+    """End all live leases, add a commit for each tenant, and return: (1) the number of leases, (2) the tenants."""
     check(version(admin))
-    # Commits that have read but not yet written start again (`Tx.keep`), even if the server reuses a number.
+    # A commit that has read but not yet written then starts again (`Tx.keep`), even if a transaction number is reused.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))
     ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")
     tenants = [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal ORDER BY tenant")]

@@ -1,13 +1,13 @@
-"""The ledger's protocol, and the rows that it keeps of a thread outside the graph's state.
+"""The ledger's protocol, and the rows that a ledger keeps of each thread outside the graph's state.
 
-Changes (`ledger.changes`) contain their rules, so a store only reads and writes rows. Every store passes one contract
-suite (`testing.ledger_suite.LedgerContract`).
+The rules of a commit are in its changes (`ledger.changes`), so a store only reads and writes rows. Every store passes
+one contract suite (`testing.ledger_suite.LedgerContract`).
 
-Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or field may be added, with a default that keeps
-the old meaning. None is renamed, removed or redefined. A store must refuse a change that it does not know.
+Evolution rule (protocol version 1, `PROTOCOL_VERSION`): change classes and fields may be added. A new field's default
+keeps the old meaning. None is renamed, removed or redefined. A store must refuse a change class that it does not know.
 
-INVARIANT: a thread's epoch never decreases. INVARIANT: `revoked` holds until `Reinstate`.
-INVARIANT: plan records are first write wins. INVARIANT: an approval is spent at most once.
+INVARIANT: a thread's epoch never decreases. INVARIANT: a revocation holds until `Reinstate`.
+INVARIANT: plan records are first write wins. INVARIANT: an approval is used at most once.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PROTOCOL_VERSION: Final = 1
-LAPSED: Final = 3600  # seconds after expiry during which a lease that was not ended counts as under way
-MAX_EDGES: Final = 256  # per thread; every request contains them
+LAPSED: Final = 3600  # seconds for which a lease that expired without being ended counts as under way
+MAX_EDGES: Final = 256  # per thread; bounded because every request contains all edges
 MAX_MARKS: Final = 10_000  # per thread
-MAX_ASKED: Final = 1000  # questions in one answer of `Asked`, calls in one of `Doubted`
-OPEN: Final = ("claimed", "unknown", "void")  # states of a call that may make a call of the same deed ask
-LASTS: Final = 86_400  # seconds after its claim during which a call in doubt makes the same deed ask
+MAX_ASKED: Final = 1000  # questions that `Asked.asked` returns, or calls that `Doubted.doubts` returns
+OPEN: Final = ("claimed", "unknown", "void")  # a call in these states may make calls with the same `deed` ask
+LASTS: Final = 86_400  # seconds after its claim for which a call in doubt makes calls with the same `deed` ask
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -44,7 +44,7 @@ ApprovalState = Literal["asked", "approved", "rejected", "answered", "malformed"
 
 
 class Scope(NamedTuple):
-    """The owner of a thread. Every key in a store begins with these four fields."""
+    """The identity of a thread. A store keys every row by these four fields."""
 
     tenant: str
     issuer: str
@@ -54,7 +54,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one agent to act in one root entry. Unlike a token, it has no signature or secret."""
+    """The right of one agent to act in one root entry (invocation of a root graph). A lease is a row, not a token."""
 
     jti: str
     run_id: str
@@ -63,28 +63,28 @@ class Lease:
     started_at: int  # ledger time in epoch seconds, like `expires_at`
     expires_at: int
     grant: Grant | None = None
-    parent: str | None = None  # jti of the lease from which it was attenuated
+    parent: str | None = None  # jti of the parent agent's lease, from which this lease was attenuated
     state: LeaseState = "live"
 
 
 class CallRow(NamedTuple):
-    """The recorded state of a call. `void`: an operator found that it did not happen (`ResolveCall`)."""
+    """The recorded state of a call. `void`: a resolution (`ResolveCall`) says that the call did not happen."""
 
     key: str
     state: CallState
     jti: str
     result: str | None = None  # JSON text, for calls that must not run twice
-    deed: str = ""  # names all calls with one effect on one target, or on several; "" if it has no side effect
-    at: float = 0.0  # ledger time of its claim
-    # Other facts, until the call ends: tool, decision, idempotency key, who resolved it; its several `targets`, as deeds;
-    # `by`, its tool and its lease, or for a payment its agent; `again` if another call has begun the same deed; `failed`
-    # if the call raised, or returned an error (then `args_digest` follows its deed, unless it pays); `repeats` if it
-    # was claimed anew while it was unknown; `before`, what it held if it was void (this stays); `idempotent` as profiled.
+    deed: str = ""  # effect and digest of the target, or `effect:several`; "" if the call has no side effect
+    at: float = 0.0  # ledger time of the claim
+    # More facts, kept until the call ends. Among them: `targets`, if several, as deeds. `by`, the tool with the lease,
+    # or with the agent for a payment. `again`: another call has begun the same deed. `failed`: the call raised, or
+    # returned an error (unless it pays, its deed then ends with `args_digest`). `repeats`: it was claimed anew while
+    # unknown. `before`: the facts of its void state, if it was claimed anew after that; never deleted.
     about: Mapping[str, Any] | None = None
 
     @property
     def lost(self) -> bool:
-        """Return True if nobody was told how the call ended, and it must not be repeated. After a failure somebody was."""
+        """Return True if the call is unknown, reported no failure, and must not be repeated (is not idempotent)."""
         known = self.about or {}
         return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
@@ -92,8 +92,9 @@ class CallRow(NamedTuple):
 class Doubt(NamedTuple):
     """A permitted call that has not completed: `claimed` while its lease is live, `unknown` afterwards.
 
-    It is `void` once an operator found that it did not happen. RULE: a deed in doubt asks (`asks`): when the call is
-    decided, and again when its claim is committed. Only a resolution, or an approval that named it, lifts a doubt.
+    After a resolution that the call did not happen, it is `void`. RULE: while a call is in doubt, other calls with its
+    deed ask an approver (`asks`). This is checked when they are decided, and again when their claim is committed. A
+    resolution, an approval whose question named the doubt, or the end of `LASTS` seconds lifts the doubt.
     """
 
     scope: Scope
@@ -102,26 +103,28 @@ class Doubt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the doubt's name for questions. A call that is claimed again, or found done, is a new doubt."""
+        """Return the doubt's name in questions. The name changes if the call is claimed again or found done."""
         return f"{self.row.key} {self.row.at}" + " done" * (self.row.state == "done")
 
     def hits(self, deeds: Collection[str]) -> bool:
-        """Return True if the call has a target in common with a call of these deeds."""
+        """Return True if `deeds` contains the deed of one of the call's targets."""
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if it is lost, or else unknown and still makes its deed ask. Of idempotent calls, payments do."""
+        """Return True if the call is `lost`, or unknown and recent (`LASTS`). An idempotent call must be a payment."""
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
-        """Return True if the call `key`, of the same deed and subject, must ask because of this doubt.
+        """Return True if the call `key`, of the same subject and deed, must ask an approver because of this doubt.
 
-        An `unknown` call counts. If it failed, it does not count for calls of the same message in the same root entry.
-        A claimed call counts on its own thread. On another thread it counts only if another process runs it, and it is a
-        payment or has the same arguments: a subject may act twice on one target in parallel. In its own root entry it
-        counts if the same agent, in code or another message, repeats it exactly: its caller may have given it up.
-        A call whose deed was begun again meanwhile counts for itself.
+        The doubted call itself, if entered again, asks only if another call has begun its deed since (`again`). For
+        other calls, the doubt counts for `LASTS` seconds, depending on the state of the doubted call:
+        - Unknown: it counts. After a failure, it does not count for calls of the same message in the same root entry.
+        - Claimed on the same thread: it counts. In the same root entry, it counts only if the same agent, in code or
+          another message, repeats the call exactly, because the first caller may have given up.
+        - Claimed on another thread: it counts only if another process runs the call, and the call pays or has the same
+          arguments. Otherwise a subject could not act twice on one target in parallel.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:
@@ -136,16 +139,13 @@ class Doubt(NamedTuple):
         return self.scope == scope or (same and known.get("process") != about["process"])
 
     def beside(self, scope: Scope | None, about: Mapping[str, Any]) -> bool:
-        """Return True for a call of the same message in the same root entry."""
+        """Return True if the doubted call and the call of `about` are of one message in one root entry."""
         known = self.row.about or {}
         message = known.get("entry") == about["entry"] and known.get("plan") == about.get("plan") is not None
         return message and self.scope == scope
 
     def unnoted(self, key: str) -> bool:
-        """Return True if the call `key` must first note (`RepeatCall`) that it begins this void call's deed too.
-
-        If the void call is entered again, it then asks.
-        """
+        """Return True if the call `key` must commit a `RepeatCall`, so that this void call asks if entered again."""
         return self.row.state == "void" and self.row.key != key and "again" not in (self.row.about or {})
 
 
@@ -155,64 +155,64 @@ class Approval:
 
     call_key: str
     args_digest: str
-    epoch: int  # of the task that asked
-    task_id: str = ""  # of the graph task
-    round: int = 0  # index of its interrupt
-    position: int = 0  # index in that interrupt's list
+    epoch: int  # of the task when the question was asked
+    task_id: str = ""  # of the LangGraph task
+    round: int = 0  # index of the interrupt in the LangGraph task
+    position: int = 0  # index of the question in the interrupt's list
     state: ApprovalState = "asked"
     source: Literal["interrupt", "hitl", "application"] = "interrupt"
-    approver: str = ""  # of the answer, like the next two
-    authenticated: bool = False
-    message: str = ""
+    approver: str = ""  # who answered
+    authenticated: bool = False  # the approver is
+    message: str = ""  # of the approver
     interrupt_id: str = ""
     agent: AgentPath = ()  # of the call in question
-    plan_id: str | None = None  # of that agent's message
-    place: int | None = None  # of the call in that message
+    plan_id: str | None = None  # the model message that holds the call
+    place: int | None = None  # index of the call in that message
     call_id: str | None = None
     tool: str = ""
-    within: tuple[tuple[AgentPath, str], ...] = ()  # calls (agent path, call id) of parent agents that wait
-    edited: str = ""  # JSON text (`{"name", "args"}`) of the action that replaces the call, and is approved
+    within: tuple[tuple[AgentPath, str], ...] = ()  # (agent path, call id) of each call of a parent agent that waits
+    edited: str = ""  # JSON text (`{"name", "args"}`) of the action that the approver approves instead of the call
     expires_at: int = 0  # ledger time, 0 for never
-    allowed: tuple[str, ...] = ()  # decisions that the approver may take
-    id: str = ""  # of this question; a second question about the same call has another
-    subject: str = ""  # on whose behalf it is asked
+    allowed: tuple[str, ...] = ()  # types of decision that the approver may choose from
+    id: str = ""  # of this question; a second question about the same call has another id
+    subject: str = ""  # on whose behalf the call is made
     run_id: str = ""
-    question: str = ""  # its text, inert (`_display`)
-    needed: int = 1  # how many must approve
-    distinct: bool = False  # neither the subject, under any type, nor anybody in `behind` may approve
+    question: str = ""  # the question's text, escaped (`_display`)
+    needed: int = 1  # number of approvers who must approve
+    distinct: bool = False  # neither the subject, under any principal type, nor anybody in `behind` may approve
     eligible: tuple[str, ...] = ()  # who may answer, as `type:id` (empty: anybody)
     fallback: tuple[str, ...] = ()  # who may also answer after `fallback_at`
     fallback_at: int = 0
-    approvers: tuple[str, ...] = ()  # who has approved
-    behind: tuple[str, ...] = ()  # those for whom the subject acts
-    trace: str = ""  # W3C `traceparent` of the span that asked, for links of spans; nothing else trusts it
+    approvers: tuple[str, ...] = ()  # who has approved so far
+    behind: tuple[str, ...] = ()  # names of those for whom the subject acts
+    trace: str = ""  # W3C `traceparent` of the span that asked; used only to link spans
     doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
 
     def listed(self, id: str | None, now: float) -> bool:
-        """Return True for the question `id`; without one, for each question that can still be answered."""
+        """Return True if this is the question `id`. If `id` is None, return True if the question has not expired."""
         return self.id == id if id is not None else self.id != "" and not 0 < self.expires_at <= now
 
 
 @dataclass(slots=True)
 class Query:
-    """The parts of a thread that a step needs. Each part is bounded."""
+    """The parts of a thread to load for one decision. Each part is bounded in size."""
 
-    jti: str | None = None
-    plan: tuple[AgentPath, str] | None = None  # (agent path, message id), in its newest record
-    planned_call: tuple[AgentPath, str] | None = None  # (agent path, call id), if the message is not known
-    calls: tuple[str, ...] = ()  # keys of calls: loads their rows and approvals
-    agent: AgentPath = ()  # whose revocation is looked up
-    log: bool = False  # pinned texts, and whether a root entry is under way or live; only for root entries
-    asks: bool = False  # open questions; likewise
-    marks: tuple[str, ...] = ()
+    jti: str | None = None  # of the lease
+    plan: tuple[AgentPath, str] | None = None  # (agent path, message id); loads the record of the newest epoch
+    planned_call: tuple[AgentPath, str] | None = None  # (agent path, call id), if the message id is not known
+    calls: tuple[str, ...] = ()  # call keys; loads the calls' rows and approvals
+    agent: AgentPath = ()  # the agent whose revocation to look up
+    log: bool = False  # load pinned and pending texts, `underway` and `live`
+    asks: bool = False  # load open questions
+    marks: tuple[str, ...] = ()  # names
     values: tuple[str, ...] = ()  # keys (`facts.normal_forms.key`) whose sightings to load
     counters: tuple[str, ...] = ()  # budgets whose counts to load
-    deeds: tuple[str, ...] = ()  # (`CallRow.deed`) whose `OPEN` calls to load, from all threads of the subject
+    deeds: tuple[str, ...] = ()  # deeds whose `OPEN` calls to load, from all threads of the thread's subject
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """One consistent view."""
+    """One consistent view of a thread."""
 
     now: float  # ledger time, which is authoritative (epoch seconds)
     exists: bool
@@ -230,15 +230,15 @@ class Snapshot:
     pending: tuple[HumanText, ...] = ()
     asks: tuple[Approval, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
-    underway: bool = False  # a root entry holds a lease that it has not ended, also if its process died within `LAPSED`
-    live: bool = False  # that lease has not expired
+    underway: bool = False  # the lease of a root entry was not ended, and is live or expired less than `LAPSED` ago
+    live: bool = False  # the lease of a root entry is live
     values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[Doubt, ...] = ()
 
 
 class Guard(NamedTuple):
-    """Conditions of a commit: this lease is live and the task has this epoch."""
+    """Conditions of a commit: the lease `jti` is live, and the lease and the task have this `epoch`."""
 
     jti: str
     epoch: int
@@ -252,17 +252,17 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The reason why a commit was refused. `row` is the finished call that it conflicts with, if any."""
+    """The reason why a commit was refused. `row` is the ended or resolved call that caused the refusal, if any."""
 
     code: Code
     row: CallRow | None = None
 
 
 class Anchor(NamedTuple):
-    """A commit of a store that outlives its process. It distinguishes a ledger from an older copy.
+    """A reference to one commit of a durable store, by which an older copy of the store is recognised.
 
-    `ledger` names the store, `position` grows with every commit, `nonce` is random and known to that commit only. Audit
-    records hold the newest anchor that their process has seen.
+    `ledger` identifies the store, `position` grows with every commit, and `nonce` is random. Each audit record holds
+    the newest anchor that its process has seen.
     """
 
     ledger: str
@@ -272,9 +272,9 @@ class Anchor(NamedTuple):
 
 @runtime_checkable
 class Ledger(Protocol):
-    """A store. An exception denies: `LedgerError` with its code, any other as `ledger_unavailable`.
+    """A store of threads. If a method raises, the step is denied.
 
-    The asynchronous forms, here and below, do not block the event loop.
+    The code is that of a `LedgerError`, else `ledger_unavailable`. The asynchronous forms do not block the event loop.
     """
 
     def load(self, scope: Scope, query: Query) -> Snapshot:
@@ -283,7 +283,7 @@ class Ledger(Protocol):
     def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """Apply all of `changes`, or none, after checking `guard`.
 
-        Each change is checked against the thread before the commit. Two changes may not use up the same row.
+        Each change is checked against the thread as it was before the commit. Two changes may not use up one approval.
         """
 
     def status(self, tenant: str, jti: str) -> TokenStatus:
@@ -314,19 +314,19 @@ class Doubted(Protocol):
     """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls that are `listed` (of `scope`), or the call `key` in any state.
+        """Return at most `MAX_ASKED` calls for which `listed` is True (of the thread `scope`), or the call `key`.
 
-        Those that are `lost` come first, newest first.
+        Calls that are `lost` come first. Newer calls come before older ones.
         """
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
 
 
 class Awaited(Ledger, Asked, Doubted):
-    """A store with asynchronous forms of its methods. What a cancelled caller asked for may still happen."""
+    """A store with asynchronous forms of its methods. If a caller is cancelled, its commit may still take effect."""
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
-        """Run a method. A store that waits for a disk or a lock does so in a thread."""
+        """Run a method in place. A store that waits for a disk or a lock overrides this to use a thread."""
         return verb(*args)
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
@@ -347,7 +347,7 @@ class Awaited(Ledger, Asked, Doubted):
 
 @runtime_checkable
 class Anchored(Protocol):
-    """A store that outlives its process and names its commits, so that an older copy is recognised."""
+    """A durable store that names its commits, so that an older copy of the store is recognised."""
 
     def anchor(self, tenant: str) -> Anchor | None:
         """Return the tenant's newest commit that this instance has seen."""

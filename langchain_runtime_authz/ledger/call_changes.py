@@ -1,4 +1,4 @@
-"""Changes of calls and of the approvals, budgets and rates that they use up."""
+"""Changes of calls, and of the approvals, budgets and rates that calls use up."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class _OfCall(Change):
 
 @dataclass(slots=True)
 class ClaimCall(Change):
-    """Claim the call.
+    """Claim the call, so that it may run.
 
-    A new, suspended or void call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
-    `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
-    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died.
+    A new, suspended, void or repeatable call becomes `claimed`. Otherwise the conflict is `call_in_progress` if the
+    call is claimed, else `outcome_unknown`. The conflict contains the row if the call is done. A claim whose lease
+    lapsed counts as unknown, because its process died.
     """
 
     key: str
     jti: str
-    repeatable: bool  # it is a read, or declared idempotent, or approved
+    repeatable: bool  # the call is a read, or declared idempotent, or an approver permitted repeating it
     tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
-    deed: str = ""  # of `CallRow`, like `about`
+    deed: str = ""  # of the new `CallRow`, like `about`
     about: Mapping[str, Any] | None = None
-    subject: str = ""  # of the thread; if given, the call is `in_doubt` if a doubt makes it ask (`Doubt.asks`)
-    despite: tuple[str, ...] | None = ()  # the doubts that the approver was told of; `None` means all
-    also: tuple[str, ...] = ()  # other deeds under which calls with a target in common may stand
+    subject: str = ""  # of the thread; if given, a doubt that makes the call ask (`Doubt.asks`) conflicts: `in_doubt`
+    despite: tuple[str, ...] | None = ()  # names of the doubts that the approver was shown; `None` ignores all doubts
+    also: tuple[str, ...] = ()  # other deeds under which a call that shares a target may be recorded
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
-        if self.subject and self.about is not None:  # also with `despite`: other calls must see this one
+        if self.subject and self.about is not None:  # even if all doubts are ignored: other calls must see this claim
             n.deeds.update(() if self.despite is None else (self.deed, *self.also))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
             for deed in self.about.get("targets") or (self.deed,):
@@ -78,7 +78,7 @@ class ClaimCall(Change):
             if about is not None and earlier is not None:
                 about = {**about, "before": earlier}
         t.calls[self.key] = CallRow(self.key, "claimed", self.jti, None, self.deed, now, about)
-        if self.deed:  # as `Thread.put`, without a call: this is the hot path
+        if self.deed:  # the same as `Thread.put`, inlined for speed
             if self.deed not in t.open:
                 t.open[self.deed] = {}
             t.open[self.deed][self.key] = t
@@ -99,12 +99,12 @@ class ClaimCall(Change):
 
 @dataclass(slots=True)
 class RepeatCall(_OfCall):
-    """Note that another call begins the deed of an `OPEN` one, claimed at `at`; else `in_doubt`.
+    """Note on an `OPEN` call that another call begins the same deed. If it is not open, the conflict is `in_doubt`.
 
-    If the `OPEN` call is entered again, it then asks, even if it was resolved as not happened.
+    If the noted call is entered again, it then asks, even if it was resolved as not happened.
     """
 
-    at: float
+    at: float  # when the noted call was claimed
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls.get(self.key)
@@ -117,14 +117,11 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays.
-
-    `refund` holds what the claim spent of each counter. `approval` is the approval's key if it is not the call's.
-    """
+    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays."""
 
     key: str
-    refund: tuple[tuple[str, int], ...] = ()
-    approval: str = ""
+    refund: tuple[tuple[str, int], ...] = ()  # counters, with what the claim added to them
+    approval: str = ""  # key of the approval, if it is not the call's key
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
@@ -132,13 +129,13 @@ class ReleaseCall(Unrefusable):
         n.budgets.update([counter for counter, _ in self.refund])
 
     def apply(self, t: Thread, now: float) -> None:
-        # A claim is given back once only, and never after the call ran.
+        # Give back a claim only once, and never after the call has ended.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
         about = row.about or {}
         if "repeats" in about:
             t.put(self.key, row._replace(state="unknown"))
-        elif "before" in about:  # keep what was noted since
+        elif "before" in about:  # restore the void state, and keep what was noted since
             void = {**about["before"], "about": {**about, **about["before"]["about"]}}
             t.put(self.key, row._replace(state="void", **void))
         else:
@@ -152,19 +149,17 @@ class ReleaseCall(Unrefusable):
 
 @dataclass(slots=True)
 class ConcludeCall(_OfCall):
-    """Record that the call returned, failed or paused. `state=None` deletes the row (a read).
+    """Record how the call ended: `done`, `failed`, `suspended` or `unknown`. With None (a read), delete the row.
 
-    A side effect that failed may have happened all the same, so it is `unknown`, with a note that it `failed`.
-
-    If the call was already resolved (`ResolveCall`), this is `ended_late`, with the row, unless `about` has this end.
-    With `late`, the resolution stays, and only `done` changes the state. With `jti`, a claim of another lease stays.
+    A side effect that failed may have happened all the same. So its state becomes `unknown`, with the note `failed`. If
+    the call was resolved before (`ResolveCall`), the conflict is `ended_late`, unless this end is already noted.
     """
 
     state: Literal["done", "failed", "suspended", "unknown"] | None
     result: str | None = None
-    late: bool = False
-    jti: str = ""
-    denied: bool = False  # it failed because a step inside the tool was denied, which has its own record
+    late: bool = False  # no `ended_late`; a resolution stays, and only `done` still changes the state
+    jti: str = ""  # if given, keep a claim that another lease holds
+    denied: bool = False  # the call failed because a step inside the tool was denied; that step has its own record
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls[self.key] if self.key in t.calls and not self.late else None
@@ -190,21 +185,22 @@ class ConcludeCall(_OfCall):
             elif about is not None and not late:
                 about = {"before": about["before"]} if "before" in about else None
             ended = CallRow(self.key, self.state, row.jti, self.result, row.deed, row.at, about)
-            if self.state == "failed" and row.deed and not self.denied:  # perhaps after it had happened
+            if self.state == "failed" and row.deed and not self.denied:  # the effect may have come before the failure
                 t.drop(self.key)
                 about = {**(row.about or {}), "failed": True}
                 suffix = "" if row.deed.startswith("pay:") else f" {about.get('args_digest')}"
                 ended = ended._replace(state="unknown", deed=row.deed.removesuffix(suffix) + suffix, about=about)
             t.calls[self.key] = ended
-            if ended.deed:  # other calls are not indexed
+            if ended.deed:  # calls without a side effect are not indexed
                 t.put(self.key, ended)
 
 
 @dataclass(slots=True)
 class ResolveCall(_OfCall):
-    """Record whether a call in doubt happened, once only; else `not_in_doubt`.
+    """Record if an unknown call happened. For a call in any other state, the conflict is `not_in_doubt`.
 
-    If it happened, the call is `done`, and the model is told so if it calls again. Otherwise it is `void` and may run.
+    If the call happened, it is `done`, and the model is told so if it repeats the call. Otherwise it is `void`, and may
+    run.
     """
 
     happened: bool
@@ -218,7 +214,7 @@ class ResolveCall(_OfCall):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        if (row := t.calls.get(self.key)) is not None:  # an earlier change of the commit may have released it
+        if (row := t.calls.get(self.key)) is not None:  # an earlier change of the commit may have released the call
             t.put(self.key, self.resolved(row, now))
 
     def resolved(self, row: CallRow, now: float) -> CallRow:
@@ -233,7 +229,7 @@ class ResolveCall(_OfCall):
 
 @dataclass(slots=True)
 class DoubtCall(Unrefusable):
-    """Record a call that a ledger lost (`ledger restored`) as in doubt, unless it is known to be done."""
+    """Record a call as in doubt that a ledger lost (command `ledger restored`), unless the call is known to be done."""
 
     row: CallRow
 
@@ -246,7 +242,7 @@ class DoubtCall(Unrefusable):
 
 
 def _lost(t: Thread, counter: str) -> bool:
-    """Return True if a counter was dropped to bound the thread, so that its rest is unknown."""
+    """Return True if a counter was dropped to bound the thread's size, so that its count is unknown."""
     return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
 
 
@@ -258,7 +254,7 @@ def _spend(t: Thread, counter: str, by: int) -> None:
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Add `by` to the counter, up to `maximum`; else `budget_exhausted`. A negative `by` gives back."""
+    """Add `by` to the counter. Above `maximum`, the conflict is `budget_exhausted`. A negative `by` gives back."""
 
     counter: str
     maximum: int
@@ -283,7 +279,7 @@ class SpendBudget(Change):
 
 @dataclass(slots=True)
 class SpendRate(Change):
-    """Count a call in the sliding window of `window` seconds, up to `maximum`; else `rate_exceeded`."""
+    """Count a call in the sliding window of `window` seconds. Above `maximum`, the conflict is `rate_exceeded`."""
 
     counter: str
     window: int
@@ -300,7 +296,7 @@ class SpendRate(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        # Keyed by window too: a short window must not drop times that a longer one counts.
+        # The window is in the key, because a short window would drop times that a longer window still counts.
         t.rates[self.counter, self.window] = (*self._recent(t, now), now)
 
     def _recent(self, t: Thread, now: float) -> list[float]:
@@ -309,7 +305,7 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question. An open one for the same call and arguments stays; an answered one is replaced."""
+    """Open a question. Keep an open question of the same LangGraph task with the same call and arguments."""
 
     approval: Approval
 
@@ -325,12 +321,12 @@ class AskApproval(Unrefusable):
 
 @dataclass(slots=True)
 class AnswerApproval(Change):
-    """Answer an open question. The first answer counts.
+    """Answer an open question. If the question is not open, the conflict is `approval_void`.
 
-    It is refused as `approval_approver` if the approver may not answer. It is `approval_not_distinct` if the subject
-    approves although another must, or if somebody approves twice. A question that needs several approvers stays open
-    until the last one; one `rejected` closes it. `id`, if given, must be the question's. `answered`: the call does not
-    run; the approver's `message` is its result.
+    If the approver may not answer, the conflict is `approval_approver`. If the subject approves although somebody else
+    must, or a person approves twice, the conflict is `approval_not_distinct`. A question that needs several approvers
+    stays open until all have approved; a single rejection closes it. With `answered`, the call does not run, and the
+    approver's `message` is the call's result. If `id` is given, the question must have this id.
     """
 
     call_key: str
@@ -361,17 +357,17 @@ class AnswerApproval(Change):
         by = self.approver
         may = not asked.eligible or by in asked.eligible or (by in asked.fallback and now >= asked.fallback_at)
         if self.state not in ("approved", "answered"):
-            may = may or by == asked.subject  # the subject may always withdraw the call
+            may = may or by == asked.subject  # the subject may always reject the call
             return None if may else Code.APPROVAL_APPROVER
         if not may:
             return Code.APPROVAL_APPROVER
-        # Compared by name, under any type: a person's cron job or agent is not a second person.
+        # Compare names without principal types: a person's cron job or agent is not a second person.
         behind = {_name(asked.subject), *asked.behind} if asked.distinct else set()
         again = _name(by) in behind or _name(by) in map(_name, asked.approvers)
         return Code.APPROVAL_NOT_DISTINCT if again else None
 
     def apply(self, t: Thread, now: float) -> None:
-        if (asked := t.approvals.get(self.call_key)) is None:  # an earlier change of the commit voided it
+        if (asked := t.approvals.get(self.call_key)) is None:  # an earlier change of the commit deleted the question
             return
         approves = self.state == "approved"
         approvers = (*asked.approvers, self.approver) if approves else asked.approvers
@@ -389,7 +385,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use an unexpired approval, once, for exactly these arguments; else `approval_void`."""
+    """Use up an approval for exactly these arguments. If it is used, expired or missing: `approval_void`."""
 
     call_key: str
     args_digest: str

@@ -1,7 +1,7 @@
-"""The changes that a commit may hold. Each knows the rows it needs, its conditions and its effect.
+"""The changes that a commit may hold. Each change declares the rows it needs, its conditions and its effect.
 
-Pure, as `ledger.thread_state`. A commit is checked whole before any of it takes effect: `check` of every change sees
-the thread as it was before the commit, with `used` for what earlier changes of the same commit use up.
+This module is pure, like `ledger.thread_state`. All changes of a commit are checked before the first is applied. So
+`check` sees the thread as it was before the commit; `used` holds what earlier changes of the same commit use up.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
 
 
 def apply(t: Thread, guard: Guard | None, changes: Sequence[Change], now: float) -> Conflict | None:
-    """Apply all of `changes` to `t`, or none of them and say why.
+    """Apply all of `changes` to `t`. If one is refused, apply none and return the conflict.
 
     Raises:
-        TypeError: a change is unknown; nothing was applied.
+        TypeError: a change class is unknown; nothing was applied.
     """
     if guard is not None and (conflict := _broken(t, guard)) is not None:
         return conflict
@@ -53,7 +53,7 @@ def _broken(t: Thread, guard: Guard) -> Conflict | None:
         return Conflict(Code.LEASE_ENDED)
     if lease.state == "revoked" or (t.revoked and t.is_revoked(lease.agent)):
         return Conflict(Code.REVOKED)
-    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
+    # The epoch is checked before the lease's state: a correction ends leases, and `stale_epoch` is the better reason.
     if t.epoch != guard.epoch or lease.epoch != guard.epoch:
         return Conflict(Code.STALE_EPOCH)
     return Conflict(Code.LEASE_ENDED) if lease.state != "live" else None
@@ -67,7 +67,7 @@ class Change:
         """Add the rows that the change reads."""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        """Return why the change cannot be applied; else add what it uses up to `used`."""
+        """Return the conflict if the change cannot be applied. Otherwise add to `used` what the change uses up."""
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
@@ -86,7 +86,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread for `subject`, or check that it is this subject's (`subject_mismatch`)."""
+    """Create the thread for `subject`. If it belongs to another subject, the conflict is `subject_mismatch`."""
 
     subject: str
 
@@ -99,18 +99,16 @@ class OpenThread(Change):
 
 @dataclass(slots=True)
 class AdvanceEpoch(Change):
-    """Pin `texts` and raise the epoch from `expected` by 1; else `stale_epoch`.
+    """Pin `texts` and raise the epoch by 1. If the epoch is not `expected`, the conflict is `stale_epoch`.
 
-    Ends every live lease of the thread and voids open approvals. `first` pins the opening texts of a thread
-    and keeps the epoch. `deliver` keeps the texts for the next root entry, for corrections from outside the
-    graph's input. `keep` are keys of approvals that the correction gives. Earlier changes of the same commit answered
-    them, and they move to the new epoch.
+    Except with `first`, this ends every live lease of the thread and deletes open and approved questions.
     """
 
     expected: int
     texts: tuple[HumanText, ...] = ()
-    first: bool = False
-    deliver: bool = False
+    first: bool = False  # pin the opening texts of a thread, which has no task yet, and keep the epoch
+    deliver: bool = False  # keep the texts for the next root entry, because the graph's input does not contain them
+    # Keys of questions that earlier changes of this commit approved. Such an approval moves to the new epoch.
     keep: tuple[str, ...] = ()
 
     def needs(self, n: Needs) -> None:
@@ -132,7 +130,7 @@ class AdvanceEpoch(Change):
             t.pending.extend(texts)
         if self.first:
             return
-        # The subject may change the task at will; changes by others are counted.
+        # Count successive task changes by others. A change by the subject resets the count.
         own = any(text.own for text in self.texts)
         t.history = replace(t.history, rotations=0 if own else t.history.rotations + 1, changed={})
         _end(t, "ended", lambda _: True)
@@ -145,7 +143,7 @@ class AdvanceEpoch(Change):
 
 @dataclass(slots=True)
 class TakePending(Unrefusable):
-    """Delete the pending corrections after a root entry received them."""
+    """Delete the pending texts (`AdvanceEpoch.deliver`) after a root entry received them."""
 
     def needs(self, n: Needs) -> None:
         n.pending = True
@@ -169,17 +167,13 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Set the mark `name` to `value`. Of more than `MAX_MARKS`, a store may drop the oldest.
-
-    If `source` is given and the value changes, the history records a change of that source. `once`: do not replace an
-    existing mark. `instead`: replace this value only.
-    """
+    """Set the mark `name` to `value`. If a thread has more than `MAX_MARKS`, a store may drop the oldest marks."""
 
     name: str
     value: str
-    source: str = ""
-    once: bool = False
-    instead: str | None = None
+    source: str = ""  # if given, a new value of an existing mark is noted in `History.changed` under this name
+    once: bool = False  # do not replace an existing mark
+    instead: str | None = None  # if given, set the mark only if its present value is this one
 
     def needs(self, n: Needs) -> None:
         n.marks.add(self.name)
@@ -228,7 +222,7 @@ def _end(t: Thread, state: LeaseState, doomed: Callable[[Lease], bool]) -> None:
 
 @dataclass(slots=True)
 class TakeLease(Change):
-    """Add a lease. It is refused (`revoked`) while the agent's subtree is revoked."""
+    """Add a lease. The conflict is `revoked` while the agent, or an agent above it, is revoked."""
 
     lease: Lease
 
@@ -274,9 +268,9 @@ class RenewLease(Change):
 
 @dataclass(slots=True)
 class EndLease(Unrefusable):
-    """End a live lease and all live leases below it. Ending it again is not an error.
+    """End a live lease and all live leases below it, if there are any.
 
-    Calls of these leases that are still claimed become `unknown`.
+    Calls that these leases hold, and that are still claimed, become `unknown`.
     """
 
     jti: str
@@ -293,7 +287,7 @@ class EndLease(Unrefusable):
             grew = not below <= doomed
             doomed |= below
         _end(t, self.state, lambda lease: lease.jti in doomed)
-        # These calls will not be concluded, so their effect is unknown.
+        # Nobody is expected to record the outcome of these calls any more.
         for key, row in list(t.calls.items()):
             if row.state == "claimed" and row.jti in doomed:
                 t.calls[key] = row._replace(state="unknown")
@@ -301,7 +295,7 @@ class EndLease(Unrefusable):
 
 @dataclass(slots=True)
 class Revoke(Unrefusable):
-    """End the live leases of the agent's subtree and refuse new ones until `Reinstate`."""
+    """End the live leases of an agent and of all agents below it. Refuse new leases to them until `Reinstate`."""
 
     agent: AgentPath
 
@@ -315,7 +309,7 @@ class Revoke(Unrefusable):
 
 @dataclass(slots=True)
 class Reinstate(Unrefusable):
-    """Lift every revocation at or below the agent's subtree."""
+    """Lift the revocations of an agent and of all agents below it."""
 
     agent: AgentPath
 
@@ -328,7 +322,7 @@ class Reinstate(Unrefusable):
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Record a plan. A second record for the same key changes nothing. The store sets `at`."""
+    """Record a plan. A second record for the same agent, message and epoch is ignored. `at` is set here."""
 
     plan: PlanRecord
 
@@ -340,7 +334,7 @@ class RecordPlan(Unrefusable):
         records = t.plans.get((plan.agent, plan.id), {})
         if plan.epoch in records:  # INVARIANT: first write wins
             return
-        if not plan.origin:  # a carried plan keeps its step
+        if not plan.origin:  # a plan that was carried into this epoch keeps its `at`
             plan = replace(plan, at=t.history.steps)
         t.plans[plan.agent, plan.id] = {**records, plan.epoch: plan}
         for call in plan.calls:
@@ -350,7 +344,7 @@ class RecordPlan(Unrefusable):
 
 @dataclass(slots=True)
 class RecordEdge(Change):
-    """Record a delegation edge, each once. More than `MAX_EDGES` are refused (`too_wide`)."""
+    """Record a delegation edge. An equal edge is ignored. Beyond `MAX_EDGES` edges, the conflict is `too_wide`."""
 
     edge: Edge
 
@@ -371,10 +365,10 @@ class RecordEdge(Change):
 
 @dataclass(slots=True)
 class RecordValues(Unrefusable):
-    """Record digests (`facts.provenance`) of values that a tool returned, never the values.
+    """Record digests of values that a tool returned, for `facts.provenance`. The values are not recorded.
 
-    Sightings of one key that differ only in the source count as one, and the first source stays. A store keeps at least
-    10,000 keys of a thread. It may drop others, because a sighting can only add trust.
+    Of sightings of one key that differ only in their source, the first is kept. A store keeps at least 10,000 keys of a
+    thread. It may drop the others, because without its sighting a value is only trusted less.
     """
 
     values: tuple[Sighting, ...]

@@ -1,4 +1,4 @@
-"""The ledger in one process's memory: the default."""
+"""The default ledger, in one process's memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from langchain_runtime_authz.ledger.thread_state import Thread, ledger_time, ope
 MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
 MAX_PLANS: Final = 4096  # messages with calls, per thread
-MAX_DEAD: Final = 256  # leases, per thread
+MAX_DEAD: Final = 256  # leases per thread; only leases that are not live are dropped
 MAX_VALUES: Final = 50_000  # keys of returned values, per thread; the oldest is dropped first
 MAX_ROWS: Final = 4096  # finished calls, and counters, per thread
 _AT_ONCE: Final = MAX_ROWS // 8
@@ -29,10 +29,10 @@ class MemoryLedger(b.Awaited):
     """Keeps threads in a dictionary behind one lock.
 
     Args:
-        clock: ledger time, epoch seconds.
+        clock: returns ledger time in epoch seconds.
         max_threads: threads kept. The least recently used thread is forgotten first, unless it has a live lease, a
-            revocation or a recent doubt (`LASTS`). It then counts as new and its old plans as unplanned, so forgetting
-            denies.
+            revocation or a recent doubt (`LASTS`). A forgotten thread counts as new, and its old calls count as
+            unplanned, so they are denied.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -42,10 +42,10 @@ class MemoryLedger(b.Awaited):
         self._latest = 0.0
         self._max = max_threads
         self._threads: dict[b.Scope, Thread] = {}
-        # Threads that may be forgotten, least recently used first. A thread that must be kept is removed when it is
-        # examined and returns with its next commit. A thread in doubt moves to the end, because its doubt will lapse.
+        # Threads that may be forgotten, least recently used first. If an examined thread must be kept, it leaves this
+        # order until its next commit. A thread with a doubt moves to the end instead, because the doubt will lapse.
         self._order: OrderedDict[b.Scope, None] = OrderedDict()
-        # Leases, and tokens of claimed calls. (A plain dict is slow at finding its oldest key.)
+        # jti → scope, key of the token's call (`None` for a lease), lease. (A plain dict finds its oldest key slowly.)
         self._leases: Jtis = OrderedDict()
         self._tokens: Jtis = OrderedDict()
         self._open: dict[str, dict[str, Thread]] = {}  # see `Thread.open`
@@ -122,7 +122,7 @@ class MemoryLedger(b.Awaited):
         for jti, key, lease_jti in thread.issued:
             jtis = self._leases if key is None else self._tokens
             jtis[scope.tenant, jti] = (scope, key, lease_jti)
-            if len(jtis) > MAX_JTIS:  # a forgotten jti is not live
+            if len(jtis) > MAX_JTIS:  # the status of a forgotten jti is `unknown`, which is not live
                 jtis.popitem(last=False)
         thread.issued.clear()
 
@@ -143,11 +143,11 @@ class MemoryLedger(b.Awaited):
 
 
 def _forget(t: Thread, now: float) -> None:
-    """Bound a long thread. Calls of a forgotten plan count as unplanned; a forgotten jti is not live.
+    """Bound the size of a long thread. Calls of a forgotten plan count as unplanned; a forgotten lease has ended.
 
-    A forgotten call does not run again, and a forgotten counter counts as spent (`Forgotten`).
+    A forgotten call does not run again, and a forgotten counter counts as used up (`Forgotten`).
     """
-    # In batches: after each removal, a dictionary is slow at finding its oldest key.
+    # Drop rows in batches: after each removal, a dictionary is slow at finding its oldest key.
     if len(t.calls) > MAX_ROWS:
         told = [
             key for key, row in t.calls.items() if row.state == "unknown" and not row.lost and now - row.at >= b.LASTS

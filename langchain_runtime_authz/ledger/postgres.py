@@ -1,7 +1,7 @@
-"""The ledger in PostgreSQL: any number of machines. Needs the extra `postgres`.
+"""The ledger in PostgreSQL, for any number of machines. Needs the extra `postgres`.
 
-The tables are in a schema of their own. With any login role, each transaction takes the application's role. This role
-may add rows, and change or delete only state, not history. It reads only rows of the transaction's tenant.
+The tables are in a schema of their own. Each transaction takes the application's role, with any login role. This role
+may add rows, may change and delete rows of state tables but not of history, and reads only the tenant's rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from langchain_runtime_authz.ledger.schema import STATE, Dialect
 from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger
 from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 
-TIMEOUT: Final = 5.0  # seconds
+TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
 SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"
 _SLOW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PoolTimeout)
@@ -37,39 +37,39 @@ _SETTINGS: Final = (
     "SELECT set_config('role', ?, {local}), set_config('search_path', ?, {local}),"
     " set_config('runtime_authz.tenant', ?, {local}), set_config('statement_timeout', ?, {local}),"
     " set_config('lock_timeout', ?, {local}),"
-    # A commit is on the disk when it returns, whatever the server's default: the call runs next.
+    # A commit must be on the disk when it returns, whatever the server's default, because the call runs next.
     " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), {local})"
 )
-# Add a row to lock if the thread has none. A refused commit rolls it back.
+# If the thread has no row, add one that can be locked. A refused commit rolls the new row back.
 _ROW: Final = (
     "INSERT INTO thread (tenant, thread, scope, subject, history, at) VALUES (?, ?, '', '\"\"', '{}', 0)"
     " ON CONFLICT DO NOTHING"
 )
 _LOCK: Final = "SELECT 1 FROM thread WHERE tenant = ? AND thread = ? FOR UPDATE"
-# Identify the state of a thread's row, even if the server's clock was set back.
+# Identifies the state of a thread's row, even if the server's clock was set back.
 _STATE: Final = "CAST(xmin AS TEXT) || ' ' || CAST(at AS TEXT)"
-# Update the thread's row only if the row and the ledger are as they were read and the time is right.
+# Update the thread's row only if row and schema are as they were read, no commit was lost, and the time is right.
 _HELD: Final = (
     "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
     f" WHERE tenant = ? AND thread = ? AND {_STATE} = ? AND (SELECT max(version) FROM migration) = ?"
     " AND coalesce((SELECT max(position) FROM journal WHERE tenant = ?), 0) >= ?"
-    # No commit has a later time: a clock that was ahead is reported, not ignored.
+    # The newest commit must not have a later time, so that a clock that was ahead is reported.
     " AND coalesce((SELECT j.at FROM journal j WHERE j.tenant = ? ORDER BY position DESC LIMIT 1), 0) <= ?"
     f" AND abs({_NOW} - CAST(? AS DOUBLE PRECISION)) < CAST(? AS DOUBLE PRECISION) RETURNING {_STATE} AS state"
 )
-# The column `nonce` is NOT NULL: if the thread's row was not held, the whole statement fails.
+# If the thread's row was not updated, `nonce` is NULL. The column forbids NULL, so the whole statement fails.
 _ENTRY: Final = (
     "INSERT INTO journal (tenant, thread, nonce, at)"
     " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position, (SELECT state FROM held)"
 )
-# A turn is a row that a commit changes only if it is as it was read. It is locked after the thread's row.
+# A turn is a row used as a lock: a commit changes it only if nobody has since the read. Lock it after the thread's row.
 _TURN: Final = (
     "INSERT INTO mark (tenant, thread, name, value) {} ON CONFLICT (tenant, thread, name) DO UPDATE SET value ="
 )
 _TAKEN: Final = _TURN.format("SELECT ?, ?, ?, ? FROM held") + " excluded.value WHERE mark.value = ? RETURNING 1"
 _TURN_LOCK: Final = _TURN.format("VALUES (?, ?, ?, '')") + " mark.value"
 
-# Read the role's rights on a table, if PUBLIC has any, and if row-level security limits the rows to the tenant.
+# Return the role's rights on a table, whether PUBLIC has rights, and whether row-level security isolates tenants.
 _SECURED: Final = (
     "SELECT has_table_privilege(?, c.oid, 'SELECT'), has_table_privilege(?, c.oid, 'INSERT'),"
     " has_table_privilege(?, c.oid, 'UPDATE'), has_table_privilege(?, c.oid, 'DELETE'),"
@@ -81,24 +81,24 @@ _SECURED: Final = (
 )
 _BEGIN: Final[Statement] = ("BEGIN", ())
 Connection = psycopg.Connection[Any]
-logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command reports it in one line
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command reports pool failures in one line
 
 
 class PostgresLedger(SqlLedger):
     """Keeps threads in PostgreSQL (14 or newer).
 
-    A load is one statement. A commit reads with one and writes with another, which does nothing if the thread's row
-    changed meanwhile. In that case, and for a new thread, it locks the row. Commits of one thread are serial; those of
-    different threads do not wait for each other. Ledger time is the database's clock. Create the schema with
-    `runtime-authz ledger migrate DSN`, under a role that may do so.
+    A load is one statement. A commit reads with one statement and writes with another, which does nothing if the
+    thread's row changed meanwhile. Then, and for a new thread, the commit starts again with the row locked. Commits of
+    different threads wait for each other only if they claim calls with one deed. Ledger time is the database's clock.
+    Create the schema with `runtime-authz ledger migrate DSN`, under a role that may create it.
 
     Args:
-        dsn: a libpq connection string or URL of a role that is a member of `role`, or the caller's pool.
-        schema: of the tables.
-        role: the application's role.
-        timeout: seconds to wait for a connection, a lock or an answer before `ledger_timeout`.
+        dsn: a libpq connection string or URL of a login role that is a member of `role`, or the caller's own pool.
+        schema: name of the schema that holds the tables.
+        role: name of the application's role.
+        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`.
         max_size: maximum number of connections in the ledger's own pool.
-        clock: ledger time for tests, instead of the database's.
+        clock: returns ledger time in tests, instead of the database's clock.
 
     Raises:
         LedgerError: the database cannot be reached or used.
@@ -121,7 +121,7 @@ class PostgresLedger(SqlLedger):
         self._dsn = dsn if isinstance(dsn, str) else None
         self._schema, self._role, self._timeout, self._max_size = schema, role, timeout, max_size
         self._as: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # the tenant of each connection
-        self._left: list[object] = []  # of the parent process: never used, never closed
+        self._left: list[object] = []  # pools of the parent process: never used, never closed
         self._failures = _Failures(self._dsn)
         self._pool = self._open() if isinstance(dsn, str) else dsn
         try:
@@ -172,11 +172,11 @@ class PostgresLedger(SqlLedger):
                 yield (tx := _Tx(conn, prelude, commits=_BEGIN in prelude))
                 done = not tx.prelude
             except psycopg.Error:
-                conn.close()  # after a failed pipeline, the driver assumes prepared statements that do not exist
+                conn.close()  # after a failed pipeline, the driver expects prepared statements that do not exist
                 raise
             finally:
                 if conn.pgconn.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
-                    with suppress(psycopg.Error):  # the first failure says why
+                    with suppress(psycopg.Error):  # the first failure is the one to report
                         conn.execute("ROLLBACK")
                 elif own and done:  # a rollback also undoes the settings
                     self._as[conn] = tenant
@@ -203,7 +203,7 @@ class PostgresLedger(SqlLedger):
 class _Tx:
     def __init__(self, conn: Connection, prelude: Sequence[Statement], *, commits: bool) -> None:
         self._conn, self._commits = conn, commits
-        self.prelude = prelude  # until it takes effect
+        self.prelude = prelude  # statements to run before the next batch; empty once they have run
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         prelude, self.prelude = self.prelude, ()
@@ -216,8 +216,8 @@ class _Tx:
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. It is one statement, and every part sees the rows as they were before it."""
-        if not found.seen:  # a new thread has no row that shows other commits
+        """See `Tx.keep`. All is written by one statement, whose parts see the rows as they were before."""
+        if not found.seen:  # a new thread has no row by which another commit would be noticed
             return None
         of = (found.tenant, found.key)
         puts = [(name, some) for name, rows in kept.puts.items() for some in chunks(rows)]
@@ -236,7 +236,7 @@ class _Tx:
         try:
             ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
         except errors.NotNullViolation:
-            self.prelude = prelude  # the failed statement rolled it back
+            self.prelude = prelude  # the failed statement rolled the prelude back, so run it again
             return None
         return int(position), state
 
@@ -246,7 +246,7 @@ class _Tx:
 
 @lru_cache(maxsize=1024)
 def _statement(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
-    """Return the statement that takes so many turns, and writes and deletes so many rows of each table."""
+    """Return a commit's statement, for `turns` locks and numbers of rows to write (`puts`) and delete (`drops`)."""
     parts = [f"held AS ({_HELD})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
     for name, count in puts:
         write = PUTS[name]
@@ -267,11 +267,11 @@ def administer(
     """Open the schema for its owner (`ledger.admin`), in one transaction, committed at the end.
 
     Args:
-        dsn: of the role that owns the schema, or that may create it and the application's role.
-        schema: of the tables.
-        role: the application's role.
+        dsn: login of the role that owns the schema, or of one that may create the schema and the application's role.
+        schema: name of the schema that holds the tables.
+        role: name of the application's role.
         create: create the schema and the role if they are missing, and make the owner a member of the role.
-        look: change nothing; the application's role is enough.
+        look: only read; then a member of the application's role may log in too.
 
     Raises:
         LedgerError: the database cannot be reached or used.
@@ -306,7 +306,7 @@ class _Admin:
         return {name for (name,) in self.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self._schema,))}
 
     def make(self) -> None:
-        # Two concurrent commands would both find nothing. Schemas may share the role.
+        # Without locks, two concurrent commands would both find nothing. Several schemas may share the role.
         for name in (f"runtime-authz {self._schema}", f"runtime-authz role {self._role}"):
             self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
         if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
@@ -323,18 +323,18 @@ class _Admin:
             if self.run(_SECURED, (*[self._role] * 5, self._schema, table)) == [
                 (True, not plain, state, state, False, False, not plain)
             ]:
-                continue  # the statements below lock the table, in another order than commits do
+                continue  # nothing to do; the statements below lock the table, and could deadlock with commits
             self._named("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
             if plain:
                 self._named("GRANT SELECT ON {table} TO {role}", table)
                 continue
-            # A table unknown to this version counts as history.
+            # A table that this version does not know counts as history.
             more = ", UPDATE, DELETE" if state else ""
             self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
             self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
             self._named("DROP POLICY IF EXISTS tenant ON {table}", table)
-            # Prefixed, because the setting is empty outside our transactions, and a tenant may be "". The column stands
-            # alone: otherwise the planner takes a tenant for a few rows, and reads all of its journal for the newest.
+            # The setting has a prefix, because it is empty outside our transactions and a tenant may be "". The column
+            # stands alone: otherwise the planner expects a tenant to have few rows, and reads all of its journal.
             whose = "tenant = substr(nullif(current_setting('runtime_authz.tenant'), ''), 2)"
             self._named(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
 
@@ -354,7 +354,7 @@ def _query(text: str) -> LiteralString:
 
 
 def _alive(conn: Connection) -> None:
-    """Check a connection only if it is readable: a connection closed by the server is."""
+    """Check a connection only if its socket is readable, because it is readable if the server closed it."""
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
     if poll.poll(0):
@@ -362,7 +362,7 @@ def _alive(conn: Connection) -> None:
 
 
 class _Failures:
-    """Turn exceptions of PostgreSQL, its driver and its pool into a code."""
+    """Turn exceptions of PostgreSQL, its driver and its pool into a `LedgerError` with a code."""
 
     def __init__(self, dsn: str | None = None) -> None:
         self._dsn, self._asking = dsn, forkable_lock()
@@ -373,7 +373,7 @@ class _Failures:
         if not isinstance(failure, (psycopg.Error, PoolTimeout, OSError)):
             return
         exc, code = failure, Code.LEDGER_UNAVAILABLE
-        # The pool does not say why it has no connection. One thread asks for all, to spare a busy server.
+        # The pool does not tell why it has no connection, so try one. Only one thread does, to spare a busy server.
         if isinstance(exc, PoolTimeout) and self._dsn is not None and self._asking.acquire(blocking=False):
             try:
                 psycopg.connect(self._dsn, connect_timeout=2).close()
@@ -387,7 +387,7 @@ class _Failures:
             code = Code.LEDGER_TIMEOUT
         elif isinstance(exc, _OTHER):
             code = Code.LEDGER_SCHEMA
-        # One line, and no connection string: it may hold a password.
+        # Report one line without the connection string, which may hold a password.
         why = getattr(getattr(exc, "diag", None), "message_primary", None)
         if why is None and isinstance(exc, psycopg.OperationalError) and " failed: " in str(exc):
             why = str(exc).rpartition(" failed: ")[2].split("\n")[0]

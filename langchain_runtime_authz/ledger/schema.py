@@ -1,13 +1,13 @@
 """The tables of the SQL ledgers, as versions to migrate up and down.
 
-Evolution rule. A version only adds: a table, or a column with a default that means what its absence meant.
-`min_reader` is the lowest `SCHEMA` of a package that may still use it. It is raised only if an older writer would lose
-or misread data that a decision needs. A package works on its own `SCHEMA` and on newer ones that `min_reader` admits.
-It refuses an older schema with `ledger_schema` until `runtime-authz ledger migrate` was run.
+Evolution rule. A version only adds tables, and columns whose default means the same as the column's absence before.
+`min_reader` is the lowest `SCHEMA` of a package that may still use the version. It is raised only if an older writer
+would lose or misread data that a decision needs. A package works on its own `SCHEMA` and on newer versions whose
+`min_reader` admits it. It refuses an older schema (`ledger_schema`) until `runtime-authz ledger migrate` was run.
 
-Columns that are not searched are JSON in `body`. Texts that a model or client may choose are ASCII JSON strings, so
-that no character is special to a store. `HISTORY` names the tables that only grow: PostgreSQL's application role may
-neither change nor delete there.
+Fields that no query searches are JSON in the column `body`. Texts that a model or client may choose are ASCII JSON
+strings, so that no character is special to a store. `HISTORY` names the tables that only grow: PostgreSQL's
+application role may neither change nor delete rows there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from langchain_runtime_authz.errors import Code, LedgerError
 
 
 class Dialect(NamedTuple):
-    """A store's spelling where SQL differs between stores."""
+    """The parts of SQL that differ between stores, as one store writes them."""
 
     serial: str
     bytes: str
     real: str
-    compact: str  # after a table that is stored in its primary key
-    lock: str  # after a SELECT whose rows are locked
+    compact: str  # follows the definition of a table whose rows are stored in the primary key's index
+    lock: str  # follows a SELECT whose rows are to be locked
 
 
 class Version(NamedTuple):
-    """A ledger's schema version; 0 means none."""
+    """A ledger's schema version. Version 0 means that the ledger has no tables yet."""
 
     version: int
     min_reader: int
@@ -125,15 +125,15 @@ MIGRATIONS: Final = (
 )
 SCHEMA: Final = MIGRATIONS[-1].version
 
-NEWEST: Final = 20  # unknown, and void, calls of one deed that are read; the last unknown one stands for older ones
-SEVERAL: Final = "several"  # in a deed, in place of more than one target; of these, all are read
+NEWEST: Final = 20  # unknown, and void, calls read for one deed; the oldest unknown call read stands for older ones
+SEVERAL: Final = "several"  # stands for more than one target in a deed; all calls of such a deed are read
 DOUBTS: Final = (
     "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about, c.at FROM call c"
     " JOIN thread t ON t.tenant = c.tenant AND t.thread = c.thread"
     " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
 )
 OPEN: Final = "c.state IN ('claimed', 'unknown', 'void') AND c.deed <> ''"
-ASKING: Final = (  # as `thread_state.opened`
+ASKING: Final = (  # selects the same calls as `thread_state.opened`
     "scope, subject, expires, key, state, jti, result, deed,"
     f" CASE WHEN nth = {NEWEST} AND state = 'unknown' THEN NULL ELSE about END FROM"
     f" (SELECT CASE WHEN c.state = 'claimed' OR substr(c.deed, length(c.deed) - {len(SEVERAL)}) = ':{SEVERAL}' THEN 0"

@@ -1,7 +1,7 @@
-"""The base of the SQL ledgers: a load is one statement.
+"""The base class of the SQL ledgers, in which a load is one statement.
 
-A store runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The async methods
-run the same code in the ledger's threads, so that no lock or disk blocks an event loop.
+A subclass runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The async
+methods run the same code in the ledger's threads, so that no lock or disk blocks an event loop.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from langchain_runtime_authz.ledger.thread_cache import MAX_KNOWN, Known, copied
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_time, snapshot, status
 
 WORKERS: Final = 8  # threads for the async methods
-URGENT: Final = 6  # attempts of a revocation, each as long as the store's timeout
-MAX_PLACES: Final = 10_000
-TURNS: Final = 1024  # per tenant; deeds with the same turn wait for each other
-DRIFT: Final = 1.0  # seconds by which ledger time may differ from the store's clock while that is not read
+URGENT: Final = 6  # attempts to commit a revocation, each as long as the store's timeout
+MAX_PLACES: Final = 10_000  # jtis of this process whose thread is known without a query
+TURNS: Final = 1024  # locks per tenant; commits whose deeds share a lock wait for each other
+DRIFT: Final = 1.0  # seconds by which a commit's time may differ from the store's clock if it did not read that clock
 _ASKED: Final = (  # most recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
     " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at DESC, a.thread, a.key"
@@ -39,36 +39,36 @@ _ASKED: Final = (  # most recently used thread first
 _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
 NONE: Final = b.Anchor("", 0, "")  # before the first commit
-_beginning: Final = forkable_lock()  # a forked child starts again, once for all its threads
+_beginning: Final = forkable_lock()  # only one thread of a forked child resets the ledger
 
 
 class Tx(Protocol):
-    """A connection in use. Each statement is a transaction, unless `_writing` opened one (`locked`)."""
+    """A connection in use. Each statement is its own transaction, unless `_writing` opened one (`locked`)."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """Write a commit's rows; return its position in the journal and the new `found.seen`.
+        """Write a commit's rows. Return a pair: the commit's position in the journal, and the new `found.seen`.
 
-        Write nothing and return None if the thread is not as `found`, a turn of it is taken, or `now` is not the time.
+        If the thread changed since `found` was read, a turn was taken, or `now` is wrong, write nothing: return None.
         """
 
 
 class SqlLedger(b.Awaited):
     _dialect: ClassVar[tuple[str, str, str]]  # see `Fetch.statement`
-    # True if commits exclude only commits of their thread, so that they must also take `turns`.
+    # True if a commit excludes only other commits of its thread. A commit must then also take the locks in `turns`.
     _by_thread = False
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
-        self._clock = clock  # replaces the store's
+        self._clock = clock  # replaces the store's clock
         self._lock = threading.Lock()
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
-        self._since: dict[str, int] = {}  # tenant → the commit after which all were this instance's
+        self._since: dict[str, int] = {}  # tenant → position after which all commits were made by this instance
         self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # least recently used first
         self._ahead = 0.0  # the store's clock minus this process's
-        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # jtis that this process issued
+        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # of own jtis, as `_located`
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
@@ -85,7 +85,7 @@ class SqlLedger(b.Awaited):
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        """See `Ledger.commit`. A revocation that other writers delay is tried again (`URGENT`)."""
+        """See `Ledger.commit`. If other writers delay a revocation, it is tried again (`URGENT`)."""
         tries = URGENT if Revoke in map(type, changes) else 1
         while True:
             tries -= 1
@@ -121,7 +121,7 @@ class SqlLedger(b.Awaited):
                     epoch = found.thread.epoch
                     self._remember(found, b.Anchor(self._identity, position, nonce))
                     return b.Committed(now, epoch)
-            if refused is not None and not recalled:  # final unless it is based on cached rows only
+            if refused is not None and not recalled:  # a refusal is final, unless it is based on cached rows only
                 return refused
             if locked:
                 raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
@@ -137,7 +137,7 @@ class SqlLedger(b.Awaited):
             wanted = Needs(leases={lease_jti}, calls={key} if key is not None else set())
             found, now = self._found(tx, Fetch(tenant, thread, wanted, self._recall(tenant, thread)[0]), seen)
         if here is not None:
-            if lease_jti not in found.thread.leases:  # retention removed it
+            if lease_jti not in found.thread.leases:  # `prune` removed the lease
                 return self.status(tenant, jti)
             self._places[tenant, jti] = here
         return status(found.thread, lease_jti, key, now)
@@ -146,7 +146,7 @@ class SqlLedger(b.Awaited):
         return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
-        """See `Anchored.holds`. Commits that retention removed from the journal count as held."""
+        """See `Anchored.holds`. A commit that `prune` removed from the journal counts as held."""
         if anchor.ledger != self._identity:
             return False
         with self._reading(tenant) as tx:
@@ -192,7 +192,7 @@ class SqlLedger(b.Awaited):
         self.close()
 
     def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Read the rows that are not cached, or all if others have committed since; return ledger time."""
+        """Read the rows that are not cached, or all rows if others committed since. Return rows and ledger time."""
         now = self._fetch(tx, found, seen)
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
@@ -202,7 +202,7 @@ class SqlLedger(b.Awaited):
         return found, now
 
     def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
-        """Use the cached rows, which the commit will check, and return ledger time; None if some are missing."""
+        """Return the cached rows and ledger time without a read; None if rows are missing. The commit checks both."""
         known = found.known
         if known is None or found.turns or (doubts := known.recalled(found.needs, seen.nonce)) is None:
             return None
@@ -214,10 +214,10 @@ class SqlLedger(b.Awaited):
         return found, max(time.monotonic() + self._ahead, self._latest)
 
     def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
-        """Read the rows and return ledger time. `seen` is the newest commit seen before.
+        """Read the rows and return ledger time. `seen` is the newest commit that this instance saw before.
 
         Raises:
-            LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
+            LedgerError: `ledger_rolled_back` if the ledger ends before `seen`; `ledger_schema`, `ledger_clock`.
         """
         found.read(tx.batch([found.statement(*self._dialect)])[0])
         self._ahead = found.clock - time.monotonic()
@@ -227,7 +227,7 @@ class SqlLedger(b.Awaited):
                 Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen.position} was confirmed"
             )
         with self._lock:
-            if found.position > self._seen.get(found.tenant, NONE).position:  # another instance's
+            if found.position > self._seen.get(found.tenant, NONE).position:  # another instance's commit
                 self._since[found.tenant] = found.position
                 self._seen[found.tenant] = b.Anchor(self._identity, found.position, found.nonce)
         clock = found.clock if self._clock is None else self._clock()
@@ -236,7 +236,7 @@ class SqlLedger(b.Awaited):
         return now
 
     def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
-        """Return the cached rows of a thread, if they may still be valid, and the newest commit seen."""
+        """Return a pair: a thread's cached rows, if they may still be valid, and the newest commit seen."""
         with self._lock:
             known = self._known.get((tenant, key))
             if known is not None and not self._by_thread and known.position < self._since.get(tenant, 0):
@@ -244,7 +244,7 @@ class SqlLedger(b.Awaited):
             return known, self._seen.get(tenant, NONE)
 
     def _remember(self, found: Fetch, done: b.Anchor) -> None:
-        """Cache the thread after the commit `done`, if it was cached before or is new."""
+        """Cache the thread after the commit `done`, if the thread was cached before or is new."""
         place, tenant, made = (found.tenant, found.key), found.tenant, None
         if found.known is not None or not found.before.exists:
             made = known(found.thread, found.known, found.seen, done.position, found.version)
@@ -303,7 +303,7 @@ class SqlLedger(b.Awaited):
 
 
 def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
-    """Return the thread, call and lease of a jti."""
+    """Return a triple for a jti: its thread, the key of its call (None for a lease) and its lease."""
     of = (tenant, rows.encoded(jti))
     tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
     for thread, key, lease in tokens:
@@ -320,7 +320,7 @@ def _doubt(row: Row, now: float) -> b.Doubt:
 
 
 def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
-    """Return rows of doubts as `Thread.open`."""
+    """Return rows of doubts in the form of `Thread.open`."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (_doubt(row, now) for row in doubts):
         held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that it is live

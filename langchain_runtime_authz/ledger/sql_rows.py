@@ -1,4 +1,4 @@
-"""A thread's rows in SQL: one statement that reads what a step needs, and those that write its changes.
+"""A thread's rows in SQL: one statement that reads the rows in `Needs`, and the SQL that writes a commit's changes.
 
 The SQL works in SQLite and PostgreSQL. `?` stands for a parameter.
 """
@@ -58,7 +58,7 @@ _BELOW: Final = (
 
 @lru_cache(maxsize=4096)
 def thread_key(scope: tuple[str, ...]) -> bytes:
-    """Return a thread's name in every table, a digest of JSON, in which the parts cannot run together."""
+    """Return a thread's name in every table: a digest of JSON, because JSON keeps the parts of `scope` apart."""
     return hashlib.sha256(json.dumps(scope).encode()).digest()
 
 
@@ -67,15 +67,15 @@ class Fetch:
     """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
     Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
-    `version`. `seen` changes with each commit of the thread, and is empty if it has none. A commit sets `before`.
-    Rows in `known` are not read.
+    `version`. `seen` changes with each commit of the thread, and is empty if the thread has none. A commit sets
+    `before` to the thread as it was read. Rows in `known` are not read.
     """
 
     tenant: str
     key: bytes
     needs: Needs
     known: Known | None = None
-    since: float = 0.0  # ledger time after which an unknown call counts
+    since: float = 0.0  # ledger time; unknown calls that were claimed earlier are not in doubt any more
     thread: Thread = field(init=False)
     before: Thread = field(init=False)
     version: Version = field(init=False)
@@ -83,23 +83,23 @@ class Fetch:
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
-    turns: dict[str, str] = field(default_factory=dict)  # to take, and their values
+    turns: dict[str, str] = field(default_factory=dict)  # locks to take → their values
     clock: float = 0.0
     seen: str = ""
     drift: float = inf  # seconds by which the commit's time may differ from the store's
-    _place: float = 0.0  # of the current row, read apart: numbers lose digits in JSON
-    _takers: list[Callable[..., object]] = field(default_factory=list)
+    _place: float = 0.0  # the current row's order; not part of its JSON, in which numbers lose digits
+    _takers: list[Callable[..., object]] = field(default_factory=list)  # store the columns of a row
 
     def __post_init__(self) -> None:
         self.thread = Thread() if self.known is None else self.known.thread
 
     def statement(self, row: str, clock: str, seen: str) -> Statement:
-        """Return a statement whose rows hold the index of their taker, their order and their columns as JSON.
+        """Return a statement. Each of its rows holds: the index of its taker, its order, its columns as JSON.
 
         Args:
-            row: the store's function that makes a JSON list.
-            clock: an expression for the time.
-            seen: an expression over the thread's row that differs between its states.
+            row: the store's SQL function that makes a JSON list.
+            clock: an SQL expression for the time.
+            seen: an SQL expression over the thread's row, whose value changes with each commit of the thread.
         """
         n, known, of = self.needs, self.known, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), [self.tenant, *of]
@@ -134,7 +134,7 @@ class Fetch:
         return _union(tuple(parts), row, clock, seen), given
 
     def _rows(self, add: Callable[..., None]) -> None:
-        """Add the parts for rows that a `known` thread holds already."""
+        """Add the parts of the statement for rows that need no reading if the thread is `known`."""
         n, of = self.needs, (self.tenant, self.key)
         add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
@@ -154,7 +154,7 @@ class Fetch:
         if n.below:
             jtis, below = [*map(encoded, n.below)], _BELOW.format(marks(len(n.below)))
             add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
-            # A child's lease is never older than its parent's. A call may be held by a deleted lease.
+            # A child's lease is never older than its parent's. The lease that holds a call may have been deleted.
             held = f"(jti IN {below} OR jti IN {marks(len(n.below))})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
         if n.open:
@@ -170,7 +170,7 @@ class Fetch:
             sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
             add(self._rate, sql, *of, encoded(counter), span)
         for prefix in n.unmarked:
-            begin = encoded(prefix)[:-1]  # names are JSON
+            begin = encoded(prefix)[:-1]  # names are JSON strings: drop the closing quotation mark
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
 
     def read(self, rows: Sequence[Any]) -> None:
@@ -250,7 +250,7 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) 
 
 
 class Kept(NamedTuple):
-    """The rows of a commit: of `THREAD`, to put and to drop, by the names of `PUTS` and `DROPS`."""
+    """A commit's writes: the row of `THREAD`, rows to write by name in `PUTS`, keys to delete by name in `DROPS`."""
 
     thread: Row
     puts: Mapping[str, Sequence[Row]]
@@ -258,10 +258,10 @@ class Kept(NamedTuple):
 
 
 def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
-    """Return what `changes.apply` changed in the thread. A store may write it in any order."""
+    """Return what `changes.apply` changed in the thread. A store may write the parts in any order."""
     t, before = f.thread, f.before
     puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
-    if t.log:  # a commit does not read the earlier texts
+    if t.log:  # a commit does not read earlier texts, so all of these are new
         puts["said"] = [(t.epoch, encoded(_fields(text))) for text in t.log]
     if t.revoked != before.revoked:
         changed = sorted(t.revoked ^ before.revoked)
@@ -290,19 +290,19 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
 
 
 def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]:
-    """Return the rows that `old` does not hold. Identical objects, the usual case, are not compared."""
+    """Return new and changed rows. Identical objects, the usual case, are not compared by value."""
     return [(k, row) for k, row in rows.items() if k not in old or (old[k] is not row and old[k] != row)]
 
 
 class Write(NamedTuple):
-    """A table, its columns after tenant and thread, and the clause for an existing row."""
+    """The way in which rows are written to a table."""
 
     table: str
-    columns: tuple[str, ...]
-    there: str = ""
+    columns: tuple[str, ...]  # after `tenant` and `thread`
+    there: str = ""  # the ON CONFLICT clause for a row that exists
 
     def sql(self, rows: str) -> str:
-        """Return the statement that writes `rows`, an SQL expression."""
+        """Return the statement that writes `rows`, an SQL clause (`VALUES` or `SELECT`)."""
         return f"INSERT INTO {self.table} ({', '.join(('tenant', 'thread', *self.columns))}) {rows}{self.there}"
 
 
@@ -318,7 +318,7 @@ def marks(number: int) -> str:
 
 
 def encoded(value: object) -> str:
-    """Return a string, or a list of strings, as ASCII JSON."""
+    """Return a value as ASCII JSON."""
     return _STRING(value) if type(value) is str else "".join(_ENCODE(value, 0))
 
 
@@ -367,12 +367,12 @@ PUTS: Final[Mapping[str, Write]] = {
 }
 # Name of `Kept.drops` → table, and the column of its keys.
 DROPS: Final = {
-    "delivery": ("delivery", "tenant"),  # all of the tenant
+    "delivery": ("delivery", "tenant"),  # all rows of the thread
     "calls": ("call", "key"),
     "approvals": ("approval", "key"),
     "marks": ("mark", "name"),
 }
-# Mapping of a thread → columns of a row.
+# Name of a mapping in `Thread` → function that returns a row's columns.
 _ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
     "leases": _of_lease,
     "calls": _of_call,
@@ -388,20 +388,20 @@ _ALL: Final = attrgetter(*_ROWS)
 
 
 def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Yield keys or rows in chunks that fit one statement's parameters."""
+    """Yield the keys or rows in chunks that fit the parameters of one statement."""
     for start in range(0, len(keys), CHUNK):
         yield keys[start : start + CHUNK]
 
 
 def known(kind: Any, body: str) -> dict[str, Any]:
-    # A newer version may have written more fields.
+    # Ignore fields that this version does not know: a newer version may have written more.
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind)[0] if name in found}
 
 
 @lru_cache(maxsize=512)
 def parsed(kind: Any, body: str) -> Any:
-    """Parse a row, cached, since a step reads it several times. Do not change the result in place."""
+    """Parse a row. The result is cached, because a step reads a row several times: do not change it in place."""
     return kind(**known(kind, body))
 
 

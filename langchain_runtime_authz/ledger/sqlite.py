@@ -1,4 +1,4 @@
-"""The ledger in an SQLite file: one machine, any number of threads and processes."""
+"""The ledger in an SQLite file, for one machine and any number of threads and processes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, 
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
-SEEN: Final = "seen"  # of a thread: the journal tells if it changed
+SEEN: Final = "seen"  # `Fetch.seen` of any thread that exists: the journal tells if a thread changed
 
 
 class SqliteLedger(SqlLedger):
     """Keeps threads in one file, in write-ahead mode.
 
-    A load is one statement. A commit reads with one and writes with another, which does nothing if another process
-    committed meanwhile. It is then repeated under the file's lock. A commit is on the disk (`synchronous=FULL`) when it
-    returns. Threads, processes and forks may share the file. It must be on a local disk, because write-ahead mode does
-    not work on network file systems. An instance refuses a file that was removed or replaced, or that lost commits
-    which it has seen (`ledger_rolled_back`).
+    A load is one statement. A commit reads with one statement and writes with another, which does nothing if another
+    process committed meanwhile. Then the commit is repeated under the file's lock. A commit is on the disk when it
+    returns (`synchronous=FULL`). Threads, processes and forks may share the file. The file must be on a local disk,
+    because write-ahead mode does not work on network file systems. An instance refuses a file that was removed or
+    replaced, and a file that lost commits which the instance has seen (`ledger_rolled_back`).
 
     Args:
-        path: of the file. If it is missing, it is created with mode 0600 and its tables.
+        path: path of the file. If the file is missing, it is created with mode 0600 and its tables.
         timeout: seconds to wait for a lock before `ledger_timeout`.
-        clock: ledger time, epoch seconds.
+        clock: returns ledger time in epoch seconds.
 
     Raises:
         LedgerError: the file cannot be used.
@@ -49,9 +49,9 @@ class SqliteLedger(SqlLedger):
         self.path = Path(path).absolute()
         self._timeout = timeout
         self._idle: list[sqlite3.Connection] = []
-        self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
+        self._left: list[sqlite3.Connection] = []  # connections of the parent process: never used, never closed
         self._closed = False
-        self._guard, self._writer = threading.Lock(), threading.Lock()  # guard the connections; commits
+        self._guard, self._writer = threading.Lock(), threading.Lock()  # for `_idle` and `_closed`; for commits
         self._failures = _Failures(self.path)
         with self._failures:
             _make(self.path)
@@ -61,7 +61,7 @@ class SqliteLedger(SqlLedger):
                 (found,) = tx.batch([("SELECT 1 FROM sqlite_schema LIMIT 1", ())])
             if not found:
                 with administer(self.path) as admin:
-                    if version(admin).version == 0:  # still, under the lock
+                    if version(admin).version == 0:  # check again, now under the lock
                         migrate(admin)
             self._recognise()
 
@@ -75,7 +75,7 @@ class SqliteLedger(SqlLedger):
                 self._idle.pop().close()
 
     def check(self, tenant: str) -> None:
-        """See `SqlLedger.check`. SQLite writes to disk only when a transaction ends."""
+        """See `SqlLedger.check`. Look at the free space too: SQLite writes to disk only when a transaction commits."""
         super().check(tenant)
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
@@ -86,7 +86,7 @@ class SqliteLedger(SqlLedger):
     @contextmanager
     def _reading(self, tenant: str, *, writes: bool = False, locked: bool = False) -> Iterator[_Tx]:
         self._here()
-        writer = self._writer  # writers of this process queue, because SQLite's waiting may starve some
+        writer = self._writer  # writers of this process queue here, because SQLite's own waiting may starve some
         if writes and not writer.acquire(timeout=self._timeout):
             raise LedgerError(Code.LEDGER_TIMEOUT, f"{self.path.name} was held by other threads for {self._timeout} s")
         try:
@@ -98,7 +98,7 @@ class SqliteLedger(SqlLedger):
                     yield _Tx(conn)
                 except sqlite3.Error:
                     _undo(conn)
-                    conn.close()  # the next use opens another
+                    conn.close()  # the next caller opens another connection
                     raise
                 except BaseException:
                     self._give_back(conn)
@@ -111,7 +111,7 @@ class SqliteLedger(SqlLedger):
     def _connection(self) -> sqlite3.Connection:
         if self._closed:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-        # Writes through the descriptor would silently go to a removed file.
+        # An open connection would silently go on writing to a removed file.
         if _identity(self.path) != self._file:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
         with self._guard:
@@ -147,7 +147,7 @@ class _Tx:
         return [self.conn.execute(sql, values).fetchall() for sql, values in statements]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. It is one statement, which fires the triggers of a view (`_VIEW`)."""
+        """See `Tx.keep`. All is written by one statement, which fires the triggers of a view (`_VIEW`)."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
         given += (found.version.version, found.nonce, bool(found.seen))
@@ -157,8 +157,8 @@ class _Tx:
         return (int(written[0][0]), SEEN) if written else None
 
 
-# Only triggers let one statement write to several tables. They are temporary, so no other program fires them. The view
-# has a column for the rows or keys of each table, as JSON.
+# Only triggers let one statement write to several tables. The triggers are temporary, so no other program fires them.
+# The view has a column for each table's rows to write, and one for its keys to delete, as JSON.
 _GIVEN: Final = (
     *("tenant", "thread", *THREAD.columns, "nonce"),
     *(f"put_{name}" for name in PUTS),
@@ -169,7 +169,7 @@ _TRIGGER: Final = "CREATE TEMP TRIGGER keep_{} INSTEAD OF INSERT ON kept WHEN {}
 
 
 def _triggers() -> Iterator[str]:
-    """Yield a trigger for each table. Their order is undefined."""
+    """Yield the SQL of a trigger for each table. The triggers may fire in any order."""
     of, same = "NEW.tenant, NEW.thread", "tenant = NEW.tenant AND thread = NEW.thread"
     row = THREAD.sql(f"VALUES ({of}, {', '.join(f'NEW.{name}' for name in THREAD.columns)})")
     entry = f"INSERT INTO journal (tenant, thread, nonce, at) VALUES ({of}, NEW.nonce, NEW.at)"
@@ -200,7 +200,7 @@ _KEEP: Final = (
 def administer(path: str | Path, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
     """Open the file for its operator (`ledger.admin`) and commit at the end. Other writers wait.
 
-    `look` changes nothing and blocks nobody.
+    With `look`, only read, and block nobody.
 
     Raises:
         LedgerError: the file cannot be used.
@@ -256,8 +256,8 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
 def _make(path: Path) -> None:
     """Create the file if it is missing, and never open an existing one.
 
-    Closing any descriptor of a file drops every lock that this process has on it, SQLite's among them. Another
-    process could then remove the write-ahead log, and commits with it
+    Closing any descriptor of a file drops every lock that this process has on the file, SQLite's among them. Another
+    process could then remove the write-ahead log with its commits
     (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
     """
     with suppress(FileExistsError):
@@ -266,7 +266,7 @@ def _make(path: Path) -> None:
 
 def _identity(path: Path) -> tuple[int, int]:
     try:
-        found = os.stat(path)  # noqa: PTH116  (each load and commit asks)
+        found = os.stat(path)  # noqa: PTH116  (faster than `Path.stat`; each load and commit runs this)
     except FileNotFoundError:
         raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name} is gone") from None
     return found.st_dev, found.st_ino
@@ -274,12 +274,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _undo(conn: sqlite3.Connection) -> None:
     if conn.in_transaction:
-        with suppress(sqlite3.Error):  # the first failure says why
+        with suppress(sqlite3.Error):  # the first failure is the one to report
             conn.execute("ROLLBACK")
 
 
 class _Failures:
-    """Turn exceptions of SQLite and the disk into a code, with the file's name."""
+    """Turn exceptions of SQLite and the disk into a `LedgerError` with a code and the file's name."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name

@@ -1,6 +1,6 @@
 """A cache of threads that this process began, valid while nobody else commits to them.
 
-Pure. The cache is never trusted unchecked: each load, and each commit as it writes, checks that the thread is unchanged.
+This module is pure. Each load, and each commit in the statement that writes, checks that the thread is unchanged.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _ROWS: Final = attrgetter(  # in the order of `Thread`
 
 
 class Known(NamedTuple):
-    """All rows of a thread after one commit. They are shared and must not be changed.
+    """All rows of a thread after one commit. The rows are shared and must not be changed.
 
     Attributes:
-        thread: the rows, except texts and the calls in `without`.
-        seen, version: of `Fetch`.
-        position: a commit up to which nobody else had changed the thread.
-        doubts: the last doubts that a load read: the nonce of the tenant's newest commit then, their deeds and rows.
+        thread: the rows, except texts and the calls in `without` (keys of calls with a result).
+        seen, version: as in `Fetch`.
+        position: position of a commit up to which only this instance had changed the thread.
+        doubts: what the last load of doubts read: (nonce of the tenant's newest commit, deeds, rows of their doubts).
     """
 
     thread: Thread
@@ -38,7 +38,7 @@ class Known(NamedTuple):
     doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
     def recalled(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
-        """Return the doubts in `n` while `newest` is the tenant's newest commit; None if a row in `n` is not known."""
+        """Return the cached doubts in `n`. Return None if a row in `n` is not cached, or there was a commit since."""
         if n.log or n.pending or not self.without.isdisjoint(n.calls):
             return None
         looked = ((newest, set[str](), list[Any]()), *self.doubts)
@@ -51,7 +51,7 @@ def copied(t: Thread) -> Thread:
 
 
 def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
-    """Return the rows to cache after a commit, or None if there are too many. This consumes `t`."""
+    """Return the rows to cache after a commit, or None if there are too many. The result takes over the rows of `t`."""
     without = before.without if before is not None else frozenset()
     # Results may be long, and are needed only if a call is entered again.
     if over := [key for key, row in t.calls.items() if row.result is not None]:

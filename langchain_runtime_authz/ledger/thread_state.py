@@ -1,7 +1,7 @@
-"""A thread's rows, and snapshots of them.
+"""The rows of a thread in memory, and snapshots of them.
 
-Pure: no store, no clock, no lock. A store reads the rows of a thread, all or those in `Needs`. It calls `snapshot` or
-`changes.apply`, and writes the changed rows.
+This module is pure: no store, no clock, no lock. A store reads all rows of a thread, or those in `Needs`. Then it calls
+`snapshot` or `changes.apply`, and writes the changed rows.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ EdgeKey = tuple[str, str, str]
 PlanKey = tuple[b.AgentPath, str]
 V = TypeVar("V")
 
-UNKNOWN_COUNT: Final = 1_000_000  # of a forgotten counter
+UNKNOWN_COUNT: Final = 1_000_000  # reported for a dropped counter
 
 
 class Forgotten:
-    """A Bloom filter of the names of rows that a store in memory has dropped.
+    """A Bloom filter of the names of calls and counters that a store in memory has dropped.
 
-    The outcome of a dropped call counts as unknown, and a dropped counter as spent.
+    The outcome of a dropped call counts as unknown, and a dropped counter counts as used up.
     """
 
     __slots__ = ("_bits",)
@@ -78,10 +78,10 @@ class Thread:
     budgets: dict[str, int] = field(default_factory=dict)
     rates: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
     values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
-    # The jtis that the current commit issues, each with its call (`None` for a lease) and its lease.
+    # For each jti that this commit issues: the jti, the key of the token's call (`None` for a lease), the lease's jti.
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
-    # Deed → call key → its thread, for all `OPEN` calls of the store, or those in `Needs`.
+    # Deed → call key → the call's thread, for all `OPEN` calls of the store, or for those in `Needs`.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
 
@@ -90,7 +90,7 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a call's present row. A claim whose lease lapsed or is gone is `unknown`: its process died."""
+        """Return a call's row. A claim whose lease lapsed or is gone is `unknown`, because its process died."""
         row = self.calls[key]
         if row.state == "claimed":
             lease = self.leases.get(row.jti)
@@ -121,14 +121,14 @@ class Thread:
 
 @dataclass(slots=True)
 class Needs:
-    """The rows that a query or commit reads, besides subject, epoch, task, history and revocations."""
+    """The rows that a query or commit reads, in addition to subject, epoch, task, history and revocations."""
 
     leases: set[str] = field(default_factory=set)
     below: set[str] = field(default_factory=set)  # jtis whose child leases are read, with their calls
     living: bool = False  # all live leases
     plans: set[PlanKey] = field(default_factory=set)
     by_call: set[PlanKey] = field(default_factory=set)
-    calls: set[str] = field(default_factory=set)  # keys; each brings the lease that holds it
+    calls: set[str] = field(default_factory=set)  # keys; the leases that hold these calls are read too
     approvals: set[str] = field(default_factory=set)
     open: bool = False  # all open or approved questions
     edges: bool = False
@@ -140,7 +140,7 @@ class Needs:
     unmarked: set[str] = field(default_factory=set)  # prefixes of marks
     values: set[str] = field(default_factory=set)
     deeds: set[str] = field(default_factory=set)
-    turns: set[tuple[str, ...]] = field(default_factory=set)  # commits that share one exclude each other
+    turns: set[tuple[str, ...]] = field(default_factory=set)  # locks: two commits that share a turn exclude each other
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:
@@ -165,7 +165,7 @@ class Needs:
 def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return the `OPEN` calls of a deed from `Thread.open`, all or those that may make a subject's call ask."""
+    """Return a deed's `OPEN` calls from `Thread.open`: all, or those that may make a call of `subject` ask."""
     kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():
         if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):
@@ -184,8 +184,8 @@ def opened(
 def ledger_time(clock: float, latest: float) -> float:
     """Return ledger time, given the clock and the latest time that the ledger has seen.
 
-    Ledger time never goes back, so that an expiry is final. It stands still for a clock set back a little. A clock
-    that was set back by more than `CLOCK_SLACK` raises `ledger_clock`.
+    Ledger time never goes back, so that an expiry is final. If the clock was set back by at most `CLOCK_SLACK`, ledger
+    time stands still. If it was set back further, this raises `ledger_clock`.
     """
     if clock >= latest:
         return clock
