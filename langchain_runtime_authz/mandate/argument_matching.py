@@ -1,4 +1,4 @@
-"""Decide if an argument is what a step orders, by constants and outputs."""
+"""Decide if an argument's value is what a step orders, by the mandate's constants and the outputs of reads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 from langchain_runtime_authz.tool_profile import argument as argument_of
 
 _QUOTED: Final = 120
-_MAX_ALLOWED: Final = 100_000  # characters of the texts that may back a text
-_MAX_EXTRACT: Final = 8  # values, outputs
-_MAX_SEARCHED: Final = 100_000
-_FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # one value each, so that the step's read is one call
-# A read in other letters is the same read, so that the first observation counts.
+_MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with
+_MAX_EXTRACT: Final = 8  # values of an argument, outputs, and fields of an output
+_MAX_SEARCHED: Final = 100_000  # characters of one field
+_FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # a read with only these arguments is a single call
+# Two reads that differ only in upper and lower case are the same read, of which the first output counts.
 _READ_AS: Final = {"value": "name", "": "name"}
 _BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gives; the model chooses all others
 
@@ -31,21 +31,21 @@ _BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gi
 class Finding(NamedTuple):
     """The result of one comparison."""
 
-    code: str  # of the deviation, or "" if the value was ordered
-    expected: str  # what was ordered, for an approver
-    source: str = ""  # the step of the record, for `Pick` and `Each`
-    rows: frozenset[str] = frozenset()  # keys of the records with this value
+    code: str  # of the deviation; "" if the value was ordered
+    expected: str  # tells an approver what was ordered
+    source: str = ""  # for `Pick` and `Each`: id of the step that returned the records
+    rows: frozenset[str] = frozenset()  # keys of the records that have this value
 
 
 FITS: Final = Finding("", "")
 
 
 class _Row(NamedTuple):
-    """One record and its path."""
+    """One record of an output."""
 
     record: Any
-    base: str
-    path: str  # of the argument's field in the record
+    base: str  # path of the list that holds the record
+    path: str  # path of the argument's field within the record
     output: reads.Output
 
 
@@ -55,7 +55,7 @@ def quoted(value: object) -> str:
 
 
 class Reader:
-    """Compare values with arguments of one mandate, with a cache for one call."""
+    """Compare the values of one call with the arguments of a mandate. Results are cached for the call."""
 
     __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
@@ -68,7 +68,7 @@ class Reader:
         self._allowed: dict[int, str] = {}
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
-        """Compare a value with what an argument of this kind must be."""
+        """Compare a value with the ordered `argument`. `kind` is the kind of the tool's argument."""
         if isinstance(argument, model.Free):
             return FITS
         if isinstance(argument, model.Text):
@@ -107,7 +107,7 @@ class Reader:
         return low is not None and high is not None and low >= 0 >= high
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
-        """Compare a text with words, quotes and fields; if `copied`, with outputs too."""
+        """Check that a text's identifiers have a source. If `copied`, also look for passages copied from outputs."""
         held = reads.scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
@@ -117,7 +117,7 @@ class Reader:
             return FITS
         allowed = self._allowed.get(id(argument))
         if allowed is None:
-            said = argument.quote or (self._words,)  # a dictation counts for its argument only
+            said = argument.quote or (self._words,)  # if words were dictated for this argument, no others count
             allowed = "\n".join((*said, *self._inputs(argument)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
         if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
@@ -132,7 +132,7 @@ class Reader:
                 yield from map(reads.text_of, reads.nodes_at(output.value, path))
 
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return the outputs of a step's calls. If all its arguments are fixed, only the first call counts."""
+        """Return the outputs of the reads that fit a step; only the first, if all arguments of the step are fixed."""
         known = self._fitting.get(name)
         if known is None:
             step = self._steps[name]
@@ -141,7 +141,7 @@ class Reader:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read's arguments fit the step; others are unsent or `free`."""
+        """Return True if a read was called with the step's arguments, and with no others except `free` ones."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in reads.loose(name, output.args.get(name), covered)):
             return False
@@ -159,7 +159,7 @@ class Reader:
     def _trusts(
         self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
-        """Return True if the field's writer is trusted; with `whole`, not for prose."""
+        """Return True if the values have a trusted writer and do not echo the model's input. `whole`: reject prose."""
         if reads.worth(output.profile, path) < least:
             return False
         bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -223,9 +223,9 @@ class Reader:
         return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
 
     def _spent_as(self, argument: model.Pick | model.Each, row: _Row) -> str:
-        """Return the name by which a record is spent: of all that it says, or of what the mandate takes from it.
+        """Return the key by which calls for a record are counted: of all its fields, or of those that the mandate uses.
 
-        If its read may be made in several ways, it may come back with another rank or score, and be the same record.
+        If the read may be made in several ways, the same record may come back with another rank or score.
         """
         if isinstance(argument, model.Pick) or _fixed(self._steps[argument.step]):
             return _key(row)
@@ -238,7 +238,7 @@ class Reader:
         return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
 
     def _choose(self, argument: model.Pick | model.Each) -> list[_Row] | str:
-        """Return the records that the conditions choose, or a deviation's code."""
+        """Return the records that the conditions choose, or the code of a deviation."""
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return "unread"
@@ -266,7 +266,7 @@ class Reader:
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
     def _whole(self, name: str) -> bool:
-        """Return True if all reads that the step allows were made."""
+        """Return True if all reads that the step allows were made, so that the greatest record is known."""
         step = self._steps[name]
         choices = [(n, a.values) for n, a in step.args.items() if isinstance(a, model.OneOf)]
         if len(choices) > 1 or not all(isinstance(a, (*_FIXED, model.OneOf)) for a in step.args.values()):
@@ -292,14 +292,14 @@ class Reader:
 
 
 def kind_of(profile: ToolProfile, name: str) -> str:
-    """Return an argument's kind by the profile: its own, "when", "text" or ""."""
+    """Return the kind that a profile gives to an argument: its critical kind, "when", "text", or "" for none."""
     if name in profile.when:
         return "when"
     return profile.critical.get(name, "text" if name in profile.text else "")
 
 
 def is_default(schema: object, value: object) -> bool:
-    """Return True if a value is its JSON schema's default, or null without one."""
+    """Return True if a value equals the default of its JSON schema, or is None if the schema has no default."""
     if not isinstance(schema, Mapping) or "default" not in schema:
         return value is None
     return alike(schema["default"], value)
@@ -310,7 +310,7 @@ def _fixed(step: model.Step) -> bool:
 
 
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
-    """Return True if both have the same items, in any order, and no item more."""
+    """Return True if both lists have the same items, in any order."""
     return (
         len(items) <= len(ordered)
         and all(any(same(item, one, kind) for one in ordered) for item in items)
@@ -341,7 +341,7 @@ def _stands(value: object, text: str) -> bool:
 
 
 def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
-    """Yield an output's records: items of the path's first list, or the whole."""
+    """Yield an output's records: the items of the first list on `path`, or the whole output if there is no list."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -369,7 +369,7 @@ def _values(row: _Row, path: str) -> list[Any]:
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
-    """Return the rows with the extreme value; `None` if values cannot be compared."""
+    """Return the rows with the greatest (`sign` 1) or least (-1) value; None if values cannot be compared."""
     best: list[_Row] = []
     for row in rows:
         values = _values(row, _within(row, name))

@@ -1,10 +1,10 @@
-"""Match a call with a mandate: its step, its deviations, the budgets it spends.
+"""Match a call with a mandate: find the call's step, the deviations from the step, and the budgets that it uses.
 
-A call is covered if one unspent step orders all its values. `bind` compares values, and `Binding.standing` decides with
-the counts of the budgets. Both are pure, and raise for no content of a call or an output.
+A call is covered if one step that is not used up orders all of the call's values. `bind` compares values, and
+`Binding.standing` decides with the counts of the budgets. Both are pure, and no content of a call makes them raise.
 
-Calls are counted under the step's `deed`, or its id. Steps with one deed share a counter. If an approver permits a
-deviating call, it spends the closest step. So the same action does not run twice.
+Calls are counted by the `deed` of their step, or by the step's id if it has no deed. If an approver permits a call that
+deviates, the call uses up the step from which it deviates least. So the same action does not run twice.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from langchain_runtime_authz.mandate.read_outputs import Outputs, loose, scalar_
 from langchain_runtime_authz.mandate.value_matching import SEVERAL, SHORT_KINDS, commas, known_same, same
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
-MAX_VALUES: Final = 1000  # of one argument, for prohibitions and sums
+MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
 _UNBOUNDED: Final = 2**53
 MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
 MANDATE: Final = "mandate:"  # prefix of all counters
-CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix for approvals of a whole mandate
+CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix of the counter that tells if a whole mandate was approved
 _TEXT: Final = Text()
 _SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
 _Member = tuple[str, Argument, str]  # name, argument, kind
-_FIXED: Final = (Const, Pick)  # with these arguments only, a fetch has one address
+_FIXED: Final = (Const, Pick)  # a fetch with only these arguments has one address, and is not counted
 
 
 class Deviation(NamedTuple):
-    """A difference from a step. `expected` is for an approver."""
+    """A difference between a call and a step. `expected` tells an approver what was ordered."""
 
     argument: str
     code: str
@@ -47,7 +47,7 @@ class Deviation(NamedTuple):
 
 
 class Spend(NamedTuple):
-    """A budget to spend with the claim: add `by` to the counter, up to `maximum`."""
+    """An addition to a budget, committed with the call's claim: add `by` to the counter, up to `maximum`."""
 
     counter: str
     maximum: int
@@ -55,7 +55,7 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A call's standing by its mandate (`CallStanding`), with reasons and costs."""
+    """The standing of a call by its mandate (`CallStanding`), with the step, the deviations and the budgets to use."""
 
     standing: str
     step: str | None = None
@@ -69,15 +69,15 @@ class CallFacts(NamedTuple):
     tool: str
     profile: ToolProfile
     args: Mapping[str, Any]  # as JSON values, with the schema's defaults
-    given: frozenset[str]  # names of the arguments that the model sent
-    own: frozenset[str]  # forms of the subject's own identifiers
-    words: str  # the user's words
-    task: str = ""  # the task whose outputs count
-    steps: Collection[str] | None = None  # ids of steps that the agent may spend; `None` for all
+    given: frozenset[str]  # names of the arguments that the model sent, without unordered defaults
+    own: frozenset[str]  # normal forms of the subject's own identifiers
+    words: str  # the user's messages
+    task: str = ""  # only outputs of reads for this task count
+    steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
 
 
 class _Plan:
-    """A step with values that are the same for all calls."""
+    """A step, with what is computed once for all calls."""
 
     __slots__ = ("after", "counter", "maximum", "row", "shape", "shown", "step")
 
@@ -92,10 +92,10 @@ class _Plan:
 
 class _Shape(NamedTuple):
     profile: ToolProfile
-    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, is a dotted path
+    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, True if the name is a dotted path
     settled: frozenset[str]  # arguments that `_open` need not check
-    counts: bool
-    rows: tuple[_Member, ...]  # members of arguments with several named members
+    counts: bool  # each call uses up the step once
+    rows: tuple[_Member, ...]  # the dotted members, if the step names several members of one argument
 
 
 class _Index:
@@ -118,18 +118,18 @@ class _Index:
 
 
 class _Match(NamedTuple):
-    """The comparison of a call with one step, without counts."""
+    """The comparison of a call with one step, before the counts are known."""
 
     plan: _Plan
     deviations: Sequence[Deviation]
-    rows: Sequence[Sequence[str]]  # counters of matching records; the call spends one of each group
+    rows: Sequence[Sequence[str]]  # groups of counters of matching records; the call uses one counter of each group
     counts: bool
     after: str | None  # the counter of the step that must be taken before
-    confirm: str | None  # the counter of approvals of the whole mandate, if one is needed
+    confirm: str | None  # the counter of approvals of the whole mandate, if such an approval is needed
 
 
 class Binding:
-    """A call compared with a mandate. `counters`: budgets that `standing` reads, with what it spends."""
+    """A call compared with a mandate. `counters`: budgets that `standing` reads → what the call adds to them."""
 
     __slots__ = ("_final", "_limit", "_matches", "counters")
 
@@ -186,7 +186,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
     if match.after is not None and not counts.get(match.after):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):
-        if not deviations and plan.shown:  # the approver of this call sees the whole mandate
+        if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
             spends = (*spends, Spend(match.confirm, _UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
@@ -202,14 +202,14 @@ def bind(
     outputs: Outputs,
     taken: Collection[str] = (),
 ) -> Binding:
-    """Compare a call with a mandate. `profiles` tell which steps are reads, `outputs` what these returned.
+    """Compare a call with a mandate. `profiles` tell which steps are reads, and `outputs` what the reads returned.
 
-    `taken` are ids of further steps that count as taken, whatever counts and outputs tell.
+    `taken` are ids of steps that count as taken, even if no counter or output shows it.
     """
     if mandate is None:
         return _NO_MANDATE
     index = mandate.__dict__.get("_index")
-    if index is None or index.mandate is not mandate:  # a copy has the original's attributes
+    if index is None or index.mandate is not mandate:  # a copied mandate has the index of the original
         index = mandate.__dict__["_index"] = _Index(mandate)
     effect = call.profile.effect
     if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:
@@ -239,7 +239,7 @@ def bind(
         confirm = effect in mandate.confirm or step.id in mandate.confirm
         after = None
         if plan.after is not None and plan.after.id not in taken:
-            # An action was taken if its counter says so, a read if its output is recorded.
+            # A step with a side effect was taken if its counter is not 0, and a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             after = None if read else f"{index.prefix}step:{plan.after.deed or plan.after.id}"
             if read and not any(output.complete for output in reader.fitting(plan.after.id)):
@@ -257,7 +257,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     named = []
     for name, what in step.args.items():
         kinds = [kind_of(profile, name)]
-        if not kinds[0]:  # a whole argument; the profile names its parts
+        if not kinds[0]:  # the step names a whole argument, of which the profile names parts
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
         if not isinstance(what, Free):
@@ -270,7 +270,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
 
 
 def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
-    """Return a call's deviations from a step, and the records it may match."""
+    """Return a pair: a call's deviations from a step, and source step → keys of records that the call may match."""
     deviations: list[Deviation] = []
     rows: dict[str, frozenset[str]] = {}
     lists: list[_Member] = []
@@ -282,7 +282,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
             if short and known_same(value, what.value, kind):
                 continue
         if type(what) is Text and name not in call.given and absent(value):
-            continue  # an optional text keeps its default
+            continue  # an optional text that was not sent keeps its default
         if type(what) is not Text and _several(value, what):
             lists.append((name, what, kind))
         code, expected, source, keys = reader.check(what, value, kind)
@@ -310,10 +310,10 @@ def _several(value: object, what: Argument) -> bool:
 
 
 def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Yield the members of several rows, and the lists, that are given in another order.
+    """Yield a deviation for each list, and each member of several rows, whose values are not in the ordered order.
 
-    The values of one row, or of one place in several lists, may belong together: each such pair must be one that was
-    ordered. One row, or one object, may hold lists too.
+    Values of one row, or at one index of several lists, may belong together. In another order, a call could pair one
+    recipient with the amount of another. A single row or object may hold lists too.
     """
     roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
@@ -337,7 +337,7 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
     declared = (*profile.critical, *profile.when)
     for root in sorted(call.given - shape.settled):
         value = call.args.get(root)
-        if absent(value) and root not in profile.text:  # it may clear what is there, or replace a default
+        if absent(value) and root not in profile.text:  # an empty value may clear data, or replace a default
             yield Deviation(root, "unordered", "not to be given")
             continue
         for name in (*declared, *profile.text):
@@ -371,7 +371,7 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
 
 
 def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
-    """Return True if a value is the unwanted one, has its words, lies below it, or is too long to tell."""
+    """Return True if a value equals `unwanted`, contains its words, is a path below it, or is too long to check."""
     if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
         return True
     if kind == "amount" or not isinstance(value, str):
@@ -381,7 +381,7 @@ def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
 
 
 def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
-    """Return True if a path or its pattern may be above the unwanted path."""
+    """Return True if a path, or a pattern of paths, in `held` may contain the unwanted path."""
     for value in (one for one in held or () if isinstance(one, str)):
         stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
         above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
@@ -392,21 +392,21 @@ def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
 
 @lru_cache(maxsize=1024)
 def _sought(unwanted: str) -> re.Pattern[str]:
-    """Return the pattern that fits the bare forms of a text and its addresses."""
+    """Return a pattern that finds, in a text from `_bare`, the words of `unwanted` or of an address in it."""
     addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
     bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
     return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
 
 
 def _bare(text: str) -> str:
-    """Return a text's letters and digits as they look, with blanks for all other signs and for `+tag` of an address."""
+    """Return a text's `skeleton`, in which blanks replace the `+tag` of an address and all signs except `|`."""
     return skeleton(_SIGNS.sub(" ", tidy(text)))
 
 
 def _amount(call: CallFacts) -> int | None:
-    """Return the sum of a call's amounts in hundredths; `None` if unreadable.
+    """Return the sum of a call's amounts in hundredths; `None` if the sum is not certain.
 
-    A second number may be a count, and an amount for several recipients may be due to each.
+    A second number may be a count by which to multiply, and each of several recipients may get the whole amount.
     """
     total, paid, counts = Decimal(0), 0, {0, 1}
     for name, kind in call.profile.critical.items():

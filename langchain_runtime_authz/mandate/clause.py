@@ -1,8 +1,8 @@
-"""Read one clause as calls of one tool.
+"""Read one clause of a user's message as calls of one tool.
 
-A clause is a verb and phrases. A phrase is a preposition, nouns of the tool, and a value: "to the channel #ops". Its nouns
-name its argument. Without nouns, its preposition and the kind of its value do. A clause orders something if each word is
-of a phrase, and there is one way to give each phrase an argument and each required argument a phrase.
+A clause is a verb and phrases. A phrase is a preposition, nouns of the tool, and a value: "to the channel #ops". The
+nouns name the phrase's argument, or without nouns the preposition and the kind of the value do. A clause orders calls
+if each word belongs to a phrase, and one assignment gives each phrase an argument and each required argument a phrase.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _MAX_PHRASES: Final = 8  # of one clause
 _MAX_RUN: Final = 4  # words of one name
-_TRIES: Final = 2000  # assignments looked at
-_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
-TARGETS: Final = frozenset({"principal", "object", "name", "channel"})
+_TRIES: Final = 2000  # assignments of phrases to arguments that are compared
+_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
+TARGETS: Final = frozenset({"principal", "object", "name", "channel"})  # kinds that say whom or what a call affects
 
 
 @dataclass(frozen=True, slots=True)
 class Argued:
-    """An argument of a tool, and the words that name it."""
+    """An argument of a tool, and the words that name the argument."""
 
     name: str
-    kind: str  # of the profile, or `when` or `text`
+    kind: str  # by the profile: a critical kind, `when` or `text`; else `value`
     words: frozenset[str]
     role: str
     required: bool
     choices: frozenset[str]
-    types: frozenset[str]  # of JSON; empty if the schema does not tell
+    types: frozenset[str]  # JSON types; empty if the schema has none
 
 
 class Phrase(NamedTuple):
@@ -74,19 +74,19 @@ class Tool:
         self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
         parts = [w.lower() for w in PARTS.findall(name)]
         verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
-        if verbs == [data["carrier"]]:  # "send_email" is asked for by both
+        if verbs == [data["carrier"]]:  # both words of "send_email" may ask for the tool
             verbs += [w for w in parts[1:2] if w in language.verbs]
         said = profile.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
         entries = {tuple(i.lower().split()) for i in said} - {()}
         self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
         small = language.prepositions.union(language.determiners, data["particles"])
         self.nouns = {singular(w) for w in parts[1:]} - small
-        # Something is told or noted: words behind it may be what.
+        # If the tool tells or notes something, the words behind its clause may be the text.
         texts = self.effect == "send" or (self.effect == "write" and (profile.text or profile.free))
         self.tells = bool(texts) or not {*parts, *(w for e in self.entries for w in e)}.isdisjoint(data["noting"])
 
     def prepare(self) -> None:
-        """Work out the arguments, once a verb fits."""
+        """Compute the arguments. This is done only for a tool whose verb fits."""
         if self.arguments:
             return
         profile, needed = self.profile, _listed(self.schema.get("required"))
@@ -97,7 +97,7 @@ class Tool:
         self.apart = {"principal", "object"} <= {*kinds.values()}
         self.alone = sum(kind in TARGETS for kind in kinds.values()) == 1
         self.arguments = [self._argued(name, kind, needed) for name, kind in kinds.items()]
-        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # never bound
+        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # orders nothing
         self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - self.language.closed
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.words = (self.core | self.labels) - self.language.closed
@@ -106,7 +106,7 @@ class Tool:
         small = self.language.stops | self.language.determiners | self.language.prepositions
         self.choices = {word: choice for word, choice in self.offers.items() if word not in small}
         self.counts = any(a.role == "count" for a in self.arguments)
-        # "5 replicas" is an amount of them, but "22 ports" is not the port 22.
+        # "5 replicas" is the amount `replicas`, but "22 ports" is not the port 22.
         counted = (a for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count"))
         self.counted = frozenset[str]().union(*(a.words for a in counted))
 
@@ -124,7 +124,7 @@ class Tool:
 
 
 class Clause:
-    """The phrases behind the verb of one tool. `single`: they are not one of several parts."""
+    """The words behind the verb of one tool. `single`: the words are the whole clause, not one part of a list."""
 
     def __init__(
         self, tool: Tool, verb: str, tokens: Sequence[Token], text: str, strange: AbstractSet[str], *, single: bool
@@ -140,7 +140,7 @@ class Clause:
         self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"
 
     def steps(self, digest: str) -> list[Step]:
-        """Return what is ordered: several steps for a list of objects, none if a word is left over."""
+        """Return the ordered steps: several for a list of objects, none if a word belongs to no phrase."""
         while self.tokens[self.at].kind != "end":
             said = self._match("dictation")
             taken = self._spoken(said) if said else self._phrase()
@@ -162,7 +162,7 @@ class Clause:
         return Token(kind, self.text[start:stop], start, stop)
 
     def _spoken(self, by: int) -> bool:
-        """Read dictated words: quoted, or to the end of the clause without an aside or a time of the order."""
+        """Read dictated words: a quotation, or the rest of the clause if it has no aside and ends with no time."""
         token, behind, rest = self.tokens[self.at], self.at + by, self.tokens[self.at + by : -1]
         if not rest or (self.found and not self.found[-1].values and token.lower in self.data["relatives"]):
             return False  # "the message that Carol wrote"
@@ -218,18 +218,18 @@ class Clause:
         )
 
     def _noun(self) -> bool:
-        """Return True at a noun of the tool: "SQL" may be one, "Bob" is not."""
+        """Return True if the current token is a noun of the tool: "SQL" may be one, "Bob" is not."""
         token = self.tokens[self.at]
         plain = token.kind == "word" or (token.kind == "name" and token.text.isupper())
         return plain and singular(token.lower) in self.tool.words and not self._choice(token)
 
     def _choice(self, token: Token) -> str:
-        """Return the choice of the schema that a word is. "Public" in "the page Public Home" is none."""
+        """Return the schema's choice that a word names, or "". "Public" in "the page Public Home" names none."""
         named = token.kind not in {"word", "name"} or (token.text[:1].isupper() and not token.text.isupper())
         return "" if named else self.tool.choices.get(token.lower, self.tool.choices.get(singular(token.lower), ""))
 
     def _trailing(self, values: Sequence[Token], nouns: list[str], *, determined: bool) -> bool:
-        """Read the noun behind a value: "the C-1 car", "5 replicas", but never a count of things as one of them."""
+        """Read the noun behind a value: "the C-1 car", "5 replicas". Return False for a count of things: "22 ports"."""
         token, kind = self.tokens[self.at], values[0].kind
         if kind == "run" and singular(last := values[0].lower.split()[-1]) in self.tool.labels:
             nouns.append(last)  # "the garage door"
@@ -243,7 +243,7 @@ class Clause:
         return noun in self.tool.counted if kind == "number" else fits
 
     def _counted(self, phrase: Phrase) -> bool:
-        """Read what a number is in or counts: "45 EUR", "3 ETH", "3 toner cartridges"."""
+        """Read the currency of a number, or the things that it counts: "45 EUR", "3 ETH", "3 toner cartridges"."""
         money, token, begin = phrase.values[0], self.tokens[self.at], self.at
         if phrase.kind == "money" and "currency" in self.tool.labels:
             code = re.sub(NUMBER, "", money.text).strip()
@@ -263,7 +263,7 @@ class Clause:
         return True
 
     def _values(self, marker: str, *, labelled: bool, determined: bool) -> list[Token]:
-        """Return a value, or a list of values that are not names: "the board Sales and Marketing" may be one."""
+        """Return a value or a list. Names make no list, because "the board Sales and Marketing" may be one board."""
         values: list[Token] = []
         gap = 0
         while gap or not values:
@@ -279,7 +279,7 @@ class Clause:
         return values
 
     def _plain(self, token: Token) -> bool:
-        """Return True for a word of a name. A verb is one only behind a noun."""
+        """Return True if a token may be a word of a name. A verb may not."""
         verb = token.kind == "word" and token.lower in self.language.verbs
         return token.kind in {"word", "name"} and self.language.value(token) and not verb
 
@@ -318,9 +318,9 @@ class Clause:
         return [a for a in tool.arguments if a.kind in {"object", "name"}]  # "the leave 12" is its id
 
     def _bind(self) -> list[dict[str, Phrase]]:
-        """Return the one assignment of all phrases to arguments. `""` is the dictated text.
+        """Return the assignment of all phrases to arguments, if there is only one. The name "" is the dictated text.
 
-        A list for an argument that takes one value makes several assignments, but never shares an amount.
+        If an argument for one value gets a list, return an assignment for each value, unless there is an amount.
         """
         tool, idle = self.tool, [p for p in self.found if not p.values]
         used, arguments = [p for p in self.found if p.values], {a.name: a for a in self.tool.arguments}
@@ -337,7 +337,7 @@ class Clause:
             options[n] += [""] if phrase.kind == "open" or (quote and tool.texts) else []
         if prod(map(len, options)) > _TRIES:
             return []
-        # A payment may go without a text, but who is told is told something.
+        # A payment needs no text. A clause that tells somebody needs one.
         needed = {a.name for a in tool.arguments if a.required and (a.kind != "text" or tool.effect != "pay")}
         needed |= self.pending | (tool.texts if self.told else set())
         ways = [way for way in product(*options) if len({*way}) == len(way)]
@@ -357,12 +357,12 @@ class Clause:
         return [{**found, n: found[n]._replace(values=(v,))} for n in several for v in found[n].values] or [found]
 
     def _fits(self, argument: Argued, phrase: Phrase) -> bool:
-        """Return True if an argument may take a phrase: by its nouns, its kind, and where it stands."""
+        """Return True if an argument may take a phrase, by the phrase's nouns, kind of value and preposition."""
         data, marker, kind, role, effect = self.data, phrase.marker, argument.kind, argument.role, self.tool.effect
         texts, named = {v.text for v in phrase.values}, argument in self._named(phrase)
         new = bool(self.pending) and marker in data["setting"] and not phrase.nouns
         if new != (argument.name in self.pending) or (new and (kind in TARGETS or self.dative)):
-            return False  # the new value of one is not of another
+            return False  # a new value belongs to the argument that waits for it
         if (phrase.nouns and not named) or (argument.choices and not texts <= argument.choices):
             return False
         if phrase.kind == "choice":
@@ -389,7 +389,7 @@ class Clause:
         return place in [*self._places(role, kind), *labels]
 
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
-        """Return True if a number may be this amount: a new one, a counted one, or one of a payment."""
+        """Return True if a number may be this amount: a new value, a count of things, or what is paid."""
         new |= named and phrase.marker == self.to
         if len(phrase.values) > 1 or (phrase.kind == "money" and argument.words.isdisjoint(self.data["moneyed"])):
             return False
@@ -399,13 +399,13 @@ class Clause:
         return named and plain and self.tool.counted.issuperset(phrase.nouns)
 
     def _meant(self, argument: Argued, phrase: Phrase) -> bool:
-        """Return True if a value without a noun may be this argument: somebody is not a thing."""
+        """Return True if a value without a noun may be this argument. A person's name cannot be a thing."""
         kind, marker, effect = argument.kind, phrase.marker, self.tool.effect
         if kind == "channel":
             return bool(marker) or phrase.kind == "hash"
         if argument.role == "container":
             return bool(marker) and any(p.nouns for p in self.found)
-        if effect == "read" and kind in TARGETS:  # other tools may have one of that name
+        if effect == "read" and kind in TARGETS:  # other tools may know a thing with the same name
             return argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
         if kind == "principal" and not (
             argument.required if effect == "pay" else effect == "send" or phrase.kind != "word"
@@ -415,7 +415,7 @@ class Clause:
         return not told or all(_somebody(v) == (kind == "principal") for v in phrase.values)
 
     def _places(self, *names: str) -> Sequence[str]:
-        """Return where the first of the names that has places may stand: prepositions, `first` or `later` without one."""
+        """Return the positions of the first of `names` that has any: prepositions, or `first` or `later` without."""
         places, effect = self.data["places"], self.tool.effect
         keys = (f"{key}{of}" for key in (" ".join(names), *names) for of in (f" {effect}", ""))
         return next(places[key].split() for key in keys if key in places)
@@ -431,14 +431,14 @@ class Clause:
 
 
 def _somebody(token: Token) -> bool:
-    """Return True if a value looks like the name or the account of somebody, and not like that of a thing."""
+    """Return True if a value looks like the name or account of a person or firm, and not like a thing."""
     if token.kind == "id":
         return token.text.replace("_", "").isalpha() or any(f.startswith("iban:") for f in forms(token.text))
     return token.kind in {"email", "name", "word", "handle"}
 
 
 def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
-    """Return the value and where it stands, or both readings of "the garage door"."""
+    """Return the value with its span. Return both readings of "the garage door": "garage door" and "garage"."""
     values, array = tuple(v.text for v in phrase.values), "array" in argument.types
     if argument.kind == "amount":
         number = re.findall(NUMBER, values[0])[0]

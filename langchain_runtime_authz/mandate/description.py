@@ -1,4 +1,4 @@
-"""Say a mandate in plain words: for questions, and for the command line."""
+"""Describe a mandate in plain words, for questions to approvers and for the command line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LONGEST: Final = 200  # characters shown of one value
 
 
 def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
-    """Return a sentence for each step, limit, prohibition and confirmation.
+    """Return a sentence for each step, limit and prohibition, and one for what to confirm.
 
-    With profiles, a step begins with its effect.
+    With profiles, the sentence of a step begins with the tool's effect.
     """
     effects = profiles or {}
     said = [told_step(step, effects.get(step.tool)) for step in mandate.steps]
@@ -104,7 +104,7 @@ def _listed(values: tuple[object, ...], last: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a value on one line, cut, with invisible characters escaped. Quotes show where a text with blanks ends."""
+    """Return a value on one line: shortened, invisible characters escaped, and quoted if it contains blanks."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = str(value)

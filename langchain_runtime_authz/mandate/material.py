@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (other languages' signs are the point)
-"""Cut quoted, fenced, tagged, forwarded and pasted material out of a text."""
+"""Cut quoted, fenced, tagged, forwarded and pasted material out of a user's message."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 
 from langchain_runtime_authz._regex import lazy
 
-_MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
-_MAX_OPEN: Final = 64  # tags without an end
+_MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
+_MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
 
 _FENCED: Final = lazy(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
 _TAG: Final = lazy(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
-LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # what may end a line
-# A line that is quoted, rules off, begins what was forwarded, or looks like the header of a mail.
+LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
+# A line that is quoted, is a horizontal rule, begins a forwarded message, or looks like the header of a mail.
 _MARK: Final = lazy(
     r"""^[ \t]{0,80}(?:
     (?P<quote>>)
@@ -32,9 +32,9 @@ _MARK: Final = lazy(
 
 
 def material(text: str, first: int = 1) -> tuple[str, list[str]]:
-    """Return the user's own words with `[material 1]` … for the rest, and the rest.
+    """Return a pair: (1) the text with `[material 1]` … in place of its material, (2) the parts of the material.
 
-    `first` is the number of the first part, for several texts.
+    `first` is the number of the first part, so that several texts can be numbered on.
     """
     said, parts, at = [], [], 0
     for start, end in spans(text):
@@ -45,7 +45,7 @@ def material(text: str, first: int = 1) -> tuple[str, list[str]]:
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """Return the spans of material in a text, in order and apart."""
+    """Return the spans of material in a text, sorted, with overlapping and adjacent spans merged."""
     if len(text) > _MAX_TEXT:
         return [(0, len(text))]
     text = text.translate(LINES)
@@ -77,7 +77,7 @@ def _tagged(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _marked(text: str) -> Iterator[tuple[int, int]]:
-    rule, began, at, sender, subject = -1, -1, -1, False, False  # of a block of headers: where it began and goes on
+    rule, began, at, sender, subject = -1, -1, -1, False, False  # header lines: start of the block, end of the last one
     for line in _MARK.finditer(text):
         if line["quote"]:
             yield line.start(), line.start() + len(line[0].rstrip())

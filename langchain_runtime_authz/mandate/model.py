@@ -1,14 +1,14 @@
 """The mandate: what one task orders, as data.
 
 A mandate is a list of steps. A step names a tool, each argument that decides whom or what a call affects, and how often
-it may run. `mandate.call_matching` compares each call with it. A grant limits what a run may do. A plan is what the model
-intends, and a mandate what was ordered.
+the tool may be called. `mandate.call_matching` compares each call with the mandate. A grant limits what a run may do, a
+plan is what the model intends to do, and a mandate is what was ordered.
 
-The application writes one in Python or YAML, a planner model returns one as JSON, and `mandate.words` reads one from the
-user's words. All share the JSON form and `json_schema`. A mandate is immutable, and equal mandates have equal digests.
-A plain value instead of an argument or a condition stands for `Const` or `Eq`.
+The application writes a mandate in Python or YAML, a planner model returns it as JSON, or `mandate.words` reads it from
+the user's messages. All share one JSON form (`json_schema`). Mandates are immutable; equal ones have equal digests.
+A plain value in place of an argument stands for `Const`, and in place of a condition for `Eq`.
 
-Evolution rule: a kind of argument or a field may be added, with a default that orders no more than before.
+Evolution rule: kinds of argument and fields may be added. A new field's default orders no more than before.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Count = Annotated[int, Member(ge=1, le=10_000)]
 
 
 class Span(NamedTuple):
-    """A part of the user's words: the text's digest, start and end in characters."""
+    """A part of a user's message: the digest of the message, and start and end in characters."""
 
     text: str
     start: int
@@ -61,17 +61,17 @@ class _Frozen(BaseModel):
             placed = dict(zip(names, values, strict=False))
         super().__init__(**placed, **fields)
 
-    # As pydantic marks its own: validation then builds a nested part without calling it.
+    # pydantic marks its own `__init__` so. Validation then builds nested parts without calling this method.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def _tuple(value: object) -> object:
-    """Turn a list into a tuple: JSON and YAML have no tuples."""
+    """Turn a list into a tuple, because JSON and YAML have no tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _several(value: object) -> object:
-    """Turn a single value into a tuple."""
+    """Turn a single value or a list into a tuple."""
     return _tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -267,7 +267,7 @@ class Step(_Frozen):
 
     @property
     def sources(self) -> Iterator[str]:
-        """Yield the ids of the steps from which its arguments are read."""
+        """Yield the ids of the steps from whose outputs the arguments are read."""
         for argument in self.args.values():
             if isinstance(argument, Sourced):
                 yield argument.step
@@ -275,7 +275,7 @@ class Step(_Frozen):
                 yield from (name.partition(".")[0] for name in argument.inputs)
 
 
-Deed = Literal["fetch", "write", "send", "pay", "delete", "admin"]  # reads are not compared with a mandate
+Deed = Literal["fetch", "write", "send", "pay", "delete", "admin"]  # effects; reads are not compared with a mandate
 
 
 class Limit(_Frozen):
@@ -296,19 +296,19 @@ Source = Literal["application", "planner", "words"]
 
 
 class Mandate(_Frozen):
-    """Hold what one task orders.
+    """The mandate of one task.
 
     Attributes:
-        steps: the ordered actions, and the reads whose output they use. Other reads need no step.
-        limits: sums over all steps.
+        steps: the ordered actions, and the reads whose output the actions use. Other reads need no step.
+        limits: maximum sums over all calls of an effect.
         never: what is forbidden, even if a step orders it.
-        confirm: effects and ids of steps about which an approver is asked once. The question shows the whole mandate,
-            and the approval confirms all of it.
-        source: who compiled it.
-        key: names the occasion, like a month. Mandates with one key are one order, which is spent once.
+        confirm: effects and ids of steps that ask an approver before the first call. The question shows the whole
+            mandate, and one approval confirms the whole mandate.
+        source: who wrote the mandate.
+        key: names the occasion, like a month. Mandates with one key share their counts, and so are one order.
 
     Raises:
-        ValidationError: a step is named twice or refers to a step that is not before it, or a value has no JSON form.
+        ValidationError: two steps have one id, a step refers to one that is not earlier, or a value has no JSON form.
     """
 
     steps: Annotated[Many[Step], Member(max_length=MAX_STEPS)] = ()
@@ -344,7 +344,7 @@ class Mandate(_Frozen):
             raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, without defaults."""
+        """Return the JSON form, without fields that are None."""
         return self.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
 
     def _repr_html_(self) -> str:
@@ -372,10 +372,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
-    """Return a mandate, given as such, in JSON form, or as the path of a YAML file.
+    """Return the mandate that is given as a `Mandate`, as its JSON form, or as the path of a YAML file.
 
     Raises:
-        ConfigError: `mandate_invalid`, naming the field.
+        ConfigError: code `mandate_invalid`; the message names the wrong field.
     """
     if isinstance(source, Mandate):
         return source

@@ -1,7 +1,7 @@
-"""Find values in the user's own words, and if their sentence is an order.
+"""Find the positions of values in the user's messages, and decide if the sentence around a value is an order.
 
-Of the words without material (`mandate.material`) it is known which sentence a place belongs to, and whether that
-sentence is an order. Patterns repeat a bounded number of times, so the work is linear in the texts.
+Material (`mandate.material`) is cut out first. The sentence of a value may be a question or a prohibition, for example,
+and then orders nothing. Patterns repeat a bounded number of times, so the work is linear in the texts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms, l
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate import material
 
-MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
+MAX_OWN: Final = 20_000  # characters of the messages without material; if there are more, nothing is read
 _MAX_SEGMENTS: Final = 256
 _SHORTEST: Final = 2  # a text of one letter names nothing
-_MAX_PLACES: Final = 64  # of one value in one segment
+_MAX_PLACES: Final = 64  # positions of one value in one segment
 
 _QUOTED: Final = lazy(
     r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
@@ -35,26 +35,26 @@ _END: Final = lazy(
     r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
-_UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
-# What a sentence says of itself. Short on purpose: a planner reads the meaning, and this only doubts it.
+_UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
+# Signs that a sentence is not an order. The lists are short: a planner reads the meaning, and this only doubts it.
 _ASKS: Final = lazy(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
 _PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
 
 
 def _any(name: str) -> str:
-    """Return an expression for the phrases that all languages have for something."""
+    """Return a regular expression for the phrases of `name` in all languages."""
     return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
 
 
 def _said(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern of whole phrases without `but` behind, and of any signs."""
+    """Return a pattern for the phrases of `name` as whole words, if the lookahead `but` holds, and for its signs."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
 
 
 def _only(name: str) -> re.Pattern[str]:
-    """Return a pattern of a sentence that says only this, with usual additions."""
+    """Return a pattern for a sentence that consists of a phrase of `name` and usual additions."""
     before, behind = _any(f"before_{name}"), _any(f"behind_{name}")
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
@@ -74,14 +74,14 @@ def continues(text: str) -> bool:
 
 
 def stated(text: str) -> str:
-    """Return the user's own words without sentences that forbid or except."""
+    """Return the user's message without material, and without sentences that forbid or except something."""
     words = material.material(text)[0] if len(text) <= MAX_OWN else ""
     at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
     return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
 
 
 class Place(NamedTuple):
-    """The place of a value, in a segment."""
+    """The position of a value in a segment: the index of the segment, and start and end in characters."""
 
     segment: int
     start: int
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """A stretch of own words between material, and its start in its text."""
+    """A part of a user's message between material. `digest` names the message, and `offset` is the part's start."""
 
     def __init__(self, digest: str, offset: int, text: str) -> None:
         self.digest, self.offset, self.text = digest, offset, text
@@ -113,7 +113,7 @@ class Segment:
         return self.starts[sentence], end
 
     def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
-        """Return why a sentence may order nothing. What the user dictates in it says nothing about it."""
+        """Return why a sentence may not be an order, or None. Words that the user dictates in it are ignored."""
         if dictated:
             return self._doubt(sentence, dictated)
         if sentence not in self._doubts:
@@ -137,7 +137,7 @@ class Segment:
         return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
 
     def whole(self, start: int, end: int) -> bool:
-        """Return True if a stretch is a token, or a quotation, and not a part of one."""
+        """Return True if a span is a whole token or a whole quotation, and not a part of one."""
         near = bisect_right(self.quotations, (start, len(self.text)))
         for first, last in self.quotations[max(0, near - 1) : near + 1]:
             inside = first <= start and end <= last
@@ -148,7 +148,7 @@ class Segment:
         return not self._joined(start - 1, start, -1) and not self._joined(end, end - 1, 1)
 
     def _joined(self, outer: int, inner: int, step: int) -> bool:
-        """Return True if the character outside an edge goes on with the token inside it."""
+        """Return True if the character just outside a span continues the token at the span's edge."""
         if not 0 <= outer < len(self.text):
             return False
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
@@ -157,18 +157,18 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool) -> bool:
-        """Return True if a stretch stands in a sentence that forbids or excepts something. Dictated words may."""
+        """Return True if the sentence of `start` forbids or excepts something; if `dictated`, before `start`."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
 
 class Texts:
-    """The user's own words over all texts of a task.
+    """All of the user's messages of a task, without material.
 
     Attributes:
-        segments: the stretches between material; empty if there are more than `MAX_OWN` characters.
-        too_long: True if there are.
-        has_material: True if something was cut out.
+        segments: the parts of the messages between material; empty if `too_long`.
+        too_long: True if the parts have more than `MAX_OWN` characters, or there are too many parts.
+        has_material: True if material was cut out.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ class Texts:
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
     def places(self, value: object, *, dictated: bool = False) -> tuple[list[Place], list[Place]]:
-        """Return where a value stands, and where it stands forbidden, in order."""
+        """Return a pair: (1) where a value is said, (2) where it is said in a prohibition. Both are in order."""
         key = (type(value), value, dictated)
         if key not in self._known:
             said: list[Place] = []
@@ -202,7 +202,7 @@ class Texts:
         return self._known[key]
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
-        """Return where a number of calls stands. `strict`: as a number of times, and not of something else."""
+        """Return the positions of a number of calls. With `strict`, only "twice" or a number before "times" counts."""
         found = []
         for place in self.places(number)[0]:
             text = self.segments[place.segment].text
@@ -212,12 +212,12 @@ class Texts:
         return found
 
     def taken_back(self, segment: int, at: int) -> bool:
-        """Return True if something said later takes back what was ordered here."""
+        """Return True if a later sentence takes back what was ordered at this position."""
         return self._last_back is not None and self._last_back >= (segment, at)
 
 
 def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
-    """Yield where a value stands in a segment as a whole."""
+    """Yield the spans in which a value stands in a segment as a whole token or quotation."""
     if dictated:
         yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
         return
@@ -246,7 +246,7 @@ def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield the date, or the span of date and time if one sentence says both."""
+    """Yield the span of a date. With `times`, yield the spans from the date to a time in the same sentence."""
     if not times:
         if segment.whole(*date):
             yield date
@@ -274,6 +274,6 @@ def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
 
 
 def _same_scheme(value: object, written: str) -> bool:
-    """Return True unless a link asks for plain HTTP where the user did not."""
+    """Return True unless `value` is a plain HTTP link and the user did not write `http://`."""
     plain = isinstance(value, str) and value.lower().startswith("http://")
     return not plain or written.lower().startswith("http://")

@@ -1,11 +1,11 @@
-"""Keep the steps of a planner's mandate that the user's words back.
+"""Keep those steps of a planner's mandate that the user's messages back.
 
-A planner is a model: it may be wrong, or hijacked by pasted text. So its output is not trusted. A step is kept
-unchanged or dropped, never repaired. Parts that only narrow the mandate are kept.
+A planner is a model: it may be wrong, or hijacked by pasted text. So its output is not trusted. A step is kept or
+dropped, but its values are never corrected. Parts that only narrow the mandate are kept. A step is backed if:
 
-- A value stands in the user's own words, as a whole token or quotation, in an order and not in a question.
-- A place in the words backs one argument of one step, and all places of a step lie in one sentence.
-- A value from a read comes from a field that the profile trusts.
+- Each value stands in the user's messages, as a whole token or quotation, in an order and not in a question.
+- Each position in the messages backs one argument of one step. All positions of a side effect are in one sentence.
+- Each value from a read comes from a field that the profile trusts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from langchain_runtime_authz.mandate.read_outputs import worth
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
 
-LONG: Final = 400  # characters of the words above which a planner's riskiest steps are confirmed
+LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
 _MAX_NEEDS: Final = 256  # values of one mandate
 
 
@@ -31,7 +31,7 @@ def backed(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
 ) -> model.Compiled:
-    """Return the backed part of a planner's mandate."""
+    """Return the part of a planner's mandate that the user's messages back, and what was dropped."""
     words = Texts(texts)
     if words.too_long:
         return model.Compiled(
@@ -58,13 +58,13 @@ def backed(
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
-    """Return effects and steps to confirm, each once; effects for too many steps."""
+    """Return the effects and steps to confirm, each once. If they are too many, name effects instead of steps."""
     found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
     return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return argument → JSON schema, from a whole schema or from such a mapping."""
+    """Return argument → JSON schema, from a tool's whole schema or from a mapping of this form."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
@@ -88,7 +88,7 @@ class _Check:
         self.behind: dict[str, dict[str, None]] = {}  # step → reads it depends on, directly or not
 
     def steps(self) -> tuple[model.Step, ...]:
-        """Return the kept steps, without those that depend on a lost one."""
+        """Return the kept steps, without those that depend on a dropped step."""
         for step in self.mandate.steps:
             for needed in (*step.sources, *([step.after] if step.after else [])):
                 if needed in self.lost and step.id not in self.lost:
@@ -96,14 +96,14 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if a risky step, or one with a looked-up target, has no place."""
+        """Return True if a step is risky or looks values up, and neither the step nor its reads have a position."""
         looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
         return profile.side_effect and (looked_up or profile.effect in RISKY) and not anchored
 
     def uncross(self) -> None:
-        """Drop steps whose places in the words are interleaved."""
+        """Drop steps whose positions in the messages are interleaved."""
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 

@@ -1,7 +1,7 @@
-"""Record the outputs of reads, from which a mandate's fields are computed.
+"""Record the outputs of reads, from which the arguments of a mandate take values.
 
-The first output of each read counts, within its task. Repeating a read does not change the values that a mandate is
-compared with. A newer task uses no outputs of an older one. A cut or forgotten output gives no value.
+Within a task, only the first output of each read counts. So repeating a read does not change the values with which
+calls are compared. A newer task does not use outputs of an older task. A cut or forgotten output gives no value.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
 
-MAX_ARGUMENT_NODES: Final = 1000  # of one call
+MAX_ARGUMENT_NODES: Final = 1000  # values in the arguments of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including forgotten ones
-MAX_UNREAD: Final = 1_000_000  # characters that wait to be read
-MAX_TASKS: Final = 4  # with recorded outputs
-MAX_REPEATS: Final = 64
-MAX_WEIGHT: Final = 4_000_000  # characters, plus `values.NODE` for each node
-MAX_WRITTEN: Final = 8192
+MAX_UNREAD: Final = 1_000_000  # characters that wait to be parsed
+MAX_TASKS: Final = 4  # tasks with recorded outputs
+MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
+MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
+MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
 
 
 class Output:
-    """The output of one read, as JSON values. `complete`: nothing cut. `turn`: order of reads and writes."""
+    """The output of a read, as JSON values. `complete`: nothing was cut. `turn`: its number among reads and writes."""
 
     __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
 
@@ -53,14 +53,14 @@ class Output:
         return self._words
 
     def forget(self) -> None:
-        """Drop the value but keep the call: a later output is not its first."""
+        """Drop the value but keep the call, so that a later output of the call does not count as the first."""
         self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
 class Outputs:
-    """Hold outputs and arguments of calls of this process, bounded.
+    """Hold the outputs of reads and the arguments of side effects of this process, up to the limits above.
 
-    Entries are parsed at the first query. `lock` is held while parsing; callers must not hold it.
+    Entries are parsed at the first query. Parsing takes `lock`, so callers must not hold it.
     """
 
     def __init__(self, lock: threading.Lock | None = None) -> None:
@@ -84,18 +84,18 @@ class Outputs:
     ) -> None:
         """Record a call's output for a task, unless an equal call was recorded before.
 
-        Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent; by
-        default all of them.
+        Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent;
+        None means all of `args`.
         """
         if type(output) is not str and type(output) is not json_copy.Held:
-            output = take(output)  # its owner may change another object
+            output = take(output)  # copy the output now, because its owner may change it later
         self._unread.append((tool, profile, args, output, given, task))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
 
     def wrote(self, args: Mapping[str, Any]) -> None:
-        """Record the arguments of a side effect. Later reads that return them do not make them trusted."""
+        """Record the arguments of a side effect. A value in them is not trusted if a later read returns it."""
         self._unread.append((args,))
         if len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -116,7 +116,7 @@ class Outputs:
         sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
         if not sent.complete:
-            return  # a call that was cut fits no step
+            return  # a call whose arguments were cut fits no step
         value, whole, weight = output if type(output) is json_copy.Held else take(output)
         if whole is None:
             read = json_copy.Projection(json_copy.MAX_NODES, json_copy.MAX_CHARS)
@@ -131,7 +131,7 @@ class Outputs:
         if (first := known.get(name)) is not None:
             if first.value != value:
                 found.weight = 0
-                self._repeats.append(found)  # used for texts only
+                self._repeats.append(found)  # used only by `texts`
             return
         if self._entries >= MAX_ENTRIES:
             return
@@ -151,7 +151,7 @@ class Outputs:
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
-        """Return True if a side effect had the value earlier, or too many were recorded."""
+        """Return True if a side effect before `turn` had the value, or the record of such values is full."""
         self._read()
         if len(self._written) >= MAX_WRITTEN:
             return True
@@ -168,7 +168,7 @@ class Outputs:
 
 
 def _told(args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the forms of argument values, also in JSON texts, and of addresses."""
+    """Yield the normal forms of all values in arguments: also of values in JSON texts, and of addresses in texts."""
     for value in scalars(args, MAX_ARGUMENT_NODES) or ():
         yield from scalar_forms(value)
         if isinstance(value, str):
@@ -179,7 +179,7 @@ def _told(args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _canonical(value: Any) -> Any:
-    """Return a canonical form, equal for all spellings of the same arguments."""
+    """Return a canonical form that is equal for all spellings of the same arguments."""
     if isinstance(value, dict):
         return {name: _canonical(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -188,14 +188,14 @@ def _canonical(value: Any) -> Any:
 
 
 def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the forms of a scalar; none for an implausibly great number."""
+    """Return the normal forms of a scalar; none for an integer beyond `json_copy.LARGEST`."""
     if isinstance(value, int) and not -json_copy.LARGEST < value < json_copy.LARGEST:
         return ()
     return forms(value, said=said)
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return a value's scalars; `None` for too many or an unwanted mapping."""
+    """Return the scalars in a value; None if there are more than `most`, or a mapping although `mappings` is False."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -214,7 +214,7 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
 
 
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
-    """Yield dotted paths of an argument's values that are not in `covered`."""
+    """Yield the dotted paths of those values of an argument that are not in `covered`."""
     stack = [(name, "", value)]
     for _ in range(MAX_ARGUMENT_NODES):
         if not stack:
@@ -223,7 +223,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         if path in covered:
             continue
         if absent(top):
-            # An absent member is ignored, unless its name is unusual and could carry a value.
+            # Ignore an empty member, unless its name is unusual and could carry a value.
             if not _MEMBER.fullmatch(member):
                 yield path
             continue
@@ -232,13 +232,13 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         elif isinstance(top, list | tuple):
             stack += [(path, member, held) for held in top]
         elif not any(known.startswith(f"{path}.") for known in covered):
-            # An id instead of an object counts for every path into it (`profile.argument`).
+            # If `covered` has paths into an object, a scalar in place of the object counts for them (`argument`).
             yield path
     yield name
 
 
 def nodes_at(value: object, path: str) -> list[Any]:
-    """Return the values at a dotted path, also inside lists. "" is the value itself."""
+    """Return the values at a dotted path, also inside lists. The path "" returns the value itself."""
     level = [value]
     for name in path.split(".") if path else ():
         inner: list[Any] = [v for top in level for v in (top if isinstance(top, list) else (top,))]
@@ -251,6 +251,6 @@ def text_of(value: object) -> str:
 
 
 def worth(profile: ToolProfile, path: str) -> int:
-    """Return a field's trust: 2 a system, 1 an insider; 0 an outsider, the counterparty or free text."""
+    """Return the trust in a field's writer: 2 a system, 1 an internal source, 0 an outsider, counterparty or prose."""
     field = field_trust(profile, path)
     return 0 if field.prose or field.counterparty else _WORTH[field.origin]

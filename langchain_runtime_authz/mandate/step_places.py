@@ -1,6 +1,6 @@
-"""Give each value of a planned step a place in the user's words.
+"""Find a position in the user's messages for each value of a step that a planner wrote.
 
-A place backs one argument of one step. All places of a side effect lie in one sentence, and that sentence is an order.
+A position backs one argument of one step. All positions of a side effect are in one sentence, which must be an order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
-# Between the choices of one argument, or the ends of its range: "from 45 to 90 EUR", "Anna or Bob".
+# The text between two choices of one argument, or the ends of a range: "from 45 to 90 EUR", "Anna or Bob".
 _JOINED: Final = re.compile(
     r"(?:\s?(?:[A-Z]{3}|euros?|dollars?|[\u20ac$\u00a3]))?[\s,\"'\u201c\u201d\u201e\u00ab\u00bb]{0,8}"
     r"(?:(?:and|or|to|until|till|through|und|oder|bis|y|o|a|hasta|et|ou|\u00e0|e|at\u00e9|[-\u2013\u2014~/\u3001]|\u548c|\u6216|\u5230|\u81f3)"
@@ -25,15 +25,15 @@ _JOINED: Final = re.compile(
 
 
 class Need(NamedTuple):
-    """A value of a step that must stand in the words. `owner` is the argument, or the step and field of a condition.
+    """A value of a step that must stand in the user's messages. `owner`: argument, or a condition's step and field.
 
     Attributes:
-        dictated: it is free text that the user dictates.
-        ends: it must reach to the end of its sentence or quotation: a command is not cut.
-        counts: it is a number of calls.
-        strict: it is of a step that does great harm.
-        shares: others of this owner may stand in the same place: choices, and conditions of one field.
-        joined: the values of this owner stand next to each other.
+        dictated: the value is free text that the user dictates.
+        ends: the value must reach to the end of its sentence or quotation, so that a command is not cut.
+        counts: the value is a number of calls.
+        strict: the step pays, deletes or administers.
+        shares: other values of the owner may have the same position: choices, and conditions on one field.
+        joined: the values of the owner must stand next to each other.
     """
 
     owner: str
@@ -47,25 +47,25 @@ class Need(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The place that a need has. `deed` is empty for a read, which does not use its places up."""
+    """The position that backs a need. `deed` is empty for a read, because a read does not use up its positions."""
 
     place: Place
     deed: str
     need: Need
 
 
-Placed = tuple[list[Claim], str | None]  # and why not, if there is none
+Placed = tuple[list[Claim], str | None]  # the claims, or why there are none
 
 
 class Placing:
-    """The places of a mandate's steps in the words: `claims`, for each kept step."""
+    """The positions of a mandate's steps in the user's messages. `claims`: id of a kept step → its claims."""
 
     def __init__(self, words: Texts) -> None:
         self.words = words
         self.claims: dict[str, list[Claim]] = {}
 
     def read(self, needs: Sequence[Need]) -> Placed:
-        """Place what chooses what is read. It may stand anywhere."""
+        """Find positions for the values of a read. The values may stand in any sentence."""
         placed = []
         for need in needs:
             found = self._choices(need)
@@ -79,7 +79,7 @@ class Placing:
         for need, found in choices:
             if not found:
                 return [], self._unsaid(need)
-        choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # the ones with the fewest places first
+        choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # needs with few positions first
         why = "the user's words do not say all of it in one sentence"
         for n, sentence in dict.fromkeys(self._sentence(place) for place in choices[0][1]):
             inside = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
@@ -97,7 +97,7 @@ class Placing:
         return [], why
 
     def unplaced(self, reads: Iterable[str]) -> str | None:
-        """Return why a side effect without values of its own is not ordered, by its reads' sentences or by all."""
+        """Return why a side effect without own values is not ordered, by the sentences of its reads or else by all."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
         anchors = [self._sentence(place) for need in needs for place in self._choices(need)]
         everywhere = ((n, s) for n, segment in enumerate(self.words.segments) for s in range(len(segment.starts)))
@@ -116,7 +116,7 @@ class Placing:
         return why
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
-        """Return steps with interleaved places: "Bob 45 and Carol 3000"."""
+        """Return step id → reason, for steps whose positions are interleaved: "Bob 45 and Carol 3000"."""
         found: dict[str, str] = {}
         hulls = {step.id: hull([c.place for c in self.claims[step.id]]) for step, _ in orders}
         for i, (one, profile) in enumerate(orders):
@@ -131,7 +131,7 @@ class Placing:
         return found
 
     def _choices(self, need: Need) -> list[Place]:
-        """Return the places that a need may have: whole, and not forbidden there or later."""
+        """Return the positions that may back a need: not in a prohibition, and not before one of the same value."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
         said, forbidden = self.words.places(need.value, dictated=need.dictated)
@@ -141,7 +141,7 @@ class Placing:
     def _ends(self, place: Place) -> bool:
         segment = self.words.segments[place.segment]
         if any(first <= place.start and place.end <= last for first, last in segment.quotations):
-            return True  # `Segment.whole` has seen that it is all of it
+            return True  # `Segment.whole` has checked that the value is the whole quotation
         end = segment.span(segment.sentence(place.start))[1]
         return not segment.text[place.end : end].strip(" \t\n.,;:!?")
 
@@ -152,7 +152,7 @@ class Placing:
         if place.segment != n:
             return False
         start, end = self.words.segments[n].span(sentence)
-        # A dictated text may hold several sentences, and follow the one that orders it.
+        # A dictated text may have several sentences, and may follow the sentence that orders to send it.
         return start <= place.start and (need.dictated or place.end <= end)
 
     def _doubt(self, n: int, sentence: int, placed: Sequence[Claim]) -> str | None:
@@ -162,7 +162,7 @@ class Placing:
         return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
-        """Return a place of its own for each need, near the first; or None."""
+        """Return a separate position for each need, near the first one; None if positions are missing."""
         placed: list[Claim] = []
         for need, found in inside:
             near = placed[0].place if placed else found[0]
@@ -206,7 +206,7 @@ class Placing:
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:
-    """Return what a step spends. Steps of one deed have one effect; a planner may not call two effects one deed."""
+    """Return the name under which a step uses up positions. Its effect keeps a planner from joining two effects."""
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 

@@ -1,6 +1,6 @@
-"""Check a free text: identifiers and copies must come from the mandate's sources.
+"""Check that the identifiers and copied passages of a free text come from the mandate's sources.
 
-A paraphrase escapes this.
+A paraphrase of other data is not noticed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from langchain_runtime_authz.facts.normal_forms import fold, mentions
 
 MAX_TEXT: Final = 8192  # characters of one text argument
 RUN: Final = 6  # words in a row that count as copied
-_LETTERS: Final = 12  # the same for writing without blanks
-_DIGITS: Final = 3  # a number of so many digits identifies nothing
-_LONG: Final = 12
+_LETTERS: Final = 12  # characters in a row that count as copied, in scripts without blanks
+_DIGITS: Final = 3  # a number of at most so many digits identifies nothing
+_LONG: Final = 12  # a token of so many characters, with digits or mixed case, identifies something
 _TOKEN: Final = lazy(r"[!-~]{4,}")
 _PARTS: Final = lazy(r"[/,;:()\[\]{}<>\"&|]+")
 _DOMAIN: Final = lazy(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
 _MIXED: Final = lazy(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
 _EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
-_FEW: Final = 16  # runs that are searched for one by one
+_FEW: Final = 16  # up to so many runs are searched for one by one
 _WORD: Final = lazy(r"\w+")
-# Letters that are not shown carry any message: tags, private letters, and runs of what joins or selects others.
+# Invisible characters could carry a message: tags, private-use characters, runs of joiners and variation selectors.
 _HIDDEN: Final = lazy(
     "[\u2060-\u2064\u206a-\u206f\ufff9-\ufffb\ue000-\uf8ff\U000e0000-\U0010ffff]+"
     "|[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufe00-\ufe0f\ufeff]{3,}"
@@ -33,7 +33,7 @@ _SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def unbacked(text: str, allowed: str) -> bool:
-    """Return True if `allowed` lacks an identifier, token or hidden letter of a text."""
+    """Return True if a text has an identifier, a long token or invisible characters that `allowed` lacks."""
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
     text, allowed = _clear(text), _clear(allowed)
@@ -49,7 +49,7 @@ def unbacked(text: str, allowed: str) -> bool:
 
 
 def _backed(form: str, there: dict[str, str]) -> bool:
-    if form.startswith("date:"):  # either of the two may leave the year open
+    if form.startswith("date:"):  # either of the two dates may lack the year
         return form in there or f"date:{form[-6:]}" in there or (form[5] == "-" and f"day:{form[-6:]}" in there)
     return form.startswith("time:") or (form in there and not form.startswith("day:"))
 
@@ -73,7 +73,7 @@ def _tokens(text: str) -> Iterable[str]:
 
 
 class Words:
-    """The words of one text, for finding what another one copied."""
+    """The words of one text, to find runs of words that another text copied."""
 
     __slots__ = ("_parts",)
 
@@ -102,7 +102,7 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
 
 
 def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
-    """Return True if a run of words is in one of `others`, and not in `allowed`."""
+    """Return True if a text has a run of words that is in one of `others` and not in `allowed`."""
     runs = Words(text).runs()
     if runs:
         runs -= Words(allowed).runs()
@@ -110,7 +110,7 @@ def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
 
 
 def _clear(text: str) -> str:
-    """Return the text as read: compatibility forms folded, invisible letters dropped."""
+    """Return the text as a reader sees it: compatibility forms folded, invisible characters dropped."""
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

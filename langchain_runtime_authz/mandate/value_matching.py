@@ -1,6 +1,6 @@
 """Compare a value with an ordered constant, range, folder or condition.
 
-Every comparison is exact or by normal form. A value without a form equals nothing. Two readings of a value must agree.
+Comparisons are exact or by normal form. A value without a form equals nothing. All readings of a number must agree.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Co
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms
 
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
-_DATED: Final = ("when", "value", "")  # kinds whose date may leave the time or the year open
-_SPELLED: Final = ("object", "name", "value", "")  # kinds of which another spelling may be something else
-_NAMED: Final = ("object", "name")  # of these, names in plain words are the same in any case
+_DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
+_SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
+_NAMED: Final = ("object", "name")  # those of `_SPELLED` for which upper and lower case of plain words are equal
 _KNOWN: Final = ("email:", "iban:", "url:")
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
 _ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
@@ -37,7 +37,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def same(value: object, constant: object, kind: str) -> bool:
-    """Return True if a call's value equals the constant, for an argument of that kind."""
+    """Return True if a call's value equals the constant, for an argument of the kind `kind`."""
     for one in (value, constant):
         if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
             return _same(value, constant, kind)
@@ -82,7 +82,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
 
 
 def commas(value: object) -> bool:
-    """Return True for an amount that a tool may read as thousands, or as cents."""
+    """Return True for an amount with a comma, which tools may read as decimal or as thousands separator."""
     return isinstance(value, str) and "," in value
 
 
@@ -90,7 +90,7 @@ known_same: Final = lru_cache(maxsize=8192, typed=True)(_same)
 
 
 def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence[str], kind: str) -> bool:
-    """Return True if two values name one thing. Case matters in paths, ids, passwords, commands; zeros in versions."""
+    """Return True if two values name one thing. Case matters in paths, ids and commands, and zeros in versions."""
     if not isinstance(value, str) and not isinstance(constant, str):
         return True
     if any(f.startswith(_KNOWN) for f in own if f in said):
@@ -103,9 +103,9 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Compare dates and times. A constant may lack a year, time or zone, but not a day.
+    """Return True if two dates or times are equal. A constant may lack a year, time or zone, but not a day.
 
-    A date that can be read in two ways equals itself only.
+    A date that can be read in two ways equals only the same text.
     """
     if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
         return compare(value, constant) == 0
@@ -125,7 +125,7 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:
-    """Parse a value as a number or ISO 8601 date; `None` if neither or ambiguous."""
+    """Parse a value as a number or an ISO 8601 date; None if it is neither, or can be read in two ways."""
     numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
     if numbers:
         return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
@@ -136,9 +136,9 @@ def reading(value: object) -> Decimal | datetime.datetime | None:
 
 
 def compare(value: object, bound: object) -> int | None:
-    """Compare a number or date with a bound: -1, 0, 1; `None` if incomparable.
+    """Return -1, 0 or 1 if a number or date is below, at or above a bound; None if they cannot be compared.
 
-    Parts of a date that the bound lacks are ignored.
+    A time or a zone that the bound lacks is ignored.
     """
     one, other = reading(value), reading(bound)
     if isinstance(one, Decimal) and isinstance(other, Decimal):
@@ -157,7 +157,7 @@ def _sign(one: Any, other: Any) -> int:
 
 
 def _same_door(value: str, constant: str) -> bool:
-    """Return True if two links share scheme (default `https`), port and fragment."""
+    """Return True if two links have equal scheme (`https` if the constant has none), port and fragment."""
     (scheme, port), (said, said_port) = _door(value), _door(constant)
     if value.partition("#")[2] != constant.partition("#")[2]:
         return False
@@ -198,7 +198,7 @@ def _segments(path: str) -> list[str]:
 
 
 def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
-    """Return True if a value of a field meets a condition; `None` if undecidable."""
+    """Return True if one of a field's values meets a condition (`Not`: if none does); None if it is not certain."""
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
@@ -217,7 +217,7 @@ def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scal
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
     if isinstance(condition, Eq):
-        return same(value, condition.value, "when")  # as dates are compared, but in any case
+        return same(value, condition.value, "when")  # this compares dates as dates, and text in any case
     text, part = fold(tidy(str(value))), fold(tidy(condition.text))
     if isinstance(condition, StartsWith):
         return text.startswith(part)

@@ -1,11 +1,11 @@
 """Compile a mandate from the user's own words, without a model.
 
-It reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"). Every word of every sentence of the turn must
-be understood. One word too many (a condition, a question, a negation, a report, a future, a remark) leaves the turn
-without a mandate. The user is then asked about the call.
+This reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"). A turn is what the user sent at once.
+Every word of the turn must be understood. A condition, a question, a negation, a report, a future or a remark leaves
+the whole turn without a mandate. An approver is then asked about each side effect.
 
-A clause begins with a verb of a tool: a word of its `intent`, else of its name. Only one tool may fit. It fits if each
-phrase has exactly one argument, and each required argument has a phrase. The words of a language are data.
+A clause begins with a verb of a tool: a word of the profile's `intent`, or else of the tool's name. Only one tool may
+fit (`mandate.clause` tells when a tool fits). The words of a language are data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step, Text
 from langchain_runtime_authz.tool_profile import ToolProfile
 
-MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
+MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
 MAX_LINES: Final = 20
 MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
@@ -33,7 +33,7 @@ _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
-_POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # no ":" above
+_POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # not under ":"
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
 _SAME: Final = "two orders concern the same target"
@@ -41,7 +41,7 @@ _FIRST: Final = "it may hang on what is done first"
 
 
 class _UnclearError(Exception):
-    """Why the turn orders nothing."""
+    """The reason why a turn orders nothing."""
 
 
 def compile_words(
@@ -49,10 +49,10 @@ def compile_words(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Compiled:
-    """Return the mandate of one turn's texts, or `None` and what was not understood.
+    """Return the mandate of one turn, or `None` with the parts that were not understood.
 
     Args:
-        texts: the user's own texts of one turn, in order.
+        texts: the user's messages of the turn, in order.
         profiles: tool → profile.
         signatures: tool → the JSON schema of its arguments. Without one, each critical argument is required.
     """
@@ -74,7 +74,7 @@ def _nothing(text: str, why: str) -> Compiled:
 
 
 def _unplain(text: str) -> str | None:
-    """Return why a text is not read at all."""
+    """Return why a text is not read at all, or None."""
     if _MATERIAL.search(text):
         return "it looks like quoted or forwarded text"
     if _POINTS.search(text):
@@ -110,14 +110,14 @@ class _Turn:
         self.nouns = self.labels.union(*(t.nouns for t in self.tools))
         self.small = {*language.prepositions, *language.determiners, *self.data["numerals"], "and"}
         self.kept: list[tuple[Tool, Step]] = []
-        self.checked = False  # something is checked before what is ordered
-        self.orders = 0  # clauses that order something
-        self.untold = False  # something is to be told or noted, and the words do not say what
-        self.open = False  # words without quotes are dictated, or a name; what follows may be of them
-        self.text, self.digest = "", ""  # of which a sentence is read
+        self.checked = False  # a clause checks something, on which later orders may depend
+        self.orders = 0  # number of clauses that order something
+        self.untold = False  # a clause orders to tell or note something, without saying what
+        self.open = False  # a clause dictates words without quotes, so what follows may belong to them
+        self.text, self.digest = "", ""  # the message that is read now, and its digest
 
     def read(self, texts: Sequence[str]) -> Compiled:
-        """Read all sentences of the texts. What is not understood voids the turn."""
+        """Read all sentences of the texts. If one is not understood, the turn has no mandate."""
         dropped: list[Dropped] = []
         for self.text in texts:
             self.digest = content_digest(self.text)
@@ -138,7 +138,7 @@ class _Turn:
         steps: dict[tuple[object, ...], Step] = {}
         for tool, step in self.kept:
             if tool.profile.ordered:
-                steps.setdefault((step.tool, *_said(step).items()), step)  # the same order twice is one
+                steps.setdefault((step.tool, *_said(step).items()), step)  # an order that is repeated counts once
         numbered = [step.model_copy(update={"id": f"{n}"}) for n, step in enumerate(steps.values(), 1)]
         return Compiled(
             None if dropped or not steps else Mandate(steps=tuple(numbered), source="words"), tuple(dropped)
@@ -147,7 +147,7 @@ class _Turn:
     # --- sentences
 
     def _framed(self) -> list[Token]:
-        """Return the tokens. The rest of the text behind "this query:" or "Body:" is one quotation."""
+        """Return the tokens. All text behind "this query:" or "Body:" becomes one quotation."""
         tokens, end = list(self.language.tokens(self.text)), len(self.text.rstrip())
         for at, colon in enumerate(tokens[1:-1], 2):
             if colon.kind != "colon" or singular(tokens[at - 2].lower) not in self.language.framed:
@@ -182,7 +182,7 @@ class _Turn:
             self._clause(clause)
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
-        """Return where the clause behind greetings and polite words begins."""
+        """Return the index at which the clause begins, behind greetings and polite words (`phrases`)."""
         while taken := self.language.match(phrases, tokens, at):
             at += taken
             at += at < len(tokens) and tokens[at].text == ","
@@ -190,7 +190,7 @@ class _Turn:
 
     def _clauses(self, tokens: list[Token], at: int) -> Iterator[list[Token]]:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
-        begin, unended = 0, False  # neither dictated words nor a name have an end without quotes
+        begin, unended = 0, False  # without quotes, the end of dictated words, or of a name, is not known
         while at < len(tokens):
             gap = self.language.match("separators", tokens, at)
             verb = self._opened(tokens, at + gap)
@@ -207,12 +207,12 @@ class _Turn:
         yield tokens[begin:]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
-        """Return True if a clause begins at a verb, and not with a noun of the last one: "mail 1 to … and mail 2"."""
+        """Return True if `tokens` begin a clause. A word that `before` has is a noun: "mail 1 to … and mail 2"."""
         verb = tokens and tokens[0].kind == "word" and tokens[0].lower in self.verbs and not self._labelled(tokens)
         return bool(verb) and all(t.lower != tokens[0].lower for t in before)
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
-        """Return True if the first word names what stands behind it: "note: paid"."""
+        """Return True if the first word is a label of what follows: "note: paid"."""
         kind = tokens[-1].kind if tokens else ""
         return kind == "colon" or (kind == "quote" and tokens[0].lower in self.labels)
 
@@ -255,7 +255,7 @@ class _Turn:
             raise _UnclearError("it has too many orders")
 
     def _keep(self, tool: Tool, step: Step) -> None:
-        """Keep a step. Two that concern the same thing may hang on one another, unless they are the same order."""
+        """Keep a step. Refuse two different orders with one target, because one may depend on the other."""
         hit = _targets(tool, step)
         for other, known in self.kept if tool.profile.ordered else ():
             shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)
@@ -272,10 +272,10 @@ class _Turn:
         return tokens
 
     def _verb(self, tool: Tool, tokens: Sequence[Token]) -> int:
-        """Return how many tokens the verb takes: 0 if the tool is not asked for."""
+        """Return the number of tokens that the verb takes; 0 if the clause does not ask for the tool."""
         said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
         behind, (named, *nouns) = [t.lower for t in tokens[1:2]], [*words_of(tool.name), ""]
-        # "Open the ticket" only looks at it. "Open a ticket" does not, nor "Open gate G-7" for a tool `open_gate`.
+        # "Open the ticket" only reads it. "Open a ticket" acts, and so does "Open gate G-7" for a tool `open_gate`.
         looks = said in self.data["reads"] and tool.profile.side_effect and not {*behind} & {*self.data["indefinite"]}
         its = named == said and len(nouns) > 1 and rest.issuperset(nouns[:-1])
         if (looks and not its) or not (tool.profile.intent or rest.union([said]).issuperset(tool.nouns)):
@@ -288,13 +288,13 @@ class _Turn:
         return max(taken)
 
     def _ordered(self, tool: Tool, tokens: list[Token]) -> list[Step]:
-        """Return what a clause orders of a tool: several steps for a list of complete objects or pairs."""
+        """Return the steps that a clause orders from a tool: several for a list of objects, or of complete pairs."""
         taken = self._verb(tool, tokens)
         rest = tokens[taken:]
         acts = tool.effect in {"write", "admin", "delete"} and rest and rest[0].lower not in tool.offers
         away = self.language.prepositions if acts else self.data["parting"]  # "Run to the shop", "Start with Bob"
         if not taken or not rest or rest[0].lower in away:
-            return []  # "Transfer of 45 EUR" is a noun
+            return []  # in "Transfer of 45 EUR", the word is a noun
         tool.prepare()
         parts: list[list[Token]] = [[]]
         at = 0
@@ -323,12 +323,12 @@ class _Turn:
 
 
 def _said(step: Step) -> dict[str, str]:
-    """Return what a step says of its arguments, wherever it stands in the text."""
+    """Return argument → value as text, without the positions in the message."""
     return {n: str(getattr(a, "value", a)) for n, a in step.args.items()}
 
 
 def _targets(tool: Tool, step: Step) -> set[str]:
-    """Return the values that tell what a step concerns; without any, all but the dates."""
+    """Return the values of a step's targets. Without any, return all values except dates, and the tool's nouns."""
     values = {n: v.casefold() for n, v in _said(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in {*TARGETS, "url"}}
     return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}
