@@ -26,10 +26,10 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class TaskSources:
-    """The places where a graph holds its task: an edit there from outside changes the task.
+    """The places where a graph holds its task. An edit there from outside the graph changes the task.
 
     Attributes:
-        channels: state channels with words of the user. In `messages` only user entries count.
+        channels: state channels that hold the user's text. In `messages` only messages with the user's role count.
         memory: namespaces of the graph's store, like `("memories", "{subject}")`.
 
     Raises `ConfigError`: a value is not a sequence of names.
@@ -59,7 +59,7 @@ def _behind(pdp: PDP) -> list[PDP]:
 
 
 def revised(pdp: PDP) -> list[Revised]:
-    """Return the PDPs whose policy has profiles and grants, also inside an observer or a breaker."""
+    """Return the PDPs whose policy has profiles and grants, also those wrapped by an observer or a circuit breaker."""
     return [found for found in _behind(pdp) if isinstance(found, Revised)]
 
 
@@ -104,7 +104,7 @@ def ephemeral(
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
-    """Refuse a restored ledger: it lacks the audit chain's newest commit, and has lost revocations."""
+    """Refuse a ledger that lacks the newest commit in the audit chain: a restored copy may have lost revocations."""
     newest = getattr(audit, "anchor", None)
     found = newest(tenant) if callable(newest) else None
     if found is None:

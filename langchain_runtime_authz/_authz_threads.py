@@ -43,13 +43,13 @@ _SENTENCES: Final[Mapping[How, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reentry:
-    """The next step of a thread.
+    """The way to continue a thread.
 
     Attributes:
-        how: what to do, or `done`.
-        questions: LangGraph's interrupts that wait for an answer. There are none at a breakpoint.
+        how: what to do with the thread, or `done`. `str()` of this object says it in a sentence.
+        questions: LangGraph's interrupts that wait for an answer. A breakpoint has none.
         doubts: the calls of the thread that are in doubt.
-        output: the graph's output, if it continued.
+        output: the graph's output, if `reenter(go_on=True)` ran the graph.
     """
 
     how: How
@@ -66,7 +66,7 @@ GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
 class Threads:
-    """Corrections, answers and revocations of one instance's threads."""
+    """The methods of `RuntimeAuthz` that correct, answer and revoke threads from outside the graph."""
 
     root_entry: RootEntry
     approvers: Approvers
@@ -79,13 +79,13 @@ class Threads:
     ) -> Flow[int]:
         """Record that somebody changed the task of a thread, and return the new epoch.
 
-        Everything planned before is void from here on. The text reaches the graph with its next input.
+        All earlier plans of the thread become void. The text reaches the graph with the thread's next input.
 
         Args:
             thread_id: LangGraph's thread.
-            text: the words.
+            text: the correction, in the author's words.
             graph: the graph or its name, if this instance protects several graphs.
-            by: the author, if not the thread's own subject. Such words stop the plan, but give no authority.
+            by: the author, if not the thread's own subject. A text by another author voids plans, but orders nothing.
         """
         author = Subject.of(by) if by is not None else None
         of_kind("text", text, str | None, "text")
@@ -95,19 +95,19 @@ class Threads:
     correct, acorrect = both(_correct)
 
     def _approvals(self) -> Flow[list[Approval]]:
-        """Return the open questions of this tenant, newest thread first. `id` names each.
+        """Return the open questions of this tenant, newest thread first, at most `ledger.base.MAX_ASKED`.
 
-        There are at most `ledger.base.MAX_ASKED`.
+        `Approval.id` is the `approval_id` that the other methods take.
 
         Raises:
-            ConfigError: the ledger cannot list them.
+            ConfigError: the ledger cannot list questions.
         """
         return [asked for _, asked in (yield ListAsked(None))]
 
     approvals, aapprovals = both(_approvals)
 
     def question(self, approval_id: str) -> Question:
-        """Return the content of a statement on `approval_id`, for `credential.approval_statement.sign_statement`.
+        """Return what an approver signs about `approval_id`, for `credential.approval_statement.sign_statement`.
 
         Raises:
             AuthzError: `approval_void`: no such question is open.
@@ -117,20 +117,20 @@ class Threads:
     def _approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> Flow[int]:
         """Approve the call that `approval_id` asks about, outside the graph.
 
-        The graph stays paused. A plain resume or another invocation continues without a new question.
+        The graph stays paused. The next resume or invocation of the thread continues without asking again.
 
         Args:
             approval_id: from the interrupt's payload, `approvals()` or the command line.
-            by: the approver, authenticated by the application (`identity.oidc`); only a `user` approves.
-            statement: the approver's signed statement (`credential.approval_statement.sign_statement`) instead.
+            by: the approver, whom the application has authenticated (`identity.oidc`). Its type must be `user`.
+            statement: in place of `by`, the approver's signed statement (`credential.approval_statement`).
 
         Returns:
-            The number of approvers for whom the question still waits.
+            The number of approvers who must still approve before the call may run.
 
         Raises:
             AuthzError: `approval_void` (answered, corrected, of another tenant, unknown), `approval_expired`,
                 `approval_approver`, `approval_not_distinct`.
-            CredentialError: the statement is not believed.
+            CredentialError: the statement is not accepted.
         """
         person = Subject.of(by) if by is not None else None
         return answer_beside(self.approvers, approval_id, "approve", by=person, statement=statement)
@@ -140,10 +140,10 @@ class Threads:
     def _deny_approval(
         self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None, message: str = ""
     ) -> Flow[None]:
-        """Reject the call, as in `approve`; one approver is enough.
+        """Reject the call that `approval_id` asks about. One approver is enough; the rest is as for `approve`.
 
-        The model reads `message`. A message changes the task, as a rejection at the graph does: the next epoch
-        opens, and other questions and approvals of the thread are void and asked again.
+        The model reads `message`. A rejection with a message changes the task, as it does in the graph: the epoch
+        advances, and the thread's other questions and approvals become void and are asked again.
         """
         person = Subject.of(by) if by is not None else None
         about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
@@ -152,9 +152,9 @@ class Threads:
     deny_approval, adeny_approval = both(_deny_approval)
 
     def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[Doubt]]:
-        """Return the calls of this tenant (or thread) that have a permit and no outcome, newest first.
+        """Return the calls of this tenant (or thread) that were permitted and have no known outcome, newest first.
 
-        There are at most `ledger.base.MAX_ASKED`: the older ones appear once these are resolved.
+        Return at most `ledger.base.MAX_ASKED`; resolve these to see older ones. Leave out idempotent and failed calls.
         """
         yield from record_ends(self._engine)
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None, scope)
@@ -163,13 +163,13 @@ class Threads:
     unknown_calls, aunknown_calls = both(_unknown_calls)
 
     def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str) -> Flow[None]:
-        """Say of a call in doubt (`row.key` of one of `unknown_calls()`) whether it happened.
+        """Record whether a call in doubt happened. `key` is the `row.key` of one of `unknown_calls()`.
 
-        One that happened never runs again. One that did not happen may run when its thread is entered again. Ledger and
-        audit log keep who said so (`by`, as `type:id`) and the `reason`.
+        A call that happened never runs again. A call that did not happen may run when its thread is entered again. The
+        ledger and the audit log keep the author (`by`, as `type:id`) and the `reason`.
 
         Raises:
-            LedgerError: `not_in_doubt`.
+            LedgerError: `not_in_doubt`: the call has an outcome, or may still be running.
             ConfigError: `by` has not the form `type:id`, or the reason is empty or has control characters.
         """
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, key)
@@ -182,17 +182,17 @@ class Threads:
     def _reenter(
         self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
     ) -> Flow[Reentry]:
-        """Return how a thread continues after an outage; with `go_on`, continue if no new input is needed.
+        """Return how a thread continues after an outage. With `go_on`, continue it if no new input is needed.
 
         Args:
             graph: the protected graph.
-            config: names the thread, as in the entry that was denied.
-            input: what that entry was given. Without it, an input counts as lost only if the ledger knows of it.
-            go_on: enter the graph if `how` is `continue`, in the run that `authz.run(...)` opens around this.
+            config: the config of the entry that was denied. It names the thread.
+            input: the input of that entry. Without it, only an input that the ledger knows can be found to be lost.
+            go_on: run the graph if `how` is `continue`, inside the surrounding `with authz.run(...)`.
 
         Raises:
-            ConfigError: the graph keeps no threads, or the config names none.
-            AuthzDenied: the thread went on and was denied again.
+            ConfigError: the graph has no checkpointer, or the config names no thread.
+            AuthzDenied: the thread continued and was denied again.
         """
         place = thread_config(config)
         if place is None or not graph.checkpointer:
@@ -212,10 +212,10 @@ class Threads:
     reenter, areenter = both(_reenter)
 
     def _data_changed(self, resource: str) -> Flow[None]:
-        """Record that a resource changed outside, by the name that the `resource` of profiles gives it.
+        """Record that a resource changed outside the graph. `resource` is its name by the profiles' `resource`.
 
-        Earlier reads of it on threads of this tenant are stale. The shipped policy refuses side effects whose
-        critical arguments come from them, and plans made on them are void.
+        All earlier reads of the resource by this tenant's threads are then stale. The shipped policy refuses side
+        effects whose critical arguments come from stale reads, and voids the plans that were made on them.
         """
         return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
 
@@ -232,7 +232,7 @@ class Threads:
     def _reinstate(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
-        """Lift a revocation."""
+        """Lift the revocation of a thread, or of an agent's subtree on it."""
         return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     reinstate, areinstate = both(_reinstate)
@@ -255,13 +255,13 @@ def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, i
         return "send again"
     if not state.next:
         return "done"
-    # At a breakpoint somebody looks before the next node; a node that failed has begun.
+    # At a breakpoint a person looks at the state before the next node starts. A node that failed has started already.
     pauses = (graph.interrupt_before_nodes or graph.interrupt_after_nodes) and not any(t.error for t in state.tasks)
     return "answer" if found.questions or pauses else "continue"
 
 
 def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
-    """Return True if the state lacks the newest text, of the input or of an entry that ended at the root."""
+    """Return True if the graph's state lacks the user's newest text: that of `input`, or else of the ledger's log."""
     given = [t for t in human_texts(written(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]

@@ -1,9 +1,9 @@
 """Show text safely: inert in a terminal, in HTML and in Markdown, and as cells of HTML tables.
 
-An approver reads values that a model wrote and sentences that a stranger wrote. They are shown as typed, except control
-characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), piled-up
-accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all scripts
-stay; `scripts` names them, to tell look-alikes apart.
+An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
+control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1),
+piled-up accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all
+scripts stay as they are; `scripts` names the scripts of a text, to tell look-alikes apart.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _listed(value: object) -> str:
 
 
 def wrapped(label: str, text: str, indent: int = 0) -> str:
-    """Return a text in lines of 80 columns behind a label. A wide character takes two."""
+    """Return a text behind a label, in lines of 80 columns. A wide character counts as two columns."""
     from rich.cells import cell_len, chop_cells
 
     pad = " " * min(indent or cell_len(label), WIDTH // 2)

@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Effect:
-    """One kind of I/O, with a blocking and an awaiting form (`ado`; without one, it never waits).
+    """One kind of I/O: `do` blocks, and `ado` returns an awaitable. Without `ado`, the effect never waits.
 
-    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. Both forms receive the engine.
-    Instead, `method` may name a method of an engine's part, like `ledger.load`, whose async form is `aload`.
+    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine first.
+    Or `method` names a method of one of the engine's parts, like `ledger.load`; `ledger.aload` is then its async form.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -51,7 +51,7 @@ _CALL: Final = Effect(lambda _, blocking, _awaiting: blocking(), lambda _, _bloc
 def Perform(  # noqa: N802  (reads as an effect)
     call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
 ) -> tuple[Any, ...]:
-    """Call foreign code by its two forms: one that blocks, and one that returns an awaitable."""
+    """Return the effect that calls foreign code: `call` blocks, and `acall` returns an awaitable."""
     return (_CALL, partial(call, *args, **options), partial(acall, *args, **options))
 
 
@@ -91,7 +91,7 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
 
 
 def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
-    """Return the blocking function that runs a flow without an engine, and the asynchronous one."""
+    """Return a pair of functions that run a flow without an engine: a blocking and an asynchronous one."""
 
     @wraps(flow)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -105,7 +105,7 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
 
 
 def begun(function: Callable[[], T], name: str) -> Future[T]:
-    """Start `function` in an empty context; return its future. If it hangs, the process can still exit."""
+    """Start `function` in a daemon thread with an empty context, and return its future."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that nobody can cancel it
 

@@ -54,7 +54,7 @@ class Connection(TypedDict, total=False):
         ca_file: PEM file of the only trusted authorities; by default the system's.
         client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are read
             again when they change; while they do not fit each other, everything is denied.
-        tls: returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does, in place of both.
+        tls: in place of these two, returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time (10).
     """
@@ -74,7 +74,7 @@ class PDPConnection(Connection, total=False):
 
 
 class Reply(NamedTuple):
-    """A whole answer."""
+    """A complete HTTP response."""
 
     status: int
     body: bytes
@@ -82,7 +82,7 @@ class Reply(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The status, and the JSON object of the body, `None` if it is not one. Its text form hides the body."""
+    """An HTTP status, and the JSON object in the body, or `None` if the body is not one. `repr` hides the body."""
 
     status: int
     body: dict[str, Any] | None
@@ -112,7 +112,7 @@ class _Pool:
             self.loop.close()
 
     def stop(self) -> None:
-        """Make the thread end every exchange and itself, without waiting: a finaliser may hold its lock."""
+        """End all exchanges and the thread, without waiting: a finaliser may run while its thread holds our lock."""
         if self._pid == os.getpid():  # a fork's copy has no thread to end
             with suppress(RuntimeError):  # it has ended
                 self.loop.call_soon_threadsafe(self.loop.stop)
@@ -134,7 +134,7 @@ class _Pool:
 class Link:
     """A pool of connections to one server: `http://host:port`, `https://…` or `unix:///path/of/a/socket`.
 
-    A path of `url` is kept as prefix. The rest is as in `Connection`. Nothing is connected before the first exchange.
+    A path in `url` is the prefix of all requests. The rest is as in `Connection`. Only the first exchange connects.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Link:
         _links.add(self)
 
     def below(self, name: str, path: object) -> str:
-        """Return the URL of a path here. Raises `ConfigError` if it would lead to another server."""
+        """Return the URL of a path at this server. Raises `ConfigError` if the path would lead to another server."""
         url = f"{self.root}{path}"
         if not isinstance(path, str) or not path.startswith("/") or not is_plain_url(url) or "#" in path:
             raise wrong(name, "a path at the PDP that begins with `/`", path)
@@ -207,7 +207,7 @@ class Link:
             raise
 
     async def arun(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Like `run`, without blocking the caller's event loop. Cancelling it ends the exchange."""
+        """Do what `run` does, without blocking the caller's event loop. Cancelling the caller ends the exchange."""
         future = self._begin(work)
         try:
             return await asyncio.wrap_future(future)
@@ -270,7 +270,7 @@ class Link:
         headers: Mapping[str, str] = _NONE,
         any_status: bool = False,
     ) -> Reply:
-        """Send once, and read an answer of at most `limit` bytes. Raises `PDPError`, also for most statuses."""
+        """Send once; read at most `limit` bytes. Raises `PDPError`, also if `any_status` does not allow the status."""
         import aiohttp
 
         own: dict[str, Any] = {}
@@ -342,7 +342,7 @@ class Fetcher:
 
 
 def basic(name: str, secret: str) -> str:
-    """Return the `Authorization` of a client with a secret (RFC 6749 §2.3.1)."""
+    """Return the `Authorization` header of a client with a secret (RFC 6749 §2.3.1)."""
     return "Basic " + base64.b64encode(f"{quote_plus(name)}:{quote_plus(secret)}".encode()).decode()
 
 
@@ -365,7 +365,7 @@ async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_statu
 
 
 def _clean(kind: type[Any]) -> type[Any]:
-    """Return the connector class, which never reuses a connection with surplus bytes."""
+    """Return a subclass of the connector `kind` that never reuses a connection with surplus bytes."""
 
     class Clean(kind):  # type: ignore[misc]
         async def connect(self, *args: Any, **kwargs: Any) -> Any:

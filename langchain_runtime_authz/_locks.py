@@ -1,7 +1,7 @@
 """Locks that survive a fork: servers fork workers after they have loaded an application.
 
-If another thread holds a lock at the fork, the child never sees it released, and the data it guards may be half
-written. So the forking thread takes all locks first, and both processes release them.
+If another thread holds a lock at the fork, the child never sees the lock released, and the data behind the lock may be
+half written. So the forking thread takes all locks first, and both processes release them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _taken: list[threading.Lock] = []
 
 
 def forkable_lock() -> threading.Lock:
-    """Return a lock that is free in a forked child. No thread may hold one while it waits for another."""
+    """Return a lock that is free in a forked child. A thread that holds one such lock must not wait for another."""
     lock = threading.Lock()
     with _registry:
         _locks.add(lock)
@@ -31,7 +31,7 @@ def forkable_lock() -> threading.Lock:
 
 
 def in_child(method: Callable[[], object]) -> None:
-    """Call a bound method in each forked child, while its object lives."""
+    """Call a bound method in each forked child, as long as its object exists."""
     held = weakref.WeakMethod(method)
     os.register_at_fork(after_in_child=lambda: (found := held()) is not None and found())
 

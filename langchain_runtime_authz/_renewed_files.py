@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache the result of `load`, and load again when a file changes. Raises `ConfigError`: not usable now."""
+    """Cache the result of `load`, and load again when a file changes. Raises `ConfigError`: the first load fails."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -29,7 +29,7 @@ class Renewed(Generic[T]):
         """Return the content of the files as they are now. Raises `PDPError`: they cannot be used."""
         try:
             seen = [stamp(file) for file in self._files]
-            if seen != self._seen:  # looked at before loading: a file replaced meanwhile is loaded again
+            if seen != self._seen:  # stamped before loading: a file that is replaced meanwhile is loaded again
                 self._value, self._seen = self._load(), seen
         except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
             raise PDPError(self._code, f"{self._what} cannot be loaded ({type(exc).__name__})") from exc
@@ -43,7 +43,7 @@ def stamp(file: Path) -> tuple[int, int, int, int]:
 
 
 def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
-    """Replace a file atomically and durably. Others can never read it beyond `mode`."""
+    """Replace a file atomically and durably. At no moment are its permissions wider than `mode`."""
     temporary = file.with_name(f".{file.name}.new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as out:
         out.write(data)

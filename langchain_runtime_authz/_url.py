@@ -33,7 +33,7 @@ def split_url(name: str, url: object) -> SplitResult:
             return parts
     except ValueError:
         pass
-    # It is not shown, as it may hold a password.
+    # The error does not show the URL, which may hold a password.
     raise ConfigError(f"`{name}` must be a URL; percent-encode non-ASCII characters, spaces and quotes in it")
 
 
@@ -45,7 +45,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return `url` if it is absolute, without credentials, and HTTPS or of this machine. Raises `ConfigError`."""
+    """Return `url` if it is absolute, without credentials, and HTTPS or HTTP to this machine. Raises `ConfigError`."""
     parts = split_url(name, url)
     safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
     if not safe or not parts.hostname or parts.username or parts.fragment:
@@ -83,7 +83,7 @@ def is_under(url: str, place: str) -> bool:
 
 
 def _is_plain(path: str) -> bool:
-    """Return True if every server reads one path, and no part of it leads up."""
+    """Return True if all servers read the path alike, and no part of it leads up (`..`)."""
     try:
         read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Check settings and read their files. An invalid value is refused by name."""
+"""Check settings and read their files. An error names the setting that is invalid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 60  # characters of a value in an error
 
 
 def wrong(name: str, wanted: str, value: object) -> ConfigError:
-    """Return the error that `name` must be `wanted`."""
+    """Return an error which says that the setting `name` must be `wanted`."""
     text = repr(value)
     return ConfigError(f"`{name}` must be {wanted}, not {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}")
 
@@ -43,7 +43,7 @@ def checked_text(name: str, value: Any) -> str:
 
 
 def checked_names(name: str, value: Any) -> tuple[str, ...]:
-    """Return a list of names as a tuple, or raise `ConfigError`. One text is not a list of its letters."""
+    """Return a list of names as a tuple, or raise `ConfigError`. A single text would be a list of its letters."""
     if isinstance(value, str) or not all(isinstance(one, str) and one for one in value):
         raise wrong(name, "a list of names", value)
     return tuple(value)
@@ -67,9 +67,9 @@ checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
-    Raises `ConfigError`: `code`, with the place in the file.
+    Raises `ConfigError` with `code`; the error names the line and column.
     """
     import yaml  # only where a file is read
 

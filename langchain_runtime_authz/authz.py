@@ -67,43 +67,43 @@ G = TypeVar("G")
 class RuntimeAuthz(Threads):
     """Runtime authorization for LangGraph graphs.
 
-    Without arguments: the shipped policy in the in-process Wasm engine, a ledger in memory, an ephemeral ES256 key,
-    audit records in memory. `RuntimeAuthz.production` refuses such parts.
+    Without arguments, the shipped policy decides in the in-process Wasm engine. Ledger, ES256 signing key and audit
+    records then end with the process, and `RuntimeAuthz.production` refuses parts that do.
 
     Args:
-        pdp: the policy decision point; the default is `WasmPDP()`, which takes changes of the shipped data.
-        issuer: signs per-call tokens; the default has an ephemeral key.
-        ledger: keeps the state of threads; the default is `MemoryLedger()`.
-        identity: names agents; the default does not attest.
-        profiles: tool name → `ToolProfile` or a word like `ask`, the path of a YAML file, a set of the package like
-            `deepagents`, or a list of these, in which the later profile of a tool counts. The default is the profiles of the `pdp` (`ReloadingPDP`).
-        agents: agent name → `AgentProfile`, whose grant limits that agent in every graph and session. `*` is for each
-            child agent that no other name fits.
-        audit: a path for a hash-chained JSONL file, or a sink.
-        subject_from: finds the subject of an implicit run in a root config. The caller can write `configurable`
-            and metadata, so believe only what a server has verified (`identity.subjects`).
-        task_sources: where the graph's state and store hold the task (`TaskSources`).
-        kill_switch: a file that stops everything while it exists; the default is the path in the environment
-            variable `RUNTIME_AUTHZ_KILL_SWITCH`.
-        notify: channels of the obligation `notify`; `log` is always there (`pep.notify`).
-        tenant: the first part of every key in ledger, audit and token.
-        zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time of day
-            (`context.local`).
-        planner: a chat model with structured output that compiles the user's words into a mandate. It is asked once
-            a turn, before anything runs, and sees only these words and the tools' profiles and signatures. If it
-            fails, the task orders nothing. Without a planner, `mandate.words` reads plain orders.
-        approvers: whose signed statements `approve` and `deny_approval` believe; the default believes only people
-            whom the application has authenticated (`by`).
-        on_ask: answers questions in this process, so that no graph pauses and none needs a checkpointer. It gets the
-            question in LangChain's shape and returns the decisions; it may be asynchronous. Its answer counts as the
-            subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
-        on_unknown: asks a service, by the idempotency key of a call in doubt, whether it happened. It gets an
-            `UnknownCall` (`pep.calls_in_doubt`) and returns True, False if it did not happen and will not, or `None` if the
-            service cannot say; it may be asynchronous. It has five seconds. Without an answer the call stays in doubt.
+        pdp: the policy decision point. The default is `WasmPDP()`, whose `data` changes the shipped policy's settings.
+        issuer: signs the token of each call. The key of the default ends with the process.
+        ledger: keeps the state of threads. The default is `MemoryLedger()`.
+        identity: names the agents in requests and tokens. The default gives names without a proof (not attested).
+        profiles: tool name → `ToolProfile` (or a word like `ask`), the path of a YAML file, the name of a shipped set
+            like `deepagents`, or a list of these. In a list, the later profile of a tool replaces the earlier one. By
+            default, the profiles in the policy of `pdp` (`ReloadingPDP`).
+        agents: agent name → `AgentProfile`, whose grant limits that agent in every graph and session. The name `*`
+            stands for each child agent that `agents` does not name.
+        audit: the path of a hash-chained JSONL file, or a sink.
+        subject_from: returns the subject of a run that no `authz.run(...)` opened, from the root config. A caller can
+            write `configurable` and metadata, so trust only values that a server has verified (`identity.subjects`).
+        task_sources: the places in the graph's state and store that hold the task (`TaskSources`).
+        kill_switch: the path of a file. While the file exists, every step is denied. The default is the path in the
+            environment variable `RUNTIME_AUTHZ_KILL_SWITCH`.
+        notify: channel name → `pep.run.Notifier`, for the obligation `notify`. The channel `log` always exists.
+        tenant: the tenant of all threads. It is the first part of every ledger key, and stands in records and tokens.
+        zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time (`context.local`).
+        planner: a chat model with structured output that compiles the user's message into a mandate. It is asked once
+            per user turn, before anything runs. It sees only the user's message, and the tools' profiles and
+            signatures. If it fails, the turn has no mandate. Without a planner, `mandate.words` reads plain orders.
+        approvers: verifies the signed statements given to `approve` and `deny_approval`. The default accepts only
+            approvers whom the application has authenticated (`by=`).
+        on_ask: a callable that answers the policy's questions in this process, so that graphs neither pause nor need a
+            checkpointer. It gets the question in LangChain's shape and returns the decisions. It may be asynchronous.
+            Its answer counts as the subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
+        on_unknown: a callable that asks a tool's service whether a call in doubt happened. It gets an `UnknownCall`
+            (`pep.calls_in_doubt`) and returns True if the call happened, False if it did not and will not, `None` if
+            the service cannot tell (the call stays in doubt). It may be asynchronous, and has five seconds.
         development: runs without a subject act as the user `developer`. For your own machine only.
 
-    Raises `ConfigError` if an argument is wrong: nothing was started. Raises `ledger_rolled_back` if the audit file names a
-    commit that the ledger does not hold.
+    Raises `ConfigError` if an argument is wrong; nothing was started. Raises `LedgerError` (`ledger_rolled_back`) if
+    the audit file names a commit that the ledger lacks, as after the restore of a backup.
     """
 
     verifier: Verifier
@@ -218,9 +218,9 @@ class RuntimeAuthz(Threads):
     @classmethod
     @like(__init__)
     def production(cls, **arguments: Any) -> RuntimeAuthz:
-        """Make an instance for production: it refuses parts that end with the process, or that do not enforce.
+        """Return an instance for production. Refuse parts that end with the process, or that do not enforce.
 
-        Raises `ConfigError`: such a part was given, or is the default. The error names each, and what to give instead.
+        Raises `ConfigError` if such a part was given or is the default, and names each part and what to give instead.
         """
         if found := parts.ephemeral(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))
@@ -228,9 +228,9 @@ class RuntimeAuthz(Threads):
 
     @staticmethod
     def deny_outside_runs() -> None:
-        """Deny every unguarded tool outside a run (`no_run`), in the whole process and for good.
+        """Deny every unguarded tool outside a run (`no_run`), in this process and until it ends.
 
-        This includes the tools of graphs that nothing protects. Inside runs, unguarded tools are decided anyway.
+        This includes the tools of unprotected graphs. Inside a run, unguarded tools are decided even without this call.
         """
         install(everywhere=True)
 
@@ -243,9 +243,9 @@ class RuntimeAuthz(Threads):
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder) in place, with every graph that it can reach.
 
-        Returns the same object; a second call changes nothing. Warns once about tools without a profile if nobody can
-        be asked, and about names in `agents` that look misspelt. Raises `AlreadyProtected` if another instance protects
-        it or a part of it, `ConfigError` if it is not a graph.
+        Returns the same object; a second call changes nothing. Warns about tools without a profile, about names in
+        `agents` that look misspelt, and if nobody can be asked because there is no checkpointer. Raises
+        `AlreadyProtected` if another instance protects the graph or a part of it, `ConfigError` if it is not a graph.
         """
         protected: Any = graph
         held = protect(protected, self._protection)
@@ -282,14 +282,14 @@ class RuntimeAuthz(Threads):
         """Open a run for `subject`: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
 
         Args:
-            subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are `agent` or
-                `service`, never `user`. Or the verified credential of an agent of another server, which delegates.
-            task: the user's words, pinned before anything runs.
-            grant: the application's grant for this task, or the name of a grant of the `pdp` (`ReloadingPDP`);
-                `None` leaves it to policy.
-            mandate: what the task orders, if the application knows (`mandate.model`): a `Mandate`, its JSON form or the
-                path of a YAML file. It replaces what a planner or the user's words say. It stays with the thread, also in later runs
-                that do not name it, until a correction suspends it.
+            subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are `agent` or `service`,
+                never `user`. Or the verified credential with which another server's agent delegates to this graph.
+            task: the user's request, recorded in the ledger before anything runs.
+            grant: the most that this run may do: a `Grant`, or the name of a grant in the policy of `pdp`
+                (`ReloadingPDP`). With `None` only the policy limits the run.
+            mandate: what the task orders, if the application knows it (`mandate.model`): a `Mandate`, its JSON form or
+                the path of a YAML file. It replaces the mandate that a planner or `mandate.words` would compile. It
+                stays in force on the thread, also in later runs that give none, until a correction suspends it.
 
         Raises `ConfigError`: an argument is wrong.
         """
@@ -309,9 +309,9 @@ class RuntimeAuthz(Threads):
     def guard(self, tools: Sequence[BaseTool]) -> list[BaseTool]: ...
 
     def guard(self, tools: BaseTool | Sequence[BaseTool]) -> BaseTool | list[BaseTool]:
-        """Return guarded copies of tools, for code that never meets a graph.
+        """Return guarded copies of tools, for code that calls tools without a graph.
 
-        Raises `AlreadyProtected` if another instance guards one, `ConfigError` if it is not a LangChain tool.
+        Raises `AlreadyProtected` if another instance guards a tool, `ConfigError` if a tool is not a LangChain tool.
         """
         if isinstance(tools, BaseTool):
             return guard_tool(tools, self.profiles)
@@ -331,10 +331,10 @@ class RuntimeAuthz(Threads):
         agent: str = "session",
         thread: str | None = None,
     ) -> Flow[Session]:
-        """Open a session: the same enforcement without LangGraph, for other loops and recorded traces.
+        """Open a session: the same enforcement without LangGraph, for other agent loops and recorded traces.
 
-        The rest is as for `run`. `agent` is the agent's name, in records and in the ledger's keys. `thread` is that of an
-        earlier session to continue; a new one if absent. Raises `AuthzDenied`: the subject may not start here.
+        The first four arguments are as for `run`. `agent` is the agent's name in records and ledger keys. `thread` is
+        an earlier session's thread to continue; by default a new one. Raises `AuthzDenied`: the run may not start.
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
@@ -348,10 +348,10 @@ class RuntimeAuthz(Threads):
     def compromise_key(self, kid: str) -> None:
         """Withdraw a signing key that is in the wrong hands, and revoke every token that it signed.
 
-        The key leaves this instance's key ring, if it has one. Services that ask the ledger
-        (`resource_server.status.LedgerStatus`, introspection) refuse its tokens at once. Others accept them while
-        their copy of the key set lives (`credential.jwks.JwksClient`: 60 seconds). Raises `ConfigError`: the ring has
-        no such key.
+        The key leaves this instance's key ring, if the instance has one. Services that ask the ledger
+        (`resource_server.status.LedgerStatus`, introspection) refuse the key's tokens at once. Other services accept
+        the tokens until they read the key set again (`credential.jwks.JwksClient`: within 60 seconds). Raises
+        `ConfigError`: the ring has no such key.
         """
         (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
@@ -364,7 +364,7 @@ class RuntimeAuthz(Threads):
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
     def health(self) -> Health:
-        """Look at ledger, engine, audit log, kill switch and policy, within two seconds. Never raises."""
+        """Check ledger, engine, audit log, credentials and kill switch, within two seconds. Never raises."""
         return self._health.look()
 
     async def ahealth(self) -> Health:
@@ -379,10 +379,10 @@ class RuntimeAuthz(Threads):
         return health_app(self.ahealth)
 
     def explain(self, decision_id: str) -> Explanation:
-        """Say in words what a decision was, why, and what to do: of the last decisions of this instance.
+        """Explain a decision: what was decided, why, and what to do.
 
-        For older ones, the audit sink is read, if it is in memory or a file. The text may show arguments. Raises
-        `ConfigError`: no decision with this id is remembered or on record.
+        Looks among this instance's last decisions, then in the audit sink if that is in memory or a file. The text may
+        show the call's arguments. Raises `ConfigError`: no decision has this id in either place.
         """
         from langchain_runtime_authz.audit.explanation import explain
 
@@ -391,7 +391,7 @@ class RuntimeAuthz(Threads):
         return explain(found)
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
-        """Return what of `graph` is governed, by which enforcement point, and what is not."""
+        """Report which parts of `graph` are governed, by which enforcement point, and which parts are not."""
         from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
 
         return coverage_of(graph, self._protection)

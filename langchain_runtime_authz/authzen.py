@@ -1,11 +1,11 @@
 """The request and the decision of the OpenID AuthZEN Authorization API 1.0, with all their parts.
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
-closed list of names may get another one. A field is never renamed or removed, and never changes its type or meaning. So
-a policy keeps its meaning within a version. `test_authzen.py` pins the field list. Version 2 has `context.call.mandate`
-in place of version 1's `context.call.intent` and `context.plan.listed`.
+closed list of names may get another name. A field is never renamed or removed, and never changes its type or meaning.
+So a policy keeps its meaning within a version. `test_authzen.py` pins the field list. Version 2 has
+`context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`.
 
-Every model here is strict, frozen and closed. Mutable defaults come from factories: pydantic deep-copies plain ones.
+Every model here is strict, frozen and closed. Mutable defaults come from factories, as pydantic deep-copies plain ones.
 """
 
 import json
@@ -36,14 +36,14 @@ ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount"
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
 _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
 DeviationCode = Literal[_OfValue, "spent", "after", "part", "confirm", "limit", "suspended"]
-# AuthZEN COAZ's failure that a deny reports; `None` if the policy denied.
+# The failure behind a deny, by the names of AuthZEN COAZ.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
 
 class Model(BaseModel):
     """Base of messages: strict, frozen and closed."""
 
-    # Built at first use. A deferred part takes settings of the whole that it stands in: give all the same.
+    # Built at first use. A nested model that is built late takes the outer model's settings, so all have the same ones.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 
@@ -59,7 +59,7 @@ class Subject(Model):
 
     @classmethod
     def of(cls, value: "Subject | str | dict[str, Any]") -> "Subject":
-        """Return a subject from a name (a user), a mapping `{type, id, properties}` or itself. Raises `ConfigError`."""
+        """Return the subject for a user's name or a mapping `{type, id, properties}`. Raises `ConfigError`."""
         if isinstance(value, Subject):
             return value
         try:
@@ -75,7 +75,7 @@ class Subject(Model):
 
     @property
     def human(self) -> bool:
-        """True if its words can state a task. Those of agents, crons and webhooks cannot."""
+        """True if texts by this subject can state a task. Texts by agents, crons and webhooks cannot."""
         return self.type in ("user", "anonymous")
 
 
@@ -104,7 +104,7 @@ class TaskContext(Model):
 
 
 class PromptContext(Model):
-    """The model that planned the step, if it was seen."""
+    """The model that planned the step, and the digest of its system messages; null where that was not observed."""
 
     model: str | None = None
     digest: str | None = None
@@ -134,10 +134,10 @@ class DelegationContext(Model):
 
 
 class PlanContext(Model):
-    """The recorded plan that holds the step, if one does.
+    """The recorded plan of the call. `planned`: the plan holds exactly this call. `stale`: the plan's epoch is over.
 
-    `changed`: its message announced another call in this place, or none. `resource` and `call` are those that would run.
-    A call that code makes by itself (`RuntimeAuthz.effect`) is its own plan: no `id`, source `code`.
+    `changed`: at the call's position, the plan holds another call or none. `resource` and `call` show what would run.
+    A call that code makes by itself (`RuntimeAuthz.effect`) is its own plan, with source `code` and without an `id`.
     """
 
     id: str | None = None
@@ -152,8 +152,8 @@ class PlanContext(Model):
 class Said(Model):
     """A source that asserted or mentioned a value: the user, the principal, or a field of a tool's output.
 
-    `origin` is `human` for the user's words. `source` is `tool` or `tool/field`. `counterparty`: the other side
-    chose the value.
+    `origin` is `human` if the user said the value. `source` is `tool` or `tool/field`. `counterparty`: the other side
+    of the transaction chose the value.
     """
 
     origin: Literal["human", "principal", "system", "internal", "external"]
@@ -164,7 +164,7 @@ class Said(Model):
 class ItemProvenance(Model):
     """The provenance of one value; `facts.provenance` explains classes and standings.
 
-    `lookalike`: it looks like something that the user said, and differs.
+    `lookalike`: the value looks like something that the user said, but differs from it.
     """
 
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", populate_by_name=True)
@@ -177,14 +177,14 @@ class ItemProvenance(Model):
 
 
 class ArgumentProvenance(ItemProvenance):
-    """The provenance of one critical argument; of a list or object also item by item."""
+    """The provenance of one critical argument. For a list or object, `items` has the provenance of each item."""
 
     kind: ArgumentKind
     items: list[ItemProvenance] = Field(default_factory=list)
 
 
 class DeviationContext(Model):
-    """One argument that differs from what the mandate orders. `argument` is empty if the whole call does."""
+    """One argument that differs from what the mandate orders. `argument` is empty if the whole call differs."""
 
     argument: str
     code: DeviationCode
@@ -193,9 +193,9 @@ class DeviationContext(Model):
 class MandateContext(Model):
     """The result of comparing the call with the task's mandate.
 
-    `covered`: one unspent step has all its arguments. `deviates`: a step fits the tool, but not this call. `forbidden`:
-    a prohibition or a limit is against it. `outside`: no step fits the tool. `none`: the task has no mandate.
-    `backed`: each critical argument is told or known by provenance. `source`: who compiled the mandate.
+    `covered`: a step that is not used up orders exactly this call. `deviates`: a step orders the tool, but not this
+    call. `forbidden`: a prohibition or a limit excludes the call. `outside`: no step orders the tool. `none`: there is
+    no mandate. `backed`: no critical argument has the standing `outside`. `source`: who compiled the mandate.
     """
 
     standing: CallStanding = "none"
@@ -207,12 +207,12 @@ class MandateContext(Model):
 
 
 class CallContext(Model):
-    """The call itself. `args` are the parsed arguments, as the tool will receive them.
+    """The call itself. `args` are the arguments as parsed for the tool; long uncritical texts are digest and length.
 
-    `provenance` holds the arguments that decide whom or what the call hits. `sink` is where they go in this call: `none`
-    if a tool that sends was given no recipient. `changed` are the tools that critical arguments came from and whose
-    content changed since the plan. `repeats`: the number of calls of this tool with the same critical arguments that ran
-    since the user's last words, answers to questions excepted. Earlier calls of the same message count.
+    `provenance` has the origin of each critical argument. `sink` is where this call's arguments go: `none` if a tool
+    that sends got no recipient. `changed` are the tools that supplied critical arguments and whose data has changed
+    since the plan. `repeats` counts the permitted calls of this tool with the same critical arguments since the user's
+    last message (an answer to a question is not one), including earlier calls of this model message.
     """
 
     id: str | None = None
@@ -229,11 +229,11 @@ class CallContext(Model):
 class HistoryContext(Model):
     """The steps taken so far on this thread, in bounded space.
 
-    `denials` and `streak` (those since the last permit) count what was decided, not outages. `unplanned` and `tainted`
-    count denied side effects that no plan held, or whose critical arguments came from outside. `rotations` counts
-    changes of the task since the last side effect that its subject did not make; `last_minute` permitted calls, up to
-    `facts.history.TIMES`. `classes_read` are the data classes that the whole thread read; `classes_held` those of them
-    that the acting agent can know something of (`facts.history`), null if that is not told.
+    `denials` counts denied steps without outages, `streak` those since the last permitted call. `unplanned` counts
+    denied side effects that no plan held, `tainted` those with critical arguments from outside. `rotations` counts
+    changes of the task by others, since the last change by its subject and the last side effect. `last_minute` counts
+    permitted calls, up to `facts.history.TIMES`. `classes_read` are the data classes that any agent of the thread read,
+    `classes_held` those that the acting agent may know of (`facts.history`), or null.
     """
 
     steps: int = 0
@@ -253,7 +253,7 @@ class HistoryContext(Model):
 class LeaseContext(Model):
     """The run's lease. `grant` is `Grant.to_json()`; null means every reachable tool.
 
-    `seconds` and `steps`: since the root entry began, by ledger time and in decided steps.
+    `seconds` (of ledger time) and `steps` (of `history.steps`) count from the beginning of the root entry.
     """
 
     jti: str
@@ -267,8 +267,8 @@ class LeaseContext(Model):
 class ApprovalContext(Model):
     """An approval on record for exactly this call.
 
-    `edited_from` is the tool of the call that was asked about, if an approver replaced that call by
-    this one. `approvers` are all who approved, each `type:id`.
+    `edited_from`: an approver replaced a call of this tool by the present call. `approvers` are all who approved, each
+    as `type:id`.
     """
 
     source: Literal["interrupt", "hitl", "application"]
@@ -280,7 +280,7 @@ class ApprovalContext(Model):
 
 
 class LocalContext(Model):
-    """`now` by the clock of `RuntimeAuthz(zone=...)`, an IANA name; `weekday` is 1 for Monday to 7 for Sunday."""
+    """The local time in `RuntimeAuthz(zone=...)` at `now`. `weekday` is 1 for Monday to 7 for Sunday."""
 
     zone: str
     date: str
@@ -315,12 +315,12 @@ class EvaluationRequest(Model):
     context: Context
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON as sent to a PDP. Each call serialises again, so keep the result."""
+        """Return the UTF-8 JSON that is sent to a PDP. Each call serialises again, so keep the result."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
 
 
 def parse_request(body: bytes) -> EvaluationRequest:
-    """Return the request in a body, for a PDP that wants the model. Raises `ValidationError`."""
+    """Return the request in a JSON body, for a PDP that works on the model. Raises `ValidationError`."""
     return EvaluationRequest.model_validate_json(body)
 
 
@@ -332,11 +332,7 @@ def request_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Obligation:
-    """A demand that the PEP must meet (AuthZEN obligations profile).
-
-    Types understood: `redact` (`fields`: names in the tool's result), `require_approval`,
-    `rate_limit` (`counter`, `window` seconds, `max`), `revoke`.
-    """
+    """A demand that the PEP must meet (AuthZEN obligations profile). `pep.obligations` has the types and properties."""
 
     id: str
     type: str
@@ -345,16 +341,17 @@ class Obligation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer that the PEP obeys. A failure is a value too.
+    """The decision that the PEP obeys. If the engine or the PEP fails, that is a `Decision` too: a deny.
 
     Attributes:
-        outcome: `permit`, `deny`, `approval_required` (an approver can lift it) or `halt`.
+        outcome: `permit`, `deny`, `approval_required` (an approver can permit it) or `halt` (a deny that revokes).
         reasons: stable codes, most telling first; never empty on a deny.
-        decision_id: finds the audit record; the only thing told to a model.
-        failure: which of the three failures a deny is; `None` if the policy decided.
-        ttl: seconds for which a run may use a permit of `node/enter` or `model/call` again, under the same epoch and
-            policy revision. Without it only permits for tool nodes and models are used again.
-        pdp_decision_id: the PDP's own id of this decision, if it gave one: finds its log entry.
+        decision_id: the id of the audit record. A model reads this id, and no reason.
+        failure: `mapping` (the state cannot be put into a request), `pdp` (the engine gave no usable answer) or
+            `enforcement` (this package refused the step); `None` if the policy decided.
+        ttl: seconds for which a run may reuse a permit of `node/enter` or `model/call`, while epoch and policy revision
+            stay the same. With 0, only permits for tool nodes and models are reused.
+        pdp_decision_id: the PDP's own id of this decision, if it gave one, to find the entry in the PDP's log.
     """
 
     outcome: Outcome
@@ -386,11 +383,11 @@ def deny(code: str, failure: Failure | None = "enforcement", revision: str = "")
 
 
 def strict_json(text: str | bytes | bytearray) -> Any:
-    """Return a JSON document. UTF-8 only, every member once, every number finite.
+    """Parse a JSON document in UTF-8, with unique member names and finite numbers.
 
     Raises `ValueError`, or `RecursionError` if it is nested too deeply.
     """
-    # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
+    # `json` guesses the encoding of bytes. It would take UTF-16 and a byte order mark, which other parsers refuse.
     text = text if isinstance(text, str) else text.decode()
     return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
 

@@ -1,7 +1,7 @@
 """Canonical JSON and digests (RFC 8785, SHA-256), and the projection of values to JSON.
 
-`project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all.
-The call that was decided is the call that runs: both sides compare `digest(project(args))`.
+`project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all. The digest
+of this JSON is compared before the tool runs, so that the call that was decided is the call that runs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON
 MAX_STRING: Final = 4096  # longer free text is sent as digest and length
 _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
-# Types whose `repr` is short and complete.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+# Types whose `repr` is short and complete.
 _EXACT_REPR: Final = (
     bool,
     float,
@@ -63,7 +63,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True) -> Encoder:
-    """Return a writer of compact JSON by the C encoder: of `finite` numbers only, with `ordered` names."""
+    """Return a writer of compact JSON by the C encoder. `finite` refuses NaN and infinities, `ordered` sorts names."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
     made = json.JSONEncoder(sort_keys=ordered, separators=(",", ":"), allow_nan=not finite, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
@@ -81,7 +81,7 @@ def _flat(value: object) -> bool:
     if type(value) is not dict or len(value) > MAX_VALUES:
         return False
     for name, held in value.items():
-        # Names are sorted by UTF-16 units there and by code points here: the same for ASCII.
+        # RFC 8785 sorts names by UTF-16 units, `_encode` by code points. For ASCII both orders are the same.
         if type(name) is not str or not name.isascii() or "\x00" in name:
             return False
         kind = type(held)
@@ -120,8 +120,8 @@ def project(value: object) -> Any:
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
     UUIDs and paths have a JSON form. Everything else is refused: non-finite numbers, integers beyond 2^53, lone
     surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read. Raises `MappingError`:
-    `uncanonical_argument`, or `request_too_large` for more values than any request could hold (a few lists that hold
-    each other many times are many values).
+    `uncanonical_argument`, or `request_too_large` for more values than any request could hold. A list that is held
+    several times counts each time.
     """
     if type(value) is float and math.isfinite(value):
         return value
@@ -131,7 +131,7 @@ def project(value: object) -> Any:
 
 
 def alike(one: object, other: object) -> bool:
-    """Return True if two values have one JSON form."""
+    """Return True if two values have the same JSON form."""
     try:
         return digest(project(one)) == digest(project(other))
     except (MappingError, RecursionError):
@@ -139,7 +139,7 @@ def alike(one: object, other: object) -> bool:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return the JSON of arguments, and whether supplied ones were left out."""
+    """Return a pair: the arguments as JSON values, without supplied ones, and True if any was left out."""
     own: dict[str, Any] = {}
     for name, value in args.items():
         if name in supplied or type(value) is kind:
@@ -226,7 +226,7 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 
 
 def written(value: object) -> str:
-    """Return a value as JSON, objects in it as texts; its fingerprint if it has no JSON form."""
+    """Return a value as JSON, with `str` of objects that JSON lacks. Return the fingerprint if that fails."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     except (TypeError, ValueError, RecursionError):
@@ -234,10 +234,10 @@ def written(value: object) -> str:
 
 
 def fingerprint(value: object) -> str:
-    """Return `sha256:<hex>` of any value's content, JSON or not, to detect that it was exchanged.
+    """Return `sha256:<hex>` of any value's content, JSON or not, to detect that another value took its place.
 
-    A value and its copy from a serialiser have the same fingerprint (an object may come back as a mapping). Only the
-    class counts of objects that Python cannot read, that raise, or that lie deeper than `2 * MAX_DEPTH` levels.
+    A value and its copy by a serialiser have the same fingerprint, even if an object comes back as a mapping. An object
+    that cannot be read, that raises, or that lies deeper than `2 * MAX_DEPTH` levels counts by its class alone.
     """
     return "sha256:" + _look(value, 0, {}).hex()
 

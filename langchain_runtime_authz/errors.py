@@ -41,7 +41,7 @@ class Code(StrEnum):
     retry: str
 
     def __new__(cls, code: str, sentence: str = "", cause: str = "", retry: str = "") -> Code:
-        """Make a member of a code and what is said of it."""
+        """Make a member from its code, sentence, cause and retry advice (a key of `RETRY`)."""
         member = str.__new__(cls, code)
         member._value_, member.sentence, member.cause, member.retry = code, sentence, cause, retry
         member.meaning, _, member.remedy = sentence.partition("; ")
@@ -195,13 +195,13 @@ GROUPS: Final = {  # the first code of a group → its title
 
 
 def sentence(code: str) -> str:
-    """Return the sentence for the operator. A policy's own code is quoted."""
+    """Return the operator's sentence about a code. It only quotes a policy's own code."""
     meaning, remedy = told(code)
     return f"{meaning}; {remedy}" if remedy else meaning
 
 
 def told(code: str) -> tuple[str, str]:
-    """Return what a code means and what to do. Without a remedy, it is a policy's own."""
+    """Return a pair: what a code means, and what to do. The second is empty for a policy's own code."""
     try:
         return Code(code).meaning, Code(code).remedy
     except ValueError:
@@ -234,7 +234,7 @@ def unreadable(exc: Exception) -> str:
 class AuthzError(Exception):
     """The base of every exception that this package raises on purpose.
 
-    `code` is a stable reason code (`Code`, or a policy's own). `detail` says more, unless the code says all.
+    `code` is a stable reason code (`Code`, or a policy's own). `detail` adds what the code leaves open, or is `None`.
     """
 
     def __init__(self, code: str, detail: str | None = None) -> None:
@@ -279,15 +279,15 @@ class LedgerError(AuthzError):
 
 
 def failure_code(exc: BaseException) -> Code:
-    """Return the code of a failed ledger, audit sink or identity."""
+    """Return the code of a failed ledger, audit sink or identity; `ledger_unavailable` for a foreign exception."""
     return Code(exc.code) if isinstance(exc, LedgerError | AuditError | CredentialError) else Code.LEDGER_UNAVAILABLE
 
 
 class AuthzDenied(AuthzError):
-    """A step was denied, and no message can carry the answer. Catch it if code can continue without the step.
+    """A step was denied, and no tool message can report it. Catch it in code that can continue without the step.
 
-    The text is neutral, because it may reach a model. A note (PEP 678), which tracebacks show, has code and remedy.
-    `code` is the first reason's, and `decision_id` finds the audit record.
+    The exception's text is neutral, because it may reach a model. Its note (PEP 678), which tracebacks show, has the
+    code and the remedy. `code` is the first reason, and `decision_id` is the id of the audit record.
     """
 
     def __init__(self, code: str, decision_id: str) -> None:

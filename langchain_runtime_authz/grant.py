@@ -46,8 +46,8 @@ class Constraint(_Frozen):
 
     Attributes:
         one_of: the permitted scalars; empty permits nothing.
-        ge: the least number permitted; other values than numbers are then not permitted.
-        le: the greatest number permitted; likewise.
+        ge: the least number permitted. Only numbers are then permitted.
+        le: the greatest number permitted. Only numbers are then permitted.
     """
 
     one_of: Scalars | None = None
@@ -57,7 +57,7 @@ class Constraint(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Reduce to one normal form per meaning, so that equality is equivalence."""
+        """Reduce to one normal form per meaning, so that constraints of one meaning compare equal."""
         if not isinstance(data, Mapping):
             return data
         data = {k: v for k, v in data.items() if v is not None}
@@ -113,10 +113,10 @@ class Grant(_Frozen):
     Attributes:
         tools: names of tools; `None` leaves every reachable tool to policy.
         args: tool → argument → `Constraint`. A constrained argument must be present.
-        data_classes: classes of data whose tools may be used.
-        sinks: sinks (`none`, `internal`, `external`) whose tools may be used.
-        audiences: audiences for which a tool may have a token minted. The tool also runs without a token.
-        steps: ids of the mandate's steps that may be spent. A call of another step deviates: a person is asked.
+        data_classes: only tools whose profile has one of these data classes may be used.
+        sinks: only tools whose profile has one of these sinks (`none`, `internal`, `external`) may be used.
+        audiences: audiences for which a tool may have a token minted. Without a token the tool may still run.
+        steps: ids of the mandate's steps that the run may use up. A call of another step deviates: a person is asked.
         max_depth: the greatest delegation depth at which the grant holds.
         budgets: counter → number of permitted calls, counted once for the run and every agent below it. A counter is a
             tool's name, `effect:<effect>`, or `agent/invoke` for delegations.
@@ -136,7 +136,7 @@ class Grant(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Drop empty constraints, so that equality is equivalence."""
+        """Drop empty constraints, so that grants of one meaning compare equal."""
         if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
             args = {
                 tool: {
@@ -169,16 +169,16 @@ class Grant(_Frozen):
         return self.meet(other) == other
 
     def attenuate(self, request: Grant | None) -> Grant:
-        """Return the grant of a child: `self ⊓ request`, or `self` if it requests none."""
+        """Return the grant of a child: `self ⊓ request`, or `self` if the child requests none."""
         # INVARIANT: self.covers(self.attenuate(x)) for every x.
         return self if request is None else self.meet(request)
 
     def refuses(
         self, *, tool: str, args: Mapping[str, object], data_class: str, sink: str, depth: int, now: float
     ) -> Code | None:
-        """Return the code for which this grant refuses the step, or `None` if it holds the step.
+        """Return the code with which this grant refuses the call, or `None` if the grant permits the call.
 
-        Budgets are not checked here. The ledger spends them atomically.
+        Budgets are not checked here, because the ledger counts them atomically with the claim.
         """
         if self.expires_at is not None and not now < self.expires_at:
             return Code.GRANT_EXPIRED

@@ -5,10 +5,10 @@ combine in a list, in which the later profile of a tool counts.
 
 There are three ways to declare a profile: a mapping or YAML file in `RuntimeAuthz(profiles=...)`, the
 `@profile(...)` decorator, or a `ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's
-metadata, like MCP annotations, may come from a server. It is a hint, and a hint only raises risk.
+metadata, like MCP annotations, may come from a server. So it is only a hint, which can raise the tool's risk.
 
-A profile is pinned to a digest of the tool's name, description and schema. The profile gives the digest, or it is
-taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
+A profile is pinned to a digest of the tool's name, description and schema. The profile gives the digest, or else the
+digest is taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
 """
 
 from __future__ import annotations
@@ -73,35 +73,35 @@ class ToolProfile(BaseModel):
         effect: what a call does; `fetch` is a read whose address is visible outside. `compute` reads and changes
             nothing, and its arguments go nowhere.
         sink: where the call's arguments end up.
-        verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions, but not its
-            denials, nor what the mandate forbids or wants confirmed.
+        verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions. It does not
+            lift the policy's denials, nor what the mandate forbids or wants confirmed.
         critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
-            argument: `attachments.file_id`. They are the request's `target` and are never shortened. An `object`
-            exists already; a `name` is given to something new.
+            argument: `attachments.file_id`. Critical arguments are the request's `target` and are never shortened.
+            The kind `object` names something that exists; `name` names something new.
         when: arguments that are dates or times.
         text: free-text arguments.
         free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
             critical for the mandate (`mandate.call_matching`).
-        injected: arguments that the code of a node may add to what the model wrote. They are not decided then.
+        injected: arguments that a node's code may add to the model's. An added one is not part of the decision.
         data_class: the class of the data that the tool returns or handles; `class` in a file.
         trust: who writes the output; or by field, `{"": external, id: system}`.
         prose: free-text fields. A value inside one is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
         intent: words by which a user asks for the tool; only `mandate.words` reads them.
-        reaches: names of other declared tools that a call can start, on whose chain the policy decides; and audiences,
-            as URLs, of the services behind it, for which a call's token may be exchanged.
-        resource: the name of what a read returns, with arguments in braces: `file:{path}`. It is the name for
-            `RuntimeAuthz.data_changed`.
-        version: the field that changes with the content, like an ETag; the whole output if absent.
+        reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
+            audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
+        resource: the name of what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
+            takes this name.
+        version: the output field that changes with the content, like an ETag; by default the whole output.
         question: what an approver is asked above the exact arguments, like `Pay {amount} to {recipient}?`.
         decisions: what an approver may answer: `approve` and `reject`, and if you like `edit` and `respond`.
         audience: audiences for which a per-call token may be minted.
         token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
         idempotent: True if a call whose outcome is unknown may run again.
         digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
-        origin: the top-level package whose code the tool is. No other tool has the profile.
-        arguments: the names of all arguments that the tool takes. A tool that takes others has no profile.
-        draft: True until it is reviewed. The tool stays unprofiled.
+        origin: the top-level package that holds the tool's code. A tool of another package does not get the profile.
+        arguments: the names of all arguments that the tool takes. A tool that takes others does not get the profile.
+        draft: True until somebody has reviewed the profile. Until then the tool counts as unprofiled.
     """
 
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
@@ -160,14 +160,14 @@ class ToolProfile(BaseModel):
         return fields
 
     def named(self) -> dict[str, Sequence[str]]:
-        """Return the arguments that the profile names, as paths, by the field that names them."""
+        """Return, for each field of the profile that names arguments, the paths of these arguments."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         return {**{field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}, **worded}
 
     _chain: tuple[tuple[str, ToolProfile], ...] = ()
 
     def link(self, found: Mapping[str, ToolProfile]) -> None:
-        """Look up the profiles that `reaches` names, over every step."""
+        """Look up the profiles of all tools that `reaches` names, directly or through other tools."""
         reached: dict[str, ToolProfile] = {}
         ahead = list(self.reaches)
         while ahead:
@@ -179,11 +179,11 @@ class ToolProfile(BaseModel):
 
     @property
     def behind(self) -> tuple[str, ...]:
-        """The audiences that `reaches` names, over every step."""
+        """The audiences that `reaches` names, directly or through other tools."""
         return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
 
     def chain(self) -> list[dict[str, Any]]:
-        """Return the tools that a call can start, over every step of `reaches`."""
+        """Return the tools that a call can start (`reaches`), directly or through other tools."""
         facts = ("effect", "sink", "data_class", "verdict")
         return [{"tool": n, **p.model_dump(include=set(facts), exclude_none=True)} for n, p in self._chain]
 
@@ -194,7 +194,7 @@ class ToolProfile(BaseModel):
 
     @cached_property
     def ordered(self) -> bool:
-        """True if the mandate is asked about a call: every effect except `compute` and `read`."""
+        """True if a call is compared with the mandate: every effect except `compute` and `read`."""
         return self.effect not in ("compute", "read")
 
 
@@ -203,7 +203,7 @@ UNPROFILED: Final = ToolProfile()
 
 
 def as_unprofiled(declared: ToolProfile) -> ToolProfile:
-    """Return the profile of a tool whose own one does not count. A verdict that asks or denies stays."""
+    """Return the profile for a tool whose `declared` profile does not count. Its verdict `ask` or `deny` stays."""
     strict = declared.verdict in ("ask", "deny")
     return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
 
@@ -211,8 +211,8 @@ def as_unprofiled(declared: ToolProfile) -> ToolProfile:
 def profile(**fields: Any) -> Callable[[_T], _T]:
     """Declare a tool's profile: `@profile(effect="pay", critical={"recipient": "principal"})`.
 
-    Put it above `@tool`: it needs the tool object. Raises `ConfigError`: a field is wrong, or the object has no
-    `metadata` to keep it in.
+    Put the decorator above `@tool`, because it needs the tool object. Raises `ConfigError`: a field is wrong, or the
+    object has no `metadata` to hold the profile.
     """
     declared = _validate("the decorator", fields)
 
@@ -275,7 +275,7 @@ FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """Return an argument's value, all values at a dotted path, or `None`. An id may replace an object."""
+    """Return an argument's value, or the list of values at a dotted path, or `None`. An id may stand for an object."""
     name, *inner = path.split(".")
     value = args.get(name)
     for step in inner:
@@ -297,7 +297,7 @@ class FieldTrust(NamedTuple):
 
 
 def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
-    """Return who writes a field and what it is. The longest declared prefix of its path names the writer."""
+    """Return who writes a field of the output. The longest declared prefix of its path counts."""
     if not isinstance(profile.trust, dict) and not (profile.prose or profile.counterparty):
         return FieldTrust(profile.trust, False, False)
     prefixes = [path]
@@ -311,9 +311,9 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Refuse a profile that names an argument which the tool does not take: it would count as not given.
+    """Refuse a profile that names an argument that the tool does not take, because it would count as absent.
 
-    `arguments` has their JSON schemas, references resolved. One that does not describe what is inside has every path.
+    `arguments` has the arguments' JSON schemas, references resolved. A schema that does not describe its members fits.
     """
     for fact, named in declared.named().items():
         for path in sorted(named):
@@ -358,9 +358,9 @@ def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
-    """Return `base`, riskier if data about the tool says so, never less risky.
+    """Return `base`, with a riskier effect if the tool's name or metadata hints at one, never a less risky effect.
 
-    Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is not believed.
+    Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is ignored.
     """
     words = {w.lower() for w in _WORDS.findall(name)}
     hinted: list[Effect] = [effect for verbs, effect in _VERBS if words & verbs]

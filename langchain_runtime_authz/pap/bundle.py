@@ -1,16 +1,16 @@
 """Policy bundles: policy, data, profiles, grants and cases as a signed revision.
 
-A bundle is OPA's (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
-directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego that it was compiled from, and
-`.signatures.json`. An OPA server can serve it; a bundle that `opa build --signing-key` made is read
-here. Parts that OPA does not know are in the manifest's `metadata`, which it ignores and signs:
+A bundle has OPA's format (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
+directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego from which the Wasm was compiled, and
+`.signatures.json`. An OPA server can serve a bundle, and a bundle of `opa build --signing-key` can be read
+here. Parts that OPA does not know are in the manifest's `metadata`, which OPA signs and otherwise ignores:
 
 | member | |
 |---|---|
 | `profiles` | tool → `ToolProfile` |
 | `grants` | name → `Grant` |
-| `cases` | what must be decided how: tried before the bundle is used |
-| `entrypoint` | the rule that answers; else what `wasm` in the manifest names first |
+| `cases` | requests and the decisions that they must get: tried before the bundle is used |
+| `entrypoint` | the rule that answers; by default the first that `wasm` in the manifest names |
 | `engine` | `cedar`: the bundle holds the files of `CEDAR` in place of Wasm and Rego |
 | `sha256` | file → digest, so that an unsigned bundle cannot be read half written |
 
@@ -61,7 +61,7 @@ Keys = Mapping[str, str | bytes]
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
 class Case:
-    """An expected decision. `reasons` are the codes in any order; `None` where they do not matter."""
+    """A request and the decision that it must get. `reasons` are the codes in any order, or `None` for any codes."""
 
     name: str
     request: EvaluationRequest
@@ -81,7 +81,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One revision: Rego has `wasm`, Cedar has `cedar`. `digest` is SHA-256 over all files but the signatures."""
+    """One revision in Rego (`wasm`, `data`) or Cedar (`cedar`). `digest` is SHA-256 of all files but the signatures."""
 
     number: int = 0
     digest: str = ""
@@ -128,16 +128,16 @@ def read_files(source: str | Path) -> dict[str, bytes]:
                 if failed is not None:
                     raise failed
                 return found
-            # It was swapped during the read, and perhaps removed. Its present content is complete.
+            # The directory was swapped during the read, so read again: its present content is complete.
         raise invalid(f"`{path.name}` is swapped faster than it can be read")
     except OSError as exc:
         raise invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
 
 
 def real_root(path: Path) -> Path:
-    """Return the directory to which a bundle's path leads now, for one state.
+    """Return the directory to which a bundle's path leads now, so that all files are read from one state.
 
-    A delivery swaps a link: to the directory, or, in a Kubernetes volume, `..data` in it. It is followed once, here.
+    A delivery swaps a link: the path itself, or `..data` in a Kubernetes volume. This function alone follows the link.
     """
     root = path.resolve()
     mounted = root / MOUNTED
@@ -149,7 +149,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """Return the files of a bundle's directory, in order. Raises `policy_invalid`, or `OSError` after a change."""
+    """Return the files of a bundle's directory, sorted. Raises `policy_invalid`, or `OSError` if a file vanishes."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # to avoid reading a whole disk
@@ -302,7 +302,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return `files` with a bundle's manifest. It does not list the Wasm, which most OPA servers would refuse."""
+    """Return `files` with a bundle's manifest, which does not list the Wasm: most OPA servers would refuse that."""
     about = {**metadata, "sha256": _hashes(files)}
     manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
@@ -373,13 +373,13 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
 
 
 class _Literal(str):
-    """A number as it was written."""
+    """The text of a number, as written in a JSON file."""
 
     __slots__ = ()
 
 
 def _file_hash(name: str, content: bytes) -> str:
-    """OPA hashes what a JSON file says, not how it is laid out."""
+    """Return a file's hash as OPA computes it: of a JSON file's content, not of its layout."""
     if name.rpartition("/")[2] in (MANIFEST, DATA):
         try:
             document = json.loads(content, parse_int=_Literal, parse_float=_Literal)

@@ -1,7 +1,7 @@
 """A PDP that reloads its policy from bundles, never from an older one.
 
-A reload swaps one reference to an immutable revision, so an evaluation uses one policy with its data, and names it. A
-bundle is verified, compiled and tested on its cases while the present one decides. If this fails, that one stays.
+A reload swaps one reference to an immutable revision. So each evaluation uses one policy with its data, and the
+decision names it. A new bundle is verified, compiled and tested on its cases before. If this fails, the old one stays.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Seen = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class HighestRevision:
-    """The revision used last, kept over restarts and processes in the file `path`.
+    """The highest revision that was used, kept over restarts and processes in the file `path`.
 
-    If it cannot be read or written, no policy is used. A missing file is a first start. Its writers can permit older
-    policies.
+    If the file cannot be read or written, no policy is used. A missing file means a first start, so people who can
+    write or delete the file can bring back older policies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,9 +97,9 @@ class HighestRevision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """The deciding policy, its signer, and why the source's is not used (`refused`).
+    """The policy that decides, its signer, and why the bundle at the source is not used (`refused`, else "").
 
-    `unconfirmed`: seconds since its source was last found in order.
+    `unconfirmed`: seconds since the source was last read and found valid.
     """
 
     revision: str
@@ -114,7 +114,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Return the answer by this revision's name; a deny for facts of another one."""
+        """Return the decision, labelled with this revision. Deny if the request's profile is of another revision."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -131,22 +131,22 @@ class _Live:
 class ReloadingPDP(InProcess):
     """Decide by the policy in a bundle (`pap.bundle`), and follow its changes.
 
-    Replace a bundle by renaming a new one over it, or by swapping the link that leads to it; a mounted
-    ConfigMap does. In a directory that is written in place write the manifest last: files that it does not
-    name are refused until it does.
+    Replace a bundle by renaming a new one over it, or by swapping the link that leads to it, as a mounted
+    ConfigMap does. If you write into a directory in place, write the manifest last: until then the new files
+    do not match the manifest, and the bundle is refused.
 
-    Thread-safe, and usable in a fork's child. `RuntimeAuthz(pdp=…)` takes the bundle's profiles where it
-    is given none, and its grants by name.
+    Thread-safe, and usable in a fork's child. `RuntimeAuthz(pdp=…)` uses the bundle's profiles if it gets no
+    `profiles`, and finds the bundle's grants by name.
 
     Args:
         source: path of a `.tar.gz`, or of a directory with its files.
         keys: key id → public key (PEM); an unsigned bundle is then refused.
         at_least: the lowest revision that may be used, even at the start.
         state: file that keeps the highest revision that was used, for the next start and for other
-            processes. By default next to the source, named like it with `.highest`.
+            processes. By default it stands next to the source, with the source's name and `.highest`.
         poll: seconds between looks at the source.
-        max_staleness: seconds after which a policy whose source could not be confirmed denies
-            everything with `policy_stale`; `None` for never.
+        max_staleness: seconds after the last look that found the source valid, from which everything is
+            denied with `policy_stale`; `None` for never.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
         deadline: seconds within which the calls of one message must be answered.
@@ -180,7 +180,7 @@ class ReloadingPDP(InProcess):
         self._limits: dict[str, Any] = {"pool_size": checked_count("pool_size", pool_size)}
         self._limits["timeout"] = checked_seconds("timeout", timeout)
         self._refused = ""
-        # What was refused and until when, as text: an exception's frames would keep the bundle.
+        # The state of a refused source, until when it is not read again, and why: as text, as frames keep the bundle.
         self._rejected: tuple[Seen, float, str, str] | None = None
         self._closed = False
         self._seen: Seen = self._look()
@@ -214,8 +214,8 @@ class ReloadingPDP(InProcess):
     def reload(self, *, again: bool = True) -> bool:
         """Check the source now. Return True if another revision decides from now on.
 
-        A refused bundle is read again, unless `again` is False. The watch reads it once a minute, or after a change.
-        Raises `ConfigError`: what the source holds is not used, and nothing was changed.
+        A bundle that was refused before is read again. With `again=False`, as in the background, it is read again only
+        after a minute or a change. Raises `ConfigError`: the source's bundle is not used; the present policy stays.
         """
         with self._lock:
             if self._closed:
@@ -249,7 +249,7 @@ class ReloadingPDP(InProcess):
             return True
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `policy_stale`, or like `WasmPDP.evaluate`."""
+        """Answer one request. Raises `PDPError` (`policy_stale`), or what the bundle's engine raises."""
         live = self._serving()
         return live.concluded(body, live.pdp.evaluate(body))
 
@@ -292,7 +292,7 @@ class ReloadingPDP(InProcess):
         return _Live(bundle, pdp)
 
     def _look(self) -> Seen:
-        """Return a stamp of the source's state, or nothing if there is no source."""
+        """Return a stamp of the source's state, an empty one if there is no source."""
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
@@ -341,7 +341,7 @@ def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> Wasm
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
     """Test a policy on its cases and an empty request. Raises `policy_invalid`."""
-    with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # no answer permits nothing
+    with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # without an answer nothing is permitted
         decision = pdp.evaluate(b"{}")
         if isinstance(decision, Decision) and decision.permit:
             raise ConfigError("it permits an empty request", Code.POLICY_INVALID)

@@ -19,7 +19,7 @@ class AgentProfile(BaseModel):
     """The limits of an agent, in every graph.
 
     Attributes:
-        grant: limits each of its runs, together with its parents' grants.
+        grant: limits each run of the agent, together with the grants of its parents.
         url: of the deployment, if another server runs the agent (`RemoteGraph`): https, or http on this machine. The
             credential of a call is sent only to this URL and below. Without it, none is sent.
         audience: the audience of that credential; by default the `url`.
@@ -32,7 +32,7 @@ class AgentProfile(BaseModel):
 
     @property
     def named(self) -> str | None:
-        """The audience of its credential; `None` if it has none."""
+        """The audience of the agent's credential; `None` if none is sent."""
         return None if self.url is None else self.audience or self.url
 
 

@@ -4,8 +4,8 @@ The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requ
 Each action is a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the
 call's key and the digest of its exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
 
-An edit, a response and a rejection with a reason change the task: such an answer is a correction
-(`corrections`), and opens the next epoch with the approved calls.
+An edit, a response and a rejection with a reason change the task. Such an answer is a correction
+(`corrections`): it advances the epoch, and the approved calls continue in the new epoch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_LINES: Final = 40  # arguments shown in one question
 MAX_SHOWN: Final = 200  # characters of an argument in a question
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
-PLAIN: Final = ("yes", "no")  # decisions of an application's question that names a call but no answers
+PLAIN: Final = ("yes", "no")  # decisions of an application's question that names a call but lists no decisions
 TAKES_ANY: Final = ("answer",)  # decisions of a tool's own question: the tool receives any answer
 OWN: Final = "own:"  # prefix of a call's key for the question that its tool asks by itself
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
@@ -45,11 +45,11 @@ _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denie
 _CHANGED: Final = (
     "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
-_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form for yes or no
+_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # the field of a form that holds a yes or a no
 
 
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
-    """Return a question's possible decisions. Unplanned calls and those for several approvers are not replaced."""
+    """Return a question's possible decisions. A call without a plan, or with several approvers, cannot be replaced."""
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))
 
@@ -82,7 +82,7 @@ def approval_ids(value: object) -> list[str]:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls that were answered outside. `ValueError`: the value rejects such a call."""
+    """Drop decisions on calls that were answered outside the graph. Raise `ValueError` if one rejects such a call."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -94,7 +94,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 
 
 def _question(judged: DecidedCall) -> str:
-    """Return a question's lines, one for each bound argument, from profile and call, never a model's words."""
+    """Return a question's text, with a line for each argument. Its words come from profile and call, not a model."""
     call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
     shown = {name: inert(textwrap.shorten(str(value), MAX_SHOWN)) for name, value in call.args.items()}
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
@@ -108,8 +108,8 @@ def _question(judged: DecidedCall) -> str:
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
-    """Return the questions for the ledger. `number` counts the interrupts of one task, to repeat them in order."""
-    here = run.engine.on_ask is not None  # `on_ask` answers at once, and nobody else
+    """Return the questions for the ledger. `number` is the index of their interrupt in the LangGraph task `task_id`."""
+    here = run.engine.on_ask is not None  # `on_ask` answers at once, and nobody else can
     if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
@@ -133,7 +133,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
 
 
 def terms_of(run: Run, judged: DecidedCall) -> dict[str, Any]:
-    """Return a question's fields that say what is asked, and who may answer until when."""
+    """Return the fields of a question that hold what is asked, who may answer and until when."""
     j, terms = judged, judged.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
@@ -147,13 +147,13 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
-    """Return the names of those for whom an agent or a service acts, by its token."""
+    """Return the names of those for whom an agent or a service acts, from its verified token."""
     named = subject.properties.get("on_behalf_of")
     return (named,) if isinstance(named, str) and named else ()
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """Count questions before asking. Return True if they exceed a cap, which refuses the whole list."""
+    """Count a message's questions before they are asked. Return True if they exceed a cap: none is then asked."""
     terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
     hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
     per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
@@ -166,7 +166,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
-    """Add a hint to a question if its task has an unused approval of this tool for other arguments."""
+    """Add a hint to a question if its LangGraph task has an unused approval of this tool for other arguments."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
@@ -177,7 +177,7 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
-    """Open questions in the ledger before asking. Return False if the run has ended. Raises `AuditError`."""
+    """Record questions in the ledger before they are asked. Return False if the run has ended. Raises `AuditError`."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
     if isinstance(done, Conflict):
@@ -242,7 +242,7 @@ def record_answers(
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return another review's questions for the ledger. `task_id`: the task in which the review asks."""
+    """Return another review's questions for the ledger. `task_id` is the LangGraph task in which the review asks."""
     trace = traceparent(run)
     return [
         Approval(
@@ -261,13 +261,13 @@ def reviews(
 
 
 def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
-    """Return the change that records a tool's own question. The answer lets its call continue."""
+    """Return the change that records a tool's own question (its `interrupt()`). The answer lets the call continue."""
     key, asked = f"{OWN}{call_key}", interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the changes of open questions by a resume value. An invalid answer is `malformed`, and denies."""
+    """Return the answers to open questions in a resume value. An invalid answer is `malformed`, and denies."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -283,7 +283,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[A
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return an answer's decision on each call of one interrupt; none if their number differs."""
+    """Return an answer's decision on each call of one interrupt, or `None` for each if their number differs."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -292,7 +292,7 @@ def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a list has fewer decisions than the interrupt has calls, so that the calls are unclear."""
+    """Return True if a list has fewer decisions than its interrupt has calls: it is unclear which calls are meant."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
@@ -344,7 +344,7 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _said(answer: object) -> str | None:
-    """Return "yes" or "no" if a plain answer is exactly one of these."""
+    """Return "yes" or "no" if a plain answer is a known word for it (`_YES`, `_NO`), else `None`."""
     if isinstance(answer, Mapping):
         (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
     word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
@@ -369,7 +369,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 
 def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """Return the corrections in the answers; none for plain answers to closed questions."""
+    """Return the texts of answers that change the task: edits, responses and rejections with a reason."""
     by_key = {a.call_key: a for a in asks}
     said = []
     for answer in answered:

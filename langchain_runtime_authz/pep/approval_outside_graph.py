@@ -1,7 +1,7 @@
 """Answer a question outside the graph: record an approver's verified statement in the ledger.
 
 The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a
-correction. The same commit opens the next epoch, voids other questions and approvals, and these are asked again.
+correction. Its commit also advances the epoch and voids other questions and approvals, which are then asked again.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def answer_beside(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return the answer's correction, if any, the plans without the rejected call, and the number of texts."""
+    """Return a triple: the answer's correcting texts, the plans without the rejected call, the number of old texts."""
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
     snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
     yield from settle(scope, snapshot)
-    # The approver's words give authority only in the approver's own task.
+    # The approver's text can order something only in the approver's own task.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])

@@ -32,8 +32,8 @@ class Call:
     profile: ToolProfile
     profiled: bool
     call_id: str | None
-    plan_id: str | None  # of the message that planned it
-    position: int | None  # its index in that message
+    plan_id: str | None  # id of the model message that planned the call
+    position: int | None  # the call's index in that message
     raw: Mapping[str, Any] | str  # the arguments as the model wrote them
     args: Mapping[str, Any]  # the parsed arguments as JSON, without those that the framework supplies
     args_digest: str
@@ -47,14 +47,14 @@ class Call:
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
     place: str = ""  # distinguishes equal calls if no message is known
-    amend: Callable[[str, dict[str, Any]], Call] | None = None  # returns an approver's replacement of this call
-    amends: str = ""  # the key of the approval that replaced the call
-    reviewed: bool = False  # a later review asks an approver about it
-    by_code: bool = False
+    amend: Callable[[str, dict[str, Any]], Call] | None = None  # name, arguments → the call that replaces this one
+    amends: str = ""  # key of the approval in which an approver replaced another call by this one
+    reviewed: bool = False  # another review (LangChain's) asks an approver before the tool runs
+    by_code: bool = False  # code makes the call by itself (`RuntimeAuthz.effect`)
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent. If it used an alias, all count as sent."""
+        """Names of the arguments that the model sent. If the model used an alias, all arguments count as sent."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         names = frozenset(sent)
         return names if names <= self.args.keys() else frozenset(self.args)
@@ -65,34 +65,34 @@ class DecidedCall:
     """A call and its decision, before the claim."""
 
     call: Call
-    key: str  # in the ledger, as `row` and `approval`
+    key: str  # of the call's `row` and `approval` in the ledger
     decision: Decision
     body: bytes | None = None  # the request to the PDP
-    started: int = 0  # start of its batch, in nanoseconds
-    now: int = 0  # ledger time then
+    started: int = 0  # start of the batch that decided the call, in nanoseconds
+    now: int = 0  # ledger time of the decision, in seconds
     match: Match | None = None
     provenance: Mapping[str, Provenance] = field(default_factory=dict)
-    prior_calls: int = 0  # permitted calls with the same effect in this task
+    prior_calls: int = 0  # permitted calls of this tool with the same critical arguments, since the user's last message
     mandate: Mandate | None = None
     standing: Standing = NO_STANDING
-    counter: str = ""  # the counter of these calls
+    counter: str = ""  # the ledger's counter of such calls
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
-    replay: bool = False  # it ran before; use its recorded result
-    deeds: tuple[str, ...] = ()  # its effect and target (`CallRow.deed`), and other names of such calls
-    doubts: tuple[Doubt, ...] = ()  # doubts that make it ask (`Doubt.asks`)
-    repeats: tuple[Doubt, ...] = ()  # other calls of the deed, which must ask after the claim of this one
+    replay: bool = False  # the call ran before, so its recorded result is used
+    deeds: tuple[str, ...] = ()  # the call's deed (`CallRow.deed`), and others under which such calls are recorded
+    doubts: tuple[Doubt, ...] = ()  # calls in doubt because of which this call asks (`Doubt.asks`)
+    repeats: tuple[Doubt, ...] = ()  # other calls in doubt of the deed: the claim makes them ask if entered again
     evidence: tuple[str, ...] = ()  # lines for the approver
 
     @property
     def asks(self) -> bool:
-        """True if an approval would lift the deny."""
+        """True if an approver could permit the call."""
         return self.decision.outcome == "approval_required"
 
     @property
     def told(self) -> bool:
-        """True if its newest question named all of its doubts."""
+        """True if the call's newest question named all of `doubts` to the approver."""
         named = self.approval.doubts if self.approval is not None else ()
         return all(one.name in named for one in self.doubts)
 
@@ -104,12 +104,12 @@ class DecidedCall:
 
     @property
     def expires_at(self) -> int:
-        """Ledger time until which its question can be answered and the answer used; 0 for ever."""
+        """Ledger time until which the call's question can be answered and the answer used; 0 means for ever."""
         return self.now + self.terms.expires_in if self.terms.expires_in else 0
 
     @property
     def stale(self) -> bool:
-        """True if its plan belongs to an older epoch."""
+        """True if the call's plan belongs to an older epoch."""
         return self.match is not None and self.match.stale
 
     def under(self, decision: Decision) -> DecidedCall:
@@ -118,7 +118,7 @@ class DecidedCall:
 
 
 class Denial(NamedTuple):
-    """The call does not run. `message` is the approver's reason for a rejection."""
+    """The call does not run. `message` is the approver's reason or answer, or the user's texts since a stale plan."""
 
     call: Call
     decision: Decision
@@ -126,7 +126,7 @@ class Denial(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """The call ran before: use its recorded result (JSON text). `message` holds the user's words since then."""
+    """The call ran before, so its recorded result (JSON text) is used. `message`: user's texts that the graph lacks."""
 
     call: Call
     result: str | None

@@ -28,7 +28,7 @@ NO_TASK: Final = "none"  # the claim of a run without a user's text, because it 
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
-    """Records refused mints of a run: the call or `None` for other code, and ledger minus monotonic time."""
+    """Records refused mints. Holds the run, its call (`None` outside a call), and ledger time minus monotonic time."""
 
     __slots__ = ()
 
@@ -68,7 +68,7 @@ def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
-    """Return the ledger scope of an issuer's key. A revoked scope is a compromised key."""
+    """Return the ledger scope of an issuer's key. If the scope is revoked, the key is compromised."""
     return Scope(tenant, issuer, KEYS, kid)
 
 
@@ -120,11 +120,11 @@ def minted(
 
 
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
-    """Return the minter of a call that was committed at a ledger time. `jtis` are by audience."""
+    """Return what mints the tokens of a call, claimed at ledger time `committed_at`. `jtis` are by audience."""
     since = time.monotonic()
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:
-        if run.over:  # the run ended although the call never returned
+        if run.over:  # the run was closed while the call is still running
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
         asked = {

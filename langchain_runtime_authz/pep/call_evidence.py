@@ -1,4 +1,4 @@
-"""Trace the arguments of a call, tell approvers of them, and keep outputs for later traces."""
+"""Trace where a call's arguments came from, describe them to approvers, and read outputs for later traces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL: Final = 20_000  # characters that are read without a separate thread
 
 
 def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
-    """Return the provenance of a call's arguments. The snapshot needs the sightings of `call.atoms.keys`."""
+    """Return the provenance of a call's arguments. `snapshot` must hold the sightings of `call.atoms.keys`."""
     if not call.atoms.atoms:
         return {}
     own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
@@ -36,7 +36,7 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
-    """Return True if a call has a value that the user did not say, so that outputs must be read on."""
+    """Return True if a call has a value that the user did not say, so that outputs must be read beyond their heads."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
@@ -69,7 +69,7 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    """Return a line for each argument, with the text around it quoted and inert."""
+    """Return lines for the approver: the order, doubts, and each argument with its source. Foreign text is inert."""
     call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)

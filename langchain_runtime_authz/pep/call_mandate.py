@@ -24,18 +24,18 @@ ORDERED: Final = "mandate:application"  # the mark with an application's mandate
 
 
 class Ordered(NamedTuple):
-    """The application's mandate of a run, with its epoch on each thread. A correction suspends it in this run."""
+    """The application's mandate for a run, and the epoch at which each thread got it. A correction suspends it."""
 
     mandate: Mandate
     epochs: dict[Scope, int]
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> Ordered | None:
-        """Return a mandate as the application's, from any compiler. Its key counts over all threads."""
+        """Return a mandate as ordered by the application, not its compiler. Its `key` is counted over all threads."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def take(self, run: Run) -> list[SetMark]:
-        """Set a root entry's mandate, and return the change that keeps it for later entries without one."""
+        """Set a root entry's mandate. Return the change that keeps the mandate for later entries that give none."""
         first = next(iter(self.epochs), run.scope)
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
@@ -57,7 +57,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Restore the application's mandate of this epoch, or the user's words would order the same again."""
+    """Restore the application's mandate of this epoch. Otherwise the user's text could order the same once more."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -93,7 +93,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
-    """Return the mandate and the call's binding. Reads are not compared."""
+    """Return a pair: the mandate, and the call compared with it. Both are `None` for a read, which is not compared."""
     if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
@@ -113,7 +113,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
 
 
 def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
-    """Return the arguments that the model sent, except those equal to the schema's default."""
+    """Return the arguments that the model sent, except those that no step orders and that are schema defaults."""
     given = call.given
     if mandate is None:
         return given
@@ -135,7 +135,7 @@ def task_name(run: Run) -> str:
 def standing_of(
     binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
 ) -> Standing:
-    """Return a call's standing, given the spent budgets and those spent by earlier calls of the message."""
+    """Return a call's standing. `counters` are budgets used so far, `ahead` those of earlier calls of the message."""
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
         counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)
@@ -146,7 +146,7 @@ def standing_of(
 
 
 def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return the scope where a mandate with a `key` is also spent, for all threads of the subject."""
+    """Return the scope in which several threads count the steps of an application's mandate, or `None`."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:

@@ -1,7 +1,7 @@
 """Calls in doubt: the process died, the end was not recorded, or the tool raised.
 
-For `LASTS` seconds the same deed then asks, on every thread of its subject. `RuntimeAuthz(on_unknown=...)` may resolve
-the doubt: it asks the service by the tool's idempotency key.
+For `LASTS` seconds, another call of the same deed (effect and target) then asks an approver, on every thread of the
+subject. `RuntimeAuthz(on_unknown=...)` may resolve the doubt: it asks the service by the call's idempotency key.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _log = logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
-# Call key → its run, what concludes it again, and when that failed, if the ledger did not take the call's end.
+# Ends of calls that the ledger did not take: call key → run, what concludes the call again, time of a failed retry.
 LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]], float]]] = {}
 _RECORDED: Final[dict[str, object]] = {}  # keys of lost ends that are being recorded
 MAX_LOST: Final = 1_000  # lost ends of one ledger
-REST: Final = 1.0  # seconds in which other threads leave a lost end that failed again
+REST: Final = 1.0  # seconds for which other threads do not retry a lost end that failed again
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
-# In the names of errors. It decides what is listed, not what asks: a call that failed for any reason asks.
+# Names of errors that leave the outcome unknown. Only such calls are listed, but calls with other errors ask as well.
 _LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
@@ -67,10 +67,10 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
-    """Return the counter of equal effects in a turn, the deed's name, and other names under which it may stand.
+    """Return a pair: the counter of equal calls since the user's message, and the deeds under which such calls stand.
 
-    All calls of an effect on several targets have one name, and the targets in `about`. Without a target, the tool
-    names the deed. The last name is that of such a call that failed (`CallRow.deed`).
+    The first deed is the call's own: `effect:target`, or one for all calls with several targets (`SEVERAL`), or one by
+    the tool if there is no target. Except for payments, the last is that of such a call that failed (`CallRow.deed`).
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -83,14 +83,14 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 
 def facts_of(run: Run, call: Call) -> dict[str, Any]:
-    """Return the facts of a call's claim by which others compare theirs (`Doubt.asks`)."""
+    """Return the facts that a claim records about its call. Later calls compare theirs with them (`Doubt.asks`)."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 
 def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown`, and add what was in doubt when a question was asked, and has turned out to be done since."""
+    """Ask `on_unknown`. Add calls that an approved question named as in doubt, and that are known to be done by now."""
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
@@ -101,7 +101,7 @@ def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return `DecidedCall.doubts` and `repeats`. `ClaimCall` checks again for newer doubts."""
+    """Return a pair: a call's `DecidedCall.doubts` and `DecidedCall.repeats`. `ClaimCall` checks for newer doubts."""
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
@@ -120,7 +120,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, ap
 
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
-    """Turn a permit into a question if the call's deed is in doubt, whatever the policy says."""
+    """Turn a permit into a question if the call's deed is in doubt, unless an approval named all of the doubts."""
     given = decided.approval is not None and decided.approval.state == "approved" and decided.told
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision
@@ -130,7 +130,7 @@ def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
 
 
 def sentences(run: Run, decided: DecidedCall) -> list[str]:
-    """Return a line for each doubt about a call, for its approver."""
+    """Return a line for the approver about each call in doubt because of which this call asks."""
     lines, own, doubts = list[str](), decided.row, decided.doubts
     if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
         doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
@@ -153,7 +153,7 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 
 
 def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
-    """Return the state of a call that raised. A cancellation, a lost connection or a timeout may hide in the error."""
+    """Return the state of a call that raised: `unknown` if a cancellation, timeout or lost connection is a cause."""
     several, seen = [exc], set[int]()
     while several:
         one = several.pop()
@@ -178,8 +178,8 @@ def accountable(author: object, reason: object) -> dict[str, Any]:
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
     """Record the outcome of a call in doubt, in the audit log and then in the ledger.
 
-    If the log fails, the call stays in doubt, and can be resolved again. Raises `not_in_doubt`, `AuditError`, and
-    `ConfigError` for an invalid author or outcome.
+    If the log fails, the call stays in doubt, and can be resolved again. Raises `LedgerError` (`not_in_doubt`),
+    `AuditError`, and `ConfigError` for an invalid author, reason or outcome.
     """
     if type(happened) is not bool:
         raise ConfigError(f"`happened` is True or False, not {type(happened).__name__}")
@@ -193,14 +193,14 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
         if isinstance(done, Conflict):  # resolved by somebody else meanwhile
             raise LedgerError(done.code, doubt.row.key)
     except Exception as exc:
-        code = failure_code(exc)  # without an answer, the commit may have taken effect: the next read decides
+        code = failure_code(exc)  # if the ledger gave no answer, the commit may have taken effect; the next read tells
         said["refused" if code == Code.NOT_IN_DOUBT else "unknown"] = str(code)
         yield run_event(of, "resolved", found.now, detail=said | _named(row))
         raise
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
-    """Record that a call ended after it was resolved, so that it may have run twice."""
+    """Record that a call ended after somebody had resolved it, so that it may have run twice."""
     resolved = (row.about or {})["resolved"]
     _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
     said = {name: resolved[name] for name in ("author", "reason", "happened")}
@@ -219,7 +219,7 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Record lost ends: of all threads, or of one and then of `others`. Stop at the first that fails again."""
+    """Record `LOST_ENDS`: all, or those of the thread `scope`, then those of `others`. Stop at the first failure."""
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
         if rests or _RECORDED.setdefault(key, mine := object()) is not mine:
@@ -233,7 +233,7 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Keep a lost end as the last, unless its call was claimed again. Drop the first of more than `MAX_LOST`."""
+    """Add a lost end to `LOST_ENDS`, unless its call was claimed again. Above `MAX_LOST`, drop the oldest."""
     key, held = ticket.call_key, HELD.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return
@@ -248,7 +248,7 @@ def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]]
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown` for each call in doubt of the snapshot, and return those that remain."""
+    """Ask `on_unknown` about each call in doubt in the snapshot. Return the snapshot with the resolved calls."""
     own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
     keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
     for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
@@ -258,7 +258,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
         asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
         happened = yield LookUp(asked, until - time.monotonic())
-        # It happened, but the model was not told. An approver must decide about doing it again.
+        # If another call of the deed happened, it stays in doubt: an approver decides about doing the deed again.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
@@ -295,14 +295,14 @@ async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object
 def _called(engine: Engine, call: UnknownCall) -> Any:
     try:
         return engine.on_unknown(call) if engine.on_unknown is not None else None
-    except BaseException as exc:  # noqa: BLE001  (likewise, and what ends its thread does not end ours)
+    except BaseException as exc:  # noqa: BLE001  (as in `_look_up`; what ends the callable's thread must not end ours)
         return _failed(exc)
 
 
 async def _awaited(given: Any) -> object:
     try:
         return await given if inspect.isawaitable(given) else given
-    except (Exception, SystemExit, KeyboardInterrupt) as exc:  # noqa: BLE001  (likewise)
+    except (Exception, SystemExit, KeyboardInterrupt) as exc:  # noqa: BLE001  (as in `_called`)
         return _failed(exc)
 
 

@@ -42,7 +42,7 @@ def open_child(
     call_id: str | None = None,
     refuse: Code | None = None,
 ) -> Flow[Run]:
-    """Open a child agent's run below `parent`, in its call `call_id`. Raises `AuthzDenied`, also for `refuse`."""
+    """Open a child agent's run in the parent's call `call_id`. Raises `AuthzDenied`, also if `refuse` is a code."""
     opened = edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
@@ -76,15 +76,15 @@ def open_child(
 
 
 def invitation(child: Run, audience: str) -> Flow[Credential]:
-    """Mint the credential with which another server runs `child`. It ends with the child's lease."""
+    """Mint the credential with which another server runs `child`. The credential ends with the child's lease."""
     parent = cast("Run", child.parent)
-    task: Task = parent.parts["task"][0]  # as the edge was decided under
+    task: Task = parent.parts["task"][0]  # the task under which the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
     return (yield from minted(parent, time.time(), task, child.mandate, child.parts["invited"], **asked))
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off at its tool's call, to tell the model. Never raises. The entry decides it again."""
+    """Decide a hand-off when its tool is called, to tell the model. The child's entry decides again. Never raises."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened

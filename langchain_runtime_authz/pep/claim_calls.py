@@ -1,7 +1,7 @@
 """Claim decided calls and issue their tickets: commit → audit → ticket. `conclude_calls` ends them.
 
 INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point of no return. A
-correction that commits before it stops the call, a later one does not.
+correction that is committed before the claim stops the call; a later correction does not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RACES: Final = 16  # retries if other agents make the same call at once
 
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Commit and record a decided call and issue its ticket. After a race, decide it again. Never raises."""
+    """Claim a call, or deny it. Return a pair: the call (decided again after a race), and its verdict. Never raises."""
     verdict = yield from claim_once(run, decided)
     if isinstance(verdict, Conflict):
         decided, again = yield from claim_again(run, decided, verdict)
@@ -49,9 +49,9 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 
 
 def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict | None]]:
-    """Decide and claim a call again after others spent its budget or began the same call.
+    """Decide and claim a call again, because others used up its budget or began the same call.
 
-    Return no verdict if the new decision asks.
+    Return a pair: the call as decided last, and its verdict, or `None` if the new decision asks an approver.
     """
     verdict: Verdict | Conflict = conflict
     tries = RACES
@@ -68,9 +68,9 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 
 def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Claim a call once. A conflict means that others spent its budget or began the same call."""
+    """Try once to claim a call. Return a `Conflict` if others used up its budget or began the same call."""
     call, decision, engine = decided.call, decided.decision, run.engine
-    killed = engine.kill_switch is not None and engine.killed  # engaged since the decision
+    killed = engine.kill_switch is not None and engine.killed  # it may have been engaged since the decision
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
     edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
@@ -78,7 +78,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return (yield from deny_call(run, decided.under(deny(delegated.reason))))
     tokens: dict[str, str] = {}
     if call.profile.audience:
-        # One jti per call, lease and audience: a replay under a new lease gets another.
+        # One jti per call, lease and audience, so a replay under a new lease gets another jti.
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _intent(run, decided)
@@ -129,13 +129,13 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:
-        calls_in_doubt.LOST_ENDS.pop(decided.key, None)  # this claim takes its place
+        calls_in_doubt.LOST_ENDS.pop(decided.key, None)  # the new claim replaces an end that was not recorded
         calls_in_doubt.HELD[decided.key] = ref(ticket, partial(calls_in_doubt.HELD.pop, decided.key))
     return ticket
 
 
 def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
-    """Commit the changes of other threads before the claim. If the process dies in between, an approver is asked."""
+    """Commit the changes to other threads before the claim. If the process dies in between, an approver is asked."""
     commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
     if shared is not None and decided.standing.spends and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
@@ -146,7 +146,7 @@ def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | N
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
-    """Return the changes of a permitted call's claim, and the counters of its budgets."""
+    """Return a pair: the changes of a permitted call's claim, and (counter, amount) of each budget that they spend."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running it again.
@@ -159,7 +159,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         about |= {"decision_id": decided.decision.decision_id, "idempotency_key": intent}
         if deed.endswith(f":{SEVERAL}"):
             about["targets"] = also
-    # INVARIANT: no new doubt about the deed since the decision, except those that its approver was told of.
+    # INVARIANT: no new doubt about the deed since the decision, except doubts that the approver's question named.
     subject = run.subject.principal if deed else ""
     known = approval.doubts if approved and approval is not None else ()
     despite = None if profile.idempotent and profile.effect != "pay" else known
@@ -175,7 +175,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         # INVARIANT: no equal call was made since the decision. A call that was claimed before is counted already.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
     if row is None:
-        # INVARIANT: the commit that claims the call spends its step.
+        # INVARIANT: the commit that claims the call also uses up the mandate's step.
         for spend in decided.standing.spends:
             changes.append(SpendBudget(*spend))
     spent: Spent = ()
@@ -198,10 +198,10 @@ def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
         killed = decided.decision.outcome == "permit"
         return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
     message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
-    if message:  # user's words that the graph has not seen
+    if message:  # user's texts that the graph has not seen
         try:
             yield Commit(run.scope, None, [ledger.TakePending()])
-        except Exception as exc:  # noqa: BLE001  (then it is told once more)
+        except Exception as exc:  # noqa: BLE001  (then the graph gets the texts once more)
             _log.error("what was told with %s stays pending: %s", decided.decision.decision_id, type(exc).__name__)
     return Replay(decided.call, decided.row.result if decided.row is not None else None, message)
 
@@ -215,7 +215,7 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
 
 
 def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
-    """Release a claim if it was not `recorded`, or if a required notification failed."""
+    """Deny a claimed call and release its claim, because its record or (if `recorded`) a notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
@@ -231,7 +231,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
 
 
 def _intent(run: Run, decided: DecidedCall) -> str:
-    """Return the tool's idempotency key. Without a known message it is the ledger's key."""
+    """Return the idempotency key that the tool gets: the call's ledger key if its model message is not known."""
     call = decided.call
     if call.plan_id is None:
         return decided.key

@@ -34,7 +34,7 @@ _UNBOUNDED: Final = 2**53
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Give back the budget of a mandate for all threads of the subject, for a call that did not run."""
+    """Give back the mandate's budgets of a call that did not run, in the scope `shared` by several threads."""
     back = [SpendBudget(counter, _UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -73,12 +73,12 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         yield decision_log.call_record(run, decided, now)
         if done is not None:
             yield from decision_log.obliged_events(run, decision, now, rotated=rotated)
-    except Exception as exc:  # noqa: BLE001  (likewise of its record)
+    except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         run.engine.lost("a denial", exc, run, decision.decision_id)
     for change in owed(decision):
         try:
             yield Commit(run.scope, None, [change])  # if the counter is full, the attempt is refused already
-        except Exception as exc:  # noqa: BLE001  (likewise)
+        except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its obligation)
             run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
     if decision.outcome != "approval_required":  # for a question, this was sent when it was asked
         try:
@@ -89,7 +89,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
 
 
 def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
-    """Return what a denial adds to the history, or removes (`by=-1`). Outages are not counted."""
+    """Return the change that adds a denial to the history, or takes it back (`by=-1`). Outages are not counted."""
     call, counts = decided.call, decision_log.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
@@ -111,9 +111,9 @@ def conclude(
     output: object = None,
     question: str = "",
 ) -> Flow[None]:
-    """Close a call, which is never refused. If a live token was found in its output, revoke the agent.
+    """Record the end of a call, which no policy can refuse. If its output held a live token, revoke the agent.
 
-    `question` is the id of the tool's own question. `denied`: a step inside was. `released`: it was never redeemed.
+    `question`: id of the tool's own interrupt. `denied`: a step inside was denied. `released`: the tool never began.
     """
     ticket.conclude()
     leaked, profile = ticket.leaked, call.profile
@@ -170,7 +170,7 @@ def conclude(
 
 
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
-    """Keep the call's output or arguments, for questions and mandates."""
+    """Keep the call's output or arguments in this process, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     outputs = memory.outputs(scope)
     if found.prose or found.rest is not None:

@@ -1,6 +1,6 @@
 """Change a thread's task, by an answer, from outside the graph, or by an operator.
 
-Each opens the next epoch by compare-and-set, so earlier plans are stale.
+Each change of the task advances the epoch by compare-and-set, so earlier plans are stale.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 
 def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
-    """Record a resume value before any task starts, as one atomic correction or answer.
+    """Record a resume value in one commit, before any LangGraph task starts.
 
-    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it: the same commit
-    opens the next epoch, with a plan of the other calls. Rejected calls are dropped, edited ones replaced, and
-    parent agents that wait for them continue. Raises `AuthzDenied`: others changed the task; `approval_partial`; not
-    their answer.
+    Plain answers do not change the task. An edit, a response or a rejection with a reason changes it: the same commit
+    advances the epoch and carries the plans over, without rejected calls and with edited ones replaced. Parent agents
+    that wait for these calls continue. Raises `AuthzDenied`: others changed the task, the subject may not answer,
+    `approval_partial`, or `approval_waits` (for other approvers).
     """
     if is_partial(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
     answered = answers(asks, value, run.subject)
     refused = {a.call_key for a in answered if a.state == "malformed"}
     if any(a.source == "hitl" and a.call_key in refused for a in asks):
-        return  # LangChain's review refuses the whole value, and its question stays open
+        return  # LangChain's review refuses the whole value, and the review's question stays open
     said = corrections(asks, answered)
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
         done = yield Commit(run.scope, None, answered)
@@ -63,7 +63,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a call is approved as announced, after a review, although its plan holds an edit."""
+    """Return True if another review approves a call as the model announced it, although the plan holds an edit."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -74,7 +74,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return the positions of calls that another review approved as announced."""
+    """Return, by agent and message id, the positions of calls that another review approved without an edit."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -86,10 +86,10 @@ def _as_announced(
 def reply(
     run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
 ) -> Flow[bool]:
-    """Record answers to questions of tools and nodes. Return True if one corrects the task.
+    """Record answers to interrupts of tools and nodes. Return True if an answer changes the task.
 
-    `questions` are the values of open interrupts by id, `given` the answers. Of the old calls, only those of tools that
-    ask by themselves (`own`) continue. Raises `AuthzDenied`: others changed the task meanwhile.
+    `questions` maps ids of interrupts to their values, and `given` to the answers. After a change, only calls whose
+    tools asked (`own`) continue; the rest of the plan is stale. Raises `AuthzDenied`: others changed the task.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -101,14 +101,14 @@ def reply(
         if (f"{ANSWER}{i}", content_digest(text)) not in known
     )
     heard = own if texts else [a for a in own if a.interrupt_id in given]
-    # After other words the policy decides under the new task. Only a plain answer approves the call.
+    # After an answer in words, the policy decides the call under the new task. Only a plain answer approves the call.
     kind = "words" if texts else ""
     going = [AnswerApproval(a.call_key, "approved", author, authenticated=False, message=kind) for a in heard]
     if not texts:
         if going:
             yield Commit(run.scope, None, going)
         return False
-    # Delivered below, or by the next root entry if the process dies before.
+    # The run delivers the texts (`run.corrected`), or the next root entry does if the process dies before.
     keep = tuple(a.call_key for a in own)
     yield from _rotate(run, [*going, AdvanceEpoch(run.epoch, texts, deliver=human, keep=keep)], texts)
     run.corrected = tuple(t.text for t in texts if t.text)
@@ -135,7 +135,7 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
 def carried(
     scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
-    """Return the plans of `epoch` after the answers to `asks`, for the next epoch."""
+    """Return the plans of `epoch`, changed by the answers to `asks`, as plans of the next epoch."""
     by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
@@ -164,9 +164,9 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """Pin an `update_state` of a known thread, which left `checkpoint`, as a correction.
+    """Pin an `update_state` that wrote `checkpoint`, with `texts` of its author `by`, if the thread is known.
 
-    `texts` are the words of its author `by`. `below`: the digest of the waiting child graphs, so that it counts once.
+    `below`, the digest of the waiting child graphs, is marked, so that the next root entry does not count it again.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 
@@ -180,7 +180,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """Pin a correction from outside the graph by an author (`None`: the subject); return the new epoch."""
+    """Pin a correction from outside the graph, and return the new epoch. `by` is the author (`None`: the subject)."""
 
     def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:
         author = by if by is not None else snapshot.subject
@@ -193,7 +193,7 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 def _done(
     scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
 ) -> Flow[None]:
-    """Commit and record a change that a thread never refuses. If it is refused, raise."""
+    """Commit and record a change that should never be refused. Raises `LedgerError` if it is."""
     done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
@@ -201,13 +201,13 @@ def _done(
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
-    """Declare that a resource changed, so that earlier reads are out of date. With `content` the record names it."""
+    """Declare that a resource changed, so that earlier reads are stale. Without `content` the record has its digest."""
     change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
     return _done(scope, change, "data_changed", detail, data_scope(scope))
 
 
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`. `by` is the author (`type:id`)."""
+    """Revoke an agent's subtree on a thread (`()`: all of it) until `reinstate`. `by` is the author, as `type:id`."""
     return _done(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
 
 

@@ -92,7 +92,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
-    """Read what the decision needs. `origin`: the keys' epoch. `moved`: tools whose data was declared changed."""
+    """Return the calls, their keys and comparisons, the keys' epoch, the user's words, the snapshot, and `_moved`."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     words, origin = run.engine.memory.words.get(run.scope), run.epoch
@@ -103,7 +103,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     recorded = snapshot.plan
     if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
-        # The calls were planned at another epoch, under whose keys some may have run.
+        # The calls were planned at another epoch. Some may have run since, and their keys contain that epoch.
         keys, origin = [_key(run, c, planned) for c in calls], planned
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     if words is None or words.digest != snapshot.task.digest:
@@ -116,7 +116,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
-    for _, _, mandate, _ in compared:  # all have a mandate
+    for _, _, mandate, _ in compared:  # all ordered calls have the same mandate
         if mandate is not None and (scope := occasion(run, mandate)) is not None:
             elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
             snapshot.counters = {**snapshot.counters, **elsewhere.counters}
@@ -153,7 +153,7 @@ def _described(
     moved: frozenset[str],
     ahead: dict[str, int],
 ) -> DecidedCall:
-    """Return a call with its facts. `ahead` counts the budgets used by earlier calls of the message."""
+    """Return a call with all facts for its decision. `ahead` counts budgets that earlier calls of the message use."""
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
@@ -172,7 +172,7 @@ def _described(
     if binding is not None:
         standing = standing_of(binding, snapshot.counters, row, approval, ahead)
     doubts, repeats = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
-    if doubts and standing.standing == "covered":  # the ordering step may be spent
+    if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
         call=call,
@@ -190,7 +190,7 @@ def _described(
         doubts=doubts,
         repeats=repeats,
     )
-    if call.error is None:  # refused without the PDP, but recorded with its request
+    if call.error is None:  # also if the PDP is not asked, because the record of a refusal holds the request
         decided.now, decided.match = int(snapshot.now), match
         decided.body, decided.provenance = call_request(run, snapshot, words, decided, match, moved)
     return decided
@@ -205,7 +205,7 @@ def _reread(
     words: TaskWords | None,
     snapshot: Snapshot,
 ) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
-    """Read the task's words, if they are new here, and the counters that depend on them."""
+    """Read the user's words if this process lacks the newest, and load the counters that depend on them."""
     if words is not None:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
@@ -226,7 +226,7 @@ def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
 
 
 def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
-    """Find the plan by the call's id if the enforcement point did not see the message."""
+    """Find the call's plan by the call's id, because the enforcement point did not see the model message."""
     snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
         return [only]
@@ -243,7 +243,7 @@ def _key(run: Run, call: Call, epoch: int) -> str:
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:
-    """Return the key for another review's answer about a call, by the call's place alone."""
+    """Return the ledger key for another review's answer about a call: by its position in the message alone."""
     return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
 
 
@@ -278,7 +278,7 @@ def _query(
 
 
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
-    """Return the question and answer about the call, of our own or of an earlier review."""
+    """Return the record of the question about the call and of its answer: ours, or an earlier review's."""
     own = snapshot.approvals.get(key)
     if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
         return snapshot.approvals[f"{OWN}{key}"]
@@ -289,19 +289,19 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
         if review is not None and _reviewed(review, call):
             own = review
     if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
-        # An answer of the old task, about a plan that was not carried into this one.
+        # The answer belongs to the old task, and its plan was not carried into the present one.
         return replace(own, epoch=run.epoch) if own.state == "spent" and _goes_on(run, snapshot, key) else None
     return own
 
 
 def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
-    """Return True if the tool asked by itself, and the answer changed the task."""
+    """Return True if the tool asked by itself and was answered in this epoch, so that its call may continue."""
     own = snapshot.approvals.get(f"{OWN}{key}")
     return own is not None and own.state == "approved" and own.epoch == run.epoch
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Return True if a review's answer is about this call, by its written arguments, as shown to the approver."""
+    """Return True if another review's question showed this call as it is written, or its answer edited the call so."""
     digest = plan.raw_digest(call.raw)
     if review.edited:
         name, args = edited_action(review.edited)
@@ -336,7 +336,7 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return the tools whose resources were declared changed since their reads. Note what these calls read."""
+    """Return the tools that read a resource which was later declared changed. Note the versions that `calls` read."""
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
@@ -352,7 +352,7 @@ def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[s
 
 
 def data_scope(scope: Scope) -> Scope:
-    """Return the scope of the versions of a tenant's resources, for all threads."""
+    """Return the ledger scope that holds the versions of a tenant's resources, for all threads."""
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 
@@ -374,7 +374,7 @@ def _refusal(
             return deny(Code.APPROVAL_EXPIRED)
     # The policy decides about calls that differ from their plan, but not about plans of an older task.
     if (match.planned or match.changed) and match.stale and call.profile.side_effect:
-        # A model plans a call again if it is told that it did not run. So tell it only if that is certain.
+        # A model plans a call again if it reads that the call did not run. So say so only if it is certain.
         begun = row.state if row is not None else "suspended"
         return deny(_BEGUN[begun]) if begun != "done" else None
     if run.parent is not None and run.grant is not None:
@@ -393,7 +393,7 @@ def _refusal(
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
-    """Return why the run may not continue, or `None`."""
+    """Return the code for which the run may not continue, or `None`."""
     lease = snapshot.lease
     if run.engine.kill_switch is not None and run.engine.killed:
         return Code.KILLED

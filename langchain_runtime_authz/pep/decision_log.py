@@ -31,7 +31,7 @@ def is_judgement(decision: Decision) -> bool:
 
 
 def label(tool: str) -> str:
-    """Return a tool's shortened name for a counter. A model chooses names, and requests hold the history."""
+    """Return a tool's name for counters and records: `*` for a long or unprintable one, which a model may invent."""
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
@@ -102,12 +102,12 @@ def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str)
 
 
 def recorded(mark: str) -> SetMark:
-    """Return the change that deletes a mark, unless it belongs to another change by now."""
+    """Return the change that clears the mark of a recorded task change, unless a newer change has set the mark."""
     return SetMark(UNRECORDED, "", instead=mark)
 
 
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record a task change that the log may lack (at least once); return its mark. Raises `AuditError`."""
+    """Record a task change that the audit log may lack, perhaps again. Return its mark, or "". Raises `AuditError`."""
     left = before.marks.get(UNRECORDED, "")
     if left:
         epoch, source, start, end = left.split()
@@ -118,7 +118,7 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
 ) -> Flow[Committed | None]:
-    """Commit and record a task change, after any unrecorded one. Return `None` if `change` has nothing to do.
+    """Commit and record a task change, after any earlier one that the log lacks. Return `None` if `change` does.
 
     Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task too often.
     """

@@ -36,9 +36,9 @@ class Health:
     """The state of an instance's parts.
 
     Attributes:
-        parts: `ledger`, `engine`, `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`:
-            "" if it is up, else the code of its denials.
-        revision: of the policy.
+        parts: `ledger`, `engine`, `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`,
+            each with "" if the part is up, else the code with which steps are denied.
+        revision: the policy's revision.
         age: seconds since the policy's source was last valid, if the engine knows.
     """
 
@@ -53,7 +53,7 @@ class Health:
 
 
 class HealthCheck:
-    """Checks the parts of one instance concurrently. A hanging part is asked once, and reported meanwhile."""
+    """Checks the parts of one instance concurrently. A part that hangs is reported, and not asked again meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -101,7 +101,7 @@ class HealthCheck:
         return ""
 
     def _evaluator(self) -> str:
-        """Ask about a start. A deny is healthy, unless it reports a failure."""
+        """Ask the engine about a `run/start`. A deny is healthy, unless it reports a failure of the engine."""
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
         named = replace(engine, identity=StaticIdentity())  # the application's may hang
@@ -128,7 +128,7 @@ class HealthCheck:
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:
     """Return an ASGI app. `…/live` answers 200, other paths 200 or 503 with the failed parts.
 
-    It shows codes and the policy's revision, without authentication.
+    The answer shows codes and the policy's revision to anybody: the app does not authenticate.
     """
 
     async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:

@@ -1,6 +1,6 @@
 """Deny every step of every process while a file exists.
 
-It uses neither PDP nor ledger, so it works while both are down. `touch` engages it; so does a path that is unreadable.
+The switch uses neither PDP nor ledger, so it works while both are down. `touch` engages it; so does an unreadable path.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KillSwitch:
         return True
 
     def engage(self, reason: str = "") -> None:
-        """Deny everything from now on. Engaging it again keeps the first reason."""
+        """Deny everything from now on. Engaging the switch again keeps the first reason."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {reason}\n")
@@ -54,7 +54,7 @@ class KillSwitch:
             return
 
     def release(self) -> bool:
-        """Release it. Return True if it was engaged."""
+        """Release the switch. Return True if it was engaged."""
         try:
             self.path.unlink()
         except FileNotFoundError:
@@ -62,7 +62,7 @@ class KillSwitch:
         return True
 
     def reason(self) -> str:
-        """Return time and reason of engaging in one line, or an empty text."""
+        """Return when and why the switch was engaged, in one line, or an empty text."""
         try:
             with self.path.open(encoding="utf-8") as file:
                 return " ".join(file.read(MAX_REASON).split())

@@ -5,14 +5,14 @@
 | `redact` | `fields`: names; a dotted path counts as its last name | in the tool's result, before anything else sees it |
 | `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
-| `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
-| `notify` | `channel`; `topic` and `body` optional: texts | sent after it is recorded (`Notifier`); if that fails, a deny |
-| `revoke` | | the agent's subtree, with the deny |
-| `rotate` | | the task's epoch, with the deny: earlier plans are void |
-| `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
+| `budget` | `counter`, `max` | in the same commit: at most `max` permits in the whole task, over all epochs |
+| `notify` | `channel`; optional: `topic`, `body` | sent after the decision is recorded (`Notifier`); a failure denies |
+| `revoke` | | revokes the agent's subtree, together with the deny |
+| `rotate` | | advances the task's epoch together with the deny, so that earlier plans are void |
+| `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these tools |
 
-With a deny, `notify`, `revoke` and `rotate` are carried out too. `rate_limit` and `budget` count the attempt, up to
-their maximum. `redact` and `withhold_tools` have no effect.
+A deny may carry obligations too. `notify`, `revoke` and `rotate` are then carried out, and `rate_limit` and `budget`
+count the attempt, up to their maximum. `redact` and `withhold_tools` have no effect with a deny.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Terms(NamedTuple):
 
     expires_in: int = 0  # seconds; 0 for ever
     needed: int = 1  # number of approvers who must approve
-    distinct: bool = False  # from the subject
+    distinct: bool = False  # an approver must be another person than the subject
     eligible: tuple[str, ...] = ()  # if not empty, only these may answer
     fallback: tuple[str, ...] = ()  # may also answer after `fallback_after` seconds without an answer
     fallback_after: int = 0
     per_run: int | None = None  # maximum number of questions of one run
-    per_hour: int | None = None  # and of one subject
+    per_hour: int | None = None  # maximum number of questions of one subject in an hour
 
     @classmethod
     def of(cls, props: Mapping[str, Any]) -> Terms | None:
@@ -185,7 +185,7 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def understood(decision: Decision, able: Collection[str]) -> Decision:
-    """Return the decision if its obligations can be carried out; otherwise a deny with the others."""
+    """Return the decision if all its obligations can be carried out; otherwise a deny with those that can be."""
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
@@ -205,7 +205,7 @@ def keepable(permit: Decision, revision: str) -> bool:
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
-    """Return the fields in `redact` obligations, by the last name of a path, to redact rather too much."""
+    """Return the field names in `redact` obligations, with the last name of each path, to redact rather too much."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
     return frozenset(found).union(f.rpartition(".")[2] for f in found)

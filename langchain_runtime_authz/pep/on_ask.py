@@ -1,7 +1,7 @@
 """Answer questions in the process that asks them: `RuntimeAuthz(on_ask=...)`.
 
-The callable runs outside the graph, in an empty context, with a copy of the question. The application vouches for its
-answer, which counts as the subject's.
+The callable runs outside the graph, in an empty context, with a copy of the question. Its answer counts as the
+subject's, because the application vouches for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OnAsk = Callable[[dict[str, Any]], Any]
 
 
 def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Show each call in the terminal and ask for `y`. Any other input, or its end, rejects."""
+    """Show each call in the terminal and ask for `y`. Any other input, or the end of input, rejects."""
     decisions = []
     for request in question["action_requests"]:
         print(request["description"])  # noqa: T201
@@ -49,7 +49,7 @@ async def _aask(engine: Engine, question: Mapping[str, Any]) -> Any:
     try:
         given = await asyncio.to_thread(Context().run, engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
         return await Context().run(asyncio.ensure_future, given) if inspect.isawaitable(given) else given
-    except Exception as exc:  # noqa: BLE001  (likewise)
+    except Exception as exc:  # noqa: BLE001  (as in `_ask`)
         return _failed(exc)
 
 

@@ -1,6 +1,6 @@
 """Build the evaluation request of a step as JSON, from the state of the run. Pure.
 
-It has plain values in the order of `authzen.EvaluationRequest`. Constant parts of a run or task are serialised once.
+A request has plain values in the order of `authzen.EvaluationRequest`. Constant parts are serialised once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def call_request(
     match: plan.Match,
     moved: frozenset[str],
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return the request about a call, and its arguments' provenance. Resources of `moved` tools changed."""
+    """Return a pair: the request about a call, and its arguments' provenance. Resources of `moved` tools changed."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)
@@ -95,8 +95,8 @@ def call_request(
 
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
-    """Return the recorded approval for exactly this call."""
-    # A call that paused by itself, or a read whose task is entered again, returns under its spent approval.
+    """Return the recorded approval for exactly this call, or `None`."""
+    # A call that paused by itself, or a read whose graph task is entered again, continues under its spent approval.
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None

@@ -1,7 +1,7 @@
 """Begin and end runs: open an entry, take its lease, pin texts, close it.
 
 Each root entry (invoke, stream, batch element, resume) takes a lease at the epoch of the state that it loads. A later
-correction ends this lease, and the old run drains. Only a new root entry plans again.
+correction ends this lease, so that further steps of the old run are denied. Only a new root entry plans again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logger(__name__)
 
 
 class Entry(NamedTuple):
-    """A root entry. `pending` corrections may be missing in the graph's state. A resume value may answer `asks`."""
+    """A root entry. The graph's state may lack the `pending` corrections. A resume value may answer the open `asks`."""
 
     run: Run
     pending: tuple[HumanText, ...]
@@ -49,15 +49,15 @@ class Given(NamedTuple):
     texts: Sequence[HumanText] = ()
     standing: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
     resume: bool = False
-    kept: bool = False  # the graph's state is kept, so another writer can erase texts
+    kept: bool = False  # a checkpointer keeps the graph's state, so another writer can erase texts in it
     head: heads.Head | None = None
-    moved: Callable[[str], Flow[bool]] | None = None  # tells if the state changed since this checkpoint
+    moved: Callable[[str], Flow[bool]] | None = None  # returns True if the state changed since this checkpoint
     memory: str | None = None  # the digest of the store's memory, if it belongs to the task
     waiting: Callable[[], Flow[heads.Below | None]] | None = None  # reads the waiting child graphs
 
 
 class Left(NamedTuple):
-    """A root entry's last checkpoint, and digests of memory and waiting child graphs; `None` if unknown."""
+    """The last checkpoint of a root entry, and the digests of its memory and waiting child graphs (`None`: unknown)."""
 
     head: str | None = None
     memory: str | None = None
@@ -80,7 +80,7 @@ def open_entry(
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch after a change, take a lease. Raises `AuthzDenied`.
 
-    `workflow`: True if the graph orchestrates agents and is not an agent. `upstream`: delegating agents of other servers.
+    `workflow` returns True if the graph orchestrates agents. `upstream`: agents of other servers that delegate to it.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
@@ -113,7 +113,7 @@ def open_entry(
 
 
 def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
-    """Let the planner compile the newest turn, from the user's words, once. The ledger keeps the first answer."""
+    """Return the mandate that the planner compiles from the user's newest texts. The ledger keeps the first result."""
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts, key = turn(snapshot.log)
     if not texts:
@@ -152,7 +152,7 @@ def _take_lease(
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)
-        # A client that sends a history without ids also returns machines' texts.
+        # A client that sends a history without ids also sends back machines' texts under the user's role.
         machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
         said = [t.by(owner, own=t.digest not in machines) for t in _fresh(snapshot.log, task, given.texts)]
         edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
@@ -163,12 +163,12 @@ def _take_lease(
         run.started_at = int(snapshot.now)
         run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
-        # INVARIANT: a lease begins only after the log has the task change of its epoch.
+        # INVARIANT: a lease begins only after the audit log has the task change of its epoch.
         left = (yield from settle(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
         opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
-            # An older run may overwrite them in the graph's state until a run that received them ends.
+            # An older run may overwrite these texts in the graph's state, until a run that received them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
         marks = ordered.take(run) if ordered is not None else []
@@ -204,7 +204,7 @@ def _take_lease(
 
 
 def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
-    """Bring the snapshot to the state after the entry's commit, to save a load."""
+    """Return the snapshot as it is after the entry's commit, to save a load."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:
         change.apply(t, now)
@@ -214,7 +214,7 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return edits of the thread's state by others, as texts to pin. They give no authority."""
+    """Return edits of the thread's state by others, as texts to pin. Such texts order nothing."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # or interrupted: a run of ours may have made the change
         return tuple(found)
@@ -225,7 +225,7 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     for name, now in ((heads.MEMORY, given.memory), (heads.BELOW, digest)):
         if now is not None and snapshot.marks.get(name) not in (None, heads.UNKNOWN, now):
             found.append(HumanText(now, "", f"{name}:{now}", own=False))
-            # Each child checks its own state against what it left: those edits are pinned already.
+            # Each child compares its state with the checkpoint that it left, so some of these edits are pinned already.
             known = {t.key for t in snapshot.log}
             edits = (
                 [e for e in below.updates if heads.outside_key(e) not in known] if below and name == heads.BELOW else []
@@ -253,9 +253,9 @@ def edited(
     read: Callable[[], Flow[heads.Head | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
-    """Compare the state that a child will load with the checkpoint of `mark`.
+    """Compare the state that a child will load with the checkpoint that its last run left (`mark`).
 
-    Return False if there is none. An edit raises `AuthzDenied`.
+    Return False if no run of the child left one. If others edited the state, pin the edit and raise `AuthzDenied`.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -280,7 +280,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the user's new texts. An input may repeat the pinned `task`."""
+    """Return the user's new texts. The input may repeat the text of `task`, which may be pinned already."""
     if task is None:
         return changed(pinned, texts)
     known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
@@ -308,7 +308,7 @@ def close(
     also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End a run's lease and all below, set the marks, and pin `edits` of others. Their jtis are then invalid."""
+    """End a run's lease and those below, whose jtis are then invalid. Set the marks of `left`, pin others' `edits`."""
     if run.closed and left.head is None and not also:
         return
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
@@ -328,7 +328,7 @@ def close(
         if root and not run.undelivered:
             done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
             if isinstance(done, Conflict) and run.kept_state:
-                # The task changed meanwhile. This run's last write may have erased the newer texts.
+                # The task changed meanwhile. This run's last write may have erased newer texts in the graph's state.
                 snapshot: Snapshot = yield Load(run.scope, Query(log=True))
                 over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
         if done is None or isinstance(done, Conflict):

@@ -31,10 +31,10 @@ from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_
 
 
 class Session:
-    """One agent's run, step by step: `decide`, run the tool yourself, `observe`.
+    """One agent's run, step by step: call `decide`, run the tool yourself, call `observe`.
 
-    `RuntimeAuthz.session` creates it. Each `decide` is a plan of one call (`plan.source` is `code`). Every method has
-    an `a…` form. A context manager; `close` ends the lease.
+    `RuntimeAuthz.session` creates it. Each decided call is its own plan (`plan.source` is `code`). Methods that do I/O
+    have an async form with the prefix `a`. As a context manager, a session closes itself.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Session:
         return self._run.engine
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
-        """Explain to the operator each argument that the user did not say: its source and a sentence.
+        """Return lines that tell the operator each argument's value and source. Only for the last decision.
 
-        Only for the last decision. It quotes tool outputs and must not be shown to a model.
+        The lines quote tool outputs, so they must not be shown to a model.
         """
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
@@ -88,9 +88,9 @@ class Session:
         await self.aclose()
 
     def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
-        """Decide one call. On a permit the call is claimed: run it, then `observe` it.
+        """Decide one call. A permitted call is claimed: run it, then `observe` it.
 
-        Never raises because of policy or state. Arguments without an exact JSON form are a deny `uncanonical_argument`.
+        A failure is a deny, not an exception. Arguments without an exact JSON form are denied (`uncanonical_argument`).
         """
         self._steps += 1
         call = self._call(tool, args, f"{self._run.run_id}:{self._run.jti}:{self._steps}")
@@ -120,7 +120,7 @@ class Session:
         return getattr(verdict, "decision", judged.decision)
 
     def _approve(self, decision: Decision) -> Flow[Decision]:
-        """Approve a call that was `approval_required`, as the subject; decide it again."""
+        """Approve, as the subject, the call of an `approval_required` decision. Decide the call again."""
         asked = self._asked.pop(decision.decision_id, None)
         if asked is None:
             return deny(Code.APPROVAL_VOID)
@@ -157,9 +157,9 @@ class Session:
     observe, aobserve = both(_observe)
 
     def _correct(self, text: str) -> Flow[int]:
-        """Change the task as the user: epoch + 1. The session continues under a new lease.
+        """Change the task as the subject, and return the new epoch. The session continues under a new lease.
 
-        Open calls continue; earlier questions are void. Return the new epoch.
+        Permitted calls may still be observed; earlier questions are void.
         """
         run = self._run
         yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
@@ -174,7 +174,7 @@ class Session:
     delegate, adelegate = both(_delegate)
 
     def _close(self) -> Flow[None]:
-        """End the lease. All jtis of the session are then invalid."""
+        """End the session's lease. The jtis of the session and of its children are then invalid."""
         return close(self._run)
 
     close, aclose = both(_close)

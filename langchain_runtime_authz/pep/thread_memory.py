@@ -1,8 +1,8 @@
 """Keep the task's words and tool outputs of threads, in this process.
 
-The ledger keeps values by digest, so that another process can continue with them. Texts for evidence, and outputs that
-a mandate uses, cannot be digests. They are kept here, bounded. Without them a value is `unknown` or unread, and a
-policy asks. All agents of a thread share one memory.
+The ledger keeps values by digest, so that another process can continue with them. Texts that are evidence for
+approvers, and outputs from which a mandate takes values, are needed in full. This process keeps them in bounded space.
+If they are missing, a value is `unknown` or unread, and the policy asks. All agents of a thread share one memory.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
 MAX_PAYEES: Final = 1024  # destinations kept, per thread
 MAX_UNREAD: Final = 1_000_000  # characters of outputs still to be read, per thread
-MAX_FOUND: Final = 16_384  # values read from them, per thread
+MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 
 
 class Turn(NamedTuple):
-    """The user's texts of one turn. `key` names the turn, also after data of the task changed."""
+    """The user's texts of one turn. `key` names the turn, and stays the same if data of the task changes."""
 
     texts: tuple[str, ...] = ()
     key: str = ""
@@ -42,7 +42,7 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """A task's words at one digest, without answers. `compiled` is `()` until the turn is read."""
+    """The user's texts of a task with this digest, without answers. `compiled` is `()` before `turn` is compiled."""
 
     digest: str
     words: UserWords
@@ -63,7 +63,7 @@ class _Thread:
 
 
 class ThreadMemory:
-    """The memory of all threads. Its loss is safe: more questions. Of `unread` outputs only the head was read."""
+    """The memory of all threads. Its loss only causes more questions. Of `unread` outputs only the head was read."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -103,7 +103,7 @@ class ThreadMemory:
             thread.chars -= len(thread.prose.popleft().text)
 
     def read_on(self, scope: Scope) -> None:
-        """Read the rest of the thread's outputs, within the limits of each."""
+        """Read the rest of the thread's `unread` outputs, within each output's limits."""
         with self._reading:
             with self._lock:
                 unread = self.unread.pop(scope, [])
@@ -133,7 +133,7 @@ class ThreadMemory:
         return memory
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> None:
-        """Keep the destinations of a call that ran. Mark the thread as used, to be dropped last."""
+        """Keep the destinations of a call that ran. Mark the thread as just used, so that it is dropped last."""
         with self._lock:
             payees = self._thread(scope).payees
             for value in destinations[:MAX_PAYEES]:
@@ -161,10 +161,10 @@ class ThreadMemory:
 
 
 def turn(log: Sequence[HumanText]) -> Turn:
-    """Return the newest turn: the user's texts that were pinned together, without a client's history.
+    """Return the user's newest turn: the texts that were pinned together, without a client's history.
 
-    An answer, an edit or a text by others suspends the order. A text that only says to continue revives it. Changed
-    data (`data:`) is not a turn.
+    The turn is empty, so that it orders nothing, after an answer, a state edit or a text by others. A text that only
+    says to continue stands for the turn before. Changed data (`data:`) is not a turn.
     """
     said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
     while said:
