@@ -41,7 +41,7 @@ def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
 
 
 def converse(graph: Graph, said: Any, config: RunnableConfig, answer: Answer) -> Iterator[AnyMessage]:
-    """Give the graph `said`, yield each message that a node writes, and let the user answer the questions."""
+    """Run the graph with the input `said`, yield each message that a node writes, and answer interrupts by `answer`."""
     with suppress(AuthzDenied):
         while said is not _NOTHING:
             value, said = said, _NOTHING

@@ -1,12 +1,12 @@
 """Replay AgentDojo's banking suite: does a valid token stop a misaligned action?
 
-The model is hijacked entirely: it plays the user's calls and, from the first tool output with the injection, the
-attacker's. So the replay measures the authorization alone and needs no language model. Environments, tasks and judges
-are AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
+The model is fully hijacked: it makes the user's calls and, once a tool output held the injection, the attacker's calls.
+So the replay measures the authorization alone and needs no language model. Environments, tasks and judges are
+AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
 
 * *static token*: an agent that holds a tool may use it;
 * *runtime decision*: `RuntimeAuthz` with the shipped policy, the profiles in `banking.yaml`, and the mandates in
-  `banking_mandates.yaml`, which were written by hand from the users' words. The simulated user sees only an interrupt's
+  `banking_mandates.yaml`, which were written by hand from the users' texts. The simulated user sees only an interrupt's
   payload, approves the calls of the user's task, and rejects the others. A given share of the questions is approved
   unread.
 """
@@ -56,7 +56,7 @@ class Outcome:
     harm: bool  # a side-effecting call of the attacker was permitted, whatever that check says
     asks: int  # questions to the user
     effects: int  # side-effecting calls of the user's own task
-    denials: int  # of these, how many did not run
+    denials: int  # number of these calls that did not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +171,14 @@ def load_mandates(path: Path = MANDATES) -> dict[str, Mandate]:
 
 
 def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
-    """Return a function that gives a pair of tasks the texts to inject, by AgentDojo's strongest fixed attack."""
+    """Return a function that returns the texts to inject for a pair of tasks, by AgentDojo's strongest fixed attack."""
     from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
     from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
 
     pipeline = GroundTruthPipeline(None)
     pipeline.name = "local"  # the attack greets the model by a name that it looks up
     attack = ImportantInstructionsAttack(suite, pipeline)
-    # It replays the user's task to find the places that it reads. Once for each task is enough.
+    # The attack replays a user task to find the places that the task reads. Once for each task is enough.
     attack.get_injection_candidates = cache(attack.get_injection_candidates)
     texts: Callable[[Any, Any], dict[str, str]] = attack.attack
     return texts
@@ -227,9 +227,9 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
 
 
 class World:
-    """An AgentDojo environment of one run, its tools as LangChain tools.
+    """An AgentDojo environment of one run, with its tools as LangChain tools.
 
-    It records itself which calls ran: a protected graph's own report proves nothing.
+    It records which calls ran, because a protected graph's own report would prove nothing.
     """
 
     def __init__(self, suite: Any, user: Any, texts: Mapping[str, str], env: Any = None) -> None:
@@ -265,7 +265,7 @@ class World:
 
 
 def _hijacked(world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> Iterator[AIMessage]:
-    """Play the model: the user's calls, and the attacker's as soon as the injection was read."""
+    """Play the model: the user's calls, and the attacker's as soon as the injection was read, or else at the end."""
     own, attack = deque(enumerate(user)), deque(enumerate(theirs))
     while own or attack:
         whose, left = (_ATTACK, attack) if attack and (world.exposed or not own) else ("user", own)

@@ -2,9 +2,9 @@
 
 1. The agent reads a bill: permitted.
 2. It pays what the user ordered: permitted, and nobody is asked.
-3. The bill holds an attacker's instruction. The agent follows it: the user sees who says so, and rejects.
+3. The bill holds an attacker's instruction. The agent follows it. The user sees who names the payee, and rejects.
 4. While the next payment is planned, the user changes the task. The old plan is void, and the agent plans again.
-   The new words are not a plain order, so the user is asked.
+   The user's correction is not a plain order, so the user is asked.
 
 Agent, tools and script are the same both times. No language model and no network is used.
 """
@@ -105,7 +105,7 @@ def _calls(call_id: str, name: str, **args: Any) -> AIMessage:
     return AIMessage("", tool_calls=[{"name": name, "args": args, "id": call_id}])
 
 
-# The model's next answer, by the last message: the user's words, or the result of one of its calls.
+# The last message, the user's or a tool's (by call id) → the model's next message.
 CUES: Final = {
     TASK: _calls("read", "read_file", path="bill-december.txt"),
     "read": _calls("bill", "send_money", recipient=SUPPLIER, amount=98.70, subject="December"),
@@ -184,15 +184,15 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
 
     with scope:
         enter(TASK)
-        # The user speaks while the run is in progress. The ledger knows it at once and gives it to the graph with its
-        # next input. A bare graph gets it only after the run.
+        # The user corrects the task while the run is in progress. The ledger records the correction at once, and the
+        # graph gets it with its next input. An unprotected graph gets it only after the run.
         enter(ADDITION, meanwhile=CORRECTION)
         enter(*(() if protected else (CORRECTION,)))
     return Performance(bank, stage.rows)
 
 
 class _Stage:
-    """Show a performance and keep its steps; without a console only keep them."""
+    """Keep the rows of a performance and, with a console, show it."""
 
     def __init__(self, console: Console | None, audit: AuditSink) -> None:
         self._console, self._audit = console, audit
@@ -210,7 +210,7 @@ class _Stage:
         self.say(f"alice:  {words}", "bold cyan")
 
     def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Show the exact arguments and who says them. Alice rejects the payee whom she does not know."""
+        """Show a question's arguments and where they come from. Alice rejects the payee whom she does not know."""
         self.say(f"  ask:    {_call(request['name'], request['args'])}", "yellow")
         self.say("\n".join(f"          {line}" for line in request["description"].splitlines()[1:]), "dim")
         known = request["args"]["recipient"] != ATTACKER

@@ -1,10 +1,10 @@
 """The callback backstop: decide tools and model calls that no enforcement point has decided.
 
-Inside a run, these are tools without a guard, and model calls without our middleware. In `authz.run()` without a
-protected graph, outputs of models are only recorded, for an `AuthzToolNode` that works alone.
+Inside a run, these are calls of unguarded tools, and model calls that our middleware has not decided. In `authz.run()`
+without a protected graph, model outputs are only recorded, as plans for an `AuthzToolNode`.
 
-The handler is inline and raises: LangChain swallows what other handlers raise. It cannot change what the tool receives
-or what comes back.
+The handler runs inline and sets `raise_error`, because LangChain swallows the exceptions of other handlers. It cannot
+change the input or the output of a tool.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Due = tuple[Engine, Flow[None]] | None
 
 
 class _Event:
-    """A handler's method made of a flow: awaitable if LangChain awaits it, else blocking."""
+    """A handler's method that runs a flow. The method is awaitable if LangChain awaits it, and blocks otherwise."""
 
     def __init__(self, due: Callable[..., Due]) -> None:
         self.due = due
@@ -63,14 +63,14 @@ class _ToolStart(_Event):
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         one = current_scope.get()
         if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
-            return _ignore  # LangChain's `run` of a guarded tool
+            return _ignore  # LangChain's `run` announces a guarded tool, which is decided already
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
 class _ToolEnd(_Event):
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         if type(getattr(current_scope.get(), "guard", None)) is not UUID:
-            return _ignore  # the guard closes the call
+            return _ignore  # the tool's guard concludes the call
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
@@ -90,7 +90,7 @@ async def _awaited(due: Callable[..., Due], *args: Any, **kwargs: Any) -> None:
 class _Models(BaseCallbackHandler):
     run_inline = True
     ignore_retriever = ignore_agent = ignore_retry = ignore_custom_event = True
-    # A decision model is announced as a chain. Without one, chains are ignored.
+    # LangChain announces a decision model as a chain. While no such model is defined, chains are ignored.
     ignore_chain: bool = True
 
     decides = False
@@ -106,7 +106,7 @@ class _Models(BaseCallbackHandler):
     def on_chat_model_start(self, serialized: Any, given: Any, **kwargs: Any) -> Due:
         if (by := current_scope.get().run or _opened()) is None:
             return None
-        messages = given[0] if given and not isinstance(given[0], str) else ()  # of prompts, nothing is an instruction
+        messages = given[0] if given and not isinstance(given[0], str) else ()  # a prompt has no system message
         call = call_as_sent(serialized, messages, kwargs.get("metadata"), kwargs.get("invocation_params"))
         with by.lock:
             by.asked_model[kwargs.get("run_id")] = (call.model, call.prompt)
@@ -168,7 +168,7 @@ class _Backstop(_Models):
 def _opened() -> RunHandle | None:
     try:
         return opened(var_child_runnable_config.get() or {})
-    except ConfigError:  # a generator opened it, so it may belong to other code
+    except ConfigError:  # a generator opened the run, so it may belong to other code
         return None
 
 
@@ -199,11 +199,11 @@ def _closing(run_id: UUID, error: BaseException | None, output: Any) -> Due:
 
 
 _BACKSTOP: Final = _Backstop()
-_LISTENER: Final = _Models()  # in `authz.run()` without a protected graph, for an `AuthzToolNode` that works alone
+_LISTENER: Final = _Models()  # in `authz.run()` without a protected graph, for an `AuthzToolNode`
 
 
 class _Hook:
-    """Replaces the ContextVar of `register_configure_hook`: its value is added as a handler."""
+    """Replaces the ContextVar of `register_configure_hook`. LangChain adds the handler that `get` returns."""
 
     everywhere = listens = False
     hear: Callable[[], BaseCallbackHandler | None] | None = None
@@ -227,7 +227,7 @@ _hook: Final = _Hook()
 @cache
 def _register() -> None:
     register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
-    # LangChain warns that a handler raised. Our denials and questions are not failures.
+    # LangChain logs a warning if a handler raises. Our denials and questions are not failures, so drop the warning.
     logging.getLogger(private.CALLBACK_LOGGER).addFilter(
         lambda record: not isinstance(record.args, tuple) or record.args[:1] != (_Backstop.__name__,)
     )
@@ -236,23 +236,23 @@ def _register() -> None:
 def install(
     *, everywhere: bool = False, listens: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None
 ) -> None:
-    """Register the hook, once a process: LangChain cannot undo it.
+    """Register the hook, once per process, because LangChain cannot remove it. Options stay on once they are set.
 
-    `everywhere`: also deny unguarded tools outside runs, for good. `listens`: also record models of unprotected graphs
-    in `authz.run()`. `hear` returns a handler for an unprotected graph that starts, or `None`.
+    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, also record the model outputs of
+    unprotected graphs. `hear` returns a handler for an unprotected graph that starts, or `None`.
     """
     _register()
     for name, value in {"everywhere": everywhere, "listens": listens, "hear": hear}.items():
-        if value:  # nobody takes it back
+        if value:  # an option is never turned off
             setattr(_hook, name, value)
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Add the backstop to a root entry's callbacks, for threads that receive them from a node."""
+    """Add the backstop to a root entry's callbacks, so that it also covers threads that get a node's callbacks."""
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
-        callbacks.add_handler(_BACKSTOP, inherit=True)  # once, if it is there
+        callbacks.add_handler(_BACKSTOP, inherit=True)  # does nothing if it is there already
     else:
         callbacks = [*(h for h in callbacks if h is not _BACKSTOP), _BACKSTOP] if callbacks else [_BACKSTOP]
     return {**config, "callbacks": callbacks}
@@ -262,14 +262,14 @@ _KEEP: Final = 256  # model outputs kept per root entry
 
 # Parameters that let a provider act by itself: MCP servers, web search.
 _ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
-# Parameters that contain others, which are sent unchanged.
+# Parameters that contain other parameters, which LangChain sends unchanged.
 _NESTED: Final = ("model_kwargs", "extra_body", "additional_model_request_fields")
 _PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "args_schema")
 _DECLARED: Final = ("function_declarations", "functionDeclarations")
 _NO_INSTRUCTIONS: Final = frozenset((HumanMessage, AIMessage, ToolMessage))
 
 
-# Run, model and provider tools, set by the middleware around the call of a model that it decided.
+# (run, model, permitted provider tools) of the model call that the middleware has decided, while the call lasts.
 _decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
     "langchain_runtime_authz.model_decided", default=None
 )
@@ -277,7 +277,7 @@ _decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
 
 @contextmanager
 def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """Open the scope of a permitted model call. Raises `AuthzHalt`."""
+    """Mark a model call as decided for the code inside. Raises `AuthzHalt` if the call is not permitted."""
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
     previous = _decided.get()
@@ -289,10 +289,10 @@ def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[Non
 
 
 def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the (agent's, provider's) tools in one entry of a model's tool list.
+    """Return a pair for one entry of a model's tool list: (1) names of the agent's tools, (2) of provider tools.
 
-    A provider's tool has no parameters for an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry that
-    is neither a tool nor a mapping counts as the provider's.
+    A provider tool declares no parameters for an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry
+    that is neither a tool, nor callable, nor a mapping counts as a provider tool.
     """
     if type(tool) is not dict and not isinstance(tool, Mapping):
         if isinstance(tool, BaseTool):
@@ -318,7 +318,7 @@ def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
-    """Return the tools in a model call's parameters, with an entry for each way the provider may act."""
+    """Return the tools in a model call's parameters, and an entry for each parameter that lets the provider act."""
     found: list[Any] = []
     config = params.get("toolConfig")
     for listed in (params.get("tools"), params.get("functions"), config.get("tools") if type(config) is dict else None):
@@ -334,7 +334,7 @@ def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
 
 
 def held_by_model(model: Any) -> list[Any]:
-    """Return likewise the tools in a model's own parameters, which cannot be removed from a request."""
+    """Return the tools in a model's own parameters, like `shown_by`. They cannot be removed from a request."""
     if isinstance(model, RunnableBinding):
         return [*shown_by(model.kwargs), *held_by_model(model.bound)]
     return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
@@ -350,7 +350,7 @@ def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequ
 
 
 def instructions_digest(messages: Sequence[Any]) -> str | None:
-    """Return the digest of the system messages, or `None`. Its cost does not grow with the conversation."""
+    """Return the digest of the system messages, or `None` if there are none. Other messages are not digested."""
     said = []
     for m in messages:
         if type(m) not in _NO_INSTRUCTIONS and isinstance(m, SystemMessage):
@@ -378,7 +378,7 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
 
 
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
-    """Decide a run's model call in a callback, unless our middleware has. Raises `AuthzHalt`."""
+    """Decide a run's model call in a callback, unless our middleware has. Raises `AuthzHalt` if it is not permitted."""
     ready = _decided.get()
     if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return

@@ -22,18 +22,18 @@ What = Literal["tool", "model", "graph", "chain"]
 class AuthzCallbackHandler(BaseCallbackHandler):
     """Records tools, models and graphs that run outside enforcement points. It never enforces or fails.
 
-    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit
-    record `observation`, and an event on the current span. These are for unprotected graphs, unguarded tools outside
-    every run, models outside every protected node, and chains outside every graph and protected node.
+    Pass it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit
+    record `observation`, and an event on the current span, for each of these: an unprotected graph, an unguarded tool
+    outside every run, a model outside every protected node, and a chain outside every graph and protected node.
 
-    It records names only: no arguments, inputs or outputs. It does not see code without the caller's callbacks:
+    It records names only, no arguments, inputs or outputs. It does not see code that gets no callbacks of the caller:
     `callbacks=[]`, another thread, a plain function call.
 
     Args:
-        authz: the `RuntimeAuthz` into whose audit sink it writes. LangChain only logs a record that cannot be written.
+        authz: the `RuntimeAuthz` to whose audit sink it writes. If a record cannot be written, LangChain logs that.
     """
 
-    run_inline = True  # the caller's own thread and context say where it runs
+    run_inline = True  # so that the handler sees the caller's context, which holds the current run
     ignore_retriever = True
     ignore_retry = True
     ignore_custom_event = True

@@ -1,8 +1,8 @@
 """Read threads' checkpoints, and compare loaded state with the state that a protected run left.
 
-One rule: a checkpoint that differs from the recorded one changes the task if its watched channels, or the
-tasks that wait in it, differ. Of a state only what a task or a plan is made of counts: messages, to-do lists, files, the
-declared task channels, and the tasks that wait to run. Ids, key order and the message classes' own fields do not count.
+The ledger records the checkpoint that a protected run left. Another checkpoint changes the task if a watched channel
+differs, or if a task that waited to run is gone. Watched channels are messages, to-do lists, files and the declared
+task channels. Message ids, key order and fields that only some message classes have are not compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.run_lifecycle import edited
 
 WATCHED: Final = ("messages", "todos", "files")
-MAX_ITEMS: Final = 1000  # compared in a store's namespace
+MAX_ITEMS: Final = 1000  # items of a store's namespace that are compared
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
@@ -48,7 +48,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return LangGraph's saver as one that reads plain values only; any other saver unchanged."""
+    """Return a copy of LangGraph's saver that decodes plain values and no objects. Return another saver unchanged."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
@@ -77,7 +77,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
 
 
 def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
-    """Read the checkpoint that an entry with this config loads; `None` if the thread has none."""
+    """Read the checkpoint that an entry with this config loads; return `None` if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
     found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
@@ -106,14 +106,14 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
 
 
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if an update that left `place` changed the state, ignoring writes of a running run."""
+    """Return True if the `update_state` that left `place` changed the state. Writes of a running run do not count."""
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
     base, read = after, _checkpoint(before.config)
     while base is after or (base.metadata or {}).get("source") == "update":
         if _checkpoint(base.parent_config) <= read:
-            # Read as stored, because the update did not see later writes of the checkpoint's tasks.
+            # Read the state as stored: the update did not see writes that the checkpoint's tasks made later.
             base = (yield read_state(graph, before.config)) if read else before
             return START not in base.next or differ(base, after, channels)
         base = yield read_state(graph, base.parent_config)
@@ -127,9 +127,9 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
 ) -> Flow[Below | None]:
-    """Read the state of waiting child graphs of a thread's root; `None` if there are none.
+    """Read the state of a root graph's waiting child graphs; return `None` if there are none.
 
-    Graphs called by a tool or a node's code are found by namespace, one level deep. `nodes_only` omits them.
+    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: `None` if no node is a graph.
     """
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
@@ -139,7 +139,7 @@ def read_waiting(
     found = _waiting(state, kept, channels)
     saver = saver_of(graph)
     for name, first in _called(graph, state).items() if saver is not None else ():
-        for number in count(first):  # one place after the other: it ends at the first empty one
+        for number in count(first):  # numbered namespaces, up to the first without a checkpoint
             place = {"configurable": {**thread, "checkpoint_ns": private.namespace_of_graph(name, number)}}
             one: CheckpointTuple | None = yield _get(saver, place)
             if one is None:
@@ -154,12 +154,12 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return the namespaces of each task's graphs, and the number of the first."""
+    """Return namespace → number of the first graph to read there, for tasks whose code may call graphs."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
-        if node is None or not isinstance(node.bound, private.Pregel):  # a graph node is the only graph of its task
-            first = 1 if isinstance(task.state, StateSnapshot) else 0  # LangGraph knows the first one of a function
+        if node is None or not isinstance(node.bound, private.Pregel):  # a node that is a graph calls no other
+            first = 1 if isinstance(task.state, StateSnapshot) else 0  # the state holds a function's first graph
             named |= dict.fromkeys(private.namespaces_of_task(task.name, task.id), first)
     return named
 
@@ -182,7 +182,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
-    """Compare the state that a child will load with its last run's. Raises `AuthzDenied` after an edit."""
+    """Compare the state that a child will load with the one that its last run left. An edit raises `AuthzDenied`."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return edited(run, mark, read, partial(moved, graph, place.config, channels))
 
@@ -198,9 +198,9 @@ def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) ->
 def updates_during(
     run: Run, graph: Any, place: Mapping[str, Any], namespaces: Sequence[str], watch: Callable[[Any], Sequence[str]]
 ) -> Flow[list[HumanText]]:
-    """Return state updates made during a root entry, as texts to pin. They give no authority.
+    """Return texts to pin for each `update_state` made during a root entry. These texts give no authority.
 
-    The run continues from the state that it loaded, so LangGraph loses such an update.
+    LangGraph loses such an update, because the run continues from the state that it loaded.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:
@@ -220,7 +220,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     if not _is_news(found, known):
         return []
     ident = found.checkpoint["id"]
-    # A child checked the state that it loaded. The newest checkpoint was not loaded yet.
+    # If later checkpoints follow the update, a child has loaded and checked it. The newest one is not loaded yet.
     line: CheckpointTuple | None = yield _get(frames, place)
     newest = line is not None and line.checkpoint["id"] == ident
     while line is not None and line.checkpoint["id"] > ident:
@@ -253,22 +253,22 @@ def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
 
 
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
-    """Return True if a watched channel or the waiting tasks changed (`update_state(as_node=...)`)."""
+    """Return True if a watched channel changed or a waiting task is gone (as by `update_state(as_node=...)`)."""
     dropped = Counter(before.next) - Counter(now.next)
-    if now.next:  # the input led to this
+    if now.next:  # the input's task has led to these
         dropped.pop(START, None)
     return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
 
 
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
-    """Return a digest of each watched channel of a state."""
+    """Return channel → digest of its value, for the watched channels of a state."""
     if not isinstance(values, Mapping):
         return {"": said(values)}
     return {name: said(values[name]) for name in (*WATCHED, *channels) if values.get(name)}
 
 
 def said(value: object) -> str:
-    """Return a digest of a channel's value as a model or code reads it."""
+    """Return a digest of the parts of a channel's value that a model or code reads."""
     if isinstance(value, list | tuple):
         return raw_digest([said(v) for v in value])
     if isinstance(value, BaseMessage):

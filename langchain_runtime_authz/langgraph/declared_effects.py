@@ -1,10 +1,10 @@
-"""Declared effects: functions, nodes and blocks without a tool that are decided like a tool call.
+"""Decide functions, nodes and blocks with a declared effect, as if each were a tool call.
 
-No model plans an effect, so the request says `context.plan.source: code`, and an uncovered side effect asks.
+The request holds `context.plan.source: code`. So the shipped policy asks about side effects that no mandate covers.
 
-Writes to a graph's store are effects if a profile is declared for them: `store.put`, `store.delete`, or with a pattern
-of namespaces, `store.put:memories.*`. The longest matching pattern counts; a write that matches none is unprofiled.
-Not decided are writes outside a run or its context, and inside a permitted call of a tool with a declared side effect.
+Writes to a graph's store are effects once any profile for them is declared: `store.put`, `store.delete` or, for a
+pattern of namespaces, `store.put:memories.*`. The longest matching pattern counts. A write that matches none is
+unprofiled. Writes outside a run's context, or inside a permitted call that has a side effect, are not decided.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def effect(
     ```
 
     Args:
-        authz: the instance.
+        authz: the `RuntimeAuthz` that decides.
         name: names the effect in policies, mandates, grants and records.
-        profile: its profile; by default the one of this name. Without one, each call asks.
+        profile: the effect's profile; by default the declared profile of this name. Without a profile, each call asks.
         arguments: maps the function's arguments to the call's, as for a node: `lambda state: {"code": state["code"]}`.
         **given: the arguments of a block.
 
@@ -111,7 +111,7 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
 
 
 class Together(FlowContext[Any]):
-    """Calls of one block, by `with` or `async with`: all begin, or none."""
+    """The calls of one block, for `with` or `async with`. Either all calls begin, or none does."""
 
     output: Any = None
 
@@ -129,7 +129,7 @@ class Together(FlowContext[Any]):
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return the output of an earlier run. An output that is not JSON was not kept, and is denied."""
+        """Return the output of an earlier execution. If it was not kept (too long, or not JSON), deny the call."""
         result = kept(getattr(self.begun[0], "result", None))
         if "content" not in result:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
@@ -169,7 +169,7 @@ class Together(FlowContext[Any]):
 
 @dataclass(eq=False, repr=False)
 class DeclaredEffect(Together):
-    """Decorates a function or guards a block. If it ran before, a function returns its first result, a block is denied."""
+    """Decorates a function or guards a block. If it ran before, a function returns its result and a block is denied."""
 
     _profiles: Profiles
     _name: str
@@ -186,7 +186,7 @@ class DeclaredEffect(Together):
         if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
             raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
-        # A mandate does not order default values.
+        # A mandate need not order an argument that has its default value.
         own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}
         properties = {n: {"default": v} if isinstance(v, str | int | float | None) else {} for n, v in own.items()}
         properties |= self._named() if named is not None else {}
@@ -205,7 +205,7 @@ class DeclaredEffect(Together):
         return made  # type: ignore[no-any-return]  # of the function's own signature
 
     def _named(self) -> dict[str, Any]:
-        """Return the arguments that the profile names, if there is no other schema."""
+        """Return name → empty schema, for the arguments that the profile names. It replaces a function's signature."""
         found = self._profiles.declared.get(self._name) or self._declared
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
@@ -272,15 +272,15 @@ def _bound(
 
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:
-    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its own, not whether)
+    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its kind is asked)
 
 
 def _left_out(function: Any) -> frozenset[str]:
-    """Return the parameters that callers do not choose: a method's object, a config, a stream writer."""
+    """Return the parameters that callers do not choose: `self` or `cls`, a config, a stream writer."""
     first = next(iter(inspect.signature(function).parameters), "")
     try:
         hints = get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
-    except Exception:  # noqa: BLE001  (an annotation that nobody can resolve says nothing)
+    except Exception:  # noqa: BLE001  (annotations that cannot be resolved are ignored)
         hints = {}
     return frozenset({first} & {"self", "cls"}).union(name for name, hint in hints.items() if hint in _SUPPLIED_TYPES)
 
@@ -290,7 +290,7 @@ def governs_stores(profiles: Profiles) -> bool:
 
 
 def gate_store(store: object, profiles: Profiles) -> None:
-    """Guard a store in place, because nodes may hold it. The run around a write decides."""
+    """Guard a store in place, because nodes may hold it. The run around a write decides the write."""
     gated = hasattr(type(store), "__runtime_authz_store__")
     if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
         store.__class__ = _gated_class(type(store))
@@ -324,7 +324,7 @@ def _gated_class(base: Any) -> Any:
 
 
 class _Writes(Together):
-    """The writes among operations, decided together. Inside, `ops` are the permitted ones."""
+    """The writes among a batch of store operations, decided together. Inside, `ops` holds the operations to perform."""
 
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
         self._store, self._given, self.ops = store, ops, ops
@@ -355,14 +355,14 @@ def _governing(store: Any) -> Profiles | None:
         if call.tool.startswith(PREFIX) or (call.profiled and call.profile.side_effect):
             return None
     with suppress(RuntimeError):  # no loop runs here
-        # A batching store writes in a background task, which has the context of its first caller.
+        # A batching store's background task performs writes that were decided already, in its first caller's context.
         if (own := getattr(store, "_task", None)) is not None and own is asyncio.current_task():
             return None
     return profiles
 
 
 def _write(profiles: Profiles, op: PutOp) -> Arrival:
-    name, path = f"{PREFIX}{'delete' if op.value is None else 'put'}", ".".join(op.namespace)  # labels have no dots
+    name, path = f"{PREFIX}{'delete' if op.value is None else 'put'}", ".".join(op.namespace)  # parts have no dots
     own = [n for n in profiles.declared if n.startswith(f"{name}:")]
     name = max((n for n in own if fnmatch.fnmatchcase(f"{name}:{path}", n)), key=len, default=name)
     if name not in profiles.writes:

@@ -1,4 +1,4 @@
-"""Read a graph's input: the user's words, answers to questions, and edits of the state."""
+"""Read a graph's input: the user's texts, answers to questions, and edits of the state."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.run import Flow, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry
 
-MAX_CONSENT: Final = 200  # characters of an answer that may say nothing but yes
+MAX_CONSENT: Final = 200  # characters; a longer answer says more than yes
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
-    """Return an input's changes of other watched channels. For to-do lists and files, only the fact counts."""
+    """Return an input's changes of watched channels other than `messages`. Only declared channels give a text."""
     edits: list[HumanText] = []
     for name in written(given, others(channels)):
         (replaces, new), old = messages.overwritten(messages.held(given, name)), messages.held(values, name)
-        if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # an entry that is left out stays
+        if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # the reducer keeps other entries
             old = {key: old.get(key) for key in new}
         if (new or old) and said(new) != said(old):
             words = _words(new, old) if name in channels and new is not None else ""
@@ -42,7 +42,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
 
 
 def _words(new: object, old: object) -> str:
-    """Return a user's words in a declared channel; of messages, the user's new ones."""
+    """Return the user's text in a declared channel. If the channel holds messages, return the user's new ones."""
     if not isinstance(new, list) or not any(not isinstance(m, str) and messages.as_message(m) for m in new):
         return content_text(new)
     before = {(t.key, t.digest) for t in messages.human_texts(old)} if isinstance(old, list) else set()
@@ -50,14 +50,14 @@ def _words(new: object, old: object) -> str:
 
 
 def written(given: object, names: Sequence[str]) -> list[str]:
-    """Return the channels of `names` that an input writes. In a mapping, `None` clears one."""
+    """Return those of `names` that an input writes. `None` counts as a write in a mapping, but not in an object."""
     if isinstance(given, (dict, Mapping)):
         return [name for name in names if name in given]
     return [name for name in names if getattr(given, name, None) is not None]
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
-    """Return the user's messages and the model's plans that an input removes and does not bring again."""
+    """Return one edit if an input removes user messages or plans and does not send them again; else an empty list."""
     gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
     before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
@@ -73,7 +73,7 @@ def removals(given: object) -> set[str]:
 
 
 def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
-    """Drop messages that a client sends back unchanged: a machine may have written them."""
+    """Drop messages that the state holds and a client sends back, because a machine may have written them."""
     standing = {(t.key, t.digest) for t in messages.human_texts(messages.messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
@@ -83,30 +83,30 @@ def others(channels: Sequence[str]) -> list[str]:
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the input of a re-invocation after all our questions were answered outside the graph."""
+    """Return the resume for our questions that were answered outside the graph, or `None` if there are none."""
     ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
-    """Return a state's open interrupts. Ours need a question in the ledger."""
+    """Return a state's open interrupts. One of ours is open only while its question waits in the ledger."""
     waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
-    """Add corrections that the graph has not seen to an input. `asked`: ids of its open interrupts.
+    """Add corrections that the graph has not seen to an input. `asked` are the ids of the graph's open interrupts.
 
-    If the state has unanswered calls, no user message may follow them, so their answers carry the text.
+    If the state has unanswered tool calls, no user message may follow them, so their tool messages carry the text.
     """
     before = messages.messages_in(state)
     heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
-    # The answer to a call rejected outside the graph carries the reason.
+    # If a call was rejected outside the graph, its tool message carries the reason.
     told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
     texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
     if not texts:
         return input
-    # It gets an id now, because a pending write gets a new one each time a state is read.
+    # Each message gets an id now: without one, a pending write gets a new id each time the state is read.
     news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
         return messages.with_messages(input, news)
@@ -119,11 +119,11 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 
 
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
-    """Record the answers of a resume value before any task starts; return the resume.
+    """Record the answers in a resume value before any task starts, and return the `Command` to resume with.
 
-    A plain value gets its question's id, because LangGraph would give it to the first task that asks. If no question
-    waits, the application's next one takes it, and ours do not. This does not apply `below`, at a child's checkpoint:
-    the child continues from a copy, in which the id differs.
+    A plain value is keyed by its question's interrupt id, because LangGraph would give it to the first task that asks.
+    If no question waits, the value may answer the application's next question, but none of ours. At a child's
+    checkpoint (`below`) it stays plain, because the child continues from a copy, in which the interrupt id differs.
     """
     questions = {i.id: i.value for i in state.interrupts}
     if is_resume_map(given.resume):
@@ -132,11 +132,11 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
         # At a named checkpoint, a state shows answered questions too.
         waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
         if len(waiting) != 1:
-            return given  # LangGraph refuses several
+            return given  # no question waits, or several, for which LangGraph refuses a plain value
         answered = dict.fromkeys(waiting, given.resume)
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
-    # A stopped node may have asked more at this place. Only shown questions are answered.
+    # A node that was stopped may have asked more under this interrupt id. Only questions that it shows are answered.
     asks = [a for a in asks if a.id in (approval_ids(questions[a.interrupt_id]) or (a.id,))]
     open_ids = {a.id for a in asks}
     try:
@@ -167,7 +167,7 @@ def _offered(schema: object) -> Iterator[object]:
 
 
 def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer without offered texts and words that cannot change a task."""
+    """Return an answer without the parts that cannot change a task: texts that the question offered, and consent."""
     if isinstance(answer, str):
         return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):
@@ -178,13 +178,13 @@ def _said_more(answer: object, offered: Collection[object], question: str, depth
 
 
 def _assents(text: str, question: str, language: Language) -> bool:
-    """Return True if words only consent or thank, and choose nothing."""
+    """Return True if a text only consents or thanks, and repeats no word of the question that could be a choice."""
     if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
         return False
     tokens = [t for t in language.tokens(text) if t.kind != "sep"]
     words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
     choices = {*re.findall(r"\w+", question.lower())} - CLOSED
-    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it trails off
+    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # it asks or trails off
     if odd or any(t.lower in choices for t in words):
         return False
     while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):

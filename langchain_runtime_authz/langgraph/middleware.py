@@ -1,11 +1,11 @@
 """`AuthzMiddleware`: decides model and tool calls of an agent made with `create_agent`.
 
-In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. Otherwise the
-middleware opens a run and decides a message's calls in one batch, as a tool node does.
+In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. In an unprotected
+graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
 
-An unprotected graph has no root entry, which would record a resume value before any task starts. So a handler with that
-value is added to the graph's callbacks (`hear`), where each hook finds it. It also observes the end of the model's
-node, whose output is the plan.
+An unprotected graph has no root entry that records a resume value before any task starts. So `hear` adds a handler with
+that value to the graph's callbacks, where the middleware's hooks find it. The handler also observes the end of the
+model's node, whose output is the plan.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _MISPLACED: Final = (
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     """Decides the model and tool calls of an agent made with `create_agent`. List it last.
 
-    From the model's request it removes only tools outside the grant, and provider tools that the policy does not allow.
+    From a model's request, it removes only tools outside the grant and provider tools that the policy does not allow.
 
     Args:
-        authz: the `RuntimeAuthz`.
+        authz: the `RuntimeAuthz` that decides.
         agent: the agent's name in records and keys, if the graph is not protected.
     """
 
@@ -70,7 +70,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._engine = authz.root_entry.engine
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
-        # Keyed by a value unique to an invocation, which its nodes share.
+        # By stream writer: the nodes of one invocation share this object, and other invocations have another.
         self._invocations: weakref.WeakKeyDictionary[Any, tuple[Locks, dict[str, Entering[Any]]]] = (
             weakref.WeakKeyDictionary()
         )
@@ -85,7 +85,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         entered = yield from self._opening(config, runtime, given)
         if not isinstance(entered, tuple):
             return None
-        # Corrections that the graph has not seen, which a root entry would add to its input.
+        # Corrections that the graph has not seen. In a protected graph, the root entry adds them to the input.
         own = {id(m) for m in given["messages"]}
         told = [m for m in entered[0]["messages"] if id(m) not in own]
         return {"messages": told} if told else None
@@ -93,7 +93,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     before_agent, abefore_agent = both(_before_agent)
 
     def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
-        """Close the run. If it pauses before this, the `with authz.run(...)` around it closes it."""
+        """Close the run. If the graph pauses before this hook, the surrounding `with authz.run(...)` closes the run."""
         entering = self._entries(runtime)[1].pop(private.agent_ns(get_config()), None)
         if entering is not None:
             yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
@@ -101,7 +101,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     after_agent, aafter_agent = both(_after_agent)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
-        """Return this agent's run, and True if it is ours. The first hook opens a resumed run."""
+        """Return a pair: this agent's run, and True if a hook opened it. After a resume, the first hook opens a run."""
         if (run := _gated_run(config)) is not None:
             return run, False
         yield from self._opening(config, runtime, None)
@@ -111,7 +111,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
-            """Open a run and return its entry's value; `None` if one is open, unless an input begins another."""
+            """Open a run and return its entry's value. Without a new input, return `None` if a run is open already."""
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
@@ -129,7 +129,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide `model/call`, and remove withheld tools from the request."""
         run, ours = yield from self._run(get_config(), request.runtime)
-        # The run may belong to another instance, which decides with its own parts.
+        # The run may belong to another `RuntimeAuthz`, whose engine decides then.
         decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunCode, handler, _without(request, decision))
@@ -140,7 +140,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     wrap_model_call, awrap_model_call = both(_wrap_model_call)
 
     def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
-        """Record a plan without a known model. In a protected graph, its enforcement point has done so."""
+        """Record the newest message's plan if it is not recorded yet. In a protected graph, the node has done so."""
         run, ours = yield from self._run(get_config(), runtime)
         if ours:
             yield from _planned(run, state["messages"])
@@ -148,7 +148,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     after_model, aafter_model = both(_after_model)
 
     def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
-        """Decide the call, unless an earlier enforcement point has."""
+        """Decide the call, unless an earlier enforcement point has decided it."""
         if not self._warned and not private.is_innermost(handler):
             self._warned = True
             warnings.warn(_MISPLACED, stacklevel=2)
@@ -185,14 +185,14 @@ def _without(request: Any, decision: Decision) -> Any:
 
 
 def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
-    """Record the plan of the newest message before a review can ask about it. The first record counts."""
+    """Record the newest message's plan, before a review can ask about its calls. A plan recorded earlier stays."""
     newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     yield from record_plans(run, {}, newest)
 
 
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
-    """Record the plan of a model's node when the node ends; at once if its end is not observed."""
-    messages: Sequence[Any] = getattr(response, "model_response", response).result  # either form of a response
+    """Record the plan when the model's node ends, or at once if no handler observes the end of the node."""
+    messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
     callbacks = get_config().get("callbacks")
     node = getattr(callbacks, "parent_run_id", None)
     heard = next((h for h in getattr(callbacks, "handlers", ()) if type(h) is _Heard), None)
@@ -207,7 +207,7 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
 
 
 class _Heard(BaseCallbackHandler):
-    """A thread's resume value, and the checkpoint that the call named. Observes chains while one is awaited."""
+    """Hold a thread's resume value and the checkpoint that the call named. Observe chains while a plan waits."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True
@@ -232,7 +232,7 @@ class _Heard(BaseCallbackHandler):
 
 
 def hear() -> BaseCallbackHandler | None:
-    """Return a handler for a starting graph that is resumed or holds our middleware."""
+    """Return a handler if a graph is starting that is resumed or holds our middleware; else `None`."""
     found = private.started_graph()
     if found is None:
         return None
@@ -257,7 +257,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     heard = next((h for h in mine if h.value is not None), mine[0])
     value = heard.value
     if value is None or private.is_resume_map(value):
-        private.drop_plain_answer(config)  # it is of an earlier entry, and for another question
+        private.drop_plain_answer(config)  # a plain answer is left from an earlier entry, for another question
     if value is None:
         return
     yield from _note_reviews(run, config, heard.checkpoint)
@@ -269,7 +269,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
 
 
 def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
-    """Record the questions of reviews, which paused outside our enforcement points."""
+    """Record the questions of reviews, which paused the graph outside our enforcement points."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:
@@ -277,7 +277,7 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     place = {"thread_id": thread, "checkpoint_ns": private.agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
-    # Later steps may not be written yet. The pause was written before the thread was resumed.
+    # Checkpoints of later steps may not be written yet. The one with the pause was written before the resume.
     asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
     found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
     if found is None:

@@ -1,7 +1,7 @@
-"""Let a model plan a mandate from the user's words, before any other text is read.
+"""Let a model plan a mandate from the user's texts, before any other text is read.
 
-It sees the user's words, signatures and profiles, never a tool's output; material is shown as `[material 1]`. Parts
-that the words do not back are dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
+The model sees tool signatures, profiles and the user's texts, with quotations as `[material 1]`, but no tool output.
+Parts that the texts do not back are dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _UNREAD: Final = Compiled(
 
 
 def planner_schema() -> dict[str, Any]:
-    """Return the JSON schema of a planner's answer: a mandate without fields that the library sets."""
+    """Return the JSON schema of a planner's answer: a mandate without the fields that this package sets."""
     schema = json_schema()
     parts = {"Mandate": schema, **schema["$defs"]}
     for name, fields in _NOT_ITS.items():
@@ -69,7 +69,7 @@ def planner_schema() -> dict[str, Any]:
             parts[name]["properties"].pop(field, None)
     for part in parts.values():
         properties = part.get("properties", {})
-        if "kind" in properties:  # it distinguishes the kinds
+        if "kind" in properties:  # the field distinguishes the kinds of a union
             part["required"] = [*dict.fromkeys([*part.get("required", ()), "kind"])]
     schema["$defs"].pop("Span", None)
     schema["description"] = "What the user orders."
@@ -77,7 +77,7 @@ def planner_schema() -> dict[str, Any]:
 
 
 class ModelPlanner:
-    """Plan with any chat model that has structured output. It is asked once, with its own timeout."""
+    """Plan with any chat model that has structured output. The model is called once per plan, with its own timeout."""
 
     def __init__(self, model: BaseChatModel, tools: Tools) -> None:
         self._model = model.with_structured_output(planner_schema())
@@ -101,7 +101,7 @@ class ModelPlanner:
         except Exception as exc:  # noqa: BLE001  (a foreign model, and its answer)
             _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
             return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))
-        for what, _ in compiled.dropped:  # the reasons hold the user's words
+        for what, _ in compiled.dropped:  # the reasons hold the user's words, so they are not logged
             _log.info("the planner's %s was dropped", what)
         return compiled
 

@@ -1,7 +1,7 @@
-"""The enforcement points of nodes: `node/enter` before, recording of plans after, and ToolNode's hooks.
+"""Protect nodes: decide `node/enter` before a node runs, record plans after it, and decide a ToolNode's calls.
 
-Works on compiled graphs, in place: a node's bound runnable is replaced by a shallow copy of a
-dynamic subclass of its own type, so that drawing and `isinstance` still work.
+A compiled graph's node gets another bound runnable: a shallow copy whose class is a dynamic subclass of the
+runnable's class, so that drawing and `isinstance` still work.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def is_gated(bound: object) -> bool:
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
-    """Return a protected copy of a node's bound runnable. The reducers of `channels` append messages."""
+    """Return a protected copy of a node's bound runnable. `channels` are those whose reducers append messages."""
     gated = copy.copy(bound)
-    # The subclass adds no field or slot, so its layout stays.
+    # The subclass adds no field or slot, so the object's layout stays.
     object.__setattr__(gated, "__class__", _gated_class(bound, name, channels))
     if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
@@ -54,7 +54,7 @@ def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     told = None if issubclass(base, private.ToolNode) else channels
-    # Nested calls of its own methods (`ainvoke` may use `invoke`) are decided once.
+    # Run the original runnable: if its `ainvoke` uses its own `invoke`, that is not decided a second time.
     inner = None if issubclass(base, private.ToolNode) else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -70,18 +70,18 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         return await adrive(run.engine, _step(run, name, partial(_code, inner or self, **kwargs), told, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        # If a runnable with fallbacks is streamed, its parts have other callbacks.
+        # If a runnable with fallbacks is streamed, its parts get other callbacks than in `ainvoke`.
         yield await self.ainvoke(
             input, config, _code=lambda node, *a, **k: private.ajoin(base.astream(node, *a, **k)), **kwargs
         )
 
     # A node streams through callbacks, and the graph consumes its output as a whole. So every streaming method uses the
-    # guarded one.
+    # protected `invoke` or `ainvoke`.
     own = {n: getattr(Runnable, n) for n in ("stream", "astream", "transform", "atransform")}
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if issubclass(base, RunnableWithFallbacks):
         own["astream"] = astream
-    if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph flattens nested ones
+    if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph would flatten it in another sequence
         own["steps"] = property(_whole)
     return private.lookalike(base, {"__runtime_authz_node__": name, **own})
 
@@ -102,7 +102,7 @@ Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchr
 
 
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
-    """Enter the node, run it, and record its plans. A tool node has no `channels`."""
+    """Decide `node/enter`, run the node, and record the plans in its output. For a tool node, `channels` is `None`."""
     permit, keep = kept(run, "node/enter", name, lasting=channels is None)
     step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
     entered = yield from (step if permit is None else if_alive(run, permit, step))
@@ -115,10 +115,10 @@ def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
     scope = current_scope.set(run_scope(run, private.task_id(own), node))
-    ambient = var_child_runnable_config.set(own)  # it counts questions of code without a config
+    ambient = var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
     try:
         output = yield (RunCode, code, input, own)
-    except BaseException as exc:  # noqa: BLE001  (raised below, if it stands)
+    except BaseException as exc:  # noqa: BLE001  (raised below, unless the node's calls can be answered)
         failed = exc
     finally:
         var_child_runnable_config.reset(ambient)
@@ -146,7 +146,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
     if isinstance(failed, GraphInterrupt):
         own = private.interrupt_id(node.config)
         asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
-        if len(asked) == 1:  # a review's, about the calls of its newest message
+        if len(asked) == 1:  # the node is a review, which asks about the calls of the newest message
             yield from note_question(run, newest_plan(input), asked[0])
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
     if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:
@@ -155,7 +155,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return the flow for the run of a node called outside every protected graph."""
+    """Return a pair for a node called outside every protected graph: the engine, and the flow that gives the run."""
     opener = opened(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -173,7 +173,7 @@ _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.
 
 
 class _Gate(private.ToolNode):
-    """ToolNode's hooks, overridden. The first base of a dynamic subclass."""
+    """Override ToolNode's hooks, to decide its calls. The first base of each protected tool node's class."""
 
     __runtime_authz_gated__ = True
     _authz_profiles: Profiles
@@ -256,7 +256,7 @@ def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNo
 
 
 def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Guard the tools of a tool node inside a node, in its own dictionary."""
+    """Guard the tools of a tool node that a node's code holds, by replacing them in the tool node's dictionary."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)
@@ -267,7 +267,7 @@ def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
     for name, tool in list(node._tools_by_name.items()):
         # In place, because closures (a supervisor's) hold this dictionary.
         node._tools_by_name[name] = guard_tool(tool, profiles)
-    # A RunnableCallable holds functions that were bound at its creation.
+    # A RunnableCallable calls the methods that were bound when it was made: here, those of the original.
     node.func, node.afunc = node._func, node._afunc
     return node
 
@@ -278,15 +278,15 @@ class AuthzParts(Protocol):
 
 
 class AuthzToolNode(_Gate):
-    """Drop-in for `langgraph.prebuilt.ToolNode`.
+    """Drop-in for `langgraph.prebuilt.ToolNode` that decides its tools' calls.
 
-    Takes ToolNode's arguments, and the `RuntimeAuthz` that decides. Inside a protected graph it is one of its
-    enforcement points. Alone it is a root entry. Inside `authz.run()` it accepts the plan of a message that a model
-    returned in that run, unless a correction came in between. Outside, it opens an implicit run.
+    Inside a protected graph, it is one of the graph's enforcement points. In an unprotected graph, it is a root entry.
+    As a root entry inside `authz.run()`, it accepts a message as the plan of its calls if a model returned the message
+    in that run and no correction came in between. As a root entry outside `authz.run()`, it opens an implicit run.
 
     Args:
         tools: as for ToolNode; kept as guarded copies.
-        authz: the `RuntimeAuthz`.
+        authz: the `RuntimeAuthz` that decides.
         **kwargs: as for ToolNode.
     """
 

@@ -1,6 +1,6 @@
 """Find the graphs, tools, models and functions that code holds, however wrapped.
 
-`deep` searches attributes of any object. A found graph or model is not searched, because it has its own rows.
+`deep` also searches attributes of application objects. A graph or model is not entered, because it has its own rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A graph, its agent's name at run time, and the label of the parent graph and node."""
+    """A graph, its agent's name at run time (`label`), its parent's label, and the parent's node (`route`)."""
 
     graph: AnyGraph
     label: str
@@ -58,7 +58,7 @@ def graphs_in(root: AnyGraph) -> Iterator[Found]:
 
 
 def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
-    """Yield each object that `root` reaches, once; a graph as `Found`, first."""
+    """Yield each object that `root` reaches, once. A graph comes as a `Found`, before the objects that it reaches."""
     walked: dict[Any, Any] = {id(root): root}
     todo = deque([Found(root, root.get_name())])
     while todo:
@@ -73,7 +73,7 @@ def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
 
 
 def label_of(graph: AnyGraph, node: str) -> str:
-    """Return an agent's name: its graph's or, if that has none, its node's."""
+    """Return an agent's name: the graph's name or, if the graph has none, the node's."""
     name = graph.get_name()
     return node if name == "LangGraph" else name
 
@@ -86,7 +86,7 @@ def roots_of(node: PregelNode) -> list[Any]:
 def walk(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
-    """Yield every object in `roots` that is not in `walked`, once, nearest first."""
+    """Yield every object that `roots` reach and `walked` does not hold, once, nearest first."""
     # By identity, and kept alive, so that a temporary object's id is not reused.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
@@ -100,7 +100,7 @@ def walk(
                 continue
             inside = [(v, 0) for v in held_by(value, MAX_WALKED if deep else MAX_HELD) if type(v) not in _PLAIN]
             further = [(v, depth + 1) for v in _attributes(value)] if deep and depth < MAX_DEPTH else []
-        except Exception:  # noqa: BLE001, S112  (a proxy that has nothing behind it here)
+        except Exception:  # noqa: BLE001, S112  (a proxy without an object behind it)
             continue
         walked[key] = value
         left -= 1
@@ -111,7 +111,7 @@ def walk(
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
-    """Return a value's contents; none if it has rows of its own or is too large."""
+    """Return the objects that a value holds; none if coverage has rows for the value, or if it is too large."""
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
@@ -156,7 +156,7 @@ def loaded(function: FunctionType) -> Iterator[Any]:
         for attribute in attributes:
             try:
                 value = getattr(value, attribute, None)
-            except Exception:  # noqa: BLE001  (a foreign property; what cannot be read holds nothing for us)
+            except Exception:  # noqa: BLE001  (a foreign property that fails is skipped)
                 break
             yield value
 
@@ -219,7 +219,7 @@ def _attributes(value: Any) -> list[Any]:
 
 
 def functions_of(tool: BaseTool) -> list[Any]:
-    """Return the functions that a tool runs: `func`, `coroutine` or own methods."""
+    """Return the functions that a tool runs: `func`, `coroutine`, or its class's own `_run` and `_arun`."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
         origin: Any = unwrap(getattr(getattr(tool, name, None), "__func__", None))  # type: ignore[arg-type]
@@ -237,7 +237,7 @@ def root_of(module: str | None) -> str:
 
 
 def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield the validators of a pydantic schema that are functions of the user, by name."""
+    """Yield a pydantic schema's own validators, as pairs of name and function."""
     decorators = getattr(schema, "__pydantic_decorators__", None)
     for kind in ("validators", "field_validators", "root_validators", "model_validators"):
         for name, found in getattr(decorators, kind, {}).items():
@@ -245,7 +245,7 @@ def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
 
 
 def is_workflow(graph: Any) -> bool:
-    """Return True if a graph runs no tools by itself, so it only orchestrates agents."""
+    """Return True if a graph has no tool node, so that it only orchestrates agents."""
     return not any(isinstance(node.bound, ToolNode) for node in getattr(graph, "nodes", {}).values())
 
 

@@ -1,4 +1,4 @@
-"""Filter a tool's outputs and writes: hidden fields, and live tokens of the call."""
+"""Remove hidden fields from a tool's output, and the call's live tokens from its output and writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # w
 
 
 class Cleaner:
-    """Splits messages and commands; `credential.token_leak` and `pep.obligations` filter their parts."""
+    """Splits messages and commands into parts, which `credential.token_leak` and `pep.obligations` filter."""
 
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
         self._fields, self._searches = fields, bool(tokens)
@@ -49,7 +49,7 @@ class Cleaner:
         return redact(self._scrubbed(value), fields)
 
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
-        """Filter a state update: messages as messages, the rest for tokens."""
+        """Filter a state update: messages for hidden fields and tokens, other values for tokens only."""
         if isinstance(update, dict):
             return {self._scrubbed(k): self._channel(v, fields) for k, v in update.items()}
         if isinstance(update, BaseModel) or dataclasses.is_dataclass(update):
@@ -66,7 +66,7 @@ class Cleaner:
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
     def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
-        """Copy a message or a state object, with each of its attributes made `clean`."""
+        """Copy a message or a state object, and replace each attribute by what `clean` returns for it."""
         other = copy.copy(value)
         for place in _PLACES:
             if held := getattr(value, place, None):
@@ -86,7 +86,7 @@ class Cleaner:
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Filter an exception; a raised question or command in place."""
+        """Return the exception without tokens. A raised question or command is filtered in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -161,7 +161,7 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return `config` with its store, stream writer and `push_message` filtered."""
+    """Return `config` with filters on what code can write to: store, streams, `push_message`, tasks, callbacks."""
     own, keys = dict(config.get("configurable") or {}), private.keys
     if isinstance(runtime := own.get(keys.CONFIG_KEY_RUNTIME), Runtime):
         own[keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)
@@ -182,7 +182,7 @@ def _apart(written: Any, clean: Clean) -> Any:
 
 
 def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return the arguments with injected stores and runtimes filtered."""
+    """Return the arguments with filters on the writes of injected stores and runtimes."""
     watched = {name: _watched(value, clean) for name, value in args.items()}
     return args if all(watched[name] is value for name, value in args.items()) else watched
 

@@ -1,8 +1,8 @@
-"""Observe this process's effects of nodes and tools, by audit hooks (PEP 578).
+"""Observe what nodes and tools do in this process, by an audit hook (PEP 578).
 
-It is evidence, not a boundary: one line of code can bypass it. It sees connections, not requests, and opened files, not
-writes. It does not see pooled connections, C and Rust libraries, uvloop, child processes and threads without the run's
-context. So effects may happen unseen.
+The hook gives evidence and is not a boundary, because one line of code can bypass it. It sees connections, not
+requests, and opened files, not writes. It does not see pooled connections, C and Rust libraries, uvloop, child
+processes and threads without the run's context.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
 
 
 class Observed(NamedTuple):
-    """An effect: time of its first observation, author, kind and target."""
+    """An observed effect: where it happened, the code that caused it, its kind and its target."""
 
     graph: str
     agent: str
@@ -56,15 +56,15 @@ _busy = threading.local()
 
 
 def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
-    """Record what this instance's nodes and tools do, in audit log and `coverage`.
+    """Record the effects of this instance's nodes and tools in the audit log and the coverage report.
 
-    It stays for the life of the process, because CPython cannot remove an audit hook.
+    The hook stays for the life of the process, because CPython cannot remove an audit hook.
 
     Args:
         authz: the instance.
-        strict: also refuse undeclared effects: of a node outside tools and `authz.effect`, except a model call's
-            connection, and of a read-only tool, except connections. The code gets a `PermissionError`, and the graph
-            stops after the node. A tripwire for mistakes, never a boundary.
+        strict: also refuse undeclared effects: those of a node outside tools and `authz.effect`, and those of a
+            read-only tool. Connections of model calls and tools are never refused. The code gets a `PermissionError`,
+            and the graph stops after the node. This catches mistakes and is not a boundary.
     """
     _install()
     engine = authz.root_entry.engine
@@ -94,7 +94,7 @@ class Observer:
             raise PermissionError(13, f"{by} `{name}` did what nobody declared: {one}; use `authz.effect`")
 
     def conclude(self, run: Run, task: str) -> Flow[None]:
-        """Record the effects of a node that has ended. A refused effect halts, even if the node's code continued."""
+        """Record the effects of a node that has ended. After a refused effect, halt even if the node went on."""
         while self._pending:
             yield (Write, self._pending.pop(0))
         if (run.jti, task) in self._tripped:
@@ -112,7 +112,7 @@ def _install() -> None:
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = resolve(host, *args, **kwargs)  # the audit event comes before the answer, so names are recorded here
+        answer = resolve(host, *args, **kwargs)  # the audit event lacks the addresses, so names are recorded here
         if isinstance(host, str) and len(_names) < 10_000:  # noqa: PLR2004
             for *_, address in answer:
                 _names[str(address[0])] = min(_names.get(str(address[0]), host), host, key=len)
@@ -151,7 +151,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
 
 
 def _by_library() -> bool:
-    """Return True if this package acts, not code that its enforcement points run."""
+    """Return True if this package itself acts, and not code that its enforcement points run."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__", "")).partition(".")
@@ -162,7 +162,7 @@ def _by_library() -> bool:
 
 
 def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
-    """Return kind and target of an event. The interpreter's caches do not count."""
+    """Return an event's kind and target, or `None` if it is not an effect. Python's bytecode caches do not count."""
     with suppress(Exception):  # an argument of an unexpected type
         kind, target = reader(args) or ("", None)
         if target is not None and "__pycache__" not in str(target) and target != os.devnull:

@@ -1,7 +1,7 @@
-"""Open an application's run, carry its handle, and find the run of a step.
+"""Open the application's run, carry runs in configs, and find the run of the current code.
 
-A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`. It is absent from
-state, checkpoints, tracers and remote configs. A leaked handle is an empty placeholder, and a forged one is ignored.
+The root entry puts a `Handle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
+configs do not hold it. A serialised handle is a placeholder without content. A value that is not a `Handle` is ignored.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _OUTSIDE: Final = "guard"  # the agent's name for guarded tools called outside e
 class AuthzHalt(AuthzDenied, GraphBubbleUp):
     """Stop the graph and leave the thread resumable.
 
-    A `GraphBubbleUp`: RetryPolicy does not retry it, `handle_tool_errors` and error-handling
-    middleware do not swallow it, and no error is written to the checkpoint.
+    It is a `GraphBubbleUp`. So `RetryPolicy` does not retry it, `handle_tool_errors` and error-handling
+    middleware do not swallow it, and LangGraph writes no error to the checkpoint.
     """
 
 
 class Handle(Sealed):
-    """Hold a run, or an application's `RunHandle`. It unpickles as a string."""
+    """Hold a `Run` or a `RunHandle` in a config. A pickled handle is read back as a plain string, without the run."""
 
     __slots__ = ("__weakref__", "target")
     _pickled = _PLACEHOLDER
@@ -72,7 +72,7 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 
 
 class FlowContext(Generic[T]):
-    """A context manager, sync and async, that enters and exits by flows."""
+    """A sync and async context manager whose entry and exit are flows."""
 
     engine: Any
 
@@ -80,7 +80,7 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow of the exit, if there is one. `cut`: a stream was closed early."""
+        """Return the flow of the exit, or `None` if nothing is left to do. `cut`: a stream was closed early."""
         raise NotImplementedError
 
     def __enter__(self) -> T:
@@ -109,7 +109,7 @@ class FlowContext(Generic[T]):
 
 
 def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
-    """Run a flow in a context, sync or async, that swallows nothing."""
+    """Run the flow `code` inside a sync and async context manager that swallows no exception."""
     leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
     try:
         result = yield from code(entered)
@@ -121,7 +121,7 @@ def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
 
 
 class run_scope(CodeScope):
-    """Make `run` current for the code inside, without a ticket, because it may be another agent's code."""
+    """Make `run` current for the code inside. That code gets no ticket, because it may be another agent's."""
 
     __slots__ = ("_previous", "_span", "node")
 
@@ -139,7 +139,7 @@ class run_scope(CodeScope):
     def __exit__(self, *exc: object) -> None:
         if self._span is not None:
             self._span.leave()
-        # Without a Token, because a generator may be closed in another context, which keeps its value.
+        # Without a `Token`, because a generator may be closed in another context. Then the value there stays.
         if current_scope.get() is self:
             current_scope.set(self._previous)
 
@@ -153,7 +153,7 @@ def with_run(config: Mapping[str, Any], run: Run | RunHandle) -> dict[str, Any]:
 
 
 def target_in(config: Mapping[str, Any] | None) -> Run | RunHandle | None:
-    """Return the run that a config names, or the application's."""
+    """Return the `Run` or the application's `RunHandle` that a config holds, or `None`."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
     return handle.target if type(handle) is Handle else None
 
@@ -168,7 +168,7 @@ def without_handle(chunk: Any, depth: int = 7) -> Any:
 
 
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
-    """Return a step's run, from its config, else from the enforcement point around it."""
+    """Return the `Run` that a config holds, or else the run of the enforcement point around the current code."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
     if type(handle) is Handle and type(run := handle.target) is Run:
         return run
@@ -180,23 +180,23 @@ def running() -> Run | None:
 
 
 def current_node(run: object) -> Any:
-    """Return the calls of the hand-written node of `run` whose code is running."""
+    """Return the `NodeCalls` of the hand-written node that is running in `run`, or `None`."""
     scope = current_scope.get()
     return scope.node if type(scope) is run_scope and scope.run is run else None
 
 
 def note_question(run: Run | None, exc: object) -> None:
-    """Tell a hand-written node about a question of its child agent."""
+    """Tell a hand-written node that a child agent, which its code called, has asked a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc
 
 
 class RunHandle:
-    """A run with its subject, task and grant. `RuntimeAuthz.run` yields it.
+    """The application's run, with its subject, task and grant. `RuntimeAuthz.run` returns it.
 
-    Use it as a context manager, synchronous or asynchronous, or call `close`. Inside generators pass `config()`
-    to each call.
+    Use it as a context manager, synchronous or asynchronous, or call `close`. Inside a generator, pass
+    `run.config()` to each call of a graph, because a generator's `with` is refused.
 
     Attributes:
         run_id: names the run in records, spans and tokens (`txn`).
@@ -220,14 +220,14 @@ class RunHandle:
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.settled: dict[str, int] = {}
-        # As in `Run`, for models of unprotected graphs. An `AuthzToolNode` that works alone uses it.
+        # Model outputs of unprotected graphs, as in `Run`. An `AuthzToolNode` in an unprotected graph reads them.
         self.seen_from_model: dict[str, tuple[str | None, str | None]] = {}
         self.asked_model: dict[object, tuple[str, str | None]] = {}
         self.lock = threading.Lock()
         self.closed = self._in_generator = False
         self._previous: RunHandle | None = None
         self.subject = subject
-        # A user speaks to the graph. Agents, also remote ones, crons and webhooks do not state a task.
+        # Only the input of a user states a task. The input of an agent, a cron job or a webhook does not.
         self.human = subject.human and not self.upstream
         self.task = task
         self.grant = grant
@@ -245,27 +245,27 @@ class RunHandle:
 
     @property
     def jti(self) -> str | None:
-        """The jti of the newest root entry's lease; `None` before the first."""
+        """The jti of the newest root entry's lease; `None` before the first root entry."""
         return self._entries[-1].jti if self._entries else None
 
     @property
     def epoch(self) -> int | None:
-        """The newest root entry's epoch; `None` before the first."""
+        """The newest root entry's epoch; `None` before the first root entry."""
         return self._entries[-1].epoch if self._entries else None
 
     @property
     def decisions(self) -> list[Explanation]:
-        """The run's decisions in words, newest last, if the instance still has them."""
+        """Explanations of the run's decisions, newest last, as far as this instance still keeps the decisions."""
         from langchain_runtime_authz.audit.explanation import explain
 
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
-        """Return `config` with this run, for generators and tasks, until it ends."""
+        """Return `config` with this run, for calls in generators and tasks. It is valid until the run is closed."""
         return with_run(config or {}, self)  # type: ignore[return-value]
 
     def _close(self) -> Flow[None]:
-        """End the run's leases. Paused threads stay resumable. It may be called twice."""
+        """End the run's leases. Paused threads stay resumable. A second call does nothing."""
         self.closed = True
         for run in [run for run in self._entries if not run.closed]:
             yield from close(run)
@@ -289,13 +289,13 @@ class RunHandle:
         return self._outside
 
     def brings(self) -> dict[str, Any]:
-        """Return the application's values for each of the run's entries (`open_entry`). Only a user states a task."""
+        """Return the arguments of `open_entry` that the application chose. A task counts only if a user states it."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
 
     def enter(self, run: Run) -> None:
-        """Add a root entry's run for `close` to end, unless this run is closed already."""
+        """Add a root entry's run, so that `close` ends it. Raises `AuthzDenied` if this handle is closed already."""
         if self.closed:
             run.closed = True
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
@@ -325,7 +325,7 @@ class RunHandle:
         await self.aclose()
 
     def _leave(self) -> None:
-        # Without a Token, because a generator may be closed in another context, with nothing to restore.
+        # Without a `Token`, because a generator may be closed in another context, with nothing to restore.
         if _opened.get() is self:
             _opened.set(self._previous)
 
@@ -342,12 +342,12 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return a call's application run: by its config, else the surrounding `with`."""
+    """Return the application's run for a call: from the config, or else from the surrounding `with`."""
     return target if isinstance(target := target_in(config), RunHandle) else around()
 
 
 def around() -> RunHandle | None:
-    """Return the run of the surrounding `with`. A generator's `with` is refused: it may leave its run behind."""
+    """Return the surrounding `with`'s run. Raises `ConfigError` if a generator opened it, as other code may see it."""
     handle = _opened.get()
     while handle is not None and handle.closed:
         handle = handle._previous

@@ -1,11 +1,11 @@
-"""The arrival of a call at a tool: only the call that was decided passes, with its arguments.
+"""Check a call that reaches a tool: only the call that was decided passes, with the decided arguments.
 
-If no earlier enforcement point decided it, or if arguments or tool were changed since, it is decided here.
+If no earlier enforcement point decided the call, or if its arguments or its tool changed since, it is decided here.
 
-Calls of a hand-written node are found in its plan, held while a question is open, and answered at the end. A call
-without an id is matched to the newest message's calls by tool and arguments; equal calls in order. Code that swallows a
-question does not lose it: other calls of the node are held, and its enforcement point raises the question when the node
-ends. The node then runs again with the answer; the ledger answers the calls that ran.
+A hand-written node calls tools in its own code. Each call is matched to the node's plan: by its id or, without an id,
+by tool and arguments, with equal calls in order. While a question is open, the node's other calls are held. If the
+node's code swallows the question, the node's enforcement point raises it when the node ends. The node then runs again
+with the answer, and the ledger returns the results of the calls that ran before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Arrival:
     run: Run | None = None
     opener: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
     verdict: Verdict | None = None  # of an earlier enforcement point
-    counts: dict[str, int] | None = None  # of equal calls without enforcement point and message
+    counts: dict[str, int] | None = None  # equal call → how often it ended, for calls without a message
     front: Pending | None = None  # the pending call from which this one was made
     call_id: str | None = None  # of the tool call, if a message can answer it
     parser: Parser | None = None  # parses the given input into the tool's arguments
@@ -70,13 +70,13 @@ class Arrival:
         if self.run is None and self.opener is not None:
             try:
                 self.run = yield from self.opener.outside_run()
-            except AuthzDenied as exc:  # nothing may start here
+            except AuthzDenied as exc:  # no run may be opened here
                 return tool_execution.denied(self.call, exc)
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
         if self.front is not None:
-            # Before this call is claimed, which may be equal but of another tool.
+            # Give the earlier permit back before this call is claimed, which may differ by the tool alone.
             yield from self.front.give_back()
         if self.node is None or self.describe is None or self.facts is None:
             try:
@@ -97,13 +97,13 @@ class Arrival:
         return verdict
 
     def _counted(self, call: Call) -> Call:
-        """Return a call without a message, numbered among its equals."""
+        """Return a call without a message, with a number that distinguishes it from equal calls."""
         if self.counts is None:
             return call
         return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
     def settle(self, output: Any = None, exc: BaseException | None = None) -> None:
-        """Record the call's outcome. After an answer, an equal call of the same code is a new one."""
+        """Record the call's outcome. Unless the call failed, the next equal call of the same code is a new call."""
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
         if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
@@ -111,7 +111,7 @@ class Arrival:
             self.node.ended(self.call, self.place, output, exc, self.config)
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
-        """Return the call's execution, or `None` if there is only an answer. Malformed arguments get no ticket."""
+        """Return the execution, or `None` if the tool must not run. With malformed arguments it has no ticket."""
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
@@ -157,13 +157,13 @@ class Arrival:
 
 
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
-    """Return the arrival of a call of `tool.run`. `parser` (the tool's) parses its input."""
+    """Return the `Arrival` of a call of `tool.run`. `parser` is the tool's own parser of its input."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
-        config = ensure_config(config)  # LangChain's `invoke` has done it already
+        config = ensure_config(config)  # after LangChain's `invoke`, the config is complete
     scope = current_scope.get()
     one = scope if type(scope) is Pending else None
     if one is not None and one.call.call_id != call_id:
-        one = None  # a wrapper's own call; the verdict waits for the call that it is about
+        one = None  # a wrapper's own call: the verdict waits for the call that was decided
     mine = one if one is not None and not one.used and one.take() else None
     if mine is not None:
         call = mine.call
@@ -176,8 +176,8 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
                     given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
                 )  # fmt: skip
     facts = facts_of(tool)
-    # A call that differs from an earlier enforcement point's differs from the plan. Without one there is no message,
-    # and the plan is found by the call's id.
+    # If an earlier enforcement point decided another form of the call, this form is compared with the same plan.
+    # Without an earlier decision no message is known, and the plan is found by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
 
     def amend(name: str, args: dict[str, Any]) -> Call:
@@ -199,12 +199,12 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
 
 
 def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
-    """Return the arrival of a direct call of a tool's code, past `run`, with unparsed `args`."""
+    """Return the `Arrival` of a direct call of a tool's code. It bypasses `run`, so `args` are not parsed."""
     return _arrival(tool, config, None, facts, _described(tool, None, None), args)
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the arrival of an unguarded tool's call, which parses its input again. Raises a denial."""
+    """Return the `Arrival` of an unguarded tool's call. Refuse input that the tool would parse differently again."""
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)
@@ -217,7 +217,7 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
 
 
 def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
-    """Return what gives the call of other arguments. Without a parser the tool receives them as they are."""
+    """Return a function that makes a `Call` from facts and arguments. Without a parser, the arguments stay as given."""
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def described(facts: ToolFacts, given: Any) -> Call:
@@ -231,7 +231,7 @@ def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **pla
 def _arrival(
     tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
 ) -> Arrival:
-    """Return the arrival of a call without a message, by the node's plan or the call's id."""
+    """Return the `Arrival` of a call without a message. Its plan is found by the node's input or the call's id."""
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
@@ -250,7 +250,7 @@ Place = tuple[str, int]  # a message's id, a call's position in it
 
 
 class NodeCalls:
-    """One execution of a hand-written node. It decides calls one by one, so that answers fit their questions."""
+    """One execution of a hand-written node. Calls are decided one by one, so that each answer fits its question."""
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
@@ -282,7 +282,7 @@ class NodeCalls:
                 continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
-            if len(several) > 1:  # each call may be sent to a node, with the message
+            if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
                 mine = {c["id"] for c in parsing.sent_calls(self._given)}
                 several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
             for planned in several:
@@ -298,7 +298,7 @@ class NodeCalls:
         return call, None
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
-        """Decide a call by its message, else as one of several equal ones. Raises as `decide_all`."""
+        """Decide a call by its message or, without one, numbered among equal calls. Raises as `decide_all` does."""
         call, place = yield from self._find(run, one)
         call = call if place is not None else one._counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)
@@ -311,7 +311,7 @@ class NodeCalls:
         return done, place
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
-        """Return True if a `task` of the functional API makes the call, which asks and runs again by itself."""
+        """Return True if a `task` of the functional API makes the call. Such a task asks and runs again by itself."""
         return private.task_id(config) not in ("", private.task_id(self.config))
 
     def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
@@ -347,7 +347,7 @@ class NodeCalls:
     def ended(
         self, call: Call, place: Place | None, output: Any, exc: BaseException | None, config: Mapping[str, Any]
     ) -> None:
-        """Record a permitted call's outcome. If it never ran, an equal call may take its place."""
+        """Record a permitted call's outcome. If the call raised, an equal call may take its place in the plan."""
         if isinstance(exc, GraphInterrupt) and not self._by_task(config):
             self.question = self.question or exc  # asked by the tool
         if place is not None and exc is None:
@@ -375,7 +375,7 @@ class NodeCalls:
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return an update that answers the message's open calls, or `None` if no channel fits."""
+        """Return a state update that answers the message's open calls, or `None` if no channel can take it."""
         done = parsing.answered_calls(self._given)
         held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
         if not held and len(channels) == 1:

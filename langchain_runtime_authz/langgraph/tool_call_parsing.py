@@ -41,7 +41,7 @@ def describe(
 ) -> Call:
     """Return the `Call` to decide, from the arguments that `read` returns.
 
-    `written` are those of the model, and `about` has what else is known of the call: at least its ids and its place.
+    `written` holds the model's arguments. `about` holds other fields of the `Call`: at least its ids and position.
     """
     error: Code | None = None
     args: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def describe(
     (profile, profiled, _), injected = facts
     try:
         parsed = read()
-    except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
+    except Exception as exc:  # noqa: BLE001  (stored, and raised again when the tool parses)
         parsed, error = exc, Code.INVALID_ARGUMENTS
     else:
         try:
@@ -94,7 +94,7 @@ def parses_alike(call: Call) -> bool:
 
 
 def unchanged(call: Call) -> bool:
-    """Return True if the parsed arguments are unchanged since the decision. A message may share nested values."""
+    """Return True if the parsed arguments still equal the decided ones. Code may change values in the message."""
     parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
@@ -115,7 +115,7 @@ def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]
 
 
 def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
-    """Return True if the framework supplies an argument, by its name, or for common names by its type."""
+    """Return True if the framework supplies an argument: its name is injected, or its value is a `ToolRuntime`."""
     return name in injected or type(value) is ToolRuntime
 
 
@@ -127,10 +127,10 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
 def as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:
-    """Return the call as its message holds it, or `None`. Arguments added by code are critical unless injected."""
+    """Return the call if its plan matches, else `None`. Arguments that code added are critical unless injected."""
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
-    if raw_digest(written) != planned.args_digest:  # an approver replaced it
+    if raw_digest(written) != planned.args_digest:  # an approver replaced the planned call
         return None
     sent = given if isinstance(given, Mapping) else {}
     added = {k for k in sent if k not in written and not supplied(k, sent[k], facts.injected)}

@@ -34,14 +34,14 @@ from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
 State = Literal["done", "failed", "denied", "suspended", "halted", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
-Outcome = tuple[Any, BaseException | None]  # output or exception of the tool; a flow cannot raise a `StopIteration`
+Outcome = tuple[Any, BaseException | None]  # a tool's output or exception: a flow cannot raise a `StopIteration`
 FUNCTION: Final[Stage] = "function"
 PAUSE: Final = 0.005  # seconds
 Locks = tuple[threading.Lock, threading.Lock]
 
 
 class Pending(CodeScope):
-    """The data from an enforcement point to the guard: the verdict, the call and its run."""
+    """The data that an enforcement point passes to the tool's guard: the verdict, the call and its run."""
 
     __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "question", "replaced", "used", "verdict")
 
@@ -50,20 +50,20 @@ class Pending(CodeScope):
         run: Run,
         call: Call,
         verdict: Verdict | None,  # `None`: a review asks an approver first, and the guard decides after it
-        place: int | None = None,  # index in its task, to number the graphs that it calls
+        place: int | None = None,  # the call's index in its task, to number the graphs that its tool calls
         *,
-        answers: int = 0,  # number of answers used by the tool, which has run, and a review
-        paused: bool = False,  # the tool has asked by itself, and has not run
+        answers: int = 0,  # number of resume values that the tool, which ran before, and a review used
+        paused: bool = False,  # the tool asked by itself and has not finished
         replaced: bool = False,  # an approver replaced the model's call
     ) -> None:
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
         self.left = self.used = verdict is None
-        self.question: GraphInterrupt | None = None  # about another call that was made before the tool
+        self.question: GraphInterrupt | None = None  # about another call, which code before the tool made
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Return True once: two executions of one call must not both use its permit."""
+        """Return True to the first caller only, because two executions must not both use the call's permit."""
         with self._lock:
             first, self.used = not self.used, True
         return first
@@ -88,7 +88,7 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
         await asyncio.shield(adrive(engine, flow))
 
 
-# Code and its arguments. Run foreign code: call the sync form, await the async form.
+# Run foreign code, given the code and its arguments: call the sync form, await the async form.
 RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
 
@@ -108,12 +108,12 @@ async def _aone(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
         locks[1].release()
 
 
-# Locks, flow. Run one flow at a time among threads, and one among coroutines.
+# Given locks and a flow, run one flow at a time among threads, and one at a time among coroutines.
 OneByOne: Final = Effect(_one, _aone)
 
 
 class ToolExecution(CodeScope):
-    """One permitted execution of a tool. Copies of a tool share one `guard`."""
+    """One execution of a tool. `guard` is the tool's `Guard` or, for an unguarded tool, the callback's run id."""
 
     __slots__ = ("_asked", "_before", "_settle", "_span",
                  "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip
@@ -144,7 +144,7 @@ class ToolExecution(CodeScope):
         self.returned: Any = None
 
     def admits(self, stage: Stage) -> bool:
-        """Return True if a stage of the tool may start, each once. The first redeems the ticket."""
+        """Return True if a stage of the tool may start. Each may start once, and the first redeems the ticket."""
         stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False
@@ -158,7 +158,7 @@ class ToolExecution(CodeScope):
         return True
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of `run`, with filtered callbacks if a token can be written to them."""
+        """Return the options of the tool's `run`, with callbacks from whose streams tokens are removed."""
         if not given.get("callbacks"):
             return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
@@ -171,11 +171,11 @@ class ToolExecution(CodeScope):
         return value
 
     def clean_error(self, exc: BaseException) -> Any:
-        """Filter the tool's exception. A `GraphBubbleUp` is filtered in place."""
+        """Filter the tool's exception. A `GraphBubbleUp`, such as a question, is filtered in place."""
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:
-        """Filter live tokens in the tool's other writes."""
+        """Remove live tokens from what the tool writes besides its output: to the store, to streams, to the state."""
         return self._filtered(value, frozenset())
 
     def _filtered(self, value: Any, fields: frozenset[str]) -> Any:
@@ -204,7 +204,7 @@ class ToolExecution(CodeScope):
             if exc is not None:
                 self._span.fail(type(exc))
             self._span.end()
-        if current_scope.get() is self:  # otherwise it is closed in another context, which keeps its scope
+        if current_scope.get() is self:  # otherwise the call ends in another context, whose scope stays
             current_scope.set(self._before)
         failed = isinstance(output, ToolMessage) and output.status == "error"
         state: State = _state_of(exc, self.call.profile.effect) if exc is not None else "failed" if failed else "done"
@@ -215,8 +215,8 @@ class ToolExecution(CodeScope):
         if self.ticket is None:
             return None
         if state not in ("suspended", "unknown") and not self.stages:
-            state = "released"  # its parsing or callbacks stopped the tool before it ran
-        answered = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
+            state = "released"  # parsing or callbacks stopped the tool before it ran
+        answered = len(self._asked) - (1 if state == "suspended" else 0)  # the last question has no answer yet
         result, returned = only_asked(answered) if answered else None, None
         if state == "done":
             if self.call.profile.side_effect:
@@ -246,16 +246,16 @@ def _state_of(exc: BaseException, effect: str) -> State:
     # After an invalid answer, the tool's own question stays open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
-    # A step inside the tool was stopped. It has its own record. After a halt, the tool goes on when it is entered again.
+    # A step inside the tool was stopped, and has its own record. After a halt, the tool runs again on resume.
     if isinstance(exc, AuthzDenied) and effect != "pay":
         return "halted" if isinstance(exc, AuthzHalt) else "denied"
     return state_of(exc)
 
 
 def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the answer to a call that does not run: a message or, without an id, a plain value."""
+    """Return the message for a call that does not run. Without a call id, return plain content or raise the denial."""
     if isinstance(verdict, Denial):
-        # Calls that a run left behind are decided again when the thread continues.
+        # A call whose run has ended is decided again when the thread continues.
         if verdict.decision.reason == Code.LEASE_ENDED:
             raise AuthzHalt(Code.LEASE_ENDED, verdict.decision.decision_id)
         if call_id is not None:

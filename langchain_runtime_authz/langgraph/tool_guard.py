@@ -2,7 +2,7 @@
 
 A guarded tool is a copy whose class is a dynamic subclass of the tool's class. All uses of the object pass the guard:
 `invoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and direct calls of `_run`, `_arun`, `func` and `coroutine`.
-If code kept the tool's original function, calls of that are not guarded.
+Calls of the tool's original function, if code kept it, are not guarded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, To
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Guard, Profiles, guard_of, is_guarded
 from langchain_runtime_authz.pep.run import adrive, drive
 
-# Ways to call a tool, other than `invoke`, which LangChain's versions use.
+# Other methods that call a tool. LangChain's versions of them use `invoke` or `run`.
 _FORMS: Final = (
     "__call__",
     *(a + form for form in ("batch", "batch_as_completed", "stream", "transform") for a in ("", "a")),
@@ -42,7 +42,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         if guard_of(tool).profiles is not profiles:
             raise AlreadyProtected(tool.name, "tool")
         return tool
-    tool._injected_args_keys  # noqa: B018  (LangChain keeps it in the tool, so the copies have it)
+    tool._injected_args_keys  # noqa: B018  (LangChain caches the value in the tool, and so in copies)
     copy = tool.model_copy()
     guard = Guard(profiles, copy, _decided_function)
     private = dict(copy.__pydantic_private__ or {})
@@ -53,7 +53,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
 
 
 def guard_in_place(tool: BaseTool) -> None:
-    """Guard a tool held by plain code, inside runs only, by the run's instance, unless it acts by itself."""
+    """Guard a tool that plain code holds, for its calls inside runs, unless its class overrides an entry point."""
     if is_guarded(tool) or hasattr(type(tool), IN_PLACE) or acts_by_itself(tool):
         return
     private = dict(tool.__pydantic_private__ or {})
@@ -95,7 +95,7 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
 
     own: dict[str, Any] = {**_guard_field(), GUARDED: base, "_parse_input": _parse_input}
     own |= {"run": _decided_run(base, _call), "arun": _decided_run(base, _acall)}
-    # LangChain's `_run` and `_arun` of a tool made from functions call these, which are guarded.
+    # For a tool made from functions, LangChain's `_run` and `_arun` call the functions, which are guarded.
     if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
         @_wraps(base._run)
@@ -157,7 +157,7 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Wrap as `functools.wraps`, with resolved annotations, which LangChain else compiles on every call."""
+    """Wrap as `functools.wraps`, with resolved annotations. LangChain would otherwise resolve them on every call."""
 
     def wrap(function: Callable[..., Any]) -> Any:
         wrapped = functools.wraps(code)(function)
@@ -177,7 +177,7 @@ def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
 
 
 def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Wrap a tool's `func` or `coroutine`: it runs in the execution of `run`, or is decided if called directly."""
+    """Wrap a tool's `func` or `coroutine`. Inside a permitted execution it runs; a direct call is decided first."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
 
     async def awaits(*args: Any, **kwargs: Any) -> Any:
@@ -194,12 +194,12 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 def _called(
     forms: tuple[Any, Any], tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
-    """Return a stage's output, or an awaitable for it."""
+    """Run a stage of a tool, and return its output or an awaitable for it. Decide a direct call first."""
     execution, (call, filtered) = current_scope.get(), forms
     if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return call(tool, arrived, lambda _: _called(forms, tool, guard, stage, code, args, kwargs))
-    if len(execution.stages) > 1:  # only the first stage's output is released
+    if len(execution.stages) > 1:  # only the output of the first, outermost stage is filtered
         return code(*args, **kwargs)
     return filtered(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
 
@@ -207,7 +207,7 @@ def _called(
 def _by_hand(
     tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arrival:
-    """Return the arrival of a direct call: its arguments by name, except those of the framework."""
+    """Return the `Arrival` of a direct call: its arguments by name, without those that LangChain supplies."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(named.pop(config_parameter(code) or "", None))
     function = next((f for f in guard.functions if f is not None), None)
@@ -222,7 +222,7 @@ def _by_hand(
 
 
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
-    """Guard the class's own `invoke`. LangChain's batching and streaming, which use it, replace the class's."""
+    """Guard the class's own `invoke`. Replace its own batch and stream methods by LangChain's, which use `invoke`."""
 
     def decided(name: str, call: Callable[..., Any], filtered: Callable[..., Any]) -> Callable[..., Any]:
         def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -259,7 +259,7 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
 
 
 def _within_own_invoke(tool: BaseTool) -> bool:
-    """Return True once if the tool's own, decided `invoke` calls `run`, as LangChain's does."""
+    """Return True once, if `run` is called by the class's own `invoke`, whose call is decided already."""
     execution = current_scope.get()
     if type(execution) is not ToolExecution or execution.guard is not guard_of(tool) or execution.stages != ["invoke"]:
         return False

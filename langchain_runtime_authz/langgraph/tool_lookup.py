@@ -1,6 +1,6 @@
-"""Look up a tool's profile: declared and pinned to its digest, else unprofiled.
+"""Look up a tool's profile. It is declared and pinned to the tool's digest, or the tool counts as unprofiled.
 
-A guarded tool has a `Guard`, which checks the tool again after a change.
+A guarded tool has a `Guard`, which looks the profile up again if the tool changes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from langchain_runtime_authz.tool_profile import (
     tool_digest,
 )
 
-# Tools of LangGraph's libraries, recognised by their function, which no remote data can claim. The steps that they lead
-# to (of the other agent) are decided separately.
+# Tools of LangGraph's libraries, recognised by their function, because remote data can imitate a name but no function.
+# The steps of the agent to which such a tool leads are decided separately.
 _COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")
 _FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
     "langgraph_supervisor.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
@@ -45,12 +45,12 @@ def _origin(tool: BaseTool) -> str:
 
 
 def known_by_code(tool: BaseTool) -> bool:
-    """Return True if a LangGraph library made the tool. Descriptions may differ: `task` lists agents."""
+    """Return True if a LangGraph library made the tool, whose description may vary: that of `task` lists agents."""
     return _origin(tool) in _FRAMEWORK
 
 
 class Profiled(NamedTuple):
-    """A tool's profile, and if it is not declared, why."""
+    """A tool's profile. If the profile is not the declared one, `why` holds the reason."""
 
     profile: ToolProfile
     declared: bool
@@ -58,17 +58,17 @@ class Profiled(NamedTuple):
 
 
 class ToolFacts(NamedTuple):
-    """Facts about a tool, looked up once while it does not change."""
+    """A tool's profile and the names of its injected arguments, kept until the tool changes."""
 
     profiled: Profiled
     injected: frozenset[str]
 
 
 class Profiles:
-    """The profiles of one `RuntimeAuthz` by tool, or their source, if they change with the policy revision.
+    """The profiles of one `RuntimeAuthz` by tool name. If they change with the policy revision, a function gives them.
 
     A declared profile without a digest is pinned to the first tool of its name. A second tool of this name with another
-    description or schema is unprofiled, and so is a tool with a draft.
+    description or schema is unprofiled, and so is a tool whose profile is a draft.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -80,11 +80,11 @@ class Profiles:
         self.writes: dict[str, BaseTool] = {}  # represents writes to a graph's store
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
-        return self  # a copied tool or tool node keeps its instance
+        return self  # a copied tool or tool node keeps its `RuntimeAuthz`
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → profile without drafts, including those of known tools. It stays the same object without changes."""
+        """Tool name → profile, without drafts, with profiles that known tools carry. Same object while unchanged."""
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
@@ -95,17 +95,17 @@ class Profiles:
 
     @property
     def signatures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Tool → JSON schema of its arguments, for known tools."""
+        """Tool name → JSON schema of its arguments, for known tools."""
         return {name: signature_of(tool) for name, (tool, _) in list(self._tools.items())}
 
     def _all(self) -> Mapping[str, ToolProfile]:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return `tool`'s present profile. Refuse one that names unknown arguments."""
+        """Return `tool`'s present profile. Raises `ConfigError` if the profile names arguments that the tool lacks."""
         declared = self.declared.get(tool.name)
         if declared is None:
-            # Only an instance counts, because plain metadata may be remote data.
+            # Only a `ToolProfile` instance counts, because plain metadata may be remote data.
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
         if declared is None or declared.draft:
@@ -121,7 +121,7 @@ class Profiles:
         return Profiled(declared, True)
 
     def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
-        """Return why a tool is neither the reviewed one nor the first of its name, or an empty text."""
+        """Return why a tool is neither the reviewed one nor the first of its name; else an empty string."""
         looks = _looks(tool)
         if looks is None:
             return "its name, description and schema have no digest"
@@ -141,12 +141,12 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the tool as unprofiled, with the risk of its hints. A remaining verdict decides alone."""
+        """Return the tool as unprofiled, with the risk that its hints state. With a verdict in `base`, ignore hints."""
         return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:
-    """Return why the profile is for another tool of this name, by code or arguments."""
+    """Return why the profile is for another tool of this name, by package or arguments; else an empty string."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
     if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
@@ -165,14 +165,14 @@ def package_of(tool: BaseTool) -> str:
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:
-    """Return a tool's arguments from the model, by name, with resolved JSON schemas."""
+    """Return name → resolved JSON schema, for the arguments that a model gives to a tool."""
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **parameters_of(tool).get("properties", {})}
 
 
 def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:
-    """Return a plain schema's arguments by name, if no profile path leads into one."""
+    """Return a schema's argument names; `None` if it has aliases or a profile's path leads into an argument."""
     fields = getattr(tool.args_schema, "model_fields", None)
     if not isinstance(fields, dict) or any(f.alias or f.validation_alias for f in fields.values()):
         return None
@@ -193,7 +193,7 @@ _schemas: weakref.WeakKeyDictionary[type, dict[_Looks, Mapping[str, Any]]] = wea
 
 
 def _looks(tool: BaseTool) -> _Looks | None:
-    """Return the parts that identify a tool; `None` if they have no exact JSON form."""
+    """Return the parts that identify a tool, or `None` if they cannot be written as JSON exactly."""
     schema = tool.args_schema
     if not isinstance(schema, type):  # a mapping is mutable
         return None if (own := digest_of(tool)) is None else (own,)
@@ -206,7 +206,7 @@ def _looks(tool: BaseTool) -> _Looks | None:
 
 
 def _alike(a: _Looks, b: _Looks) -> bool:
-    """Return True if two tools are surely equal, schema classes aside."""
+    """Return True if two tools are surely equal, even if their schemas are different classes."""
     if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
         return a == b
     ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
@@ -214,7 +214,7 @@ def _alike(a: _Looks, b: _Looks) -> bool:
 
 
 def _fields(schema: Any) -> list[tuple[object, ...]] | None:
-    """Return all parts of a schema class that LangChain shows to a model; `None` if equality is unsure."""
+    """Return the parts of a schema class that a model is shown; `None` if a default cannot be compared surely."""
     found: list[tuple[object, ...]] = []
     for name, field in getattr(schema, "model_fields", {"": None}).items():
         default = getattr(field, "default", field)
@@ -227,7 +227,7 @@ def _fields(schema: Any) -> list[tuple[object, ...]] | None:
 
 
 def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the JSON schema of a tool's arguments from the model, cached while the schema class lives."""
+    """Return the JSON schema of the arguments that a model gives to a tool, cached while the schema class lives."""
     schema, looks = tool.args_schema, None
     if isinstance(schema, type) and (looks := _looks(tool)) is not None:
         kept = _schemas.setdefault(schema, {})
@@ -237,12 +237,12 @@ def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
     if looks is not None:
         if len(kept) >= MAX_KEPT:  # a tool whose description changes each time
             kept.clear()
-        kept[looks[:3] + looks[4:]] = found  # without the schema, which it must not keep alive
+        kept[looks[:3] + looks[4:]] = found  # the key lacks the schema class, which must not be kept alive
     return found
 
 
 def digest_of(tool: BaseTool) -> str | None:
-    """Return the digest of a tool's name, description and schema; `None` without an exact JSON form."""
+    """Return the digest of a tool's name, description and schema; `None` if they cannot be written as JSON exactly."""
     try:
         return tool_digest(tool.name, tool.description, parameters_of(tool))
     except (MappingError, ValueError, TypeError, KeyError):
@@ -251,12 +251,12 @@ def digest_of(tool: BaseTool) -> str | None:
 
 FUNCTIONS: Final = ("func", "coroutine")
 GUARDED: Final = "__runtime_authz_guarded__"  # on a guarded class: its original class
-IN_PLACE: Final = "__runtime_authz_in_place__"  # likewise, on a class that guards inside runs only
+IN_PLACE: Final = "__runtime_authz_in_place__"  # on a class that guards inside runs only: its original class
 Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
 
 
 class Guard:
-    """Hold a guarded tool's profile, and wrap its functions. Copies share it."""
+    """Hold a guarded tool's profile, and wrap its functions. Copies of the tool share the guard."""
 
     __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 
@@ -264,12 +264,12 @@ class Guard:
         self.profiles, self.wrap = profiles, wrap
         self.functions = _functions(tool)
         kind = getattr(type(tool), IN_PLACE, type(tool))
-        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # no own code runs before its start
+        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # `run` is LangChain's
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:
         """Return the tool's present profile and injected arguments."""
-        # The identity of the digest's parts: a tool that changes at run time is checked again.
+        # Compare the digest's parts by identity: a tool that changes at run time is checked again.
         held, declared = tool.__dict__, self.profiles.declared
         own = (tool.name, tool.description, tool.args_schema, tool.metadata)
         key = (*own, declared, held.get("func"), held.get("coroutine"))
@@ -292,7 +292,7 @@ class Guard:
 
 
 class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
-    """The guards of a tool guarded in place, one for each instance that calls it."""
+    """The guards of a tool guarded in place, one for each `RuntimeAuthz` in whose runs it is called."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         return self
@@ -309,7 +309,7 @@ def facts_of(tool: BaseTool) -> ToolFacts:
 def guard_of(tool: BaseTool) -> Guard:
     """Return the guard of a guarded tool.
 
-    A tool that was rebuilt from its fields (`configurable_fields`) uses its functions' guard.
+    A tool that LangChain rebuilt from its fields (`configurable_fields`) uses the guard of its functions.
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is Guards:

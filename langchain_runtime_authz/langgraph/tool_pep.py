@@ -1,6 +1,6 @@
-"""The enforcement point of a message's tool calls, which are decided in one batch before any runs.
+"""Decide all tool calls of a message in one batch, before any of them runs.
 
-A tool node runs a message's calls in one task, or each in its own. `ToolCallPEP` is for middleware.
+LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` is for `AuthzMiddleware`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SEVERAL: Final = 2  # calls of a message
 MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware
 
 
-_Batch = tuple[Locks, list[DecidedCall]]  # of one message whose calls are tasks of their own: the first task fills it
+_Batch = tuple[Locks, list[DecidedCall]]  # of a message whose calls run in separate tasks; the first task fills it
 
 
 class MessageCalls:
@@ -60,8 +60,8 @@ class MessageCalls:
         found = messages.planned_message(self.state, node._messages_key, calls[0] if calls else None)
         self.plan_id, self.planned, self.position = found
         self.siblings: Sequence[Any] = calls
-        # Calls sent one by one, of a message that holds more of them. A node that is its own root entry shares no run
-        # with the tasks of the others, so it decides what it was given.
+        # False if this task has one call of a message with several. A node that is its own root entry shares no run
+        # with the tasks of the other calls, so it decides only the calls that it was given.
         self.together = standalone or input_type != "tool_calls" or len(self.planned) < _SEVERAL or len(calls) != 1
         if not self.together:
             answered, mine = answered_calls(self.state), {self.position: calls[0]}
@@ -72,7 +72,7 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Return the flow that decides this task's calls, in order: questions first, then tickets."""
+        """Return the flow that decides this task's calls, in order. It asks all questions before it issues a ticket."""
         return (
             interrupts.decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
         )
@@ -88,25 +88,25 @@ class MessageCalls:
             decided += yield from interrupts.decide_message(run, self.describe(), self.config)
 
     def _batch(self, run: Run) -> _Batch:
-        """Return the message's batch, found by the identity of its calls, or by content if they are copies."""
-        tools = id(self.node._tools_by_name)  # a node decides with its tools, even if another has the same names
+        """Return the message's batch. Find it by the identity of its list of calls or, for a copy, by content."""
+        tools = id(self.node._tools_by_name)  # a node uses its own tools, even if another node's have the same names
         with run.lock:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
             if planned is not self.planned:
                 alike = (tools, f"{self.plan_id} {calls_digest(plan_calls(self.planned))}")
                 batch = run.batches.setdefault(alike, ((threading.Lock(), threading.Lock()), []))
-                run.batches[same] = (self.planned, batch)  # held, so that its identity stays its own
+                run.batches[same] = (self.planned, batch)  # the list is held, so that its id is not reused
             return cast("_Batch", batch)
 
     def describe(self) -> list[Call]:
         described = []
         free = dict(enumerate(self.planned))
         for call in self.siblings:
-            # By identity first, because two calls may be equal. A call sent more often than planned is a repetition.
+            # By identity first, because two calls may be equal. A call sent more often than planned repeats its place.
             place = next(iter(free)) if free and next(iter(free.values())) is call else messages.place_of(call, free)
             if place is None:
                 place = messages.place_of(call, dict(enumerate(self.planned)))
-            free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none
+            free.pop(place, None)  # type: ignore[arg-type]  # `None` is not a key
             described.append(self._describe(call, place))
         return described
 
@@ -147,27 +147,27 @@ class MessageCalls:
         own: Any = ToolRuntime(state=self.state, tool_call_id=call.get("id"), config=self.config, tools=tools, **given)
         try:
             return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
-        except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
+        except Exception:  # noqa: BLE001  (LangGraph raises the same error before the tool runs)
             return call["args"]
 
 
 class Turns:
-    """The calls of one execution of the node. They run one by one after a tool has asked."""
+    """The calls of one execution of a tool node. If a tool or a review asks by itself, they run one after the other."""
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
         self.config = config
-        self.waiting: dict[int, tuple[int, Pending]] = {}  # each with its place
+        self.waiting: dict[int, tuple[int, Pending]] = {}  # id of the call → its index and its decision
         self.asked = self.serial = False
-        for call, one in zip(calls, waiting, strict=True):  # a node may send one call twice: the first is it
+        for call, one in zip(calls, waiting, strict=True):  # if a node sends one object twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
             self.serial |= bool(one.paused or one.answers or one.left)
             if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
-        self.done: set[int] = set()  # positions of finished calls
+        self.done: set[int] = set()  # indexes of finished calls
 
 
 class Turn:
-    """One call's turn, by `with` or `async with`, in which the call is passed to the guard."""
+    """The scope of one call's execution, for `with` or `async with`. The tool's guard finds the decision in it."""
 
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns = turns
@@ -179,9 +179,9 @@ class Turn:
         turns = self._turns
         while turns.serial and not turns.done.issuperset(range(self._place)):
             time.sleep(PAUSE)
-        self._heard = not turns.asked  # if calls take turns, after the earlier ones
+        self._heard = not turns.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())
-        if one is None:  # no verdict to pass on
+        if one is None:  # the call was not decided
             current_scope.set(CodeScope(before.ticket, before.refusals, before.run, before.counts, before.task))
         else:
             one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
@@ -208,7 +208,7 @@ class Turn:
         self._over(exc)
 
     def _over(self, exc: BaseException | None) -> None:
-        """End the turn, and raise a question that code before the tool swallowed."""
+        """End the call's turn. If code before the tool swallowed a question, raise the question."""
         self._turns.done.add(self._place)
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
         if swallowed and self.one is not None and self.one.question is not None:
@@ -234,7 +234,7 @@ def undecided(call: Any) -> ToolMessage:
 
 
 def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
-    """Return the message that replaces the tool's, or `None` to continue as ToolNode does."""
+    """Return the message for a call that must not run, or `None` to continue as ToolNode does."""
     if one is None:
         return undecided(call)
     verdict = one.verdict
@@ -266,7 +266,7 @@ def give_back(waiting: Sequence[Pending]) -> Flow[None]:
 
 
 def open_tickets(waiting: Sequence[Pending]) -> bool:
-    """Return True if a ticket was not redeemed: an interceptor answered, or another call was decided."""
+    """Return True if a ticket was not redeemed, because an interceptor answered the call or changed it."""
     for one in waiting:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True
@@ -301,9 +301,9 @@ class ToolCallPEP:
             call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
             if not any(t is request.tool for t in tools):
                 tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
-        # Kept together with its tools, so that their ids are not reused.
+        # The cache holds the tools too, so that the ids in the key are not reused.
         key = tuple(id(t) for t in tools)
-        with self._lock:  # tasks of one message share a node, and so a batch
+        with self._lock:  # tasks of one message share a node, and so their batch of decisions
             if key not in self._nodes:
                 if len(self._nodes) >= MAX_TOOL_SETS:
                     self._nodes.clear()

@@ -44,11 +44,11 @@ def _add_ids(record: logging.LogRecord) -> bool:
 
 
 def lines_left_out() -> Callable[[str], int | None]:
-    """Return a function that bounds the log's lines of one code.
+    """Return a function that limits the log to `BURST` lines of each code per `WINDOW`.
 
-    It returns the number of lines left out since the code's last one, or `None` to leave out this one too.
+    Given a code, the function returns `None` if the line must be left out, else how many lines were left out before it.
     """
-    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # code → begin of the window, lines in it
+    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # code → begin of its window, lines in it
 
     def left_out(code: str) -> int | None:
         now = time.monotonic()

@@ -1,6 +1,6 @@
 """Count and time decisions and failures, as OpenTelemetry metrics.
 
-It uses only the API of OpenTelemetry: without an SDK nothing is counted. No metric names a user, a thread or a tool.
+Only OpenTelemetry's API is used, so nothing is counted without an SDK. No metric names a user, a thread or a tool.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from langchain_runtime_authz.telemetry import semconv as n
 
 _ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # ledger → its tenants
 
-WAIT: Final = 1.0  # seconds for one figure of all ledgers
-SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # others are counted together
-REST: Final = 30.0  # seconds without a query after a ledger gave no figure
+WAIT: Final = 1.0  # seconds that a collection waits for all ledgers
+SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # other types are counted as `other`
+REST: Final = 30.0  # seconds without a query to a ledger that did not answer
 _resting: Final[dict[tuple[int, str], float]] = {}
 
 
 class Instruments:
-    """The instruments of one meter. While `proxy._real_meter` is `None`, no SDK records; each call checks it."""
+    """The instruments of one meter. Callers skip them while `proxy._real_meter` is `None`, because no SDK records."""
 
     def __init__(self, meter: Meter) -> None:
         self.proxy: Any = meter if hasattr(meter, "_real_meter") else SimpleNamespace(_real_meter=True)
@@ -58,7 +58,7 @@ def count_decision(decision: Decision, action: str, started: int | None, subject
 
 
 def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
-    if instruments.proxy._real_meter is None:  # noqa: SLF001  (a look without a call)
+    if instruments.proxy._real_meter is None:  # noqa: SLF001  (cheaper than a call)
         return
     with suppress(Exception):  # telemetry must not stop the call
         getattr(instruments, what).add(by, dict(about or {}))
@@ -75,9 +75,9 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Ask the ledgers concurrently, and yield each tenant's sum.
+    """Return each tenant's number of entries in a listing (`asked`, `doubts`). Ask all ledgers concurrently.
 
-    A collection waits `WAIT` for ledgers that hang, and then skips these for `REST`. Then its tenants have no figure.
+    A collection waits `WAIT` for a ledger that hangs. Later ones skip it for `REST`, and its tenants lack a figure.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):

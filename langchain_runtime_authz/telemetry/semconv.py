@@ -4,7 +4,7 @@
 https://github.com/open-telemetry/semantic-conventions-genai/tree/main/docs/gen-ai
 `openinference.span.kind`:
 https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md
-There is no convention for authorization yet (semantic-conventions issue 4022), hence our own prefix.
+There is no convention for authorization yet (semantic-conventions issue 4022), so our names have a prefix of their own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AGENT: Final = "AGENT"
 CHAIN: Final = "CHAIN"
 GUARDRAIL: Final = "GUARDRAIL"
 
-# --- the environment variable by which an operator asks for contents on spans, and what it says then ---
+# --- the environment variable by which an operator asks for contents on spans, and the values that do so ---
 CAPTURE_CONTENT: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 ON_SPANS: Final = frozenset({"true", "span_only", "span_and_event"})
 
@@ -46,7 +46,7 @@ RESOURCE: Final = "runtime_authz.resource"
 RESOURCE_TYPE: Final = "runtime_authz.resource.type"
 DECISION: Final = "runtime_authz.decision"  # permit | deny | approval_required
 DECISION_ID: Final = "runtime_authz.decision.id"
-REASON: Final = "runtime_authz.reason"  # the first
+REASON: Final = "runtime_authz.reason"  # the first reason
 REASONS: Final = "runtime_authz.reasons"
 POLICY_REVISION: Final = "runtime_authz.policy.revision"
 PDP: Final = "runtime_authz.pdp"
@@ -77,8 +77,8 @@ EVENT: Final = "runtime_authz.event"
 COMPONENT: Final = "runtime_authz.component"  # pdp | ledger | audit | identity
 TENANT: Final = "runtime_authz.tenant"
 
-# Of the detail of an event's audit record, what a trace shows: codes, numbers and ids. People, texts and values stay in
-# the audit log.
+# Fields of an event's audit record that a trace shows: codes, numbers and ids. Names of people, texts and values are in
+# the audit log only.
 SHOWN: Final = frozenset((
     "approval", "audience", "authenticated", "decision_id", "happened", "kind", "model", "plan", "questions", "refused",
     "source", "steps", "texts", "to", "tool", "tools", "verdict",

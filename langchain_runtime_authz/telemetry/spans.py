@@ -1,11 +1,11 @@
 """Record OpenTelemetry spans and their events.
 
-Only the OpenTelemetry API is used: while no SDK is set up, nothing is built and nothing is kept. Recording never
-raises into the traced code. Results and texts of exceptions are never recorded. Arguments and the user's words are, if
-the environment asks for them (`names.CAPTURE_CONTENT`), without JWTs. Opaque tokens in them are not recognised.
+Only OpenTelemetry's API is used, so no span is built without an SDK. Recording never raises into the traced code. Tool
+results and exception texts are never recorded. Arguments and the user's texts are recorded only if the environment asks
+for them (`semconv.CAPTURE_CONTENT`). JWTs in them are removed, but opaque tokens are not recognised.
 
-One entry is one trace: `invoke_workflow` or `invoke_agent` around it, and below that what it decides and runs. A span is
-current only while code of its run runs, and never for the consumer of a stream.
+Each entry has a span, `invoke_workflow` or `invoke_agent`. The entry's decisions and tools are spans below it. A span
+is current only while code of its run is running, never while the consumer of a stream holds a chunk.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry import semconv as n
 
-# Equal requests of one process have equal hashes. Without the key, their content cannot be guessed.
+# Equal requests of one process have equal hashes. Nobody can guess a request by its hash without the key.
 _HASH_KEY: Final = secrets.token_bytes(32)
 _MAX_NAME: Final = 128  # a model may make up a tool's name
 _W3C: Final = TraceContextTextMapPropagator()
@@ -37,15 +37,15 @@ _JWT: Final = re.compile(r"(?<![\w-])(?=[\w-]+\.)([\w-]*?)eyJ[\w-]{11,}(?:\.[\w-
 
 _tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
 
-# A tracer of the API alone, and no provider behind it: nothing records. Looked up without a call, since each tool
-# call asks; an API without the name counts as recording.
+# With a tracer and a provider of these types, no SDK records. The check makes no call, because each tool call needs
+# it. If the API lacks the attribute, spans count as recorded.
 _IDLE_TRACERS: Final = (trace.ProxyTracer, trace.NoOpTracer)
 _IDLE_PROVIDERS: Final = (type(None), trace.ProxyTracerProvider, trace.NoOpTracerProvider)
 _api: Any = trace if hasattr(trace, "_TRACER_PROVIDER") else SimpleNamespace(_TRACER_PROVIDER=trace)
 
 
 class OpenSpan:
-    """The span of an entry or a tool. It is current between `enter` and `leave`, repeatedly, and ends once."""
+    """The span of an entry or a tool. It may become current (`enter`, `leave`) several times, and ends once."""
 
     __slots__ = ("_before", "_outer", "_span")
 
@@ -55,21 +55,21 @@ class OpenSpan:
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
-        """Make the span current, even unsampled, so that child spans stay in its trace."""
+        """Make the span current, even if it is not sampled, so that child spans stay in its trace."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
             if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
     def leave(self) -> None:
-        """Restore the previous context by value, not by Token: the block may be left in another context."""
+        """Restore the previous context, without its `Token`, because the block may be left in another context."""
         with suppress(Exception):
             if self._before is not None and trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
             self._before = None
 
     def context(self) -> otel_context.Context | None:
-        """Return a child's context; `None` if the current span is below this one."""
+        """Return the context for a child span, or `None` to use the current context, whose span is below this one."""
         current = trace.get_current_span().get_span_context()
         own = self._span is not trace.INVALID_SPAN and (not current.is_valid or current == self._outer)
         return trace.set_span_in_context(self._span) if own else None
@@ -82,13 +82,13 @@ class OpenSpan:
     def fail(self, error: type[BaseException]) -> None:
         """Record an exception of the code inside, unless it is control flow or a denial."""
         with suppress(Exception):
-            # This layer imports no LangGraph.
+            # By name, because this room does not import LangGraph.
             control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
             if issubclass(error, Exception) and not control:
                 _fail(self._span, error.__qualname__)
 
     def end(self, state: str | None = None, epoch: int | None = None) -> None:
-        """End the span, in a state of its run. What comes later changes nothing."""
+        """End the span, with the last state and epoch of its run. Later calls change nothing."""
         span, self._span = self._span, trace.INVALID_SPAN
         with suppress(Exception):
             span.set_attributes(_filled({n.RUN_STATE: state, n.EPOCH: epoch}))
@@ -132,17 +132,17 @@ def record_decision(
 ) -> None:  # fmt: skip
     """Count one decision, and record it as a span.
 
-    `body` is `None` if the PDP was not asked; `started` is in nanoseconds since the epoch. `question` is the
-    `traceparent` of the question that this decides anew.
+    `body` is the request, or `None` if the PDP was not asked. `started` is in nanoseconds since the Unix epoch.
+    `question` is the `traceparent` of an earlier question, after which the call is decided again.
     """
-    if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
+    if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (cheaper than a call)
         metrics.count_decision(decision, action, started, run.subject)
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
     with suppress(Exception):
         name, links = f"{n.AUTHORIZE} {resource[:_MAX_NAME]}", _questions(question)
         span = _tracer.start_span(name, context=_context(run), start_time=started, links=links)
-        # What runs next is linked to it: a tool, a child agent, or the resume after a question.
+        # The next span links to this decision: that of a tool, a child agent, or the resume after a question.
         if decision.outcome == "approval_required" or (decision.permit and action in ("tools/call", "agent/invoke")):
             run.decision_spans[decision.decision_id] = span.get_span_context()
         with suppress(Exception):
@@ -154,12 +154,12 @@ def record_decision(
 def record_event(
     event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
 ) -> None:
-    """Add an event to the current span; without one, make it a separate span.
+    """Add an event to the current span. If no span records, make a separate span of the event.
 
-    `about` are `run_id`, `epoch` and `agent` of its audit record, and a `reason` that is a code. `question` is the
-    `traceparent` of the question that it answers.
+    `about` holds `run_id`, `epoch` and `agent` of the event's audit record, and `reason`, a code. `question` is the
+    `traceparent` of the question that the event answers.
     """
-    if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
+    if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (cheaper than a call)
         metrics.count("events", {n.EVENT: event})
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
@@ -176,7 +176,7 @@ def record_event(
             **{n.PREFIX + name: _shown(detail[name]) for name in n.SHOWN.intersection(detail)},
         }
         attributes = _filled(told)
-        # A run's span is linked to its questions as it begins.
+        # The span of a run links to its questions when it begins, so its events need no links.
         name, links, context = f"{n.PREFIX}{event}", _questions(question) if run is None else (), _context(run)
         span = trace.get_current_span(context)
         if not span.is_recording():
@@ -188,7 +188,7 @@ def record_event(
 
 
 def record_observation(what: str, name: str) -> None:
-    """Add an event to the current span: a `tool`, `model`, `graph` or `chain` of that name ran undecided."""
+    """Add an event to the current span: a `tool`, `model`, `graph` or `chain` of that name ran without a decision."""
     with suppress(Exception):
         trace.get_current_span().add_event(n.UNGATED, {n.RESOURCE: name[:_MAX_NAME], n.RESOURCE_TYPE: what})
 
@@ -202,7 +202,7 @@ def traceparent(run: Any, decision: str = "") -> str:
 
 
 def inject(headers: MutableMapping[str, str]) -> None:
-    """Add the span's W3C trace context to a request's headers, if they have none."""
+    """Add the current span's W3C trace context to a request's headers, if they have none."""
     with suppress(Exception):
         if "traceparent" not in headers:
             _W3C.inject(headers)
@@ -227,7 +227,7 @@ def _describe(
         **_of(run),
     }
     span.set_attributes(_filled(about))
-    # A denial is an answer. Only a request that could not be made, or an engine that failed, is an error.
+    # A denial is not an error. A request that could not be made, or an engine that failed, is one.
     if decision.failure in ("mapping", "pdp"):
         _fail(span, decision.reason or decision.failure)
     if body is not None:
@@ -248,7 +248,7 @@ def _describe(
 
 
 def _content(value: Any) -> str | None:
-    """Return a text, or arguments as JSON, without JWTs; `None` unless the environment asks for contents."""
+    """Return a text, or arguments as JSON, with JWTs removed; `None` unless the environment asks for contents."""
     if value is not None and os.environ.get(n.CAPTURE_CONTENT, "").lower() in n.ON_SPANS:
         with suppress(Exception):
             return _JWT.sub(r"\1[token]", value if isinstance(value, str) else json.dumps(value, default=str))
@@ -274,7 +274,7 @@ def _context(run: Any) -> otel_context.Context | None:
 
 
 def _questions(*parents: str) -> list[Link]:
-    """Return links to the spans that asked, by their `traceparent`. One that does not parse is left out."""
+    """Return links to the spans of questions, by `traceparent`. A `traceparent` that does not parse is left out."""
     spans = [trace.get_current_span(_W3C.extract({"traceparent": p})) for p in dict.fromkeys(parents) if p]
     return [Link(s.get_span_context(), {n.LINK: "question"}) for s in spans if s.get_span_context().is_valid]
 

@@ -17,8 +17,8 @@ def example_request(overrides: Mapping[str, object] | None = None, *, now: int =
     """Return a `tools/call` that the shipped policy permits, with some fields replaced.
 
     Args:
-        overrides: dotted path → JSON value: `{"context.plan.stale": True}`. A mapping replaces the old value whole.
-        now: the time of the request. Its lease and grant end as long after it as the example's.
+        overrides: dotted path → JSON value: `{"context.plan.stale": True}`. A mapping replaces the whole old value.
+        now: the request's time, in epoch seconds. Lease and grant end as long after `now` as they do in the example.
 
     Raises `KeyError` if a path leads through a value that is not an object, `ValidationError` if the result is invalid.
     """

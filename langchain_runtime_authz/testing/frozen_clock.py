@@ -14,6 +14,6 @@ class FrozenClock:
         return self.now
 
     def tick(self, seconds: float) -> float:
-        """Move by `seconds`, also negative, and return the new time."""
+        """Move the clock by `seconds`, which may be negative, and return the new time."""
         self.now += seconds
         return self.now

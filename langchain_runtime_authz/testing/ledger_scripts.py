@@ -1,4 +1,4 @@
-"""Drive a ledger under test: by hand, and by random scripts of commits. For `ledger_suite`."""
+"""Drive a ledger under test, for `ledger_suite`: by single commits, and by random scripts of commits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GRANT: Final = Grant(
 
 
 class Step(NamedTuple):
-    """One commit, and what is asked after it."""
+    """One commit of a script, with the query and the jti that are looked up after it."""
 
     seconds: int
     scope: Scope
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 
 class Script:
-    """Commits by chance on threads whose names are alike. Few names and leases, so that they meet."""
+    """Random commits on threads with similar names. They use few names and leases, so that they affect each other."""
 
     def __init__(self, seed: int, scope: Scope, now: Callable[[], float]) -> None:
         self.by, self.now, self.count = random.Random(seed), now, 0  # noqa: S311  (no secret)
@@ -65,7 +65,7 @@ class Script:
         return f"{self.scopes[0].thread}-{self.count}"
 
     def step(self, epoch: Callable[[Scope], int]) -> Step:
-        """Return the next step. `epoch` tells the current epoch."""
+        """Return the next step. `epoch` returns a scope's current epoch."""
         pick = self.by.choice
         scope = pick([*self.scopes, self.scopes[0], self.scopes[0]])
         todo: tuple[Change, ...] = (changes.OpenThread("user:alice"),)  # comes first on each thread
@@ -74,7 +74,7 @@ class Script:
         if not new:
             todo = tuple(self.change(jti, at + pick((0,) * 6 + (-1, 1))) for _ in range(pick((1, 1, 1, 2, 4))))
         self.jtis[scope] += [c.lease.jti for c in todo if isinstance(c, changes.TakeLease)]
-        claims = any(isinstance(change, call_changes.ClaimCall) for change in todo)  # nobody claims without a lease
+        claims = any(isinstance(change, call_changes.ClaimCall) for change in todo)  # a claim needs a lease
         agent, name = pick(AGENTS), pick(NAMES)
         more = {"plan": (agent, name)} if pick((True, False)) else {"planned_call": (agent, name)}
         known: Any = {
@@ -138,7 +138,7 @@ class Script:
 
 
 def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, object]]:
-    """Commit a step in one of the two forms (`a`: async), and yield what the ledger then says."""
+    """Commit a step, and yield (name, value) of each answer of the ledger. `form` is `a` for its async methods."""
 
     def ask(verb: str, *args: Any) -> Any:
         if not form:
@@ -159,7 +159,7 @@ def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, o
 
 
 def state(seen: Snapshot) -> dict[str, object]:
-    """Return a snapshot's fields, without the order that a store need not keep, and with what `==` leaves out."""
+    """Return a snapshot's fields, to compare: without orders that a store may change, with fields that `==` ignores."""
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found |= {name: dict(found[name]) for name in ("calls", "approvals", "marks", "counters")}
     found |= {name: sorted(found[name], key=repr) for name in ("asks", "doubts")}
@@ -173,7 +173,7 @@ def unique(kind: str = "jti") -> str:
 
 
 class LedgerHarness:
-    """Make the ledger once for each test, and close it."""
+    """Make one ledger for each test, and close it after the test."""
 
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
         """Return a ledger whose time is `clock` (epoch seconds). Its `close()`, if any, is called."""
@@ -226,7 +226,7 @@ class LedgerHarness:
         return self.ledger.status(self.scope.tenant, jti)
 
     def approved(self, key: str, **asked: Any) -> None:
-        """Make an approval of the call that is ready to be spent."""
+        """Ask for an approval of the call and approve it, so that it can be used."""
         self.do(call_changes.AskApproval(base.Approval(key, DIGEST, **{"epoch": 1, **asked})))
         self.do(call_changes.AnswerApproval(key, "approved", "user:alice", authenticated=True))
 
@@ -244,7 +244,7 @@ class LedgerHarness:
     def claimed(
         self, thread: str, process: str = "p1", args: str = "d", kind: Any = call_changes.ClaimCall, **more: Any
     ) -> Code | None:
-        """Claim a call whose decision knew of no doubt, in a run of its own; return why it was refused."""
+        """Claim a call in a run of its own, whose decision knew of no doubt. Return a refusal's code, or `None`."""
         about = {"args_digest": args, "process": process, "entry": unique()}
         scope, now = self.scope._replace(thread=thread), int(self.clock())
         lease = Lease(unique(), about["entry"], ROOT, 1, now, now + TTL)

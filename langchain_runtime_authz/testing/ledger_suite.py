@@ -6,10 +6,10 @@ class TestMyLedger(LedgerContract):
         return MyLedger(dsn, clock=clock)
 ```
 
-The changes carry their own rules, so a store is tested by what it brings and keeps: random scripts of commits run on it and on
-`MemoryLedger`, and each answer is compared. What happens at once, or after a process died, has tests of its own.
+Each `Change` holds its own rules, so only the loading and keeping of data is tested. Random scripts of commits run on
+the store and on `MemoryLedger`, and each answer is compared. Other tests race commits and kill processes.
 
-The store may hold other threads already: every test uses its own threads and jtis.
+The store may hold other threads already, because every test uses its own threads and jtis.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def _guard(lease: Lease) -> Guard:
 
 
 class LedgerContract(LedgerHarness):
-    """Inherit, name the class `Test…`, and say how to make the ledger."""
+    """Inherit from this class, name the subclass `Test…`, and override `make_ledger`."""
 
     SCRIPTS = 12
     STEPS = 60
 
     def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[Step]]:
-        """Run a script on `MemoryLedger`, and each step on the ledgers in the form that goes with them; all must agree."""
+        """Run a script on `MemoryLedger` and on `ledgers()`, pairs of ledger and form (`a`: async). All must agree."""
         known, script, done = MemoryLedger(clock=self.clock), Script(seed, self.scope, self.clock), []
         for number in range(self.STEPS):
             step = script.step(lambda scope: known.load(scope, Query()).epoch)
@@ -94,10 +94,10 @@ class LedgerContract(LedgerHarness):
         return known, done
 
     def restart(self) -> None:
-        """Open the store anew, if it outlives its process."""
+        """Close and open the store, if it outlives its process."""
 
     def test_it_answers_as_the_reference_does(self) -> None:
-        """In both forms, after each commit of random scripts. No thread sees another's, and a snapshot does not change."""
+        """Compare each answer with `MemoryLedger`'s, sync and async, and check that a snapshot never changes."""
         for seed in range(self.SCRIPTS):
             self.scope = self.scope._replace(tenant=unique("tenant"), thread=unique("thread"))
             seen: list[tuple[Snapshot, str]] = []
@@ -115,7 +115,7 @@ class LedgerContract(LedgerHarness):
                 assert self.ledger.status(step.scope.tenant, step.jti) == known.status(step.scope.tenant, step.jti)
 
     def test_parts_of_a_scope_are_not_joined(self) -> None:
-        """Separators inside the parts, and empty parts, never make one scope of two."""
+        """Check that two scopes stay apart if their parts hold separators or are empty."""
         thread = unique("thread")
         for mark in ("/", ":", "|", ",", " ", "\x1f", "\n", "%", "_", "'", '"', "\\"):
             twins = (
@@ -133,7 +133,7 @@ class LedgerContract(LedgerHarness):
             self.do(OpenThread("user:x"))
 
     def test_an_unknown_change_is_refused(self) -> None:
-        """By an exception, and none of the other changes is applied."""
+        """Check that an unknown change raises, and that no other change of its commit is applied."""
         self.do(OpenThread("user:alice"))
         for changes in ((UnknownChange(), RecordStep(call="x")), (RecordStep(call="x"), UnknownChange()), (Change(),)):
             try:
@@ -145,7 +145,7 @@ class LedgerContract(LedgerHarness):
         assert self.load().history == History()
 
     def test_much_is_kept(self) -> None:
-        """At least ten thousand sightings, and every counter."""
+        """Check that ten thousand sightings and every counter are kept."""
         for start in range(0, 10_000, 2000):
             keys = [f"k{i}" for i in range(start, start + 2000)]
             self.do(RecordValues(tuple(Sighting(key, "system", True, False, "lookup/id") for key in keys)))
@@ -154,13 +154,13 @@ class LedgerContract(LedgerHarness):
         self.do(*(SpendBudget(name, 1) for name in names))
         for name in names:
             self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget(name, 1))
-        for spent in (2**15, 2**31, 2**53):  # also where a count is kept in few bits
+        for spent in (2**15, 2**31, 2**53):  # limits of small number types
             self.do(SpendBudget("much", spent, spent - 1), SpendBudget("much", spent))
             self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("much", spent))
             self.do(SpendBudget("much", 0, -spent))
 
     def test_one_of_many_threads_wins(self) -> None:
-        """A claim, an approval, a budget, a rate and a correction: exactly one of eight gets it."""
+        """Race eight threads for a claim, an approval, a budget, a rate and a correction: exactly one wins each."""
         leases = [self.lease(("root", str(i))) for i in range(THREADS)]
         for attempt in range(5):
             key = f"race-{attempt}"
@@ -182,7 +182,7 @@ class LedgerContract(LedgerHarness):
         assert (seen.epoch, len(seen.log), seen.task.corrections) == (2, 1, 1)
 
     def test_a_correction_or_a_claim_comes_first(self) -> None:
-        """Never both as if the other had not been: a claim that follows a correction is refused."""
+        """Race claims with a correction: a claim that is committed after the correction is refused."""
         for epoch in range(1, 6):
             leases = [self.lease(("root", str(i))) for i in range(THREADS - 1)]
             jobs: list[tuple[Sequence[Change], Guard | None]] = [
@@ -199,7 +199,7 @@ class LedgerContract(LedgerHarness):
                 assert self.status(leases[i].jti) == "stale"
 
     def test_nothing_is_lost_among_threads(self) -> None:
-        """Each of eight threads' commits is counted."""
+        """Check that every commit of eight threads is counted."""
         for _ in range(5):
             self.race([((RecordStep(call="x", denials=1), SpendBudget("x", 1000)), None)] * THREADS)
         seen = self.load().history
@@ -207,7 +207,7 @@ class LedgerContract(LedgerHarness):
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("x", 40))
 
     def test_one_of_many_processes_that_decided_at_once_does_it(self) -> None:
-        """On a thread each, of one subject: neither sees the other before its commit."""
+        """Claim one deed of one subject at once, on six threads for six processes: one claim is committed."""
         self.load()
         for _ in range(5):
             deed, start = f"pay:{unique()}", threading.Barrier(6)
@@ -220,13 +220,13 @@ class LedgerContract(LedgerHarness):
                 assert sorted(pool.map(one, range(6)), key=str) == [None, *[Code.IN_DOUBT] * 5]
 
     def test_a_claim_sees_one_that_runs_despite_doubts(self) -> None:
-        """An approved one is not refused. Another that looked before it and commits after it is."""
+        """Check that a claim approved despite doubts is committed, and that later commits of other claims see it."""
         looked = threading.Event()
 
         class Slow(ClaimCall):
             def apply(self, t: Thread, now: float) -> None:
                 looked.set()
-                threading.Event().wait(0.5)  # a store whose commits are serial lets nobody in meanwhile
+                threading.Event().wait(0.5)  # a store with serial commits blocks other commits meanwhile
                 super().apply(t, now)
 
         with ThreadPoolExecutor(1) as pool:
@@ -238,7 +238,7 @@ class LedgerContract(LedgerHarness):
         assert self.claimed("late", "p3") == Code.IN_DOUBT
 
     def test_one_of_many_tasks_wins(self) -> None:
-        """Eight tasks of one event loop race for one claim."""
+        """Race eight tasks of one event loop for one claim."""
         leases = [self.lease(("root", str(i))) for i in range(THREADS)]
 
         async def race() -> list[Committed | Conflict]:
@@ -248,9 +248,9 @@ class LedgerContract(LedgerHarness):
 
 
 class DurableLedgerContract(LedgerContract):
-    """For stores that outlive their process: `make_ledger` opens the same store each time.
+    """Test a store that outlives its process. `make_ledger` must open the same store each time.
 
-    Needs `os.fork`.
+    The tests need `os.fork`.
     """
 
     def restart(self) -> None:
@@ -266,7 +266,7 @@ class DurableLedgerContract(LedgerContract):
             ledger.close()  # type: ignore[attr-defined]
 
     def test_what_was_committed_outlives_its_process(self) -> None:
-        """One that is killed as its last commit returns; nobody closed anything. What it held, others hold."""
+        """Kill a process as its last commit returns, with nothing closed: other ledgers hold all that it committed."""
         assert not self.load().exists
 
         def die(_: int, tell: Callable[[str], None]) -> None:
@@ -284,7 +284,7 @@ class DurableLedgerContract(LedgerContract):
                 assert again.status(step.scope.tenant, step.jti) == known.status(step.scope.tenant, step.jti)
 
     def test_one_of_many_processes_wins(self) -> None:
-        """A claim and a correction: exactly one of four gets it, and every count is kept."""
+        """Race four processes: one wins the correction, at most one wins each claim, and every count is kept."""
         leases = [self.lease(("root", str(i))) for i in range(4)]
 
         def race(number: int, tell: Callable[[str], None]) -> None:
@@ -308,7 +308,7 @@ class DurableLedgerContract(LedgerContract):
             assert sum(w[attempt] == "1" for w in won) <= 1
 
     def test_a_forked_process_goes_on_with_the_ledger_it_was_given(self) -> None:
-        """And so does its parent, and neither closes the other's connections."""
+        """Check that a forked process and its parent both go on, and neither closes the other's connections."""
         lease = self.lease()
         asyncio.run(self.ledger.aload(self.scope, Query()))
 
@@ -322,7 +322,7 @@ class DurableLedgerContract(LedgerContract):
         assert self.load().history.calls == {"child": 4, "parent": 1}
 
     def test_a_commit_is_held_by_its_anchor(self) -> None:
-        """By this tenant's ledger and no other, and by every instance of it."""
+        """Check that every instance of a ledger holds a commit's anchor, and only for its tenant."""
         with self.again() as again:
             ours, theirs = cast("base.Anchored", self.ledger), cast("base.Anchored", again)
             tenant = self.scope.tenant
@@ -346,7 +346,7 @@ class DurableLedgerContract(LedgerContract):
             assert theirs.anchor(tenant) == second
 
     def test_another_instance_commits_unseen(self) -> None:
-        """Decide nothing by what one instance remembers of a thread that another has changed."""
+        """Check that an instance sees what another instance committed, and not only what it remembers itself."""
         lease = self.lease()
         with self.again() as other:
 
@@ -369,7 +369,7 @@ class DurableLedgerContract(LedgerContract):
             assert self.lease().epoch == 2
 
     def test_time_never_goes_back(self) -> None:
-        """A little is waited for; more is a deny with its code, until the clock is right again."""
+        """Set the clock back. After 2 s, time stands still. After 600 s, `ledger_clock` is raised until it is right."""
         lease = self.lease()
         then = self.do(RecordStep()).now
         self.clock.tick(-2)
@@ -388,7 +388,7 @@ class DurableLedgerContract(LedgerContract):
         assert self.load().history.steps == 2
 
     def test_a_closed_ledger_denies(self) -> None:
-        """With a code; what it held is there for the next."""
+        """Check that a closed ledger raises `ledger_unavailable`, and that the next instance holds its data."""
         with self.again() as again:
             again.commit(self.scope, None, [RecordStep()])
         assert _refused(lambda x: x.load(self.scope, Query()), again) == Code.LEDGER_UNAVAILABLE
@@ -396,7 +396,7 @@ class DurableLedgerContract(LedgerContract):
 
 
 def _in_processes(count: int, work: Callable[[int, Callable[[str], None]], None]) -> list[str]:
-    """Return what `work` tells, with its number, in so many processes at once."""
+    """Run `work` in `count` processes at once, each with its number, and return the texts that they send."""
     fork, running = multiprocessing.get_context("fork"), []
     for number in range(count):
         answer, end = fork.Pipe(duplex=False)
@@ -419,7 +419,7 @@ def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
 
 
 def _wins(done: Sequence[Committed | Conflict], code: Code) -> int:
-    """Return how many won; all others were refused with `code`."""
+    """Return the number of committed jobs. Check that all others were refused with `code`."""
     lost = [d for d in done if isinstance(d, Conflict)]
     assert all(d.code == code for d in lost), lost
     return len(done) - len(lost)

@@ -22,10 +22,10 @@ from langchain_runtime_authz.testing.example_request import example_request
 
 
 class PDPContract:
-    """Inherit from it, name the class `Test…`, and override `make_pdp`."""
+    """Inherit from this class, name the subclass `Test…`, and override `make_pdp`."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """Return a PDP that permits, or denies, `make_request()`. Its `close()`, if any, is called."""
+        """Return a PDP that permits `make_request()` if `permit`, else denies it. Its `close()`, if any, is called."""
         raise NotImplementedError
 
     def make_request(self) -> EvaluationRequest:
@@ -41,7 +41,7 @@ class PDPContract:
             getattr(pdp, "close", int)()
 
     def test_it_is_a_pdp(self) -> None:
-        """Check the four members; name and revision are text."""
+        """Check that the PDP has the protocol's members, a name, and a text as its revision."""
         with self._evaluator(True) as evaluator:
             assert isinstance(evaluator.pdp, PDP)
             assert isinstance(evaluator.pdp.name, str)
@@ -62,7 +62,7 @@ class PDPContract:
             assert decision.reason
 
     def test_sync_and_async_agree(self) -> None:
-        """Check that both entry points give the same decision, in one event loop after another."""
+        """Check that `evaluate` and `aevaluate` give the same decision, also in a second event loop."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
                 expected = _comparable(evaluator.evaluate([self.make_request().to_json()]))
@@ -70,7 +70,7 @@ class PDPContract:
                     assert expected == _comparable(asyncio.run(evaluator.aevaluate([self.make_request().to_json()])))
 
     def test_it_answers_many_at_once(self) -> None:
-        """Check that eight threads, and eight tasks, each get the answer to their own request."""
+        """Check that eight threads, and eight tasks, get the right number of the right decisions at the same time."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
                 expected = _comparable(evaluator.evaluate([self.make_request().to_json()]))
@@ -81,7 +81,7 @@ class PDPContract:
                 assert expected * 64 == _comparable(asyncio.run(_gather(evaluator, batch)))
 
     def test_the_evaluator_around_it_is_total(self) -> None:
-        """Check that a request beyond the limit and a closed PDP give a decision, not an exception."""
+        """Check that a request that is too large, and a closed PDP, give a decision and not an exception."""
         with self._evaluator(True) as evaluator:
             request = self.make_request()
             context = request.context.model_copy(

@@ -1,4 +1,4 @@
-"""A PDP for tests: it answers as told, and remembers the requests."""
+"""A PDP for tests, which gives a fixed answer or calls a function, and remembers the requests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from langchain_runtime_authz.authzen import EvaluationRequest, parse_request
 
 
 class StaticPDP:
-    """Answer every request alike, or as a callable says.
+    """Answer every request with one decision, or with the result of a callable.
 
     Args:
-        permit: `True`, `False`, or a callable. A callable's `bool` becomes the decision; anything
-            else it returns is the answer as it stands, so that a test can give a full document, or
-            a malformed one. What it raises is raised.
+        permit: `True`, `False`, or a callable that receives the request. If it returns a `bool`, that is
+            the decision. Any other result is returned as the PDP's answer, so that a test can give a full
+            document or a malformed one. Its exceptions are raised.
         name: the PDP's name in records and spans.
         deadline: seconds for one message's decisions.
     """

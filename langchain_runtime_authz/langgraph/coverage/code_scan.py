@@ -1,12 +1,12 @@
-"""Find effects and secrets in a graph's code without running it. It may miss some.
+"""Find effects and secrets in a graph's code without running it. The scan may miss some.
 
-Effects are searched in a node's function, its closures, the application's functions that it calls, and their contents.
-Of the application's objects and classes, members are followed if the code uses their names (rapid type analysis). So a
-method is found without tracing its object. Of installed packages, only the use of one with a network client is noted.
+The scan follows a node's function to its closures and to the application's functions that it calls. It follows members
+of the application's objects and classes if the code uses their names (rapid type analysis), so it need not know which
+object a method is called on. Of installed packages, it only notes the use of those that act or hold a network client.
 
-Secrets are searched in tools, by type (`SecretStr`), name (`api_key`, an `Authorization` header) or the form of
-well-known tokens, and never shown. A tool with its own key can use it without a permit. Replace such a key by the
-credential per call (`current_call().credential`).
+Secrets are searched in tools, by type (`SecretStr`), by name (`api_key`, an `Authorization` header) or by the form of
+well-known tokens. Their values are never shown. A tool that holds a key can use it without a permit, so replace the key
+by the call's own credential (`current_call().credential()`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _ENDS: Final = frozenset(("POP_TOP", "BEFORE_WITH", "RETURN_VALUE", "STORE_FAST"
 
 
 class Sighting(NamedTuple):
-    """An effect in code: kind (`network`, `mail`, `process`, `write`, `database`, `store`, `code`) and cause."""
+    """An effect in code: its kind (`network`, `mail`, `process`, `write`, `database`, `store`, `code`) and cause."""
 
     kind: str
     by: str
@@ -72,13 +72,13 @@ class Sighting(NamedTuple):
 
 
 def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]]:
-    """Return the nodes of a graph and its subgraphs whose code has an effect."""
+    """Return node name → effects, for nodes of a graph and its subgraphs whose code has an effect."""
     nodes = (item for found in object_graph.graphs_in(graph) for item in found.graph.nodes.items())
     return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
 
 def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
-    """Return the effects in a node's code, and the parts that were not followed."""
+    """Return a pair: (1) the effects in a node's code, (2) names of the parts that the scan did not follow."""
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
@@ -89,7 +89,7 @@ def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
 
 
 def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
-    """Yield the application's functions and their clients, up to declared effects, tools and graphs."""
+    """Yield the values to search for effects. Declared effects, tools, graphs and models are not entered."""
     todo, seen = deque(roots), dict[Any, Any]()
     names, waiting = set[str](), dict[str, list[Any]]()  # names used so far; members whose names are not used yet
     while todo:
@@ -105,7 +105,7 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
         try:
             counts, further = _reach(value, missed)
             members = list(_members(value))
-        except Exception:  # noqa: BLE001  (a proxy that has nothing behind it here)
+        except Exception:  # noqa: BLE001  (a proxy without an object behind it)
             missed[f"a value of the type {type(value).__name__}"] = None
             continue
         todo.extend(further)
@@ -119,7 +119,7 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
 
 
 def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
-    """Return True if a value is searched for effects, and its reachable contents."""
+    """Return a pair: True if the value is to be searched for effects, and the values to follow from it."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if _has_rows(value) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
@@ -141,9 +141,9 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the members of an application's object by name; for a class, of its instances.
+    """Yield pairs of name and member of an application's object or, for a class, of its instances.
 
-    The name is empty if it is used without being named, and `super` if it is overridden.
+    The name is empty if Python uses the member without naming it (`__call__`), and `super` if a subclass overrides it.
     """
     cls, made = (value, False) if isinstance(value, type) else (type(value), True)
     bases = [base for base in cls.__mro__ if _is_own(base.__module__)]
@@ -164,7 +164,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
-    """Yield names that a function imports from application modules when it runs."""
+    """Yield the values that a function imports, when it runs, from application modules that are loaded already."""
     for code in object_graph.codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
@@ -200,7 +200,7 @@ def _in_code(code: CodeType, names: Mapping[str, Any]) -> Iterator[tuple[str, st
     called, opened, before = {*code.co_names}, False, ""
     for step in dis.get_instructions(code):
         name = step.argval if isinstance(step.argval, str) else ""
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name not in names:  # otherwise the application defines it
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name not in names:  # a builtin
             opened = opened or name == "open"
             if name in ("exec", "eval"):
                 yield "code", name
@@ -276,7 +276,7 @@ _FORMS: Final = re.compile(
 
 
 def secrets_of(tool: BaseTool) -> Iterator[str]:
-    """Yield places of long-lived secrets in a tool: `closure client.headers[authorization]`, `field api_key`."""
+    """Yield the places of long-lived secrets in a tool: `closure client.headers[authorization]`, `field api_key`."""
     seen: dict[int, Any] = {}
     known = BaseTool.model_fields.keys() | {"func", "coroutine"}
     fields = {k: v for k, v in vars(tool).items() if k not in known}
@@ -333,7 +333,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield "constant in its code", "", next(filter(_FORMS.search, texts), None)
     elif isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_ITEMS]:
-            # A key may itself be a secret, so only the name of a secret is shown.
+            # A key may itself be a secret, so a key is shown only if it is a common name of secrets.
             yield (f"[{key}]" if _secret_name(key) else "[…]", key if isinstance(key, str) else "", inner)
     elif isinstance(value, list | tuple | set | frozenset):
         yield from (("[…]", name, inner) for inner in list(value)[:MAX_ITEMS])
@@ -342,7 +342,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield from ((f".{key.lstrip('_')}", key, inner) for key, inner in fields.items() if isinstance(key, str))
 
 
-# Our objects mint per call; the others hold no data of a tool.
+# Our objects mint a credential per call and hold no long-lived secret. Objects of the others hold no data of a tool.
 _NEVER: Final = frozenset(("builtins", "langchain_runtime_authz", "threading", "_thread", "asyncio", "logging", "re"))
 
 
@@ -353,7 +353,7 @@ def _secret_name(name: object) -> bool:
     return _NAMES.search(snake) is not None
 
 
-# Types of content blocks, messages and JSON schemas, which also occur in lists, and of local tools.
+# A `type` that does not mark a provider tool: of local tools, content blocks, messages and JSON schemas.
 _BLOCKS = (
     "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
     "number object reasoning string system text thinking tool_call tool_result tool_use user"
@@ -363,7 +363,7 @@ _GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_ex
 
 
 def tools_in(bound: Any) -> list[Any]:
-    """Return the tools in a model's bound arguments, with servers that its provider calls."""
+    """Return the tools in a model's bound arguments, and an entry for MCP servers that the provider calls."""
     if not isinstance(bound, dict):  # other mappings may refuse a string
         return []
     tools, servers = bound.get("tools"), bound.get("mcp_servers")
@@ -373,7 +373,7 @@ def tools_in(bound: Any) -> list[Any]:
 
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Yield the tools that run at the model provider. `strict` for a list that may be anything."""
+    """Yield a row for each tool that runs at the model provider. `strict`: yield none unless all entries are tools."""
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):
         note = "runs at the model provider, unseen"

@@ -1,13 +1,13 @@
 """The coverage report: the governed and ungoverned parts of a graph, with layers and reasons.
 
-`discovery` finds the rows. A `Baseline` is a file of accepted ungoverned rows, with which CI compares:
+`report_rows` finds the rows. A `Baseline` is a file of accepted ungoverned rows, with which CI compares a report:
 
 ```json
 {"version": 1, "graph": "agent", "ungoverned": [{"id": "provider-tool/agent/web_search/model", "note": "..."}]}
 ```
 
-It is sorted by id and ends with a newline, so that a change of it is a small diff. Evolution rule: fields may be
-added; the parts of an id change only with the version. `note` is for the reader.
+The file is sorted by id and ends with a newline, so that its diffs are small. Evolution rule: fields may be added; the
+parts of an id change only with the version. A `note` is for readers and is not compared.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that en
 class Row:
     """One part of a graph.
 
-    Its kind is `entry`, `agent`, `node`, `tool`, `model` or `task`; or without an enforcement point `cached node`,
-    `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`, `store` (until a profile for its writes is
-    declared) or `effect` (seen in a node's code and not declared).
+    `kind` is `entry`, `agent`, `node`, `tool`, `model`, `task`, `remote graph` or `store` (governed once a profile for
+    its writes is declared). Kinds that are never governed: `cached node`, `provider tool`, `function`, `secret`,
+    `checkpointer`, `unsearched` (too large to search), `effect` (seen in a node's code and not declared).
     """
 
     kind: str
@@ -49,8 +49,8 @@ class Row:
     graph: str  # its agent's name in records
     layers: tuple[str, ...]  # its enforcement points; empty means not governed
     note: str = ""  # why it is not governed, or what is not seen
-    route: str = ""  # the node that leads to it, and the path inside that
-    seen: Counted = NOTHING  # its enforcement points' counts in runs of the root graph
+    route: str = ""  # the node that leads to it, and the path inside that node
+    seen: Counted = NOTHING  # what its enforcement points counted in runs of the root graph
     place: int = 0  # distinguishes rows that are otherwise equal
 
     @property
@@ -93,8 +93,8 @@ class Baseline:
         """Read a file that `write` made.
 
         Raises:
-            ConfigError: `baseline_invalid`: it is not a baseline of this version.
-            OSError: it cannot be read.
+            ConfigError: `baseline_invalid`: the file is not a baseline of this version.
+            OSError: the file cannot be read.
         """
         try:
             found = _File.model_validate_json(Path(path).read_bytes(), strict=True)
@@ -113,13 +113,13 @@ class Baseline:
         Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
-        """Return ungoverned ids that were not accepted. The graph must be the baseline's."""
+        """Return the ungoverned ids that are not accepted. Raises `ConfigError` if the graph is not the baseline's."""
         if graph != self.graph:
             raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
         return frozenset(ungoverned) - self.accepted.keys()
 
     def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
-        """Return the accepted ids that are governed by now, sorted."""
+        """Return the accepted ids that are not ungoverned any more, because they are governed or gone, sorted."""
         return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
 
 
@@ -153,7 +153,7 @@ class CoverageReport:
 
     @property
     def plain(self) -> tuple[Row, ...]:
-        """Nodes that run application code. Its effects are not all seen, even if there are rows `effect`."""
+        """Nodes that run application code. The report may miss effects of it, even if the node has an `effect` row."""
         return tuple(r for r in self.rows if r.kind == "node" and r.note.startswith(UNSEEN))
 
     @property
@@ -168,7 +168,7 @@ class CoverageReport:
 
     @property
     def unseen(self) -> tuple[Row, ...]:
-        """Governed rows that no run used, or that were reached past their enforcement point."""
+        """Governed rows that no run counted, because they were not used or code bypassed their enforcement point."""
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,10 +186,10 @@ class CoverageReport:
         return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
 
     def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:
-        """Raise `ConfigError` naming every row without an enforcement point.
+        """Raise `ConfigError` that names every row without an enforcement point.
 
         Args:
-            baseline: rows that it accepts (or the file that it is read from) are not named.
+            baseline: a baseline, or the path of its file. Rows that it accepts are not named.
 
         Raises:
             ConfigError: `ungoverned`; or `baseline_invalid`, if the file is not a baseline of this graph.

@@ -1,4 +1,4 @@
-"""Find the rows of a compiled graph's coverage report without running code, and add counts."""
+"""Find the rows of a compiled graph's coverage report without running code, and add run-time counts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield user code that a graph runs outside its nodes, with its place."""
+    """Yield pairs of place and application code, for the code that a graph runs outside its nodes."""
     for name, channel in graph.channels.items():
         yield f"reducer of {name}", getattr(channel, "operator", None)
     for name, node in graph.nodes.items():
@@ -156,7 +156,7 @@ class _Look:
             note = f"its code holds more than {object_graph.MAX_WALKED} values; some were not searched"
             yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
-        if bound is not private.DEFAULT_BOUND and not isinstance(bound, private.Pregel):  # a graph's entry is its own
+        if bound is not private.DEFAULT_BOUND and not isinstance(bound, private.Pregel):  # a graph has its own rows
             acts, missed = code_of(node)
             unseen = f"{UNSEEN}; not followed: {', '.join(missed)}" if missed else UNSEEN
             note = _UNGATED if not gated else "" if isinstance(bound, private.ToolNode) else unseen
@@ -172,7 +172,7 @@ class _Look:
     def _held(
         self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
     ) -> Iterator[Row]:
-        """Yield rows for the contents of a node or a tool. `known`: tools that have rows already."""
+        """Yield rows for the contents of a node or a tool. `known`: leave out tools that have rows already."""
         for value in held:
             if not isinstance(value, BaseTool):
                 yield from self._value(value, label, route, gated, held)
@@ -181,7 +181,7 @@ class _Look:
         yield from self._bare_functions(held, label, route, own)
 
     def _is_bound(self, tool: BaseTool) -> bool:
-        """Return True for a tool of a tool node, or the original of a guarded copy. Models are bound to them."""
+        """Return True for a tool of a tool node, and for the original of its guarded copy. Models hold such tools."""
         made_of = _made_of(tool)
         return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
@@ -198,7 +198,7 @@ class _Look:
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
-        """Yield rows of a held value that is not a tool or graph. `around`: all values held there."""
+        """Yield rows of a held value that is not a tool or graph. `around`: all values that the same holder holds."""
         if isinstance(value, model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
@@ -258,7 +258,7 @@ class _Look:
         note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
         yield Row("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
-            return  # rows for its contents are there
+            return  # its contents have rows already
         self.searched[id(tool)] = tool
         for where in dict.fromkeys(secrets_of(tool)):
             note = "a long-lived secret: use `current_call().credential()`, or keep it outside this process"
@@ -266,7 +266,7 @@ class _Look:
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
-        """Yield functions of guarded tools that other code holds, except in lists, which models are bound to."""
+        """Yield functions of tools that other code holds. Lists are left out, because models are bound to lists."""
         known = {i for t in own for i in _identities(object_graph.functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
         for value in held:
@@ -280,7 +280,7 @@ class _Look:
 
 
 def _unpickles(saver: Any) -> str:
-    """Return why a checkpointer would run code named in its store, or an empty text."""
+    """Return why a checkpointer would run code that its store names; else an empty string."""
     if isinstance(getattr(saver, "storage", None), PersistentDict):
         return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
@@ -341,7 +341,7 @@ _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 
 def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield each finding once, with a number if several things would have one id."""
+    """Yield each finding once. Number those that would otherwise have the same id."""
     places = Counter[str]()
     told: set[Row] = set()
     for row in rows:
