@@ -52,7 +52,7 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
         own = {"expires_at": asked.expires_at or None, "approvers": list(asked.approvers)}
         place = {"graph": scope.graph, "thread": scope.thread}
         rows.append({**{name: getattr(asked, name) for name in names}, **place, **own})
-        until = moment(asked.expires_at) if asked.expires_at else "for ever"
+        until = moment(asked.expires_at) if asked.expires_at else "it is answered"
         lines.append(f"{asked.id}  {inert(scope.graph)}/{inert(scope.thread)}  for {inert(asked.subject)}")
         lines.append(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")
         lines += [*(f"  {line}" for line in asked.question.splitlines()), ""]

@@ -56,7 +56,7 @@ def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
     with store.opened() as ledger:
         told = _told(_found(store, ledger, tenant, key))
     said = told["resolved"]
-    text = {**told, "resolved": said and f"by {said['author']}: {said['reason']}"}
+    text = {**told, "resolved": said and f"by {said['author']}, {said['reason']}"}
     return Answer(told, lines({name: inert(v) if isinstance(v, str) else v for name, v in text.items()}))
 
 

@@ -299,6 +299,8 @@ class ChildEntry(Entering[Any]):
             mine = ticket is not None and ticket.agent == parent.agent  # otherwise it is an outer agent's
             call_id = ticket.call_id if ticket is not None and mine else None
             self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
+            if not private.lent(self.config):  # the root entry gives no ids to what a graph on its own thread is told
+                self.run.parts["answers by id"] = None
             given = yield from self._given(self.run)
         except AuthzDenied as denied:
             if ticket is not None:  # a tool edge: the tool's answer carries the denial

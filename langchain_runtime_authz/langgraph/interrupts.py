@@ -20,7 +20,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import kept
@@ -110,8 +110,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     try:
         capped = yield from approval_hitl.over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        _log.error("ledger failed: %s", type(exc).__name__)
-        return [_denied(j, run.engine.failed(exc)) for j in judged]
+        return [replace(j, decision=run.engine.ledger_failed(exc, run)) for j in judged]
     keys = {j.key for j in fresh} if capped else set()
     return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
 
@@ -212,11 +211,8 @@ def _ask(
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
     except GraphBubbleUp:
         raise
-    except AuditError:
-        return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in first]
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        _log.error("ledger failed: %s", type(exc).__name__)
-        return [_denied(j, run.engine.failed(exc)) for j in first]
+        return [replace(j, decision=run.engine.ledger_failed(exc, run)) for j in first]
 
 
 def _answered(
@@ -235,7 +231,7 @@ def _answered(
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
     """Drop a plain answer if ours come by their question's id, as a root entry sees to. Return True then."""
     root, thread = run, private.thread_of(config)
-    while root.parent is not None:
+    while root.parent is not None and "answers by id" not in root.parts:
         root = root.parent
     if by_id := thread is not None and thread == root.parts.get("answers by id"):
         private.drop_plain_answer(config)

@@ -363,8 +363,8 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
                 detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
                 yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:
-        code = run.engine.failed(exc)
-        raise AuthzHalt(code, deny(code).decision_id) from exc
+        decision = run.engine.ledger_failed(exc, run)
+        raise AuthzHalt(decision.reason, decision.decision_id) from exc
     if isinstance(done, Conflict):
         raise AuthzHalt(done.code, deny(done.code).decision_id)
 

@@ -14,7 +14,7 @@ import itertools
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, FunctionType
 from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
@@ -37,7 +37,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
-from langgraph.pregel import Pregel, main
+from langgraph.pregel import Pregel, _loop, main
 from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
@@ -50,6 +50,21 @@ T = TypeVar("T")
 
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000
+
+
+class _Stored:
+    """A checkpoint that is stored. With `durability="sync"`, LangGraph waits for one even in a graph without a saver."""
+
+    def result(self) -> None:
+        return None
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
+# RULE: protection must not break a graph with `checkpointer=False` below a protected one, which gives it its durability.
+for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
+    _class._put_checkpoint_fut = _Stored()  # type: ignore[assignment]
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -100,6 +115,14 @@ def task_id(config: Mapping[str, Any]) -> str:
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
     return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
+
+
+def durable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config by which each checkpoint is stored before the next step, unless the caller has chosen otherwise.
+
+    Otherwise a process that dies would plan, and pay, again; and a call would not see an `update_state` made before it.
+    """
+    return {**config, "configurable": {keys.CONFIG_KEY_DURABILITY: "sync", **_given(config)}}
 
 
 class Place(NamedTuple):

@@ -191,7 +191,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             given, config = entered
             config = ambient.hearing(config)
             if graph.checkpointer:
-                options = _durable(options)
+                config = private.durable(config)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
         return own(_without_config(graph), given, config, **options), run_scope(at.run, span=at.run.span), shows
@@ -259,16 +259,6 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
     # LangGraph marks missing values by the identity of an object, which a deep copy loses.
     raise ConfigError(f"graph `{graph.get_name()}`", Code.DEEP_COPY)
-
-
-def _durable(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options by which a checkpoint is stored before the next step.
-
-    Otherwise a process that dies would plan, and pay, again; and a call would not see an `update_state` made before it.
-    The caller's choice has priority.
-    """
-    chosen = options.get("durability") is not None or "checkpoint_during" in options
-    return options if chosen else {**options, "durability": "sync"}
 
 
 def is_remote(value: object) -> bool:

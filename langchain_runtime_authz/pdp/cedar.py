@@ -107,8 +107,9 @@ class CedarPDP(InProcess):
             msg = f"the Cedar policies, schema or entities cannot be read: {exc}"
             raise ConfigError(msg, Code.POLICY_INVALID) from exc
         if not checked.validation_passed:
-            msg = f"the Cedar policies do not fit the schema: {'; '.join(str(e) for e in checked.errors)}"
-            raise ConfigError(msg, Code.POLICY_INVALID)
+            called = {name: (policy.get("annotations") or {}).get("reason", name) for name, policy in parsed.items()}
+            found = dict.fromkeys(e.error.replace(f"`{e.policy_id}`", called[e.policy_id]) for e in checked.errors)
+            raise ConfigError(f"the Cedar policies do not fit the schema: {'; '.join(found)}", Code.POLICY_INVALID)
         self._says = {name: _annotated(name, policy, table) for name, policy in parsed.items()}
         whole = "\0".join([source, shape, known, _dump(dict(obligations or {}))])
         self.revision = f"sha256:{hashlib.sha256(whole.encode()).hexdigest()[:16]}"

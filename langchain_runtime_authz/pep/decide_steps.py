@@ -72,16 +72,16 @@ def decide_step(
             if isinstance(done, Conflict):
                 decision = deny(done.code)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        unrecorded = isinstance(exc, AuditError)
-        decision = deny(Code.AUDIT_UNAVAILABLE) if unrecorded else run.engine.ledger_failed(exc, run)
+        decision = run.engine.ledger_failed(exc, run)
     try:
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
             yield from obliged_events(run, decision, now)
             yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
+        failed = run.engine.ledger_failed(exc, run)
         if decision.outcome == "permit":
-            return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
+            return failed
     return decision if keep is None else keep(decision)
 
 

@@ -236,7 +236,7 @@ class Engine:
         if (left_out := self.recent.failures_left_out(f"{what} {code}")) is not None:
             thread, run_id = (run.scope.thread, run.run_id) if run is not None else ("", "")
             about = {"decision_id": decision_id, **({"run_id": run_id, "thread_id": thread} if run else {})}
-            ids = f"decision {decision_id}, run {run_id}, thread {thread!a}"
+            ids = f"decision {decision_id}, " * bool(decision_id) + f"run {run_id}, thread {thread!a}"
             more = f"; {left_out} more were not logged" if left_out else ""
             text = str(exc) if isinstance(exc, AuthzError) else f"{code}: {type(exc).__name__}: {exc}"
             _log.error("%s: %s (%s)%s", what, text, ids, more, extra=about)

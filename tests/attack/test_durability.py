@@ -60,3 +60,40 @@ def test_a_plan_is_kept_before_its_tool_runs(form: str) -> None:
 def test_who_asks_for_another_durability_gets_it() -> None:
     """The choice is the caller's, and so is LangGraph's default."""
     assert kept_when_it_ran("invoke", longest=60, durability="async") == [False]
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "twin"])
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_graph_that_keeps_nothing_runs_in_one_that_does(how: str, protected: bool) -> None:
+    """Also if it is made in a node. LangGraph gives it the durability of its caller, and waits for its checkpoints."""
+    child = hand_written(replying(), [], checkpointer=False)
+
+    def made(state: Any) -> Any:
+        return hand_written(replying(), [], checkpointer=False).invoke(state)
+
+    builder = StateGraph(MessagesState).add_sequence([("child", child), ("made", made)]).add_edge(START, "child")
+    parent = builder.compile(checkpointer=InMemorySaver())
+    if protected:
+        authz_with(StaticPDP(True), subject_from=lambda config: "alice").protect(parent)
+    state = parent.invoke(human(), CONFIG) if how == "sync" else asyncio.run(parent.ainvoke(human(), CONFIG))
+    assert [m.type for m in state["messages"]] == ["human", "ai", "ai"]
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "twin"])
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_parent_decides_for_a_graph_in_its_node(how: str, protected: bool) -> None:
+    """A parent without a checkpointer lends none, whatever the graph below has; its own caller's choice holds there too."""
+
+    def checkpoints(lends: bool, **options: Any) -> int:
+        child = hand_written(replying(), [], checkpointer=InMemorySaver())
+        if protected:
+            authz_with(StaticPDP(True), subject_from=lambda config: "alice").protect(child)
+        builder = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child")
+        saver = InMemorySaver()
+        parent = builder.compile(checkpointer=saver if lends else None)
+        run = parent.invoke if how == "sync" else lambda *a, **k: asyncio.run(parent.ainvoke(*a, **k))
+        assert run(human(), CONFIG, **options)["messages"][-1].type == "ai"
+        return len([*saver.list(CONFIG)])
+
+    assert checkpoints(lends=False) == 0
+    assert checkpoints(lends=True, durability="exit") < checkpoints(lends=True, durability="sync")

@@ -155,6 +155,24 @@ def test_an_answer_after_an_edit_is_for_the_applications_question_alone(protecte
     assert bank.ran == [BOB] * (who == "bob")
 
 
+def test_an_answer_that_an_application_passes_on_is_for_the_graph_below(protected: bool) -> None:
+    """That graph has a checkpointer of its own, under the thread's name. No root entry gave the answer an id."""
+    bank = Bank(protected, [["ann"]])
+
+    def ask(state: Any) -> Any:
+        below = bank.graph.invoke(human(), THREAD)
+        for asked in below.get("__interrupt__", ()):
+            bank.graph.invoke(Command(resume=interrupt(asked.value)), THREAD)
+        return {}
+
+    builder = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask")
+    outer = builder.compile(checkpointer=InMemorySaver(), name="outer")
+    outer = bank.authz.protect(outer) if protected else outer
+    assert run_as(bank.authz, outer, human(), THREAD)["__interrupt__"]
+    assert not run_as(bank.authz, outer, Command(resume=YES), THREAD).get("__interrupt__")
+    assert bank.ran == [ANN]
+
+
 @pytest.mark.parametrize("by_id", [True, False])
 def test_a_question_that_was_shown_again_after_an_edit_can_be_approved(by_id: bool) -> None:
     """The edit gives the task another id, and with it the question."""

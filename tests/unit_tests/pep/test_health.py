@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from langchain_core.tools import StructuredTool
 from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
@@ -33,6 +34,7 @@ from langchain_runtime_authz.pep import health, run
 from langchain_runtime_authz.telemetry import metrics, semconv
 from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import call, hand_written, human, replying
 from tests.bundles import files
 
 UP = {"ledger": "", "engine": "", "audit": "", "credentials": "", "kill_switch": ""}
@@ -251,6 +253,31 @@ def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixtu
     lines = [r for r in caplog.records if "the end of a call was not recorded: ledger_timeout" in r.getMessage()]
     assert len(lines) == 5
     assert {(r.thread_id, bool(r.run_id), bool(r.decision_id)) for r in lines} == {("t1", True, True)}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", [Code.AUDIT_UNAVAILABLE, Code.CHAIN_BROKEN])
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_record_that_fails_is_one_line_with_the_denial_s_id(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: Code, at: int
+) -> None:
+    """Whichever record of a run it is: of its start, a node, the plan, the call or its model."""
+    counted: list[str] = []
+    monkeypatch.setattr(run, "count", lambda what, about=None, by=1: counted.append(what))
+    writes = iter(range(1, 99))
+
+    class Fails(FileSink):
+        def write(self, record: Any) -> None:
+            if next(writes) == at:
+                raise AuditError(code)
+            super().write(record)
+
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read", sink="none")}, audit=Fails(tmp_path / "a"))
+    graph = authz.protect(hand_written(replying([call("look", {}, "c")]), [StructuredTool.from_function(lambda: "seen", name="look", description="Look.")]))
+    with caplog.at_level(logging.ERROR), authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        graph.invoke(human())
+    assert denied.value.code == code and counted == ["errors"]
+    (line,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert code in line.getMessage() and line.decision_id == denied.value.decision_id  # type: ignore[attr-defined]
 
 
 def test_every_tenant_of_every_ledger_is_counted() -> None:
