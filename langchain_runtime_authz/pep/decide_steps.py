@@ -1,6 +1,6 @@
 """Decide every step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
 
-The order is load → evaluate → commit → audit. Tool calls are in `decide` and `claim`.
+The order is load → evaluate → commit → audit. `decide_calls` and `claim_calls` have the tool calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import Commit, Effect, Evaluate, Flow, Load, Run
 
-MAX_KEPT: Final = 256  # permits that are kept per agent and entry
+MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
 Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
 _OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
@@ -40,9 +40,9 @@ def decide_step(
     known: Snapshot | None = None,
     keep: Callable[[Decision], Decision] | None = None,
 ) -> Flow[Decision]:
-    """Decide such a step. Never raises.
+    """Decide a step that is not a tool call. Never raises.
 
-    `refuse` is the enforcement point's own reason, `extra` goes with a permit, and `keep` gets a decision on record.
+    `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
     """
     body = None
     started = time.time_ns()
@@ -86,10 +86,10 @@ def decide_step(
 
 
 def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
-    """Return the permit that is kept of a step, and what keeps another.
+    """Return a pair: the cached permit of a step (or `None`), and the function that caches a new permit.
 
-    A permit is kept for its epoch and policy revision, and for the `ttl` that the policy gives. If the policy gives none,
-    it may have read what changes: then only a `lasting` permit is kept.
+    A permit is cached for its epoch and policy revision, as long as the policy's `ttl` says. Without a `ttl` the policy
+    may have read something that changes, so only a `lasting` permit (of a model or tool node) is cached.
     """
     began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
     permit, until = run.kept.get(key, (None, 0.0))
@@ -97,7 +97,7 @@ def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable
 
 
 def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
-    """Keep a permit if no lease lapses and no grant ends unseen meanwhile."""
+    """Cache a permit for its `ttl`, up to half a lease, unless the grant expires. Cache a `lasting` one for the run."""
     ends = run.grant is not None and run.grant.expires_at is not None
     said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
     lasts = run.engine.max_lifetime if lasting and not found.ttl else said
@@ -107,7 +107,7 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
 
 
 def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
-    """Return the kept permit of a live run. Else decide the step in full."""
+    """Return the cached permit if the run is live. Otherwise run `step`, which decides in full."""
     try:
         alive = not (run.closed or run.engine.killed) and (yield (Status, run.scope.tenant, run.jti)) == "live"
     except Exception:  # noqa: BLE001
@@ -115,8 +115,8 @@ def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]
     return permit if alive else (yield from step)
 
 
-# Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, since
-# their calls are decided anyway. A tool that the provider runs cannot be stopped later, so a call that shows it is denied.
+# Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, as
+# their calls are decided anyway. Nobody can stop a tool that the provider runs: a model call that shows it is denied.
 
 
 class ModelCall(NamedTuple):
@@ -145,13 +145,13 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
 
 
 def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the agent's own tools and the provider's that a permit withholds."""
+    """Return a pair of names that a permit withholds: the agent's own tools, and tools that the provider runs."""
     given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
     return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])
 
 
 def shown(decision: Decision, call: ModelCall) -> Decision:
-    """Return the decision if nothing can be taken out of the request any more."""
+    """Return the decision for a request that cannot be changed: a deny if it shows a withheld provider tool."""
     if decision.obligations and decision.permit and withheld(decision)[1].intersection(call.provider_tools):
         return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
     return decision

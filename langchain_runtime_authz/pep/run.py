@@ -54,10 +54,10 @@ def new_id() -> str:
 
 
 class Planner(Protocol):
-    """Compiles a mandate from the user's words only."""
+    """Compiles a mandate from the user's texts only."""
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return the mandate in the texts of one turn. If it raises, nothing is ordered."""
+        """Return the mandate in the user's texts of one turn. If this raises, the turn has no mandate."""
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
@@ -122,7 +122,7 @@ class Counted(NamedTuple):
 
 
 class Tally:
-    """Counts decisions and runs of enforcement points, for reports. Do not count names that a model invented."""
+    """Counts decisions and runs of enforcement points, for reports. Callers leave out names that a model invented."""
 
     __slots__ = ("_counts", "_lock", "dropped")
 
@@ -203,25 +203,25 @@ class Engine:
 
     @staticmethod
     def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
-        """Return the meet of grants and an agent's grant; `None` if there is none."""
+        """Return the meet of `grants` and the grant in an agent's profile, or `None` if no grant is given."""
         found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
         return found
 
     def lease_end(self, now: float, started_at: int) -> int:
-        """Return the expiry of a lease taken or renewed now, never after that of the workload's identity."""
+        """Return the expiry of a lease that is taken or renewed now, never later than the workload's identity ends."""
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
     def failed(self, exc: BaseException) -> Code:
-        """Return the deny after a part failed; the kill switch's if that is engaged too."""
+        """Count a part's failure, and return the code of the deny: `killed` if the kill switch is engaged too."""
         code = failure_code(exc)
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
     def ledger_failed(self, exc: Exception, run: Run | None = None) -> Decision:
-        """Log a ledger failure, with the run if none is current, and return the deny."""
+        """Log the failure of a part (ledger, audit log, identity) with its run, and return the deny."""
         decision = deny(self.failed(exc))
         self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
@@ -246,7 +246,7 @@ class Engine:
 class Run:
     """One agent's run in one root entry: its lease, and its state in this process.
 
-    No two agent paths share a `jti`. The process may lose this state safely. What must last is in the ledger.
+    No two agent paths share a `jti`. This state may be lost with the process: the ledger has all that must last.
     """
 
     engine: Engine
@@ -261,20 +261,20 @@ class Run:
     grant: Grant | None = None
     mandate: Mandate | None = None  # the application's mandate
     planned: Mandate | None = None  # the planner's mandate, from the user's words only
-    spent_at: Scope | None = None  # the thread that it entered first, if another: steps are spent there too
+    spent_at: Scope | None = None  # the thread on which `mandate` was used first, if another: it counts the steps too
     parent: Run | None = None
     upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
     depth: int = field(init=False)  # delegations between the first agent and this one
     waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # parents' calls (agent path, call id) that wait for this run
     closed: bool = False
     paused: bool = False
-    undelivered: tuple[str, ...] = ()  # corrections that the input could not carry; sent with answers of stale calls
-    corrected: tuple[str, ...] = ()  # likewise, answers to a tool's or node's own question
-    pinned: int = 0  # texts in the ledger when the root entry began; later ones are new to it
+    undelivered: tuple[str, ...] = ()  # corrections that the input could not carry; results of stale calls carry them
+    corrected: tuple[str, ...] = ()  # answers to a tool's or node's own question, carried by these results too
+    pinned: int = 0  # number of texts in the ledger when the root entry began; later texts are new to it
     kept_state: bool = False  # a checkpointer keeps the graph's state, so the entry's end is marked
     loaded: str = ""  # the thread's newest checkpoint when the root entry began
     steps_before: int = 0  # the thread's steps at that time
-    # Digests of calls returned by models, with model and prompt digest; and running models.
+    # Digest of the calls that a model returned → model and prompt digest. Below, the same of models that are running.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
     recorded: set[str] = field(default_factory=set)  # ids of recorded plans
@@ -284,11 +284,11 @@ class Run:
     kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # permits, and until when
     entry: str = field(init=False)  # the jti with which the root entry began; its child agents have it too
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions of a message, by the first of its tasks
-    versions: dict[str, str] = field(default_factory=dict)  # call key → version of what it reads, before the read
+    versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource, noted before the read
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
     decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id, to link later spans
-    parts: dict[Any, Any] = field(default_factory=dict)  # constant parts of requests and keys
+    parts: dict[Any, Any] = field(default_factory=dict)  # cached constant parts of requests and keys
     guard: Guard = field(init=False)  # the conditions of this run's commits
 
     def __post_init__(self) -> None:
@@ -300,7 +300,7 @@ class Run:
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
-        """End the run and its parents as suspended, because an approver is asked."""
+        """Mark the run and its parents as paused, so that they end as suspended: an approver is asked."""
         run: Run | None = self
         while run is not None:
             run.paused = True
@@ -308,7 +308,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """True if it or a parent run was closed in this process."""
+        """True if the run or one of its parents was closed in this process."""
         return self.closed or (self.parent is not None and self.parent.over)
 
 
@@ -319,7 +319,7 @@ S = TypeVar("S", bound=Any)
 def both(
     flow: Callable[Concatenate[S, P], Flow[T]],
 ) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a method that runs a flow, and its async form, which does not block the event loop."""
+    """Return a pair of methods that run a flow: a blocking one, and one that does not block the event loop."""
     owner, _, name = flow.__qualname__.rpartition("._")
 
     @wraps(flow)
