@@ -1,8 +1,8 @@
 """HTTP exchanges with a PDP, key set or token endpoint that may be down, slow, hostile or misconfigured.
 
-The callers of a `Link`, from any thread and any event loop, share one event loop in a thread of its own: the
-connection pool has one owner, and no other loop's end closes it. One deadline covers the whole exchange (a
-place in the pool, the name, the handshake, every byte of the answer), which a blocking socket cannot promise.
+All callers of a `Link`, on any thread or event loop, share one event loop, which runs in a thread of its own. So the
+connection pool has one owner, and stays open when a caller's loop ends. One deadline covers the whole exchange (wait
+for a connection, name, handshake, every byte of the answer), which a blocking socket cannot promise.
 
 Redirects, `~/.netrc`, proxies from the environment, cookies, retries and compression are off.
 """
@@ -52,10 +52,10 @@ class Connection(TypedDict, total=False):
     Attributes:
         timeout: seconds for one exchange, everything included (1.0).
         ca_file: PEM file of the only trusted authorities; by default the system's.
-        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are read
-            again when they change; while they do not fit each other, everything is denied.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. These files and `ca_file` are
+            read again when they change. While certificate and key do not fit, everything is denied.
         tls: in place of these two, returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does.
-        proxy: URL of an HTTP proxy. The environment's is never used.
+        proxy: URL of an HTTP proxy. A proxy in the environment is never used.
         pool_size: connections that may be open at the same time (10).
     """
 

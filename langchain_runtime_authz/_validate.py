@@ -22,21 +22,21 @@ def wrong(name: str, wanted: str, value: object) -> ConfigError:
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """Return a positive, finite number of seconds that a lock can wait for."""
+    """Return `value` if it is a positive, finite number of seconds that a lock can wait for. Raises `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= threading.TIMEOUT_MAX:
         raise wrong(name, "a positive number of seconds", value)
     return float(value)
 
 
 def checked_count(name: str, value: Any) -> int:
-    """Return a whole number from 1 on."""
+    """Return `value` if it is a whole number from 1 on. Raises `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise wrong(name, "a whole number from 1", value)
     return int(value)
 
 
 def checked_text(name: str, value: Any) -> str:
-    """Return text that is not empty."""
+    """Return `value` if it is text and not empty. Raises `ConfigError`."""
     if not isinstance(value, str) or not value:
         raise wrong(name, "text", value)
     return value
@@ -50,14 +50,14 @@ def checked_names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """Return a path."""
+    """Return `value` as a `Path`. Raises `ConfigError` if it is not a path."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
         raise wrong(name, "a path", value)
     return Path(value)
 
 
 def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:
-    """Return a value that is an instance of `kind`."""
+    """Return `value` if it is an instance of `kind`. Raises `ConfigError`: it must be `wanted`."""
     if not isinstance(value, kind):
         raise wrong(name, wanted, value)
     return value

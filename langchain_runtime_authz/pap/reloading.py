@@ -49,7 +49,7 @@ class HighestRevision:
         self.path = path
 
     def check(self, bundle: Bundle) -> int:
-        """Return the last used number, or 0. Raises `policy_older` if it belongs to a newer or different bundle."""
+        """Return the number used last, or 0. Raises `policy_older` if it is higher, or the same of another bundle."""
         number, digest = self._read()
         if bundle.number < number or (bundle.number == number and bundle.digest != digest):
             have = f"`{self.path.name}`: revision {number} was used here before this revision {bundle.number}"

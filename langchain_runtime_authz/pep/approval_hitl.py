@@ -75,7 +75,7 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the ids of the questions in the ledger that a `payload` asks, or none for another value."""
+    """Return the ledger ids of the questions that a `payload` asks, or an empty list for any other value."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(ids) and len(ids) == len(asked) else []

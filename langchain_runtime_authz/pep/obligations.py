@@ -97,7 +97,7 @@ def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], boo
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
-    """Return the change to commit with the permit, `True` for none, or `None` if malformed.
+    """Return the change to commit with the permit, `True` if there is none, or `None` if the obligation is malformed.
 
     An unknown property is malformed: ignoring a misspelt one would make the permit too wide.
     """
@@ -199,7 +199,7 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
 
 
 def keepable(permit: Decision, revision: str) -> bool:
-    """Return True if a permit may be cached for the policy revision."""
+    """Return True if a permit may be cached: it is of this policy `revision`, and no obligation counts or notifies."""
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
 
