@@ -1,6 +1,6 @@
-"""Open a run when a graph starts, and close it when the graph ends, at the root and each child.
+"""Open a run when a root graph or a child graph starts, and close the run when the graph ends.
 
-Without a `RunHandle` it opens an implicit run for the subject of `subject_from`, else for `anonymous`.
+Outside `authz.run(...)` a root graph opens an implicit run. Its subject comes from `subject_from`, or is `anonymous`.
 """
 
 from __future__ import annotations
@@ -59,31 +59,31 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return a call's parent run, or the application's: by its config, else by the code around. Raises `ConfigError`."""
-        # A graph that code in a node or tool calls with its own config is also a child: the text that the code passes
-        # on is not the user's.
+        """Return the run around a call: an agent's `Run`, a `RunHandle`, or `None`. Raises `ConfigError`."""
+        # If the config names no run, the run around the code counts. So a graph that a node or tool calls with its own
+        # config is a child, because the text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.running() or run_context.around()
         if found is not None and found.engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
         return found
 
     def watch(self, graph: Any) -> tuple[str, ...]:
-        """Return the channels whose edits change the task: the declared ones, or all if the graph has none of them."""
+        """Return the channels whose edits change the task: the declared ones or, if the graph has none of them, all."""
         return self.channels if self.speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
 
     def speaks(self, graph: Any) -> bool:
-        """Return True if the graph has a channel for a user's task."""
+        """Return True if the graph has a channel that is declared to hold the task."""
         return graph is None or any(name in graph.channels for name in self.channels)
 
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
-        """Return the digest of the store's memory of a subject, if it belongs to the task."""
+        """Return the digest of the subject's `task_memory` in the graph's store, or `None` if there is none."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
     def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> Entering[Any]:
-        """Return an entry for `with` or `async with`. Raises `AuthzDenied` on the way in.
+        """Return the context manager that opens the run. Entering it raises `AuthzDenied` if the run is denied.
 
-        A root's gives the input and config, and a child's gives the config.
+        A root entry yields a pair, the input and the config to run the graph with. A child entry yields the config.
         """
         if isinstance(owner, Run):
             name = label_of(graph, private.node_of_task(config) or "LangGraph") if graph is not None else name
@@ -101,7 +101,7 @@ class RootEntry:
         return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state`. Outside every run, a change of the task's parts is a correction."""
+        """Perform an `update_state` made outside every run. If it changes a channel of `watch`, it is a correction."""
         opener = run_context.opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
@@ -124,7 +124,7 @@ class RootEntry:
         return place
 
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state` of a node or tool on a child graph, and mark it as the run's own."""
+        """Perform a node's or tool's `update_state` on a child graph, and mark the new checkpoint as the run's own."""
         place = yield write
         run = run_context.target_in(config) or run_context.running()
         if isinstance(run, Run):
@@ -144,10 +144,10 @@ class Entering(run_context.FlowContext[T]):
         self.run: Run | None = None
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Record the entry's outcome, and return the flow that closes its run."""
+        """Record the entry's outcome, and return the flow that closes its run, or `None` if no run was opened."""
         if exc is not None:
             run_context.note_question(self.run, exc)
-        if isinstance(exc, AuthzDenied):  # reported here unless an enforcement point has
+        if isinstance(exc, AuthzDenied):  # reported here, unless an enforcement point has reported it
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
         if (run := self.run) is None:
@@ -157,7 +157,7 @@ class Entering(run_context.FlowContext[T]):
         return self._leave(run, raised=exc is not None, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
-        """Close the run. `raised`: tasks may still run. `cut`: a stream closed early may still write."""
+        """Close the run. `raised`: after an error, tasks may still run. `cut`: after an early close, they may write."""
         raise NotImplementedError
 
 
@@ -197,7 +197,7 @@ class _Root(Entering[tuple[Any, Any]]):
         )
         run = entry.run
         if claimed := claimed_identities(config, handle.subject):
-            # Ignored, and recorded: names only, since a client wrote the values.
+            # The identity that a client put into the config is ignored. Only the names of its fields are recorded.
             yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
@@ -209,7 +209,7 @@ class _Root(Entering[tuple[Any, Any]]):
         return given, run_context.with_run(config, run)
 
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
-        """Return the user's texts in an input, and the digests of those already in the state."""
+        """Return a pair: the user's new texts in an input, and the digests of the user's texts in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
         edited = bool(inputs.written(update, self.root_entry.others))
         removes, standing = head is not None and bool(inputs.removals(update)), frozenset[str]()
@@ -219,10 +219,10 @@ class _Root(Entering[tuple[Any, Any]]):
             texts = inputs.unheard(texts, state)
             edits = inputs.brought(update, state, channels) if edited else []
             edits += inputs.taken_out(update, state) if removes else []
-            # On a new thread, only the user's declared texts count.
+            # On a new thread, an edit counts only if it has a user's text.
             texts += edits if head is not None else [e for e in edits if e.text]
         if not texts and not self.root_entry.speaks(self.graph):
-            # Such an input may change the task, but its words are not known to be the user's.
+            # Without a channel for the task, any input may change the task, but is not known to be the user's text.
             say, parts = checkpoints.said, update if isinstance(update, Mapping) else {}
             says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
             texts = [HumanText(raw_digest(says), "", "channel:input")]
@@ -248,7 +248,7 @@ class _Root(Entering[tuple[Any, Any]]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
-        busy = bool(run.children)  # a child left behind by `gather` may still write
+        busy = bool(run.children)  # a child agent that `gather` left running may still write
         saver, watch = self.saver, self.root_entry.watch
         if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
             try:
@@ -256,7 +256,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 if not cut:
                     head = yield from checkpoints.read_head(saver, place)
                     memory = yield from self.root_entry.memory(self.graph, run.subject)
-                    # A tool's child waits only if a user is asked. After a failure its own mark counts.
+                    # A tool's child waits only if an approver is asked. After a failure, the child's own mark counts.
                     waiting = yield from checkpoints.read_waiting(
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
@@ -267,7 +267,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 edits = yield from checkpoints.updates_during(
                     run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
                 )
-            except Exception as exc:  # noqa: BLE001  (likewise if the run was cut)
+            except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         yield from close(run, left, over, edits)
 
@@ -296,17 +296,17 @@ class ChildEntry(Entering[Any]):
                 self.marked = yield from checkpoints.check_child(parent, self.graph, self.place, watch)
             kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=private.is_sent(self.config))
             kind = "remote" if self.remote else kind
-            mine = ticket is not None and ticket.agent == parent.agent  # otherwise it is an outer agent's
+            mine = ticket is not None and ticket.agent == parent.agent  # otherwise the ticket is an outer agent's
             call_id = ticket.call_id if ticket is not None and mine else None
             self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
-            if not private.lent(self.config):  # the root entry gives no ids to what a graph on its own thread is told
+            if not private.lent(self.config):  # a graph on its own thread gets answers without interrupt ids
                 self.run.parts["answers by id"] = None
             given = yield from self._given(self.run)
         except AuthzDenied as denied:
-            if ticket is not None:  # a tool edge: the tool's answer carries the denial
+            if ticket is not None:  # a tool called the child, so the tool's message carries the denial
                 raise
             raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
-        except (LedgerError, AuditError) as exc:  # not a denial: a tool begins again with its thread
+        except (LedgerError, AuditError) as exc:  # not a denial: halt, so that a resume starts the tool again
             decision = self.engine.ledger_failed(exc, parent)
             raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         tally.count(parent, "agent", name, "child entry", ran=1)
@@ -318,13 +318,13 @@ class ChildEntry(Entering[Any]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []
-        if run.paused and not raised and not cut:  # otherwise it would raise its question through the caller
+        if run.paused and not raised and not cut:  # on its caller's thread, the question would be raised instead
             _log.warning(
                 "agent %s asks on its own thread, so its caller continues without the answer", "/".join(run.agent)
             )
         if self.place is not None and not cut:
             try:
                 marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)
-            except Exception as exc:  # noqa: BLE001  (as of a root's)
+            except Exception as exc:  # noqa: BLE001  (as for a root entry)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
         yield from close(run, also=marks)

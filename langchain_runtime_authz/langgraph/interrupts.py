@@ -1,11 +1,11 @@
 """Decide a message's calls, interrupt to ask an approver, and record questions of other reviews.
 
-There is one interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
-calls in a task. So a task that asked once repeats the same interrupt first when it re-enters.
+One interrupt per message lists all its questions. LangGraph matches resume values to a task's `interrupt` calls by
+their order. So a task that has asked repeats the same interrupt first when it runs again.
 
-Other reviews are LangChain's, those in Agent Inbox's shape, and an app's questions that name one tool and its
-arguments. They are recorded with the source `hitl`, and the root entry answers them like ours, so nobody is asked
-twice. If a review is between the tool node and the tool, the node leaves the call to the guard.
+Other reviews are LangChain's own, reviews in Agent Inbox's shape, and an application's questions that name one tool and
+its arguments. They are recorded with the source `hitl`. The root entry records their answers like ours, so nobody is
+asked twice. If a review runs between the tool node and the tool, the tool's guard decides the call after the review.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 def _decide_first(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     run.parts["schemas"] = "read"
-    # Compile the schema for mandates in a thread, because it takes milliseconds.
+    # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
     yield (Block, getattr, run.engine.tools, "signatures")
     return (yield from decide_calls(run, calls))
 
@@ -71,9 +71,9 @@ def decide_together(
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[Pending]]:
-    """Decide calls that all run in this task. None runs before every question is answered.
+    """Decide calls that all run in this task. No call runs before every question is answered.
 
-    `had` counts the task's answers. A question out of turn, or one that would take another's answer, is empty.
+    `had` counts the answers that the task used. If `turn()` is False or an unused answer waits, pause without asking.
     """
     decided = yield from _decide(run, calls)
     for one in decided:
@@ -88,13 +88,13 @@ def decide_together(
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
-                if verdict is None:  # ask about all calls
+                if verdict is None:  # it asks now, so decide and ask about all calls again
                     for other in waiting:
                         yield from other.give_back()
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
         answered = kept(row.result).get("asked", 0) if row is not None else 0
         if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
-            answered += 1  # the review is skipped with its tool
+            answered += 1  # the review's answer is skipped with the tool's
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
         waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
@@ -102,7 +102,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls once, for one task each. Each task must know if the list exceeds a cap."""
+    """Decide a message's calls together, though each has a task, so that each task learns if questions exceed a cap."""
     judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -116,9 +116,9 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
 
 
 def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
-    """Decide in the task of `judged[position]`.
+    """Decide the call `judged[position]` in its own task.
 
-    The first task with a question raises the one interrupt; the others pause.
+    The first task with a question raises one interrupt about all calls; the other tasks pause without a question.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], private.task_id(config)
@@ -165,7 +165,7 @@ def _ask(
         before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
         plain = not ((before or any(j.asks for j in judged)) and _drop_plain_answer(run, config))
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        heard, withdrawn = private.of_execution(run.parts, config)  # code that repeats a call has had these answers
+        heard, withdrawn = private.of_execution(run.parts, config)  # questions answered, and calls withdrawn, so far
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield from _answered(config, approval_hitl.payload(again), again[0][1] if again else None)
@@ -181,8 +181,8 @@ def _ask(
         known = {j.key for j in asked if (a := _asked_in(j, me)) and a.call_key == j.key and a.state != "spent"}
         known -= {j.key for j in asked if j.approval and j.approval.state == "approved" and not j.told}
         fresh = [j for j in asked if j.key not in unrepeatable | known]
-        # A late question would come before a tool's own question, and take its answer. A call made by code that never
-        # ran comes after all answered questions.
+        # A new question that comes before a tool's own question in the task would take that one's answer. Only a call
+        # by code that never ran comes after all answered questions.
         before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
         # A review in this task received its answer before the code that asks now.
         answered = (
@@ -218,7 +218,7 @@ def _ask(
 def _answered(
     config: Mapping[str, Any], question: object, asked: Approval | None, pause: Effect = Interrupt
 ) -> Flow[object]:
-    """Return the answer to a question. Answers before it are for other questions, which are not asked now."""
+    """Return the answer to `question`. Skip earlier answers to other questions, which are not asked now."""
     while True:
         answer = yield pause(question)
         if asked is None or not asked.interrupt_id or (scratchpad := private.scratchpad_of(config)) is None:
@@ -229,7 +229,7 @@ def _answered(
 
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
-    """Drop a plain answer if ours come by their question's id, as a root entry sees to. Return True then."""
+    """Drop a plain answer, and return True, if the root entry gives our questions their answers by interrupt id."""
     root, thread = run, private.thread_of(config)
     while root.parent is not None and "answers by id" not in root.parts:
         root = root.parent
@@ -239,26 +239,26 @@ def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
-    """Return the question about a call that this task, or a review in it, asked."""
+    """Return the question about a call if this task asked it or, with `review`, if a review in the task did."""
     ask = judged.approval
     mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
     return ask if mine else None
 
 
 def _left(judged: DecidedCall) -> bool:
-    """Return True if a review before the tool asks first. Calls that no answer can permit need none."""
+    """Return True if a review before the tool asks first. A call that no answer can permit is not left to a review."""
     if not judged.call.reviewed or judged.replay:
         return False
     return judged.decision.permit or judged.asks or judged.approval is not None
 
 
 def _askable(judged: DecidedCall) -> bool:
-    """Return True if an answer would fit the call that runs, whose arguments are parsed again."""
+    """Return True if the call asks here and its arguments parse to the same values again, so that an answer fits."""
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
 def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
-    """Record the answer, unless the root entry has. It does not for a child on its own thread."""
+    """Record the answer, unless the root entry has recorded it. For a child on its own thread, it has not."""
     snapshot = yield Load(run.scope, Query(asks=True))
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
@@ -272,7 +272,7 @@ def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
 
 
 def _replaced(judged: DecidedCall) -> bool:
-    """Return True if the model must be told of a replaced call. LangChain's review tells it itself."""
+    """Return True if we must tell the model that its call was replaced. LangChain's review does so itself."""
     return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
 
 
@@ -281,8 +281,8 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if a resume value waits for the task's next question. `plain`: one without an id may."""
-    # A plain value that was used belongs to the task.
+    """Return True if a resume value waits for the task's next question. `plain`: count one without an interrupt id."""
+    # A plain value that the task has used is in `scratchpad.resume` too.
     if (scratchpad := private.scratchpad_of(config)) is None:
         return False
     value = scratchpad.get_null_resume(False) if plain else None
@@ -290,7 +290,7 @@ def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) ->
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
-    """Skip the answers of a tool that does not run again, or the next tool that asks would get them."""
+    """Skip the answers of a tool that does not run again. Otherwise the next tool that asks would get them."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or not scratchpad.resume:
         return
@@ -301,7 +301,7 @@ def skip_answers(config: Mapping[str, Any], count: int) -> None:
 
 
 def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
-    """Skip the task's answers after the first `had`. Return False if an unused one is left."""
+    """Skip the task's answers after the first `had`. Return False, and skip none, if an unused answer waits."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or _answers_left(config, len(scratchpad.resume)):
         return False
@@ -310,7 +310,7 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
-    """Record an `Interrupt` that asks about a message's calls. Otherwise the tool node asks itself."""
+    """Record a review's `Interrupt` about a message's calls. Otherwise our tool node would ask about them again."""
     if message is None or not message.id or approval_hitl.approval_ids(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
@@ -327,12 +327,12 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
         if isinstance(done, Committed):
             yield approval_hitl.asked_event(run, opened, done.now)
-    except Exception as exc:  # noqa: BLE001  (it only spares a question)
+    except Exception as exc:  # noqa: BLE001  (the record only spares a second question)
         _log.error("a review was not noted: %s", type(exc).__name__)
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Record a review's question about a call that was left to it.
+    """Record a review's question about a call that was left to the review.
 
     `heard`: no other call of the task has asked before.
     """
@@ -341,7 +341,7 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
     if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
         return
-    # The message with this call only: the review does not ask about others.
+    # A message with this call only, because the review does not ask about other calls.
     calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
     calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
     message = AIMessage("", id=call.plan_id, tool_calls=calls)
@@ -355,7 +355,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
             return
         key = review_key(run, call, record.origin or record.epoch)
         asked = (yield Load(run.scope, Query(calls=(key,)))).approvals.get(key)
-        if asked is not None and asked.state != "spent":  # otherwise the review accepted it, and the tool did not
+        if asked is not None and asked.state != "spent":  # if spent, the tool refused the answer, not the review
             fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
             yield Commit(run.scope, run.guard, [AskApproval(fresh)])
     except Exception as exc:  # noqa: BLE001  (as in `note_question`)
@@ -378,7 +378,7 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the message's calls that requests name, in order; none if a request matches no other call."""
+    """Return the message's calls that `requests` name, in order; none if a request matches no remaining call."""
     found: list[Call] = []
     left = iter(enumerate(message.tool_calls))
     for request in requests:
@@ -394,7 +394,7 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
 
 
 def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
-    """Return a question's calls, each with its possible decisions. `schema` is the answer's."""
+    """Return a pair: the calls that a question shows, and each call's possible decisions. `schema`: of the answer."""
     items = value if isinstance(value, list | tuple) else [value]
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:

@@ -1,7 +1,7 @@
-"""Read messages, write answers to a model, and record plans.
+"""Read messages, write tool messages for calls that do not run, and record plans.
 
-An answer is a neutral sentence and a decision id. A plan is recorded before anything can act on it, not when its calls
-are decided. A node's input, a client's messages, hand-backs and outputs of tool nodes are never plans.
+Such a tool message holds a neutral sentence and the decision's id. A plan is recorded before any code can act on it,
+not when its calls are decided. AI messages of a node's input, a client, a hand-back or a tool node are never plans.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DENIED = "This action is not permitted. Do not repeat it."
 
 
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
-    """Return the answer to a call that does not run, so that the history stays valid."""
+    """Return the tool message for a call that does not run, so that each call in the history has an answer."""
     said, status, reason = denial.message, "success", denial.decision.reason
     if reason != Code.APPROVAL_ANSWERED:
         told = f" The user said: {said}" if said else ""
@@ -62,7 +62,7 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
 
 
 def edit_note(call: Call) -> str:
-    """Tell a model that a user replaced its call, so that it does not repeat its own."""
+    """Return a note that the user replaced the model's call, so that the model does not repeat the call."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -85,7 +85,7 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: object, asked: int = 0) -> str | None:
-    """Serialise a side effect's result, for a replay. `asked` is the number of user answers to the tool."""
+    """Serialise a side effect's result, for a replay. `asked` is the number of answers that its tool received."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
     record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
     plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
@@ -126,7 +126,7 @@ def only_asked(asked: int) -> str | None:
 
 
 def kept(result: str | None) -> dict[str, Any]:
-    """Return the result that `recorded` serialised: `content`, `status`, `asked`. Some content is not kept."""
+    """Return what is kept of a result that `recorded` serialised. `content` and `status` may be missing."""
     return json.loads(result) if result else {}
 
 
@@ -143,7 +143,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 
 
 def written(given: object) -> object:
-    """Return a root input's writes. A `Command` has a mapping, a state object, or (channel, value) pairs."""
+    """Return the writes of a root input. The (channel, value) pairs that a `Command` may hold become a mapping."""
     update = given.update if isinstance(given, Command) else given
     pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
     if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
@@ -163,7 +163,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overwritten(value: Any) -> tuple[bool, Any]:
-    """Return True if a write bypasses the reducer (`Overwrite` in any form), and the new value."""
+    """Return a pair: True if a write bypasses the reducer (`Overwrite` in any form), and the value that it writes."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -197,7 +197,7 @@ def as_message(entry: object) -> BaseMessage | None:
 
 
 def is_human(message: object) -> bool:
-    """Return True for a user-role message without a machine's mark. A mark can only remove authority."""
+    """Return True for a user-role message that is not marked as machine-made. A mark can only remove authority."""
     if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
         return False
     return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in USER)
@@ -209,7 +209,7 @@ def human_texts(value: object) -> list[HumanText]:
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
-    answered = 0  # texts before the newest answer
+    answered = 0  # number of texts before the newest message of a model or a tool
     for entry in entries:
         message = as_message(entry)
         if (text := _human_text(entry, message)) is not None:
@@ -291,9 +291,9 @@ def unanswered(messages: Sequence[Any]) -> bool:
 
 
 def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:
-    """Return id and calls of the newest AI message in `state` that holds `call`, and its place; else no calls.
+    """Return the id and calls of the newest AI message in `state` that holds `call`, and the index of `call`.
 
-    Two calls of one message may share an id.
+    Without such a message, return no id, no calls and 0. Two calls of one message may share an id, but not an index.
     """
     messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
     for message in reversed(messages) if call and isinstance(messages, list | tuple) else ():
@@ -305,7 +305,7 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
 
 
 def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
-    """Return a call's index among planned ones: by identity, else by content, else by id."""
+    """Return a call's index among planned calls: by identity, else by content, else by id."""
     for place, one in planned.items():
         if one is call:
             return place
@@ -315,7 +315,7 @@ def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
 
 
 def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
-    """Return id and calls of an AI message. A resumed typed state may hold plain mappings."""
+    """Return the id and calls of an AI message, which a resumed typed state may hold as a plain mapping."""
     if isinstance(message, AIMessage):
         return message.id, message.tool_calls
     if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
@@ -326,7 +326,7 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
 
 
 def foreign_plans(run: Run, value: object) -> None:
-    """Keep the calls in a client's AI messages, which are never a plan."""
+    """Remember the calls in a client's AI messages, so that they never count as a plan."""
     found = ai_messages(value)
     for entry in messages_in(value):
         if isinstance(entry, (dict, Mapping)) and isinstance(message := as_message(entry), AIMessage):
@@ -350,7 +350,7 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
-    """Record plans. If it raises `AuthzHalt`, the output that announces them must not take effect."""
+    """Record plans. If this raises `AuthzHalt`, the node output that holds the plans must not take effect."""
     try:
         done = yield (Commit, run.scope, None, plans)
         for record in plans:

@@ -1,7 +1,7 @@
 """Collect every private name of LangChain and LangGraph that this package uses.
 
-`tests/unit_tests/langgraph/test_private_api.py` pins each one, and the private *members* that the package overrides or
-reads. After an upgrade it names what moved.
+`tests/unit_tests/langgraph/test_private_api.py` pins each name, and the private *members* that the package overrides or
+reads. After an upgrade, that test fails for each name that changed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _GRAPHS_PER_TOOL: Final = 10_000
 
 
 class _Stored:
-    """A checkpoint that is stored. With `durability="sync"`, LangGraph waits for one even in a graph without a saver."""
+    """A checkpoint that is stored already. With `durability="sync"`, LangGraph waits for it even without a saver."""
 
     def result(self) -> None:
         return None
@@ -62,13 +62,13 @@ class _Stored:
         return iter(())
 
 
-# RULE: protection must not break a graph with `checkpointer=False` below a protected one, which gives it its durability.
+# RULE: protection must not break a graph with `checkpointer=False` that gets its durability from a protected graph.
 for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
     _class._put_checkpoint_fut = _Stored()  # type: ignore[assignment]
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for a class or function while that lives."""
+    """Cache the result of `look` for each class or function, for as long as the class or function lives."""
     found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
 
     @functools.wraps(look)
@@ -84,14 +84,14 @@ def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
-    """Make a subclass with these members that shows the class's name, module and docstring."""
+    """Make a subclass of `base` with these members. It has the name, module and docstring of `base`."""
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})
 
 
 def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Merge configs as LangGraph does. Keep a config with nothing to merge: its graph merges it again."""
+    """Merge configs as LangGraph does. If nothing is to merge, return `config`, because its graph merges it again."""
     if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
         return config or {}
     return ensure_graph_config(bound, config)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 
 def task_id(config: Mapping[str, Any]) -> str:
-    """Return the current Pregel task's id, the same in a replay; empty outside one."""
+    """Return the id of a config's Pregel task, which a replay keeps, or an empty string outside every task."""
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
@@ -118,23 +118,23 @@ def lent(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def durable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config by which each checkpoint is stored before the next step, unless the caller has chosen otherwise.
+    """Return a config with which each checkpoint is stored before the next step, unless the caller chose a durability.
 
-    Otherwise a process that dies would plan, and pay, again; and a call would not see an `update_state` made before it.
+    Otherwise a graph that continues after a crash would plan and pay again, and a call could miss an `update_state`.
     """
     return {**config, "configurable": {keys.CONFIG_KEY_DURABILITY: "sync", **_given(config)}}
 
 
 class Place(NamedTuple):
-    """The place of a call's state: thread, namespace and the lent checkpointer."""
+    """The place of a graph's state: its saver, and a config with thread, namespace and the parent's checkpointer."""
 
     saver: BaseCheckpointSaver[Any]
     config: dict[str, Any]
-    lasting: bool  # later calls of other tasks find it there too
+    lasting: bool  # calls in later tasks find the state there too
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return `config` for one graph, and its index among the task's subgraph calls."""
+    """Return a pair: `config` for one subgraph call, and the zero-based index of that call in its task."""
     configurable = _given(config)
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -145,7 +145,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return the place of a task's graph call, or `None` if it keeps no state."""
+    """Return the place of the state of a graph that a task calls, or `None` if the graph keeps no state."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -160,14 +160,14 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
 
 
 def graph_at(graph: Any, config: Any) -> Any:
-    """Return the graph whose state is at a place: the root, or one of its nodes."""
+    """Return the graph whose state a config names: the root, or a subgraph that is a node."""
     namespace = recast_checkpoint_ns(_ns(config or {}))
     found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
     return next((child for name, child in found if name == namespace), graph)
 
 
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
-    """Return the namespaces of graphs that a root's task calls: of this task, and of all tasks of the node."""
+    """Return two namespaces of graphs that a root's task calls: this task's, and the one for all tasks of its node."""
     return f"{name}{keys.NS_END}{ident}", name
 
 
@@ -182,14 +182,14 @@ def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
-    """Return the id of the task's interrupt with this number; by default the next one."""
+    """Return the id of the task's interrupt with this zero-based number; by default, of the next interrupt."""
     if number is None:
         number = len(scratchpad.resume) if (scratchpad := scratchpad_of(config)) is not None else 0
     return _interrupt_id(_ns(config), number)
 
 
 def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return two sets for one execution of a task. LangGraph's retry restarts the count of questions."""
+    """Return two sets that last for one execution of a task, because a retry starts the count of questions again."""
     scratchpad = scratchpad_of(config)
     counter = None if scratchpad is None else getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
     known = parts.get(key := ("heard", task_id(config)))
@@ -199,7 +199,7 @@ def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
-    """Return `config` for one tool, and the numbers of its `interrupt` calls."""
+    """Return a pair: `config` for one tool or node, and a list that collects the numbers of its `interrupt` calls."""
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []
@@ -214,7 +214,7 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     of = getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
     counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter
-    if place is not None:  # otherwise a graph could continue with another's state, whose tool is skipped now
+    if place is not None:  # otherwise a graph could load the state of a graph whose tool is skipped now
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
     # `dataclasses.replace`, with the fields looked up once.
     held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
@@ -242,12 +242,12 @@ def checkpointer_of(config: Mapping[str, Any]) -> Any:
 
 
 def is_innermost(handler: object) -> bool:
-    """Return True if a `wrap_tool_call` handler is the tool node's own, so the last."""
+    """Return True if a `wrap_tool_call` handler is the tool node's own, so that no other middleware follows."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
-    """Return one tool's callbacks: streams of `messages` and `tools` pass `clean`."""
+    """Return callbacks for one tool, in which `clean` filters the chunks of the stream modes `messages` and `tools`."""
     if isinstance(callbacks, list):
         return [with_streams(handler, clean) for handler in callbacks]
     if isinstance(callbacks, BaseCallbackManager) and any(isinstance(h, _STREAMING) for h in callbacks.handlers):
@@ -260,7 +260,7 @@ def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
     return callbacks
 
 
-# A running tool's `emit_output_delta` writes to the second, which older versions lack.
+# A running tool's `emit_output_delta` writes to the second handler, which older LangGraph versions lack.
 _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
 
 
@@ -273,7 +273,7 @@ def thread_of(config: Mapping[str, Any]) -> Any:
 
 
 def drop_plain_answer(config: Mapping[str, Any]) -> None:
-    """Drop a resume value without a question's id, which LangGraph keeps for the next one."""
+    """Drop a resume value without an interrupt id, which LangGraph would give to the next question."""
     if (scratchpad := scratchpad_of(config)) is not None:
         scratchpad.get_null_resume(True)
 
@@ -304,7 +304,7 @@ def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
 
 
 def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
-    """Return the tool that called `on_tool_start`, its input, config and call id."""
+    """Return the tool that is announced by `on_tool_start`, its input, config and call id; `None` if unknown."""
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None
@@ -318,7 +318,7 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
 
 
 def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
-    """Return the graph that sets up callbacks (two frames up), its resume value, thread and checkpoint id."""
+    """Return the graph that sets up callbacks, its resume value, thread id and checkpoint id; `None` without one."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
         if frame is not None and frame.f_code not in _STREAMS:
@@ -370,12 +370,12 @@ def is_task_function(value: object) -> bool:
 
 
 def imports_anything(serde: object) -> bool:
-    """Return True if LangGraph's serializer imports and calls names in its data (its permissive default)."""
+    """Return True if LangGraph's serializer imports and calls any name in its data, which is its default."""
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
 def is_sent(config: Mapping[str, Any]) -> bool:
-    """Return True if the config is of a task started by a `Send`. LangGraph overwrites the key."""
+    """Return True if a `Send` started the config's task. Callers cannot forge this: LangGraph overwrites the key."""
     path = (config.get("metadata") or {}).get("langgraph_path")
     return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
 

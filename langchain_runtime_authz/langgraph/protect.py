@@ -1,7 +1,7 @@
-"""Protect a graph and all graphs that it reaches, in place; check remote graphs.
+"""Protect a graph and all graphs that it reaches, in place; decide calls of remote graphs.
 
-A compiled graph keeps its identity: its class becomes a dynamic subclass. Its `stream` and `astream`, which all other
-methods use, open the run, or a child agent's run below a protected graph. A copy stays protected.
+`protect` makes a compiled graph's class a dynamic subclass, so the graph and its copies are protected. The subclass has
+its own `stream` and `astream`, which all other entry methods use. They open a run or, inside a run, a child's run.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Protection:
 
 
 def owner_of(graph: object) -> Protection | None:
-    # Only `protect` sets it. (After a reload of this module, `isinstance` would fail.)
+    # Only `protect` sets the attribute. `isinstance` would fail after this module is reloaded.
     found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
     return found
 
 
 def protect(target: Any, protection: Protection) -> list[BaseTool]:
-    """Protect a compiled graph and those below it in place; return guarded tools.
+    """Protect a compiled graph and the graphs below it in place; return their guarded tools.
 
     A builder stays a builder; the graphs that it compiles are protected.
     """
@@ -80,7 +80,7 @@ def agent_names(graph: AnyGraph) -> frozenset[str]:
 
 
 def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
-    """Yield unknown agent names, each with a similar name of an unlisted agent."""
+    """Yield pairs: (1) a name in `agents` that no agent has, (2) a similar agent name that is not in `agents`."""
     if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
 
@@ -122,7 +122,7 @@ def _gate_node(
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
-        elif is_remote(held) and gates_remote(held) is None:  # otherwise another instance decides its calls
+        elif is_remote(held) and gates_remote(held) is None:  # otherwise some instance decides its calls already
             held.__class__ = _remote_class(type(held), protection.root_entry)
     if opens:
         node.bound = gate_bound(bound, name, channels)
@@ -145,7 +145,7 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
-    """Step a stream of which the event loop does not learn: it would close it while its holder does."""
+    """Step a stream that the event loop does not register. The loop would close the stream while its consumer does."""
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     try:
@@ -155,7 +155,7 @@ def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
 
 
 def _without_config(graph: Any) -> Any:
-    """Return the graph without its bound config, as the caller's config has it."""
+    """Return the graph without its bound config, for a call whose config includes the bound config already."""
     if graph.config:
         graph = copy.copy(graph)
         graph.config = None
@@ -167,7 +167,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     root_entry = protection.root_entry
 
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
-        # Not a generator, because the run around the *call* counts, not the one around the first step.
+        # Not a generator, because the run around the *call* counts, not the run around the first `next`.
         if graph.store is not None:
             gate_store(graph.store, protection.profiles)
         merged = private.merged_config(graph.config, config)
@@ -175,7 +175,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
-        # LangGraph refuses a call without a thread, but not if the config has a run.
+        # Let LangGraph refuse a call without a thread. It would not, if the config held our handle.
         if (
             not isinstance(owner, Run)
             and graph.checkpointer
@@ -185,7 +185,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return ours(graph, input, merged, owner, kwargs)
 
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
-        """Return an entry's stream, the scope of its steps, and True if it shows configs, which hold the handle."""
+        """Return an entry's stream, the scope around each step, and True if chunks hold configs, and so handles."""
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
@@ -231,7 +231,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                         except StopAsyncIteration:
                             return
                     yield without_handle(chunk) if shows else chunk
-            except BaseException:  # what it runs is cancelled when the caller goes, not when it is collected
+            except BaseException:  # cancel running tasks when the caller leaves, not at garbage collection
                 with scope:
                     await chunks.aclose()
                 raise
@@ -262,7 +262,7 @@ def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
 
 
 def is_remote(value: object) -> bool:
-    """Return True if another server runs the graph."""
+    """Return True for a graph that another server runs."""
     return isinstance(value, PregelProtocol) and not isinstance(value, private.Pregel)
 
 
@@ -279,8 +279,8 @@ class _Remote(ChildEntry):
         self.profile = self.engine.child_profile(name)
         self.http = getattr(getattr(client, "http", None), "client", None)
         place = self.profile.url if self.profile is not None else None
-        # INVARIANT: the credential is for the URL in the profile, whatever the client's address is. Without a client
-        # nothing is sent; the graph reports the missing one.
+        # INVARIANT: the credential goes only to the URL in the profile, so a client with another address is refused.
+        # Without a client nothing is sent, and the graph itself reports that the client is missing.
         if place is not None and client is not None and not is_under(str(getattr(self.http, "base_url", "")), place):
             self.refuse = Code.REMOTE_URL
 
@@ -291,7 +291,7 @@ class _Remote(ChildEntry):
             credential = yield from invitation(run, self.profile.named)
         except CredentialError as exc:
             raise AuthzDenied(exc.code, new_id()) from None
-        if (ticket := current_ticket()) is not None:  # so that it is found in the tool's output
+        if (ticket := current_ticket()) is not None:  # so that the token is found if the tool's output holds it
             ticket.track(credential.token)
         self.header = f"Bearer {credential.token}"
         _places[self.header] = self.profile.url, run.parts["invited"]
@@ -303,12 +303,12 @@ class _Remote(ChildEntry):
         yield from super()._leave(run, raised=raised, cut=cut)
 
 
-# Header of each running call → the URL below which it may be sent, and the decision about its edge.
+# `Authorization` header of each running call → the URL below which it may be sent, and the edge's decision id.
 _places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
-    """Refuse to send a credential to another URL, after a redirect or reconnect."""
+    """Refuse to send a credential to a URL outside its profile's, as after a redirect or a reconnect."""
     found = _places.get(request.headers.get("Authorization", ""))
     if found is not None and not is_under(str(request.url), found[0]):
         raise AuthzDenied(Code.REMOTE_URL, found[1])
@@ -341,7 +341,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
             async for chunk in base.astream(_without_config(self), input, config, **_sent(kwargs, headers)):
                 yield chunk
 
-    # Writing another agent's state directs that agent.
+    # A write to another agent's state directs that agent, so it is decided like a call of the agent.
     def update_state(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         with entry(self, config, getattr(self, "sync_client", None)) as headers:
             return base.update_state(self, config, *args, **_sent(kwargs, headers))
