@@ -1,7 +1,7 @@
 """An approver's signed statement about one question: a JWT with its own `typ`.
 
-The approver's own key signs it, or a service that authenticated the approver. It names the question,
-tenant, thread, epoch and exact arguments. So it is not valid for another call, tenant or epoch, nor twice.
+The key of the approver, or of a service that authenticated the approver, signs the statement. The statement names the
+question, tenant, thread, epoch and exact arguments. So it is not valid for another call, tenant or epoch, nor twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Verdict = Literal["approve", "deny"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question of a statement: fields to sign and compare with the ledger's."""
+    """The question that a statement answers. The fields are signed, and compared with the question in the ledger."""
 
     id: str
     issuer: str
@@ -62,9 +62,9 @@ def sign_statement(
     now: float | None = None,
     expires_in: int = MAX_LIFE,
 ) -> str:
-    """Return a statement as a compact JWS, by an approver's or an issuer's key.
+    """Return a statement as a compact JWS, signed with the key of an approver or of a service.
 
-    `issuer` is the service that authenticated the approver. `expires_in`: seconds, at most 300.
+    `issuer`: the service that authenticated the approver; by default the approver. `expires_in`: seconds, at most 300.
     """
     at = int(time.time() if now is None else now)
     who = {names.ISSUER: approver if issuer is None else issuer, names.SUBJECT: approver, names.TOKEN_ID: jti}
@@ -77,9 +77,9 @@ class Approvers:
     """The people and services whose statements are accepted.
 
     Args:
-        people: `type:id` → the public keys of that user: a JWK set (RFC 7517 §5) or a `KeySource`. A key
+        people: `user:<id>` → the public keys of that user: a JWK set (RFC 7517 §5) or a `KeySource`. A key
             signs for its user only.
-        services: `iss` → keys of a service that authenticates approvers and signs for them.
+        services: `iss` → public keys of a service that authenticates approvers and signs for them.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class Approvers:
         )
 
     def _verify(self, statement: str, question: Question, *, now: float | None = None) -> Flow[Statement]:
-        """Verify the statement on `question`. Errors never quote it.
+        """Verify a statement that answers `question`. No error quotes the statement.
 
-        Raises `approval_statement`, `approval_approver` (not a user's) or `keys_unavailable`.
+        Raises `approval_statement`, `approval_approver` (the approver is not a user) or `keys_unavailable`.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)

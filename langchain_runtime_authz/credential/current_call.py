@@ -1,6 +1,6 @@
-"""The current call: the context of running code, facts and credentials.
+"""The current call: its properties and credentials, for the tool that runs.
 
-One context variable holds the scope of the running code: its run, its ticket and the recorder of refusals.
+One context variable holds the scope of the running code: the run, the ticket and the recorder of refused mints.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 @dataclass(slots=True, eq=False, repr=False)
 class CodeScope:
-    """The current run and ticket, and the recorder of refusals without a ticket.
+    """The current run and ticket, and the recorder of refused mints for code without a ticket.
 
-    `counts`: equal calls already answered that no message planned. `task`: the Pregel task of the node around it.
+    `counts`: equal calls answered so far, of calls that no message planned. `task`: the Pregel task of the node.
     """
 
     ticket: Ticket | None = None
@@ -79,13 +79,13 @@ class CurrentCall:
         return self._call().decision_id
 
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the call's credential for one audience: minted once, for the call.
+        """Return the call's credential for one audience. It is minted once.
 
         Blocks while an issuer outside this process signs; `acredential` does not.
 
         Args:
-            audience: in the tool's profile and in the grant; may be left out if there is only one.
-            dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
+            audience: an audience of both the tool's profile and the grant; optional if there is only one.
+            dpop: bind the token to a new key of this call (RFC 9449). The credential's `headers` then add a proof.
 
         Raises `CredentialError`: `audience`, or `credential_unavailable` outside a running tool.
 
@@ -108,12 +108,12 @@ class CurrentCall:
 
 
 def current_call() -> CurrentCall:
-    """Return the call under way. Outside a running tool its facts raise `no_run` and its credentials are refused."""
+    """Return the call under way. Outside a running tool, its properties raise `no_run`, and it gets no credential."""
     return CurrentCall(current_ticket())
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Refuse a credential outside a permitted call; record it if there is a run."""
+    """Refuse a credential outside a permitted call. Record the refusal if there is a run."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.
@@ -123,5 +123,5 @@ def refused_outside(audience: str | None) -> Flow[CredentialError]:
 
 
 def tell_by(finder: Callable[[], Refusals | None]) -> None:
-    """Set `finder`, which finds the run of code outside any enforcement point."""
+    """Set the function that finds the recorder of the run, for code outside any enforcement point."""
     _finder.set(finder)

@@ -1,14 +1,14 @@
-"""Put the call into its token, and check it there (RFC 9396 §2).
+"""Write a call into its token (RFC 9396 §2), and check a received call against the token.
 
-`authorization_details` builds the detail, and `check_call` compares it with the call that a service receives.
+`authorization_details` makes the token's detail. `check_call` compares the detail with the call that a service gets.
 
 By default a token holds digests of the arguments, so that logs and introspection do not show the values. A digest is
-the one of a disclosure in RFC 9901 §4.2.3: base64url(SHA-256(base64url(JSON of [salt, name, value]))). The JSON is
-canonical (RFC 8785) and the value in normal form, so that a service can recompute the digest from its request. The
-salt stands in the token: a reader of the token who guesses a value can confirm it.
+made like that of a disclosure (RFC 9901 §4.2.3): base64url(SHA-256(base64url(JSON of [salt, name, value]))). The JSON
+is canonical (RFC 8785) and the value in normal form, so that a service can recompute the digest from its request. The
+salt is in the token, so a reader of the token can test a guess of a value.
 
-In normal form an amount is a number, and a text has no blanks around it. If a token holds a number, a service may
-name it as a text: a path and a form hold only texts.
+In normal form an amount is a number, and a text has no blanks around it. If a token holds a number, a service may pass
+the same number as a text, because paths and forms hold only texts.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def authorization_details(
     salt: str,
     approved: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the authorization details of a permitted call, at most 4 kB of JSON.
+    """Return the authorization details of a permitted call.
 
-    It holds the arguments that decide what the call hits. Those that were not given have the value `null`. If it is
-    larger with an entry for each argument, it holds one digest over all of them. `salt` is new for each token. Raises
-    `CredentialError`: `credential_unavailable`: an argument has no exact JSON form.
+    The detail holds the arguments that decide what the call affects. An argument that was not given is `null`. If an
+    entry for each argument makes the detail larger than 4 kB of JSON, one digest covers all arguments. `salt` is new
+    for each token. Raises `CredentialError`: `credential_unavailable`: an argument has no exact JSON form.
     """
     detail: dict[str, Any] = {
         "type": names.CALL_TYPE,
@@ -78,7 +78,7 @@ def authorization_details(
 
 
 def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield critical and date arguments; of a side effect, also unprofiled ones."""
+    """Yield names of critical and date arguments, for a side effect also of arguments outside the profile."""
     yield from profile.critical
     yield from profile.when
     if profile.side_effect:
@@ -87,7 +87,7 @@ def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def value_at(args: Mapping[str, Any], path: str) -> Any:
-    """Return the value as `argument` does, but not a list of one."""
+    """Return the value at `path` as `argument` does, but the item itself instead of a list of one item."""
     value = argument(args, path)
     return value[0] if "." in path and isinstance(value, list) and len(value) == 1 else value
 
@@ -102,7 +102,7 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
 
 
 def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form; `None` without an exact JSON form. Texts of `numbers` become numbers."""
+    """Return arguments in normal form, those in `numbers` as numbers. `None` if one has no exact JSON form."""
     try:
         return {name: _normal(value, name in numbers) for name, value in project(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
@@ -110,7 +110,7 @@ def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any
 
 
 def _normal(value: Any, number: bool) -> Any:
-    """Return a value's normal form. Values with equal ones are equal or share one of `forms`."""
+    """Return a value's normal form. Two values with one normal form are equal, or have a common entry in `forms`."""
     if isinstance(value, dict):
         return {name: _normal(held, number) for name, held in value.items()}
     if isinstance(value, list):
@@ -125,7 +125,7 @@ def _normal(value: Any, number: bool) -> Any:
 
 
 def argument_digest(salt: str, name: str, value: Any) -> str:
-    """Return the digest of an argument, whose value is in normal form."""
+    """Return the digest of an argument. `value` is in normal form."""
     return hashed(rfc8785.dumps([salt, name, value]))
 
 
@@ -155,10 +155,10 @@ def check_call(
     Args:
         credential: the verified credential.
         tool: the tool whose call the service carries out.
-        args: the arguments that it will use, by their names in the tool's profile. `None` stands for a missing one. If
-            the token holds one digest over all, give all of them; otherwise some are enough.
-        step: id of the step that must cover the call, if it matters.
-        accept: accepted standings, and `approved` for approved calls. `None` accepts every permitted call.
+        args: the arguments that the service will use, by their names in the tool's profile; `None` for a missing
+            argument. If the token holds one digest over all arguments, give all; otherwise some are enough.
+        step: id of the mandate's step that must cover the call, if the service demands one.
+        accept: accepted standings, and `approved` for calls that an approver approved. `None` accepts every standing.
 
     Raises `CredentialError`: `credential_tool`, or `credential_call`: the token is for another step or standing, for
     other values, or does not hold one of the arguments.
@@ -187,7 +187,7 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Texts, free arguments, and arguments of a read that its profile does not name may have any value.
+    Any value is accepted for texts, for free arguments, and, if the tool only reads, for arguments outside its profile.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)
@@ -211,7 +211,7 @@ def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
 
 
 def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the arguments' digests by name; `None` if one digest is over all."""
+    """Return the arguments' digests by name; `None` if one digest covers all arguments."""
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)

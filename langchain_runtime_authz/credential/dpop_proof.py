@@ -1,4 +1,4 @@
-"""DPoP proofs (RFC 9449): the sender of a token holds the key it is bound to.
+"""DPoP proofs (RFC 9449), which show that the sender of a token holds the key to which the token is bound.
 
 This module makes and reads proofs. A server's memory (used proofs, nonces) is in `resource_server.dpop`.
 """
@@ -36,7 +36,7 @@ class ProofKey(Secret):
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """Return a request's proof (§4.2), with its `token` and the server's last nonce.
+        """Return a proof for one request (§4.2) and its `token`. `nonce` is the server's last nonce.
 
         Raises `ConfigError`: `htu` is not an absolute http(s) URL.
         """
@@ -74,7 +74,7 @@ def read_proof(
 ) -> Proof:
     """Check a proof by §4.3, except for replay. Raises `proof_invalid`, `proof_nonce`.
 
-    `htu` is the URL as the server knows itself, never from a `Host` header alone. `is_nonce` is asked last.
+    `htu` is the URL by the server's own configuration, never by a `Host` header alone. `is_nonce` is called last.
     """
     jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):

@@ -1,7 +1,7 @@
-"""The issuer: its protocol, the one in this process, and the minting with either.
+"""The issuer of tokens: its protocol, an issuer in this process, and minting with any issuer.
 
-An issuer in this process stops a hijacked model, not hostile code, which can reach the key and mint.
-A remote issuer stops both: it attests its caller, asks the PDP itself and sets its own times. It receives the same
+An issuer in this process stops a hijacked model, but not hostile code in the process, which can use the key. A remote
+issuer stops both: it attests its caller, asks the PDP itself and sets the token's times. It receives the same
 `TokenRequest` as JSON.
 """
 
@@ -46,7 +46,7 @@ class Issuer(Protocol):
 
 
 class LocalIssuer(Secret):
-    """Signs in this process, about 40 µs a token.
+    """Signs in this process. A token takes about 40 µs.
 
     Args:
         key: one key, or a `KeyRing`, whose active key signs. A new ES256 key by default, so that tokens
@@ -92,10 +92,10 @@ class LocalIssuer(Secret):
 
 
 def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
-    """Let the issuer sign `request`.
+    """Let the issuer sign `request`, and return the credential.
 
-    A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and state what was asked for. Raises
-    `CredentialError` if the issuer refuses, or answers with another credential.
+    A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and hold the requested claims. Raises
+    `CredentialError` if the issuer refuses, or if its token is for another request.
     """
     asked = names.claims_of(request, issuer.issuer)
     if type(issuer) is not LocalIssuer and verifier is None:

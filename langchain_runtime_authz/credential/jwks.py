@@ -1,7 +1,7 @@
 """A cache of documents fetched over HTTP, and its use for JWK sets (RFC 7517).
 
-A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key is refused by
-then. Fetches are at least `min_refresh` seconds apart, however many tokens name unknown keys.
+A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key is refused after
+`max_age` at the latest. Fetches are at least `min_refresh` seconds apart, even if many tokens name unknown keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Keys = Mapping[str, Mapping[str, Any]]
 class CachedDocument(Generic[T]):
     """A cached document at a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
 
-    `read` receives a JSON object (`None`: the fetch failed) and the last value. If it returns `None`, that stays.
+    `read` receives the JSON object (`None`: the fetch failed) and the last value. If it returns `None`, the last stays.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CachedDocument(Generic[T]):
         self._pending: Future[None] | None = None
 
     def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
-        """Return the current value or `None`; fetch it if the copy fails `holds`."""
+        """Return the current value, or `None`. Fetch the document if the copy is old or `holds` is false of it."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
@@ -64,7 +64,7 @@ class CachedDocument(Generic[T]):
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
-        """Return if a current copy satisfies `holds`, another caller's fetch, and this caller's fetch."""
+        """Return (1) True if `holds` is true of a current copy, (2) another caller's fetch, (3) the fetch to make."""
         with self._lock:
             now, copy = monotonic(), self._copy
             age = float("inf") if copy is None else now - copy[1]
@@ -80,7 +80,7 @@ class CachedDocument(Generic[T]):
         copy = self._copy  # only the one fetch in progress replaces it
         body = answer.body if answer is not None and answer.status == OK else None
         if (value := self._read(body, None if copy is None else copy[0])) is not None:
-            # Its age counts from the request: the document may have changed since.
+            # The age counts from the request, because the document may have changed since then.
             self._copy = value, self._asked
 
     def _end(self, mine: Future[None]) -> None:
@@ -97,7 +97,7 @@ class JwksClient:
     """The keys of one issuer, for a `Verifier` in any thread and event loop.
 
     Args:
-        url: of the key set: https, or on this machine. Redirects are not followed.
+        url: URL of the key set: https, or a server on this machine. Redirects are not followed.
         max_age: seconds for which a copy is used.
         min_refresh: minimum seconds between two fetches.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
@@ -119,7 +119,7 @@ class JwksClient:
         )
 
     def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
-        """Return the key of that name, or `None`. Raises `keys_unavailable`."""
+        """Return the key with this `kid`, or `None`. Raises `keys_unavailable`."""
         keys = yield from self.keys.wanted(lambda keys: kid in keys)
         if keys is None:
             raise CredentialError(Code.KEYS_UNAVAILABLE)
@@ -129,7 +129,7 @@ class JwksClient:
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:
-    """Return a JWK set's usable public keys by `kid`, without a `kid` used twice."""
+    """Return a JWK set's usable public keys by `kid`, without ambiguous ones; `None` if it is not a JWK set."""
     keys = document.get("keys") if document is not None else None
     if not isinstance(keys, list) or len(keys) > MAX_KEYS or not all(isinstance(jwk, dict) for jwk in keys):
         return None

@@ -1,7 +1,7 @@
 """Compact JWS (RFC 7515 §7.1), written, and read strictly.
 
-A token has only one spelling. Its header holds exactly the members of its `typ`. The key, not the header, sets the
-algorithm (RFC 8725 §3.1). Tokens, statements and DPoP proofs share this.
+Only one encoding of a token is accepted. Its header holds exactly the members that belong to its `typ`. The key, not
+the header, sets the algorithm (RFC 8725 §3.1). Tokens, approval statements and DPoP proofs are read by these rules.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read(
     algorithms: Collection[str],
     code: Code = Code.CREDENTIAL_INVALID,
 ) -> Jws:
-    """Split `token`, or raise `CredentialError` with `code`.
+    """Parse `token` without verifying it, or raise `CredentialError` with `code`.
 
     `typ` is the only type accepted (RFC 8725 §3.11). The header must hold exactly `members`, so `crit`, `jku`,
     `x5u` and `b64` are refused. If `typ` is `None` (another issuer's token), any member except a critical one is
@@ -85,7 +85,7 @@ def read(
     parts = _COMPACT.fullmatch(token)
     if parts is None:
         refuse("it is not a compact JWS", code)
-    # Base64 has spare bits: one token must have one spelling.
+    # Base64 has unused bits, so several texts decode alike. Only the canonical text is accepted.
     segments = [data for part in parts.groups() if (data := decoded(part)) is not None]
     if len(segments) != _PARTS:
         refuse("it is not base64url", code)
@@ -135,7 +135,7 @@ def _is_sound(key: object) -> bool:
 
 
 def is_signed_by(jws: Jws, jwk: object) -> bool:
-    """Return True if `jwk` is a public key of the algorithm of `jws` and verifies it."""
+    """Return True if `jwk` is a public key for the algorithm of `jws`, and verifies its signature."""
     key = public_key(jwk, jws.header["alg"]) if isinstance(jwk, Mapping) else None
     return key is not None and is_signed(jws, key)
 
@@ -148,11 +148,11 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise the refusal, outside any `except` whose context would quote the input."""
+    """Raise `CredentialError`. Never call this in an `except` block, because the context would quote the input."""
     raise CredentialError(code, why)
 
 
-# The helpers below return `None` instead of raising, for the same reason.
+# The helpers below return `None` instead of raising, so that the context of a refusal cannot quote the input.
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

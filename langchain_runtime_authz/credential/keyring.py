@@ -48,10 +48,10 @@ class KeyInfo(NamedTuple):
 
 
 class Withdrawal(NamedTuple):
-    """The withdrawal of a compromised key; `active` signs now.
+    """The withdrawal of a compromised key `kid`. The key `active` signs now.
 
-    From `refused_by` (epoch seconds) every verifier refuses the key, if its copy of the key set is at most
-    `cache_age` old. A service that asks the ledger or the issuer refuses it at once.
+    From `refused_by` (epoch seconds), every verifier whose copy of the key set is at most `cache_age` seconds old
+    refuses the withdrawn key. A service that asks the ledger or the issuer refuses it at once.
     """
 
     kid: str
@@ -87,8 +87,8 @@ class KeyRing(Secret):
         active: the key that signs now; a new ES256 key by default.
         following: the key that signs after the next rotation; a new key of the same algorithm by default.
             It is required if `active` is a signer outside this process (KMS, PKCS #11).
-        cache_age: seconds for which verifiers may keep a copy of the key set. A key is published for as
-            long before it signs.
+        cache_age: seconds for which verifiers may keep a copy of the key set. A rotation is refused until the next
+            key has been published for `cache_age` seconds.
         clock: epoch seconds.
     """
 
@@ -126,7 +126,7 @@ class KeyRing(Secret):
         return tuple(sorted((key.info for key in self._current()), key=lambda i: (order.index(i.state), -i.since)))
 
     def jwks(self) -> dict[str, Any]:
-        """Return the JWK set: next, active, and retired keys with tokens that may live."""
+        """Return the JWK set: the next key, the active key, and retired keys whose tokens may still be valid."""
         now = self._clock()
         return {"keys": [dict(key.jwk) for key in self._current() if key.is_published(now)]}
 
@@ -138,7 +138,7 @@ class KeyRing(Secret):
         return self.get(kid)
 
     def rotate(self, following: Signer | None = None) -> KeyInfo:
-        """Retire the active key, sign with the next, and publish a new one (`following`).
+        """Retire the active key, sign with the next key, and publish a new next key (`following`).
 
         Raises `ConfigError`: the next key was published less than `cache_age` seconds ago, or `following` is not new.
         """
@@ -151,7 +151,7 @@ class KeyRing(Secret):
             return self._one("active").info
 
     def compromise(self, kid: str) -> Withdrawal:
-        """Withdraw a key for good, from the key set at once. Raises `ConfigError`."""
+        """Withdraw a key for good. It leaves the key set at once. Raises `ConfigError` for an unknown key."""
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)
             if key is None:
@@ -172,7 +172,7 @@ class KeyRing(Secret):
                 listener(kid)
 
     def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None = None) -> None:
-        """Move a key to `state`, and fill its former place."""
+        """Move a key to `state`, and replace it: the next key by a new key, the active key by the next."""
         keys = [other.moved(state, now) if other is key else other for other in self._keys]
         past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
         # Compromised keys are kept longest, because they must never come back.
@@ -221,10 +221,10 @@ class KeyDirectory(KeyRing):
 
     Args:
         path: the directory.
-        password: of the PEM files.
+        password: password of the PEM files.
         cache_age: as for `KeyRing`.
 
-    Raises `ConfigError`: there is no readable ring, or others may read the keys.
+    Raises `ConfigError`: there is no readable ring, or other users may read the keys.
     """
 
     _lag = LOOK_AGAIN
@@ -266,7 +266,7 @@ class KeyDirectory(KeyRing):
             self._keys, self._stamp = (), None
         self._looked = time.monotonic()
         if (gone := self._compromised() - before) and self._listeners:
-            # In a thread: signing and key look-up do not wait for a ledger.
+            # Notified in a thread, so that signing and key look-up do not wait for a ledger.
             threading.Thread(target=self._notify, args=(tuple(gone),), daemon=True).start()
 
     def _compromised(self) -> frozenset[str]:

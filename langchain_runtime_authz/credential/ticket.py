@@ -1,7 +1,7 @@
 """The ticket: the permit of one call, and the credentials of its tool.
 
-An enforcement point passes a `Ticket` to the guard. It is redeemed once when the tool starts, and concluded when it
-ends. In between, the tool may obtain its credential: one for each audience of its profile and grant.
+An enforcement point passes a `Ticket` to the guard. The ticket is redeemed when the tool starts, and only once. It is
+concluded when the tool ends. In between, the tool may get a credential for each audience of both profile and grant.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:  # its module loads the signing library
 
 
 class Refusals(Protocol):
-    """Receives each refused mint before the caller does. If it raises, the mint is refused too."""
+    """Records each refused mint, before the caller gets the error."""
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
-        """Return the effect that records it; `audience` is the text that the tool gave."""
+        """Return the effect (see `_flow`) that records a refusal. `audience` is the one that the tool named."""
 
 
 class CallCredential(Sealed):
-    """The credential of one call, with the key that makes its effect repeatable.
+    """The credential of one call, and the call's idempotency key.
 
-    Text forms, copies and pickles never hold the token, nor the key to which it may be bound.
+    Text forms and pickles hold neither the token nor the key to which it may be bound. A copy is the object itself.
 
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
@@ -51,7 +51,7 @@ class CallCredential(Sealed):
         self.scheme = "Bearer" if key is None else "DPoP"
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
-        """Return one request's headers: `Authorization`, for a bound token also `DPoP`.
+        """Return the headers of one request: `Authorization`, and `DPoP` if the token is bound to a key.
 
         `url` is absolute, and `nonce` is the server's last `DPoP-Nonce`.
         """
@@ -65,12 +65,12 @@ class CallCredential(Sealed):
 
 
 class Ticket(Sealed):
-    """The permit for one call. It is not a dataclass, because serialisers print these by field.
+    """The permit for one call. Not a dataclass: serialisers would write every field of a dataclass, secrets included.
 
-    `raw` are the decided arguments, without injected ones. `mint` returns the effect that mints a token for one of the
-    `audiences`, bound to a key's thumbprint if one is given. A token may be exchanged for `reaches` only. `spent` are
-    the spent budgets, given back if the call never starts; `approval_key` is the spent approval. `redeemed`: the tool
-    has started. `leaked`: a token was found in the output. `withheld`: a part of the output was not searched.
+    `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
+    it returns the effect that mints the token. A token may be exchanged for `reaches` only. `spent`: what the call
+    takes from budgets, given back if the tool never starts. `approval_key`: the approval that it uses up. `redeemed`:
+    the tool has started. `leaked`: a token was found in the output. `withheld`: a part of the output was not searched.
     """
 
     _pickled = "[ticket]"
@@ -118,11 +118,11 @@ class Ticket(Sealed):
             self.redeemed = True
 
     def conclude(self) -> None:
-        """End the call and its minting, without a lock: it never waits for an issuer."""
+        """End the call and its minting. Take no lock, so that this never waits for an issuer."""
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the credential for an audience, minted once, or bound to a new key. Raises `CredentialError`."""
+        """Return the credential for an audience, minted once. `dpop`: bind it to a key. Raises `CredentialError`."""
         try:
             known = self._audience(audience)
             found, mine = self._begin(known, dpop)
@@ -160,7 +160,7 @@ class Ticket(Sealed):
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
-        """Return the credential or the running mint, and True if the caller must mint."""
+        """Return a pair: (1) the credential, or the mint under way, (2) True if the caller must mint."""
         with self._lock:
             self.check_running()
             found = self._minted.get(audience)
@@ -178,8 +178,8 @@ class Ticket(Sealed):
         made = CallCredential(credential, self.idempotency_key, mine.key)
         with self._lock:
             self._minted[audience] = made
-            # INVARIANT: a token is listed before it is handed out, and none is handed out after the end. So after
-            # `conclude`, `minted_tokens` holds all of them.
+            # INVARIANT: a token is listed before the tool gets it, and the tool gets no token after the end. So after
+            # `conclude`, `minted_tokens` holds all tokens of the call.
             self.check_running()
         return made
 
@@ -194,11 +194,11 @@ class Ticket(Sealed):
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
     def track(self, token: str) -> None:
-        """Search for `token` too: a secret that the call got in exchange for its own."""
+        """Add a token to search for: the call got it in exchange for its own token."""
         self._others.append(token)
 
     def minted_tokens(self) -> tuple[str, ...]:
-        """Return the tokens handed out, to search the tool's output for them."""
+        """Return all tokens that the call got, to search the tool's output for them."""
         return (*(c.token for c in tuple(self._minted.values())), *self._others)
 
     def __repr__(self) -> str:
@@ -225,7 +225,7 @@ class _Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Block until it ends. Raises on the event loop that the mint needs."""
+        """Block until the mint ends. Raises `CredentialError` on the event loop that the mint itself needs."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()

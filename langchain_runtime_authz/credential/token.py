@@ -1,4 +1,4 @@
-"""The token: its claims' names, the request for one, the verified credential.
+"""Names of the token's claims, the request for a token, and the verified credential.
 
 Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or
 meaning. Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other
@@ -63,7 +63,7 @@ SALT: Final = "salt"  # of the digests
 ARGUMENTS: Final = "arguments"  # name → value; or
 ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or
 ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
-OPEN_ARGUMENTS: Final = "open_arguments"  # names of all others that the call may have; absent for a read
+OPEN_ARGUMENTS: Final = "open_arguments"  # names of all other arguments that the call may have; absent for a read
 
 MAX_DELEGATORS: Final = 32  # agents in an `act` chain, in addition to the acting one
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
@@ -88,10 +88,10 @@ class TokenRequest(Model):
 
     Attributes:
         agent: id of the acting agent: `client_id` and `act.sub`.
-        delegators: ids of the agents that delegated to it, nearest first; informational.
+        delegators: ids of the agents that delegated to `agent`, nearest first; informational.
         audience: the one resource that may accept the token.
         txn: id of the run.
-        tool: the tool whose call was permitted; or the agent of another server that was invoked (`action`).
+        tool: the tool whose call was permitted. If `action` is `agent/invoke`: the invoked agent of another server.
         details: further authorization details (`credential.details`), each with a `type`.
         issued_at: epoch seconds.
         expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
@@ -191,14 +191,14 @@ class Credential(Sealed):
     """A token that was verified, or issued to this process.
 
     Only `Verifier.verify` and `issuer.mint` make one, so an unverified credential cannot exist. Text
-    forms, copies and pickles never hold the token: a pickle yields a constant string.
+    forms and pickles never hold the token: a pickle yields a constant string. A copy is the object itself.
 
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
         claims: the claims, read-only: mappings and tuples instead of objects and arrays.
-        subject: on whose behalf (`sub`).
-        tenant: whose data (`tenant`).
-        audience: the one resource that may accept it (`aud`).
+        subject: the user or service on whose behalf the agent acts (`sub`).
+        tenant: the tenant whose data the call concerns (`tenant`).
+        audience: the one resource that may accept the token (`aud`).
         issuer: the issuer (`iss`).
         jti: id of the token.
         txn: id of the run.
@@ -224,7 +224,7 @@ class Credential(Sealed):
 
     @property
     def actors(self) -> tuple[str, ...]:
-        """Return the `act` chain, the acting agent first: the others are never authority (RFC 8693 §4.1)."""
+        """Return the `act` chain, the acting agent first. The other agents give no authority (RFC 8693 §4.1)."""
         found: list[str] = []
         act = self.claims[ACTOR]
         while isinstance(act, Mapping) and len(found) <= MAX_DEPTH:
@@ -234,12 +234,12 @@ class Credential(Sealed):
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Return the tools for whose call it was minted (`authorization_details`)."""
+        """Return the tools for whose call the token was minted (`authorization_details`)."""
         return self._named("tools/call")
 
     @property
     def agents(self) -> tuple[str, ...]:
-        """Return the agents of this service that its holder may invoke."""
+        """Return the agents of this service that the token's holder may invoke."""
         return self._named("agent/invoke")
 
     def _named(self, action: str) -> tuple[str, ...]:
@@ -251,7 +251,7 @@ class Credential(Sealed):
     def grant(self) -> Grant:
         """Return the acting agent's grant, which ends with the token.
 
-        Raises `CredentialError`: `credential_invalid`: the issuer wrote no grant of this version.
+        Raises `CredentialError`: `credential_invalid`: a grant in the token cannot be read.
         """
         details = json.loads(json.dumps(self.claims[AUTHORIZATION_DETAILS], default=dict))
         try:
@@ -262,13 +262,13 @@ class Credential(Sealed):
 
     @property
     def kid(self) -> str:
-        """Return the RFC 7638 thumbprint of the issuer's key that signed it."""
+        """Return the RFC 7638 thumbprint of the issuer's key that signed the token."""
         header = self.token.partition(".")[0]
         return str(json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"])
 
     @property
     def jkt(self) -> str | None:
-        """Return the thumbprint of the holder's key (`cnf.jkt`), if it is bound to one."""
+        """Return the thumbprint of the holder's key (`cnf.jkt`); `None` if the token is not bound to a key."""
         cnf = self.claims.get(CONFIRMATION)
         return None if cnf is None else str(cnf[JKT])
 
@@ -290,7 +290,7 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
 
 
 def frozen(value: Any, depth: int = 0) -> Any:
-    """Return `value` as read-only mappings and tuples. Raises `ValueError` if nested deeper than 32."""
+    """Return `value` as read-only mappings and tuples. Raises `ValueError` if it is nested deeper than 32 levels."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
 """Search the output of a tool for the live tokens of its call.
 
 A token is useless without its signature. So the search is for the signature segment: plain, in base64 (both alphabets,
-any alignment), percent-encoded, and broken over lines. Objects are searched for what a serialiser would write of them.
-This finds tokens that a careless tool leaks, not tokens that a tool hides on purpose.
+any alignment), percent-encoded, and broken over lines. An object is searched in the form that a serialiser would write.
+The search finds tokens that a careless tool leaks, but not tokens that a tool hides on purpose.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _T = TypeVar("_T")
 
 
 class Search:
-    """Removes tokens from values. The caller splits messages and commands.
+    """Removes tokens from values. The caller splits messages and commands into parts.
 
-    It searches strings, bytes, mappings (keys too), lists, tuples, sets and exceptions: arguments, notes and attributes. An
-    exception with a token loses its cause and context; if its text still shows the token, another exception replaces
-    it. Any other object is searched in the form that LangGraph's serialiser and pickle would write, and replaced as a
-    whole (`found`). A value without a token is returned unchanged.
+    Strings, bytes, mappings (keys too), lists, tuples, sets and exceptions (arguments, notes, attributes) are searched
+    inside. An exception with a token loses its cause and context; if its text still shows the token, another exception
+    replaces it. Any other object is searched in the form that LangGraph's serialiser and pickle would write, and
+    replaced as a whole. A value without a token is returned unchanged. `found`: a token was removed.
 
-    Work is linear in the size of the value. A constant replaces what cannot be searched (`withheld`): nesting deeper than
-    64, more than a million nodes, a cycle, a generator, a socket.
+    The time is linear in the size of the value. A constant replaces a part that cannot be searched, and `withheld` is
+    set: nesting deeper than 64, more than a million nodes, a cycle, a generator, a socket.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -69,7 +69,7 @@ class Search:
                 self._open.discard(id(value))
         else:
             return self._whole(value)
-        # Subclasses of the plain types may have attributes. A raised exception is written as text only.
+        # Subclasses of the plain types may have attributes. LangGraph writes only the text of a raised exception.
         raised = isinstance(value, BaseException) and (depth == 0 or self._raised)
         return clean if clean is not value or kind in _PLAIN or raised else self._whole(value)
 
@@ -83,7 +83,7 @@ class Search:
         return REDACTED if holds else value
 
     def _holds(self, value: Any) -> bool | None:
-        """Return True if a serialiser would write a token for `value`; `None` in doubt."""
+        """Return True if a serialiser would write a token for `value`; `None` if that is unknown."""
         todo: list[Any] = [value]
         seen: dict[int, Any] = {}  # holds the objects, so that no id is reused
         while todo:
@@ -162,8 +162,8 @@ class Search:
                 clean = _without(clean, form)
         if "%" in clean and (cleaner := _ESCAPED.sub(self._in_run, clean)) != clean:
             clean = cleaner
-        # Without line breaks the position is unknown, so the whole text is replaced.
-        # In a quoted text a line break may be an escape.
+        # Remove line breaks to find a broken token. Its position is then unknown, so the whole text is replaced.
+        # In a quoted text, a line break may be an escape.
         if ("\n" in clean or "\\n" in clean or "\r" in clean) and self._in(_unwrapped(clean)):
             clean = REDACTED
         if clean is not text:
@@ -180,7 +180,7 @@ class Search:
 _NUMBERS: Final = frozenset((bool, int, float))
 _TEXTS: Final = frozenset((str, bytes, bytearray, memoryview))
 _PLAIN: Final = _TEXTS | {dict, list, tuple, set, frozenset, MappingProxyType}
-# Written by name, or empty.
+# Serialisers write these by name, or write nothing.
 _EMPTY: Final = (type, FunctionType, ModuleType, type(threading.Lock()), type(threading.RLock()))
 # LangGraph's serialiser calls the first of these methods that an object has.
 _ASKED: Final = ("model_dump", "get_secret_value", "dict", "_asdict")
@@ -188,7 +188,7 @@ _PROTOCOL: Final = 4  # of pickle
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield the parts of an object that LangGraph's serialiser or pickle would write. It may raise anything."""
+    """Yield the parts of an object that LangGraph's serialiser or pickle would write. May raise any exception."""
     kind = type(value)
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -252,7 +252,7 @@ def _without(text: str, form: str) -> str:
 
 
 def _forms(token: str) -> tuple[str, ...]:
-    """Return texts of which one occurs in any encoding of the token's signature."""
+    """Return texts, at least one of which occurs in each encoding of the token's signature."""
     signature = token.rpartition(".")[2]
     if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token

@@ -90,10 +90,10 @@ class Verifier:
 
     Args:
         issuer: the `iss` that is accepted.
-        jwks: its JWK set (RFC 7517 §5), a callable that returns it, or a `KeySource`. A callable runs at
-            every verification, so that a withdrawn key is refused at once: let it cache.
-        algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
-        status: returns the status of a token from its claims: `live`, or any other word.
+        jwks: the issuer's JWK set (RFC 7517 §5), a callable that returns it, or a `KeySource`. A callable runs at
+            every verification, so that a withdrawn key is refused at once. It should not fetch the set each time.
+        algorithms: accepted algorithms (RFC 8725 §3.1), of ES256, EdDSA and RS256.
+        status: receives a token's claims and returns `live`; any other text refuses the token.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class Verifier:
         Args:
             token: compact JWS (RFC 7515 §7.1).
             audience: the service's name, equal to the token's `aud`; or a collection of names.
-            tenant: whose data is asked for; `None` only if there is one tenant.
+            tenant: the tenant whose data is requested; `None` only if there is one tenant.
             now: epoch seconds; the clock by default.
 
         Raises `CredentialError`: `credential_invalid` (not one of ours, or altered), `credential_key`,
         `keys_unavailable`, `credential_expired`, `credential_not_yet_valid`, `credential_tenant`, `audience`,
-        `credential_revoked` or `status_unavailable`. Never quotes the token.
+        `credential_revoked` or `status_unavailable`. No error quotes the token.
         """
         jws = read(token, typ=TYP, algorithms=self._algorithms)
         jwk = yield Perform(self._keys.get, self._keys.aget, jws.header["kid"])
@@ -148,7 +148,7 @@ class Verifier:
     def _key(self, jwk: Mapping[str, Any] | None, kid: str, alg: str) -> PyJWK:
         if jwk is None:
             raise CredentialError(Code.CREDENTIAL_KEY)
-        # Cached by algorithm too: a key is for one algorithm, whatever the header says.
+        # The cache compares the algorithm too, because a key is for one algorithm, whatever the header says.
         cached = self._parsed.get(kid)
         if cached is not None and cached[0] == jwk and cached[1].algorithm_name == alg:
             return cached[1]

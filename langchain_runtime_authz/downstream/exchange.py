@@ -1,12 +1,12 @@
 """Exchange a token at an OAuth 2.0 token endpoint (RFC 8693).
 
-| `subject_token` | the endpoint sees | the result is cached |
+| `subject_token` | the endpoint sees | the exchanged token is cached |
 |---|---|---|
-| the call's own token, the default | who asked, which agent acts, for which task and call | not at all |
-| the user's token, `BearerSubject.token` | the user, at a provider that does not know our tokens | for its life, in the run |
+| the call's own token (default) | user, acting agent, task and call | never |
+| the user's token (`BearerSubject.token`) | only the user; it need not know our tokens | in the run, while valid |
 
-The answer is a bearer token for one service. It stays valid there until it expires, even if the call ends before. So it
-must be short-lived, and a tool's output is searched for it too.
+The exchanged token is a bearer token for one service. The service accepts it until it expires, even if the call ends
+before. So it must be short-lived, and a tool's output is searched for it too.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105
 ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-identity-assertion-authz-grant
 MAX_LIFETIME: Final = 300  # seconds
 ASSERTION_LIFE: Final = 60  # seconds
-MARGIN: Final = 5  # seconds before its expiry during which a token is not reused
+MARGIN: Final = 5  # a token that expires within so many seconds is not reused
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 
 
 class ExchangedToken(Sealed):
-    """A token that the endpoint issued. Text forms, copies and pickles never hold it.
+    """A token that the endpoint issued. Text forms and pickles never hold it.
 
-    `issued_token_type` is an RFC 8693 §3 identifier, and `expires_at` is in epoch seconds. `scope` is as granted, or
-    `None` if it is the requested one. Send `token` to its service; never return or log it.
+    `issued_token_type` is an RFC 8693 §3 identifier, and `expires_at` is in epoch seconds. `scope` is the granted
+    scope, or `None` if the endpoint names none. Send `token` to its service; never return or log it.
     """
 
     __slots__ = ("expires_at", "issued_token_type", "scope", "token")
@@ -67,14 +67,14 @@ class TokenExchange(Secret):
     """Exchanges tokens at one endpoint.
 
     Args:
-        url: the token endpoint: https, or on this machine.
-        client_id: this application's name there (RFC 6749 §2.3.1); `None` if the endpoint needs none.
-        client_secret: its secret.
+        url: the token endpoint: https, or a server on this machine.
+        client_id: this application's name at the endpoint (RFC 6749 §2.3.1); `None` if the endpoint needs none.
+        client_secret: the client's secret.
         client_assertion: returns a JWT that authenticates the client in place of a secret (RFC 7523 §2.2): a token of
-            the workload, as `SpiffeIdentity.assertion(url)` and `TokenFileIdentity.token` give it.
+            the workload (`SpiffeIdentity.assertion(url)`, `TokenFileIdentity.token`) or `private_key_jwt`.
         client_assertion_type: `JWT_BEARER`, or `JWT_SPIFFE` for a JWT-SVID if the endpoint requires it.
-        audience: the endpoint's own audience, for which the call's token is minted; by default its URL.
-        max_lifetime: seconds. A token with a longer or no `expires_in` is refused.
+        audience: the endpoint's own audience, for which the call's token is minted; by default `url`.
+        max_lifetime: seconds. An exchanged token with a longer `expires_in`, or with none, is refused.
         connection: `timeout` (5.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
@@ -116,11 +116,11 @@ class TokenExchange(Secret):
         audience: str | None = None,
         scope: str | None = None,
     ) -> Steps[ExchangedToken]:
-        """Exchange a token (§2.1) of the subject of the request.
+        """Exchange a token (§2.1) of the subject.
 
-        `actor_token` is a JWT of the party that acts; `resource` is the URL of the service, or `audience` its name.
-        Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2); `exchange_failed`: no
-        answer, or not the requested one. Never quotes a token.
+        `actor_token`: a JWT of the party that acts. `resource`: the service's URL, or `audience`: the service's name.
+        Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2), or `exchange_failed`: no
+        answer, or a token that was not requested. No error quotes a token.
         """
         own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
         actor = {"actor_token": actor_token, "actor_token_type": JWT} if actor_token is not None else {}
@@ -130,7 +130,7 @@ class TokenExchange(Secret):
     exchange, aexchange = both(_exchange)
 
     def _grant(self, assertion: str, *, resource: str | None = None, scope: str | None = None) -> Steps[ExchangedToken]:
-        """Exchange another issuer's assertion for an access token (RFC 7523 §2.1).
+        """Exchange an assertion of another issuer for an access token (RFC 7523 §2.1).
 
         Raises like `exchange`.
         """
@@ -142,7 +142,7 @@ class TokenExchange(Secret):
     def _asked(self, asked: Mapping[str, str | None]) -> Steps[ExchangedToken]:
         form = {name: value for name, value in asked.items() if value is not None}
         own: dict[str, str] = {}
-        if self._assertion is not None:  # it may ask another process
+        if self._assertion is not None:  # it may block, because it may ask another process
             made = yield Perform(self._assertion, partial(asyncio.to_thread, self._assertion))
             own = {**self._client, "client_assertion": made}
         sent = ("POST", self._headers, {**form, **own})
@@ -170,7 +170,7 @@ class TokenExchange(Secret):
             _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")
-        # Track it before it is handed out, so that it is found in the tool's output.
+        # Track the token before the tool gets it, so that it is found in the tool's output.
         if (ticket := current_ticket()) is not None:
             ticket.track(token)
         own_end = (claims or {}).get("exp", math.inf)  # the expiry that the service checks
@@ -178,7 +178,7 @@ class TokenExchange(Secret):
 
 
 def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
-    """Return a signer for `TokenExchange(client_assertion=...)`, by the client's key.
+    """Return a function for `TokenExchange(client_assertion=...)` that signs with the client's key.
 
     `audience` is the authorization server's issuer, or its token endpoint (RFC 7523 §3).
     """
@@ -193,23 +193,23 @@ def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], 
 
 
 class ExchangeAuth(TicketAuth):
-    """`httpx.Auth` for a service's own bearer tokens, exchanged for the call's or the user's token.
+    """`httpx.Auth` that exchanges the call's or the user's token for a bearer token of the service.
 
-    With the call's own token, each request is an exchange of its own, and no token reaches another call. With the user's
-    token, the result is kept in the run, for one agent and service, until it ends or the run's lease is replaced: by a
-    correction, a revocation, or the end of the run. It is never shared between runs.
+    With the call's own token, each request is an exchange of its own, and no token reaches another call. With the
+    user's token, the run keeps the exchanged token for one agent and service. The run drops the token when it expires,
+    or when the run's lease is replaced (a correction, a revocation, the run's end). Runs never share it.
 
     Args:
         exchange: the token endpoint.
-        resource: URL of the service. The exchanged token goes there only.
+        resource: URL of the service. The exchanged token is sent only there.
         audience: the service's name at the endpoint, if the endpoint wants one.
-        scope: to ask for.
-        subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own is sent.
-            The profile and the grant must then name the service itself, not the endpoint.
-        subject_token_type: its type (§3).
+        scope: the scope to request.
+        subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
+            With a user's token, the profile and the grant must name the service itself, not the endpoint.
+        subject_token_type: type of that token (§3).
         actor_token: returns the token of the acting party, if the endpoint wants one (§2.1).
-        granting: the service's own token endpoint, if the first one issues an ID-JAG for it: `audience` is then that
-            endpoint's issuer.
+        granting: the service's own token endpoint, if `exchange` issues an ID-JAG for it. `audience` is then the issuer
+            of that endpoint.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the tokens cached for the run's lease; none for the call's token. Raises `credential_revoked`."""
+        """Return the cache of the run's lease; an empty one for calls' own tokens. Raises `credential_revoked`."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
@@ -296,7 +296,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why a JWT must not be sent: another audience, or an expiry out of range."""
+    """Return why a JWT must not be sent (another audience, or an expiry out of range); `None` if it may be."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

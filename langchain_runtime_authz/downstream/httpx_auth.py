@@ -10,11 +10,11 @@ def pay(recipient: str, amount: float) -> str:
     return bank.post("/payments", json={"recipient": recipient, "amount": amount}).text
 ```
 
-The client holds no token: each request uses the token of its call. A token goes to its audience only, and is not sent
-after a redirect. Requests kept by responses and errors do not hold it.
+The client holds no token: each request uses the token of its call. A token is sent to its audience only, and not after
+a redirect. The request in a response or an error does not hold the token.
 
-An MCP client takes `CallAuth(outside="anonymous")`, or `httpx2_auth` of it if it is built on httpx2. Let it open a
-session for each call, as the adapters do by default, because a session belongs to the call that opened it.
+For an MCP client use `CallAuth(outside="anonymous")`, wrapped by `httpx2_auth` if the client is built on httpx2. Open
+an MCP session for each call, as the adapters do by default, because a session belongs to the call that opened it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Flow = Generator[tuple[Any, ...] | httpx.Request, Any, Any]  # of `_flow.Perform
 
 
 class TicketAuth(httpx.Auth):
-    """Base of the auths that ask the ticket of the current call: one flow, sync and async."""
+    """Base of `httpx.Auth` classes that use the ticket of the current call, sync and async."""
 
     _anonymous = False
     _audience: Callable[[httpx.Request, Ticket], str]  # raises `CredentialError` if there is none
@@ -80,7 +80,7 @@ class TicketAuth(httpx.Auth):
         inject(request.headers)
         try:
             yield from self._send(request, origin, ticket, audience)
-        finally:  # responses and errors keep their request
+        finally:  # responses and errors keep their request, so remove the credential from it
             if isinstance(request, _Bearing):
                 request.headers = _without_credential(request.headers)
                 request.__class__ = type(request).__bases__[1]
@@ -90,14 +90,14 @@ class CallAuth(TicketAuth):
     """Sends the per-call token for the request's audience.
 
     The request's URL must lie under one of the call's audiences (profile and grant): same scheme, host and
-    port, and the audience's path as a prefix. If an audience is not a URL, `audiences` says where it lives.
+    port, and the audience's path as a prefix. If an audience is not a URL, `audiences` gives its URL.
 
     Args:
         audiences: URL → audience, for audiences that are not their own URL.
         dpop: bind tokens to a key of their call, and prove each request (RFC 9449). If a server asks for a
-            nonce, the request is sent once more with it.
-        outside: handling of a request outside any call. `refuse` raises. `anonymous` sends it without a
-            credential, for example to list an MCP server's tools.
+            nonce, the request is sent once more, with the nonce.
+        outside: what to do with a request outside any call. `refuse` raises. `anonymous` sends the request without
+            a credential, for example to list an MCP server's tools.
 
     Raises `ConfigError` if an audience's URL is neither https nor on this machine. A request raises `audience`, or
     `credential_unavailable`.
@@ -140,9 +140,9 @@ class CallAuth(TicketAuth):
                 return
 
     def _wants_nonce(self, origin: str, response: httpx.Response) -> bool:
-        """Keep the server's nonce. Return True if the request was refused because it lacked one."""
+        """Keep the server's nonce. Return True if the server refused the request and demands a nonce."""
         nonce = response.headers.get("DPoP-Nonce")
-        # After a redirect the nonce is another server's.
+        # After a redirect, the nonce is that of another server.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
         others = [(known, kept) for known, kept in self._nonces.items() if known != origin]
@@ -152,7 +152,7 @@ class CallAuth(TicketAuth):
 
 
 class _Bearing:
-    """A request that hides its credential only from the code that builds redirects."""
+    """A request that hides its credential from the code of the client that builds redirects, and from no other code."""
 
     _redirect: CodeType
 
@@ -168,9 +168,9 @@ class _Bearing:
 
 @cache
 def _bearing(kind: type) -> type:
-    """Return the class of bearing requests of httpx, or of httpx2, its successor."""
-    # Both clients copy a request's headers here. They keep `Authorization` within one origin and `DPoP` everywhere.
-    # httpx neither asks an `Auth` again for a redirect nor tells it that one is followed.
+    """Return a subclass of `kind`, a request class of httpx or httpx2, that is also a `_Bearing`."""
+    # For a redirect, both clients copy the headers in `_redirect_headers`. They keep `Authorization` within one origin
+    # and `DPoP` everywhere. httpx does not call an `Auth` for a redirect, and does not tell it of one.
     packages = (base.__module__.partition(".")[0] for base in kind.__mro__)  # `kind` may be another library's subclass
     module = sys.modules[next(name for name in packages if name in ("httpx", "httpx2"))]
     return type("_Bearing", (_Bearing, kind), {"_redirect": module.Client._redirect_headers.__code__})  # noqa: SLF001
@@ -181,7 +181,7 @@ def _without_credential(headers: httpx.Headers) -> httpx.Headers:
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
-    """Add a credential that redirects do not inherit, not even to other paths of the origin."""
+    """Add a credential that redirects do not inherit, not even redirects to other paths of the same origin."""
     request.headers.update(credential)
     if not isinstance(request, _Bearing):
         request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash
@@ -189,7 +189,7 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
 
 
 def httpx2_auth(auth: TicketAuth) -> httpx2.Auth:
-    """Return the auth for clients of httpx2: of MCP SDK 2, FastMCP 4 and `langchain.mcp`."""
+    """Return `auth` for clients built on httpx2: MCP SDK 2, FastMCP 4 and `langchain.mcp`."""
     import httpx2
 
     made = httpx2.Auth()

@@ -1,14 +1,14 @@
 """Verify who calls, by a token of an OpenID Connect provider.
 
 Two kinds of token are accepted: an access token made for this service (if `audience` is set), and an ID token made
-for this client (if `client_id` is set; OpenID Connect Core §2, §3.1.3.7). The provider's profile tells which is which
+for this client (if `client_id` is set; OpenID Connect Core §2, §3.1.3.7). The provider's profile tells them apart
 (`identity.providers`). The nonce is not checked, since only the client that began the flow knows it. The subject is:
 
 | token | subject |
 |---|---|
 | with `act` (RFC 8693 §4.1): a party acts for `sub` | `agent`, the actor; `sub` is a property |
-| of a client for itself: without `sub`, with the client as `sub` (RFC 9068 §5), or marked so | `service` |
-| every other | `user` |
+| without `sub`, with the client as `sub` (RFC 9068 §5), or marked by the provider as the client's own | `service` |
+| every other token | `user` |
 
 So an agent or a cron job is never a user, whatever its token claims.
 """
@@ -42,7 +42,7 @@ MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot m
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 EVERY: Final = 1.0  # seconds between two checks of the file of a workload's token
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
-OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token has; Entra ID and Okta
+OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token of Entra ID and Okta has
 
 T = TypeVar("T")
 
@@ -69,15 +69,15 @@ class LoggedOut(NamedTuple):
 class OidcVerifier:
     """Verifies one provider's tokens. Safe to use from many threads and event loops.
 
-    The provider's discovery document is fetched once and kept for `max_age` seconds. Its keys are fetched as by
-    `credential.jwks.JwksClient`: bounded, and at most once a second.
+    The provider's discovery document is kept for at most `max_age` seconds. `credential.jwks.JwksClient` fetches the
+    provider's keys, at most once a second.
 
     Args:
-        issuer: the provider, exactly as in its tokens' `iss`: https, or on this machine.
-        provider: the profile of its access tokens: `rfc9068`, `keycloak`, `entra`, `auth0` or `okta`.
-        audience: this service, as in access tokens' `aud`.
-        client_id: this client, as in ID tokens' `aud` and `azp`.
-        algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
+        issuer: the provider, exactly as in `iss` of its tokens: https, or a server on this machine.
+        provider: the profile of the provider's access tokens: `rfc9068`, `keycloak`, `entra`, `auth0` or `okta`.
+        audience: this service, as in `aud` of access tokens.
+        client_id: this client, as in `aud` and `azp` of ID tokens.
+        algorithms: accepted algorithms (RFC 8725 §3.1), of ES256, EdDSA and RS256.
         max_age: seconds for which a discovery document is kept.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
@@ -105,9 +105,9 @@ class OidcVerifier:
         self._keys = CachedDocument(fetcher, self._discovered, max_age=max_age, min_refresh=MIN_REFRESH)
 
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
-        """Return the subject of a token. Errors never quote it.
+        """Return the subject of a token. No error quotes the token.
 
-        Raises `identity_invalid` if it proves no subject, or `identity_unavailable` if the provider cannot be asked.
+        Raises `identity_invalid` if the token is refused, or `identity_unavailable` if the provider cannot be asked.
         """
         return (yield from self._caller(token, now=now)).subject
 
@@ -117,7 +117,7 @@ class OidcVerifier:
         """Return the subject of a token with its scopes and times. Raises like `verify`."""
         header, claims = yield from self._genuine(token, now)
         self._check_kind(header, claims)
-        if claim.CONFIRMATION in claims:  # a stolen one would be as good as the holder's own (RFC 9449 §7.2)
+        if claim.CONFIRMATION in claims:  # without a check of the proof, a stolen token would do (RFC 9449 §7.2)
             raise refused("it is bound to a key (`cnf`), and no proof of the key is taken here")
         scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
         scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
@@ -157,11 +157,11 @@ class OidcVerifier:
         except ConfigError:
             self._why = "`jwks_uri` of its discovery document is not an https URL"
             return None
-        # For the same URL the client stays, so that a new document does not cause a new fetch of the keys.
+        # If the URL is the same, keep the client, so that a new document does not cause a new fetch of the keys.
         return before if before is not None and before.url == keys.url else keys
 
     def _genuine(self, token: str, now: float | None) -> Flow[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-        """Return header and claims of a token that the provider signed and is valid now."""
+        """Return the header and the claims of a token that the provider signed and that is valid now."""
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
         keys = _known((yield from source.keys.wanted(lambda keys: kid in keys)))
@@ -174,7 +174,7 @@ class OidcVerifier:
         return jws.header, claims
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
-        """Check an access token (RFC 9068 §4), or an ID token if it is not one. Neither ever passes for the other."""
+        """Check an access token (RFC 9068 §4), or else an ID token. Neither kind is ever accepted as the other."""
         wrong = self._provider.mismatch(header, claims)
         if wrong is None and self._audience is None:
             wrong = "expected an ID token, found an access token; set `audience` to accept those"
@@ -188,7 +188,7 @@ class OidcVerifier:
 
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
-        """Return why an ID token is not this client's (OIDC Core §3.1.3.7, 3 to 5)."""
+        """Return why an ID token is not for this client (OIDC Core §3.1.3.7, 3 to 5); `None` if it is."""
         audiences, party = audiences_of(claims), claims.get(PARTY)
         if client not in audiences:
             return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
@@ -207,7 +207,7 @@ def _known(found: T | None, why: str | None = None) -> T:
 
 def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
     name = name_of(claims.get(claim.SUBJECT))
-    if name is None and claim.SUBJECT in claims:  # otherwise a user with an odd name would count as the client
+    if name is None and claim.SUBJECT in claims:  # without this, a user with an odd name would count as the client
         raise refused("its `sub` is not a name")
     if "events" in claims:
         raise refused("it reports an event (RFC 8417), as a logout token does, and has no caller")
@@ -231,7 +231,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
 
 
 def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
-    """Return True if a provider marks the token as the client's own, despite `sub`."""
+    """Return True if a provider marks the token as one that the client uses for itself, although it has a `sub`."""
     return (
         claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)
@@ -243,7 +243,7 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:
-    """Check `exp`, `nbf` and `iat`, required unless `issued` is false."""
+    """Check `exp`, and `nbf` and `iat` if present. `issued`: `iat` is required. Raises `identity_invalid`."""
     expires, since = _time(claims.get(claim.EXPIRES_AT)), _time(claims.get(claim.NOT_BEFORE))
     began = _time(claims.get(claim.ISSUED_AT))
     odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
@@ -256,7 +256,7 @@ def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -
 
 
 def audiences_of(claims: Mapping[str, Any]) -> list[str]:
-    """Return the values of `aud`; none if one of them is not a text."""
+    """Return the values of `aud`, or an empty list if one of them is not a text."""
     found = claims.get(claim.AUDIENCE)
     found = found if isinstance(found, list) else [found]
     return found if all(isinstance(a, str) for a in found) else []
@@ -274,12 +274,12 @@ def refused(why: str) -> AuthzError:
 class TokenFileIdentity(WorkloadIdentity):
     """The identity of this process, proven by a token file of its platform.
 
-    The platform replaces the file before the token expires. It is read again when it changes.
+    The platform replaces the file before the token expires. Then the file is read again.
 
     Args:
-        path: of the file.
-        verifier: verifies it: the issuer is the platform, and `client_id` the audience for which the token is
-            projected. A token of an agent is refused.
+        path: the file's path.
+        verifier: verifies the token. Its issuer is the platform, and its `client_id` is the audience for which the
+            platform projects the token. A token whose subject is an agent is refused.
         wait: seconds for which the constructor waits for the first proof.
         every: seconds between two checks of the file.
     """

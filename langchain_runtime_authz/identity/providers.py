@@ -1,4 +1,4 @@
-"""Profiles of providers' access tokens. Few follow RFC 9068; none may accept an ID token."""
+"""Profiles of providers' access tokens, since few providers follow RFC 9068. No profile accepts an ID token."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9.:/+_-]{1,64}")
 class Provider:
     """The profile of one provider's access tokens.
 
-    `types` are values of the header's `typ`, in lower case; the empty text stands for none. The first present claim of
-    `client` names the client. Each access token has the claims `required` and the payload's `typ` `payload`, if there
-    is one. Only a user's tokens have the claim `user`, and only an ID token those of `id_only`. If the header's type
-    does not tell an ID token apart, each access token has one claim of `some`, and an ID token none.
+    `types`: accepted values of the header's `typ`, in lower case; '' if the header has none. `client`: claims of which
+    the first present one names the client. `required`: claims of each access token. `payload`: if set, the payload's
+    `typ`. `user`: a claim of users' tokens only. `id_only`: claims of ID tokens only. `some`: each access token has at
+    least one of these claims, and an ID token has none; checked unless the header's `typ` is `at+jwt`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Provider:
     some: tuple[str, ...] = ()
 
     def mismatch(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str | None:
-        """Return why a token is not an access token of this provider."""
+        """Return why a token is not an access token of this provider; `None` if it is."""
         typ = header_type(header)
         if typ not in self.types:
             wanted = " or ".join(sorted(t or "none" for t in self.types))
@@ -67,7 +67,7 @@ _AT: Final = frozenset({"at+jwt"})
 PROVIDERS: Final = {
     profile.name: profile
     for profile in (
-        # INVARIANT: the header's type is the proof, so claims of ID tokens need no check.
+        # INVARIANT: the header's type proves that a token is an access token, so claims of ID tokens need no check.
         Provider("rfc9068", _AT, (claim.CLIENT_ID,), (claim.TOKEN_ID,), id_only=()),
         Provider("keycloak", _JWT | _AT, (AUTHORIZED_PARTY,), (claim.TOKEN_ID,), payload="Bearer", id_only=()),
         Provider("entra", _JWT, (AUTHORIZED_PARTY, "appid"), ("tid", "ver"), user="scp", some=("azpacr", "appidacr")),
@@ -78,7 +78,7 @@ PROVIDERS: Final = {
 
 
 def header_type(header: Mapping[str, Any]) -> str | None:
-    """Return the header's `typ`, short and in lower case (RFC 7515 §4.1.9), or ""."""
+    """Return the header's `typ`, short and in lower case (RFC 7515 §4.1.9); '' if absent, `None` if not a text."""
     typ = header.get("typ", "")
     return typ.lower().removeprefix("application/") if isinstance(typ, str) else None
 
@@ -91,7 +91,7 @@ def name_of(value: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a token's value for an error, if it is short and plain: a token's text is not trusted."""
+    """Return a claim's value for an error, only if it is short and plain, because a token's text is not trusted."""
     if value is None or value == "":
         return "none"
     values = value if isinstance(value, list) else [value]

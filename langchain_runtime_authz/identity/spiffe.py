@@ -1,6 +1,6 @@
-"""Prove a workload by SPIFFE, and verify other workloads. Extra: `spiffe`.
+"""Prove this workload by SPIFFE, and verify other workloads. Extra: `spiffe`.
 
-An SVID has neither `jti` nor `client_id`, so `OidcVerifier` is not for it.
+An SVID has neither `jti` nor `client_id`, so `OidcVerifier` refuses it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ MAX_ID: Final = 2048
 
 
 class SpiffeIdentity(WorkloadIdentity):
-    """The identity of this process, proven by its X.509-SVID. It follows rotations.
+    """The identity of this process, proven by its X.509-SVID. A rotated SVID replaces the old one.
 
     The SVID must be of the trust domain and current, and its chain must end in the trust domain's bundle.
 
     Args:
         trust_domain: like `bank.example`. SVIDs of other trust domains are refused.
         spiffe_id: the id to use, if the Workload API may give several.
-        socket: of the Workload API, like `unix:///run/spire/agent.sock`; by default SPIFFE_ENDPOINT_SOCKET.
+        socket: address of the Workload API, like `unix:///run/spire/agent.sock`; by default SPIFFE_ENDPOINT_SOCKET.
         wait: seconds for which the constructor waits for the first SVID.
         timeout: seconds for fetching a JWT-SVID.
     """
@@ -61,7 +61,7 @@ class SpiffeIdentity(WorkloadIdentity):
         timeout: float = 2.0,
     ) -> None:
         try:
-            import spiffe  # noqa: F401  (seconds of a slow machine: not later, while a call waits)
+            import spiffe  # noqa: F401  (takes seconds on a slow machine, so not later while a call waits)
         except ImportError:
             raise ConfigError(
                 "SPIFFE needs the extra `spiffe`: pip install 'langchain-runtime-authz[spiffe]'"
@@ -72,15 +72,15 @@ class SpiffeIdentity(WorkloadIdentity):
         self._wanted, self._socket, self._timeout = spiffe_id, socket, timeout
         self._client: WorkloadApiClient | None = None
         self._jwt_keys: dict[str, Keys] = {}
-        self._x509: X509Context | None = None  # the one that proves the workload
+        self._x509: X509Context | None = None  # the context whose SVID proves the workload
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
-        """Return the keys of a trust domain's JWT bundle; `None` if it is unknown."""
+        """Return the keys of a trust domain's JWT bundle; `None` if the trust domain is unknown."""
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
-        """Return a new JWT-SVID for one audience. Send it there only; never log it. Raises `workload_unproven`."""
+        """Return a new JWT-SVID for one audience. Never log it or send it elsewhere. Raises `workload_unproven`."""
         client, own = self._client, self._id
         if client is None or own is None or not self.attested:
             self._unproven()
@@ -96,15 +96,15 @@ class SpiffeIdentity(WorkloadIdentity):
         return str(svid.token)
 
     def assertion(self, audience: str) -> Callable[[], str]:
-        """Return a function for `TokenExchange(client_assertion=...)` by JWT-SVIDs."""
+        """Return a function for `TokenExchange(client_assertion=...)` that gives JWT-SVIDs."""
         return lambda: self.jwt_svid(audience)
 
     def tls(self, peer: str) -> Callable[[], ssl.SSLContext]:
-        """Return a function for contexts of mutual TLS with a workload: `OpaPDP(url, tls=identity.tls(...))`.
+        """Return a function that gives the TLS context for a workload `peer`: `OpaPDP(url, tls=identity.tls(...))`.
 
-        This workload shows its X.509-SVID. The peer's must be of the SPIFFE id `peer`, and end in the bundle of its trust
-        domain; its host name does not count. Each rotation gives a new context, so ask for it at each connection. Raises
-        `ConfigError` if `peer` is not a SPIFFE id. The function raises `workload_unproven`, also without the peer's bundle.
+        This workload presents its X.509-SVID. The peer's SVID must name `peer` and chain to the bundle of its trust
+        domain; the host name is not checked. Call the function for each connection, because SVIDs rotate. Raises
+        `ConfigError` if `peer` is not a SPIFFE id. The function raises `workload_unproven`, also without that bundle.
         """
         domain = trust_domain_of(peer)
         if domain is None:
@@ -132,7 +132,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._closed.wait(pause)
 
     def _connected(self, ended: threading.Event) -> bool:
-        """Follow the Workload API until a stream ends; return True if it gave anything."""
+        """Read from the Workload API until its stream ends. Return True if anything came."""
         from spiffe import WorkloadApiClient
         from spiffe.errors import PySpiffeError
 
@@ -153,7 +153,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._miss(str(exc))
             return False
         try:
-            # An API without JWT-SVIDs may still have X.509-SVIDs, so the library retries the bundles separately.
+            # An API without JWT-SVIDs may still have X.509-SVIDs. So the library retries the JWT bundles by itself.
             streams = [
                 client.stream_x509_contexts(renewed, over, retry_connect=False),
                 client.stream_jwt_bundles(self._bundled, lambda _: None),
@@ -179,7 +179,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._refuse(wrong)
             return
         self._accept(Proof(str(svid.spiffe_id), svid.cert_chain[0].not_valid_after_utc.timestamp()))
-        self._x509 = context if self.attested else None  # not of another workload
+        self._x509 = context if self.attested else None  # `_accept` refuses another workload's proof
 
     def _bundled(self, bundles: Any) -> None:
         from jwt.algorithms import ECAlgorithm, RSAAlgorithm
@@ -199,7 +199,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a context that shows an SVID and accepts one id of these authorities. Raises `workload_unproven`."""
+    """Return a TLS context that presents `svid` and accepts only `peer`. Raises `workload_unproven`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -240,7 +240,7 @@ def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | N
         return "the trust domain has no bundle"
     at = max(now, leaf.not_valid_before_utc.timestamp())
     policy = PolicyBuilder().store(Store(list(authorities))).time(datetime.datetime.fromtimestamp(at, datetime.UTC))
-    # The library that parsed the leaf checked it by X509-SVID §4, which asks for other extensions than the Web's.
+    # X509-SVID §4 asks for other extensions than the Web PKI. The library checked them when it parsed the leaf.
     policy = policy.extension_policies(
         ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all()
     )
@@ -257,11 +257,11 @@ class SvidVerifier:
     The subject is a `service`, whose id is the SPIFFE id. It is never a user.
 
     Args:
-        trust_domains: whose workloads are accepted.
+        trust_domains: the trust domains whose workloads are accepted.
         audience: this service, as in the token's `aud`.
-        keys: returns the keys of a trust domain, `None` if it is not known: `SpiffeIdentity.jwt_keys`, or
+        keys: returns the keys of a trust domain, or `None` for an unknown one: `SpiffeIdentity.jwt_keys`, or
             `{"bank.example": bundle_keys(document)}.get`.
-        algorithms: allow-list, of ES256, EdDSA and RS256.
+        algorithms: accepted algorithms, of ES256, EdDSA and RS256.
     """
 
     def __init__(
@@ -277,9 +277,9 @@ class SvidVerifier:
         self._audience, self._keys, self._algorithms = audience, keys, checked_algorithms(algorithms)
 
     def verify(self, token: str, *, now: float | None = None) -> Subject:
-        """Return the workload of a token. Errors never quote it.
+        """Return the workload that a token proves. No error quotes the token.
 
-        Raises `identity_invalid` if it proves no workload, or `identity_unavailable` without its trust domain's bundle.
+        Raises `identity_invalid` if the token is refused, or `identity_unavailable` without the trust domain's bundle.
         """
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         if header_type(jws.header) not in TYPES:
@@ -305,7 +305,7 @@ class SvidVerifier:
 
 
 def trust_domain_of(spiffe_id: object) -> str | None:
-    """Return the trust domain of a workload's SPIFFE id; `None` if it is not one."""
+    """Return the trust domain of a workload's SPIFFE id; `None` if the value is not such an id."""
     if not isinstance(spiffe_id, str) or len(spiffe_id) > MAX_ID:
         return None
     found = _ID.fullmatch(spiffe_id)
@@ -313,7 +313,7 @@ def trust_domain_of(spiffe_id: object) -> str | None:
 
 
 def checked_domain(trust_domain: str) -> str:
-    """Return the name of a trust domain. Raises `ConfigError` if it is not one."""
+    """Return `trust_domain`. Raises `ConfigError` if it is not the name of a trust domain."""
     if not isinstance(trust_domain, str) or not _DOMAIN.fullmatch(trust_domain):
         raise ConfigError("a trust domain is a name in lower case, like `bank.example`")
     return trust_domain

@@ -1,7 +1,7 @@
 """Find the subject of a run, for `RuntimeAuthz(subject_from=...)`.
 
-Names that a client writes into `configurable` or metadata are not identities. They are ignored, and
-`claimed_identities` lists them for the audit log.
+A name that a client writes into `configurable` or metadata is not an identity. It is ignored, and
+`claimed_identities` lists it for the audit log.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def platform_user(
 ) -> Subject | Callable[[Mapping[str, Any]], Subject | None] | None:
     """Return the user whom LangGraph Platform authenticated for the run.
 
-    Only the server's object counts, with `is_authenticated` and `identity`: JSON cannot hold one. A mapping or text
-    of the same name came from the client. A cron job's run is a `service` under its creator's name.
+    The user must be the server's own object, with `is_authenticated` and `identity`, which JSON cannot hold. A mapping
+    or text of the same name came from the client. The subject of a cron job is a `service`, named like its creator.
 
     Args:
-        config: of the run. Without it, the function with these properties is returned:
+        config: the run's config. Without it, a function for `subject_from` is returned:
             `RuntimeAuthz(subject_from=platform_user(properties=["tenant"]))`.
         properties: names of members of the user, like `tenant` or `permissions`, that policies read in
             `subject.properties`. A member that the user lacks is left out.
 
-    Raises `ConfigError`: such a member is not a JSON value.
+    Raises `ConfigError`: the value of such a member is not JSON.
     """
     if config is None:
         return partial(platform_user, properties=checked_names("properties", properties))
@@ -68,7 +68,7 @@ def platform_user(
         return None
     found = {name: value for name in properties if (value := _member(user, name)) is not None}
     places = (configurable, _part(config, "metadata"))
-    # A client may pretend to be a cron job. That only removes authority, since four-eyes rules compare the name.
+    # A client may pretend to be a cron job. That only removes authority: rules for two persons compare the name alone.
     cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
     if cron is not None:
         return Subject.of({"type": "service", "id": identity, "properties": {**found, "cron": cron}})
@@ -84,7 +84,7 @@ def _member(user: Any, name: str) -> Any:
 
 
 def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]:
-    """Return where a config names a caller other than `subject`."""
+    """Return the keys under which a config names a caller other than `subject`."""
     found: list[str] = []
     for place in ("configurable", "metadata"):
         for key, value in _part(config, place).items():
@@ -119,12 +119,12 @@ class TokenVerifier(Protocol):
 class BearerSubject:
     """Takes the subject from the bearer token (RFC 6750) of the current request.
 
-    The token stays in `presented`. It never reaches a config, which LangGraph stores.
+    `presented` holds the token. The token never reaches a config, because LangGraph stores configs.
 
     Args:
-        verifier: of the users' tokens. With a `credential.verifier.Verifier`, the callers are agents of another server,
-            and the run takes over the credential's subject, grant and chain of agents.
-        audience: this server's URL or URLs, as in the `aud` of these credentials.
+        verifier: verifies the users' tokens. If it is a `credential.verifier.Verifier`, the callers are agents of
+            another server, and the run takes over the credential's subject, grant and chain of agents.
+        audience: this server's URL or URLs, as in `aud` of such agents' credentials.
 
     Raises `ConfigError`: a `credential.verifier.Verifier` without `audience`.
     """
@@ -139,18 +139,18 @@ class BearerSubject:
         self._shown: ContextVar[_Shown | None] = ContextVar("runtime_authz_caller", default=None)
 
     def __call__(self, config: Mapping[str, Any]) -> Subject | Credential | None:
-        """Return the caller of the current request; `None` outside one."""
+        """Return the caller of the current request; `None` outside a request."""
         shown = self._shown.get()
         return None if shown is None else shown.subject
 
     def token(self) -> str:
-        """Return the token of the current request: for `ExchangeAuth(subject_token=...)`, inside its subject's run.
+        """Return the token of the current request, in its subject's run: for `ExchangeAuth(subject_token=...)`.
 
         Raises `CredentialError`: `credential_unavailable`: outside a request, or in another subject's run.
         """
         shown, run = self._shown.get(), current_scope.get().run
         # INVARIANT: a user's token is never used in another user's run, whatever context a task was started in.
-        # A credential is for this server only, and not a user's token.
+        # A `Credential` is not a user's token: it is for this server only.
         user = shown.subject.principal if shown is not None and isinstance(shown.subject, Subject) else None
         if shown is None or run is None or run.subject.principal != user:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "there is no request of the run's subject here")

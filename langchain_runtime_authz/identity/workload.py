@@ -1,8 +1,8 @@
 """Name agents by their path, below a base name or an attested workload.
 
-A SPIRE selector or a service account identifies a process. So the proof is for the workload, and its agents are named
-below it: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id never has a fragment (SPIFFE-ID §2), so no
-agent can take the name of another workload.
+A SPIRE selector or a service account identifies a process. So the workload is proven, and its agents are named by
+fragments of its id: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id never has a fragment (SPIFFE-ID §2),
+so no agent can take the name of another workload.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASE: Final = "urn:langchain-runtime-authz:agent"
 
 @runtime_checkable
 class Identity(Protocol):
-    """Names agents. It is used on the hot path, so it is pure unless it is attested."""
+    """Names agents. Each step reads it, so its methods must not wait."""
 
     @property
     def attested(self) -> bool:
@@ -30,13 +30,13 @@ class Identity(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """Epoch seconds at which the identity ends, 0 if it is unproven; `None` if it does not end.
+        """Epoch seconds at which the identity ends: 0 if it is unproven, `None` if it does not end.
 
-        Leases and tokens end by then.
+        Leases and tokens end no later.
         """
 
     def agent_id(self, path: tuple[str, ...]) -> str:
-        """Return the id of the agent at `path`, root first. Two paths never share one."""
+        """Return the id of the agent at `path`, root first. Different paths have different ids."""
 
 
 class StaticIdentity:
@@ -59,23 +59,23 @@ class StaticIdentity:
 
 @lru_cache(maxsize=1024)
 def joined(path: tuple[str, ...]) -> str:
-    """Return a path as unique text."""
+    """Return a path as a text that no other path has."""
     return "/".join(quote(name, safe="", errors="surrogatepass") for name in path)
 
 
 class Proof(NamedTuple):
-    """A verified statement: the workload's id, a URI, and its end in epoch seconds."""
+    """A verified proof: the workload's id (a URI), and when the proof ends (epoch seconds)."""
 
     id: str
     expires_at: float
 
 
 class WorkloadIdentity:
-    """Base of attested identities. A background thread renews the proof; reading it never waits.
+    """Base of attested identities. A background thread renews the proof, so that reading it never waits.
 
-    Without a current proof nothing starts and nothing goes on: each step is denied with `workload_unproven`, and leases
-    and tokens end with the proof. The next proof of the same workload ends that, without a restart. The constructor waits
-    `wait` seconds for the first proof, and goes on without one.
+    Without a current proof, each step is denied with `workload_unproven`. Leases and tokens end with the proof. A new
+    proof of the same workload permits steps again, without a restart. The constructor waits at most `wait` seconds for
+    the first proof, and then returns without a proof.
     """
 
     def __init__(self, *, wait: float) -> None:
@@ -132,12 +132,12 @@ class WorkloadIdentity:
             _log.info("workload identity: %s until %.0f", proof.id, proof.expires_at)
 
     def _refuse(self, why: str) -> None:
-        """Drop the proof: what was shown in its place does not prove the workload."""
+        """Drop the proof, because its successor does not prove the workload."""
         self._proof = None
         self._miss(why)
 
     def _miss(self, why: str) -> None:
-        """Record that no new proof came. The present one counts until it expires."""
+        """Record that no new proof came. The present proof is valid until it expires."""
         if why != self._why:
             self._why = why
             _log.warning("workload identity: %s", why)

@@ -1,10 +1,10 @@
 """A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime.
 
-One `Program` is a compiled policy with one data document and a pool of instances. An instance holds the
-parsed data for good; an evaluation writes its input behind it, calls `opa_eval` once, and reads one
-text: what OPA's own hosts do (openpolicyagent.org/docs/wasm, "Fast path").
+One `Program` is a compiled policy with one data document and a pool of instances. The parsed data stays in an
+instance's memory. An evaluation writes its input after the data, calls `opa_eval` once, and reads one text, as OPA's
+own hosts do (openpolicyagent.org/docs/wasm, "Fast path").
 
-The policy can call no Python: a second module answers its imports with a trap.
+A policy cannot call Python: a second Wasm module provides the functions that it imports, and they trap.
 """
 
 # ruff: noqa: SLF001  (wasmtime's private names; a test pins them)
@@ -51,7 +51,7 @@ _EXPORTS: Final = (
     "entrypoints",
     "builtins",
 )
-# In Wasm and not in Python: `wasmtime` keeps Python callbacks in a table that threads may not share.
+# The host functions are Wasm, because `wasmtime` keeps Python callbacks in a table that threads may not share.
 _HOST: Final = f"""(module
   (func (export "opa_abort") (param i32) unreachable)
   (func (export "opa_println") (param i32))
@@ -61,9 +61,9 @@ _HOST: Final = f"""(module
         for n in range(5)
     )
 })"""
-# Handing seven numbers to a function through `wasmtime`, and one back, costs more than reading a request.
-# So they are written into the memory, in front of the input, Wasm hands them on, and leaves the answer's
-# address in place of the first.
+# To pass seven numbers through `wasmtime`'s Python calls, and one back, costs more than to parse a request.
+# So the numbers are written into the memory, in front of the input. A Wasm function reads them there, calls
+# `opa_eval`, and writes the address of the answer over the first number.
 _BEGIN, _END = b'[{"result":', b"}]"  # OPA writes a result set so
 _ARGUMENTS: Final = struct.Struct("<5i")  # entrypoint, data, input, its length, heap
 _CALL: Final = """(module
@@ -86,12 +86,12 @@ _C: Final = _ffi.dll
 _TRAP: Final = ctypes.POINTER(_ffi.wasm_trap_t)
 _set_late: Final = _C.wasmtime_store_epoch_deadline_callback
 _Late, _Freed = _set_late.argtypes[1], _set_late.argtypes[3]
-_own = threading.local()  # `until`: the CPU time of the thread at which its evaluation is over
+_own = threading.local()  # `until`: the thread's CPU time at which its evaluation must end
 
 
 @_Late  # type: ignore[untyped-decorator]
 def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
-    """Continue an evaluation that waited for a CPU, as its ticks are used up."""
+    """Stop an evaluation whose ticks are used up, unless it still has CPU time: it waited for a CPU."""
     left = _own.until - time.thread_time()
     if left <= 0:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)
@@ -100,7 +100,7 @@ def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
 
 
 class PolicyFailed(RuntimeError):
-    """A policy cannot be loaded, or an evaluation failed. Its text quotes no input."""
+    """A policy cannot be loaded, or an evaluation failed. The message never quotes the input."""
 
 
 class _Clock:
@@ -160,7 +160,7 @@ def _the_clock() -> _Clock:
 
 class _Compiled(NamedTuple):
     module: wasmtime.Module
-    pages: int  # initial memory: the module's demand, and room for its text
+    pages: int  # initial memory: as much as the module demands, plus as much as its code is long
 
 
 _modules: dict[bytes, _Compiled] = {}
@@ -189,9 +189,9 @@ def _compiled(code: bytes) -> _Compiled:
 class Program:
     """A compiled policy and its data. Thread-safe, and usable in a fork's child.
 
-    Programs of the same code share its compiled form. `pool_size` does not count evaluations on event loops. `timeout` is
-    in seconds of CPU for one evaluation; waiting for a CPU or for a free instance does not count. `entrypoints` are ids by
-    name, `builtins` the host functions that it would call. Raises `PolicyFailed`: not the output of `opa build -t wasm`.
+    Programs of the same code share its compiled form. `pool_size` does not count evaluations on event loops. `timeout`:
+    CPU seconds of one evaluation; waiting for a CPU or an instance does not count. `entrypoints`: name → id.
+    `builtins`: host functions that the policy would call. Raises `PolicyFailed` if OPA did not compile `code`.
     """
 
     def __init__(self, code: bytes, data: bytes, *, pool_size: int, timeout: float) -> None:
@@ -222,7 +222,7 @@ class Program:
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
         """Return the answer. Raises `TimeoutError`, `pdp_undefined` or `PolicyFailed`.
 
-        On an event loop it never waits for an instance: the loop's evaluation uses an instance outside the pool.
+        On an event loop, it does not wait for a free instance of the pool but uses an additional one.
         """
         if self.closed:
             raise PolicyFailed("closed")
@@ -265,14 +265,14 @@ class Program:
         return places
 
     def close(self) -> None:
-        """Free the instances; every later evaluation fails. Idempotent."""
+        """Free the instances; later evaluations raise `PolicyFailed`. Idempotent."""
         self.closed = True
         self._free.clear()
         self.clock.wait()
 
 
 class _Instance:
-    """One store with the data in its memory. For one thread at a time."""
+    """One Wasm store with the data in its memory. Only one thread at a time may use it."""
 
     def __init__(self, program: Program) -> None:
         clock = program.clock

@@ -1,14 +1,14 @@
 """Any PDP that speaks the OpenID AuthZEN Authorization API 1.0 over HTTPS.
 
-The request is sent unchanged: it is an AuthZEN evaluation already. Of the answer's `context`, only these members are
-read, and an obligation is never dropped:
+The request is sent unchanged, because it is an AuthZEN evaluation already. Only these members of the answer's `context`
+are read, and an obligation is never dropped:
 
 | member | read as |
 |---|---|
 | `obligations` | the obligations profile's objects; members other than `id` and `type` are the properties |
-| … `notification` | our `notify`: `to` is the channel, `topic` and `body` are told along |
-| … `custom` of the vendor `langchain-runtime-authz` | the obligation of ours that `action` names |
-| … `step-up`, `session_termination`, other `custom` | not carried out here, so the answer is a deny |
+| … `notification` | our `notify`: `to` is the channel; `topic` and `body` are kept |
+| … `custom` of the vendor `langchain-runtime-authz` | our obligation that `action` names |
+| … `step-up`, `session_termination`, other `custom` | not supported, so the call is denied |
 | `reasons` (`[{code}]`), `reason` (text that is a code) | reason codes |
 | `ttl`, `policy` (`{revision}`) | as in our own answers |
 """
@@ -43,13 +43,13 @@ class AuthzenPDP(RemotePDP):
     Args:
         url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
         evaluation: path of the evaluation endpoint, below `url`.
-        evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none. Then, and if two
-            calls are of one resource, they are asked side by side: some PDPs answer both as the first one.
+        evaluations: path of the endpoint for all calls of a message, or `None`. Without it, each call is a request, and
+            the requests are concurrent. So are calls of one resource, as some PDPs answer all of them like the first.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
     Attributes:
-        revision: that the last answer named; empty where it named none.
+        revision: the policy revision in the last answer; empty if the answer has none.
     """
 
     name = "authzen"
@@ -70,10 +70,10 @@ class AuthzenPDP(RemotePDP):
 
     @classmethod
     def discover(cls, url: str, *, deadline: float = DEFAULT_DEADLINE, **connection: Unpack[PDPConnection]) -> Self:
-        """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
+        """Return a PDP with the endpoints of its metadata (AuthZEN 1.0 §9). Blocks while it fetches them.
 
         Raises:
-            ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
+            ConfigError: the metadata cannot be fetched, is another PDP's, or names endpoints of another origin.
         """
         _private(Link(url), url).close()  # refuses a URL that cannot be a PDP's
         parts = urlsplit(url)
@@ -142,7 +142,7 @@ def _decision(answer: object, sent_id: str) -> Decision:
     """Return the decision, or a deny that says that the answer is malformed."""
     context = answer.get("context", {}) if isinstance(answer, dict) else None
     decision = None
-    # Outside `context` an obligation would be ignored, and its meaning must not be guessed.
+    # An obligation outside `context` would be ignored. Its meaning is not guessed: the answer is malformed.
     stray = isinstance(answer, dict) and ("obligations" in answer or misspelt(answer) or misspelt(context))
     if isinstance(answer, dict) and isinstance(context, dict) and not stray:
         decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
@@ -153,7 +153,7 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     if "obligations" in context:
         given = context["obligations"]
-        # What is malformed stays so, and `parse_answer` says it: an obligation is never dropped.
+        # Pass on a malformed obligation, so that `parse_answer` refuses the answer: an obligation is never dropped.
         known["obligations"] = [_obligation(o) for o in given] if isinstance(given, list) else given
     several = given if isinstance(given := context.get("reasons"), list) else []
     codes = [context.get("reason"), *(r.get("code") for r in several if isinstance(r, dict))]
@@ -166,7 +166,7 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _obligation(given: object) -> object:
-    """Return our form of an object with properties next to `id` and `type`."""
+    """Return an obligation in our form, with its other members as `properties`."""
     if not isinstance(given, dict):
         return given
     rest = {k: v for k, v in given.items() if k not in ("id", "type")}

@@ -1,7 +1,7 @@
 """The PDP protocol, and the evaluator that turns each answer into a `Decision`.
 
-An engine answers with whatever it has. `Evaluator` never raises and never returns `None`: everything
-but a well-formed permit that came in time is a deny that says which of AuthZEN's three failures it is.
+An engine may return anything, or raise. `Evaluator` still returns one decision for each request. A missing, late or
+malformed answer becomes a deny, whose `failure` says why. `Evaluator` raises only interrupts and cancellations.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _STOPS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.Cancelled
 class PDP(Protocol):
     """A policy decision point.
 
-    `evaluate` receives the request's JSON (`authzen.parse_request` makes the model of it) and returns the
-    answer: JSON text, the parsed document `{"decision": …, "context": {…}}`, or the `Decision` that
-    `parse_answer` made of either. If it raises, the request is denied; a `PDPError` gives the deny its
-    code. A synchronous call cannot be stopped from outside, so keep a deadline inside. Late answers deny.
+    `evaluate` receives the JSON of an AuthZEN request, which `authzen.parse_request` parses. It returns JSON text, the
+    parsed document `{"decision": …, "context": {…}}`, or the `Decision` that `parse_answer` made of either. If it
+    raises, the request is denied; a `PDPError` gives the deny its code. A synchronous `evaluate` cannot be stopped
+    from outside, so it must keep a deadline itself. A request that is answered too late is denied.
 
     Attributes:
         name: low-cardinality name for spans and records, e.g. `wasm`.
-        revision: of the loaded policy and data; empty if only the answer tells.
+        revision: revision of the loaded policy and data; empty if only the answers state it.
         deadline: optional; seconds within which the calls of one message must be answered (2.0).
-        in_process: optional; true if `evaluate` never waits and may run on an event loop.
+        in_process: optional; true if `evaluate` never waits. Then it runs on event loops, and its deadline is CPU time.
     """
 
     @property
@@ -64,8 +64,8 @@ class PDP(Protocol):
 class BatchPDP(PDP, Protocol):
     """A PDP that answers several requests at once: the calls of one model message.
 
-    It returns as many answers as requests, in their order. An answer that is an exception denies its
-    request; a raised exception denies all of them.
+    `evaluate_batch` returns as many answers as requests, in the order of the requests. An exception in the list denies
+    its request; a raised exception denies all requests.
     """
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
@@ -90,7 +90,7 @@ class InProcess:
 
 
 class RemotePDP:
-    """A PDP that is asked through a `Link`."""
+    """A PDP that is asked over HTTP, through a `Link`."""
 
     _ask: Callable[[bytes], Awaitable[Decision | None]]
 
@@ -115,12 +115,12 @@ class RemotePDP:
         return await self._link.arun(lambda: self._ask_all(bodies))
 
     def close(self) -> None:
-        """Close every connection; every later evaluation denies. Idempotent."""
+        """Close every connection; later requests are denied. Idempotent."""
         self._link.close()
 
 
 class Evaluator:
-    """Ask a PDP, and always return a decision. `deadline` is for a batch; of CPU if it is `in_process`."""
+    """Ask a PDP, and always return decisions. `deadline`: seconds for one batch (CPU time if `in_process`)."""
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
         if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
@@ -132,8 +132,8 @@ class Evaluator:
         self.in_process = getattr(pdp, "in_process", False) is True
         # A PDP that never waits is limited by CPU time, so that a busy machine does not cause denials.
         self._now = time.thread_time if self.in_process else time.monotonic
-        # Observing is done here, within the one deadline, so that late answers are observed too. A class derived
-        # from `ObserveOnly` may permit less and is asked itself.
+        # `ObserveOnly` is unwrapped: the evaluator asks the real PDP and replaces its denials, late answers included.
+        # A class derived from `ObserveOnly` may permit less, so it is asked itself.
         self._observes = type(pdp) is ObserveOnly
         while type(pdp) is ObserveOnly:
             pdp = pdp.real
@@ -150,7 +150,7 @@ class Evaluator:
         return revision if isinstance(revision, str) else ""
 
     def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
-        """Return a decision for each request, in order; `within`: seconds left."""
+        """Return a decision for each request, in order. `within` may shorten the deadline (seconds)."""
         began = time.monotonic()
         until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []
@@ -189,7 +189,6 @@ class Evaluator:
         return self._placed(bodies, decided, began)
 
     async def _aask(self, ask: Callable[[Any], Awaitable[object]], what: object, until: float) -> object:
-        """Return the answer or the exception."""
         left = until - time.monotonic()
         if left <= 0:
             return TimeoutError()
@@ -221,7 +220,7 @@ class Evaluator:
         return parse_answer(answer, self.revision) or self._failed(Code.PDP_MALFORMED)
 
     def _failed(self, code: str, exc: BaseException | None = None) -> Decision:
-        # The type of the exception only: its text may quote the request.
+        # Log only the exception's type, because its text may quote the request.
         decision = deny(code, "pdp", self.revision)
         if (left_out := self._left_out(code)) is not None:
             what, ids = f"{code} ({type(exc).__name__})" if exc else code, {"decision_id": decision.decision_id}
@@ -230,7 +229,7 @@ class Evaluator:
         return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
-        """Return the decisions in order, with a mapping error for requests without JSON."""
+        """Return a decision for each request, in order: a deny if the request has no JSON or is too large."""
         if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
             metrics.time_engine(self.pdp.name, began)
         if self._observes:
@@ -246,14 +245,14 @@ class Evaluator:
 
 
 def bounded(revision: str) -> str:
-    """Return a revision, or the fingerprint of a long one. A cut could make two revisions equal."""
+    """Return a revision, or its digest if it is long: two revisions could be equal once they are cut."""
     if len(revision) <= MAX_REVISION:
         return revision
     return "sha256:" + hashlib.sha256(revision.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Composed:
-    """Base of PDPs around others: name, revision, deadline; a request is a batch."""
+    """Base of PDPs that wrap other PDPs. A single request is evaluated as a batch of one."""
 
     evaluate_batch: Callable[[Sequence[bytes]], Sequence[Decision]]
     aevaluate_batch: Callable[[Sequence[bytes]], Awaitable[Sequence[Decision]]]
@@ -286,14 +285,14 @@ class Composed:
 
 
 class ObserveOnly(Composed):
-    """Ask the real PDP, record what it would have said, and permit.
+    """Ask the real PDP, record its decision, and permit.
 
-    This is the only way to observe without stopping. Its name is in coverage, in every span and in every record (`pdp =
-    "observe-only(…)"`). Obligations of a permit are still carried out, and the enforcement point's own refusals still
-    stand.
+    This is the only way to observe without enforcing. Its name (`observe-only(…)`) stands in the coverage report, in
+    every span and in every record. Obligations of the real PDP's permits are still carried out. The enforcement point's
+    own refusals still stand.
 
-    A permit that replaces another outcome has the reason `observed:deny`, then the real ones. Late and malformed
-    answers are observed alike (`observed:deny`, `pdp_malformed`).
+    A permit that replaces another outcome has the reason `observed:<outcome>`, followed by the real reasons. Late and
+    malformed answers are replaced in the same way (`observed:deny`, `pdp_malformed`).
 
     Args:
         real: the PDP whose decisions are observed.
@@ -311,7 +310,7 @@ class ObserveOnly(Composed):
 
 
 def _observed(real: Decision) -> Decision:
-    """Return the permit that replaces a decision. A request that could not be sent stays denied."""
+    """Return the permit that replaces a denial. A request that could not be sent stays denied."""
     if real.permit or real.failure == "mapping":
         return real
     reasons = (f"observed:{real.outcome}", *real.reasons)

@@ -4,8 +4,8 @@ Cedar skips a policy that fails to evaluate, even a `forbid`. Here every error t
 any answer but `Allow`. A schema is required, so that a misspelt attribute is found when the policies are loaded.
 
 Cedar has no loops (for delegation chains or a grant's constraints), counts, nulls or fractions, so `cedar_request`
-computes these before the call. Annotations add what Cedar cannot answer: `@reason("code")`, and `@obligation("name
-…")`, whose names are looked up in a table.
+computes these values beforehand. Cedar answers without reasons and obligations, so a policy is annotated with them:
+`@reason("code")`, and `@obligation("name …")`, whose names are keys of the argument `obligations`.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ ToCedar = Callable[[Json], dict[str, Any]]
 class CedarPDP(InProcess):
     """Decide by Cedar policies.
 
-    Thread-safe. Cedar always ends, so there is no limit to set.
+    Thread-safe. There is no timeout, because every evaluation of Cedar ends.
 
     Args:
         policies: text or path; by default the shipped sample.
-        schema: text or path of a Cedar schema (not the JSON form); with `policies` of your own required.
+        schema: text or path of a Cedar schema (not in the JSON form). Required with your own `policies`.
         entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say, or `Data::"policy"`.
         obligations: name → `{"type": …, "properties": {…}}`, for `@obligation`.
-        to_cedar: turns a request's JSON into `{principal, action, resource, context}`, as `cedar_request` does.
-            `entities` next to them are this request's own.
+        to_cedar: turns a request's JSON into `{principal, action, resource, context}`, as `cedar_request` does. It may
+            add `entities` for this request alone.
         deadline: seconds within which the calls of one message must be answered.
 
     Raises:
-        ConfigError: `policy_invalid`: they do not parse, or policies or entities do not fit the schema.
+        ConfigError: `policy_invalid`: an argument does not parse, or policies or entities do not fit the schema.
 
     Attributes:
         name: `cedar`.
@@ -125,7 +125,7 @@ class CedarPDP(InProcess):
         return [self._answer(self._to_cedar(json.loads(body))) for body in bodies]
 
     def close(self) -> None:
-        """Do nothing: it holds only memory."""
+        """Do nothing: this PDP holds only memory."""
 
     def _answer(self, asked: dict[str, Any]) -> Decision | PDPError | None:
         own = asked.pop("entities", None)
@@ -133,11 +133,11 @@ class CedarPDP(InProcess):
         (result,) = self._evaluate_all([asked], self._policies, known, self._schema)
         verdict = result.decision.value
         if result.diagnostics.errors or verdict not in ("Allow", "Deny"):
-            # Only their number: the texts may quote the request.
+            # Report only the number of errors, because their texts may quote the request.
             return PDPError(Code.PDP_ERROR, f"Cedar: {verdict}, {len(result.diagnostics.errors)} errors")
         said = [self._says[name] for name in sorted(result.diagnostics.reasons)]
         obligations = {o.id: asdict(o) for s in said for o in s.obligations}
-        # An approval is asked only if no policy denies. Other obligations stay.
+        # Ask for an approval only if no policy denies. Other obligations stay.
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
             said = denying
             obligations = {name: o for name, o in obligations.items() if o["type"] != ASKS}
@@ -293,7 +293,7 @@ def _tagged(kind: str, name: str, tags: Json) -> Json:
 
 
 def _texts(values: Json) -> dict[str, list[str]]:
-    """Return each value as a set of texts. A null is left out."""
+    """Return each value as a sorted list of distinct texts. Leave out nulls."""
     listed = {n: value if isinstance(value, list) else [value] for n, value in values.items() if value is not None}
     return {n: sorted({v if isinstance(v, str) else json.dumps(v) for v in each}) for n, each in listed.items()}
 
@@ -317,7 +317,7 @@ def _decimal(*values: object) -> Json:
 
 
 def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str], set[str]]:
-    """Return effects, sinks and verdicts of a call and of the calls it can cause. Malformed ones are unknown."""
+    """Return three sets, of a call and the calls it can cause: effects, sinks, verdicts. A malformed one becomes ''."""
     reaches = properties.get("reaches", [])
     each: list[Json] = [r if isinstance(r, dict) else {} for r in (reaches if isinstance(reaches, list) else [None])]
     said = [p["verdict"] for p in (properties, *each) if "verdict" in p] if isinstance(reaches, list) else []
@@ -327,14 +327,14 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile permits and the mandate neither forbids nor confirms."""
+    """Return True if the profile permits, no verdict asks, and the mandate neither forbids nor needs confirmation."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:
-    """Return True if a model's request has tools beyond the grant or of its provider."""
+    """Return True if a model's request offers tools outside the grant, tools of the provider, or unreadable ones."""
     shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:
         return True

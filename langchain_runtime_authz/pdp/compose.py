@@ -1,6 +1,6 @@
 """PDPs made of PDPs: deny overrides, a compared candidate, a circuit breaker.
 
-Each asks its PDPs through an `Evaluator`, so only validated decisions are combined, and none permits what its PDPs do not.
+Each asks its PDPs through an `Evaluator`, so that it combines only validated decisions. None adds a permit of its own.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "de
 class DenyOverrides(Composed):
     """Permit only what every PDP permits; a failure denies (XACML deny-overrides).
 
-    The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
-    are those of the PDPs that gave it, in their order. Its obligations are those of every PDP that gave
-    it. All PDPs are asked about everything: concurrently by `aevaluate`, one after another by `evaluate`.
+    The gravest outcome is returned: `halt`, else `deny`, else `approval_required`, else `permit`. Its reasons and
+    obligations come from all PDPs that gave this outcome, in the order of the PDPs. Every PDP is asked about every
+    request: concurrently by `aevaluate`, one after another by `evaluate`.
 
     Args:
-        pdps: two or more, their names distinct.
-        deadline: seconds for all of them together, by default their longest one. Requests that are not answered by then
-            are denied, and later PDPs are not asked. A blocking call ends by its PDP's `timeout`.
+        pdps: two or more PDPs with distinct names.
+        deadline: seconds for all PDPs together; by default the longest deadline among them. Requests without an answer
+            by then are denied, and the remaining PDPs are not asked. A blocking call ends only by its PDP's `timeout`.
     """
 
     def __init__(self, *pdps: PDP, deadline: float | None = None) -> None:
@@ -50,7 +50,7 @@ class DenyOverrides(Composed):
 
     @property
     def revision(self) -> str:
-        """Return the revisions under the PDPs' names, or an empty text if a PDP has none."""
+        """Return `name=revision` of each PDP, joined by commas, or an empty text if a PDP has no revision."""
         revisions = [e.revision for e in self._all]
         return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
 
@@ -92,19 +92,19 @@ Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 class CandidatePDP(Composed):
     """Decide by the real PDP, and report decisions in which a candidate differs.
 
-    The candidate affects neither a decision nor its time, because another thread asks it. A difference goes to
-    `on_difference` and to the log as `would flip`.
+    Another thread asks the candidate, so that it affects neither a decision nor its time. A difference is logged as
+    `would flip` and passed to `on_difference`.
 
     Args:
-        real: decides.
-        candidate: is compared.
-        on_difference: called with the request, the real decision and the candidate's, in another
-            thread. Its exceptions are logged.
-        deadline: seconds for the real one, and for the candidate; by default their own.
+        real: the PDP that decides.
+        candidate: the PDP to compare with `real`.
+        on_difference: called in another thread with the request, the real decision and the candidate's decision. Its
+            exceptions are logged.
+        deadline: seconds for `real`, and as many for `candidate`; by default each keeps its own deadline.
 
     Attributes:
-        counts: requests: on which the two were the `same`, on which the candidate differed (`permit>deny`),
-            which were `skipped` because it is slower than the traffic, and `dropped` by `close`.
+        counts: numbers of requests: `same` (equal outcomes), `permit>deny` and the like (the candidate's outcome is the
+            second), `skipped` (the candidate was too slow for the traffic) and `dropped` (not compared before `close`).
     """
 
     _thread: threading.Thread | None
@@ -127,7 +127,7 @@ class CandidatePDP(Composed):
         return self._compare_later(bodies, await self._real.aevaluate(bodies))
 
     def close(self) -> int:  # type: ignore[override]
-        """Close both PDPs; return the number of requests that were not compared. A running one gets a second."""
+        """Close both PDPs. Return how many requests `close` dropped. Wait at most a second for the other thread."""
         with self._lock:
             if not self._closed and self._pending:
                 self.counts["dropped"] += self._pending
@@ -164,7 +164,7 @@ class CandidatePDP(Composed):
         for body, ours, theirs in zip(bodies, decisions, self._all[1].evaluate(bodies), strict=True):
             flips = ours.outcome != theirs.outcome
             with self._lock:
-                if self._closed:  # it was dropped, and the candidate may be closed already
+                if self._closed:  # `close` counted the request as dropped, and may have closed the candidate
                     return
                 self._pending -= 1
                 self.counts[f"{ours.outcome}>{theirs.outcome}" if flips else "same"] += 1
@@ -184,7 +184,7 @@ class CandidatePDP(Composed):
             self._told(request, ours, theirs)
 
     def _begin(self) -> None:
-        """Start the thread, also in a fork's child, which lacks it."""
+        """Begin without a thread and without requests, also in a forked child, which lacks the parent's thread."""
         self._pending = 0  # requests that wait or are being compared
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
@@ -192,7 +192,7 @@ class CandidatePDP(Composed):
 
 
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
-    """Compare requests, without keeping the PDP alive while waiting."""
+    """Compare queued requests. A weak reference lets the PDP be deleted while this thread waits."""
     while (work := waiting.get()) is not None:
         if (pdp := of()) is None:
             return
@@ -203,13 +203,13 @@ def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
 class CircuitBreaker(Composed):
     """Deny at once while a PDP fails, without asking it.
 
-    There is no fallback engine, because an attacker would wait for a weaker one. After `reset_after` seconds one
-    request is let through; its success closes the breaker.
+    There is no fallback engine: an attacker could make the PDP fail in order to be decided by a weaker engine. After
+    `reset_after` seconds the PDP is asked once more. If it answers, the breaker closes.
 
     Args:
-        real: the PDP. Only its failures count (no answer, a late or malformed one), never a denial.
-        failures: that many in a row open it.
-        reset_after: seconds until it is tried again.
+        real: the PDP. A missing, late or malformed answer counts as a failure, a denial does not.
+        failures: number of failures in a row that opens the breaker.
+        reset_after: seconds from then until the PDP is asked again.
         clock: monotonic seconds.
     """
 
@@ -232,7 +232,7 @@ class CircuitBreaker(Composed):
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """Return `closed` (it asks), `open` (it denies) or `half-open` (it will try)."""
+        """Return `closed` (the PDP is asked), `open` (all is denied) or `half-open` (the next request is a trial)."""
         with self._lock:
             if self._failed < self._limit:
                 return "closed"
@@ -250,7 +250,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Count the decisions that the list receives."""
+        """Yield a list for the decisions, and count their failures. Raises `pdp_circuit_open`."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):
@@ -263,7 +263,7 @@ class CircuitBreaker(Composed):
             with self._lock:
                 if probe:
                     self._probing = False
-                # Cancelled requests, and requests that could not be sent, tell nothing about the PDP.
+                # A request that was cancelled or could not be sent says nothing about the PDP.
                 if any(d.failure == "pdp" for d in decisions):
                     self._failed += 1
                     if self._failed >= self._limit:

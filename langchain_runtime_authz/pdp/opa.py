@@ -1,6 +1,6 @@
 """An OPA server as PDP, asked by `opa-python-client` through our own exchange.
 
-By itself that client retries, follows redirects, reads answers of any size with duplicate members, and knows no
+The client alone would retry, follow redirects, and read answers of any size and with duplicate members. It supports no
 CA file, unix socket or pool size. So its requests go through a `Link`.
 """
 
@@ -32,18 +32,18 @@ class OpaPDP(RemotePDP):
     Thread-safe, usable from any number of event loops, and across forks. `close()` it.
 
     Args:
-        url: of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
+        url: URL of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
         path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`.
-        batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that
-            the calls of a message are one request. By default the shipped policy's for the shipped
-            `path`, and none for another: then the calls are asked at the same time.
+        batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that the calls of a
+            message are one request. If `path` is the default, so is `batch`: the shipped policy's rule. Without a
+            `batch`, each call is a request, and the requests are sent concurrently.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
     Attributes:
-        revision: of the bundles that made the last answer: `name@revision`, sorted, with commas. Empty if
-            one has no revision in its manifest. Data pushed besides bundles (`PUT /v1/data`) has none, so
-            a run's cached permits (`node/enter`, `model/call`) outlast it, at most for their `ttl` if they have one.
+        revision: `name@revision` of each bundle behind the last answer, sorted, joined by commas. Empty if a bundle's
+            manifest has no revision. Data that is pushed outside bundles (`PUT /v1/data`) does not change it. So a
+            run's cached permits (`node/enter`, `model/call`) outlast such a push: they last for their `ttl`, if any.
     """
 
     name = "opa"
@@ -85,14 +85,14 @@ class OpaPDP(RemotePDP):
 
 
 class _Input(NamedTuple):
-    """The input as it is sent: OPA's client passes it on unread."""
+    """The JSON of the input, which OPA's client passes on unread, and the number of answers to expect."""
 
     body: bytes
     answers: int
 
 
 class _Told(NamedTuple):
-    """OPA's metadata of a result: its decision id, and if bundles have revisions."""
+    """OPA's metadata of a result: decision id, revisions of the bundles, and True if every bundle has one."""
 
     own_id: str
     revision: str
@@ -133,7 +133,7 @@ class _Answer:
         self._document = parse_json(body)
 
     def raise_for_status(self) -> None:
-        """Do nothing: our exchange raised."""
+        """Do nothing: for a bad status, our exchange has raised already."""
 
     async def json(self) -> Any:
         return self._document
@@ -141,7 +141,7 @@ class _Answer:
 
 @cache
 def _client_class() -> Any:
-    """Return OPA's client on our exchange: one attempt, our TLS, token and bounds."""
+    """Return a subclass of OPA's client that sends each request once, through a `Link`."""
     from opa_client.opa_async import AsyncOpaClient
 
     class Client(AsyncOpaClient):  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """The shape of the shipped policy's data, and its check.
 
-If data has another shape, the Rego denies in every decision that reads it. This check fails once, at the start, and
-names the place. `policies/rego/runtime_authz.rego` explains the members.
+The Rego policy denies every request for which it reads malformed data. This check fails once, at start-up, and names
+the malformed member. `policies/rego/runtime_authz.rego` explains the members.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.errors import Code, ConfigError
 
-_TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists all
+_TOLD: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
 
 Verdict = Literal["permit", "ask", "deny"]
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
@@ -92,7 +92,7 @@ class _Each(_Closed, Generic[T]):
 
 
 class _Data(BaseModel):
-    # Other keys are permitted: a bundle may hold a newer policy. Names in a data file are checked elsewhere.
+    # Other keys are permitted, because a bundle may hold a newer policy. `merge_shipped` checks a data file's keys.
     model_config = ConfigDict(strict=True, extra="ignore")
 
     revision: str = ""
@@ -114,7 +114,7 @@ class _Data(BaseModel):
 
 
 def wrong_data(data: Mapping[str, Any]) -> list[str]:
-    """Return `key: error` for each finding in some or all keys of the shipped data."""
+    """Return a text `key: error` for each malformed member. `data` may hold only some of the shipped keys."""
     try:
         _Data.model_validate(data)
     except ValidationError as exc:
@@ -123,7 +123,7 @@ def wrong_data(data: Mapping[str, Any]) -> list[str]:
 
 
 def check_data(data: object, where: str) -> None:
-    """Refuse data of another shape. Raises `policy_invalid` with the first findings."""
+    """Raise `policy_invalid`, with the first errors, if the data is malformed."""
     found = wrong_data(data) if isinstance(data, dict) else ["the shipped policy's data must be an object"]
     if found:
         more = f" (and {len(found) - _TOLD} more)" if len(found) > _TOLD else ""

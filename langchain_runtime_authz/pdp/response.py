@@ -1,4 +1,4 @@
-"""Parse a PDP's answer into a `Decision`: strictly, and once."""
+"""Parse a PDP's answer into a `Decision`. Anything malformed is refused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from langchain_runtime_authz.errors import Code, PDPError
 
 
 class _Closed(BaseModel):
-    # A deferred part inherits the settings of the whole: all refuse NaN.
+    # With `defer_build`, a nested model takes the settings of the outer model. So all models here refuse NaN.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Open(_Closed):
-    # A PDP may add members to a reason's code.
+    # A PDP may add members next to those that are read here.
     model_config = ConfigDict(extra="ignore")
 
 
@@ -66,12 +66,12 @@ _memo: dict[tuple[bytes, str], Decision] = {}
 
 
 def parse_answer(answer: object, revision: str = "") -> Decision | None:
-    """Return a PDP's answer as a decision, or `None` unless it is a well-formed decision document.
+    """Return a PDP's answer as a decision, or `None` if the answer is malformed.
 
-    `answer` is JSON text or bytes, or the parsed document; `revision` stands in if the answer names none.
-    Only the literal `true` permits. Malformed are: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere,
-    an unknown member next to `decision` and `context`, more than 64 KiB, and a misspelt `obligations`, which
-    would oblige to nothing.
+    `answer` is JSON text or bytes, or the parsed document. `revision` is used if the answer states none. Only the
+    literal `true` permits; `"true"` and `1` are malformed. So are `{}`, `null`, a non-finite number anywhere, a member
+    other than `decision` and `context`, a text above 64 KiB, and a permit that asks for an approval. A misspelt
+    `obligations` is malformed too, because its obligations would be ignored.
     """
     short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
     if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def _parsed(answer: object, revision: str) -> Decision | None:
         return None
     ctx = parsed.context
     obliged = {o.type for o in ctx.obligations}
-    # An approval travels as a deny with an obligation, so that a foreign PEP denies.
+    # A PDP asks for an approval by a deny with an obligation, so that a PEP that does not know the obligation denies.
     if parsed.decision and "require_approval" in obliged:
         return None
     outcome: Outcome = "permit" if parsed.decision else "approval_required" if "require_approval" in obliged else "deny"

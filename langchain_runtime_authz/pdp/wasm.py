@@ -1,7 +1,7 @@
 """The default PDP: Rego compiled by OPA to Wasm, evaluated in this process.
 
-The verdicts are OPA's, without a server. `pdp._wasm_host` adds a deadline that stops a running evaluation. It releases the
-GIL meanwhile, and offers no host function to a policy.
+It decides as an OPA server would. `pdp._wasm_host` stops an evaluation that takes too long. It releases the GIL during
+an evaluation, and offers no host function to the policy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WasmPDP(InProcess):
         entrypoint: the rule that answers `{"decision": …, "context": {…}}`. If the policy also has an
             entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
             calls of a message are decided in one evaluation.
-        pool_size: evaluations that may run at the same time, except those on event loops.
+        pool_size: evaluations that may run at the same time. Evaluations on event loops are not counted.
         timeout: seconds of CPU after which an evaluation is stopped (and denied). Waiting for a CPU does not count.
         deadline: seconds of CPU within which the calls of one message must be answered.
 
@@ -89,7 +89,7 @@ class WasmPDP(InProcess):
                 check_data(document[DATA_ROOT], "data")
         self.revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
         if wasm is None:
-            # The fingerprint takes the place of any label, so that no answer can claim another policy.
+            # The fingerprint replaces any revision in the data, so that no answer can claim another policy.
             document = {DATA_ROOT: {**_member(document), "revision": self.revision}}
         limits: Any = {
             "pool_size": checked_count("pool_size", pool_size),
@@ -100,17 +100,17 @@ class WasmPDP(InProcess):
         self._batch = batch if batch in self.program.entrypoints else None
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `TimeoutError` after `timeout`, or `RuntimeError` if it failed or was closed."""
+        """Answer one request. Raises `TimeoutError`, `PDPError`, or `PolicyFailed` (also after `close`)."""
         if len(body) > MAX_BATCH_BYTES:
             raise PDPError(Code.PDP_ERROR, "the input is too large")
         return parse_answer(self.program.evaluate(body, self._entrypoint), self.revision)
 
     def document(self, body: bytes) -> object:
-        """Return the policy's answer to any input as it stands: for comparing policies, not for deciding."""
+        """Return the policy's unchecked answer to any input. For comparing policies, not for deciding."""
         return parse_json(self.program.evaluate(body, self._entrypoint))
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer a message's calls in one evaluation, if the policy has the entrypoint."""
+        """Answer a message's calls in one evaluation, if the policy has an entrypoint `batch`."""
         if self._batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
             return [self._tried(body) for body in bodies]
         answers = parse_json(self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch))
@@ -119,7 +119,7 @@ class WasmPDP(InProcess):
         return [parse_answer(answer, self.revision) for answer in answers]
 
     def close(self) -> None:
-        """Free the engine; every later evaluation denies. Idempotent."""
+        """Free the engine; later requests are denied. Idempotent."""
         self.program.close()
 
     def _tried(self, body: bytes) -> object:
@@ -138,7 +138,7 @@ def _read(path: Traversable, what: str) -> bytes:
 
 
 def read_json(text: bytes | str, name: str) -> object:
-    """Return a JSON document of a policy. Raises `policy_invalid`."""
+    """Parse a JSON document of a policy, named `name` in errors. Raises `policy_invalid`."""
     try:
         return strict_json(text)
     except (ValueError, RecursionError) as exc:
@@ -150,7 +150,7 @@ def _dump(document: object) -> bytes:
 
 
 def _canonical(document: object) -> dict[str, object]:
-    """Return a plain copy, which later changes to the caller's mapping do not reach."""
+    """Return a plain copy, so that later changes to the caller's mapping have no effect."""
     if not isinstance(document, Mapping):
         raise ConfigError(f"the data must be an object, not {type(document).__name__}", Code.POLICY_INVALID)
     try:
@@ -168,10 +168,10 @@ def _member(document: Json) -> dict[str, object]:
 
 
 def merge_data(shipped: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shipped data with some members changed, the others as they are.
+    """Return the shipped data with some members changed.
 
-    Tables are merged member by member, at every depth. Anything else is replaced whole, a list too. A null removes the
-    member of a table. A whole table cannot be removed.
+    Objects are merged member by member, at every depth. Any other value is replaced, a list as a whole. A null removes
+    a member of an object. A top-level member cannot be removed.
     """
     return {**shipped, **{table: _changed(shipped.get(table), new) for table, new in changes.items()}}
 
@@ -186,8 +186,8 @@ def _changed(old: object, new: object) -> object:
 def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
     """Return the whole data document of a policy that builds on the shipped one.
 
-    `given` holds members of the shipped data to change (`merge_data`). Or it holds them under `runtime_authz_data`: as an
-    edited copy of data.json, or in a project (`own`) next to the data of its own rules. Raises `policy_invalid`.
+    `given` holds the members to change (`merge_data`), itself or in `runtime_authz_data` (an edited data.json). In a
+    project (`own`), `given` may also hold data of its own rules, next to `runtime_authz_data`. Raises `policy_invalid`.
     """
     shipped = _member(_canonical(read_json((_SHIPPED / "data.json").read_bytes(), "data.json")))
     inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
@@ -206,7 +206,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
 
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
-    # Imported late: wasmtime is the dearest import of the package, and other PDPs do without it.
+    # Imported late: wasmtime is the slowest import of the package, and only this PDP needs it.
     from langchain_runtime_authz.pdp._wasm_host import PolicyFailed, Program
 
     try:
@@ -216,7 +216,7 @@ def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout:
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
     try:
         if program.builtins:
-            # They would run in Python, beyond the deadline, or not exist at all.
+            # The host would have to run these in Python, where the timeout cannot stop them.
             msg = f"the policy calls {', '.join(sorted(program.builtins))}, which Wasm does not have"
             raise ConfigError(msg, Code.POLICY_INVALID)
         if entrypoint not in program.entrypoints:

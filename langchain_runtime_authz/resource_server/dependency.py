@@ -1,7 +1,7 @@
 """Accept our tokens in a service: FastAPI, Starlette, any ASGI. Extra: `fastapi`.
 
-`ProtectedApp(app, server)` protects a whole ASGI application. For MCP servers use `mcp.ProtectedMcp`. Refusals are
-answers of RFC 6750 §3 and RFC 9449 §7.1; their `error_description` is the stable code.
+`ProtectedApp(app, server)` protects a whole ASGI application. For MCP servers use `mcp.ProtectedMcp`. A refusal is an
+HTTP answer by RFC 6750 §3 and RFC 9449 §7.1, with the stable code as `error_description`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class BearerServer(Generic[T_co]):
-    """Base of the servers: read a request's token, and answer a refused one."""
+    """Base of the servers: read a request's token, and answer a request that is refused."""
 
     def __init__(self, metadata: ResourceMetadata | None) -> None:
         self._metadata = metadata
@@ -135,16 +135,16 @@ class ResourceServer(BearerServer[Credential]):
     Args:
         verifier: verifies signature and times of the issuer's tokens.
         audience: this service's name in its callers' profiles, exactly.
-        tenant: whose data this service holds. Use `None` if it holds several tenants' data and checks
-            `credential.tenant` itself.
+        tenant: the tenant whose data this service holds. Use `None` if the service holds several tenants' data and
+            checks `credential.tenant` itself.
         status: tells if a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
         proofs: verifies DPoP proofs. Without it, tokens that are bound to a key are refused.
         require_proof: refuse tokens that are not bound to a key.
-        metadata: of this service (RFC 9728); each challenge names it.
-        public_url: URL of this process's `/` as clients know it, if a proxy takes a prefix off the path:
-            `https://bank.example/api`. Proofs are compared with it and the path as it arrives. It is never read
-            from a header (`Host`, `Forwarded`, `X-Forwarded-*`), which the sender chooses. The path already includes a
-            prefix that a router removed (`Mount`), or that the server restored (`uvicorn --root-path`).
+        metadata: this service's metadata (RFC 9728), whose URL stands in each challenge.
+        public_url: the URL that clients use for this process's `/`, if a proxy removes a prefix from the path:
+            `https://bank.example/api`. A proof must name this URL followed by the path that arrives. No header is read
+            for it (`Host`, `Forwarded`, `X-Forwarded-*`), because the sender chooses them. A prefix that a router
+            removes (`Mount`) or the server restores (`uvicorn --root-path`) is in the path already.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class ResourceServer(BearerServer[Credential]):
         self._tools: frozenset[str] | None = None
 
     def for_tools(self, *tools: str) -> ResourceServer:
-        """Return a copy of the server for tokens of these tools only: `Depends(server.for_tools("pay"))`."""
+        """Return a copy of the server that accepts only tokens of these tools: `Depends(server.for_tools("pay"))`."""
         narrowed = copy.copy(self)
         narrowed._tools = frozenset(tools)  # noqa: SLF001  (its own class)
         return narrowed
@@ -180,10 +180,10 @@ class ResourceServer(BearerServer[Credential]):
     def for_call(
         self, tool: str, args: Demanded, *, step: str | None = None, accept: Collection[str] | None = ORDERED
     ) -> Callable[[Request, Response], Awaitable[Credential]]:
-        """Return a dependency for tokens of one call: `Depends(server.for_call("pay", read_arguments))`.
+        """Return a dependency that accepts the token of one call: `Depends(server.for_call("pay", read_arguments))`.
 
         `args` receives the request and returns the arguments that the service will use, by their names in the tool's
-        profile. If it fails, the request is refused as invalid. See `check_call` for the other parameters.
+        profile. If `args` raises, the request is refused as invalid. See `check_call` for the other parameters.
         """
         narrowed = self.for_tools(tool)
 
@@ -202,14 +202,14 @@ class ResourceServer(BearerServer[Credential]):
         return dependency
 
     def check_call(self, credential: Credential, **call: Any) -> None:
-        """Check like `credential.details.check_call`, in a handler that has parsed its request. Raises the answer, 403."""
+        """Run `credential.details.check_call` in a request handler. A failure raises an `HTTPException` (403)."""
         try:
             check_call(credential, **call)
         except CredentialError as exc:
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return a request's credential, by its path and headers in lower case."""
+        """Return a request's credential. Names of `headers` are in lower case."""
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]
@@ -225,7 +225,7 @@ class ResourceServer(BearerServer[Credential]):
     def _check_proof(self, credential: Credential, scheme: str, shown: list[str], method: str, path: str) -> None:
         jkt = credential.jkt
         if jkt is None:
-            # A proof does not improve a token that needs none (RFC 9449 §7.1).
+            # RFC 9449 §7.1: a token that is not bound to a key cannot be used with the scheme `DPoP`.
             if self._require_proof or scheme == "dpop":
                 raise CredentialError(Code.PROOF_MISSING, "the token is not bound to a key")
             return
@@ -248,15 +248,15 @@ class ResourceServer(BearerServer[Credential]):
 class ProviderServer(BearerServer[Caller]):
     """Decide which callers of an identity provider may use this service.
 
-    The provider's token names the user and the client. It says nothing about the task, the step and its arguments: prefer
-    `ResourceServer` and the call's own token if the service can verify it.
+    The provider's token names the user and the client, but not the task, the call and its arguments. If the service can
+    verify the call's own token, prefer `ResourceServer`.
 
     Args:
-        verifier: verifies the provider's access tokens for this service; without `client_id`, so no ID tokens.
-        scopes: that a token must have. A refusal names them (RFC 6750 §3.1).
+        verifier: verifies the provider's access tokens for this service. Has no `client_id`, so accepts no ID tokens.
+        scopes: scopes that a token must have. A refusal names them (RFC 6750 §3.1).
         status: the provider's introspection endpoint, asked for each request, so that a logout takes effect at once.
             Without it, a token is accepted until it expires.
-        metadata: of this service (RFC 9728).
+        metadata: this service's metadata (RFC 9728).
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class ProviderServer(BearerServer[Caller]):
 class ProtectedApp:
     """An ASGI application that serves no request without a credential.
 
-    The application finds it as `request.state.credential`.
+    The application finds the credential in `request.state.credential`.
 
     Args:
         app: the application to protect.
@@ -339,7 +339,7 @@ class ProtectedApp:
 
 
 def bearer_token(given: list[str]) -> tuple[str, str]:
-    """Return scheme (`bearer` or `dpop`) and token of the `Authorization` headers of a request. Raises `CredentialError`."""
+    """Return a pair from a request's `Authorization` headers: scheme (`bearer` or `dpop`) and token."""
     if not given:
         raise CredentialError(Code.CREDENTIAL_MISSING)
     scheme, _, token = given[0].partition(" ")
@@ -350,7 +350,7 @@ def bearer_token(given: list[str]) -> tuple[str, str]:
 
 
 def _prefix(public_url: str | None, proofs: ProofVerifier | None) -> str:
-    """Return the prefix that the path had when the client sent it."""
+    """Return the prefix that a proxy removed from the path."""
     if public_url is None:
         return ""
     target = normal_target(public_url)

@@ -1,4 +1,4 @@
-"""Verify DPoP proofs (RFC 9449) once each, with or without server nonces."""
+"""Verify DPoP proofs (RFC 9449), with or without server nonces. Each proof is accepted once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NONCE_AGE: Final = 300  # seconds
 
 
 class Replays(Protocol):
-    """Remembers used proofs. A service of several processes needs one that they share."""
+    """Remembers used proofs. All processes of a service must share one store of them."""
 
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
         """Return True if `proof_id` is new; remember it through `until` (epoch seconds).
 
-        Of two calls with one id, only one may return True. Raise if the answer is unknown. Raise `proof_limit` if
-        `key`, the thumbprint of the holder's key, is used too often; the id is unique without it.
+        Of two calls with one id, only one may return True. Raise if the store cannot tell. Raise `proof_limit` if
+        `key`, the thumbprint of the holder's key, is used too often. `proof_id` is unique without `key`.
         """
         ...
 
@@ -38,10 +38,10 @@ class MemoryReplays:
     """Remembers used proofs in this process.
 
     Args:
-        max_entries: remembered at once. If more are still valid, a new proof is refused; no valid one is forgotten.
-        max_per_key: of one holder's key; by default a hundredth of `max_entries`. `CallAuth` makes a key for each
-            call, so this bounds one call's requests in `MAX_AGE` seconds. An attacker needs a hundred permitted
-            calls, each minted and on record, to fill the memory of all others.
+        max_entries: proofs remembered at the same time. While all of them are valid, a new proof is refused.
+        max_per_key: proofs of one holder's key; by default a hundredth of `max_entries`. `CallAuth` makes a key for
+            each call, so this bounds one call's requests in `MAX_AGE` seconds. To fill the memory for everybody, an
+            attacker needs a hundred permitted calls, each of them on record.
     """
 
     def __init__(self, max_entries: int = MAX_REPLAYS, max_per_key: int | None = None) -> None:
@@ -61,7 +61,7 @@ class MemoryReplays:
             # All entries live equally long, so the oldest come first.
             while self._seen and next(iter(self._seen.values()))[0] < now:
                 self._forget(next(iter(self._seen)))
-            # Check the key's bound first, so that one holder cannot cause refusals of others.
+            # Check the bound of this key first, so that one holder cannot cause refusals of other holders.
             if self._of_key.get(key, 0) >= self._max_per_key:
                 raise CredentialError(Code.PROOF_LIMIT)
             if len(self._seen) >= self._max:
@@ -116,9 +116,9 @@ class ProofVerifier:
     Args:
         origin: scheme and authority of the service as its clients know it. A proof is compared with
             this, never with a `Host` header, which the sender chooses.
-        nonces: if given, a proof must hold one of its nonces; without it, `iat` bounds the proof's age.
+        nonces: makes server nonces. If given, a proof must hold a current nonce; else only `iat` bounds a proof's age.
         replays: remembers used proofs.
-        algorithms: allow-list.
+        algorithms: signature algorithms that are accepted.
         clock: epoch seconds.
     """
 
@@ -141,7 +141,7 @@ class ProofVerifier:
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
-        """Return a request's proof, once only. Raises `CredentialError`, also if its use is unknown."""
+        """Return a request's valid, unused proof. Raises `CredentialError`, also if the store of proofs fails."""
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
@@ -151,8 +151,8 @@ class ProofVerifier:
         if nonces is not None:
             limits["is_nonce"] = lambda nonce: nonces.accepts(nonce, now)
         found = read_proof(proof, **request, **limits)
-        # Last, so that only the holder of the key can fill the store. The key is part of the id, so that nobody
-        # can use up another holder's.
+        # Ask the store last, so that only the holder of the key can fill it. The key is part of the id, so that nobody
+        # can use up the id of another holder's proof.
         proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()
         try:
             first = self._replays.first(found.jkt, proof_id, now + MAX_AGE + LEEWAY, now)

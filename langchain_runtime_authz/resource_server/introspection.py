@@ -42,12 +42,12 @@ MAX_BODY: Final = MAX_TOKEN + 4096
 class Introspection(Secret):
     """Asks an introspection endpoint (§2.1). A `Status` for a `ResourceServer`.
 
-    Without a timely answer that follows RFC 7662 and is about the token, the status is `status_unavailable`.
+    A late answer, one that violates RFC 7662, or one about another token raises `status_unavailable`.
 
     Args:
-        url: https, or on this machine.
+        url: https, or a server on this machine.
         client_id: this service's name at the endpoint (RFC 6749 §2.3.1).
-        client_secret: its secret.
+        client_secret: this service's secret at the endpoint.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
@@ -61,7 +61,7 @@ class Introspection(Secret):
         return await self.ask(credential.token, credential.jti)
 
     async def ask(self, token: str, token_id: str | None) -> str:
-        """Return `live`, or any other word, for a verified token. Raises `status_unavailable`."""
+        """Return `live` or `ended` for a verified token. Raises `status_unavailable`."""
         form = {"token": token, "token_type_hint": "access_token"}
         answer = await self._fetcher.asend("POST", self._headers, form)
         body = answer.body if answer is not None and answer.status == OK else None
@@ -79,8 +79,8 @@ class IntrospectionClient:
 
     Args:
         secret: 16 characters or more; only its digest is kept.
-        audiences: names of the service.
-        tenant: whose tokens it may ask about; `None` for every tenant's.
+        audiences: the service's names, as in `aud` of its tokens.
+        tenant: the tenant whose tokens the service may ask about; `None` for all tenants.
     """
 
     __slots__ = ("audiences", "digest", "tenant")
@@ -93,7 +93,7 @@ class IntrospectionClient:
 
 
 class FormEndpoint:
-    """An ASGI application that answers a form with JSON."""
+    """An ASGI application that answers a posted form with JSON."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,22 +111,22 @@ class FormEndpoint:
 
 
 class IntrospectionEndpoint(FormEndpoint):
-    """The endpoint, an ASGI application (§2).
+    """The introspection endpoint (§2), an ASGI application.
 
     If a token is not live, not ours, or for an audience of another client, the answer is
     `{"active": false}` and nothing more (§2.2, §4).
 
     Args:
         verifier: verifies the issuer's tokens.
-        status: tells if they are live.
-        clients: name → client, of all that may ask.
+        status: tells if a token is live.
+        clients: name → client, for all services that may ask.
     """
 
     def __init__(self, *, verifier: Verifier, status: Status, clients: Mapping[str, IntrospectionClient]) -> None:
         self._verifier, self._status, self._clients = verifier, status, dict(clients)
 
     async def introspect(self, token: str, client: IntrospectionClient) -> dict[str, Any]:
-        """Return the answer to `client` about `token`. Raises `CredentialError` if it is unknown."""
+        """Return the answer to `client` about `token`. Raises `keys_unavailable` or `status_unavailable`."""
         try:
             credential = await self._verifier.averify(token, audience=client.audiences, tenant=client.tenant)
             live = await self._status.status(credential) == "live"
@@ -147,7 +147,7 @@ class IntrospectionEndpoint(FormEndpoint):
             return 400, {"error": "invalid_request"}
         try:
             return 200, await self.introspect(token, client)
-        except Exception as exc:  # noqa: BLE001  (the endpoint stays up, and says that it cannot tell)
+        except Exception as exc:  # noqa: BLE001  (the client is told that the status is unknown)
             _log.error("introspection failed: %s", type(exc).__name__)
             return 503, {"error": "temporarily_unavailable"}, ("retry-after", "1")
 
@@ -164,7 +164,7 @@ class IntrospectionEndpoint(FormEndpoint):
 
 
 async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name: str) -> str | None:
-    """Return a field of a form; `None` unless the form has exactly one."""
+    """Return the value of a form's field; `None` unless the form has exactly one such field."""
     kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"]
     if kinds != [b"application/x-www-form-urlencoded"]:
         return None
@@ -178,7 +178,7 @@ async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return an ASGI request's body; `None` if longer than `limit` or incomplete."""
+    """Return an ASGI request's body; `None` if it is longer than `limit` bytes or incomplete."""
     body, more = bytearray(), True  # grows in place, to avoid quadratic cost for single bytes
     while more:
         message = await receive()

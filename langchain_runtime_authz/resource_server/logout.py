@@ -1,4 +1,4 @@
-"""Receive logouts of the provider (OpenID Connect Back-Channel Logout 1.0)."""
+"""Receive logouts from an identity provider (OpenID Connect Back-Channel Logout 1.0)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log: Final = logging.getLogger(__name__)
 class BackchannelLogout(FormEndpoint):
     """The ASGI endpoint to which a provider posts logout tokens (§2.5).
 
-    A process takes each token once (§2.6). Several processes that share the endpoint can compare `LoggedOut.token_id`.
+    A process accepts each token once (§2.6). If several processes serve the endpoint, compare `LoggedOut.token_id`.
 
     Args:
-        verifier: with the `client_id` for which logout tokens are made.
+        verifier: verifies logout tokens; its `client_id` is their audience.
         ended: called with each logout; it may be asynchronous. If it raises, the provider is asked to try again.
     """
 
     def __init__(self, verifier: OidcVerifier, ended: Callable[[LoggedOut], Awaitable[None] | None]) -> None:
         self._verifier, self._ended = verifier, ended
         self._busy: set[str] = set()  # ids of tokens in processing
-        self._told: dict[str, float] = {}  # id of a token → time from which its age refuses it
+        self._told: dict[str, float] = {}  # id of an accepted token → when it expires and need not be remembered
 
     async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, dict[str, str]]:
         token = await form_field(headers, receive, "logout_token")

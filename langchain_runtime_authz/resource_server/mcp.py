@@ -20,7 +20,7 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
 from langchain_runtime_authz.resource_server.introspection import read_body
 
-# Clients send these besides tool calls; none of them reaches a tool.
+# Methods that need no token, because they do not reach a tool.
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
 MAX_LEFT: Final = 1024  # ids of requests whose client left before the answer
@@ -32,19 +32,19 @@ _EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # the end of a server-s
 class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
-    The token's tool and arguments must be those of the request (`credential.details.check_whole_call`). `initialize`, `server/discover`, `ping` and
-    the listing of tools are open. Every other request needs a token. Ids of a session's concurrent requests must
-    differ: the SDKs answer the newest request of an id, which could be another caller's.
+    The request must have the token's tool and arguments (`credential.details.check_whole_call`). `initialize`,
+    `server/discover`, `ping` and `tools/list` need no token; every other request needs one. Concurrent requests of a
+    session must have different ids: the SDKs answer the newest request of an id, which could be another caller's.
 
     Args:
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).
-        server: the callers that may use it.
-        prefix: the prefix that the client gives the tools' names (`tool_name_prefix` of the adapters).
-        accept: standings of calls that are served, as in `credential.details.check_call`; `None` for each.
-        listing: the tools that `tools/list` shows. `open`: all, to everybody. `granted`: those in the grant of the caller's
-            token, and without a token none. A PDP: of the granted ones, those that it permits the caller, or that it
-            would ask about. It receives the default request of AuthZEN's MCP binding for each tool. A tool without a
-            decision is not shown.
+        server: decides which callers may use it.
+        prefix: the prefix that the client adds to the tools' names (`tool_name_prefix` of the adapters).
+        accept: standings of calls that are served, as in `credential.details.check_call`; `None` for every standing.
+        listing: the tools that `tools/list` shows. `open`: all tools, to everybody. `granted`: the tools in the grant
+            of the caller's token; a caller without a token is refused. A PDP: the granted tools that the PDP permits
+            or would ask about. For each tool it receives the default request of AuthZEN's MCP binding. A tool
+            without a decision is not shown.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class ProtectedMcp(ProtectedApp):
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
 
         if scope["type"] != "http" or scope["method"] != "POST":
-            # A resumed stream repeats events, and could contain an unfiltered list.
+            # A resumed stream repeats events, which could hold an unfiltered list.
             resumed = self._filters and any(name.lower() == b"last-event-id" for name, _ in scope["headers"])
             await (bad() if resumed else super()._guarded(scope, receive, send))
             return None
         body = await read_body(receive, MAX_BODY)
-        try:  # strictly, so that this and the application cannot read different methods
+        try:  # parsed strictly, so that this check and the application cannot read different methods
             message = parse_object(body or b"")
         except ValueError:
             return await bad()
@@ -132,7 +132,7 @@ class ProtectedMcp(ProtectedApp):
         await self._admit(scope, again, send, of)
 
     def _listed(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` that removes tools from the answer. A refusal passes unchanged."""
+        """Return a `send` that removes hidden tools from the answer. An HTTP error passes unchanged."""
         start: Message = {}
         body = bytearray()
 
@@ -156,7 +156,7 @@ class ProtectedMcp(ProtectedApp):
         return sending
 
     async def _shown(self, start: Message, body: bytes, credential: object) -> bytes | None:
-        """Return an answer with the tools that the caller may see; `None` if unreadable."""
+        """Return an answer's body with only the tools that the caller may see; `None` if it cannot be read."""
         kinds = [v.partition(b";")[0].strip() for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
         try:
             if not isinstance(credential, Credential):
@@ -178,7 +178,7 @@ class ProtectedMcp(ProtectedApp):
         return b"\n".join([*rest, b"data: " + await self._message(data, credential)])
 
     async def _message(self, data: bytes, credential: Credential) -> bytes:
-        """Return a JSON-RPC message without tools that the caller may not see."""
+        """Return a JSON-RPC message with only the tools that the caller may see."""
         message = parse_object(data)
         if "result" in message:
             result = message["result"]
@@ -198,7 +198,7 @@ class ProtectedMcp(ProtectedApp):
         return [name for name, d in seen if d.permit or d.outcome == "approval_required"]
 
     def _question(self, credential: Credential, name: str) -> bytes:
-        """Return the default mapping of `tools/call` (AuthZEN COAZ, MCP binding), with the names of our subjects."""
+        """Return the default request for a `tools/call` (AuthZEN COAZ, MCP binding), with our types of subjects."""
         claims = credential.claims
         properties: dict[str, Any] = {"tenant": credential.tenant, "agents": list(credential.actors)}
         subject = {"type": claims[claim.SUBJECT_TYPE], "id": credential.subject, "properties": properties}

@@ -25,8 +25,8 @@ class ResourceMetadata:
     Args:
         resource: URL of the service: its audience at the authorization servers.
         authorization_servers: issuers whose tokens the service accepts.
-        scopes: all that it knows.
-        own_tokens: it accepts this package's tokens, with their `authorization_details`.
+        scopes: all scopes that the service knows.
+        own_tokens: True if the service accepts this package's tokens, with their `authorization_details`.
     """
 
     def __init__(

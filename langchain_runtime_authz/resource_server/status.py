@@ -22,14 +22,14 @@ class Status(Protocol):
     """Tells if a token is live."""
 
     async def status(self, credential: Credential) -> str:
-        """Return `live`, or any other word. If this raises, the token is refused."""
+        """Return `live`; any other text, or an exception, refuses the token."""
 
 
 class LedgerStatus:
     """Asks the ledger about call, run, epoch, revocation and withdrawn keys.
 
     Args:
-        ledger: the one in which the calls are claimed.
+        ledger: the ledger that holds the claims of the calls.
         kill_switch: while it is engaged, no token is live.
     """
 
