@@ -6,8 +6,8 @@ kept elsewhere, every edit, deletion, insertion and move before it is found. Wit
 or rewritten unnoticed.
 
 A writer that dies leaves at most a fragment. Nothing is removed: the next writer ends the fragment with a newline
-and appends a `torn` record. It holds the hashes of the fragments since the last whole record, and that record's hash. A
-line that is not a record is accepted only if it is named there.
+and appends a `torn` record. The `torn` record holds the hash of the last whole record, and the hashes of the fragments
+after it. A line that is not a record is accepted only if a `torn` record names it.
 
 A rotated log is a sequence of such files: `audit.jsonl.000001`, `.000002` and so on, and `audit.jsonl`, the current
 one. The first record of a segment, `continued`, holds the head of the segment before it. Before an old segment is
@@ -49,13 +49,13 @@ class ChainReport:
     """The result of a verification."""
 
     records: int  # lines that verified
-    head: str  # hash of the last of them; pin it elsewhere
+    head: str  # hash of the last line that verified; pin it elsewhere
     ok: bool
-    error_line: int | None = None  # from 1: the first line that failed, or the one missing at the end
-    error: str | None = None  # what is wrong with it
-    file: str = ""  # name of the segment that it is in, if the log has several
+    error_line: int | None = None  # from 1: the first line that failed, or the line that is missing at the end
+    error: str | None = None  # what is wrong with that line
+    file: str = ""  # name of the segment with that line, if the log has several segments
     later: int | None = field(default=None, compare=False)  # lines after the pinned head, if it was found
-    code: Code = field(default=Code.CHAIN_BROKEN, compare=False)  # of a failure
+    code: Code = field(default=Code.CHAIN_BROKEN, compare=False)  # stable code of the failure
 
     @property
     def where(self) -> str:
@@ -91,9 +91,9 @@ def verify_chain(
 
     Args:
         source: path of the file, the open binary file, or its lines (bytes, with or without newline).
-        head: the hash of a line that the chain must hold, pinned elsewhere. Edits after it, and a cut there, are
+        head: the hash of a line that the chain must hold, pinned elsewhere. Edits and cuts after that line are
             not found.
-        joints: receives the records that join segments. With it, another segment may hold the head.
+        joints: receives the records that join segments (not for a path). If given, another segment may hold the head.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
@@ -171,7 +171,7 @@ def verified(path: str | Path) -> ChainReport:
 
 
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
-    """Verify the segments of a log: name and what opens it, the oldest first."""
+    """Verify the segments of a log. `files`: name and opening function of each segment, the oldest first."""
     count, before, dropped, starts, later = 0, GENESIS, set[str](), "", None
     for name, opened in files:
         shown = name if len(files) > 1 else ""
@@ -201,9 +201,9 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's records with the text `mark`, and all ends and mints, unverified.
+    """Yield a log's records that contain the text `mark`, and all completions and mints. Nothing is verified.
 
-    A line that is not a record is `None`. `opened` adds sealed contents to a record (`audit.encryption`).
+    Yield `None` for a line that is not a record. `opened` adds sealed contents to a record (`audit.encryption`).
     """
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
     for part in log_files(path):

@@ -17,7 +17,7 @@ from langchain_runtime_authz.audit.record import ERASED, place
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 SEALED: Final = "sealed"
-# Places of contents that `record` omits. For these events and observations, a digest replaces them.
+# Where records hold contents. `_split` replaces contents at other places by a digest.
 _PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
 _CURVES: Final = ("X25519", "P-256", "P-384", "P-521")
 _NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations that name a part of the app
@@ -44,8 +44,8 @@ def sealer(recipient: str | bytes | Path) -> Change:
 def opener(*private: str | bytes | Path) -> Change:
     """Return the function that restores the contents of sealed records.
 
-    Pass all keys to which the log was sealed. It raises `ConfigError` if none opens a record, or if contents belong to
-    another record.
+    Pass the private keys of all public keys to which the log was sealed. The function raises `ConfigError` if no key
+    opens a record, or if its contents belong to another record.
     """
     keys = [_key("the key", one) for one in private]
     if not all(key.is_private for _, key in keys):
@@ -79,7 +79,7 @@ def opener(*private: str | bytes | Path) -> Change:
 
 
 def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a record without contents, and its contents by place (JSON pointers)."""
+    """Return a pair: (1) the record without contents, (2) its contents by JSON pointer."""
     left = json.loads(json.dumps(record, allow_nan=False))
     digested = "/detail/resource" if record.get("event") == "data_changed" else ""
     if record.get("kind") == "observation" and record.get("what") not in _NAMES:

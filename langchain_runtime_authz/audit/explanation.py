@@ -69,7 +69,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A decision in words. `str` is text of 80 columns; it may show arguments, so it is not for a model.
+    """A decision in words. `str` gives text of 80 columns, which may show arguments and so must not reach a model.
 
     The most important reason is first. `order` tells how a call compares with its mandate. `at` is in epoch seconds.
     """
@@ -100,7 +100,7 @@ class Explanation:
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:
-    """Return a decision record (`audit.record`) in words, from its fields alone."""
+    """Return a decision record (`audit.record`) in words. Only the record's fields are used."""
     request = record.get("request") or {}
     call = (request.get("context") or {}).get("call") or {}
     scope, failure = record.get("scope") or {}, record.get("failure")

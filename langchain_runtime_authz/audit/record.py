@@ -5,9 +5,9 @@ The parameters of each function are the record's fields. Every record has `v`, `
 
 | field | meaning |
 |---|---|
-| `decision_id` | of the decision, or of the permit that the event belongs to |
-| `run_id`, `epoch` | of the run; of its task |
-| `jti` | of the run's lease; in `mint`, of the token |
+| `decision_id` | id of the decision, or of the permit to which the event belongs |
+| `run_id`, `epoch` | id of the run; epoch of its task |
+| `jti` | id of the run's lease; in `mint`, of the token |
 | `scope` | tenant, issuer, graph and thread |
 | `agent` | path from the root agent |
 
@@ -23,13 +23,13 @@ A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
 | `approval` | an answer: `approval`, `call_key`, `args_digest`, `tool`, `approver`, `authenticated`, `source`, `verdict`, `message_digest`; of a signed statement `by` and `statement`; `refused` if it does not count |
 | `delegated` | `to`, `kind`, `decision_id`; `jti` of the child's lease |
 | `corrected` | `source`, `author` (empty if unknown), `texts`, `from_epoch` |
-| `rotated` | the run goes on: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
+| `rotated` | the run continues with a new lease: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
 | `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
-| `resolved` | of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason`; once more with `refused` if it does not count, or `unknown` if the ledger did not answer |
-| `ended_late` | the call ended after that: as `resolved`, with its `state` at the end |
+| `resolved` | what became of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason`; a second record has `refused` if the ledger refused, or `unknown` if the ledger did not answer |
+| `ended_late` | a resolved call ended afterwards: the fields of `resolved`, and the call's `state` at its end |
 | `data_changed` | `resource` |
 | `identity_ignored` | `claimed` |
-| `restored` | of a ledger from a backup, without a scope: `author`, `reason`, `threads`, `revoked` (numbers) |
+| `restored` | a ledger was restored (no scope): `author`, `reason`, numbers of `threads` and `revoked` |
 
 `verdict` is `approve`, `edit`, `reject` (`deny` outside the graph), `respond` or `malformed`.
 
@@ -37,8 +37,8 @@ Evolution rule, version 1 (`v`): a field may be added. A field is never renamed,
 and is never removed. Readers ignore unknown fields and kinds. `seq` and `prev` belong to the chain (`audit.chain`).
 `ledger` (`ledger.base.Anchor`) holds the tenant and the newest commit that the writer had seen, if there is one.
 
-Contents are left out by default. As in OPA's decision logs, `erased` lists them (JSON pointers, RFC 6901). Digests have
-no key: they prove the decision, but do not hide guessable arguments.
+Contents are left out by default. As in OPA's decision logs, `erased` lists what was left out (JSON pointers, RFC 6901).
+Digests have no key: they prove the decision, but do not hide guessable arguments.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def decision_record(
     """Return the record of one decision.
 
     `body` is the request as JSON. It is `None` if the request has no JSON form (a mapping error) or was not needed.
-    `action` is AuthZEN's `action.name`, `resource` its `resource.id`, `pdp` the engine's name. `content` keeps
-    arguments, task text, targets and `expected`: what the task orders instead, by argument.
-    `claim` is of a call with a side effect that may run: its `call_key`, `deed` (with a digest of the target) and
-    `idempotency_key`. A ledger that has lost the call gets it back from there.
+    `action` is AuthZEN's `action.name`, `resource` its `resource.id`, `pdp` the engine's name. With `content`, the
+    record keeps arguments, task text, targets and `expected` (argument → what the task orders instead).
+    `claim` describes a permitted call with a side effect: `call_key`, `deeds` (with digests of the targets) and
+    `idempotency_key`. `runtime-authz ledger restored` puts a lost call back into the ledger from `claim`.
     """
     names = ("decision_id", "outcome", "reasons", "failure", "obligations", "policy_revision", "pdp_decision_id")
     decided = {name: getattr(decision, name) for name in names}
@@ -121,9 +121,9 @@ def completion_record(
 ) -> dict[str, Any]:
     """Return the record of a call's end.
 
-    `call_key` is the ledger's key of the call; `state` is `done`, `failed`, `denied`, `suspended` or `released`.
-    `output_digest` is `sha256:<hex>` of the output, `error` the exception's type, never its text. `leaked`: a live
-    token was found in the output and removed. `withheld`: a part of it could not be searched and was left out.
+    `call_key` is the ledger's key of the call. `state` is `done`, `failed`, `denied`, `suspended`, `unknown` or
+    `released`. `output_digest` is `sha256:<hex>` of the output, `error` the exception's type, never its text. `leaked`:
+    a live token was found in the output and removed. `withheld`: a part that could not be searched was left out.
     """
     return _record("completion", **locals())
 
@@ -141,10 +141,10 @@ def mint_record(
     kid: str = "",
     jkt: str | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a token that was handed to a tool; never the token.
+    """Return the record of a token that a tool received. The record never holds the token.
 
-    `expires_at` is in epoch seconds. `kid` is of the issuer's signing key; `jkt` is the thumbprint of the holder's
-    key, if the token is bound to one.
+    `expires_at` is in epoch seconds. `kid` is the id of the issuer's signing key; `jkt` is the thumbprint of the
+    holder's key, if the token is bound to one.
     """
     return _record("mint", **locals())
 
@@ -161,12 +161,12 @@ def refused_mint_record(
     run_id: str = "",
     agent: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Return the record of a token that was asked for and not minted.
+    """Return the record of a token that was requested and not minted.
 
     `reason` is `outside_profile`, `outside_grant` or a stable code: `credential_unavailable` after the call's end,
-    outside any call, or in another agent's. `audience` is the requested one if the tool's profile names it;
-    otherwise `asked_digest` is its `sha256:<hex>`, since the text is the caller's and may be a secret. Outside a
-    call, `tool` and `decision_id` are empty.
+    outside any call, or in a call of another agent. `audience` is the requested audience if the tool's profile names
+    it. Otherwise only `asked_digest` is kept, the `sha256:<hex>` of the requested text, which may be a secret. Outside
+    a call, `tool` and `decision_id` are empty.
     """
     return _record("mint_refused", **locals())
 
@@ -182,17 +182,17 @@ def run_record(
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of an event of a run, or of a thread (without `run_id`). `epoch` is the next one."""
+    """Return the record of an event of a run, or of a thread (without `run_id`). `epoch` is the one after the event."""
     return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 
 
 def observation_record(
     *, now: float, what: str, name: str, by: str = "", run_id: str = "", refused: bool = False
 ) -> dict[str, Any]:
-    """Return the record of a `tool`, `model`, `graph` or `chain` that ran ungoverned.
+    """Return the record of a `tool`, `model`, `graph` or `chain` that ran ungoverned, or of an effect.
 
-    Or of an effect (`connect`, `mail`, `write`, `delete`, `program`, `native`) of the node, tool, model or thread `by`.
-    Then `name` is the target, or without contents its `sha256:<hex>`. `refused`: it did not happen.
+    Effects are `connect`, `mail`, `write`, `delete`, `program` and `native`, of the node, tool, model or thread `by`.
+    Their `name` is the target, or its `sha256:<hex>` if contents are not kept. `refused`: the effect did not happen.
     """
     return _record("observation", now, what=what, name=name[:MAX_NAME], by=by, run_id=run_id, refused=refused)
 
@@ -207,7 +207,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
 
 
 def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
-    """Return a member's parent object, and its name; an empty object if there is none."""
+    """Return a pair: (1) a member's parent object, or an empty object if it has none, (2) the member's name."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:

@@ -35,7 +35,7 @@ ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
 class AuditSink(Protocol):
     """Keeps records (`audit.record`).
 
-    If `write` waits for a disk or network, set the optional attribute `waits`. Event loops then run it in a thread.
+    If `write` waits for a disk or network, set the optional attribute `waits`. Event loops then call it in a thread.
     """
 
     @property
@@ -44,7 +44,7 @@ class AuditSink(Protocol):
         ...
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record unchanged, before returning. If this raises `AuditError`, the caller denies."""
+        """Keep one record unchanged, before returning. If this raises `AuditError`, the caller denies the step."""
         ...
 
 
@@ -52,7 +52,7 @@ class MemorySink:
     """Keeps the last records in this process. Not tamper-evident.
 
     Args:
-        maxlen: how many.
+        maxlen: how many records are kept.
         content: whether records hold arguments, targets and task texts.
     """
 
@@ -82,18 +82,18 @@ class FileSink:
     Several threads and processes may write one file, each through its own sink or one inherited by fork. Every
     write holds an exclusive lock and begins at the file's end.
 
-    If another program moves the file, a new one follows. Its first record, `continued`, holds the old head. The next records
-    hold the newest anchor of each tenant's ledger. A shortened file is refused: `chain_broken`. Only `drop_segments` removes
-    segments.
+    If another program moves the file away, the sink begins a new file. The first record, `continued`, holds the head of
+    the moved file. The next records hold the newest anchor of each tenant's ledger. A file that became shorter is
+    refused (`chain_broken`). Only `drop_segments` removes segments.
 
     Args:
-        path: of the file; created with mode 0600 if it does not exist.
+        path: path of the file, which is created with mode 0600 if it does not exist.
         durable: whether each record is on the disk (`fsync`) before `write` returns.
         content: whether records hold arguments, targets and task texts.
-        max_bytes: the size from which a file is closed.
-        max_age: seconds after its first record at which a file is closed.
-        seal_to: the public key (PEM, or the path of one) to which contents are sealed: only its owner reads them. Needs the
-            extra `seal`.
+        max_bytes: the size at which the file is closed as a segment.
+        max_age: seconds after its first record at which the file is closed as a segment.
+        seal_to: the public key (PEM, or its path) to which contents are sealed. Only the owner of the private key can
+            read them. Needs the extra `seal`.
 
     Raises:
         AuditError: the file cannot be opened, or is not a chain.
@@ -124,11 +124,11 @@ class FileSink:
         self._lock = threading.Lock()
         self._fd = -1
         self._file: os.stat_result | None = None  # of the file written so far
-        # Size of the file at our last read, number of its next line, hash of its last. One value, so that an interrupt
-        # leaves either the old or the new.
+        # Size of the file at our last read, number of its next line, hash of its last line. One tuple, so that an
+        # interrupt leaves either all old values or all new ones.
         self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away
-        self._anchors: dict[str, object] = {}  # by tenant, from their last records
+        self._anchors: dict[str, object] = {}  # tenant → newest anchor of its ledger
         in_child(self._forked)
         self._write(None)
 
@@ -147,9 +147,9 @@ class FileSink:
         try:
             for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
-                    # All of a log without one is read: any record may name a commit that a restored ledger lost.
+                    # Read a log without an anchor to its beginning: any record may name a commit that a ledger lost.
                     for line in _backward(file):
-                        # A request may have such a member too. Only the record's member counts.
+                        # A request may hold a member of this name too. Only the record's own member is an anchor.
                         record = chain.parse_line(line) or {} if mark in line else {}
                         if tenant_of(record) == tenant:
                             return dict(record[ANCHOR])
@@ -189,7 +189,7 @@ class FileSink:
         except PermissionError:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {_owned(self.path)}") from None
         except (OSError, ValueError, TypeError, RecursionError) as exc:
-            # An encoder's text may quote the record, so name its type only.
+            # The message of an encoder's exception may quote the record, so give only the exception's type.
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {why}") from None
 
@@ -218,11 +218,11 @@ class FileSink:
             return False
 
     def _rotate(self) -> bool:
-        """Close a full file as a segment, and replace it by one that continues it. The path always exists."""
+        """Close a full file as a segment, and replace it by a file that continues it. The path always exists."""
         size, seq, _ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
-        # Not if it has only the record `continued`.
+        # Do not close a file that holds only the record `continued`.
         if seq <= 1 or not (large or old) or time.monotonic() < self._closes_again:
             return False
         try:
@@ -235,7 +235,7 @@ class FileSink:
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
                 file.write(chain.make_line(first, 0, chain.GENESIS) + b"\n")
                 os.fsync(file.fileno())
-            with suppress(FileExistsError):  # left by a writer that died here, for this file
+            with suppress(FileExistsError):  # a writer that died here may have made this link
                 os.link(self.path, segment)
             if not segment.samefile(self.path):
                 raise FileExistsError(errno.EEXIST, "another file has its segment's name")
@@ -251,7 +251,7 @@ class FileSink:
         return True
 
     def _catch_up(self) -> None:
-        """Read the end of the file if others wrote to it, and end their unfinished line."""
+        """Read the end of the file if other writers appended to it, and end their unfinished line."""
         size = os.fstat(self._fd).st_size
         if size == self._at[0]:
             return
@@ -279,7 +279,7 @@ class FileSink:
             self._append(_mark(chain.TORN, fragments=fragments, after=after))
 
     def _continue(self) -> None:
-        """Begin a new file with the head of the moved one."""
+        """Begin a new file with the head of the moved file."""
         if self._left is not None and self._at[0] == 0:
             self._append(_mark(chain.CONTINUED, after=self._left))
             for anchor in list(self._anchors.values()):
@@ -295,7 +295,7 @@ class FileSink:
             self._anchors[tenant] = record[ANCHOR]
 
     def _put(self, data: bytes) -> None:
-        # A short write leaves a fragment, which the next write names.
+        # A short write leaves a fragment, which the next write names in a `torn` record.
         if os.write(self._fd, data) != len(data):
             msg = "the disk took only a part of the record"
             raise OSError(0, msg)
@@ -325,7 +325,7 @@ def _mark(kind: str, **about: Any) -> dict[str, Any]:
 def drop_segments(log: str | Path, before: float) -> list[str]:
     """Remove closed segments older than `before` (epoch seconds); return their names.
 
-    First the log records the head of each, so that it still verifies, and repeats the newest anchor of each tenant's ledger.
+    Before that, the log records the head of each, so that the log still verifies, and repeats its newest anchors.
     """
     chain.verified(log)
     sink, dropped = FileSink(log, durable=True), []
@@ -363,7 +363,7 @@ def told(sink: AuditSink, run_id: str | None = None) -> str:
 
 
 def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
-    """Return the records of a sink or its file, oldest first (`chain.read_log`)."""
+    """Return a sink's records, oldest first; of a file, those that `chain.read_log` yields for `mark`."""
     if isinstance(sink, MemorySink):
         return sink.records
     return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()

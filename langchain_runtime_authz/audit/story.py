@@ -1,8 +1,8 @@
 """Turn audit records into the story of a thread, without I/O. The command is in `cli/audit.py`.
 
-A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. A
-permitted step other than a tool call is a `check`. Every text in a step is inert and short. A story keeps its newest
-steps, and counts all.
+A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. The
+permit of anything but a tool call has the kind `check`. Every text in a step is inert and short. A story keeps its
+newest steps, but counts all steps.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Lane(NamedTuple):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Step:
-    """One thing that happened: its `kind` (a key of `SIGNS`) and its line `what`. `str` is a line of a list."""
+    """One thing that happened. `kind` is a key of `SIGNS`; `what` describes it in a line. `str` is a line of a list."""
 
     at: float
     kind: str
@@ -81,8 +81,8 @@ class Step:
     detail: Record
     subject: str = ""
     tool: str = ""
-    decision_id: str = ""  # its decision
-    end: str = ""  # of a permitted call, once it ended
+    decision_id: str = ""  # the decision to which the step belongs
+    end: str = ""  # how a permitted call ended, if it has ended
     number: int = 0
 
     @property
@@ -143,7 +143,7 @@ class Story:
     unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
     unread: int = 0  # lines of the log that are not records
-    notes: list[str] = field(default_factory=list)  # of the heading
+    notes: list[str] = field(default_factory=list)  # further lines of the heading
 
     def name(self, lane: Lane) -> str:
         agent = shown(lane.agent[-1], 40) if lane.agent else "-"
@@ -162,7 +162,7 @@ class Story:
         ]
 
     def ordered(self) -> list[tuple[str, str, str]]:
-        """Return rows of source, order and calls made; at last the calls without an order."""
+        """Return rows of source, order and calls made. The last rows are calls without an order."""
 
         def done(*steps: Step) -> str:
             return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
@@ -197,7 +197,7 @@ class Story:
 
 
 def tell(records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS) -> Story:
-    """Return the story of records with the steps to `keep`; `None` is unreadable."""
+    """Return the story of the records, with the steps that `keep` accepts. `None` stands for an unreadable record."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):
         if step is None:
@@ -239,7 +239,7 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Return records' steps, completed from earlier ones; `None` if unreadable."""
+    """Yield the steps of records, with what earlier records tell of them; `None` for an unreadable record."""
     subjects: dict[str, str] = {}  # of runs
     roots: dict[str, tuple[str, ...]] = {}  # of threads
     decided: dict[str, tuple[Lane, str, str, str]] = {}
@@ -277,7 +277,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
                 for one in _list(detail.get("questions")):
                     questions[_question(one)] = shown(_at(one, "decision_id"))
                 if detail.get("source") != "hitl":
-                    continue  # its decisions are steps
+                    continue  # the decisions that asked these questions are steps already
             elif event == "approval":
                 decision_id = questions.get(_question(detail), "")
                 what = decided[decision_id][3] if decision_id in decided else tool

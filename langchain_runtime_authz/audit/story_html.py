@@ -1,7 +1,7 @@
 """Draw a story as HTML: a self-contained page, or a fragment for notebooks. Pure.
 
-The page loads nothing: its policy (CSP) permits its own style and script by their digests and no request at all. All
-texts of a story are inert already, and are escaped once more here.
+The page loads nothing: its content security policy permits only its own style and script, by their digests. All texts
+of a story are inert already, and are escaped once more here.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ Key = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A command's answer: JSON, or the text, or a line for each member of the document that has a value.
+    """The output of a command: `document` as JSON, or `text`, by default a line for each member that has a value.
 
-    A `finding` is exit code 1. If it is an error, that is printed too.
+    A `finding` makes the exit code 1. If the finding is an error, the error is printed too.
     """
 
     document: Any
@@ -57,7 +57,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
 
 
 class _Group(TyperGroup):
-    """Name commands of other groups with the name of the missing one."""
+    """A group of commands that, for an unknown command, names the commands of that name in other groups."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         root, name = ctx.find_root(), args[0]
@@ -77,14 +77,14 @@ class _Group(TyperGroup):
 class App(typer.Typer):
     """A group of commands.
 
-    A command returns its `Answer`, and has `--json` for it. A parameter that is a `NamedTuple` stands for its fields.
+    A command that returns an `Answer` has `--json`. A parameter of a `NamedTuple` type stands for its fields.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=_Group, no_args_is_help=True, rich_markup_mode=None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Run], Run]:
-        """Add a command, its examples under a heading. The function itself stays as it is."""
+        """Add a command, and put the examples of its docstring under a heading. The function is not changed."""
 
         def add(run: Run) -> Run:
             text, mark, examples = cleandoc(run.__doc__ or "").partition("\n\nruntime-authz ")
@@ -110,7 +110,7 @@ def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
         options["as_json"] = Json, False
     for hint, _ in options.values():
         for info in getattr(hint, "__metadata__", ()):
-            info.readable = False  # `reporting` says it in one line
+            info.readable = False  # `reporting` reports an unreadable file in one line
 
     @wraps(run)
     def command(**given: Any) -> None:
@@ -135,7 +135,7 @@ def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn the package's errors into one line and exit code 2. A defect keeps its traceback."""
+    """Print an expected error in one line, and exit with code 2. Any other exception keeps its traceback."""
     try:
         yield
     except AuthzError as exc:

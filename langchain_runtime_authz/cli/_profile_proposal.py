@@ -78,7 +78,7 @@ def propose(tool: BaseTool) -> Proposal:
     searches = set(words) & _SEARCHES and not set(words) & (_WRITES | _CODE)
     if effect == UNPROFILED.effect and searches:  # as risky as a search can be
         effect, why_effect = "fetch", "it searches, by its name; `write` if it changes anything"
-    if effect == "fetch":  # free words of a search decide nothing; where it looks does
+    if effect == "fetch":  # the free words of a search decide nothing, but its address does
         text = list(dict.fromkeys([*text, *_top(p for p, kind in critical.items() if kind == "value")]))
         critical = {p: kind for p, kind in critical.items() if kind != "value"}
     confidential = set(words) & _CONFIDENTIAL
@@ -199,7 +199,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _new(kind: str, path: str, words: list[str]) -> str:
-    """Return `name` for the object that the tool makes, which does not exist yet."""
+    """Return `name` instead of `object` for an object that the tool makes, because it does not exist yet."""
     if kind != "object" or words[0] not in _MAKES:
         return kind
     return "name" if set(_last(path)) & {"filename", "path", *words[1:]} else kind

@@ -1,7 +1,7 @@
 """Decide recorded runs, given as JSON Lines (format: `runtime-authz replay-trace --help`).
 
-The first `user` event is the task, and each later one changes it. `at` may begin anywhere. Outputs of calls that would
-not have run are ignored, so later arguments from them are unknown.
+The first `user` event is the task, and each later one changes it. `at` may begin at any number. The output of a call
+that would not have run is ignored, so the source of a later argument with a value from that output is unknown.
 """
 
 from __future__ import annotations

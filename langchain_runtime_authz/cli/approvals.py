@@ -83,7 +83,7 @@ def deny(
 ) -> Answer:
     """Reject one call. One approver is enough.
 
-    A reason is a correction: other questions of the thread are void and asked again.
+    A reason is a correction of the task: the thread's other questions become void and are asked again.
 
     runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """

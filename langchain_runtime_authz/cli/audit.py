@@ -119,7 +119,7 @@ def show(
 
 @app.command("who-approved")
 def who_approved(source: Source, steps: Filter) -> Answer:
-    """List every answer to a question, with approver, call, and whether it ran.
+    """List every answer to a question, with approver, call, and whether the call ran.
 
     runtime-authz audit who-approved --tool send_money --since 2026-11-01
     """
@@ -148,7 +148,7 @@ def report(
 ) -> Answer:
     """Write one self-contained HTML page of what happened.
 
-    It has a timeline of the agents, what was ordered next to what was done, and why each step was decided so.
+    The page has a timeline of the agents, the orders next to the calls that were made, and the reasons of each step.
 
     runtime-authz report household -o run.html
     runtime-authz report audit.jsonl -o log.html
@@ -187,8 +187,8 @@ def verify(
 ) -> Answer:
     """Verify a decision log with all its segments, from first line to last, alone or in an evidence pack (`audit pack`).
 
-    Keep the printed head elsewhere, and give it by --head: edits and cuts before it are found, also in a log that grew
-    since. Without it, an edit of the last line and a cut at the end are not.
+    Keep the printed head elsewhere, and give it by --head: edits and cuts before that line are found, also in a log
+    that has grown since. Without --head, an edit of the last line and a cut at the end are not found.
 
     runtime-authz audit verify audit.jsonl
     runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
@@ -223,9 +223,9 @@ def prune(
     days: Annotated[float, Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
     as_json: bool = False,
 ) -> Answer:
-    """Remove old closed segments of a log (`FileSink(max_bytes=, max_age=)`). Without this command all are kept.
+    """Remove old closed segments of a log (`FileSink(max_bytes=, max_age=)`). Nothing else removes segments.
 
-    The log first records the head of each, so it still verifies.
+    The log first records the head of each removed segment, so that the log still verifies.
 
     runtime-authz audit prune --log audit.jsonl --older-than 400
     """
@@ -287,7 +287,7 @@ def pack(
 
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
-    """Verify each file of an archive, then the log's chain; return that and the manifest's digest."""
+    """Verify each file of an evidence pack, then the log. Return a pair: the log's report, the manifest's digest."""
     from langchain_runtime_authz.audit.chain import verify_files
 
     try:

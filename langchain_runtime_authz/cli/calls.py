@@ -28,9 +28,9 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 
 @app.command("list")
 def list_(store: Store, tenant: Of = None) -> Answer:
-    """List the calls in doubt of all tenants, newest first: at most 1,000 of each, and after them those that failed.
+    """List the calls in doubt of all tenants, newest first, then those that failed: at most 1,000 of each tenant.
 
-    A call that failed may have happened before; it makes its deed ask for 24 hours.
+    A failed call may have had its effect, so for 24 hours the same deed asks for an approval.
 
     runtime-authz calls list ledger.db --tenant acme
     """
@@ -72,7 +72,7 @@ def resolve(
 ) -> Answer:
     """Record whether a call in doubt happened.
 
-    One that happened never runs again. One that did not happen may: enter its thread again, or order it anew.
+    A call that happened never runs again. A call that did not happen may: enter its thread again, or order it anew.
 
     runtime-authz calls resolve ledger.db 4f6c… --did-not-happen --by user:carol --reason "not on the statement"
     """

@@ -63,7 +63,7 @@ def demo(
     from langchain_runtime_authz.demo.agentdojo import render, replay
 
     if as_json is not None:
-        as_json.touch()  # first, so that a wrong path costs nothing
+        as_json.touch()  # before the replay, so that a wrong path fails at once
     report = replay(limit, progress=Console(stderr=True), rubber_stamp=rubber_stamp)
     render(report, Console())
     if as_json is not None:
@@ -72,7 +72,7 @@ def demo(
 
 @contextmanager
 def _exporting(url: str) -> Iterator[None]:
-    """Send the spans of the block to an OTLP/HTTP receiver as it ends, and say so if they do not arrive."""
+    """Send the spans of the block to an OTLP/HTTP receiver when the block ends. Say if they do not arrive."""
     from langchain_runtime_authz.errors import ConfigError
 
     try:

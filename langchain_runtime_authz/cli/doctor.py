@@ -55,7 +55,7 @@ def doctor(
 
 
 def _checked(what: str, look: Callable[..., Line], do: str, *parts: Any) -> Line:
-    """Return the lines of `look` for the named parts, or a failed line with the error."""
+    """Return the line of `look`, a note if the part is not named, or a failed line with the error."""
     if None in parts[:1]:
         found = "not named: the default ends with the process"
         return Line("note", what, found, f"give your own to `RuntimeAuthz`, and name it by --{what.partition(' ')[0]}")

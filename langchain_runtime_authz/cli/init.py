@@ -80,8 +80,8 @@ def init(
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
-    that is made for them. For each other tool you are asked what it does, where its arguments go, and which of them
-    decide. Enter takes the default, which asks about each call. What FILE holds already stays as it is.
+    that is made for them. For each other tool you are asked what it does, where its arguments go, and which arguments
+    decide whom or what a call affects. Enter takes the default, which asks about each call. Entries of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
@@ -147,7 +147,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> 
 
 
 def _fields(profile: ToolProfile) -> Any:
-    """Return a profile's fields as in a file; one word if that is enough."""
+    """Return a profile as it is written in a file: one word of `SWITCHES` if it means the same, else the fields."""
     from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
@@ -159,7 +159,7 @@ def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
     from langchain_runtime_authz.langgraph.tool_lookup import foreign
 
     for name, profiles in _ready_sets().items():
-        # Nothing proves the server of an MCP tool, so the user names its set.
+        # Nothing proves which server an MCP tool belongs to, so the user must name the set of its profiles.
         if not name.startswith("mcp-") and (ready := profiles.get(tool.name)) and not foreign(tool, ready):
             return name, ready.model_dump(exclude_defaults=True, mode="json")
     return None
@@ -231,7 +231,7 @@ def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str
 
 
 def completed(text: str, **sections: Mapping[str, str]) -> str:
-    """Return the file with more entries, `{name: its lines}` by section. An entry of the name is replaced; the rest stays."""
+    """Return a file's text with more entries (section → name → lines). An entry of the same name is replaced."""
     import yaml
 
     for section, entries in sections.items():

@@ -27,7 +27,7 @@ def generate(
     alg: Annotated[str, Option(help="ES256, EdDSA or RS256.")] = "ES256",
     password: Password = None,
 ) -> Answer:
-    """Make a directory with a signing key and the next one.
+    """Make a directory with a signing key and the next signing key.
 
     runtime-authz keys generate keys/
     runtime-authz keys generate keys/ --alg EdDSA
@@ -55,7 +55,7 @@ def list_(
 
 @app.command("rotate")
 def rotate(directory: Directory, password: Password = None) -> Answer:
-    """Sign with the next key from now on. Verifiers have it already.
+    """Sign with the next key from now on. Verifiers know that key already.
 
     runtime-authz keys rotate keys/
     """
@@ -71,7 +71,7 @@ def compromise(
 ) -> Answer:
     """Withdraw a key for good: remove it from the key set, and refuse every token that it signed.
 
-    Prints the time until which verifiers with a cached key set may accept it.
+    Prints the time until which verifiers with a cached key set may still accept such tokens.
 
     runtime-authz keys compromise keys/ K7gNU3sdo-OL0wNhqoVWhr3g6s1xYv72ol_pe_Unols
     """

@@ -47,8 +47,8 @@ def learn(
     """Propose profiles and a mandate from recorded runs, as a diff to review.
 
     Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
-    is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before; the mandate counts for nothing
-    until your code gives it to a run. Reviewed profiles stay as they are.
+    is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before. The mandate has no effect until
+    your code gives it to a run. Reviewed profiles stay as they are.
 
     runtime-authz learn audit.jsonl
     runtime-authz learn audit.jsonl --profiles authz.yaml --write
@@ -117,7 +117,7 @@ def _ran(one: _Seen, args: Mapping[str, Any], outside: Collection[str] = (), *, 
 
 
 def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a call by the paths that profiles and mandates name them by: `files.path` of each file."""
+    """Yield the values of a call by path, as in profiles and mandates: `files.path` has the `path` of each file."""
     for name, value in args.items():
         rows = value if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) else []
         if isinstance(value, Mapping):
@@ -164,7 +164,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _varied(values: list[Any]) -> str:
-    """Say in a line what was given: the one value, or the first of several, and of lists their items."""
+    """Describe the values of an argument in one line: the only value, or the first few; for lists, their items."""
     several = _distinct(values)
     items = several if len(several) == 1 else _distinct([*chain(*(v if isinstance(v, list) else [v] for v in several))])
     shown = [text if len(text := _flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
@@ -174,7 +174,7 @@ def _varied(values: list[Any]) -> str:
 
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
-    """Yield a step for each tool that asked and whose calls ran, with the values that it was given."""
+    """Yield a mandate's step for each tool that asked and was never rejected, with the arguments of its calls."""
     for name, one in seen.items():
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
@@ -185,7 +185,7 @@ def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
 
 
 def _ordered(argument: str, values: list[Any]) -> str:
-    """Return what a step says of an argument with these values: the one, a choice, or a text."""
+    """Return the line for an argument in a mandate's step: its only value, a choice of values, or any text."""
     several = _distinct(values)
     scalar = all(isinstance(v, str | int | float) for v in several)
     lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)

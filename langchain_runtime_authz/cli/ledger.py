@@ -49,7 +49,7 @@ class Store(NamedTuple):
     role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
 
     def opened(self) -> SqlLedger:
-        """Open the ledger as the application does. Refuse one that lacks a table."""
+        """Open the ledger as the application does. Refuse a ledger that this package cannot use."""
         from langchain_runtime_authz.ledger.admin import version
 
         with self.administered(look=True) as admin:
@@ -88,8 +88,8 @@ class Store(NamedTuple):
 def status(store: Store) -> Answer:
     """Show the version of a ledger's schema, and whether this package can work on it.
 
-    `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not, or if a
-    commit could not be kept: migrate the ledger, install the package that it needs, or mend the disk or the rights.
+    `oldest` is the oldest schema version whose package may use this ledger. Exit code 1 if this package may not, or if
+    a commit could not be kept: migrate the ledger, install the package that it needs, or mend the disk or the rights.
 
     runtime-authz ledger status ledger.db
     """
@@ -110,9 +110,9 @@ def status(store: Store) -> Answer:
 def migrate(store: Store) -> Answer:
     """Migrate a ledger's schema to this package, or create it.
 
-    It is one transaction. Versions only add, so processes of an older package continue to work if their version is
-    not below `oldest`. With PostgreSQL this also creates the schema and the role, which may add to the history, but
-    not change or delete it.
+    The migration is one transaction. New versions only add to the schema, so processes of an older package continue
+    to work, unless their version is below `oldest`. With PostgreSQL this also creates the schema and the role. The
+    role may add to the history, but not change or delete it.
 
     runtime-authz ledger migrate ledger.db
     runtime-authz ledger migrate "postgresql://owner@db/authz" --role payments_agent
@@ -135,8 +135,8 @@ def downgrade(
 ) -> Answer:
     """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
 
-    First stop the processes of packages that need those versions: the ledger refuses them afterwards. While calls are in
-    doubt it is refused, because an earlier version forgets them.
+    First stop the processes of packages that need those versions: the ledger refuses them afterwards. While calls are
+    in doubt, the command needs `--forget-doubts`, because an earlier version forgets such calls.
 
     runtime-authz ledger downgrade ledger.db --to 1
     """
@@ -160,8 +160,8 @@ def prune(
 ) -> Answer:
     """Forget the histories of threads that ended, and nothing else.
 
-    A thread stays while it has a live lease or a call in doubt, while it is revoked, and if it was used since.
-    `in_doubt` counts the old threads that stay for a call in doubt: resolve it (`runtime-authz calls`). A forgotten thread
+    A thread is kept if it has a live lease or a call in doubt, is revoked, or was used within AGE. `in_doubt` counts
+    the old threads that are kept for a call in doubt: resolve the call (`runtime-authz calls`). A forgotten thread
     counts as new: its old plans are unplanned, and its old calls are unknown. So keep the history as long as the
     checkpointer keeps its threads.
 
@@ -184,8 +184,8 @@ def prune(
 def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
-    A ledger's time never goes back. It denies (`ledger_clock`) until the clock reaches the latest time in it. This
-    command accepts the clock as it is and ends every live lease. Restart the processes that use the ledger afterwards.
+    A ledger's time never goes back. The ledger denies (`ledger_clock`) until the clock reaches the latest time in it.
+    This command accepts the clock as it is, and ends every live lease. Afterwards restart the ledger's processes.
 
     runtime-authz ledger clock ledger.db
     """
@@ -209,11 +209,11 @@ def restored(
     """Continue with a ledger that was restored from a backup. Stop the application first.
 
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
-    ends every lease and moves each thread to its next epoch: nothing that was ordered, planned or approved before
-    counts. It revokes again what the logs say is revoked, and records that it was done. It names the calls that the
-    logs show without an outcome, and puts them into the ledger as calls in doubt: the same deed asks, until
-    `runtime-authz calls resolve` says what became of them. An `unrecorded` call has a record without its deed, so that
-    nothing asks: find out whether it happened before anybody orders it again.
+    ends every lease and moves each thread to its next epoch, so that earlier orders, plans and approvals are void. It
+    revokes again what the logs say is revoked, and records the restore in the logs. It lists the calls that the logs
+    show without an outcome, and puts them into the ledger as calls in doubt: the same deed asks for an approval, until
+    `runtime-authz calls resolve` records what became of the call. The record of an `unrecorded` call lacks its deed, so
+    nothing asks: find out whether the call happened before anybody orders it again.
 
     runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
     """
@@ -253,14 +253,14 @@ def restored(
     return Answer({**found, "unfinished": calls}, [*lines(found), *named])
 
 
-Unfinished = tuple[dict[str, Any], "Doubt | None"]  # what is told of a call, and its row if the log has it
+Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prints it, and its row if the log has one
 
 
 def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[Unfinished]]:
-    """Return what the logs say that a backup may lack.
+    """Return a pair of what the logs show and a backup may lack.
 
-    These are the agents whose last event is a revocation, and the calls with a side effect that have a permit and no
-    outcome. A reinstatement that was lost stays lost.
+    (1) The agents whose last event is a revocation, (2) the calls with a side effect that have a permit and no outcome.
+    A reinstatement that the backup lacks is not repeated.
     """
     from langchain_runtime_authz.audit.chain import read_log, verified
     from langchain_runtime_authz.ledger.base import LASTS, Scope
@@ -300,7 +300,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
 
 
 def _doubt(record: dict[str, Any]) -> Doubt | None:
-    """Return the call of a permit as one in doubt, `None` if its record lacks the deed."""
+    """Return the call of a permit's record as a call in doubt; `None` if the record lacks the call's deed."""
     from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
     from langchain_runtime_authz.ledger.schema import SEVERAL
 
@@ -317,7 +317,7 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
 
 
 def log_of(audit: Path | None, tenant: str) -> Path | None:
-    """Return the tenant's log. Warn if none is named, and refuse a missing one, and one of other tenants only."""
+    """Return the tenant's log. Warn if no log is named. Refuse a missing log, and a log of other tenants only."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 

@@ -35,7 +35,7 @@ def suggest(
 
     The module is imported from the current directory, so its code runs. The graph is not invoked. Each proposal is a
     draft: while it says `draft: true`, its tool stays unprofiled. Guesses that would lower a risk are comments.
-    `langchain` and `deepagents` name the profiles of the package.
+    `--profiles langchain` and `--profiles deepagents` are the profiles of this package.
 
     runtime-authz profile suggest my_agent:graph
     runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
@@ -72,9 +72,9 @@ def check(
     """Check a profile file, also against the tools of a graph.
 
     Findings (exit code 1): a tool without a profile, a draft, a draft that was accepted unread, an argument that the
-    tool does not take, a tool that changed after its review or is another's, an effect milder than the tool's name or
-    annotations say, a test of the file that is answered otherwise. A file that cannot be used is an error (exit code
-    2).
+    tool does not take, a tool that changed after its review, a tool of another package than the profile's, an effect
+    milder than the tool's name or annotations say, a test in the file with another outcome. A file that cannot be used
+    is an error (exit code 2).
 
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph

@@ -37,7 +37,7 @@ def replay_trace(
 ) -> Answer:
     """Decide a recorded trace, and show the calls that would have been stopped or asked about. Nothing runs.
 
-    A trace is JSON Lines: a header, then the user's words, the calls and their outputs.
+    A trace is JSON Lines: a header, then the user's messages, the calls and their outputs.
 
     \b
       {"trace": "runtime-authz", "version": 1, "subject": "alice"}

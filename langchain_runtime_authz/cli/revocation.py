@@ -38,7 +38,7 @@ class Place(NamedTuple):
 def revoke(store: Store, place: Place) -> Answer:
     """Stop a thread, or an agent's subtree on it, until it is reinstated.
 
-    Live leases end with the commit: runs in flight stop before their next step, and no entry opens.
+    Live leases end at once: runs in flight stop before their next step, and no new run of the thread can begin.
 
     runtime-authz revoke ledger.db thread-1 --graph payments
     runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
@@ -57,7 +57,7 @@ def reinstate(store: Store, place: Place) -> Answer:
 
 
 def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
-    """Change a known thread. A mistyped name must not look like a stop."""
+    """Revoke or reinstate a thread. Refuse an unknown thread, so that a mistyped name does not look like a stop."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import LocalIssuer
     from langchain_runtime_authz.ledger.base import Query, Scope
@@ -98,7 +98,7 @@ def release(file: Watched) -> Answer:
 
 @kill.command("status")
 def status(file: Watched) -> Answer:
-    """Show if it is engaged; exit code 1 if it is."""
+    """Show if the kill switch is engaged; exit code 1 if it is."""
     switch = KillSwitch(file)
     engaged = switch.engaged
     reason = switch.reason() if engaged else ""

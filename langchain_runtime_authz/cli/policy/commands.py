@@ -44,8 +44,8 @@ def init(
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
 
     Put rules of your own in DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...` adds to
-    the shipped rules. Testing and building them needs OPA. With `--engine cedar` they are `forbid` policies in
-    DIR/cedar/*.cedar, and nothing but the extra `cedar` is needed.
+    the shipped rules. Testing and building them needs OPA. With `--engine cedar` your rules are `forbid` policies in
+    DIR/cedar/*.cedar, which need only the extra `cedar`.
 
     runtime-authz policy init my-policy
     runtime-authz policy init my-policy --engine cedar
@@ -71,9 +71,8 @@ def init(
 def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     """Find what is wrong with a policy, without running it.
 
-    Checks the shape of data and profiles, and finds what OPA does not report: a file in the wrong place, a negated
-    comparison (undefined, not true, if an operand is missing), built-ins that Wasm does not have, and paths below
-    `input` that no request has.
+    Checks the shape of data and profiles, and finds what OPA does not report: a misplaced file, a negated comparison
+    (undefined if an operand is missing), built-ins that Wasm lacks, and paths below `input` that no request has.
 
     runtime-authz policy check my-policy
     runtime-authz policy check data.json
@@ -114,7 +113,7 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
-    """Return each case with its difference, and the number of failures; print them unless `quiet`."""
+    """Return a pair: (1) each case with its difference, (2) the number of failures. Print the cases unless `quiet`."""
     from langchain_runtime_authz.cli.policy.recorded_requests import decide
 
     with closing(policy.pdp()) as pdp:
@@ -138,8 +137,8 @@ def diff(
 ) -> Answer:
     """List the decisions of a recorded log that an edited policy would change, before it ships.
 
-    It also lists changed obligations of an unchanged outcome. Requests hold the profiles of their time; tools with
-    another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
+    It also lists decisions whose outcome stays and whose obligations change. A request holds the tool's profile of its
+    time; tools with another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
 
     runtime-authz policy diff audit.jsonl my-policy my-policy-edited
     runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
@@ -151,10 +150,11 @@ def diff(
 
 @app.command("replay")
 def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None) -> Answer:
-    """Decide a recorded log again by a policy of today, and list the changes.
+    """Decide a recorded log again by the present policy, and list the changes.
 
-    Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one. Refusals by the enforcement point itself are
-    left out. A log holds only the types of obligations. Exit code 1 if an outcome or obligation changes.
+    Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one.
+    Refusals by the enforcement point itself are left out. Obligations are compared by type only, because a log holds
+    only their types. Exit code 1 if an outcome or obligation changes.
 
     runtime-authz policy replay audit.jsonl my-policy
     runtime-authz policy replay audit.jsonl data.json
@@ -228,7 +228,7 @@ def try_request(
 ) -> Answer:
     """Decide a request in a file. Edit the file or the policy, and see the answer again.
 
-    If REQUEST is missing, it is written first: the example request, or the one of a recorded decision.
+    If REQUEST is missing, it is written first: the example request, or the request of a recorded decision.
 
     runtime-authz policy try request.json my-policy --watch
     runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
@@ -271,7 +271,7 @@ def build(
 ) -> Answer:
     """Make one revision of policy, data, profiles, grants and cases: an OPA bundle, signed with --key.
 
-    Its cases run first. If one fails, nothing is written and the exit code is 1. OPA compiles rules in Rego.
+    The policy's cases run first. If a case fails, nothing is written and the exit code is 1. OPA compiles Rego.
     `ReloadingPDP(FILE, keys={KEY_ID: PEM})` follows the file; an OPA server can serve it.
 
     runtime-authz policy build my-policy -o policy.tar.gz

@@ -1,9 +1,9 @@
 """Open policies: a project directory, a bundle, a data file, or the shipped policy.
 
 A project is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in its cases; and `shipped: false`
-with an `entrypoint` for a policy that does not build on the shipped one). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml`
-(`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`. With `engine: cedar` it holds `cedar/*.cedar`, `obligations.json` and
-`entities.json` in place of Rego and data.
+with an `entrypoint` for a policy that does not build on the shipped one). The project may also hold `data.json`,
+`profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`. With `engine: cedar`,
+it holds `cedar/*.cedar`, `obligations.json` and `entities.json` instead of Rego and data.
 
 A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
 without Rego, a `policy.wasm` with its `data.json`.
@@ -67,8 +67,8 @@ OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
 class Policy(Bundle):
     """A policy that can decide, released or not.
 
-    `data` is the whole data document if `wasm` is given; for the shipped one (`None`), the members to change. `rego` maps
-    files to their source, to find a rule's line.
+    If `wasm` is `None` (the shipped policy), `data` holds the members to change; otherwise the whole data document.
+    `rego` maps files to their source, to find a rule's line.
     """
 
     name: str = ""
@@ -100,12 +100,12 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
 
 
 def unread(source: Path) -> list[str]:
-    """Return `file: where it belongs` for each file of a policy that is in the wrong place. Its author believes it holds."""
+    """Return a sentence for each misplaced file of a policy. Its author believes that the policy uses the file."""
     if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
         return []
     own = (source / PROJECT).is_file()
     if not own and not any(any(at.glob("*.rego")) for at in (source, source / "rego")):
-        return []  # not a policy, which another error says
+        return []  # not a policy: `open_policy` reports that
     cedar = own and _yaml(source / PROJECT).get("engine") == "cedar"
     found = []
     for file in sorted(source.rglob("*")):
@@ -114,7 +114,7 @@ def unread(source: Path) -> list[str]:
             continue
         where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
         if not file.is_file():
-            # Otherwise it would count as absent, and the shipped data or no rule would be used.
+            # Without an error the file would count as absent, and the shipped data or no rule would be used.
             if not file.exists():
                 found.append(f"{name} is not read; the link leads nowhere")
             elif own and where == "." and file.name in _PARTS.values():
@@ -149,7 +149,7 @@ def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
 
 
 def _bare(path: Path, opa: str | None) -> Policy:
-    """Return a policy without a project. Its source takes precedence over an earlier compilation of it."""
+    """Return the policy of a directory that is not a project. Rego takes precedence over a compiled `policy.wasm`."""
     found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
     rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
     if not rego and not (path / WASM).is_file():
@@ -204,7 +204,7 @@ def _project(path: Path, opa: str | None) -> Policy:
 
 
 def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Return cases with whole requests; each names what differs from the example, and `at` a time in the zone."""
+    """Return cases with whole requests. A case holds what differs from the example, and `at`, a time in `zone`."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
@@ -279,7 +279,7 @@ def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
-    """Compile Rego to Wasm by `opa`. If OPA refuses, the error has its words."""
+    """Compile Rego to Wasm by `opa`. If OPA refuses the Rego, the error quotes OPA's message."""
     texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
     options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
     if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
@@ -291,7 +291,7 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
 
 
 def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
-    """Run a project's tests in Rego with OPA; return its last line, `None` if there are no tests."""
+    """Run a project's tests in Rego with OPA. Return OPA's last line, or `None` if there are no tests."""
     tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
     if not tests:
         return None
@@ -311,7 +311,7 @@ def written(files: Mapping[str, str]) -> Iterator[Path]:
 
 
 def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Run OPA (the given one, `$OPA`, or the one on the PATH); return its output, or its findings if these are wanted."""
+    """Run OPA (`given`, `$OPA`, or `opa` on the PATH), and return its output. `findings`: also if it fails."""
     wanted = given or os.environ.get("OPA") or "opa"
     binary = shutil.which(wanted)
     if binary is None:
@@ -335,7 +335,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path, member: str | None = None) -> Any:
-    """Return a YAML mapping, or its one member; empty if there is no file."""
+    """Return a YAML mapping, or its only member `member`, which is empty if there is no file."""
     if member is not None and not path.is_file():
         return {}
     document = read_yaml(path, Code.POLICY_INVALID)

@@ -39,7 +39,7 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A policy's decision and its request. A record holds only the types of obligations. `str` is its name."""
+    """A policy's decision and its request. A record holds only the types of obligations. `str`: one line."""
 
     decision_id: str
     revision: str
@@ -55,7 +55,7 @@ class Recorded:
 
 
 def asked(request: EvaluationRequest) -> str:
-    """Return the request in one line, with a call's arguments, which tell payments apart."""
+    """Return the request in one line, with a call's arguments, because two payments differ only in those."""
     call = request.context.call
     if call is None:
         return request.resource.id
@@ -65,9 +65,9 @@ def asked(request: EvaluationRequest) -> str:
 
 
 def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
-    """Return the decisions of a log that can be made again, not the enforcement point's own, and how many cannot.
+    """Return a pair: (1) the policy's decisions in a log that can be made again, (2) how many cannot.
 
-    Raises `ConfigError`: none of them can.
+    The enforcement point's own decisions are left out. Raises `ConfigError` if no decision can be made again.
     """
     verified(log)
     found, lost = [], 0
@@ -98,7 +98,7 @@ def read_request(path: Path) -> EvaluationRequest:
 
 
 def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
-    """Return the request with its time by the policy's clock, if the policy names a zone."""
+    """Return the request with the local time of the policy's zone, if the policy names one."""
     if policy.zone is None:
         return request
     local = LocalContext(**local_time(policy.zone, request.context.now))
@@ -120,7 +120,7 @@ def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bo
 
 
 def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
-    """Return the tools whose profile differs from the recorded one: no flip shows the effect of that."""
+    """Return the tools whose profile differs from the recorded profile. Flips do not show the effect of that."""
     found = set()
     for r in recorded:
         declared, told = policy.profiles.get(r.request.resource.id), r.request.resource.properties
@@ -183,7 +183,7 @@ _OTHER: Final[tuple[tuple[str, str, Any], ...]] = (
 def _set(path: str, value: Any, document: dict[str, Any]) -> None:
     """Set a member, or some members of an object."""
     node, last = place(document, path)
-    if last in node or path.count("/") < 4:  # noqa: PLR2004  (a profile's and the context's own)
+    if last in node or path.count("/") < 4:  # noqa: PLR2004  (members of a profile and of the context may be absent)
         node[last] = {**(node.get(last) or {}), **value} if isinstance(value, dict) else value
 
 
@@ -217,8 +217,8 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
 def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
     """Return the smallest sets of changes, at most three each, that change the outcome, with the new outcome.
 
-    For a deny they are changes that permit the request or ask about it, for a permit those that do not permit it.
-    Each set was tried on the policy.
+    If the decision is a deny, the new outcome permits the request or asks about it. If it is a permit, the new outcome
+    does not permit. Each set was tried on the policy.
     """
     document = json.loads(request.to_json())
     telling = []
@@ -290,7 +290,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
 
 
 def compared(log: Path, key: Keys, after: Path | None, opa: str | None, before: Path | None = None) -> Answer:
-    """Return what the policy `after` decides otherwise than the policy `before`, or than the log."""
+    """Return the decisions that differ between the policy `after` and the policy `before`, or the log."""
     earlier, later = open_policy(before, opa) if before is not None else None, open_policy(after, opa)
     recorded, lost = recorded_in(log, key)
     requests = [r.request for r in recorded]

@@ -1,7 +1,7 @@
 """Find mistakes in Rego that OPA accepts.
 
-A rule that reads a member that no request has is undefined. It never fires, and no engine reports it. So OPA's type
-checker compares each path below `input` with the request's JSON Schema.
+A rule that reads a member that no request has is undefined. The rule never fires, and no engine reports the mistake. So
+OPA's type checker compares each path below `input` with the request's JSON Schema.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
 
 
 def _reading(get: re.Match[str]) -> str:
-    """Write a look-up by literal names as a path that OPA sees. The text is only checked."""
+    """Rewrite an `object.get` by literal names as a path, which OPA checks. The result is never run."""
     path = ".".join([get[2], *re.findall(r"\w+", get[3])])
     return f"{get[1]}[{path}, {get[3]}][1]"
 
@@ -119,7 +119,7 @@ def _places(node: Any, name: str, path: str) -> Iterator[str]:
 
 
 def lint_policy(policy: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
-    """Return errors in Rego and data that compile."""
+    """Return mistakes in the Rego and data of a policy that compiles."""
     found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
     if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
         found += lint_paths(policy.rego, opa)
