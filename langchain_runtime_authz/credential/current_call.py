@@ -19,7 +19,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 class CodeScope:
     """The current run and ticket, and the recorder of refused mints for code without a ticket.
 
-    `counts`: equal calls answered so far, of calls that no message planned. `task`: the Pregel task of the node.
+    `counts`: call that no message planned → number of equal calls answered so far. `task`: the node's Pregel task.
     """
 
     ticket: Ticket | None = None
@@ -79,7 +79,7 @@ class CurrentCall:
         return self._call().decision_id
 
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the call's credential for one audience. It is minted once.
+        """Return the call's credential for one audience. The first request mints it.
 
         Blocks while an issuer outside this process signs; `acredential` does not.
 

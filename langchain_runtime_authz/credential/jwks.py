@@ -32,7 +32,7 @@ Keys = Mapping[str, Mapping[str, Any]]
 class CachedDocument(Generic[T]):
     """A cached document at a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
 
-    `read` receives the JSON object (`None`: the fetch failed) and the last value. If it returns `None`, the last stays.
+    `read` receives the fetched object or `None`, and the last value. If `read` returns `None`, the last value stays.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The verifier: the only way from a string to a `Credential`.
 
-It works offline: a token is good until `exp` plus leeway. With `status`, the token's call, task and run
-must also be live.
+Without `status`, a verifier works offline: a token is accepted until `exp` plus leeway. With `status`, the token's
+call, task and run must also be live.
 """
 
 from __future__ import annotations

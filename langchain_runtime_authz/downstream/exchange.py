@@ -3,7 +3,7 @@
 | `subject_token` | the endpoint sees | the exchanged token is cached |
 |---|---|---|
 | the call's own token (default) | user, acting agent, task and call | never |
-| the user's token (`BearerSubject.token`) | only the user; it need not know our tokens | in the run, while valid |
+| a user's token (`BearerSubject.token`) | user, at a provider that does not know our tokens | in the run, while valid |
 
 The exchanged token is a bearer token for one service. The service accepts it until it expires, even if the call ends
 before. So it must be short-lived, and a tool's output is searched for it too.

@@ -91,7 +91,7 @@ _own = threading.local()  # `until`: the thread's CPU time at which its evaluati
 
 @_Late  # type: ignore[untyped-decorator]
 def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
-    """Stop an evaluation whose ticks are used up, unless it still has CPU time: it waited for a CPU."""
+    """Stop an evaluation whose ticks are used up. If it only waited for a CPU, let it use its rest of CPU time."""
     left = _own.until - time.thread_time()
     if left <= 0:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)

@@ -43,8 +43,8 @@ class AuthzenPDP(RemotePDP):
     Args:
         url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
         evaluation: path of the evaluation endpoint, below `url`.
-        evaluations: path of the endpoint for all calls of a message, or `None`. Without it, each call is a request, and
-            the requests are concurrent. So are calls of one resource, as some PDPs answer all of them like the first.
+        evaluations: path of the endpoint for all calls of a message, or `None`. Without it, each call is a concurrent
+            request. Calls of one resource are sent so too, because some PDPs answer all of them like the first call.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 

@@ -204,7 +204,7 @@ class CircuitBreaker(Composed):
     """Deny at once while a PDP fails, without asking it.
 
     There is no fallback engine: an attacker could make the PDP fail in order to be decided by a weaker engine. After
-    `reset_after` seconds the PDP is asked once more. If it answers, the breaker closes.
+    `reset_after` seconds the PDP is asked once more. If the PDP answers, the breaker closes.
 
     Args:
         real: the PDP. A missing, late or malformed answer counts as a failure, a denial does not.

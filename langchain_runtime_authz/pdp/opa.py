@@ -35,14 +35,14 @@ class OpaPDP(RemotePDP):
         url: URL of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
         path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`.
         batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that the calls of a
-            message are one request. If `path` is the default, so is `batch`: the shipped policy's rule. Without a
+            message are one request. If `path` is the default, the shipped policy's rule is the default here. Without a
             `batch`, each call is a request, and the requests are sent concurrently.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
     Attributes:
         revision: `name@revision` of each bundle behind the last answer, sorted, joined by commas. Empty if a bundle's
-            manifest has no revision. Data that is pushed outside bundles (`PUT /v1/data`) does not change it. So a
+            manifest has no revision. Data pushed outside bundles (`PUT /v1/data`) does not change this revision. So a
             run's cached permits (`node/enter`, `model/call`) outlast such a push: they last for their `ttl`, if any.
     """
 

@@ -1,7 +1,7 @@
 """The default PDP: Rego compiled by OPA to Wasm, evaluated in this process.
 
-It decides as an OPA server would. `pdp._wasm_host` stops an evaluation that takes too long. It releases the GIL during
-an evaluation, and offers no host function to the policy.
+The decisions are those of an OPA server. `pdp._wasm_host` stops an evaluation that takes too long, releases the GIL
+during evaluations, and offers no host function to the policy.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
 
 
 def unread(source: Path) -> list[str]:
-    """Return a sentence for each misplaced file of a policy. Its author believes that the policy uses the file."""
+    """Return a sentence for each misplaced file of a policy, because a file that is not read goes unnoticed."""
     if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
         return []
     own = (source / PROJECT).is_file()

@@ -67,7 +67,7 @@ def asked(request: EvaluationRequest) -> str:
 def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
     """Return a pair: (1) the policy's decisions in a log that can be made again, (2) how many cannot.
 
-    The enforcement point's own decisions are left out. Raises `ConfigError` if no decision can be made again.
+    Denials after a failure, which no policy decided, are left out. Raises `ConfigError` if nothing can be made again.
     """
     verified(log)
     found, lost = [], 0
@@ -217,8 +217,8 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
 def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
     """Return the smallest sets of changes, at most three each, that change the outcome, with the new outcome.
 
-    If the decision is a deny, the new outcome permits the request or asks about it. If it is a permit, the new outcome
-    does not permit. Each set was tried on the policy.
+    They turn a deny into a permit or a question, a question into a permit, and a permit into any other outcome. Each
+    set was tried on the policy.
     """
     document = json.loads(request.to_json())
     telling = []
