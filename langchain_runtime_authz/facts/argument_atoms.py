@@ -1,4 +1,4 @@
-"""Atoms: the arguments of one call in normal form, computed once."""
+"""Atoms: the critical and date arguments of one call in normal form, computed once for the call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
-MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
+MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
 DESTINATIONS: Final = ("principal", "url", "channel")
 TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
@@ -24,7 +24,7 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar of an argument: the forms of its parts, and their digests. A part without forms is untrusted."""
+    """One scalar. `parts`: the normal forms of each part; `keys`: their digests. A part without forms is untrusted."""
 
     value: Any
     parts: tuple[tuple[str, ...], ...]
@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
 
 class Atom(NamedTuple):
-    """One argument. `items` is `None` if there are too many. `marks` identify its target in any spelling."""
+    """One argument. `items` is None if there are too many. `marks` identify the argument's target in any spelling."""
 
     name: str
     kind: Any
@@ -43,7 +43,7 @@ class Atom(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
-    """The atoms of one call. `trace` needs the sightings of `keys`. A request never cuts the arguments `bound`."""
+    """The atoms of one call. `trace` needs the sightings of `keys`. A request never cuts the arguments in `bound`."""
 
     atoms: Sequence[Atom]
     keys: Sequence[str]
@@ -51,10 +51,10 @@ class CallAtoms:
     bound: Collection[str]
 
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
-        """Digest effect and targets, and each target alone, without argument names.
+        """Return a pair: (1) a digest of all critical arguments with their names, (2) a digest of each target.
 
-        A false mismatch allows a duplicate payment; a false match costs a question. An object is a target only if
-        there is no destination: a payment may repeat another without the number of its invoice.
+        A false mismatch allows a duplicate payment; a false match only costs a question. An object is a target only if
+        there is no destination, because a duplicate payment may leave out the number of the invoice.
         """
         hit, destinations, objects = [], set[str](), set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
@@ -65,7 +65,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
-        """Return the declared sink; "none" if the call lacks the tool's destinations."""
+        """Return the declared sink; "none" if the tool has destination arguments and all of them are empty."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -132,7 +132,7 @@ def absent(value: object) -> bool:
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return an argument's scalars and keys that are values; `None` if too many."""
+    """Return an argument's scalars, and its keys that may be values; None if there are too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -153,10 +153,10 @@ def _flat(value: object) -> list[Any] | None:
 
 
 def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the forms of each part of a scalar that needs a source.
+    """Return the normal forms of each part of a scalar. Each part needs a source of its own.
 
-    A text with addresses or links has a part for each of them, and for the rest. A date with a time has two parts. If a
-    number can be read in two ways, each reading is a part.
+    A destination with addresses or links has a part for each of them, and one for each recipient. A date with a time
+    has two parts. If a number can be read in two ways, each reading is a part.
     """
     whole = forms(value)
     if kind == "when":
@@ -173,7 +173,7 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def _places(value: str) -> Iterator[tuple[str, ...]]:
-    """Yield the forms of each recipient in a text. An address with other text around it is another recipient."""
+    """Yield the forms of each recipient in a text. An address with other text around it is a recipient by itself."""
     for part in _BETWEEN.split(value):
         if part.strip():
             shown = _SHOWN.fullmatch(part)
@@ -181,7 +181,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield a scalar's target: only a destination's addresses, a number's greatest."""
+    """Yield the marks of a scalar: only the addresses of a destination, only the greatest number of an amount."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str) and not value.isascii():  # full-width letters, zero-width characters

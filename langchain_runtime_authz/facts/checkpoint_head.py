@@ -1,7 +1,7 @@
-"""Tell the state that a protected run left from a state changed outside, by its checkpoint.
+"""Distinguish the state that a protected run left from a state that other code changed, by the checkpoint.
 
 When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
-The next entry loads that checkpoint, a later one of an unfinished run or a dead process, or one of other code.
+The next root entry loads that checkpoint, or a later one: of a run that did not end regularly, or of other code.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ HEAD: Final = "head"  # the mark with the newest checkpoint id of the thread's p
 MEMORY: Final = "memory"  # the mark with the digest of the memory that these runs left
 BELOW: Final = "below"  # the mark with the digest of the state of their waiting children
 UNRECORDED: Final = "unrecorded"  # the mark with a task change that the audit log may lack
-OF_TASK: Final = "task:"  # prefix of marks to delete when their root's tasks have ended
-SLOTS: Final = 2**16
-UNKNOWN: Final = ""  # the value of a mark if a run may still have written after its end
+OF_TASK: Final = "task:"  # prefix of marks that are deleted when the tasks of the root graph have ended
+SLOTS: Final = 2**16  # marks that lasting places share
+UNKNOWN: Final = ""  # the value of a mark if a run may have written after its end
 
 Standing = Literal["ours", "outside", "fork"]
 
 
 class Head(NamedTuple):
-    """The checkpoint that a root entry loads. `newest`: the thread's, if the caller named an older one."""
+    """The checkpoint that a root entry loads. `newest`: the thread's newest one, if the caller named an older one."""
 
     id: str
     source: str = ""
@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 class Below(NamedTuple):
-    """The waiting child graphs of a root: digest, updated checkpoints, namespaces."""
+    """The waiting child graphs of a root graph: digest of their state, updated checkpoints, namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
@@ -37,15 +37,15 @@ class Below(NamedTuple):
 
 
 def outside_key(checkpoint: str) -> str:
-    """Return the pinned text's key for a change from outside at this checkpoint."""
+    """Return the key of the pinned text that stands for a change from outside at this checkpoint."""
     return f"checkpoint:{checkpoint}"
 
 
 class ChildMark(NamedTuple):
-    """The mark for the checkpoint that a child's run left at a `place` (a digest).
+    """The mark for the checkpoint that a child graph left. `place`: digest of its thread and checkpoint namespace.
 
-    `lasting`: other tasks find the child's state there too. A child may use a new thread, and so a new place, for each
-    question. So lasting places share `SLOTS` marks; of two in one slot, the newer stays.
+    `lasting`: other tasks find the child's state at this place too. A child may use a new thread, and so a new place,
+    for each question. So lasting places share `SLOTS` marks; of two places in one slot, the newer is kept.
     """
 
     place: str
@@ -67,7 +67,7 @@ class ChildMark(NamedTuple):
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:
     """Classify `head` as ours, fork or outside. `pinned` are the keys of the pinned texts.
 
-    `underway`: a root entry has not ended, or its process died, so newer checkpoints may be from it.
+    `underway`: a root entry has not ended, or its process died. Newer checkpoints may then be of that root entry.
     """
     if head.newest:
         return "fork"

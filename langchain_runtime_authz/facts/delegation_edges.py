@@ -1,7 +1,7 @@
 """Delegation edges: the passing of authority between agents, by our own record.
 
-A caller can forge the names that the framework reports (`lc_agent_name`, namespaces). The path here grows
-only when one of our enforcement points opens a child.
+A caller can forge the names that the framework reports (`lc_agent_name`, namespaces). So the agent path here grows
+only when one of our enforcement points opens a child agent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Ed
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
-    """Return the edge kind of a nested protected graph, inside `tool` or by a `Send`."""
+    """Return the edge kind of a nested protected graph, which runs inside `tool`, by a `Send`, or as a subgraph."""
     if tool is None:
         return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 RECENT: Final = 10  # steps kept by name
 MAX_NAMES: Final = 256  # distinct counters; further names, which a hostile model may invent, are counted as `*`
-RESOURCES: Final = 64  # newest resources that were read
-TIMES: Final = 128  # permitted calls whose time is kept
+RESOURCES: Final = 64  # number of resources, the newest, whose version is kept
+TIMES: Final = 128  # number of permitted calls, the newest, whose time is kept
 MINUTE: Final = 60  # seconds
 
 Path = tuple[str, ...]
@@ -19,7 +19,7 @@ Confined = tuple[tuple[str, Path], ...]
 
 @dataclass(slots=True)
 class Step:
-    """One step to count. Negative counts undo earlier ones. Without an `agent`, all agents know its data."""
+    """One step to count. Negative counts undo earlier counts. Without `agent`, all agents count as knowing the data."""
 
     call: str | None = None
     effect: str | None = None
@@ -35,11 +35,11 @@ class Step:
 
 @dataclass(slots=True)
 class History:
-    """The steps of a thread, shared by its snapshots: never change one in place.
+    """The steps of a thread. Snapshots share the object, so never change it in place.
 
-    `times` are ledger seconds of the newest permitted calls. `changed`: tool → the step at which its read returned
-    other content. `resources`: resource → version and tool. `confined`: (data class, agent path) of data that only
-    these agents, their parents and children can know.
+    `times`: ledger times (seconds) of the newest permitted calls. `changed`: tool → number of steps when a repeated
+    read returned other content. `resources`: resource → its version and the tool. `confined`: (data class, agent path)
+    of data that only this agent, its parents and its children can know.
     """
 
     steps: int = 0
@@ -58,10 +58,10 @@ class History:
     confined: Confined = ()
 
 
-# An agent may tell its parents what it read at any time. A parent's words may carry all it knows to the
-# agents it hands work to afterwards. Others may read what an agent does to the world (a file, a row, a
-# message, an address it fetched). Only agents that work in parallel, and have not acted yet, do not know
-# what the other read. If `confined` is lost, everybody counts as knowing everything.
+# An agent may tell its parents at any time what it read. A parent may tell all that it knows to each agent that gets
+# work from it afterwards. All agents may see the effects of an agent's side effects and fetches. So only agents that
+# work in parallel, and have had no such effect yet, do not know what the other agent read. If `confined` is lost, all
+# agents count as knowing everything.
 
 
 def held(history: History, agent: Path) -> list[str]:
@@ -72,9 +72,9 @@ def held(history: History, agent: Path) -> list[str]:
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read class `name`; `read` has earlier classes."""
+    """Return `confined` after `agent` read data of class `name`. `read`: the classes read before."""
     if name in read and all(n != name for n, _ in confined):
-        return confined  # all agents know it, or their names were dropped
+        return confined  # all agents count as knowing this class already
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
         return _without(confined, {name})
     return tuple(dict.fromkeys((*confined, (name, agent))))
@@ -86,7 +86,7 @@ def left(confined: Confined, agent: Path) -> Confined:
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """Return `confined` after `parent` gave work to a child, or, if it is empty, a root entry began."""
+    """Return `confined` after `parent` gave work to a child. If `parent` is empty, a root entry began."""
     if len(parent) <= 1:  # the root agent is related to all agents
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))

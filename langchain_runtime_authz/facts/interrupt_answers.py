@@ -1,8 +1,8 @@
-"""Find the corrections in answers to questions that a tool or node asks by itself.
+"""Find the corrections in answers to questions (`interrupt`) that a tool or node asks by itself.
 
-A plain answer to a closed question leaves the task alone: a boolean, a number, nothing, one of the options that the
-question offers, one of `CLOSED`, or a mapping or list of such. Every other answer is a correction. Parts of a form that
-come back unchanged are plain too: a machine wrote them, so they are never pinned as the user's words.
+A plain answer does not change the task: a boolean, a number, nothing, one of the options that the question offers, one
+of `CLOSED`, or a mapping or list of these. Every other answer is a correction. Parts of a form that come back unchanged
+are plain too: a machine wrote these parts, so they are never pinned as the user's words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return the answer's parts that are not plain: text, canonical JSON, or ""."""
+    """Return the parts of an answer that are not plain, as text or as canonical JSON; "" if all are plain."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
@@ -43,7 +43,7 @@ def _said(value: object, closed: frozenset[str], depth: int = 0) -> Any:
     if isinstance(value, str):
         return None if not _plain(value) or _plain(value) in closed else value
     if depth < MAX_DEPTH and isinstance(value, Mapping):
-        # The form sets a field's name. A name with a blank is a sentence.
+        # The form sets the names of its fields, but a name with a blank may be a sentence that the user wrote.
         found = {
             str(k): v if said is None else said
             for k, v in value.items()

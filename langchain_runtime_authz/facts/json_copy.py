@@ -17,12 +17,12 @@ MAX_CHARS: Final = 400_000
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 SHORT: Final = 200  # a longer or multi-line text is prose, whatever the profile says
-LARGEST: Final = 10**30  # a greater integer has no form
+LARGEST: Final = 10**30  # an integer of this size or more is cut: it has no normal form
 NODE: Final = 48  # weight of a node, in characters
 
 
 class Held(NamedTuple):
-    """A private copy of an output. `complete` is False if it was cut, None before the limits apply."""
+    """A private copy of an output. `complete` is False if the copy was cut, and None if no limit was applied yet."""
 
     value: Any
     complete: bool | None
@@ -67,7 +67,7 @@ class Projection:
             if self.chars > self.most_chars:
                 self._cut()
                 kept = value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
-                return kept if len(kept) > SHORT else None  # the cut must not pass for a short field
+                return kept if len(kept) > SHORT else None  # a cut text must not look like a short field
             return value
         if kind is int:
             return value if -LARGEST < value < LARGEST else self._cut()  # type: ignore[operator]

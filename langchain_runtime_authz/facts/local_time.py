@@ -1,4 +1,4 @@
-"""The time of day where a policy counts it. Pure."""
+"""Local time in a policy's time zone. This module is pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def checked_zone(name: object) -> ZoneInfo:
 
 
 def seconds_of(text: str, zone: tzinfo | None = None) -> float:
-    """Return the time that an ISO 8601 text names, in `zone` or UTC if it names none itself. Raises `ConfigError`."""
+    """Return epoch seconds for an ISO 8601 time. Its zone, if it has none, is `zone` or UTC. Raises `ConfigError`."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

@@ -2,8 +2,8 @@
 """Normal forms of names, numbers, dates, links and identifiers: equal for two spellings of one value.
 
 A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`, `text:`. Two
-values are the same if they share one. A trusted form makes its argument trusted, so only spellings of the same target
-share a form. Look-alike letters are *not* folded (`skeleton` does that). Texts with invisible ones have no form.
+values are equal if they share a form. A trusted form makes its argument trusted, so only spellings of one target share
+a form. Look-alike letters are *not* folded (`skeleton` does that). A text with invisible characters has no form.
 
 Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text.
 Patterns consume a character before they look behind, so that `re` can skip to that character.
@@ -25,7 +25,7 @@ from langchain_runtime_authz._regex import lazy
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are cached
-_DIGITS: Final = 15  # a longer number is a name
+_DIGITS: Final = 15  # a number with more digits is treated as a name
 _LOCAL, _DOMAIN = 64, 253  # characters before and after the @ of an address (RFC 5321)
 _EMAIL: Final = lazy(
     rf"(?<![\w.%+\-@])[a-z0-9._%+\-]{{1,{_LOCAL}}}@[a-z0-9.\-]{{1,{_DOMAIN}}}(?![\w@])", re.IGNORECASE | re.ASCII
@@ -34,11 +34,11 @@ _URL: Final = lazy(r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"
 _IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])"
 )
-# With blanks, as people type it; only its check digits distinguish it from words (ISO 7064).
+# An IBAN with blanks, as people type it. Only the check digits (ISO 7064) distinguish such an IBAN from words.
 _TYPED_IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
-_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # the first characters of both
+_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # the check digits of both, with which the search begins
 _SHORTEST_IBAN: Final = 15
 _PHONE: Final = lazy(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
 _CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # directly before or after a number
@@ -48,9 +48,9 @@ _NUMBER: Final = lazy(
     r"|(?:(?<=\d)\d{0,14}|(?<=[-+])\d{1,15})(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))"
 )
-TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without these contains none of the above
+TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without a match contains none of the above
 _ZEROS: Final = lazy(r"[-+]?0\d")
-_NAMES: Final = (  # a word that only begins like a month is none: 3 Markets, 5 Apricots
+_NAMES: Final = (  # a word that only begins like a month does not count: 3 Markets, 5 Apricots
     "jan(?:uary?)?|feb(?:ruary?)?|mar(?:ch)?|apr(?:il)?|may|jun[ei]?|jul[yi]?|aug(?:ust)?|sep(?:t(?:ember)?)?"
     "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"
 )
@@ -63,7 +63,7 @@ _MDY: Final = lazy(
 )
 _DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
 _SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
-# Text that may surround a date and a time in a pure date value; a zone is ignored.
+# Text that may surround the date and the time in a value that is only a date. A zone is ignored.
 _ZONE: Final = lazy(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 _BESIDE: Final = lazy(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
@@ -84,7 +84,7 @@ _LOOKS: Final = {
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """Return the digest of a form: 128 bits, hex. It does not hide guessable values."""
+    """Return the digest of a form: 128 bits, hex. The digest does not hide a value that can be guessed."""
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -154,10 +154,10 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 
 
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the forms of one scalar, or none if its target cannot be known.
+    """Return the normal forms of one scalar, or none if it is not certain what the scalar names.
 
-    `said`: the value is a trusted source. Then a date with a year does not match that day of another year, and a date
-    without a year matches the day in any year.
+    `said`: the value is of a trusted source. Then its date, if it has a year, does not match the day in another year.
+    If its date has no year, it matches the day in any year.
     """
     kind = type(value)
     if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def _moment(text: str, *, said: bool) -> list[str]:
 def _url(text: str) -> tuple[str, ...]:
     """Return a link's form without scheme, default port, last slash and fragment.
 
-    A link with a user part or a non-ASCII host has no form, nor has one whose fragment may be read as links.
+    A link with a user part or a non-ASCII host has no form. Neither has a link whose fragment could hold more links.
     """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -278,7 +278,7 @@ def mentions(text: str) -> dict[str, str]:
 
 
 def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield form and place of each identifier, number, date and time in a text."""
+    """Yield the form and the span of each identifier, number, date and time in a text."""
     if not TELLING.search(text):
         return
     spans = [*_identifiers(text), *_dates(text, said=True)]
@@ -294,7 +294,7 @@ def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
-    """Return the text with the spans masked, at the same length: the 13 of "June 13" is not a number."""
+    """Return the text, at the same length, with `sign` in all `spans`: the 13 of "June 13" is not a number."""
     parts, at = [], 0
     for start, end in sorted(spans):
         parts += [text[at:start], sign * (end - max(at, start))]
@@ -303,7 +303,7 @@ def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
 
 
 def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield dates and times. `date:-05-26` lacks a year; it shares `day:-05-26` with full dates."""
+    """Yield the form and the span of dates and times. The form of a date without a year is like `date:-05-26`."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))

@@ -1,10 +1,10 @@
-"""Read a tool's output: values that fields assert and that texts mention.
+"""Read a tool's output: the values that whole fields assert, and the values that texts mention.
 
-A whole field is an assertion by its writer, whom the profile names. A value *inside* a free text is a mention. A value
-that the call received and returns is neither: an echo proves nothing.
+The value of a whole field is asserted by the field's writer, whom the profile names. A value *inside* a free text is
+only mentioned. A value that the call received as an argument is neither, because an echo proves nothing.
 
 The head of an output is read at once. The rest is read when an argument is traced that the user did not say. A value
-beyond a limit is unknown. A sighting never lowers trust, so forgetting only denies.
+beyond a limit is unknown. A sighting never lowers trust, so a forgotten one can only lead to a question or a denial.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from langchain_runtime_authz.facts.normal_forms import REMEMBERED, TELLING, form
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile, Trust, field_trust
 
 MAX_SIGHTINGS: Final = 4096  # per output
-HEAD_NODES: Final = 96  # read at once
+HEAD_NODES: Final = 96  # values that are read at once
 HEAD_CHARS: Final = 4000
-MAX_LEAF: Final = 100_000
+MAX_LEAF: Final = 100_000  # characters of one text
 MAX_ECHO: Final = 10_000  # characters of one argument; a longer text is not an echo
 SHORTEST: Final = 4  # a shorter text has no mentions
-MAX_FIELDS: Final = 1024
-MAX_FLAT: Final = 64  # arguments
+MAX_FIELDS: Final = 1024  # fields whose trust is cached
+MAX_FLAT: Final = 64  # arguments of a call whose output `_plain` may read
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 
 
 class Sighting(NamedTuple):
-    """The digest of a value seen in a field. `asserted`: the whole field, else a mention.
+    """A value that was seen in a field. `key`: digest of its form. `asserted`: it is the whole field, not a mention.
 
-    `origin`: the field's writer, by the tool's profile. `counterparty`: the other side chose the value. `source` is
-    `tool` or `tool/field`.
+    `origin`: the field's writer, by the tool's profile. `counterparty`: the other side of a transaction chose the
+    value. `source`: `tool` or `tool/field`.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Sighting(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text, to show where a value was mentioned. `folded` is the text as `Memory` searches it."""
+    """A free text, to tell an approver where a value was mentioned. `folded` is the text as `Memory` searches it."""
 
     text: str
     origin: Trust
@@ -66,7 +66,7 @@ _NOTHING: Final = Observation()
 def observe_output(
     tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
-    """Read the head of a call's output. `failed`: it is an error text, which is not trusted.
+    """Read the head of a call's output. `failed`: the output is an error text, which is not trusted.
 
     Only a reviewed profile makes fields trusted. Of objects, only JSON-like values, models and dataclasses are read.
     """
@@ -79,7 +79,7 @@ def observe_output(
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a short line without digits, addresses, links and structure; `None` leaves it to `Reading`."""
+    """Read a short line without digits, addresses, links and structure. Return None to leave the text to `Reading`."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -124,7 +124,7 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
 
 
 class Reading:
-    """A resumable reading of one output. `weight`: characters that it keeps in memory."""
+    """A resumable reading of one output. `weight`: characters that the reading keeps in memory."""
 
     def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool, output: Held) -> None:
         self.tool, self.profile, self.echo, self.failed, self.weight = tool, profile, echo, failed, output.weight
@@ -136,7 +136,7 @@ class Reading:
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Read on to these totals of values and characters; return new findings."""
+        """Read on until `nodes` values or `chars` characters have been read in all. Return the new findings."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)

@@ -1,7 +1,7 @@
-"""The plan: the calls that a model announced, recorded as its node returned.
+"""The plan: the calls that a model announced in a message, recorded when the model's node returned.
 
-The first record of a message counts. A call that differs from its record is `changed`, a call without one is unplanned.
-Side effects of a record of an older epoch (`stale`) are refused, whatever the policy says.
+The first record of a message counts. A call that differs from the record is `changed`. A call without a record is
+unplanned. If the record is of an older epoch (`stale`), side effects are refused, whatever the policy says.
 
 Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays `model` or `code`.
 """
@@ -21,9 +21,9 @@ _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One announced call, with the digest of its arguments. An edited call keeps the announced digest."""
+    """One planned call. If an approver edited it, `was_tool` and `was_args` keep the announced tool and digest."""
 
-    position: int
+    position: int  # index in the message
     call_id: str | None
     tool: str
     args_digest: str
@@ -40,10 +40,10 @@ class PlannedCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded.
+    """The calls of one message of one agent at one epoch. `at`: the thread's number of steps when it was recorded.
 
-    `origin` is the epoch in which the message was planned, if an answer carried its calls into this one (0: not
-    carried). Call keys contain it, so that a carried call that has run does not run again.
+    `origin`: if an approver's answer carried the calls into this epoch, the epoch in which they were planned; else 0.
+    Call keys contain the `origin`, so that a carried call that has run does not run again.
     """
 
     id: str
@@ -75,7 +75,7 @@ _quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def raw_digest(args: object) -> str:
-    """Return a digest of arguments as written. If they are not JSON, it matches nothing."""
+    """Return a digest of arguments as the model wrote them. Arguments that are not JSON match nothing."""
     try:
         text = "".join(_encode(args, 0))
     except (TypeError, ValueError, RecursionError):
@@ -91,21 +91,21 @@ def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
 
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:
-    """Return a digest of a message's calls, for recognising the same calls elsewhere."""
+    """Return a digest of a message's calls, to recognise the same calls elsewhere."""
     return hashlib.sha256("".join(_encode(calls, 0)).encode()).hexdigest()
 
 
 def match(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
 ) -> Match:
-    """Compare a call with its message's record, by its position or its id."""
+    """Compare a call with the plan of its message. Find the planned call by `position`, or by `call_id` without it."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
     if position is None:
         found = locate(plan, call_id, tool, args)
     else:
-        # By position, not by index: a carried plan lacks the rejected calls.
+        # Compare positions instead of indexing, because a carried plan lacks the rejected calls.
         for planned in plan.calls:
             if planned.position == position:
                 found = planned
@@ -118,7 +118,7 @@ def match(
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call of an id; of several, that with equal arguments."""
+    """Return the planned call with an id. Of several, return the one with equal tool and arguments, or the first."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -127,7 +127,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan with an approver's edits, without rejected or answered calls."""
+    """Return the plan for `epoch`, with edits and without dropped calls (`instead`), or as `announced` again."""
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)
@@ -141,10 +141,10 @@ def carry(
 def call_key(whose: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one call, stable over retry, replay, resume and restart.
 
-    Position and digest distinguish duplicate call ids. In the ledger `whose` contains the epoch, which distinguishes
-    message ids that a provider reuses on a later turn. For the service that carries the call out it contains no thread or
-    epoch, so the key is also stable over fork and thread copy.
+    Position and digest distinguish duplicate call ids. For keys in the ledger, `whose` contains the epoch, because a
+    provider may reuse a message id on a later turn. For idempotency keys, `whose` contains no thread or epoch, so that
+    the key is also stable over fork and thread copy.
     """
-    # JSON, because a model chooses ids and names: no separator in one can split it.
+    # The parts are JSON strings: a model chooses ids and names, and could put a separator into them.
     text = f"{whose}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()

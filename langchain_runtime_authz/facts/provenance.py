@@ -1,7 +1,7 @@
-"""Find the source *class* (`SAYS`) of an argument's items, and its *standing*.
+"""Find the source of each item of an argument: its *class* (`SAYS`) and its *standing*.
 
-Standing `told` is human or principal, `known` is system or internal, and others are `outside`. A list has the standing
-of its weakest item. Provenance is evidence for questions and policies, not an order: orders are in the mandate.
+The standing is `told` for the classes human and principal, `known` for system and internal, and `outside` for all
+others. A list has the standing of its weakest item. Provenance is evidence for questions and policies, not an order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
 class Provenance(NamedTuple):
-    """The source of one value (`authzen.ArgumentProvenance`); an item of a list has no `kind` (`ItemProvenance`)."""
+    """The source of one value (`authzen.ArgumentProvenance`). An item of a list has no `kind` (`ItemProvenance`)."""
 
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`
@@ -69,7 +69,7 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """Free texts that were read, newest last, and sightings not in the ledger."""
+    """Free texts that this process read, newest last, and sightings that are not in the ledger."""
 
     __slots__ = ("_folded", "_found", "prose")
 
@@ -97,7 +97,7 @@ NO_MEMORY: Final = Memory()
 
 
 class Evidence(NamedTuple):
-    """The sightings known when a call is decided. Without `memory`, values in free texts are unknown."""
+    """The known sources of values when a call is decided. `own`: normal forms of the subject's identifiers."""
 
     words: UserWords
     own: frozenset[str] = frozenset()
@@ -106,7 +106,7 @@ class Evidence(NamedTuple):
 
 
 def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
-    """Return the provenance of each critical and each date argument that is not empty."""
+    """Return the provenance of each critical argument and each date argument that is not empty."""
     traced: dict[str, Provenance] = {}
     for name, kind, value, items, _ in atoms.atoms:
         if items is None:
@@ -135,7 +135,7 @@ def _weakness(found: Provenance) -> tuple[int, int]:
 
 
 def _item(item: Item, evidence: Evidence) -> Provenance:
-    """Return the provenance of a scalar: of its parts, the weakest one's."""
+    """Return the provenance of a scalar, which is that of its weakest part."""
     weakest: Provenance | None = None
     for part in item.parts:
         if evidence.words.said(part):

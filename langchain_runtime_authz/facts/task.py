@@ -1,7 +1,7 @@
-"""The task: the user's texts, and their changes.
+"""The task: the user's messages, and changes of them.
 
-It is a grow-only list of texts of human origin. They are pinned by digest in the ledger, not in graph state, so a
-summary cannot drop "never above 10". Message class, role, name and markers do not prove an origin.
+A task is a grow-only list of texts of human origin. The ledger pins the texts by digest, outside graph state, so a
+summary cannot drop "never above 10". Message class, role, name and markers do not prove a text's origin.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MAX_TASK_TEXT: Final = 4000  # characters of task text in a request; the digest 
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
-    """One text that changed the task. `key` is the sender's id, `author` is `type:id`, `epoch` the ledger's.
+    """One text that changed the task. `key`: id by the sender. `author`: `type:id`. `epoch`: of the ledger.
 
-    `own`: the thread's subject wrote it; texts of others can only narrow. `past`: it came in a history, already
-    answered. `mixed`: it has several text blocks, and one may be an attachment. Past and mixed texts order nothing.
+    `own`: the thread's subject wrote it; texts of others can only narrow the task. `past`: it came in a history,
+    already answered. `mixed`: it has several blocks, perhaps an attachment. Past and mixed texts order nothing.
     """
 
     digest: str
@@ -37,13 +37,13 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return the text as the author's, and as its own only if it was so before."""
+        """Return the text with this author. `own` stays True only if it is True before and here."""
         return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The folded task: `digest` chains over all texts, `text` has the subject's."""
+    """All texts of a task as one. `digest` chains the digests of all texts; `text` joins the subject's own texts."""
 
     id: str = ""
     digest: str = ""
@@ -69,7 +69,7 @@ def _block_text(block: Any) -> str:
 
 
 def content_digest(content: object) -> str:
-    """Return the digest of a message's content. `"x"` equals one text block `x`; media count by bytes."""
+    """Return the digest of a message's content. The text "x" and a list with the one text block "x" are equal."""
     if isinstance(content, list) and all(
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):
@@ -93,7 +93,7 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
     for text in texts:
         value = "sha256:" + hashlib.sha256(f"{value}\n{text.digest}".encode()).hexdigest()
     words = "\n".join(filter(None, [task.text, *(t.text for t in texts if t.own)]))
-    # Keep the end: the newest words narrow the task.
+    # If the text is too long, keep its end, because the newest words narrow the task.
     words = words if len(words) <= MAX_TASK_TEXT else "…" + words[1 - MAX_TASK_TEXT :]
     return Task(task.id or value[7:23], value, words, task.corrections + (1 if correction else 0))
 
@@ -101,8 +101,8 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
 def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
     """Return the texts in `incoming` that are new. A stateless client sends the whole history.
 
-    A known id with another digest is a correction. Texts without ids that repeat pinned ones in their order are history.
-    Leaving texts out is not a correction.
+    A text with a pinned id but another digest is a correction, so it is new. Texts with unknown ids that repeat pinned
+    texts in the same order are history. Leaving texts out is not a correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
     # A history does not contain answers to questions.

@@ -1,7 +1,7 @@
-"""Tell which values the user said, for their provenance.
+"""Find out which values the user said, for the provenance of arguments.
 
-The words are texts of human origin from the ledger, without quoted, pasted or forbidden parts
-(`mandate.places.stated`). A value in them is evidence, not an order.
+The words are the user's messages in the ledger, without quoted or pasted parts and without prohibitions
+(`mandate.places.stated`). A value in these words is evidence, not an order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_TEXT: Final = 20_000  # characters searched, the newest
 MAX_KNOWN: Final = 128  # values whose result is cached
 _TRIES: Final = 64
 _SHORTEST: Final = 2  # one letter names nothing
-_LOOKS: Final = 4
+_LOOKS: Final = 4  # a shorter value resembles nothing
 # A host without `https://` or `www.`: common endings that are not file extensions.
 _HOST: Final = re.compile(
     r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
@@ -29,7 +29,7 @@ _HOST: Final = re.compile(
 class UserWords:
     def __init__(self, texts: Sequence[str]) -> None:
         self.said = lru_cache(maxsize=MAX_KNOWN)(self._said)
-        # The newest words are the ones that count when there are too many.
+        # If there are too many words, the newest count.
         said = "\n".join(texts)[-MAX_TEXT:]
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
         self._tokens = frozenset((*mentions(said), *hosts))

@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001  (people type typographic quotes)
 """The words of a language, as data, and the tokens of a text.
 
-A language is a JSON file here: closed lists of words and phrases, by what they do in a clause. `mandate.words` parses with
-them. A token that has no plain reading ("1.250", "5pm", "x.org.They") is `odd`, and no clause takes one.
+A language is a JSON file in this folder: lists of words and phrases, by their role in a clause. `mandate.words` parses
+with these lists. A token without one plain reading ("1.250", "5pm", "x.org.They") is `odd`, and no clause accepts it.
 """
 
 from __future__ import annotations
@@ -178,12 +178,12 @@ class Language:
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
-        """Return True if the word takes an order back, or hangs it on something."""
+        """Return True if the word takes an order back, or makes it depend on something."""
         word = word.replace("’", "'").strip("()[]{}*_~'\"")
         return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
     def stop(self, tokens: Sequence[Token]) -> str:
-        """Return the first word that takes an order back, or hangs it on something."""
+        """Return the first word or phrase that takes an order back or makes it conditional; "" if there is none."""
         at = 0
         while at < len(tokens):
             if excused := self.match(self.excused, tokens, at):  # "after that, …", "… as soon as possible"
@@ -197,7 +197,7 @@ class Language:
         return ""
 
     def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
-        """Return how many tokens from `at` on are one of the phrases, the longest first."""
+        """Return the number of tokens in the longest phrase that begins at `at`; 0 if there is none."""
         if at >= len(tokens) or tokens[at].kind not in _WORDLIKE:
             return 0
         known = self.phrases[phrases] if isinstance(phrases, str) else phrases
@@ -206,11 +206,11 @@ class Language:
         return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
 
     def definite(self, token: Token) -> bool:
-        """Return True if a token tells which thing is meant."""
+        """Return True if a token tells which thing is meant: an article, a number or an identifier, for example."""
         return token.lower in self.determiners or token.kind not in {"word", "name", "sep", "colon", "odd"}
 
     def value(self, token: Token) -> bool:
-        """Return True if a token may be a value. A common word may only behind a preposition or a noun."""
+        """Return True if a token may be a value. The caller restricts common words further."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
         return token.kind not in {"odd", "sep", "colon", "end"}
@@ -223,7 +223,7 @@ def languages() -> tuple[Language, ...]:
 
 
 def read_number(number: str) -> int | float | None:
-    """Return what a written number means, if it has one reading."""
+    """Return the value of a written number; None if it can be read in no way or in two, or is 0."""
     readings = decimals(number) if _PLAIN.fullmatch(number) else ()
     if len(readings) != 1 or not readings[0]:
         return None
