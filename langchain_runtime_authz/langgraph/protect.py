@@ -334,11 +334,11 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
     # `invoke` and `ainvoke` use these.
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         with entry(self, config, getattr(self, "sync_client", None)) as headers:
-            yield from base.stream(_without_config(self), input, config, **_sent(kwargs, headers))
+            yield from base.stream(self, input, config, **_sent(kwargs, headers))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         async with entry(self, config, getattr(self, "client", None)) as headers:
-            async for chunk in base.astream(_without_config(self), input, config, **_sent(kwargs, headers)):
+            async for chunk in base.astream(self, input, config, **_sent(kwargs, headers)):
                 yield chunk
 
     # A write to another agent's state directs that agent, so it is decided like a call of the agent.

@@ -100,7 +100,7 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
     """Cache a permit for its `ttl`, up to half a lease, unless the grant expires. Cache a `lasting` one for the run."""
     ends = run.grant is not None and run.grant.expires_at is not None
     said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
-    lasts = run.engine.max_lifetime if lasting and not found.ttl else said
+    lasts = run.engine.max_lifetime if lasting and not (found.ttl or ends) else said
     if lasts and found.outcome == "permit" and keepable(found, key[-1]) and len(run.kept) < MAX_KEPT:
         run.kept[key] = found, began + lasts
     return found
@@ -131,7 +131,7 @@ class ModelCall(NamedTuple):
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     permit, keep = kept(run, "model/call", *call[:4], lasting=True)
-    if permit is not None:
+    if permit is not None and not run.closed and (run.engine.kill_switch is None or not run.engine.killed):
         return permit
     properties = {
         "provider": call.provider,

@@ -40,6 +40,21 @@ def test_a_run_in_flight_stops_before_its_side_effect(tmp_path: Path, ran: Any) 
     assert ran == []
 
 
+def test_a_node_that_asks_its_model_again_is_stopped(tmp_path: Path) -> None:
+    """Although the model's permit is kept for the run."""
+    model, answers = replying(), list[Any]()
+
+    def loop(state: Any) -> Any:
+        for _ in range(2):
+            answers.append(model.invoke(state["messages"]))
+            (tmp_path / "kill").touch()
+
+    authz = authz_with(StaticPDP(True), kill_switch=tmp_path / "kill")
+    graph = authz.protect(node_graph(loop))
+    assert code_of(lambda: told(authz, graph, human())) == "killed"
+    assert len(answers) == 1
+
+
 def test_it_is_engaged_between_judgement_and_claim(tmp_path: Path, ran: Any) -> None:
     """The last look is at the point of no return."""
     switch = tmp_path / "kill"

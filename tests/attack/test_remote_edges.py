@@ -97,6 +97,16 @@ def test_a_credential_for_one_deployment_is_refused_by_another(bound: bool) -> N
     assert payer.codes == (["audience"] if bound else [])
 
 
+def test_what_is_bound_to_a_remote_graph_is_sent(how: str) -> None:
+    """Its own config reaches the deployment, once."""
+    seen: list[Any] = []
+    far = remote(PAYER, lambda request: [seen.append(json.loads(request.content)["config"]), httpx.Response(500)][1])
+    far = far.with_config({"configurable": {"model": "small"}, "tags": ["far"]})
+    authz, graph = home(far)
+    assert go(authz, graph, how) != ""
+    assert [(config["configurable"]["model"], config["tags"]) for config in seen] == [("small", ["far"])]
+
+
 def test_the_deployment_itself_accepts_it(how: str) -> None:
     """Its URL is the audience, unless the developer names another for that URL."""
     for extra, audience in (({}, PAYER), ({"audience": "urn:payer"}, ["urn:payer", "urn:old"])):
