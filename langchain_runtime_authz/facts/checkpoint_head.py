@@ -59,7 +59,7 @@ class ChildMark(NamedTuple):
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:
-        """Return the checkpoint, `UNKNOWN`, or `None` if the place has no mark."""
+        """Return the recorded checkpoint id; `UNKNOWN` if it was not known; None if the place has no mark."""
         place, _, checkpoint = marks.get(self.name, "").partition(" ")
         return checkpoint if place == self.place else None
 

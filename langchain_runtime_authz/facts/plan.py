@@ -98,7 +98,7 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 def match(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
 ) -> Match:
-    """Compare a call with the plan of its message. Find the planned call by `position`, or by `call_id` without it."""
+    """Compare a call with the plan of its message. Find the planned call by `position` or, if None, by `call_id`."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
@@ -127,7 +127,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan for `epoch`, with edits and without dropped calls (`instead`), or as `announced` again."""
+    """Return the plan for `epoch`, with calls edited or dropped (None) by `instead`, or restored if in `announced`."""
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)

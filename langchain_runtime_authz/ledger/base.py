@@ -84,7 +84,7 @@ class CallRow(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Return True if the call is unknown, reported no failure, and must not be repeated (is not idempotent)."""
+        """Return True if the call is unknown, reported no failure, and must not be repeated (not `idempotent`)."""
         known = self.about or {}
         return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
@@ -92,8 +92,8 @@ class CallRow(NamedTuple):
 class Doubt(NamedTuple):
     """A permitted call that has not completed: `claimed` while its lease is live, `unknown` afterwards.
 
-    After a resolution that the call did not happen, it is `void`. RULE: while a call is in doubt, other calls with its
-    deed ask an approver (`asks`). This is checked when they are decided, and again when their claim is committed. A
+    If a resolution says that the call did not happen, the call is `void`. RULE: while a call is in doubt, other calls
+    with its deed ask an approver (`asks`). This is checked when such a call is decided, and again when it is claimed. A
     resolution, an approval whose question named the doubt, or the end of `LASTS` seconds lifts the doubt.
     """
 
@@ -111,7 +111,7 @@ class Doubt(NamedTuple):
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if the call is `lost`, or unknown and recent (`LASTS`). An idempotent call must be a payment."""
+        """Return True if the call is `lost`, or unknown and recent (`LASTS`); not if idempotent, unless it pays."""
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
@@ -316,7 +316,7 @@ class Doubted(Protocol):
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
         """Return at most `MAX_ASKED` calls for which `listed` is True (of the thread `scope`), or the call `key`.
 
-        Calls that are `lost` come first. Newer calls come before older ones.
+        Calls that are `lost` come before all others. Within both groups, newer calls come first.
         """
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...

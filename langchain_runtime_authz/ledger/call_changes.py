@@ -149,7 +149,7 @@ class ReleaseCall(Unrefusable):
 
 @dataclass(slots=True)
 class ConcludeCall(_OfCall):
-    """Record how the call ended: `done`, `failed`, `suspended` or `unknown`. With None (a read), delete the row.
+    """Record how the call ended or paused (`state`). If `state` is None, as for a read, delete the row.
 
     A side effect that failed may have happened all the same. So its state becomes `unknown`, with the note `failed`. If
     the call was resolved before (`ResolveCall`), the conflict is `ended_late`, unless this end is already noted.
@@ -197,10 +197,10 @@ class ConcludeCall(_OfCall):
 
 @dataclass(slots=True)
 class ResolveCall(_OfCall):
-    """Record if an unknown call happened. For a call in any other state, the conflict is `not_in_doubt`.
+    """Record whether an unknown call happened. For a call in any other state, the conflict is `not_in_doubt`.
 
-    If the call happened, it is `done`, and the model is told so if it repeats the call. Otherwise it is `void`, and may
-    run.
+    If the call happened, its state is `done`, and a model that repeats the call is told so. Otherwise the state is
+    `void`, and the call may run.
     """
 
     happened: bool
@@ -229,7 +229,7 @@ class ResolveCall(_OfCall):
 
 @dataclass(slots=True)
 class DoubtCall(Unrefusable):
-    """Record a call as in doubt that a ledger lost (command `ledger restored`), unless the call is known to be done."""
+    """Record that a call is in doubt which the ledger lost (command `ledger restored`). A `done` call stays `done`."""
 
     row: CallRow
 
@@ -385,7 +385,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use up an approval for exactly these arguments. If it is used, expired or missing: `approval_void`."""
+    """Use up an approval for exactly these arguments. Without a valid approval, the conflict is `approval_void`."""
 
     call_key: str
     args_digest: str

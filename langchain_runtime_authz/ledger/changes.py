@@ -86,7 +86,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread for `subject`. If it belongs to another subject, the conflict is `subject_mismatch`."""
+    """Create the thread for `subject`. If the thread is of another subject, the conflict is `subject_mismatch`."""
 
     subject: str
 
@@ -322,7 +322,7 @@ class Reinstate(Unrefusable):
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Record a plan. A second record for the same agent, message and epoch is ignored. `at` is set here."""
+    """Record a plan, and set its `at`. A second record for the same agent, message and epoch is ignored."""
 
     plan: PlanRecord
 

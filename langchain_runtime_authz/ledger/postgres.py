@@ -1,7 +1,7 @@
 """The ledger in PostgreSQL, for any number of machines. Needs the extra `postgres`.
 
-The tables are in a schema of their own. Each transaction takes the application's role, with any login role. This role
-may add rows, may change and delete rows of state tables but not of history, and reads only the tenant's rows.
+The tables are in a schema of their own. Each transaction takes the application's role, whatever role logged in. The
+role may add rows, may change and delete rows of state tables but not of history, and reads only the tenant's rows.
 """
 
 from __future__ import annotations

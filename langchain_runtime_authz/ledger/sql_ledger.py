@@ -51,7 +51,7 @@ class Tx(Protocol):
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """Write a commit's rows. Return a pair: the commit's position in the journal, and the new `found.seen`.
 
-        If the thread changed since `found` was read, a turn was taken, or `now` is wrong, write nothing: return None.
+        Write nothing and return None if the thread changed since it was read, a turn was taken, or `now` is wrong.
         """
 
 

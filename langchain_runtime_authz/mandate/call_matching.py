@@ -64,7 +64,7 @@ class Standing(NamedTuple):
 
 
 class CallFacts(NamedTuple):
-    """The facts about a call that a mandate is compared with."""
+    """The facts about a call that are compared with a mandate."""
 
     tool: str
     profile: ToolProfile
@@ -310,7 +310,7 @@ def _several(value: object, what: Argument) -> bool:
 
 
 def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Yield a deviation for each list, and each member of several rows, whose values are not in the ordered order.
+    """Yield a deviation for each list, and each member of several rows, with values in another order than the step's.
 
     Values of one row, or at one index of several lists, may belong together. In another order, a call could pair one
     recipient with the amount of another. A single row or object may hold lists too.

@@ -157,7 +157,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool) -> bool:
-        """Return True if the sentence of `start` forbids or excepts something; if `dictated`, before `start`."""
+        """Return True if the sentence around `start` forbids or excepts something; if `dictated`, before `start`."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 

@@ -206,7 +206,7 @@ class Placing:
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:
-    """Return the name under which a step uses up positions. Its effect keeps a planner from joining two effects."""
+    """Return the name under which a step uses up positions. With the effect in it, no deed joins two effects."""
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 

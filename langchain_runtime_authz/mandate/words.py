@@ -189,7 +189,7 @@ class _Turn:
         return at
 
     def _clauses(self, tokens: list[Token], at: int) -> Iterator[list[Token]]:
-        """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
+        """Yield the clauses of a sentence. A new clause begins where a verb follows "and"."""
         begin, unended = 0, False  # without quotes, the end of dictated words, or of a name, is not known
         while at < len(tokens):
             gap = self.language.match("separators", tokens, at)
