@@ -114,16 +114,14 @@ def completion_record(
     call_key: str,
     state: str,
     run_id: str = "",
-    output_digest: str | None = None,
-    error: str | None = None,
     leaked: bool = False,
     withheld: bool = False,
 ) -> dict[str, Any]:
     """Return the record of a call's end.
 
     `call_key` is the ledger's key of the call. `state` is `done`, `failed`, `denied`, `suspended`, `unknown` or
-    `released`. `output_digest` is `sha256:<hex>` of the output, `error` the exception's type, never its text. `leaked`:
-    a live token was found in the output and removed. `withheld`: a part that could not be searched was left out.
+    `released`. `leaked`: a live token was found in the output and removed. `withheld`: a part of the output that could not
+    be searched was left out.
     """
     return _record("completion", **locals())
 

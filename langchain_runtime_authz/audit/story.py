@@ -254,7 +254,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         detail = detail if isinstance(detail, dict) else {}
         decision_id = shown(record.get("decision_id") or detail.get("decision_id"))
         if kind == "completion" and (ended := unended.get(decision_id)) is not None:
-            ended.end = shown(record.get("error") or record.get("state"), 40)
+            ended.end = shown(record.get("state"), 40)
         if kind not in ("decision", "mint", "mint_refused", "run"):
             continue
         thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, _list(record.get("agent"))))

@@ -21,7 +21,8 @@ MAX_SIGHTINGS: Final = 4096  # per output
 HEAD_NODES: Final = 96  # values that are read at once
 HEAD_CHARS: Final = 4000
 MAX_LEAF: Final = 100_000  # characters of one text
-MAX_ECHO: Final = 10_000  # characters of one argument; a longer text is not an echo
+MAX_SENT: Final = 2000  # values and containers in a call's arguments; the output of a call with more is not trusted
+MAX_ECHO: Final = 100_000  # characters of one argument; likewise
 SHORTEST: Final = 4  # a shorter text has no mentions
 MAX_FIELDS: Final = 1024  # fields whose trust is cached
 MAX_FLAT: Final = 64  # arguments of a call whose output `_plain` may read
@@ -100,18 +101,9 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
     return Observation((Sighting(key(whole[0]), field.origin, True, field.counterparty, tool),))
 
 
-def _echo(args: Mapping[str, Any]) -> set[str]:
-    found: set[str] = set()
-    for value in _scalars(args):
-        own = forms(value)
-        found.update(own, said_forms(value, own))
-        if isinstance(value, str):
-            found.update(mentions(value[:MAX_ECHO]))
-    return found
-
-
-def _scalars(value: object, left: int = 2000) -> Iterator[object]:
-    stack: list[object] = [value]
+def _echo(args: Mapping[str, Any]) -> set[str] | None:
+    """Return the normal forms of all values in a call's arguments, or None if the arguments are too large to read."""
+    found, stack, left = set[str](), list[object]([args]), MAX_SENT
     while stack and left:
         left -= 1
         top = stack.pop()
@@ -120,14 +112,21 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
         elif isinstance(top, list | tuple):
             stack += top
         else:
-            yield top
+            own = forms(top)
+            found.update(own, said_forms(top, own))
+            if isinstance(top, str):
+                if len(top) > MAX_ECHO:
+                    return None
+                found.update(mentions(top))
+    return None if stack else found
 
 
 class Reading:
     """A resumable reading of one output. `weight`: characters that the reading keeps in memory."""
 
-    def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool, output: Held) -> None:
-        self.tool, self.profile, self.echo, self.failed, self.weight = tool, profile, echo, failed, output.weight
+    def __init__(self, tool: str, profile: ToolProfile, echo: set[str] | None, failed: bool, output: Held) -> None:
+        self.tool, self.profile, self.echo, self.weight = tool, profile, echo or set(), output.weight
+        self.failed = failed or echo is None
         self.found: dict[Sighting, None] = {}
         self.prose: list[Prose] = []
         self.nodes = self.chars = 0

@@ -113,7 +113,7 @@ class MemoryLedger(b.Awaited):
             now = self._latest = ledger_time(self._clock(), self._latest)
             if key is not None:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
-                return [b.Doubt(scope, t.subject, t.call(key, now)) for scope, t in held]
+                return [b.Doubt(s, t.subject, t.call(key, now)) for s, t in held if scope in (None, s)]
             found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
             listed = [one for one in found if one.listed(now) and scope in (None, one.scope)]
             return sorted(listed, key=lambda one: (not one.row.lost, -one.row.at))[: b.MAX_ASKED]

@@ -164,11 +164,13 @@ class Reader:
             return False
         bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
         chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
-        echo = {form for v in reads.scalars(chosen, 1000) or () for form in reads.scalar_forms(v)} if chosen else set()
+        sent = reads.scalars(chosen, 1000)  # None if there are more
+        echo = {form for v in sent or () for form in reads.scalar_forms(v)}
         for value in values:
             if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
                 return False
-            if not echo.isdisjoint(reads.scalar_forms(value)) or self._outputs.written(value, output.turn):
+            echoes = sent is None or not echo.isdisjoint(reads.scalar_forms(value))
+            if echoes or self._outputs.written(value, output.turn):
                 return False
         return True
 

@@ -70,6 +70,7 @@ class Outputs:
         self._unread: deque[tuple[Any, ...]] = deque()
         self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
+        self._left_out = float("inf")  # turn of the first side effect whose values were not all recorded
         self._entries = self._weight = self._turn = self._waiting = 0
 
     def record(
@@ -146,16 +147,15 @@ class Outputs:
 
     def _note(self, args: Mapping[str, Any]) -> None:
         for form in _told(args):
-            if len(self._written) >= MAX_WRITTEN:
+            if form is None or len(self._written) >= MAX_WRITTEN:
+                self._left_out = min(self._left_out, self._turn)
                 return
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
-        """Return True if a side effect before `turn` had the value, or the record of such values is full."""
+        """Return True if a side effect before `turn` had the value, or had values that could not all be recorded."""
         self._read()
-        if len(self._written) >= MAX_WRITTEN:
-            return True
-        return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
+        return self._left_out < turn or any(self._written.get(form, turn) < turn for form in scalar_forms(value))
 
     def of(self, tool: str, task: str = "") -> Collection[Output]:
         self._read()
@@ -167,15 +167,16 @@ class Outputs:
             yield found.words
 
 
-def _told(args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the normal forms of all values in arguments: also of values in JSON texts, and of addresses in texts."""
-    for value in scalars(args, MAX_ARGUMENT_NODES) or ():
-        yield from scalar_forms(value)
-        if isinstance(value, str):
-            inner = json_copy.parsed(value)
-            for held in (scalars(inner, MAX_ARGUMENT_NODES) or ()) if inner is not value else ():
-                yield from scalar_forms(held)
-            yield from identifiers(value[:MAX_ARGUMENT_CHARS])
+def _told(args: object, *, inside: bool = False) -> Iterator[str | None]:
+    """Yield the normal forms of all values in arguments and JSON texts, and of addresses; None for what is too large."""
+    values = scalars(args, MAX_ARGUMENT_NODES)
+    for value in (None,) if values is None else values:
+        large = value is None or (isinstance(value, str) and len(value) > MAX_UNREAD)
+        yield from (None,) if large else scalar_forms(value)
+        if isinstance(value, str) and not large and not inside:
+            if (inner := json_copy.parsed(value)) is not value:
+                yield from _told(inner, inside=True)
+            yield from identifiers(value)
 
 
 def _canonical(value: Any) -> Any:

@@ -384,3 +384,10 @@ def test_the_beginning_of_a_value_that_was_cut_is_not_asserted(whole: str, cut: 
     seen = observe_output("read", ToolProfile(effect="read", trust="system"), {}, json.dumps(output) if text else output)
     found = [*seen.sightings, *(seen.rest.read().sightings if seen.rest is not None else ())]
     assert not [one for one in found if one.asserted and one.source == "read/iban"]
+
+
+@pytest.mark.parametrize("more", [[], [*range(2000)], "x" * 100_001], ids=["small", "many values", "a long text"])
+def test_a_call_that_is_too_large_to_read_may_echo_anything(more: Any) -> None:
+    """Its output is an outsider's, as the model could have sent any value in it. Of a small call, an echo is nobody's."""
+    seen = read({"iban": "DE21999988887777"}, ToolProfile(effect="read", trust="system"), args={"q": ["DE21999988887777", more]})
+    assert {s.origin for s in seen.sightings} == ({"external"} if more else set())

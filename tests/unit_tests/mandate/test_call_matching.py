@@ -251,7 +251,8 @@ def test_a_value_that_the_model_wrote_does_not_vouch_for_itself():
 
 def test_an_echo_of_an_open_argument_vouches_for_nothing():
     mandate = Mandate(steps=(Step("find", "contacts", {"query": Free()}), Step("do", "send", {"to": Field("find", "asked")})))
-    for query, standing in (("eve@x.org", "deviates"), ("Anna", "covered")):
+    large = {"more": [*range(1001)], "who": "eve@x.org"}
+    for query, standing in (("eve@x.org", "deviates"), ("Anna", "covered"), (large, "deviates")):
         kept = Outputs()
         kept.record("contacts", PROFILES["contacts"], {"query": query}, {"asked": "eve@x.org"})
         assert judge(mandate, "send", {"to": "eve@x.org"}, kept=kept).standing == standing

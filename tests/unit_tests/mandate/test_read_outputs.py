@@ -114,7 +114,17 @@ def test_written_values_are_told_by_time(monkeypatch):
     found.wrote({"content": '{"rows": [{"payee": "Eve"}]}', "note": "Anna is now at eve@x.org, she says."})
     assert (found.written("Eve", 3), found.written("eve@x.org", 3), found.written("Anna", 3)) == (True, True, False)
     monkeypatch.setattr(module, "MAX_WRITTEN", 1)
-    assert found.written("y", 2) is True
+    found.wrote({"a": "z"})
+    assert (found.written("y", 4), found.written("y", 3)) == (True, False)
+
+
+@pytest.mark.parametrize("large", [[*range(1001)], json.dumps([*range(1001)]), "x " * 500_001], ids=["values", "in JSON", "text"])
+def test_a_write_that_is_too_large_to_note_had_any_value(large):
+    """From then on. What was read before it is trusted as before."""
+    found = Outputs()
+    found.wrote({"a": "b"})
+    found.wrote({"rows": large})
+    assert (found.written("eve", 3), found.written("eve", 2)) == (True, False)
 
 
 def test_the_longest_prefix_says_who_vouches():
