@@ -358,7 +358,7 @@ def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool
 RULES: dict[str, tuple[Any, str, Any]] = {
     "believe every field": (observe_module, "field_trust", _believe_prose),
     "mentions are assertions": (observe_module.Reading, "_see", _assert_all),
-    "believe echoes": (observe_module, "_scalars", lambda _: []),
+    "believe echoes": (observe_module, "_echo", lambda _: set()),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
     "the best item counts": (trace_module, "max", min),
     "an address is all that is there": (atoms_module, "_places", lambda _: ()),
