@@ -112,7 +112,7 @@ class _Pool:
             self.loop.close()
 
     def stop(self) -> None:
-        """End all exchanges and the thread, without waiting: a finaliser may run while its thread holds our lock."""
+        """End all exchanges and the thread. Do not wait: a garbage collection, under our lock, may call this."""
         if self._pid == os.getpid():  # a fork's copy has no thread to end
             with suppress(RuntimeError):  # it has ended
                 self.loop.call_soon_threadsafe(self.loop.stop)

@@ -191,7 +191,7 @@ class DeviationContext(Model):
 
 
 class MandateContext(Model):
-    """The result of comparing the call with the task's mandate.
+    """The call's `standing`: how the call compares with the task's mandate.
 
     `covered`: a step that is not used up orders exactly this call. `deviates`: a step orders the tool, but not this
     call. `forbidden`: a prohibition or a limit excludes the call. `outside`: no step orders the tool. `none`: there is
@@ -230,8 +230,8 @@ class HistoryContext(Model):
     """The steps taken so far on this thread, in bounded space.
 
     `denials` counts denied steps without outages, `streak` those since the last permitted call. `unplanned` counts
-    denied side effects that no plan held, `tainted` those with critical arguments from outside. `rotations` counts
-    changes of the task by others, since the last change by its subject and the last side effect. `last_minute` counts
+    denied side effects that no plan held, `tainted` those with critical arguments of standing `outside`. `rotations`
+    counts task changes by others, since the last change by the subject and the last side effect. `last_minute` counts
     permitted calls, up to `facts.history.TIMES`. `classes_read` are the data classes that any agent of the thread read,
     `classes_held` those that the acting agent may know of (`facts.history`), or null.
     """

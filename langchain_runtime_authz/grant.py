@@ -108,7 +108,7 @@ class Constraint(_Frozen):
 
 
 class Grant(_Frozen):
-    """Limit what a run may do. In a token it is RFC 9396 `authorization_details`.
+    """The most that a run or a child agent may do. In a token it is RFC 9396 `authorization_details`.
 
     Attributes:
         tools: names of tools; `None` leaves every reachable tool to policy.

@@ -76,8 +76,8 @@ class ToolProfile(BaseModel):
         verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions. It does not
             lift the policy's denials, nor what the mandate forbids or wants confirmed.
         critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
-            argument: `attachments.file_id`. Critical arguments are the request's `target` and are never shortened.
-            The kind `object` names something that exists; `name` names something new.
+            argument: `attachments.file_id`. Critical arguments are the request's `target` and are never shortened. The
+            kinds `principal`, `url` and `channel` are destinations. An `object` exists already, a `name` is new.
         when: arguments that are dates or times.
         text: free-text arguments.
         free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
@@ -203,7 +203,7 @@ UNPROFILED: Final = ToolProfile()
 
 
 def as_unprofiled(declared: ToolProfile) -> ToolProfile:
-    """Return the profile for a tool whose `declared` profile does not count. Its verdict `ask` or `deny` stays."""
+    """Return the profile for a tool whose `declared` profile does not count. A declared `ask` or `deny` stays."""
     strict = declared.verdict in ("ask", "deny")
     return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
 

@@ -77,7 +77,7 @@ _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discrimin
 
 
 class Trace(NamedTuple):
-    """The events by line, with times in seconds from the first one. A line without a time takes one second."""
+    """The events with their line numbers. `at`: seconds since the first event. A line without `at` adds one second."""
 
     subject: str
     events: list[tuple[int, Event]]

@@ -317,7 +317,7 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
 
 
 def log_of(audit: Path | None, tenant: str) -> Path | None:
-    """Return the tenant's log. Warn if no log is named. Refuse a missing log, and a log of other tenants only."""
+    """Return `audit`. Warn if it is None. Refuse a missing file, and a log that holds only other tenants' records."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 

@@ -19,7 +19,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 class CodeScope:
     """The current run and ticket, and the recorder of refused mints for code without a ticket.
 
-    `counts`: call that no message planned → number of equal calls answered so far. `task`: the node's Pregel task.
+    `counts`: unplanned call → number of equal calls so far, to tell them apart. `task`: the node's Pregel task.
     """
 
     ticket: Ticket | None = None
@@ -40,7 +40,7 @@ def current_ticket() -> Ticket | None:
 
 
 class CurrentCall:
-    """The call under way, for its tool. Text forms, copies and pickles hold nothing secret."""
+    """The call under way, as its tool sees it. Text forms, copies and pickles hold nothing secret."""
 
     __slots__ = ("_running", "_ticket")
 

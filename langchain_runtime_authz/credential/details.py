@@ -1,7 +1,5 @@
 """Write a call into its token (RFC 9396 §2), and check a received call against the token.
 
-`authorization_details` makes the token's detail. `check_call` compares the detail with the call that a service gets.
-
 By default a token holds digests of the arguments, so that logs and introspection do not show the values. A digest is
 made like that of a disclosure (RFC 9901 §4.2.3): base64url(SHA-256(base64url(JSON of [salt, name, value]))). The JSON
 is canonical (RFC 8785) and the value in normal form, so that a service can recompute the digest from its request. The
@@ -158,10 +156,11 @@ def check_call(
         args: the arguments that the service will use, by their names in the tool's profile; `None` for a missing
             argument. If the token holds one digest over all arguments, give all; otherwise some are enough.
         step: id of the mandate's step that must cover the call, if the service demands one.
-        accept: accepted standings, and `approved` for calls that an approver approved. `None` accepts every standing.
+        accept: accepted standings (`authzen.MandateContext`); `approved` stands for any call that an approver approved.
+            `None` accepts every standing.
 
-    Raises `CredentialError`: `credential_tool`, or `credential_call`: the token is for another step or standing, for
-    other values, or does not hold one of the arguments.
+    Raises `CredentialError`: `credential_tool` (another tool's token), `credential_call` (another step, standing or
+    arguments, or an argument that the token does not hold).
     """
     detail = _call(credential, tool)
     as_text, as_number = _normals(args, ()), _normals(args, args)

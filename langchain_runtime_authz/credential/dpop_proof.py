@@ -36,7 +36,7 @@ class ProofKey(Secret):
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """Return a proof for one request (§4.2) and its `token`. `nonce` is the server's last nonce.
+        """Return a proof for one request and the `token` that it sends (§4.2). `nonce`: the last one from the server.
 
         Raises `ConfigError`: `htu` is not an absolute http(s) URL.
         """

@@ -237,7 +237,7 @@ _ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{12,}")
 
 
 def _without(text: str, form: str) -> str:
-    """Replace the run of token characters around each `form`, in one pass."""
+    """Replace each `form`, together with all token characters directly before and after it."""
     parts: list[str] = []
     done, at = 0, text.find(form)
     while at >= 0:

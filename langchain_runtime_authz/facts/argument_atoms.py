@@ -14,7 +14,7 @@ from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identi
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
-DESTINATIONS: Final = ("principal", "url", "channel")
+DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _SCALARS: Final = frozenset((str, int, float, bool))
@@ -53,8 +53,9 @@ class CallAtoms:
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
         """Return a pair: (1) a digest of all critical arguments with their names, (2) a digest of each target.
 
-        A false mismatch allows a duplicate payment; a false match only costs a question. An object is a target only if
-        there is no destination, because a duplicate payment may leave out the number of the invoice.
+        The targets are the destinations or, without any, the objects. Next to a destination, an object does not count:
+        the same payment to Bob may once name the invoice and once leave it out. In doubt, two calls count as equal,
+        because that only costs a question.
         """
         hit, destinations, objects = [], set[str](), set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
@@ -127,7 +128,6 @@ _short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
 
 
 def absent(value: object) -> bool:
-    """Return True if a value is null or empty."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 

@@ -80,7 +80,7 @@ def observe_output(
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a short line without digits, addresses, links and structure. Return None to leave the text to `Reading`."""
+    """Read a short line of plain words, fast. Return None for any other text, which `Reading` must read."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)

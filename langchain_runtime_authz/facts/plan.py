@@ -42,8 +42,8 @@ class PlannedCall(NamedTuple):
 class PlanRecord:
     """The calls of one message of one agent at one epoch. `at`: the thread's number of steps when it was recorded.
 
-    `origin`: if an approver's answer carried the calls into this epoch, the epoch in which they were planned; else 0.
-    Call keys contain the `origin`, so that a carried call that has run does not run again.
+    `origin` is 0, except in a carried plan, which an approver's answer took over from an older epoch: then it is that
+    epoch. Call keys contain the epoch of the first plan, so that a call that has run does not run again.
     """
 
     id: str
@@ -127,7 +127,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan for `epoch`, with calls edited or dropped (None) by `instead`, or restored if in `announced`."""
+    """Return the plan carried into `epoch`. `instead`: edits by position, None drops; `announced`: edits to undo."""
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)

@@ -1,4 +1,4 @@
-"""The task: the user's messages, and changes of them.
+"""The task: what the user asked on a thread, and all changes of it.
 
 A task is a grow-only list of texts of human origin. The ledger pins the texts by digest, outside graph state, so a
 summary cannot drop "never above 10". Message class, role, name and markers do not prove a text's origin.

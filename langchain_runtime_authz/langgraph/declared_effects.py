@@ -129,7 +129,7 @@ class Together(FlowContext[Any]):
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return the output of an earlier execution. If it was not kept (too long, or not JSON), deny the call."""
+        """Return the recorded output of an earlier execution. Deny the call if none was kept: too long, or no JSON."""
         result = kept(getattr(self.begun[0], "result", None))
         if "content" not in result:
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
@@ -169,7 +169,7 @@ class Together(FlowContext[Any]):
 
 @dataclass(eq=False, repr=False)
 class DeclaredEffect(Together):
-    """Decorates a function or guards a block. If it ran before, a function returns its result and a block is denied."""
+    """Decorates a function or guards a block. A call that ran before is not repeated: see `Together.first_output`."""
 
     _profiles: Profiles
     _name: str

@@ -102,7 +102,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls together, though each has a task, so that each task learns if questions exceed a cap."""
+    """Decide all calls of a message, though each runs in its own LangGraph task: a cap counts all their questions."""
     judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -281,7 +281,7 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if a resume value waits for the task's next question. `plain`: count one without an interrupt id."""
+    """Return True if a resume value waits for the task's next question: one by interrupt id or, if `plain`, any."""
     # A plain value that the task has used is in `scratchpad.resume` too.
     if (scratchpad := private.scratchpad_of(config)) is None:
         return False
@@ -334,7 +334,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
     """Record a review's question about a call that was left to the review.
 
-    `heard`: no other call of the task has asked before.
+    `heard`: this call is the first of its task to ask.
     """
     if is_invalid_resume(exc):
         yield from _reopened(run, call)

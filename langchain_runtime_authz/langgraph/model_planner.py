@@ -1,7 +1,7 @@
-"""Let a model plan a mandate from the user's texts, before any other text is read.
+"""Let a model compile a mandate from the user's messages, before any other text is read.
 
-The model sees tool signatures, profiles and the user's texts, with quotations as `[material 1]`, but no tool output.
-Parts that the texts do not back are dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
+The model sees the tools' signatures and profiles, and the user's messages without quoted parts, but no tool output.
+What the messages do not support is dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Found:
 
 
 def graphs_in(root: AnyGraph) -> Iterator[Found]:
-    """Yield `root` and each graph that it reaches: subgraphs, closures, tools' agents."""
+    """Yield `root` and each graph that its code can run: as a subgraph, in a closure, or as an agent behind a tool."""
     return (value for value in reached(root) if isinstance(value, Found))
 
 

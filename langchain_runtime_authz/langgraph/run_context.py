@@ -193,7 +193,7 @@ def note_question(run: Run | None, exc: object) -> None:
 
 
 class RunHandle:
-    """The application's run, with its subject, task and grant. `RuntimeAuthz.run` returns it.
+    """A run of the application: one `with authz.run(...)`, with its subject, task and grant.
 
     Use it as a context manager, synchronous or asynchronous, or call `close`. Inside a generator, pass
     `run.config()` to each call of a graph, because a generator's `with` is refused.

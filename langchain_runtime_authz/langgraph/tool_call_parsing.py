@@ -94,7 +94,7 @@ def parses_alike(call: Call) -> bool:
 
 
 def unchanged(call: Call) -> bool:
-    """Return True if the parsed arguments still equal the decided ones. Code may change values in the message."""
+    """Return True if the parsed arguments are as they were decided. Other code can change them in place meanwhile."""
     parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True

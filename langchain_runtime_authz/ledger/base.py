@@ -54,7 +54,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one agent to act in one root entry (invocation of a root graph). A lease is a row, not a token."""
+    """The right of one agent to act in one root entry (a start or resume of a root graph). A row, not a token."""
 
     jti: str
     run_id: str
@@ -68,13 +68,13 @@ class Lease:
 
 
 class CallRow(NamedTuple):
-    """The recorded state of a call. `void`: a resolution (`ResolveCall`) says that the call did not happen."""
+    """The recorded state of a call. `claimed`: it has begun. `void`: it is resolved (`ResolveCall`) as not happened."""
 
     key: str
     state: CallState
     jti: str
     result: str | None = None  # JSON text, for calls that must not run twice
-    deed: str = ""  # effect and digest of the target, or `effect:several`; "" if the call has no side effect
+    deed: str = ""  # `effect:digest of the target`, or `effect:several`; "" if the call has no side effect
     at: float = 0.0  # ledger time of the claim
     # More facts, kept until the call ends. Among them: `targets`, if several, as deeds. `by`, the tool with the lease,
     # or with the agent for a payment. `again`: another call has begun the same deed. `failed`: the call raised, or
@@ -90,7 +90,7 @@ class CallRow(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """A permitted call that has not completed: `claimed` while its lease is live, `unknown` afterwards.
+    """A call that began and has no known outcome: `claimed` while its lease is live, `unknown` afterwards.
 
     If a resolution says that the call did not happen, the call is `void`. RULE: while a call is in doubt, other calls
     with its deed ask an approver (`asks`). This is checked when such a call is decided, and again when it is claimed. A
@@ -227,7 +227,7 @@ class Snapshot:
     history: History
     edges: tuple[Edge, ...]
     log: tuple[HumanText, ...] = ()
-    pending: tuple[HumanText, ...] = ()
+    pending: tuple[HumanText, ...] = ()  # pending texts: they changed the task, but the graph's state lacks them
     asks: tuple[Approval, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
     underway: bool = False  # the lease of a root entry was not ended, and is live or expired less than `LAPSED` ago
@@ -289,7 +289,7 @@ class Ledger(Protocol):
     def status(self, tenant: str, jti: str) -> TokenStatus:
         """Return the status of a lease's or a token's jti, for resource servers (RFC 7662).
 
-        A token is live while its call is claimed, its lease is live and the task is unchanged.
+        A token is live while its call has begun and not ended, its lease is live, and the task is unchanged.
         """
 
     async def astatus(self, tenant: str, jti: str) -> TokenStatus: ...

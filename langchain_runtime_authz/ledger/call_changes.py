@@ -23,7 +23,7 @@ class _OfCall(Change):
 
 @dataclass(slots=True)
 class ClaimCall(Change):
-    """Claim the call, so that it may run.
+    """Claim the call: record that it has begun, before the tool runs.
 
     A new, suspended, void or repeatable call becomes `claimed`. Otherwise the conflict is `call_in_progress` if the
     call is claimed, else `outcome_unknown`. The conflict contains the row if the call is done. A claim whose lease

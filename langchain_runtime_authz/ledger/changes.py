@@ -99,7 +99,7 @@ class OpenThread(Change):
 
 @dataclass(slots=True)
 class AdvanceEpoch(Change):
-    """Pin `texts` and raise the epoch by 1. If the epoch is not `expected`, the conflict is `stale_epoch`.
+    """Change the task: pin `texts` and raise the epoch by 1. Conflict `stale_epoch` if the epoch is not `expected`.
 
     Except with `first`, this ends every live lease of the thread and deletes open and approved questions.
     """
@@ -143,7 +143,7 @@ class AdvanceEpoch(Change):
 
 @dataclass(slots=True)
 class TakePending(Unrefusable):
-    """Delete the pending texts (`AdvanceEpoch.deliver`) after a root entry received them."""
+    """Delete the pending texts (`Snapshot.pending`): this root entry adds them to the graph's input."""
 
     def needs(self, n: Needs) -> None:
         n.pending = True
@@ -167,7 +167,7 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Set the mark `name` to `value`. If a thread has more than `MAX_MARKS`, a store may drop the oldest marks."""
+    """Set a mark, a named text that belongs to the thread. Beyond `MAX_MARKS`, a store may drop the oldest marks."""
 
     name: str
     value: str

@@ -34,7 +34,7 @@ _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member nam
 
 
 class Output:
-    """The output of a read, as JSON values. `complete`: nothing was cut. `turn`: its number among reads and writes."""
+    """A read's output, as JSON values. `complete`: nothing was cut. `turn`: its index among reads and side effects."""
 
     __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
 
@@ -153,7 +153,7 @@ class Outputs:
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
-        """Return True if a side effect before `turn` had the value, or had values that could not all be recorded."""
+        """Return True if a side effect before `turn` was given the value, or more values than could be recorded."""
         self._read()
         return self._left_out < turn or any(self._written.get(form, turn) < turn for form in scalar_forms(value))
 

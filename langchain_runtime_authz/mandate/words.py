@@ -288,7 +288,7 @@ class _Turn:
         return max(taken)
 
     def _ordered(self, tool: Tool, tokens: list[Token]) -> list[Step]:
-        """Return the steps that a clause orders from a tool: several for a list of objects, or of complete pairs."""
+        """Return the steps that a clause orders from a tool: two for "Pay Bob 45 EUR and Ann 30 EUR"."""
         taken = self._verb(tool, tokens)
         rest = tokens[taken:]
         acts = tool.effect in {"write", "admin", "delete"} and rest and rest[0].lower not in tool.offers

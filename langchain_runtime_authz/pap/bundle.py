@@ -1,4 +1,4 @@
-"""Policy bundles: policy, data, profiles, grants and cases as a signed revision.
+"""Policy bundles: one signed version (revision) of policy, data, profiles, grants and cases.
 
 A bundle has OPA's format (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
 directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego from which the Wasm was compiled, and

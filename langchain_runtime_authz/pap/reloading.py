@@ -49,7 +49,7 @@ class HighestRevision:
         self.path = path
 
     def check(self, bundle: Bundle) -> int:
-        """Return the number used last, or 0. Raises `policy_older` if it is higher, or the same of another bundle."""
+        """Return the number used last, or 0. Raises `policy_older` if that is higher, or equal with another digest."""
         number, digest = self._read()
         if bundle.number < number or (bundle.number == number and bundle.digest != digest):
             have = f"`{self.path.name}`: revision {number} was used here before this revision {bundle.number}"
@@ -195,7 +195,7 @@ class ReloadingPDP(InProcess):
 
     @property
     def revision(self) -> str:
-        """Return number and digest of the revision that decides."""
+        """Return the number and the digest of the bundle that decides."""
         return self._live.bundle.revision
 
     @property

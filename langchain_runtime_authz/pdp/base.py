@@ -40,7 +40,7 @@ class PDP(Protocol):
 
     Attributes:
         name: low-cardinality name for spans and records, e.g. `wasm`.
-        revision: revision of the loaded policy and data; empty if only the answers state it.
+        revision: the version of the loaded policy and data; empty if only the answers state it.
         deadline: optional; seconds within which the calls of one message must be answered (2.0).
         in_process: optional; true if `evaluate` never waits. Then it runs on event loops, and its deadline is CPU time.
     """
@@ -51,7 +51,7 @@ class PDP(Protocol):
 
     @property
     def revision(self) -> str:
-        """Return the revision of the loaded policy and data."""
+        """Return the version of the loaded policy and data."""
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request."""

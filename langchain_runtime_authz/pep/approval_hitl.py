@@ -82,7 +82,7 @@ def approval_ids(value: object) -> list[str]:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls that were answered outside the graph. Raise `ValueError` if one rejects such a call."""
+    """Drop decisions on calls that were answered outside the graph. Raise `ValueError` if a decision is a rejection."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:

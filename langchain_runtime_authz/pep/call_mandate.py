@@ -24,14 +24,14 @@ ORDERED: Final = "mandate:application"  # the mark with an application's mandate
 
 
 class Ordered(NamedTuple):
-    """The application's mandate for a run, and the epoch at which each thread got it. A correction suspends it."""
+    """The application's mandate for a run, and the epoch at which each thread got it. A later epoch suspends it."""
 
     mandate: Mandate
     epochs: dict[Scope, int]
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> Ordered | None:
-        """Return a mandate as ordered by the application, not its compiler. Its `key` is counted over all threads."""
+        """Return the mandate with the source `application`. With a `key`, its calls are counted over all threads."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def take(self, run: Run) -> list[SetMark]:
@@ -57,7 +57,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Restore the application's mandate of this epoch. Otherwise the user's text could order the same once more."""
+    """Restore the application's mandate of this epoch, so that the user's message is not compiled into a second one."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:

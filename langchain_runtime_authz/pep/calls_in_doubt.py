@@ -67,10 +67,10 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
-    """Return a pair: the counter of equal calls since the user's message, and the deeds under which such calls stand.
+    """Return a pair: (1) the counter of equal calls since the user's message, (2) the deeds to look for in the ledger.
 
-    The first deed is the call's own: `effect:target`, or one for all calls with several targets (`SEVERAL`), or one by
-    the tool if there is no target. Except for payments, the last is that of such a call that failed (`CallRow.deed`).
+    The call is recorded under the first deed: its effect with its target, with `SEVERAL` targets, or with the tool. The
+    others are deeds of calls that share a target. The last (not for payments) is the deed of an equal call that failed.
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -90,7 +90,7 @@ def facts_of(run: Run, call: Call) -> dict[str, Any]:
 
 
 def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown`. Add calls that an approved question named as in doubt, and that are known to be done by now."""
+    """Ask `on_unknown`. Add the calls that are done by now, although an approved question named them as in doubt."""
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}

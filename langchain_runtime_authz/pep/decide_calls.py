@@ -336,7 +336,7 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return the tools that read a resource which was later declared changed. Note the versions that `calls` read."""
+    """Return the tools that read a resource before it was declared changed. Set `run.versions` for reads in `calls`."""
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}

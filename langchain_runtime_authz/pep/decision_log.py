@@ -118,7 +118,7 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
 ) -> Flow[Committed | None]:
-    """Commit and record a task change, after any earlier one that the log lacks. Return `None` if `change` does.
+    """Commit and record the task change that `change` returns, after recording an earlier one that the log lacks.
 
     Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task too often.
     """

@@ -1,6 +1,6 @@
 """Deny every step of every process while a file exists.
 
-The switch uses neither PDP nor ledger, so it works while both are down. `touch` engages it; so does an unreadable path.
+The switch uses neither PDP nor ledger, so it works while both are down. An unreadable path counts as an existing file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the fi
 
 
 class KillSwitch:
-    """Watches one path. Raises `ConfigError` if it cannot be a file, or its folder does not exist."""
+    """Watches one path. Raises `ConfigError` if the path cannot be a file, or if its folder does not exist."""
 
     __slots__ = ("path",)
 

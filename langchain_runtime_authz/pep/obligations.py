@@ -205,7 +205,7 @@ def keepable(permit: Decision, revision: str) -> bool:
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
-    """Return the field names in `redact` obligations, with the last name of each path, to redact rather too much."""
+    """Return the fields to redact: those of the `redact` obligations, and the last name of each dotted path."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
     return frozenset(found).union(f.rpartition(".")[2] for f in found)

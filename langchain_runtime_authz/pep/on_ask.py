@@ -1,7 +1,7 @@
 """Answer questions in the process that asks them: `RuntimeAuthz(on_ask=...)`.
 
 The callable runs outside the graph, in an empty context, with a copy of the question. Its answer counts as the
-subject's, because the application vouches for it.
+subject's, because the application vouches for the answer.
 """
 
 from __future__ import annotations

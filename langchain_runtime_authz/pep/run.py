@@ -300,7 +300,7 @@ class Run:
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
-        """Mark the run and its parents as paused, so that they end as suspended: an approver is asked."""
+        """Mark the run and its parents as paused for a question, so that their leases end as `suspended`."""
         run: Run | None = self
         while run is not None:
             run.paused = True

@@ -308,7 +308,7 @@ def close(
     also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End a run's lease and those below, whose jtis are then invalid. Set the marks of `left`, pin others' `edits`."""
+    """End the leases of a run and its children, and so their tokens. Set the marks of `left`, pin others' `edits`."""
     if run.closed and left.head is None and not also:
         return
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"

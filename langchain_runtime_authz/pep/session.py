@@ -63,7 +63,7 @@ class Session:
         return self._run.engine
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
-        """Return lines that tell the operator each argument's value and source. Only for the last decision.
+        """Return lines that tell the operator each argument's value and source. Works for the last decision only.
 
         The lines quote tool outputs, so they must not be shown to a model.
         """
@@ -174,13 +174,13 @@ class Session:
     delegate, adelegate = both(_delegate)
 
     def _close(self) -> Flow[None]:
-        """End the session's lease. The jtis of the session and of its children are then invalid."""
+        """End the session's lease. Tokens of the session and of its children are then invalid."""
         return close(self._run)
 
     close, aclose = both(_close)
 
     def _reopen(self) -> Flow[int]:
-        """Open the session and its parents again, because a change ends every lease."""
+        """Open the session and its parents again, because a change of the task ends every lease."""
         run = self._run
         self._asked.clear()
         if self._parent is not None:

@@ -134,7 +134,7 @@ class ResourceServer(BearerServer[Credential]):
 
     Args:
         verifier: verifies signature and times of the issuer's tokens.
-        audience: this service's name in its callers' profiles, exactly.
+        audience: this service's name, exactly as the profiles of the calling tools give it (`ToolProfile.audience`).
         tenant: the tenant whose data this service holds. Use `None` if the service holds several tenants' data and
             checks `credential.tenant` itself.
         status: tells if a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
@@ -142,9 +142,9 @@ class ResourceServer(BearerServer[Credential]):
         require_proof: refuse tokens that are not bound to a key.
         metadata: this service's metadata (RFC 9728), whose URL stands in each challenge.
         public_url: the URL that clients use for this process's `/`, if a proxy removes a prefix from the path:
-            `https://bank.example/api`. A proof must name this URL followed by the path that arrives. No header is read
-            for it (`Host`, `Forwarded`, `X-Forwarded-*`), because the sender chooses them. A prefix that a router
-            removes (`Mount`) or the server restores (`uvicorn --root-path`) is in the path already.
+            `https://bank.example/api`. A DPoP proof must name this URL followed by the path that arrives here. Headers
+            like `Host` or `X-Forwarded-Prefix` are not read instead, because the sender chooses them. Leave out the
+            prefix of a `Mount` or of `uvicorn --root-path`, because the path that arrives here contains it.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class ProviderServer(BearerServer[Caller]):
     verify the call's own token, prefer `ResourceServer`.
 
     Args:
-        verifier: verifies the provider's access tokens for this service. Has no `client_id`, so accepts no ID tokens.
+        verifier: verifies the provider's access tokens for this service. It has no `client_id`: ID tokens do not count.
         scopes: scopes that a token must have. A refusal names them (RFC 6750 §3.1).
         status: the provider's introspection endpoint, asked for each request, so that a logout takes effect at once.
             Without it, a token is accepted until it expires.

@@ -1,10 +1,10 @@
-"""Find out if a token is still live, from the ledger, over HTTP, or not at all.
+"""Find out if a token is still live. It ends with its call, run, task or key, or by a revocation.
 
-| status | when a correction, the end of a call or run, a revocation or a withdrawn key reaches the service |
-|---|---|
-| `LedgerStatus` | at once |
-| `introspection.Introspection` | at once |
-| `Offline` | when the token expires: `exp` and the leeway, at most 65 seconds; keys: see `jwks.JwksClient` |
+| status | asks | refuses a token that has ended |
+|---|---|---|
+| `LedgerStatus` | the ledger | at once |
+| `introspection.Introspection` | the issuer, over HTTP | at once |
+| `Offline` | nobody | when it expires, after at most 65 seconds; if its key was withdrawn, see `jwks.JwksClient` |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Status(Protocol):
 
 
 class LedgerStatus:
-    """Asks the ledger about call, run, epoch, revocation and withdrawn keys.
+    """Asks the ledger if call, lease and epoch still stand, and if the token's key was withdrawn.
 
     Args:
         ledger: the ledger that holds the claims of the calls.
@@ -45,7 +45,7 @@ class LedgerStatus:
 
 
 class Offline:
-    """Asks nobody. A token is accepted until it expires, even if its call ends before."""
+    """Asks nobody. So a token is accepted until it expires, even if its call has ended."""
 
     async def status(self, credential: Credential) -> str:
         return "live"

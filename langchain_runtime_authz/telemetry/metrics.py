@@ -75,9 +75,9 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Return each tenant's number of entries in a listing (`asked`, `doubts`). Ask all ledgers concurrently.
+    """Return each tenant's number of open questions (`asked`) or calls in doubt (`doubts`), if its ledgers answer.
 
-    A collection waits `WAIT` for a ledger that hangs. Later ones skip it for `REST`, and its tenants lack a figure.
+    Wait `WAIT` seconds for all ledgers together. Do not ask a ledger that did not answer again for `REST` seconds.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):

@@ -49,13 +49,13 @@ class PDPContract:
             assert isinstance(evaluator.pdp.revision, str)
 
     def test_it_permits(self) -> None:
-        """Check that a permitted request is a permit without a failure."""
+        """Check that the PDP's permit becomes a permit without a `failure`."""
         with self._evaluator(True) as evaluator:
             (decision,) = evaluator.evaluate([self.make_request().to_json()])
             assert (decision.outcome, decision.failure) == ("permit", None)
 
     def test_it_denies(self) -> None:
-        """Check that a denied request is a deny with a reason and without a failure."""
+        """Check that the PDP's deny becomes a deny with a reason and without a `failure`."""
         with self._evaluator(False) as evaluator:
             (decision,) = evaluator.evaluate([self.make_request().to_json()])
             assert (decision.permit, decision.failure) == (False, None)
