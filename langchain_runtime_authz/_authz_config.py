@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class TaskSources:
-    """The places where a graph holds its task. An edit there from outside the graph changes the task.
+    """The places where a graph holds its task. An edit of them from outside the graph is a correction.
 
     Attributes:
         channels: state channels that hold the user's text. In `messages` only messages with the user's role count.

@@ -215,7 +215,7 @@ class Threads:
         """Record that a resource changed outside the graph. `resource` is its name by the profiles' `resource`.
 
         All earlier reads of the resource by this tenant's threads are then stale. The shipped policy refuses side
-        effects whose critical arguments come from stale reads, and voids the plans that were made on them.
+        effects whose critical arguments come from stale reads, and voids the plans that were made after such reads.
         """
         return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
 

@@ -82,7 +82,7 @@ class Reply(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An HTTP status, and the JSON object in the body, or `None` if the body is not one. `repr` hides the body."""
+    """An HTTP status, and the JSON object in the body, or `None` for any other body. `repr` hides the body."""
 
     status: int
     body: dict[str, Any] | None

@@ -30,7 +30,7 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 def list_(store: Store, tenant: Of = None) -> Answer:
     """List the calls in doubt of all tenants, newest first, then those that failed: at most 1,000 of each tenant.
 
-    A failed call may have had its effect, so for 24 hours the same deed asks for an approval.
+    A failed call may have had its effect. So for 24 hours, another call of that effect on that target asks an approver.
 
     runtime-authz calls list ledger.db --tenant acme
     """

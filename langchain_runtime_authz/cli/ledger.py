@@ -211,9 +211,9 @@ def restored(
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
     ends every lease and moves each thread to its next epoch, so that earlier orders, plans and approvals are void. It
     revokes again what the logs say is revoked, and records the restore in the logs. It lists the calls that the logs
-    show without an outcome, and puts them into the ledger as calls in doubt: the same deed asks for an approval, until
-    `runtime-authz calls resolve` records what became of the call. The record of an `unrecorded` call lacks its deed, so
-    nothing asks: find out whether the call happened before anybody orders it again.
+    show without an outcome, and puts them into the ledger as calls in doubt: the same effect on the same target asks an
+    approver, until `runtime-authz calls resolve` records what became of the call. The record of an `unrecorded` call
+    lacks effect and target, so nothing asks: find out whether the call happened before anybody orders it again.
 
     runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
     """

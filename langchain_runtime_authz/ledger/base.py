@@ -111,7 +111,7 @@ class Doubt(NamedTuple):
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if the call is `lost`, or unknown and recent (`LASTS`); not if idempotent, unless it pays."""
+        """Return True if the call is `lost`, or unknown, recent (`LASTS`), and either a payment or not idempotent."""
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
@@ -274,7 +274,7 @@ class Anchor(NamedTuple):
 class Ledger(Protocol):
     """A store of threads. If a method raises, the step is denied.
 
-    The code is that of a `LedgerError`, else `ledger_unavailable`. The asynchronous forms do not block the event loop.
+    The deny has the code of the `LedgerError`, or else `ledger_unavailable`. Asynchronous forms do not block the loop.
     """
 
     def load(self, scope: Scope, query: Query) -> Snapshot:
@@ -304,7 +304,7 @@ class Asked(Protocol):
     """A store that lists the open questions of all threads of a tenant."""
 
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-        """Return at most `MAX_ASKED` open questions, newest thread first, or only the question `id`."""
+        """Return at most `MAX_ASKED` open questions, newest thread first; if `id` is given, only that question."""
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]: ...
 
@@ -314,7 +314,7 @@ class Doubted(Protocol):
     """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls for which `listed` is True (of the thread `scope`), or the call `key`.
+        """Return at most `MAX_ASKED` calls that are `listed`, of the thread `scope` if given, or else the call `key`.
 
         Calls that are `lost` come before all others. Within both groups, newer calls come first.
         """

@@ -90,7 +90,7 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a call's row. A claimed call without a live lease is `unknown`, because its process died."""
+        """Return a call's row. A claimed call whose lease expired or is gone is `unknown`: its process died."""
         row = self.calls[key]
         if row.state == "claimed":
             lease = self.leases.get(row.jti)

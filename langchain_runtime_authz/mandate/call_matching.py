@@ -39,7 +39,7 @@ _FIXED: Final = (Const, Pick)  # a fetch with only these arguments has one addre
 
 
 class Deviation(NamedTuple):
-    """A difference between a call and a step. `expected` tells an approver what was ordered."""
+    """A difference between a call and a mandate's step. `expected` tells an approver what was ordered."""
 
     argument: str
     code: str

@@ -1,7 +1,7 @@
 """Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's lease.
 
-A child's grant is the meet of its parent's, its own (`pep.agents`) and the requested one. Budgets are counted in the
-thread, so the whole tree shares them.
+A child's grant is the meet of its parent's grant, its own grant (`pep.agents`) and the requested grant. Budgets are
+counted in the thread, so the whole tree shares them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conclude calls: record a denial, or the end of a call that ran, and give back what it did not use."""
+"""Conclude calls: record a denial, or the end of a call that ran, and give back budgets that were not used."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def call_request(
     match: plan.Match,
     moved: frozenset[str],
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return a pair: the request about a call, and its arguments' provenance. Resources of `moved` tools changed."""
+    """Return a pair: the request about a call, and its arguments' provenance. `moved`: tools with outdated reads."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)

@@ -57,7 +57,7 @@ class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return the mandate in the user's texts of one turn. If this raises, the turn has no mandate."""
+        """Return the mandate of a turn: of what the user sent at once. If this raises, the turn has no mandate."""
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...

@@ -88,7 +88,7 @@ class Session:
         await self.aclose()
 
     def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
-        """Decide one call. A permitted call is claimed: run it, then `observe` it.
+        """Decide one call. A permitted call counts as begun: run the tool, then call `observe`.
 
         A failure is a deny, not an exception. Arguments without an exact JSON form are denied (`uncanonical_argument`).
         """

@@ -31,7 +31,7 @@ MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 
 
 class Turn(NamedTuple):
-    """The user's texts of one turn. `key` names the turn, and stays the same if data of the task changes."""
+    """The texts that the user sent at once. `key` names the turn, and stays the same if data of the task changes."""
 
     texts: tuple[str, ...] = ()
     key: str = ""

@@ -31,7 +31,7 @@ Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Play a script, one turn a call: sync, async or streaming.
+    """Play a script: each call of the model, sync, async or streaming, returns the next turn.
 
     Each answer is a copy, with new ids for the message and its tool calls if the script gives none. So several models
     may play the same script object.

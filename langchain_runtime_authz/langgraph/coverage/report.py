@@ -125,7 +125,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class CoverageReport:
-    """Printable (`print`, `_repr_html_`), readable (`to_dict`), enforceable (`raise_if_ungoverned`)."""
+    """The parts of a graph, governed or not. Print it, read it (`to_dict`) or enforce it (`raise_if_ungoverned`)."""
 
     graph: str
     pdp: str
