@@ -17,7 +17,7 @@ OF_TASK: Final = "task:"  # prefix of marks that are deleted when the tasks of t
 SLOTS: Final = 2**16  # marks that lasting places share
 UNKNOWN: Final = ""  # the value of a mark if a run may have written after its end
 
-Standing = Literal["ours", "outside", "fork"]
+Writer = Literal["ours", "outside", "fork"]
 
 
 class Head(NamedTuple):
@@ -64,8 +64,8 @@ class ChildMark(NamedTuple):
         return checkpoint if place == self.place else None
 
 
-def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:
-    """Classify `head` as ours, fork or outside. `pinned` are the keys of the pinned texts.
+def writer_of(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Writer:
+    """Return who wrote the checkpoint `head`: we, a fork, or code outside. `pinned` are the keys of the pinned texts.
 
     `underway`: a root entry has not ended, or its process died. Newer checkpoints may then be of that root entry.
     """

@@ -175,7 +175,7 @@ class _Root(Entering[tuple[Any, Any]]):
         saver, update = self.saver, written(self.input)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
         watch = owner.watch(graph) if head is not None else ()
-        texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
+        texts, shown = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
             engine,
             owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
@@ -184,7 +184,7 @@ class _Root(Entering[tuple[Any, Any]]):
             self.name,
             given=Given(
                 texts=texts,
-                standing=standing,
+                shown=shown,
                 resume=self.input is None or isinstance(self.input, Command),
                 kept=saver is not None and thread is not None,
                 head=head,
@@ -212,10 +212,10 @@ class _Root(Entering[tuple[Any, Any]]):
         """Return a pair: the user's new texts in an input, and the digests of the user's texts in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
         edited = bool(inputs.written(update, self.root_entry.others))
-        removes, standing = head is not None and bool(inputs.removals(update)), frozenset[str]()
+        removes, shown = head is not None and bool(inputs.removals(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
-            standing = frozenset(t.digest for t in human_texts(state))
+            shown = frozenset(t.digest for t in human_texts(state))
             texts = inputs.unheard(texts, state)
             edits = inputs.brought(update, state, channels) if edited else []
             edits += inputs.taken_out(update, state) if removes else []
@@ -226,7 +226,7 @@ class _Root(Entering[tuple[Any, Any]]):
             say, parts = checkpoints.said, update if isinstance(update, Mapping) else {}
             says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
             texts = [HumanText(raw_digest(says), "", "channel:input")]
-        return texts, standing
+        return texts, shown
 
     def _told(self, entry: Entry) -> Flow[Any]:
         given, state, place = self.input, None, checkpoints.thread_config(self.config)

@@ -47,7 +47,7 @@ class Given(NamedTuple):
     """The facts of a root entry: a new input or a resume, and the state to load."""
 
     texts: Sequence[HumanText] = ()
-    standing: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
+    shown: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
     resume: bool = False
     kept: bool = False  # a checkpointer keeps the graph's state, so another writer can erase texts in it
     head: heads.Head | None = None
@@ -153,7 +153,7 @@ def _take_lease(
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)
         # A client that sends a history without ids also sends back machines' texts under the user's role.
-        machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
+        machines = given.shown and given.shown - {t.digest for t in snapshot.log if t.own}
         said = [t.by(owner, own=t.digest not in machines) for t in _fresh(snapshot.log, task, given.texts)]
         edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
         fresh = (*edits, *said)
@@ -238,7 +238,7 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
     head = given.head
     if head is None or given.moved is None:
         return ()
-    how = heads.standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
+    how = heads.writer_of(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
         return (HumanText(content_digest(head.id), "", f"fork:{jti}", own=False),)
     left = snapshot.marks.get(heads.HEAD, heads.UNKNOWN)
