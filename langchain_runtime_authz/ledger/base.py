@@ -184,7 +184,7 @@ class Approval:
     fallback: tuple[str, ...] = ()  # who may also answer after `fallback_at`
     fallback_at: int = 0
     approvers: tuple[str, ...] = ()  # who has approved so far
-    behind: tuple[str, ...] = ()  # names of those for whom the subject acts
+    behind: tuple[str, ...] = ()  # the subject's identifiers, and the name for whom it acts
     trace: str = ""  # W3C `traceparent` of the span that asked; used only to link spans
     doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -362,7 +363,8 @@ class AnswerApproval(Change):
         if not may:
             return Code.APPROVAL_APPROVER
         # Compare names without principal types: a person's cron job or agent is not a second person.
-        behind = {_name(asked.subject), *asked.behind} if asked.distinct else set()
+        others = (name for one in asked.behind for name in (one, f":{one}"))  # with or without a type
+        behind = {*map(_name, (asked.subject, *others))} if asked.distinct else set()
         again = _name(by) in behind or _name(by) in map(_name, asked.approvers)
         return Code.APPROVAL_NOT_DISTINCT if again else None
 
@@ -413,4 +415,5 @@ class SpendApproval(Change):
 
 
 def _name(principal: str) -> str:
-    return principal.partition(":")[2] or principal
+    name = principal.partition(":")[2] or principal
+    return unicodedata.normalize("NFC", name).casefold().strip()

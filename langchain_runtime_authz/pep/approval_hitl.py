@@ -147,9 +147,9 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
-    """Return the names of those for whom an agent or a service acts, from its verified token."""
-    named = subject.properties.get("on_behalf_of")
-    return (named,) if isinstance(named, str) and named else ()
+    """Return the subject's other names in its verified token: its identifiers, and for whom it acts."""
+    named, own = map(subject.properties.get, ("on_behalf_of", "identifiers"))
+    return tuple(n for n in (named, *(own if isinstance(own, list | tuple) else ())) if isinstance(n, str) and n)
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:

@@ -477,19 +477,22 @@ def test_four_eyes(kind: str, go: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "subject",
+    ("subject", "name"),
     [
-        {"type": "service", "id": "alice", "properties": {"cron": "c1"}},
-        {"type": "agent", "id": "bot", "properties": {"on_behalf_of": "alice"}},
+        ({"type": "service", "id": "alice", "properties": {"cron": "c1"}}, "alice"),
+        ({"type": "agent", "id": "bot", "properties": {"on_behalf_of": "alice"}}, "alice"),
+        ({"type": "agent", "id": "bot", "properties": {"on_behalf_of": "user:alice"}}, "Alice "),
+        ({"type": "user", "id": "8f3a", "properties": {"identifiers": ["alice@bank.example"]}}, "Alice@bank.example"),
+        ({"type": "user", "id": "8f3a", "properties": {"identifiers": ["sip:jos\u00e9"]}}, "sip:jose\u0301"),
     ],
-    ids=["her cron job", "her agent"],
+    ids=["her cron job", "her agent", "her agent, with a type", "her e-mail", "her other identifier"],
 )
-def test_who_acts_for_somebody_lends_them_no_second_pair_of_eyes(subject: dict[str, Any]) -> None:
+def test_who_acts_for_somebody_lends_them_no_second_pair_of_eyes(subject: dict[str, Any], name: str) -> None:
     """Whatever a run's subject calls itself, the person behind it does not approve its payments."""
     s = scene(pdp=policy(**FOUR_EYES))
     with s.authz.run(subject=subject, task="x"):
         (ask_id,) = ids(s.graph.invoke(human(), THREAD))
-    assert code_of(s.authz.approve, ask_id, by="alice") == "approval_not_distinct"
+    assert code_of(s.authz.approve, ask_id, by=name) == "approval_not_distinct"
     assert s.authz.approve(ask_id, by="bob") == 1
     assert s.authz.approve(ask_id, by="carol") == 0
 

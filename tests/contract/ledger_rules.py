@@ -513,6 +513,7 @@ class LedgerRules(LedgerHarness):
         once = self.approval("k")
         assert (once.state, once.approvers) == ("asked", ("user:bob",))
         self.refuse(Code.APPROVAL_NOT_DISTINCT, yes)
+        self.refuse(Code.APPROVAL_NOT_DISTINCT, replace(yes, approver="user:Bob "))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
         self.do(replace(yes, approver="user:carol", authenticated=False))
         both = self.approval("k")
