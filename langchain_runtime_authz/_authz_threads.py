@@ -142,7 +142,7 @@ class Threads:
     ) -> Flow[None]:
         """Reject the call that `approval_id` asks about. One approver is enough; the rest is as for `approve`.
 
-        The model reads `message`. A rejection with a message changes the task, as it does in the graph: the epoch
+        The model reads `message`, and a `statement` must be signed with the same `message`. A rejection with a message changes the task, as it does in the graph: the epoch
         advances, and the thread's other questions and approvals become void and are asked again.
         """
         person = Subject.of(by) if by is not None else None

@@ -87,7 +87,7 @@ def deny(
 
     runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """
-    with _signed(store, id, who, "deny", tenant, audit) as (authz, statement):
+    with _signed(store, id, who, "deny", tenant, audit, message) as (authz, statement):
         authz.deny_approval(id, statement=statement, message=message)
     done = {"id": id, "verdict": "deny", "approver": f"user:{who.person}"}
     return Answer(done, f"rejected   by user:{who.person}")
@@ -95,7 +95,7 @@ def deny(
 
 @contextmanager
 def _signed(
-    store: Store, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None
+    store: Store, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None, message: str = ""
 ) -> Iterator[tuple[RuntimeAuthz, str]]:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approval_statement import Approvers, sign_statement
@@ -110,5 +110,5 @@ def _signed(
     with store.opened() as ledger:
         authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=log_of(audit, tenant))
         signer = SigningKey.from_pem(who.key.read_bytes(), as_bytes(who.password))
-        question, jti = authz.question(id), secrets.token_hex(16)
-        yield authz, sign_statement(signer, approver=f"user:{who.person}", verdict=verdict, question=question, jti=jti)
+        about: dict[str, Any] = {"verdict": verdict, "question": authz.question(id), "message": message}
+        yield authz, sign_statement(signer, approver=f"user:{who.person}", jti=secrets.token_hex(16), **about)

@@ -1,7 +1,8 @@
 """An approver's signed statement about one question: a JWT with its own `typ`.
 
 The key of the approver, or of a service that authenticated the approver, signs the statement. The statement names the
-question, tenant, thread, epoch and exact arguments. So it is not valid for another call, tenant or epoch, nor twice.
+question, tenant, thread, epoch, exact arguments and the message of a denial. So it is not valid for another call,
+tenant, epoch or message, nor twice.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer, Signin
 from langchain_runtime_authz.credential.token import APPROVAL_TYP, LEEWAY
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.facts.task import content_digest
 
 MAX_LIFE: Final = 300  # seconds for which a statement may be presented
 HERE: Final = "urn:langchain-runtime-authz:approvals"  # `iss` of statements that `Approvers` signs
@@ -58,19 +60,22 @@ def sign_statement(
     verdict: Verdict,
     question: Question,
     jti: str,
+    message: str = "",
     issuer: str | None = None,
     now: float | None = None,
     expires_in: int = MAX_LIFE,
 ) -> str:
     """Return a statement as a compact JWS, signed with the key of an approver or of a service.
 
-    `issuer`: the service that authenticated the approver; by default the approver. `expires_in`: seconds, at most 300.
+    `message`: the same text as for `deny_approval`. `issuer`: the service that authenticated the approver; by default
+    the approver. `expires_in`: seconds, at most 300.
     """
     at = int(time.time() if now is None else now)
     who = {names.ISSUER: approver if issuer is None else issuer, names.SUBJECT: approver, names.TOKEN_ID: jti}
     times = {names.ISSUED_AT: at, names.EXPIRES_AT: at + expires_in}
-    about = {names.AUDIENCE: question.issuer, names.TENANT: question.tenant, names.APPROVAL: _about(question, verdict)}
-    return sign_compact(APPROVAL_TYP, {**who, **times, **about}, signer)
+    about = {names.AUDIENCE: question.issuer, names.TENANT: question.tenant}
+    answer = {names.APPROVAL: _about(question, verdict, message)}
+    return sign_compact(APPROVAL_TYP, {**who, **times, **about, **answer}, signer)
 
 
 class Approvers:
@@ -98,13 +103,14 @@ class Approvers:
         self._own = SigningKey.generate()
         self._services[HERE] = key_source(self._own.jwks())
 
-    def state(self, approver: str, verdict: Verdict, question: Question, jti: str, *, now: float) -> str:
-        return sign_statement(
-            self._own, approver=approver, verdict=verdict, question=question, jti=jti, issuer=HERE, now=now
-        )
+    def state(self, approver: str, verdict: Verdict, question: Question, jti: str, *, message: str, now: float) -> str:
+        about: dict[str, Any] = {"verdict": verdict, "question": question, "message": message}
+        return sign_statement(self._own, approver=approver, **about, jti=jti, issuer=HERE, now=now)
 
-    def _verify(self, statement: str, question: Question, *, now: float | None = None) -> Flow[Statement]:
-        """Verify a statement that answers `question`. No error quotes the statement.
+    def _verify(
+        self, statement: str, question: Question, *, message: str = "", now: float | None = None
+    ) -> Flow[Statement]:
+        """Verify a statement that answers `question` with `message`. No error quotes the statement.
 
         Raises `approval_statement`, `approval_approver` (the approver is not a user) or `keys_unavailable`.
         """
@@ -120,9 +126,9 @@ class Approvers:
             refuse("it is not valid now", _CODE)
         about = claims.get(names.APPROVAL)
         verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"
-        same = about == _about(question, verdict) and claims.get(names.TENANT) == question.tenant
+        same = about == _about(question, verdict, message) and claims.get(names.TENANT) == question.tenant
         if not same or claims.get(names.AUDIENCE) != question.issuer:
-            refuse("it is about another question", _CODE)
+            refuse("it is about another question, or has another message", _CODE)
         approver, jti = claims.get(names.SUBJECT), claims.get(names.TOKEN_ID)
         if not isinstance(jti, str) or not jti:
             refuse("it has no `jti`", _CODE)
@@ -153,5 +159,7 @@ def _is_user(approver: str) -> bool:
     return approver.startswith("user:") and approver != "user:"
 
 
-def _about(question: Question, verdict: Verdict) -> dict[str, Any]:
-    return {"decision": verdict, **{name: getattr(question, name) for name in _STATED}}
+def _about(question: Question, verdict: Verdict, message: str) -> dict[str, Any]:
+    # The message changes the task as the approver's own words, so the carrier of a statement must not choose it.
+    said = {"message_digest": content_digest(message)} if message else {}
+    return {"decision": verdict, **{name: getattr(question, name) for name in _STATED}, **said}

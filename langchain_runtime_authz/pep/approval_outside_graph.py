@@ -65,8 +65,9 @@ def answer_beside(
     if statement is None and by is not None:
         if by.type != "user":
             raise AuthzError(Code.APPROVAL_APPROVER)
-        statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
-    said: Statement = yield Perform(approvers.verify, approvers.averify, str(statement), about, now=now)
+        statement = approvers.state(by.principal, verdict, about, new_id(), message=message, now=now)
+    verify = Perform(approvers.verify, approvers.averify, str(statement), about, message=message, now=now)
+    said: Statement = yield verify
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)
     given = AnswerApproval(
