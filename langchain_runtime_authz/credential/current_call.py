@@ -81,7 +81,8 @@ class CurrentCall:
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
         """Return the call's credential for one audience. The first request mints it.
 
-        Blocks while an issuer outside this process signs; `acredential` does not.
+        Blocks while the ledger answers, and while an issuer outside this process signs; `acredential` does not.
+        Raises `credential_revoked` if the run was revoked or its task changed, even for a token that is minted already.
 
         Args:
             audience: an audience of both the tool's profile and the grant; optional if there is only one.

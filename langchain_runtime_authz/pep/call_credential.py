@@ -119,6 +119,23 @@ def minted(
     return credential
 
 
+def standing(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any, ...]]:
+    """Return what raises `CredentialError` for an audience if the call was stopped."""
+
+    def flow(jti: str) -> Flow[None]:
+        engine = run.engine
+        if engine.killed:
+            raise CredentialError(Code.KILLED)
+        try:
+            status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
+        except Exception as exc:
+            raise CredentialError(engine.ledger_failed(exc, run).reason) from exc
+        if status in ("revoked", "stale"):  # not `ended`: a tool may outlast its lease
+            raise CredentialError(Code.CREDENTIAL_REVOKED)
+
+    return lambda audience: Perform(drive, adrive, run.engine, flow(jtis[audience]))
+
+
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
     """Return what mints the tokens of a call, claimed at ledger time `committed_at`. `jtis` are by audience."""
     since = time.monotonic()

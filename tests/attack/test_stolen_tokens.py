@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.pep import claim_calls
 from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus
@@ -88,6 +89,40 @@ def test_a_token_ends_with_its_task(stopped: Any, dpop: bool) -> None:
 
     played(authz, inside, dpop=dpop)
     assert answers == [401 if stopped else 200]
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("road", ["sync", "async"])
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+@pytest.mark.parametrize("stopped", [RuntimeAuthz.correct, RuntimeAuthz.revoke], ids=["corrected", "revoked"])
+def test_a_stopped_call_gets_no_token(
+    stopped: Any, again: bool, road: str, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process stops it while its tool runs. Unchecked, the tool gets a token that an offline service accepts."""
+    if not checked:
+        monkeypatch.setattr(claim_calls, "standing", lambda *_: None)
+    authz, got = authz_of(), []
+    offline = Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks)
+
+    @tool
+    def pay() -> str:
+        """Pay."""
+        if again:
+            current_call().credential()
+        other = RuntimeAuthz(ledger=authz.ledger)
+        stopped(other, "t", *(["Stop."] if stopped is RuntimeAuthz.correct else []), graph="bank")
+        call = current_call()
+        try:
+            given = call.credential() if road == "sync" else asyncio.run(call.acredential())
+            got.append(offline.verify(given.token, audience=BANK).audience)
+        except CredentialError as exc:
+            got.append(exc.code)
+        return "paid"
+
+    graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay], checkpointer=InMemorySaver(), name="bank"))
+    with authz.run(subject="alice", task="Pay"), contextlib.suppress(Exception):
+        graph.invoke(human(), THREAD)
+    assert got == ["credential_revoked" if checked else BANK]
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])

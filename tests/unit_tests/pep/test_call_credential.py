@@ -18,7 +18,8 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
-from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.errors import CredentialError, LedgerError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, human, replying
@@ -51,9 +52,11 @@ class Remote:
         return self._there.issue(TokenRequest.from_json(body).model_copy(update=self.lie))
 
 
-def played(issuer: Remote, road: str, **options: Any) -> tuple[list[Any], RuntimeAuthz]:
+def played(
+    issuer: Remote, road: str, ledger: MemoryLedger | None = None, **options: Any
+) -> tuple[list[Any], RuntimeAuthz]:
     profiles = {"pay": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
-    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, issuer=issuer)
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, issuer=issuer, ledger=ledger or MemoryLedger())
     got: list[Any] = []
 
     @tool
@@ -115,6 +118,32 @@ def test_a_remote_issuer_that_answers_something_else_is_not_believed(road: str, 
     assert isinstance(got, CredentialError)
     assert "mint" not in [r["kind"] for r in authz.audit.records]  # type: ignore[attr-defined]
     assert "eyJ" not in "".join(traceback.format_exception(got))
+
+
+@pytest.mark.parametrize("road", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("ended", None),  # the lease of a slow tool
+        ("stale", "credential_revoked"),
+        (LedgerError("ledger_timeout"), "ledger_timeout"),
+        (OSError("disk"), "ledger_unavailable"),
+    ],
+    ids=str,
+)
+def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | None) -> None:
+    """A failed ledger refuses with its own code, which is recorded; an ended lease refuses nothing."""
+
+    class Answering(MemoryLedger):
+        def status(self, tenant: str, jti: str) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    (got,), authz = played(Remote(), road, Answering())
+    assert getattr(got, "code", None) == code
+    records = authz.audit.records  # type: ignore[attr-defined]
+    assert [r["reason"] for r in records if r["kind"] == "mint_refused"] == ([code] if code else [])
 
 
 def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
