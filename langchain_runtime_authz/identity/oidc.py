@@ -238,7 +238,10 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
         or claims.get("gty") == "client-credentials"  # Auth0, with the suffix of `sub`
         or str(claims.get(claim.SUBJECT)).endswith("@clients")
         or str(claims.get(claim.SUBJECT)).startswith(("spiffe://", "system:serviceaccount:"))  # SPIRE, Kubernetes
-        or str(claims.get("preferred_username", "")).startswith("service-account-")  # Keycloak
+        or str(claims.get("preferred_username", "")).startswith("service-account-")  # Keycloak, by the scope `profile`
+        # Keycloak copies these claims from the session of a service account; a user's session has none of them.
+        or (provider.name == "keycloak" and not {"clientHost", "clientAddress"}.isdisjoint(claims))
+        or (provider.name == "keycloak" and claims.get(claim.CLIENT_ID, "") == claims.get(PARTY))
     )
 
 

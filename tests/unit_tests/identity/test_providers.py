@@ -31,6 +31,9 @@ ACCESS: dict[str, tuple[str | None, dict[str, Any]]] = {
 }  # fmt: skip
 SERVICE: dict[str, tuple[str | None, dict[str, Any]]] = {
     "keycloak": ("JWT", {"sub": "5b2c", "azp": "cron", "client_id": "cron", "jti": "trrtcc:1", "typ": "Bearer", "preferred_username": "service-account-cron"}),
+    "keycloak, without the scope `profile`": ("JWT", {"sub": "5b2c", "azp": "cron", "client_id": "cron", "jti": "trrtcc:1", "typ": "Bearer"}),
+    "keycloak, by its host": ("JWT", {"sub": "5b2c", "azp": "cron", "clientHost": "10.0.0.7", "jti": "trrtcc:1", "typ": "Bearer"}),
+    "keycloak, by its address": ("JWT", {"sub": "5b2c", "azp": "cron", "clientAddress": "10.0.0.7", "jti": "trrtcc:1", "typ": "Bearer"}),
     "entra, with the optional claim": ("JWT", {"sub": "o1", "oid": "o1", "azp": "6e7", "azpacr": "1", "tid": "72f", "idtyp": "app", "roles": ["Pay"], "ver": "2.0"}),
     "entra, without it": ("JWT", {"sub": "o1", "oid": "o1", "azp": "6e7", "azpacr": "1", "tid": "72f", "roles": ["Pay"], "ver": "2.0"}),
     "auth0": ("JWT", {"sub": "abc@clients", "azp": "abc", "gty": "client-credentials"}),
