@@ -42,7 +42,7 @@ MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot m
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 EVERY: Final = 1.0  # seconds between two checks of the file of a workload's token
 OF_ID: Final = ("jwt", "")  # header `typ` of an ID token
-OF_ACCESS: Final = frozenset({"appid", "cid", "scp"})  # claims that no ID token of Entra ID and Okta has
+OF_ACCESS: Final = frozenset({"appid", "cid", "scp", "scope"})  # claims that no ID token of a profile's provider has
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import AuthzError, ConfigError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
+from langchain_runtime_authz.identity.providers import PROVIDERS
 from tests.endpoints import answered
 
 IDP, API, APP, NOW = "https://idp.example/realm", "https://agent.example", "agent-app", 1_764_000_000
@@ -199,6 +200,14 @@ def test_a_kind_that_was_not_asked_for_is_refused() -> None:
     """A service that takes access tokens takes no ID tokens, and the other way round."""
     assert refusal(id_token(), client_id=None) == "identity_invalid"
     assert refusal(token(), audience=None) == "identity_invalid"
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_access_token_for_the_client_is_not_an_id_token(provider: str) -> None:
+    """If its `aud` is the client and its header says `JWT`, only `scope` tells it from an ID token: the twin is one."""
+    access = {"typ": "JWT", "scope": "pay"}
+    assert refusal(id_token(**access), audience=None, provider=provider) == "identity_invalid"
+    assert verifier(audience=None, provider=provider).verify(id_token(**{**access, "scope": None}), now=NOW).type == "user"
 
 
 LIES: dict[str, dict[str, Any]] = {
